@@ -1,0 +1,3 @@
+"""Slipstream: streaming speech-to-text by delayed-streams modelling."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,874 @@
+"""Frozen, strict configurations of the codec, the LM and the whole system.
+
+They read a published `config.json` and the model section of the Rust server's TOML. A key that is not known is an
+error that names it and the nearest known one; a key of a part that is never run here (the depformer, when it has no
+codebooks to write) is known and listed as such.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from slipstream.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PAD_ID = 3
+"""Text token that says: nothing here."""
+WORD_ID = 0
+"""Text token that says: a word comes next. It stands one frame before the word's first token."""
+
+Positive = Annotated[int, Field(gt=0)]
+_Model = TypeVar("_Model", bound="_Config")
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TransformerConfig(_Config):
+    """A causal Transformer whose queries see the last `context` positions, themselves included.
+
+    `ffn_dim` is the width between the two feed-forward layers; a gated one reads `2 * ffn_dim` and multiplies the
+    halves. `layer_scale`: a learnt scale on each residual branch.
+    """
+
+    dim: Positive
+    num_heads: Positive
+    num_layers: Positive
+    ffn_dim: Positive
+    context: Positive
+    max_period: Annotated[float, Field(gt=1)]
+    norm: Literal["rms_norm", "layer_norm"]
+    gated: bool
+    layer_scale: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> TransformerConfig:
+        if self.dim % self.num_heads or self.head_dim % 2:
+            raise ValueError(
+                f"dim={self.dim} must be num_heads={self.num_heads} times an even head width (rotary pairs)"
+            )
+        return self
+
+
+class MelConfig(_Config):
+    """A fixed log-mel front end: `n_mels` bands every `hop` samples, from a causal window of `window` samples."""
+
+    n_mels: Positive = 80
+    window: Positive = 600
+    hop: Positive = 240
+    f_min: Annotated[float, Field(ge=0)] = 20.0
+    f_max: Annotated[float, Field(gt=0)] = 8000.0
+
+
+class CodecConfig(_Config):
+    """Mimi: SEANet, a Transformer, a strided convolution to the frame rate, a split residual quantiser.
+
+    The defaults are the published Mimi (24 kHz, 12.5 frames/s). `ratios` are in the decoder's order; the encoder
+    strides by them in reverse. With `mel` set, SEANet's encoder reads log-mel frames instead of samples and there is
+    no decoder.
+    """
+
+    sample_rate: Positive = 24_000
+    frame_rate: Annotated[float, Field(gt=0)] = 12.5
+    num_filters: Positive = 64
+    ratios: tuple[Positive, ...] = (8, 6, 5, 4)
+    kernel_size: Positive = 7
+    last_kernel_size: Positive = 3
+    residual_kernel_size: Positive = 3
+    num_residual_layers: Positive = 1
+    dilation_base: Positive = 2
+    compress: Positive = 2
+    transformer: TransformerConfig = TransformerConfig(
+        dim=512,
+        num_heads=8,
+        num_layers=8,
+        ffn_dim=2048,
+        context=250,
+        max_period=10_000.0,
+        norm="layer_norm",
+        gated=False,
+        layer_scale=True,
+    )
+    codebook_dim: Positive = 256
+    codebook_size: Positive = 2048
+    num_codebooks: Positive = 32
+    num_semantic: Positive = 1
+    mel: MelConfig | None = None
+
+    @property
+    def dim(self) -> int:
+        """Width of the latent between SEANet, the Transformers and the quantiser."""
+        return self.transformer.dim
+
+    @property
+    def hop_samples(self) -> int:
+        """Samples for each position of the codec's Transformers (960: 25 Hz)."""
+        return math.prod(self.ratios) * (self.mel.hop if self.mel else 1)
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples in one frame (1920)."""
+        return round(self.sample_rate / self.frame_rate)
+
+    @property
+    def stride(self) -> int:
+        """Transformer positions in one frame (2)."""
+        return self.frame_samples // self.hop_samples
+
+    @property
+    def has_decoder(self) -> bool:
+        return self.mel is None
+
+    @model_validator(mode="after")
+    def _rates_divide(self) -> CodecConfig:
+        if self.sample_rate / self.frame_rate != self.frame_samples:
+            raise ValueError(f"a frame of {self.sample_rate / self.frame_rate} samples is not a whole number")
+        if self.frame_samples % self.hop_samples:
+            raise ValueError(
+                f"ratios {self.ratios} make a hop of {self.hop_samples} samples, "
+                f"which does not divide a frame of {self.frame_samples}"
+            )
+        if self.num_codebooks <= self.num_semantic:
+            raise ValueError(
+                f"num_codebooks={self.num_codebooks} must be more than num_semantic={self.num_semantic}"
+            )
+        return self
+
+
+class ConditionerConfig(_Config):
+    """A condition added to every input of the LM.
+
+    `continuous`: a number, scaled by `scale_factor` and embedded by sines of `dim` dimensions.
+    `lut`: one of `possible_values`, looked up in a table of `num_bins + 1` rows. `tensor`: a vector of `dim` given
+    by the caller. Each has a learnt padding, used when no value is given.
+    """
+
+    name: str
+    kind: Literal["continuous", "lut", "tensor"]
+    dim: Positive
+    scale_factor: float = 1.0
+    max_period: float = 10_000.0
+    num_bins: int = 0
+    possible_values: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _sines_come_in_pairs(self) -> ConditionerConfig:
+        if self.kind == "continuous" and (self.dim % 2 or self.dim < 4):
+            raise ValueError(f"a continuous condition needs an even dim of at least 4, not {self.dim}")
+        if len(self.possible_values) > self.num_bins and self.kind == "lut":
+            raise ValueError(f"{len(self.possible_values)} values do not fit {self.num_bins} bins")
+        return self
+
+
+class LMConfig(_Config):
+    """The language model: reads `num_codebooks` audio tokens and its own last text token, writes the next.
+
+    `text_vocab` and `audio_vocab` count the tokens that can be written; each embedding has one row more, the initial
+    token. `pause_heads` linear heads of `pause_classes` classes read its output.
+    """
+
+    transformer: TransformerConfig
+    text_vocab: Positive
+    audio_vocab: Positive
+    num_codebooks: Positive
+    pause_heads: Annotated[int, Field(ge=0)] = 0
+    pause_classes: Positive = 6
+    conditioners: tuple[ConditionerConfig, ...] = ()
+
+    @property
+    def text_initial_id(self) -> int:
+        """The text token of position 0."""
+        return self.text_vocab
+
+    @property
+    def audio_initial_id(self) -> int:
+        """The audio token of position 0, in every codebook."""
+        return self.audio_vocab
+
+
+class SamplingConfig(_Config):
+    """How a text token is picked: greedy at temperature 0, else from the `top_k` likeliest (0: from all)."""
+
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+
+
+class FileNames(_Config):
+    """Where a checkpoint's parts lie, relative to its folder or repository."""
+
+    lm: str = "model.safetensors"
+    codec: str = "tokenizer-e351c8d8-checkpoint125.safetensors"
+    codec_config: str | None = None
+    tokenizer: str = "tokenizer_spm_32k_3.model"
+    lora: str | None = None
+
+
+class STTConfig(_Config):
+    """A whole model: codec, LM, the delay between audio and text, and the files it is made of.
+
+    `delay_seconds`: how far the text lags; `delay_frames`: the same in frames, as the published server counts it.
+    `silence_prefix_seconds`: silence the model wants before speech. `condition_values`: value by conditioner name;
+    a conditioner without one uses its learnt padding.
+    """
+
+    codec: CodecConfig
+    lm: LMConfig
+    delay_seconds: Annotated[float, Field(ge=0)]
+    delay_frames: Annotated[int, Field(ge=0)]
+    silence_prefix_seconds: Annotated[float, Field(ge=0)] = 0.0
+    sampling: SamplingConfig = SamplingConfig()
+    files: FileNames = FileNames()
+    model_id: dict[str, Any] = {}
+    condition_values: dict[str, float | str] = {}
+
+    @model_validator(mode="after")
+    def _codec_feeds_lm(self) -> STTConfig:
+        if self.lm.num_codebooks > self.codec.num_codebooks:
+            raise ValueError(
+                f"the LM reads {self.lm.num_codebooks} codebooks, the codec writes {self.codec.num_codebooks}"
+            )
+        if self.lm.audio_vocab != self.codec.codebook_size:
+            raise ValueError(
+                f"the LM's audio vocabulary is {self.lm.audio_vocab}, the codec's codebooks hold "
+                f"{self.codec.codebook_size}"
+            )
+        return self
+
+    @classmethod
+    def read(cls, path: str | Path) -> STTConfig:
+        """Read a published `config.json`, with the codec's own file beside it where it names one.
+
+        Raises `ConfigError` for a file that is missing, not JSON, or has a key or value that cannot be used.
+        """
+        path = Path(path)
+        raw = read_json(path)
+        codec_file = raw.get("mimi_config_name")
+        codec = read_json(path.parent / codec_file) if codec_file else None
+        try:
+            return parse_kyutai(raw, codec)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+
+# --------------------------------------------------------------------------------------------- published config.json
+
+# Keys of `config.json` that shape parts of the LM which a speech-to-text model does not have (dep_q is 0).
+UNUSED_LM_KEYS = frozenset(
+    {
+        "depformer_causal",
+        "depformer_context",
+        "depformer_dim",
+        "depformer_dim_feedforward",
+        "depformer_gating",
+        "depformer_layer_scale",
+        "depformer_low_rank_embeddings",
+        "depformer_max_period",
+        "depformer_multi_linear",
+        "depformer_norm",
+        "depformer_num_heads",
+        "depformer_num_layers",
+        "depformer_pos_emb",
+        "depformer_weights_per_step",
+        "depformer_weights_per_step_schedule",
+        "tts_config",
+        "gradient_checkpointing",
+    }
+)
+
+# What each of these must be for the arithmetic here to be the checkpoint's.
+_LM_CONSTANTS: dict[str, tuple[Any, ...]] = {
+    "causal": (True,),
+    "cross_attention": (False,),
+    "demux_second_stream": (False,),
+    "demux_second_text_stream": (False,),
+    "existing_text_end_padding_id": (WORD_ID,),
+    "existing_text_padding_id": (PAD_ID,),
+    "bias_proj": (False,),
+    "dep_q": (0,),
+    "gating": ("silu",),
+    "kv_repeat": (1,),
+    "layer_scale": (None,),
+    "lora": (False, True),
+    "lora_rank": (),
+    "lora_scaling": (),
+    "model_type": ("stt",),
+    "norm": ("rms_norm_f32",),
+    "norm_emb": (False,),
+    "positional_embedding": ("rope",),
+    "quantize": (False,),
+    "text_card_out": (None,),
+}
+
+_LM_KEYS = frozenset(
+    {
+        "card",
+        "conditioners",
+        "context",
+        "delays",
+        "dim",
+        "extra_heads_dim",
+        "extra_heads_num_heads",
+        "fuser",
+        "hidden_scale",
+        "lm_gen_config",
+        "lora_name",
+        "max_period",
+        "mimi_config_name",
+        "mimi_name",
+        "model_id",
+        "moshi_name",
+        "n_q",
+        "num_heads",
+        "num_layers",
+        "stt_config",
+        "text_card",
+        "tokenizer_name",
+    }
+)
+
+# The published server's count of frames for each published delay; other delays are rounded down.
+_PUBLISHED_DELAY_FRAMES = {0.5: 6, 2.5: 32}
+
+
+def delay_in_frames(seconds: float, frame_rate: float = 12.5) -> int:
+    """Frames of text delay for a delay in seconds, as the published server counts it."""
+    return _PUBLISHED_DELAY_FRAMES.get(seconds, math.floor(seconds * frame_rate))
+
+
+def parse_kyutai(raw: Mapping[str, Any], codec: Mapping[str, Any] | None = None) -> STTConfig:
+    """Turn the content of a published `config.json` into an `STTConfig`.
+
+    `codec` is the content of the codec's own file, for checkpoints whose codec is not the published Mimi.
+    Raises `ConfigError` that names the key.
+    """
+    check_keys(raw, _LM_KEYS | _LM_CONSTANTS.keys() | UNUSED_LM_KEYS, "config.json")
+    for key, allowed in _LM_CONSTANTS.items():
+        if key in raw and allowed and raw[key] not in allowed:
+            raise ConfigError(
+                f"{key}={raw[key]!r} cannot be run here: a speech-to-text model has {key}={_either(allowed)}"
+            )
+    missing = sorted({"card", "context", "dim", "n_q", "num_heads", "num_layers", "text_card"} - raw.keys())
+    if missing:
+        raise ConfigError(f"config.json lacks {', '.join(missing)}")
+    if any(_list(raw, "delays")):
+        raise ConfigError(f"delays={raw['delays']}: all codebooks of a speech-to-text model have delay 0")
+    if "delays" in raw and len(raw["delays"]) != raw["n_q"] + 1:
+        raise ConfigError(f"delays has {len(raw['delays'])} entries, expected n_q + 1 = {raw['n_q'] + 1}")
+    dim = raw["dim"]
+    feed_forward = int(raw.get("hidden_scale", 4) * dim)
+    lm = {
+        "transformer": {
+            "dim": dim,
+            "num_heads": raw["num_heads"],
+            "num_layers": raw["num_layers"],
+            # A gated layer keeps the parameter count of a plain one of that width; see `ActivationGating` upstream.
+            "ffn_dim": 21 * dim // 8 if feed_forward == 4 * dim else 2 * feed_forward // 3,
+            "context": raw["context"],
+            "max_period": raw.get("max_period", 10_000),
+            "norm": "rms_norm",
+            "gated": True,
+        },
+        "text_vocab": raw["text_card"],
+        "audio_vocab": raw["card"],
+        "num_codebooks": raw["n_q"],
+        "pause_heads": raw.get("extra_heads_num_heads", 0),
+        "pause_classes": raw.get("extra_heads_dim", 6),
+        "conditioners": _conditioners(_mapping(raw, "conditioners"), _mapping(raw, "fuser")),
+    }
+    stt = _mapping(raw, "stt_config")
+    check_keys(
+        stt,
+        {"audio_delay_seconds", "audio_silence_prefix_seconds", "delay_frames", "condition_values"},
+        "stt_config",
+    )
+    if "audio_delay_seconds" not in stt:
+        raise ConfigError("stt_config lacks audio_delay_seconds: is this a speech-to-text checkpoint?")
+    sampling = _mapping(raw, "lm_gen_config")
+    check_keys(sampling, {"temp", "temp_text", "top_k", "top_k_text", "cfg_coef"}, "lm_gen_config")
+    names = {
+        "lm": raw.get("moshi_name"),
+        "codec": raw.get("mimi_name"),
+        "codec_config": raw.get("mimi_config_name"),
+        "tokenizer": raw.get("tokenizer_name"),
+        "lora": raw.get("lora_name"),
+    }
+    delay = stt["audio_delay_seconds"]
+    codec_config = parse_codec(codec) if codec is not None else CodecConfig()
+    return _validate(
+        STTConfig,
+        {
+            "codec": codec_config.model_dump(),
+            "lm": lm,
+            "delay_seconds": delay,
+            "delay_frames": stt.get("delay_frames", delay_in_frames(delay, codec_config.frame_rate)),
+            "silence_prefix_seconds": stt.get("audio_silence_prefix_seconds", 0.0),
+            "sampling": {
+                "temperature": sampling.get("temp_text", 0.0),
+                "top_k": sampling.get("top_k_text", 0),
+            },
+            "files": {key: name for key, name in names.items() if name is not None},
+            "model_id": raw.get("model_id", {}),
+            "condition_values": stt.get("condition_values", {}),
+        },
+    )
+
+
+def dump_kyutai(config: STTConfig) -> dict[str, Any]:
+    """The inverse of `parse_kyutai`: the content of a `config.json` that Kyutai's loaders read too."""
+    transformer = config.lm.transformer
+    # The smallest scale that yields this feed-forward width under `2 * int(scale * dim) // 3`.
+    hidden_scale = math.ceil(1.5 * transformer.ffn_dim) / transformer.dim
+    if transformer.ffn_dim == 21 * transformer.dim // 8:
+        hidden_scale = 4
+    raw: dict[str, Any] = {
+        "card": config.lm.audio_vocab,
+        "n_q": config.lm.num_codebooks,
+        "dep_q": 0,
+        "delays": [0] * (config.lm.num_codebooks + 1),
+        "dim": transformer.dim,
+        "text_card": config.lm.text_vocab,
+        "existing_text_padding_id": PAD_ID,
+        "num_heads": transformer.num_heads,
+        "num_layers": transformer.num_layers,
+        "hidden_scale": hidden_scale,
+        "causal": True,
+        "layer_scale": None,
+        "context": transformer.context,
+        "max_period": transformer.max_period,
+        "gating": "silu",
+        "norm": "rms_norm_f32",
+        "positional_embedding": "rope",
+        "depformer_dim": 1024,
+        "depformer_num_heads": 16,
+        "depformer_num_layers": 6,
+        "depformer_dim_feedforward": None,
+        "depformer_multi_linear": True,
+        "depformer_pos_emb": "none",
+        "depformer_weights_per_step": True,
+        "conditioners": {c.name: _dump_conditioner(c) for c in config.lm.conditioners},
+        "cross_attention": False,
+        "extra_heads_num_heads": config.lm.pause_heads,
+        "extra_heads_dim": config.lm.pause_classes,
+        "model_id": config.model_id,
+        "lm_gen_config": {
+            "temp": config.sampling.temperature,
+            "temp_text": config.sampling.temperature,
+            "top_k": config.sampling.top_k,
+            "top_k_text": config.sampling.top_k,
+        },
+        "stt_config": {
+            "audio_delay_seconds": config.delay_seconds,
+            "audio_silence_prefix_seconds": config.silence_prefix_seconds,
+            "delay_frames": config.delay_frames,
+        },
+        "model_type": "stt",
+        "moshi_name": config.files.lm,
+        "mimi_name": config.files.codec,
+        "tokenizer_name": config.files.tokenizer,
+    }
+    if config.lm.conditioners:
+        raw["fuser"] = {"sum": [c.name for c in config.lm.conditioners], "cross": [], "prepend": []}
+    if config.condition_values:
+        raw["stt_config"]["condition_values"] = dict(config.condition_values)
+    if config.files.codec_config:
+        raw["mimi_config_name"] = config.files.codec_config
+    if config.files.lora:
+        raw["lora_name"] = config.files.lora
+    return raw
+
+
+def _conditioners(conditioners: Mapping[str, Any], fuser: Mapping[str, Any]) -> list[dict[str, Any]]:
+    check_keys(
+        fuser,
+        {"sum", "cross", "prepend", "cross_attention_pos_emb", "cross_attention_pos_emb_scale"},
+        "fuser",
+    )
+    for method in ("cross", "prepend"):
+        if fuser.get(method):
+            raise ConfigError(
+                f"fuser.{method}={fuser[method]}: only summed conditions are supported (fuser.sum)"
+            )
+    return [_conditioner(name, spec) for name, spec in conditioners.items()]
+
+
+def _conditioner(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    kind = spec.get("type")
+    kinds = {"ContinuousAttribute": "continuous", "continuous": "continuous", "Lut": "lut", "lut": "lut"}
+    kinds["tensor"] = "tensor"
+    if kind not in kinds:
+        raise ConfigError(f"conditioners.{name}.type={kind!r}: expected one of {', '.join(sorted(kinds))}")
+    body = spec.get(kind)
+    if body is None:  # the Rust server writes the fields beside the type, config.json in a table of its own
+        body = {key: value for key, value in spec.items() if key != "type"}
+    check_keys(
+        body,
+        {"dim", "scale_factor", "max_period", "n_bins", "tokenizer", "possible_values", "init_scale"},
+        f"conditioners.{name}",
+    )
+    out: dict[str, Any] = {"name": name, "kind": kinds[kind], "dim": body.get("dim")}
+    out |= {key: float(body[key]) for key in ("scale_factor", "max_period") if key in body}
+    if "n_bins" in body:
+        out |= {"num_bins": body["n_bins"], "possible_values": body.get("possible_values") or []}
+    return out
+
+
+def _dump_conditioner(conditioner: ConditionerConfig) -> dict[str, Any]:
+    if conditioner.kind == "continuous":
+        body: dict[str, Any] = {
+            "dim": conditioner.dim,
+            "scale_factor": conditioner.scale_factor,
+            "max_period": conditioner.max_period,
+        }
+    elif conditioner.kind == "lut":
+        body = {
+            "dim": conditioner.dim,
+            "n_bins": conditioner.num_bins,
+            "tokenizer": "noop",
+            "possible_values": list(conditioner.possible_values),
+        }
+    else:
+        body = {"dim": conditioner.dim}
+    return {"type": conditioner.kind, conditioner.kind: body}
+
+
+# ------------------------------------------------------------------------------------------------ the codec's own file
+
+
+def parse_codec(raw: Mapping[str, Any]) -> CodecConfig:
+    """Read a codec's own file: our fields (`CodecConfig`), or the `seanet`/`quantizer`/`transformer` of Kyutai's."""
+    if "seanet" in raw:
+        return _parse_kyutai_codec(raw)
+    check_keys(raw, CodecConfig.model_fields.keys(), "the codec's config")
+    return _validate(CodecConfig, dict(raw))
+
+
+def dump_codec(config: CodecConfig) -> dict[str, Any]:
+    """The inverse of `parse_codec`: in Kyutai's form where it can say it, else (log-mel) in ours."""
+    if config.mel is not None:
+        dumped: dict[str, Any] = json.loads(config.model_dump_json())
+        return dumped
+    transformer = config.transformer
+    return {
+        "sample_rate": config.sample_rate,
+        "channels": 1,
+        "frame_rate": config.frame_rate,
+        "seanet": {
+            **_SEANET_CONSTANTS,
+            "dimension": config.dim,
+            "n_filters": config.num_filters,
+            "n_residual_layers": config.num_residual_layers,
+            "compress": config.compress,
+            "dilation_base": config.dilation_base,
+            "kernel_size": config.kernel_size,
+            "residual_kernel_size": config.residual_kernel_size,
+            "last_kernel_size": config.last_kernel_size,
+            "ratios": list(config.ratios),
+        },
+        "quantizer": {
+            "dimension": config.codebook_dim,
+            "n_q": config.num_codebooks,
+            "n_q_semantic": config.num_semantic,
+            "bins": config.codebook_size,
+            "input_dimension": config.dim,
+            "output_dimension": config.dim,
+        },
+        "transformer": {
+            **_CODEC_TRANSFORMER_CONSTANTS,
+            "d_model": transformer.dim,
+            "num_heads": transformer.num_heads,
+            "num_layers": transformer.num_layers,
+            "context": transformer.context,
+            "max_period": transformer.max_period,
+            "dim_feedforward": transformer.ffn_dim,
+            "layer_scale": 0.01,
+            "input_dimension": transformer.dim,
+            "output_dimensions": [transformer.dim],
+        },
+    }
+
+
+_SEANET_CONSTANTS: dict[str, Any] = {
+    "channels": 1,
+    "causal": True,
+    "activation": "ELU",
+    "disable_norm_outer_blocks": 0,
+    "norm": "none",
+    "pad_mode": "constant",
+    "true_skip": True,
+}
+_CODEC_TRANSFORMER_CONSTANTS: dict[str, Any] = {
+    "causal": True,
+    "conv_layout": True,
+    "gating": "none",
+    "norm": "layer_norm",
+    "positional_embedding": "rope",
+}
+
+
+def _parse_kyutai_codec(raw: Mapping[str, Any]) -> CodecConfig:
+    check_keys(
+        raw, {"sample_rate", "channels", "frame_rate", "seanet", "quantizer", "transformer"}, "mimi config"
+    )
+    seanet, quantizer, transformer = raw["seanet"], raw["quantizer"], raw["transformer"]
+    seanet_keys = {
+        "num_filters": "n_filters",
+        "ratios": "ratios",
+        "kernel_size": "kernel_size",
+        "last_kernel_size": "last_kernel_size",
+        "residual_kernel_size": "residual_kernel_size",
+        "num_residual_layers": "n_residual_layers",
+        "dilation_base": "dilation_base",
+        "compress": "compress",
+    }
+    check_keys(seanet, {*seanet_keys.values(), *_SEANET_CONSTANTS, "dimension"}, "seanet")
+    _check_constants(seanet, _SEANET_CONSTANTS, "seanet")
+    transformer_keys = {
+        "dim": "d_model",
+        "num_heads": "num_heads",
+        "num_layers": "num_layers",
+        "ffn_dim": "dim_feedforward",
+        "context": "context",
+        "max_period": "max_period",
+    }
+    check_keys(
+        transformer,
+        {
+            *transformer_keys.values(),
+            *_CODEC_TRANSFORMER_CONSTANTS,
+            "layer_scale",
+            "input_dimension",
+            "output_dimensions",
+        },
+        "transformer",
+    )
+    _check_constants(transformer, _CODEC_TRANSFORMER_CONSTANTS, "transformer")
+    check_keys(
+        quantizer,
+        {"dimension", "n_q", "n_q_semantic", "bins", "input_dimension", "output_dimension"},
+        "quantizer",
+    )
+    fields: dict[str, Any] = {ours: seanet[theirs] for ours, theirs in seanet_keys.items() if theirs in seanet}
+    fields["transformer"] = {
+        **{ours: transformer[theirs] for ours, theirs in transformer_keys.items()},
+        "norm": "layer_norm",
+        "gated": False,
+        "layer_scale": transformer.get("layer_scale") is not None,
+    }
+    fields |= {
+        "sample_rate": raw.get("sample_rate", 24_000),
+        "frame_rate": raw.get("frame_rate", 12.5),
+        "codebook_dim": quantizer["dimension"],
+        "codebook_size": quantizer["bins"],
+        "num_codebooks": quantizer["n_q"],
+        "num_semantic": quantizer.get("n_q_semantic", 1),
+    }
+    return _validate(CodecConfig, fields)
+
+
+# ------------------------------------------------------------------------------------------ the Rust server's model table
+
+_RUST_TRANSFORMER_CONSTANTS: dict[str, Any] = {
+    "causal": True,
+    "norm_first": True,
+    "bias_ff": False,
+    "bias_attn": False,
+    "use_conv_block": False,
+    "gating": "silu",
+    "norm": "RmsNorm",
+    "positional_embedding": "Rope",
+    "conv_layout": False,
+    "kv_repeat": 1,
+}
+
+
+def parse_rust_model(table: Mapping[str, Any]) -> LMConfig:
+    """Read `[modules.asr.model]` of the Rust server's TOML. Raises `ConfigError` that names the key."""
+    check_keys(
+        table,
+        {
+            "audio_vocab_size",
+            "text_in_vocab_size",
+            "text_out_vocab_size",
+            "audio_codebooks",
+            "transformer",
+            "depformer",
+            "extra_heads",
+            "conditioners",
+        },
+        "the model table",
+    )
+    if table.get("depformer") is not None:
+        raise ConfigError("model.depformer: a speech-to-text model has none")
+    transformer = _mapping(table, "transformer")
+    used = {"d_model", "num_heads", "num_layers", "dim_feedforward", "context", "max_period"}
+    unused = {"use_conv_bias", "conv_kernel_size", "max_seq_len", "layer_scale", "cross_attention", "shared_cross_attn"}
+    check_keys(transformer, used | unused | _RUST_TRANSFORMER_CONSTANTS.keys(), "model.transformer")
+    _check_constants(transformer, _RUST_TRANSFORMER_CONSTANTS, "model.transformer")
+    missing = sorted(used - transformer.keys())
+    if missing:
+        raise ConfigError(f"model.transformer lacks {', '.join(missing)}")
+    if table["text_in_vocab_size"] != table["text_out_vocab_size"] + 1:
+        raise ConfigError("text_in_vocab_size must be text_out_vocab_size + 1: one row more, the initial token")
+    heads = _mapping(table, "extra_heads")
+    check_keys(heads, {"num_heads", "dim"}, "model.extra_heads")
+    dim, feed_forward = transformer["d_model"], transformer["dim_feedforward"]
+    return _validate(
+        LMConfig,
+        {
+            "transformer": {
+                "dim": dim,
+                "num_heads": transformer["num_heads"],
+                "num_layers": transformer["num_layers"],
+                "ffn_dim": 11 * dim // 4 if feed_forward == 4 * dim else 2 * feed_forward // 3,
+                "context": transformer["context"],
+                "max_period": transformer["max_period"],
+                "norm": "rms_norm",
+                "gated": True,
+            },
+            "text_vocab": table["text_out_vocab_size"],
+            "audio_vocab": table["audio_vocab_size"] - 1,
+            "num_codebooks": table["audio_codebooks"],
+            "pause_heads": heads.get("num_heads", 0),
+            "pause_classes": heads.get("dim", 6),
+            "conditioners": _conditioners(_mapping(table, "conditioners"), {}),
+        },
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- presets
+
+
+def _published(dim: int, heads: int, layers: int, context: int, text_vocab: int, pause_heads: int) -> LMConfig:
+    return LMConfig(
+        transformer=TransformerConfig(
+            dim=dim,
+            num_heads=heads,
+            num_layers=layers,
+            ffn_dim=5632,  # 2 * 8448 // 3, 8448 = 4.125 * 2048
+            context=context,
+            max_period=100_000.0,
+            norm="rms_norm",
+            gated=True,
+        ),
+        text_vocab=text_vocab,
+        audio_vocab=2048,
+        num_codebooks=32,
+        pause_heads=pause_heads,
+    )
+
+
+PRESETS: dict[str, STTConfig] = {
+    "kyutai/stt-1b-en_fr": STTConfig(
+        codec=CodecConfig(),
+        lm=_published(dim=2048, heads=16, layers=16, context=750, text_vocab=8000, pause_heads=4),
+        delay_seconds=0.5,
+        delay_frames=6,
+        sampling=SamplingConfig(temperature=0.0, top_k=50),
+        files=FileNames(
+            codec="mimi-pytorch-e351c8d8@125.safetensors", tokenizer="tokenizer_en_fr_audio_8000.model"
+        ),
+    ),
+    "kyutai/stt-2.6b-en": STTConfig(
+        codec=CodecConfig(),
+        lm=_published(dim=2048, heads=32, layers=48, context=375, text_vocab=4000, pause_heads=0),
+        delay_seconds=2.5,
+        delay_frames=32,
+        silence_prefix_seconds=1.0,
+        sampling=SamplingConfig(temperature=0.0, top_k=50),
+        files=FileNames(codec="mimi-pytorch-e351c8d8@125.safetensors", tokenizer="tokenizer_en_audio_4000.model"),
+        model_id={"sig": "dabcc802", "epoch": 50},
+    ),
+}
+
+
+# --------------------------------------------------------------------------------------------------------------- helpers
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file. Raises `ConfigError` when it is not there or not one."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a JSON object, found {type(raw).__name__}")
+    return raw
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file. Raises `ConfigError` when it is not there or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+
+
+def check_keys(raw: Mapping[str, Any], known: Any, where: str) -> None:
+    """Raise `ConfigError` for the first key of `raw` that is not in `known`, naming the nearest known one."""
+    for key in raw:
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(sorted(known))}"
+            raise ConfigError(f"unknown key {key!r} in {where}{hint}")
+
+
+
+
+
+def _check_constants(raw: Mapping[str, Any], constants: Mapping[str, Any], where: str) -> None:
+    for key, value in constants.items():
+        if key in raw and raw[key] != value:
+            raise ConfigError(f"{where}.{key}={raw[key]!r} cannot be run here: only {value!r} is supported")
+
+
+def _validate(model: type[_Model], fields: dict[str, Any]) -> _Model:
+    try:
+        # Through JSON, so that lists become tuples while strings stay strings: strict, in JSON's own types.
+        return model.model_validate_json(json.dumps(fields))
+    except ValidationError as error:
+        problems = (
+            f"{'.'.join(map(str, e['loc'])) or model.__name__}: {e['msg']} (got {e['input']!r})"
+            if e["loc"]
+            else e["msg"]
+            for e in error.errors()
+        )
+        raise ConfigError("; ".join(problems)) from error
+
+
+def _mapping(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = raw.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key} must be a table, not {value!r}")
+    return value
+
+
+def _list(raw: Mapping[str, Any], key: str) -> list[Any]:
+    value = raw.get(key, [])
+    if not isinstance(value, list):
+        raise ConfigError(f"{key} must be a list, not {value!r}")
+    return value
+
+
+def _either(values: tuple[Any, ...]) -> str:
+    return " or ".join(map(repr, values))

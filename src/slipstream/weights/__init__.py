@@ -1,0 +1,1 @@
+"""Canonical tensor names, the published layouts, and where checkpoints come from."""
