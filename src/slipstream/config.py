@@ -682,7 +682,7 @@ def _parse_kyutai_codec(raw: Mapping[str, Any]) -> CodecConfig:
     return _validate(CodecConfig, fields)
 
 
-# ------------------------------------------------------------------------------------------ the Rust server's model table
+# ---------------------------------------------------------------------------------------- the Rust server's model table
 
 _RUST_TRANSFORMER_CONSTANTS: dict[str, Any] = {
     "causal": True,
@@ -752,7 +752,7 @@ def parse_rust_model(table: Mapping[str, Any]) -> LMConfig:
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- presets
+# -------------------------------------------------------------------------------------------------------------- presets
 
 
 def _published(dim: int, heads: int, layers: int, context: int, text_vocab: int, pause_heads: int) -> LMConfig:
@@ -798,7 +798,7 @@ PRESETS: dict[str, STTConfig] = {
 }
 
 
-# --------------------------------------------------------------------------------------------------------------- helpers
+# -------------------------------------------------------------------------------------------------------------- helpers
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,58 @@
+# Every target sets up what it needs in .venv; the second time that takes no time.
+#
+#   make demo [AUDIO=talk.mp3]   transcribe a sample, or a file of yours, with the built-in model
+#   make test                    the tests; the parity tests run if `make oracles` was called before
+#   make lint                    style, types, import order
+#   make bench                   milliseconds a frame on this machine
+#   make setup                   the environment for work on Slipstream itself
+#   make oracles                 the reference packages that the parity tests compare with
+
+PYTHON ?= python3
+AUDIO  ?= examples/sample.opus
+
+VENV := .venv
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PINS := pyproject.toml constraints.txt
+
+.PHONY: setup demo test lint bench oracles
+
+setup: $(VENV)/.dev
+
+demo: $(VENV)/.core
+	@$(BIN)/slipstream transcribe --words "$(AUDIO)"
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.oracles
+	$(BIN)/python benchmarks/step.py
+
+oracles: $(VENV)/.oracles
+
+# The stamps: what the environment holds so far, renewed when a pinned version changes.
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: $(PINS) | $(BIN)/python
+	@echo "Installing Slipstream into $(VENV) ..."
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(PINS) | $(BIN)/python
+	@echo "Installing Slipstream with its tools and backends into $(VENV) (minutes, the first time) ..."
+	@$(PIP) --editable ".[dev,torch,mlx,server,train]"
+	@touch $(VENV)/.core $@
+
+# moshi and moshi_mlx pin older versions of what we share with them; they run with ours.
+$(VENV)/.oracles: $(VENV)/.dev
+	@echo "Installing the reference packages into $(VENV) ..."
+	@$(PIP) --editable ".[dev,torch,mlx,server,train,oracles]"
+	@$(PIP) --no-deps moshi moshi_mlx
+	@touch $@
