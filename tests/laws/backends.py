@@ -1,0 +1,31 @@
+"""The backends that the laws are proved for: each makes a Runner from a configuration and canonical weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+import pytest
+from tests.models import random_model
+
+from slipstream.config import STTConfig
+from slipstream.types import Runner
+
+MakeRunner = Callable[..., Runner]
+
+
+def torch_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
+    from slipstream.torch_model.build import build_codec, build_lm
+    from slipstream.torch_model.runner import TorchRunner
+
+    lm, codec = random_model(config, seed)
+    return TorchRunner(config, build_codec(config.codec, codec), build_lm(config.lm, lm), slots=slots)
+
+
+BACKENDS = [
+    pytest.param(
+        torch_runner,
+        id="torch",
+        marks=pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="pip install slipstream-stt[torch]"),
+    ),
+]

@@ -1,0 +1,188 @@
+"""The laws of a Runner, for every backend, past the wrap of every ring.
+
+1. Streaming equals offline. 2. A slot's output is the same alone and beside any neighbours. 3. Pausing or resetting one
+slot changes no bit of another. 4. is a matter of the LM's positions: see the tests of each backend's LM.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.laws.backends import BACKENDS, MakeRunner
+from tests.models import noise_and_tones, random_model, stt_config
+
+from slipstream.errors import AudioError
+from slipstream.types import Runner
+
+FRAMES = 26  # the LM's ring wraps after 7 frames, the codec's after 6
+SLOTS = 4
+
+pytestmark = pytest.mark.parametrize("make", BACKENDS)
+
+_runners: dict[tuple[MakeRunner, int, bool], Runner] = {}
+
+
+def runner_for(make: MakeRunner, slots: int, mel: bool = False) -> Runner:
+    """One runner a backend and size: making it costs more than a test's steps, and `reset` must make it fresh."""
+    key = (make, slots, mel)
+    if key not in _runners:
+        _runners[key] = make(stt_config(mel=mel), slots=slots)
+    runner = _runners[key]
+    runner.reset(range(slots))
+    return runner
+
+
+def audio(seed: int, frames: int = FRAMES) -> np.ndarray:
+    return noise_and_tones(frames * 0.08, seed=seed).reshape(frames, 1920)
+
+
+def run_alone(make: MakeRunner, frames_TS: np.ndarray, mel: bool = False) -> list[tuple]:
+    runner = runner_for(make, 1, mel)
+    outputs = []
+    for frame in frames_TS:
+        out = runner.step(frame[None], np.array([True]))
+        outputs.append((int(out.token_B[0]), float(out.logprob_B[0]), out.pause_BH[0].copy()))
+    return outputs
+
+
+def assert_same(left: list[tuple], right: list[tuple]) -> None:
+    assert [token for token, _, _ in left] == [token for token, _, _ in right]
+    np.testing.assert_allclose([p for _, p, _ in left], [p for _, p, _ in right], atol=2e-4)
+    np.testing.assert_allclose([h for _, _, h in left], [h for _, _, h in right], atol=2e-4)
+
+
+def test_shape_of_the_waist(make: MakeRunner):
+    runner = runner_for(make, SLOTS)
+    assert (runner.frame_samples, runner.frame_rate, runner.slots, runner.delay_frames) == (1920, 12.5, SLOTS, 6)
+    out = runner.step(np.zeros((SLOTS, 1920), np.float32), np.ones(SLOTS, bool))
+    assert out.token_B.shape == (SLOTS,)
+    assert out.token_B.dtype == np.int64
+    assert out.logprob_B.shape == (SLOTS,)
+    assert out.logprob_B.dtype == np.float32
+    assert (out.logprob_B <= 0).all()
+    assert out.pause_BH.shape == (SLOTS, 4)
+    assert ((out.pause_BH >= 0) & (out.pause_BH <= 1)).all()
+
+
+@pytest.mark.parametrize("mel", [False, True], ids=["waveform", "log-mel"])
+def test_streaming_equals_offline(make: MakeRunner, mel: bool):
+    torch = pytest.importorskip("torch", reason="the offline forward is the PyTorch model's")
+    from slipstream.torch_model.build import build_codec, build_lm
+
+    config = stt_config(mel=mel)
+    lm_weights, codec_weights = random_model(config)
+    codec, lm = build_codec(config.codec, codec_weights), build_lm(config.lm, lm_weights)
+    streamed = run_alone(make, audio(5), mel)
+    with torch.inference_mode():
+        codes, _ = codec.encode(torch.from_numpy(audio(5)).reshape(1, -1), num_codebooks=config.lm.num_codebooks)
+        text, initial = lm.initial_tokens(1)
+        first = lm.text_logits(lm(text, initial, None, lm.condition())[0])[0, -1].argmax()
+        said = torch.tensor([[int(text), int(first), *(token for token, _, _ in streamed[:-1])]])
+        hidden, _ = lm(said, torch.cat([initial, codes], dim=2), None, lm.condition())
+        scores = lm.text_logits(hidden)[0, 1:].log_softmax(dim=-1)
+        pauses = lm.pause_logits(hidden)[0, 1:].softmax(dim=-1)[..., 0]
+    tokens = scores.argmax(dim=-1)
+    assert len(set(tokens.tolist())) > 3, "random weights that always say the same prove nothing"
+    offline = list(zip(tokens.tolist(), scores.max(dim=-1).values.tolist(), pauses.numpy(), strict=True))
+    assert_same(streamed, offline)
+
+
+@settings(max_examples=6)
+@given(st.data())
+def test_a_slot_beside_others_equals_the_slot_alone(make: MakeRunner, data: st.DataObject):
+    """Random pauses and resets of every slot: what each slot says is what its audio since its reset says alone."""
+    runner = runner_for(make, SLOTS)
+    sources = [audio(10 * slot + data.draw(st.integers(0, 3))) for slot in range(SLOTS)]
+    position = [0] * SLOTS
+    said: list[list[list[tuple]]] = [[[]] for _ in range(SLOTS)]
+    heard: list[list[list[np.ndarray]]] = [[[]] for _ in range(SLOTS)]
+    for _ in range(FRAMES):
+        resets = [slot for slot in range(SLOTS) if data.draw(st.integers(0, 15)) == 0]
+        runner.reset(resets)
+        for slot in resets:
+            said[slot].append([])
+            heard[slot].append([])
+        active = np.array([data.draw(st.integers(0, 3)) > 0 for _ in range(SLOTS)])
+        pcm = np.stack([source[position[slot]] for slot, source in enumerate(sources)])
+        out = runner.step(pcm, active)
+        for slot in np.flatnonzero(active):
+            heard[slot][-1].append(pcm[slot])
+            said[slot][-1].append((int(out.token_B[slot]), float(out.logprob_B[slot]), out.pause_BH[slot].copy()))
+            position[slot] += 1
+    for slot in range(SLOTS):
+        for frames, outputs in zip(heard[slot], said[slot], strict=True):
+            if frames:
+                assert_same(outputs, run_alone(make, np.stack(frames)))
+
+
+def test_pausing_or_resetting_a_slot_changes_no_bit_of_another(make: MakeRunner):
+    runner = runner_for(make, SLOTS)
+    sources = [audio(seed) for seed in range(SLOTS)]
+    everyone = np.ones(SLOTS, bool)
+    undisturbed = [runner.step(np.stack([s[t] for s in sources]), everyone) for t in range(FRAMES)]
+    runner.reset(range(SLOTS))
+    rng = np.random.default_rng(0)
+    for t in range(FRAMES):
+        active = everyone.copy()
+        active[2] = rng.random() < 0.5
+        pcm = np.stack([s[t] for s in sources])
+        pcm[2] = rng.standard_normal(1920) if active[2] else np.nan
+        if rng.random() < 0.2:
+            runner.reset([2])
+        out = runner.step(pcm, active)
+        for slot in (0, 1, 3):
+            assert out.token_B[slot] == undisturbed[t].token_B[slot]
+            assert out.logprob_B[slot] == undisturbed[t].logprob_B[slot]
+            assert (out.pause_BH[slot] == undisturbed[t].pause_BH[slot]).all()
+
+
+@pytest.mark.parametrize("after", [0, 3, 9, 20])
+def test_a_snapshot_goes_on_in_another_slot_and_is_not_changed_by_later_steps(make: MakeRunner, after: int):
+    runner = runner_for(make, SLOTS)
+    frames = audio(3)
+    whole = run_alone(make, frames)
+    only_0, only_3 = np.array([True, False, False, False]), np.array([False, False, False, True])
+    for frame in frames[:after]:
+        runner.step(np.stack([frame] * SLOTS), only_0)
+    saved = runner.snapshot(0)
+    for frame in audio(8)[:5]:
+        runner.step(np.stack([frame] * SLOTS), only_0 | only_3)
+    runner.restore(3, saved)
+    outputs = []
+    for frame in frames[after:]:
+        out = runner.step(np.stack([frame] * SLOTS), only_3)
+        outputs.append((int(out.token_B[3]), float(out.logprob_B[3]), out.pause_BH[3].copy()))
+    assert_same(outputs, whole[after:])
+
+
+def test_the_first_frame_is_heard(make: MakeRunner):
+    frames = audio(4, frames=3)
+    changed = frames.copy()
+    changed[0] = audio(9, frames=1)[0]
+    assert run_alone(make, frames)[0][1] != run_alone(make, changed)[0][1]
+
+
+def test_samples_that_are_not_numbers_are_refused_and_nothing_is_lost(make: MakeRunner):
+    runner = runner_for(make, 2)
+    frames = audio(6, frames=4)
+    both = np.ones(2, bool)
+    expected = run_alone(make, frames)
+    outputs = []
+    for t, frame in enumerate(frames):
+        if t == 2:
+            bad = np.stack([frame, frame])
+            bad[1, 7] = np.nan
+            with pytest.raises(AudioError, match=r"slot \[1\]"):
+                runner.step(bad, both)
+        out = runner.step(np.stack([frame, frame]), both)
+        outputs.append((int(out.token_B[0]), float(out.logprob_B[0]), out.pause_BH[0].copy()))
+    assert_same(outputs, expected)
+
+
+def test_a_step_of_the_wrong_shape_is_refused(make: MakeRunner):
+    with pytest.raises(ValueError, match=r"\[1, 1920\]"):
+        runner_for(make, 1).step(np.zeros((1, 1000), np.float32), np.ones(1, bool))
+    with pytest.raises(ValueError, match="slot 5"):
+        runner_for(make, 1).reset([5])
