@@ -13,6 +13,7 @@ from slipstream.config import PAD_ID, SamplingConfig, STTConfig
 from slipstream.errors import AudioError
 from slipstream.torch_model.lm import LM
 from slipstream.torch_model.mimi import Mimi
+from slipstream.torch_model.sampling import pick_token
 from slipstream.torch_model.state import State, commit, read_slot, write_slots
 from slipstream.types import BoolArray, FloatArray, StepOutput
 
@@ -135,7 +136,7 @@ class TorchRunner:
         codes_BK1, codec_state = self.codec.encode(self._pcm_BS, state["codec"], self.lm.config.num_codebooks)
         hidden, lm_state = self.lm(text_B[:, None], codes_BK1, state["lm"], self._condition)
         logits_BV = self.lm.text_logits(hidden)[:, 0].float()
-        token_B = self._pick(logits_BV)
+        token_B = pick_token(logits_BV, self.sampling, self._generator)
         assert codec_state is not None
         assert lm_state is not None
         update: State = {"codec": codec_state, "lm": lm_state, "text": token_B}
@@ -143,17 +144,6 @@ class TorchRunner:
         logprob_B = logits_BV.log_softmax(dim=-1).gather(1, token_B[:, None])[:, 0]
         pause_BH = self.lm.pause_logits(hidden)[:, 0].float().softmax(dim=-1)[..., 0]
         return token_B, logprob_B, pause_BH
-
-    def _pick(self, logits_BV: Tensor) -> Tensor:
-        if self.sampling.temperature == 0:
-            return logits_BV.argmax(dim=-1)
-        if 0 < self.sampling.top_k < logits_BV.shape[-1]:
-            least = logits_BV.topk(self.sampling.top_k, dim=-1).values[:, -1:]
-            logits_BV = logits_BV.masked_fill(logits_BV < least, -torch.inf)
-        probability = (logits_BV / self.sampling.temperature).softmax(dim=-1)
-        # The largest of p / Exp(1) falls on i with probability p_i: a draw without a host synchronisation.
-        noise = torch.empty_like(probability).exponential_(generator=self._generator)
-        return (probability / noise).argmax(dim=-1)
 
     def _capture(self) -> tuple[Tensor, Tensor, Tensor]:
         """Record the step as a CUDA graph over the fixed buffers; no slot is active, so no state changes."""
