@@ -1,0 +1,166 @@
+"""Kyutai's wire: msgpack maps with a `type`, on a WebSocket's binary messages.
+
+In: `Init`, `Audio {pcm}`, `OggOpus {data}`, `Marker {id}`. Out: `Ready`, `Step {step_idx, prs, buffered_pcm}`,
+`Word {text, start_time}`, `EndWord {stop_time}`, `Marker {id}`, `Error {message}`. What goes out is, byte for byte,
+what the Rust server writes: fields in its order, times as float64, `prs` as float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from slipstream.server.ogg import OggOpusDecoder
+from slipstream.server.protocol import Audio, Command, Marker, ProtocolError, Restart, check_audio
+from slipstream.types import FloatArray
+
+
+class KyutaiDecoder:
+    """Decodes one connection's messages to commands. Raises `ProtocolError` for all that are not of the protocol."""
+
+    def __init__(self) -> None:
+        self._opus: OggOpusDecoder | None = None
+
+    def push(self, data: bytes) -> list[Command]:
+        """Take one message, give the commands it means, none or more."""
+        pcm_S = _float32_audio(data)
+        if pcm_S is not None:
+            return [Audio(check_audio(pcm_S))]
+        message = _unpack(data)
+        kind = message.get("type")
+        if kind == "Audio":
+            return [Audio(check_audio(_samples(message.get("pcm"))))]
+        if kind == "OggOpus":
+            self._opus = self._opus or OggOpusDecoder()
+            return [Audio(self._opus.push(_bytes(message.get("data"))))]
+        if kind == "Marker":
+            return [*self._lagging_audio(), Marker(_int64(message.get("id")))]
+        if kind == "Init":
+            self._opus = None
+            return [Restart()]
+        raise ProtocolError(f"unknown type {kind!r:.40}: expected Init, Audio, OggOpus or Marker")
+
+    def _lagging_audio(self) -> list[Command]:
+        return [Audio(self._opus.flush())] if self._opus else []
+
+
+def ready() -> bytes:
+    """The stream is fresh and is being listened to."""
+    return _pack({"type": "Ready"})
+
+
+def step(step_idx: int, prs: Sequence[float], buffered_pcm: int) -> bytes:
+    """A frame was heard: its number in this stream, the pause probabilities, the samples that wait."""
+    return b"".join((_STEP, _pack(step_idx), _PRS, _pack_single(list(prs)), _BUFFERED_PCM, _pack(buffered_pcm)))
+
+
+def word(text: str, start_time: float) -> bytes:
+    """A word, when it begins to be certain."""
+    return _pack({"type": "Word", "text": text, "start_time": start_time})
+
+
+def end_word(stop_time: float) -> bytes:
+    """The end of the last word."""
+    return _pack({"type": "EndWord", "stop_time": stop_time})
+
+
+def marker(id: int) -> bytes:
+    """All text before this marker has been sent."""
+    return _pack({"type": "Marker", "id": id})
+
+
+def queued(position: int) -> bytes:
+    """No slot is free yet: how many connections are served before this one. Only where a queue is configured."""
+    return _pack({"type": "Queued", "position": position})
+
+
+def error(message: str) -> bytes:
+    """Why the connection is about to be closed."""
+    return _pack({"type": "Error", "message": message})
+
+
+# -------------------------------------------------------------------------------------------------------------- details
+
+_FLOAT32 = 0xCA
+_STEP = b"\x84\xa4type\xa4Step\xa8step_idx"
+_PRS = b"\xa3prs"
+_BUFFERED_PCM = b"\xacbuffered_pcm"
+_SINGLE = msgpack.Packer(use_single_float=True)
+
+_AUDIO = b"\x82\xa4type\xa5Audio\xa3pcm"
+_TAGGED_FLOAT = np.dtype([("tag", "u1"), ("value", ">f4")])
+_ARRAY16, _ARRAY32 = 0xDC, 0xDD
+
+_MAX_KEYS = 8  # the largest message has two
+
+
+def _pack(value: Any) -> bytes:
+    packed: bytes = msgpack.packb(value)
+    return packed
+
+
+def _pack_single(values: list[float]) -> bytes:
+    packed: bytes = _SINGLE.pack(values)
+    return packed
+
+
+def _float32_audio(data: bytes) -> FloatArray | None:
+    """The samples of an `Audio` message as Kyutai's clients write it, or None for any other.
+
+    Reads the array of float32 in place: 8 us for a frame, where unpacking makes 1920 Python floats in 110 us.
+    """
+    if not data.startswith(_AUDIO) or len(data) < len(_AUDIO) + 1:
+        return None
+    size = {_ARRAY16: 2, _ARRAY32: 4}.get(data[len(_AUDIO)])
+    if size is None:
+        return None
+    start = len(_AUDIO) + 1 + size
+    length = int.from_bytes(data[len(_AUDIO) + 1 : start], "big")
+    if len(data) != start + 5 * length:
+        return None
+    tagged = np.frombuffer(data, _TAGGED_FLOAT, offset=start)
+    if not (tagged["tag"] == _FLOAT32).all():
+        return None
+    return tagged["value"].astype(np.float32)
+
+
+def _unpack(data: bytes) -> dict[str, Any]:
+    try:
+        message = msgpack.unpackb(data, max_map_len=_MAX_KEYS, max_ext_len=0)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"not a msgpack message: {str(error) or type(error).__name__}") from error
+    if not isinstance(message, dict):
+        raise ProtocolError(f"a message is a msgpack map with a type, not {type(message).__name__}")
+    return message
+
+
+def _samples(pcm: Any) -> FloatArray:
+    if isinstance(pcm, bytes):
+        if len(pcm) % 4:
+            raise ProtocolError(f"binary pcm is float32, 4 bytes a sample: {len(pcm)} bytes do not divide")
+        return np.frombuffer(pcm, "<f4").astype(np.float32)
+    if not isinstance(pcm, list):
+        raise ProtocolError(f"pcm is a list of floats or binary float32, not {type(pcm).__name__}")
+    if not all(type(sample) in (float, int) for sample in pcm):
+        raise ProtocolError("pcm holds something that is not a number")
+    # An integer beyond float64 cannot come out of msgpack, one beyond float32 becomes infinite: no audio either.
+    with np.errstate(over="ignore"):
+        return np.array(pcm, np.float64).astype(np.float32)
+
+
+def _bytes(data: Any) -> bytes:
+    """`data` as binary, or as the list of bytes that the reference's own clients write."""
+    if isinstance(data, bytes):
+        return data
+    if isinstance(data, list) and all(type(byte) is int and 0 <= byte <= 255 for byte in data):
+        return bytes(data)
+    raise ProtocolError("data is binary or a list of bytes")
+
+
+def _int64(id: Any) -> int:
+    if type(id) is not int or not -(2**63) <= id < 2**63:
+        raise ProtocolError(f"a marker's id is an integer of 64 bits, not {id!r:.40}")
+    return id

@@ -1,0 +1,39 @@
+"""What one connection may cost the server, and how its pace is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds on a connection. Times in seconds.
+
+    Over `message_bytes` and `idle_seconds` a connection is closed. At `session_seconds` its stream is finished, then
+    closed. Over `buffered_seconds` of audio or `messages_per_second` the server stops reading from it, so that the
+    client waits: nothing is lost. `droppable_messages` and `unsent_messages` bound what a slow reader leaves unread:
+    above the first, `Step` and partial words are left out; above the second, it is closed.
+    """
+
+    message_bytes: int = 4 << 20
+    upload_bytes: int = 512 << 20
+    messages_per_second: float = 1000.0
+    buffered_seconds: float = 30.0
+    idle_seconds: float = 120.0
+    session_seconds: float = 4 * 3600.0
+    droppable_messages: int = 100
+    unsent_messages: int = 2000
+    drain_seconds: float = 30.0
+
+
+class Pace:
+    """A token bucket: how long to wait so that events keep to `rate` a second, with a second's worth at once."""
+
+    def __init__(self, rate: float, now: float) -> None:
+        self._rate, self._tokens, self._last = rate, rate, now
+
+    def delay(self, now: float) -> float:
+        """Count one event at `now` (seconds of a monotonic clock). Returns the seconds to wait before the next."""
+        self._tokens = min(self._rate, self._tokens + (now - self._last) * self._rate) - 1.0
+        self._last = now
+        return max(0.0, -self._tokens / self._rate)

@@ -1,0 +1,131 @@
+"""Ogg Opus as it arrives: bytes in, cut anywhere, samples out.
+
+The container is read here, the packets are decoded by FFmpeg (PyAV). FFmpeg's own demuxer wants a blocking file and
+so a thread for each stream; a page's layout (RFC 3533, section 6) is a few lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from slipstream.audio import Resampler
+from slipstream.server.protocol import ProtocolError
+from slipstream.types import FloatArray
+
+if TYPE_CHECKING:
+    from av.audio.codeccontext import AudioCodecContext
+
+OPUS_RATE = 48_000
+MAX_PACKET_BYTES = 61_440
+"""The largest packet a decoder need accept (RFC 7845, section 6)."""
+
+
+class OggOpusDecoder:
+    """Decodes one Ogg Opus stream, or several one after the other, to mono at 24 kHz.
+
+    Raises `ProtocolError` for bytes that are not Ogg, or do not hold Opus.
+    """
+
+    def __init__(self) -> None:
+        self._packets = OggPackets()
+        self._codec: AudioCodecContext | None = None
+        self._resampler = Resampler(OPUS_RATE)
+
+    def push(self, data: bytes) -> FloatArray:
+        """Take bytes, give the samples `[S]` they complete; the rest lags by up to 0.1 s."""
+        decoded = [np.zeros((1, 0), np.float32)]
+        for packet, starts_stream in self._packets.push(data):
+            if starts_stream:
+                self._codec = _opus_codec(packet)
+            elif packet[:8] != b"OpusTags":
+                decoded += self._decode(packet)
+        mono_S: FloatArray = self._resampler.push(np.concatenate(decoded, axis=1))[0]
+        return mono_S
+
+    def flush(self) -> FloatArray:
+        """Give the samples `[S]` that lag; the stream may go on."""
+        rest_S: FloatArray = self._resampler.flush()[0]
+        self._resampler = Resampler(OPUS_RATE)
+        return rest_S
+
+    def _decode(self, packet: bytes) -> list[FloatArray]:
+        import av
+
+        if self._codec is None:
+            raise ProtocolError("Ogg Opus must begin with an OpusHead packet")
+        try:
+            frames = self._codec.decode(av.Packet(packet))
+        except av.error.FFmpegError as error:
+            raise ProtocolError(f"not an Opus packet: {error.strerror}") from error
+        return [frame.to_ndarray().mean(axis=0, keepdims=True) for frame in frames]
+
+
+class OggPackets:
+    """Cuts a byte stream of Ogg pages into packets. Holds at most one page and one packet."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+        self._packet = bytearray()
+
+    def push(self, data: bytes) -> Iterator[tuple[bytes, bool]]:
+        """Take bytes, yield the packets they complete, each with whether it opens a logical stream.
+
+        Raises `ProtocolError` where a page does not begin, or a packet is too long.
+        """
+        self._bytes += data
+        while (page := self._next_page()) is not None:
+            begins, lengths, body = page
+            start = 0
+            for length in lengths:
+                self._packet += body[start : start + length]
+                start += length
+                if len(self._packet) > MAX_PACKET_BYTES:
+                    raise ProtocolError(f"an Opus packet of more than {MAX_PACKET_BYTES} bytes")
+                if length < 255:  # a lacing value below 255 ends the packet
+                    yield bytes(self._packet), begins
+                    self._packet.clear()
+                    begins = False
+
+    def _next_page(self) -> tuple[bool, bytes, bytes] | None:
+        """Whether it begins a stream, its lacing values and its body; None until all of it has come."""
+        held = self._bytes
+        if not b"OggS\0".startswith(held[:5]):
+            raise ProtocolError("not an Ogg stream: a page begins with 'OggS'")
+        if len(held) < _HEADER_BYTES or len(held) < _HEADER_BYTES + held[_HEADER_BYTES - 1]:
+            return None
+        body_start = _HEADER_BYTES + held[_HEADER_BYTES - 1]
+        lengths = bytes(held[_HEADER_BYTES:body_start])
+        end = body_start + sum(lengths)
+        if len(held) < end:
+            return None
+        flags, body = held[5], bytes(held[body_start:end])
+        del held[:end]
+        if not flags & _CONTINUED:
+            self._packet.clear()
+        return bool(flags & _BEGINS_STREAM), lengths, body
+
+
+_HEADER_BYTES = 27
+_CONTINUED, _BEGINS_STREAM = 1, 2
+
+
+def _opus_codec(head: bytes) -> AudioCodecContext:
+    """A decoder set up by an identification header (RFC 7845, section 5.1), which also trims the pre-skip."""
+    import av
+    from av.audio.codeccontext import AudioCodecContext
+
+    if head[:8] != b"OpusHead" or len(head) < 19 or head[8] >> 4:
+        raise ProtocolError("the Ogg stream does not hold Opus: its first packet is no OpusHead of version 0 or 1")
+    if not 1 <= head[9] <= 2 or head[18]:
+        raise ProtocolError(f"Opus of {head[9]} channels, mapping family {head[18]}: send mono or stereo, family 0")
+    codec = av.CodecContext.create("opus", "r")
+    assert isinstance(codec, AudioCodecContext)
+    codec.extradata = head
+    try:
+        codec.open()
+    except av.error.FFmpegError as error:
+        raise ProtocolError(f"FFmpeg cannot decode this Opus stream: {error.strerror}") from error
+    return codec

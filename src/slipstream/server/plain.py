@@ -1,0 +1,99 @@
+"""The wire for people without msgpack: raw PCM in binary messages, JSON in text messages.
+
+In: audio as the address declares it (`?encoding=pcm_s16le&sample_rate=16000`), cut anywhere, and
+`{"type": "flush", "id": 1}`, `{"type": "restart"}`, `{"type": "close"}`. Out, one JSON object a message: `ready`,
+`queued`, `step`, `partial`, `word`, `turn`, `flushed`, `recovered`, `done` and `error`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from slipstream.audio import Encoding, PcmDecoder, RawFormat, Resampler, mix
+from slipstream.errors import AudioError
+from slipstream.server.protocol import Audio, Command, Finish, Marker, ProtocolError, Restart, check_audio
+from slipstream.types import FloatArray
+
+DEFAULT_RATE = 24_000
+
+
+class PlainDecoder:
+    """Decodes one connection's messages to commands. Raises `ProtocolError` for all that are not of the protocol."""
+
+    def __init__(self, format: RawFormat) -> None:
+        self._format = format
+        self._restart()
+
+    def push(self, data: bytes | str) -> list[Command]:
+        """Take one message, binary or text, give the commands it means."""
+        if isinstance(data, bytes):
+            return [Audio(_mono(self._resampler.push(mix(self._samples(data)))))]
+        kind, id = _control(data)
+        if kind == "flush":
+            return [Audio(self._lagging_audio()), Marker(id)]
+        if kind == "close":
+            return [Audio(self._lagging_audio()), Finish()]
+        if kind == "restart":
+            self._restart()
+            return [Restart()]
+        raise ProtocolError(f"unknown type {kind!r:.40}: expected flush, restart or close")
+
+    def _restart(self) -> None:
+        self._pcm = PcmDecoder(self._format)
+        self._resampler = Resampler(self._format.sample_rate)
+
+    def _samples(self, data: bytes) -> FloatArray:
+        samples_CS = self._pcm.push(data)
+        check_audio(samples_CS.reshape(-1))
+        return samples_CS
+
+    def _lagging_audio(self) -> FloatArray:
+        rest_CS, self._resampler = self._resampler.flush(), Resampler(self._format.sample_rate)
+        return _mono(rest_CS)
+
+
+def parse_format(query: Mapping[str, str]) -> RawFormat:
+    """The audio format that an address declares. Raises `ProtocolError` that names the parameter."""
+    encoding: Any = query.get("encoding", "pcm_s16le")
+    if encoding not in get_args(Encoding):
+        raise ProtocolError(f"encoding={encoding!r:.40}: expected one of {', '.join(get_args(Encoding))}")
+    numbers = {}
+    for name, default in (("sample_rate", DEFAULT_RATE), ("channels", 1)):
+        text = query.get(name, str(default))
+        if not (text.isascii() and text.isdecimal() and len(text) <= 6):
+            raise ProtocolError(f"{name}={text!r:.40}: expected a whole number")
+        numbers[name] = int(text)
+    if not 1 <= numbers["channels"] <= MAX_CHANNELS:
+        raise ProtocolError(f"channels={numbers['channels']}: expected 1 to {MAX_CHANNELS}")
+    try:
+        return RawFormat(encoding, numbers["sample_rate"], numbers["channels"])
+    except AudioError as error:
+        raise ProtocolError(str(error)) from error
+
+
+MAX_CHANNELS = 8
+
+
+def encode(type: str, **fields: Any) -> str:
+    """One event as a JSON object."""
+    return json.dumps({"type": type, **fields}, ensure_ascii=False, separators=(",", ":"))
+
+
+def _mono(audio_CS: FloatArray) -> FloatArray:
+    mono_S: FloatArray = audio_CS[0]
+    return mono_S
+
+
+def _control(text: str) -> tuple[Any, int]:
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"not a JSON message: {error}") from error
+    if not isinstance(message, dict):
+        raise ProtocolError(f"a control message is a JSON object with a type, not {type(message).__name__}")
+    id = message.get("id", 0)
+    if type(id) is not int or not -(2**63) <= id < 2**63:
+        raise ProtocolError(f"id is an integer of 64 bits, not {id!r:.40}")
+    return message.get("type"), id

@@ -1,0 +1,72 @@
+"""What a client can ask of a stream, whatever the wire: the commands that both dialects decode to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TypeAlias
+
+from slipstream.errors import SlipstreamError
+from slipstream.types import FloatArray
+
+LOUDEST = 100.0
+"""Float audio has full scale 1. Decoders overshoot it a little; integers sent as floats reach thousands."""
+
+
+class CloseCode(IntEnum):
+    """Why the server closes a WebSocket: RFC 6455 section 7.4.1, and 4000 + the HTTP status where that has no code."""
+
+    NORMAL = 1000
+    GOING_AWAY = 1001
+    INVALID_PAYLOAD = 1007
+    TOO_BIG = 1009
+    INTERNAL_ERROR = 1011
+    RESTARTING = 1012
+    TRY_LATER = 1013
+    TIMED_OUT = 4408
+    TOO_SLOW = 4413
+    TOO_FAST = 4429
+
+
+class ProtocolError(SlipstreamError):
+    """The client broke the protocol; the message says how, `code` is what the socket is closed with."""
+
+    def __init__(self, message: str, code: CloseCode = CloseCode.INVALID_PAYLOAD) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Begin the stream afresh: what was heard and what waits to be heard is forgotten."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Audio:
+    """More of the stream: `pcm_S`, mono float32 at 24 kHz, full scale 1."""
+
+    pcm_S: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """Flush, and answer with `id` once the text of everything before it has been sent."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The stream ends here: send what is left of the text and close."""
+
+
+Command: TypeAlias = Restart | Audio | Marker | Finish
+
+
+def check_audio(pcm_S: FloatArray) -> FloatArray:
+    """Give `pcm_S` back when it can be audio. Raises `ProtocolError` for NaN, infinities and integers in disguise."""
+    if len(pcm_S):
+        peak = max(float(pcm_S.max()), -float(pcm_S.min()))
+        if not peak <= LOUDEST:  # also when it is NaN
+            raise ProtocolError(f"audio lies within [-1, 1], but its peak is {peak:.4g}")
+    return pcm_S
