@@ -22,7 +22,14 @@ def torch_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
     return TorchRunner(config, build_codec(config.codec, codec), build_lm(config.lm, lm), slots=slots)
 
 
+def onnx_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
+    from slipstream.onnx_model.runner import OnnxRunner
+
+    return OnnxRunner(config, *random_model(config, seed), slots=slots, threads=1)
+
+
 BACKENDS = [
+    pytest.param(onnx_runner, id="onnx"),
     pytest.param(
         torch_runner,
         id="torch",

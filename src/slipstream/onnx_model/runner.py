@@ -1,0 +1,126 @@
+"""OnnxRunner: the Runner of the CPU backend. It needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from slipstream.config import SamplingConfig, STTConfig
+from slipstream.errors import AudioError
+from slipstream.onnx_model.codec import codec_model
+from slipstream.onnx_model.graph import Array
+from slipstream.onnx_model.lm import lm_model
+from slipstream.onnx_model.sampling import logprob, pick
+from slipstream.onnx_model.session import open_session
+from slipstream.onnx_model.streams import CodecStreams, LMStreams
+from slipstream.onnx_model.transformer import Quantize, Weights
+from slipstream.types import BoolArray, FloatArray, StepOutput
+
+
+@dataclass(frozen=True)
+class SlotState:
+    """One slot of an `OnnxRunner`, copied out: frames heard, last text token, and the buffers' contents."""
+
+    frames: int
+    text: int
+    codec: Mapping[str, Array]
+    lm: Array
+
+
+class OnnxRunner:
+    """A codec and an LM over `slots` streams, in fixed buffers, on the CPU.
+
+    `lm`, `codec`: canonical weights, or ONNX files that `export` wrote. `quantize`: keep the LM's weights in `"int8"`
+    or `"int4"` (a file has its own already). `threads`: all physical cores by default. Position 0 (the initial tokens)
+    is run once, here, and copied into a slot at reset, so a stream's first frame is heard like any other.
+    """
+
+    def __init__(
+        self,
+        config: STTConfig,
+        lm: Weights | Path,
+        codec: Weights | Path,
+        *,
+        slots: int = 1,
+        threads: int | None = None,
+        quantize: Quantize = None,
+        sampling: SamplingConfig | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if slots < 1:
+            raise ValueError(f"slots={slots}: expected at least 1")
+        self.config = config
+        self.slots = slots
+        self.frame_samples = config.codec.frame_samples
+        self.frame_rate = config.codec.frame_rate
+        self.delay_frames = config.delay_frames
+        self.sampling = sampling if sampling is not None else config.sampling
+        self._random = np.random.default_rng(seed)
+        K = config.lm.num_codebooks
+        codec_graph = codec if isinstance(codec, Path) else codec_model(config.codec, codec, num_codebooks=K)
+        lm_graph = lm if isinstance(lm, Path) else lm_model(config.lm, lm, config.condition_values, quantize=quantize)
+        codec_session = open_session(codec_graph, threads=threads)
+        lm_session = open_session(lm_graph, threads=threads)
+        self._codec = CodecStreams(config.codec, codec_session, slots, K)
+        self._lm = LMStreams(config.lm, lm_session, slots, self._codec.codes_BK)
+        self._frames_B = np.zeros(slots, np.int64)
+        self._fresh = self._prime(LMStreams(config.lm, lm_session, 1, np.full((1, K), config.lm.audio_initial_id)))
+        self.reset(range(slots))
+
+    def reset(self, slots: Sequence[int]) -> None:
+        """Make each of `slots` a fresh stream."""
+        for slot in slots:
+            self.restore(slot, self._fresh)
+
+    def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
+        """Advance the active slots by one frame of samples `[B, frame_samples]`.
+
+        Raises `AudioError` when an active slot's samples are not finite: they would stay in its state for ever.
+        """
+        if pcm_BS.shape != (self.slots, self.frame_samples) or active_B.shape != (self.slots,):
+            raise ValueError(
+                f"expected samples [{self.slots}, {self.frame_samples}] and active [{self.slots}], "
+                f"got {list(pcm_BS.shape)} and {list(active_B.shape)}"
+            )
+        bad = [slot for slot in np.flatnonzero(active_B).tolist() if not np.isfinite(pcm_BS[slot]).all()]
+        if bad:
+            raise AudioError(f"samples of slot {bad} are not finite numbers")
+        # An inactive slot's row may hold anything: silence keeps what it writes into its ring finite.
+        self._codec.pcm_BS[:] = np.where(active_B[:, None], pcm_BS, np.float32(0))
+        self._codec.step(self._frames_B)
+        position_B = self._frames_B + 1
+        self._lm.step(position_B)
+        token_B = pick(self._lm.logits_BV, self.sampling, self._random)
+        self._codec.commit(active_B)
+        self._lm.commit(active_B, position_B)
+        self._lm.text_B[active_B] = token_B[active_B]
+        self._frames_B += active_B
+        return StepOutput(token_B, logprob(self._lm.logits_BV, token_B), self._lm.pause_BH.copy())
+
+    def snapshot(self, slot: int) -> SlotState:
+        """Copy one slot's state."""
+        self._check(slot)
+        frames = int(self._frames_B[slot])
+        text = int(self._lm.text_B[slot])
+        return SlotState(frames, text, self._codec.read(slot, frames), self._lm.read(slot, frames + 1))
+
+    def restore(self, slot: int, state: SlotState) -> None:
+        """Put a snapshot of this runner, or of another of the same model, into `slot`."""
+        self._check(slot)
+        self._frames_B[slot] = state.frames
+        self._lm.text_B[slot] = state.text
+        self._codec.write(slot, state.codec)
+        self._lm.write(slot, state.lm)
+
+    def _check(self, slot: int) -> None:
+        if not 0 <= slot < self.slots:
+            raise ValueError(f"slot {slot}: this runner has slots 0 to {self.slots - 1}")
+
+    def _prime(self, lm: LMStreams) -> SlotState:
+        lm.text_B[:] = self.config.lm.text_initial_id
+        lm.step(np.zeros(1, np.int64))
+        text = int(lm.logits_BV[0].argmax())
+        return SlotState(0, text, self._codec.read(0, frames=0), lm.read(0, position=1))
