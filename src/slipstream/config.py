@@ -146,9 +146,7 @@ class CodecConfig(_Config):
                 f"which does not divide a frame of {self.frame_samples}"
             )
         if self.num_codebooks <= self.num_semantic:
-            raise ValueError(
-                f"num_codebooks={self.num_codebooks} must be more than num_semantic={self.num_semantic}"
-            )
+            raise ValueError(f"num_codebooks={self.num_codebooks} must be more than num_semantic={self.num_semantic}")
         return self
 
 
@@ -306,8 +304,6 @@ _LM_CONSTANTS: dict[str, tuple[Any, ...]] = {
     "kv_repeat": (1,),
     "layer_scale": (None,),
     "lora": (False, True),
-    "lora_rank": (),
-    "lora_scaling": (),
     "model_type": ("stt",),
     "norm": ("rms_norm_f32",),
     "norm_emb": (False,),
@@ -316,32 +312,45 @@ _LM_CONSTANTS: dict[str, tuple[Any, ...]] = {
     "text_card_out": (None,),
 }
 
-_LM_KEYS = frozenset(
-    {
-        "card",
-        "conditioners",
-        "context",
-        "delays",
-        "dim",
-        "extra_heads_dim",
-        "extra_heads_num_heads",
-        "fuser",
-        "hidden_scale",
-        "lm_gen_config",
-        "lora_name",
-        "max_period",
-        "mimi_config_name",
-        "mimi_name",
-        "model_id",
-        "moshi_name",
-        "n_q",
-        "num_heads",
-        "num_layers",
-        "stt_config",
-        "text_card",
-        "tokenizer_name",
-    }
-)
+_LM_KEYS: dict[str, Kind] = {
+    "card": "count",
+    "conditioners": "table",
+    "context": "count",
+    "delays": "list",
+    "dim": "count",
+    "extra_heads_dim": "count",
+    "extra_heads_num_heads": "natural",
+    "fuser": "table",
+    "hidden_scale": "positive",
+    "lm_gen_config": "table",
+    "lora_name": "text",
+    "lora_rank": "count",
+    "lora_scaling": "positive",
+    "max_period": "positive",
+    "mimi_config_name": "text",
+    "mimi_name": "text",
+    "model_id": "table",
+    "moshi_name": "text",
+    "n_q": "count",
+    "num_heads": "count",
+    "num_layers": "count",
+    "stt_config": "table",
+    "text_card": "count",
+    "tokenizer_name": "text",
+}
+_STT_KEYS: dict[str, Kind] = {
+    "audio_delay_seconds": "not negative",
+    "audio_silence_prefix_seconds": "not negative",
+    "delay_frames": "natural",
+    "condition_values": "table",
+}
+_SAMPLING_KEYS: dict[str, Kind] = {
+    "temp": "not negative",
+    "temp_text": "not negative",
+    "top_k": "natural",
+    "top_k_text": "natural",
+    "cfg_coef": "not negative",
+}
 
 # The published server's count of frames for each published delay; other delays are rounded down.
 _PUBLISHED_DELAY_FRAMES = {0.5: 6, 2.5: 32}
@@ -349,7 +358,8 @@ _PUBLISHED_DELAY_FRAMES = {0.5: 6, 2.5: 32}
 
 def delay_in_frames(seconds: float, frame_rate: float = 12.5) -> int:
     """Frames of text delay for a delay in seconds, as the published server counts it."""
-    return _PUBLISHED_DELAY_FRAMES.get(seconds, math.floor(seconds * frame_rate))
+    # Rounded before it is floored: 2.32 * 12.5 is a hair below 29.
+    return _PUBLISHED_DELAY_FRAMES.get(seconds, math.floor(round(seconds * frame_rate, 6)))
 
 
 def parse_kyutai(raw: Mapping[str, Any], codec: Mapping[str, Any] | None = None) -> STTConfig:
@@ -358,16 +368,15 @@ def parse_kyutai(raw: Mapping[str, Any], codec: Mapping[str, Any] | None = None)
     `codec` is the content of the codec's own file, for checkpoints whose codec is not the published Mimi.
     Raises `ConfigError` that names the key.
     """
-    check_keys(raw, _LM_KEYS | _LM_CONSTANTS.keys() | UNUSED_LM_KEYS, "config.json")
+    check_keys(raw, _LM_KEYS.keys() | _LM_CONSTANTS.keys() | UNUSED_LM_KEYS, "config.json")
     for key, allowed in _LM_CONSTANTS.items():
-        if key in raw and allowed and raw[key] not in allowed:
+        if key in raw and raw[key] not in allowed:
             raise ConfigError(
                 f"{key}={raw[key]!r} cannot be run here: a speech-to-text model has {key}={_either(allowed)}"
             )
-    missing = sorted({"card", "context", "dim", "n_q", "num_heads", "num_layers", "text_card"} - raw.keys())
-    if missing:
-        raise ConfigError(f"config.json lacks {', '.join(missing)}")
-    if any(_list(raw, "delays")):
+    raw = checked(raw, _LM_KEYS, "config.json")
+    require(raw, ("card", "context", "dim", "n_q", "num_heads", "num_layers", "text_card"), "config.json")
+    if any(raw.get("delays", ())):
         raise ConfigError(f"delays={raw['delays']}: all codebooks of a speech-to-text model have delay 0")
     if "delays" in raw and len(raw["delays"]) != raw["n_q"] + 1:
         raise ConfigError(f"delays has {len(raw['delays'])} entries, expected n_q + 1 = {raw['n_q'] + 1}")
@@ -390,18 +399,12 @@ def parse_kyutai(raw: Mapping[str, Any], codec: Mapping[str, Any] | None = None)
         "num_codebooks": raw["n_q"],
         "pause_heads": raw.get("extra_heads_num_heads", 0),
         "pause_classes": raw.get("extra_heads_dim", 6),
-        "conditioners": _conditioners(_mapping(raw, "conditioners"), _mapping(raw, "fuser")),
+        "conditioners": _conditioners(raw.get("conditioners", {}), raw.get("fuser", {})),
     }
-    stt = _mapping(raw, "stt_config")
-    check_keys(
-        stt,
-        {"audio_delay_seconds", "audio_silence_prefix_seconds", "delay_frames", "condition_values"},
-        "stt_config",
-    )
+    stt = _table(raw.get("stt_config"), _STT_KEYS, "stt_config")
     if "audio_delay_seconds" not in stt:
         raise ConfigError("stt_config lacks audio_delay_seconds: is this a speech-to-text checkpoint?")
-    sampling = _mapping(raw, "lm_gen_config")
-    check_keys(sampling, {"temp", "temp_text", "top_k", "top_k_text", "cfg_coef"}, "lm_gen_config")
+    sampling = _table(raw.get("lm_gen_config"), _SAMPLING_KEYS, "lm_gen_config")
     names = {
         "lm": raw.get("moshi_name"),
         "codec": raw.get("mimi_name"),
@@ -433,10 +436,8 @@ def parse_kyutai(raw: Mapping[str, Any], codec: Mapping[str, Any] | None = None)
 def dump_kyutai(config: STTConfig) -> dict[str, Any]:
     """The inverse of `parse_kyutai`: the content of a `config.json` that Kyutai's loaders read too."""
     transformer = config.lm.transformer
-    # The smallest scale that yields this feed-forward width under `2 * int(scale * dim) // 3`.
-    hidden_scale = math.ceil(1.5 * transformer.ffn_dim) / transformer.dim
-    if transformer.ffn_dim == 21 * transformer.dim // 8:
-        hidden_scale = 4
+    if transformer.norm != "rms_norm" or not transformer.gated or transformer.layer_scale:
+        raise ConfigError("config.json can only describe an LM with RMSNorm, gated feed-forwards and no LayerScale")
     raw: dict[str, Any] = {
         "card": config.lm.audio_vocab,
         "n_q": config.lm.num_codebooks,
@@ -447,7 +448,7 @@ def dump_kyutai(config: STTConfig) -> dict[str, Any]:
         "existing_text_padding_id": PAD_ID,
         "num_heads": transformer.num_heads,
         "num_layers": transformer.num_layers,
-        "hidden_scale": hidden_scale,
+        "hidden_scale": hidden_scale(transformer.dim, transformer.ffn_dim),
         "causal": True,
         "layer_scale": None,
         "context": transformer.context,
@@ -494,38 +495,76 @@ def dump_kyutai(config: STTConfig) -> dict[str, Any]:
     return raw
 
 
+def hidden_scale(dim: int, ffn_dim: int) -> float:
+    """The scale from which `parse_kyutai` gets this feed-forward width again. Raises `ConfigError` if none does."""
+    if ffn_dim == 21 * dim // 8:
+        return 4
+    for feed_forward in ((3 * ffn_dim + 1) // 2, 3 * ffn_dim // 2 + 1):
+        if 2 * feed_forward // 3 == ffn_dim and feed_forward != 4 * dim:
+            scale = feed_forward / dim
+            return scale if int(scale * dim) == feed_forward else math.nextafter(scale, math.inf)
+    raise ConfigError(f"no hidden_scale in config.json says a feed-forward width of {ffn_dim} for dim={dim}")
+
+
 def _conditioners(conditioners: Mapping[str, Any], fuser: Mapping[str, Any]) -> list[dict[str, Any]]:
-    check_keys(
+    fuser = _table(
         fuser,
-        {"sum", "cross", "prepend", "cross_attention_pos_emb", "cross_attention_pos_emb_scale"},
+        {
+            "sum": "list",
+            "cross": "list",
+            "prepend": "list",
+            "cross_attention_pos_emb": "flag",
+            "cross_attention_pos_emb_scale": "positive",
+        },
         "fuser",
     )
     for method in ("cross", "prepend"):
         if fuser.get(method):
-            raise ConfigError(
-                f"fuser.{method}={fuser[method]}: only summed conditions are supported (fuser.sum)"
-            )
+            raise ConfigError(f"fuser.{method}={fuser[method]}: only summed conditions are supported (fuser.sum)")
+    summed = fuser.get("sum", list(conditioners))
+    if sorted(map(str, summed)) != sorted(conditioners):
+        raise ConfigError(f"fuser.sum={summed} must name each of the conditioners {list(conditioners)}, and no other")
     return [_conditioner(name, spec) for name, spec in conditioners.items()]
 
 
-def _conditioner(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
-    kind = spec.get("type")
-    kinds = {"ContinuousAttribute": "continuous", "continuous": "continuous", "Lut": "lut", "lut": "lut"}
-    kinds["tensor"] = "tensor"
-    if kind not in kinds:
-        raise ConfigError(f"conditioners.{name}.type={kind!r}: expected one of {', '.join(sorted(kinds))}")
-    body = spec.get(kind)
-    if body is None:  # the Rust server writes the fields beside the type, config.json in a table of its own
-        body = {key: value for key, value in spec.items() if key != "type"}
-    check_keys(
-        body,
-        {"dim", "scale_factor", "max_period", "n_bins", "tokenizer", "possible_values", "init_scale"},
-        f"conditioners.{name}",
-    )
-    out: dict[str, Any] = {"name": name, "kind": kinds[kind], "dim": body.get("dim")}
+_CONDITIONER_KINDS = {
+    "ContinuousAttribute": "continuous",
+    "Lut": "lut",
+    "continuous": "continuous",
+    "lut": "lut",
+    "tensor": "tensor",
+}
+_CONDITIONER_KEYS: dict[str, Kind] = {
+    "dim": "count",
+    "scale_factor": "number",
+    "max_period": "positive",
+    "n_bins": "count",
+    "tokenizer": "text",
+    "possible_values": "list",
+    "init_scale": "number",
+}
+
+
+def _conditioner(name: str, spec: Any) -> dict[str, Any]:
+    where = f"conditioners.{name}"
+    if not isinstance(spec, Mapping):
+        raise ConfigError(f"{where} must be a table, not {spec!r}")
+    theirs = spec.get("type")
+    if theirs not in _CONDITIONER_KINDS:
+        raise ConfigError(f"{where}.type={theirs!r}: expected one of {', '.join(sorted(_CONDITIONER_KINDS))}")
+    if theirs in spec:  # config.json keeps the fields in a table of their own, the Rust server beside the type
+        check_keys(spec, {"type", theirs}, where)
+        body = _table(spec[theirs], _CONDITIONER_KEYS, f"{where}.{theirs}")
+    else:
+        body = _table({k: v for k, v in spec.items() if k != "type"}, _CONDITIONER_KEYS, where)
+    kind = _CONDITIONER_KINDS[theirs]
+    require(body, ("dim", "n_bins") if kind == "lut" else ("dim",), where)
+    if body.get("tokenizer", "noop") != "noop":
+        raise ConfigError(f"{where}.tokenizer={body['tokenizer']!r} cannot be run here: only 'noop' is supported")
+    out: dict[str, Any] = {"name": name, "kind": kind, "dim": body["dim"]}
     out |= {key: float(body[key]) for key in ("scale_factor", "max_period") if key in body}
-    if "n_bins" in body:
-        out |= {"num_bins": body["n_bins"], "possible_values": body.get("possible_values") or []}
+    if kind == "lut":
+        out |= {"num_bins": body["n_bins"], "possible_values": body.get("possible_values", [])}
     return out
 
 
@@ -560,8 +599,8 @@ def parse_codec(raw: Mapping[str, Any]) -> CodecConfig:
 
 
 def dump_codec(config: CodecConfig) -> dict[str, Any]:
-    """The inverse of `parse_codec`: in Kyutai's form where it can say it, else (log-mel) in ours."""
-    if config.mel is not None:
+    """The inverse of `parse_codec`: in Kyutai's form where it can say it, else (log-mel, say) in ours."""
+    if config.mel is not None or config.transformer.norm != "layer_norm" or config.transformer.gated:
         dumped: dict[str, Any] = json.loads(config.model_dump_json())
         return dumped
     transformer = config.transformer
@@ -597,7 +636,7 @@ def dump_codec(config: CodecConfig) -> dict[str, Any]:
             "context": transformer.context,
             "max_period": transformer.max_period,
             "dim_feedforward": transformer.ffn_dim,
-            "layer_scale": 0.01,
+            "layer_scale": 0.01 if transformer.layer_scale else None,
             "input_dimension": transformer.dim,
             "output_dimensions": [transformer.dim],
         },
@@ -622,54 +661,84 @@ _CODEC_TRANSFORMER_CONSTANTS: dict[str, Any] = {
 }
 
 
+_CODEC_KEYS: dict[str, Kind] = {
+    "sample_rate": "count",
+    "channels": "count",
+    "frame_rate": "positive",
+    "seanet": "table",
+    "quantizer": "table",
+    "transformer": "table",
+}
+_QUANTIZER_KEYS: dict[str, Kind] = {
+    "dimension": "count",
+    "n_q": "count",
+    "n_q_semantic": "count",
+    "bins": "count",
+    "input_dimension": "count",
+    "output_dimension": "count",
+}
+# Our name for each key that says how wide or long a part is.
+_SEANET_FIELDS = {
+    "n_filters": "num_filters",
+    "kernel_size": "kernel_size",
+    "last_kernel_size": "last_kernel_size",
+    "residual_kernel_size": "residual_kernel_size",
+    "n_residual_layers": "num_residual_layers",
+    "dilation_base": "dilation_base",
+    "compress": "compress",
+}
+_CODEC_TRANSFORMER_FIELDS = {
+    "d_model": "dim",
+    "num_heads": "num_heads",
+    "num_layers": "num_layers",
+    "dim_feedforward": "ffn_dim",
+    "context": "context",
+}
+
+
 def _parse_kyutai_codec(raw: Mapping[str, Any]) -> CodecConfig:
-    check_keys(
-        raw, {"sample_rate", "channels", "frame_rate", "seanet", "quantizer", "transformer"}, "mimi config"
+    raw = _table(raw, _CODEC_KEYS, "the codec's config")
+    require(raw, ("seanet", "quantizer", "transformer"), "the codec's config")
+    check_constants(raw, {"channels": 1}, "the codec's config")
+    seanet = _table_with_constants(
+        raw["seanet"],
+        {**dict.fromkeys(_SEANET_FIELDS, "count"), "dimension": "count", "ratios": "list"},
+        _SEANET_CONSTANTS,
+        "seanet",
     )
-    seanet, quantizer, transformer = raw["seanet"], raw["quantizer"], raw["transformer"]
-    seanet_keys = {
-        "num_filters": "n_filters",
-        "ratios": "ratios",
-        "kernel_size": "kernel_size",
-        "last_kernel_size": "last_kernel_size",
-        "residual_kernel_size": "residual_kernel_size",
-        "num_residual_layers": "n_residual_layers",
-        "dilation_base": "dilation_base",
-        "compress": "compress",
-    }
-    check_keys(seanet, {*seanet_keys.values(), *_SEANET_CONSTANTS, "dimension"}, "seanet")
-    _check_constants(seanet, _SEANET_CONSTANTS, "seanet")
-    transformer_keys = {
-        "dim": "d_model",
-        "num_heads": "num_heads",
-        "num_layers": "num_layers",
-        "ffn_dim": "dim_feedforward",
-        "context": "context",
-        "max_period": "max_period",
-    }
-    check_keys(
-        transformer,
+    transformer = _table_with_constants(
+        raw["transformer"],
         {
-            *transformer_keys.values(),
-            *_CODEC_TRANSFORMER_CONSTANTS,
-            "layer_scale",
-            "input_dimension",
-            "output_dimensions",
+            **dict.fromkeys(_CODEC_TRANSFORMER_FIELDS, "count"),
+            "max_period": "positive",
+            "layer_scale": "positive",
+            "input_dimension": "count",
+            "output_dimensions": "list",
         },
+        _CODEC_TRANSFORMER_CONSTANTS,
         "transformer",
     )
-    _check_constants(transformer, _CODEC_TRANSFORMER_CONSTANTS, "transformer")
-    check_keys(
-        quantizer,
-        {"dimension", "n_q", "n_q_semantic", "bins", "input_dimension", "output_dimension"},
-        "quantizer",
-    )
-    fields: dict[str, Any] = {ours: seanet[theirs] for ours, theirs in seanet_keys.items() if theirs in seanet}
+    quantizer = _table(raw["quantizer"], _QUANTIZER_KEYS, "quantizer")
+    require(transformer, (*_CODEC_TRANSFORMER_FIELDS, "max_period"), "transformer")
+    require(quantizer, ("dimension", "n_q", "bins"), "quantizer")
+    width = transformer["d_model"]
+    for table, key, where in (
+        (seanet, "dimension", "seanet"),
+        (quantizer, "input_dimension", "quantizer"),
+        (quantizer, "output_dimension", "quantizer"),
+        (transformer, "input_dimension", "transformer"),
+    ):
+        if table.get(key, width) != width:
+            raise ConfigError(f"{where}.{key}={table[key]} must be the Transformers' width, d_model={width}")
+    fields: dict[str, Any] = {ours: seanet[theirs] for theirs, ours in _SEANET_FIELDS.items() if theirs in seanet}
+    if "ratios" in seanet:
+        fields["ratios"] = seanet["ratios"]
     fields["transformer"] = {
-        **{ours: transformer[theirs] for ours, theirs in transformer_keys.items()},
+        **{ours: transformer[theirs] for theirs, ours in _CODEC_TRANSFORMER_FIELDS.items()},
+        "max_period": transformer["max_period"],
         "norm": "layer_norm",
         "gated": False,
-        "layer_scale": transformer.get("layer_scale") is not None,
+        "layer_scale": "layer_scale" in transformer,
     }
     fields |= {
         "sample_rate": raw.get("sample_rate", 24_000),
@@ -695,39 +764,57 @@ _RUST_TRANSFORMER_CONSTANTS: dict[str, Any] = {
     "positional_embedding": "Rope",
     "conv_layout": False,
     "kv_repeat": 1,
+    "layer_scale": None,
+    "cross_attention": None,
+    "shared_cross_attn": False,
 }
+
+
+_RUST_KEYS: dict[str, Kind] = {
+    "audio_vocab_size": "count",
+    "text_in_vocab_size": "count",
+    "text_out_vocab_size": "count",
+    "audio_codebooks": "count",
+    "transformer": "table",
+    "depformer": "table",
+    "extra_heads": "table",
+    "conditioners": "table",
+}
+_RUST_TRANSFORMER_KEYS: dict[str, Kind] = {
+    "d_model": "count",
+    "num_heads": "count",
+    "num_layers": "count",
+    "dim_feedforward": "count",
+    "context": "count",
+    "max_period": "positive",
+}
+# Keys that size caches and parts which are not there.
+_RUST_UNUSED_KEYS = ("use_conv_bias", "conv_kernel_size", "max_seq_len")
 
 
 def parse_rust_model(table: Mapping[str, Any]) -> LMConfig:
     """Read `[modules.asr.model]` of the Rust server's TOML. Raises `ConfigError` that names the key."""
-    check_keys(
-        table,
-        {
-            "audio_vocab_size",
-            "text_in_vocab_size",
-            "text_out_vocab_size",
-            "audio_codebooks",
-            "transformer",
-            "depformer",
-            "extra_heads",
-            "conditioners",
-        },
-        "the model table",
-    )
-    if table.get("depformer") is not None:
+    table = _table(table, _RUST_KEYS, "the model table")
+    sizes = ("audio_vocab_size", "text_in_vocab_size", "text_out_vocab_size", "audio_codebooks", "transformer")
+    require(table, sizes, "the model table")
+    if "depformer" in table:
         raise ConfigError("model.depformer: a speech-to-text model has none")
-    transformer = _mapping(table, "transformer")
-    used = {"d_model", "num_heads", "num_layers", "dim_feedforward", "context", "max_period"}
-    unused = {"use_conv_bias", "conv_kernel_size", "max_seq_len", "layer_scale", "cross_attention", "shared_cross_attn"}
-    check_keys(transformer, used | unused | _RUST_TRANSFORMER_CONSTANTS.keys(), "model.transformer")
-    _check_constants(transformer, _RUST_TRANSFORMER_CONSTANTS, "model.transformer")
-    missing = sorted(used - transformer.keys())
-    if missing:
-        raise ConfigError(f"model.transformer lacks {', '.join(missing)}")
+    transformer = _table_with_constants(
+        table["transformer"],
+        _RUST_TRANSFORMER_KEYS,
+        _RUST_TRANSFORMER_CONSTANTS,
+        "model.transformer",
+        _RUST_UNUSED_KEYS,
+    )
+    require(transformer, tuple(_RUST_TRANSFORMER_KEYS), "model.transformer")
     if table["text_in_vocab_size"] != table["text_out_vocab_size"] + 1:
-        raise ConfigError("text_in_vocab_size must be text_out_vocab_size + 1: one row more, the initial token")
-    heads = _mapping(table, "extra_heads")
-    check_keys(heads, {"num_heads", "dim"}, "model.extra_heads")
+        raise ConfigError(
+            f"text_in_vocab_size={table['text_in_vocab_size']} must be text_out_vocab_size + 1 = "
+            f"{table['text_out_vocab_size'] + 1}: one row more, the initial token"
+        )
+    if table["audio_vocab_size"] < 2:
+        raise ConfigError("audio_vocab_size=1 leaves no audio token: it counts the initial token too")
+    heads = _table(table.get("extra_heads"), {"num_heads": "natural", "dim": "count"}, "model.extra_heads")
     dim, feed_forward = transformer["d_model"], transformer["dim_feedforward"]
     return _validate(
         LMConfig,
@@ -747,7 +834,7 @@ def parse_rust_model(table: Mapping[str, Any]) -> LMConfig:
             "num_codebooks": table["audio_codebooks"],
             "pause_heads": heads.get("num_heads", 0),
             "pause_classes": heads.get("dim", 6),
-            "conditioners": _conditioners(_mapping(table, "conditioners"), {}),
+            "conditioners": _conditioners(table.get("conditioners", {}), {}),
         },
     )
 
@@ -781,9 +868,7 @@ PRESETS: dict[str, STTConfig] = {
         delay_seconds=0.5,
         delay_frames=6,
         sampling=SamplingConfig(temperature=0.0, top_k=50),
-        files=FileNames(
-            codec="mimi-pytorch-e351c8d8@125.safetensors", tokenizer="tokenizer_en_fr_audio_8000.model"
-        ),
+        files=FileNames(codec="mimi-pytorch-e351c8d8@125.safetensors", tokenizer="tokenizer_en_fr_audio_8000.model"),
     ),
     "kyutai/stt-2.6b-en": STTConfig(
         codec=CodecConfig(),
@@ -833,10 +918,69 @@ def check_keys(raw: Mapping[str, Any], known: Any, where: str) -> None:
             raise ConfigError(f"unknown key {key!r} in {where}{hint}")
 
 
+Kind = Literal["count", "natural", "positive", "not negative", "number", "text", "flag", "table", "list"]
+"""What a published key must hold: checked before any arithmetic, so that the error names the key as published."""
 
 
+def _is_kind(value: Any, kind: Kind) -> bool:
+    if kind in ("count", "natural"):
+        return type(value) is int and value >= (kind == "count")
+    if kind in ("positive", "not negative", "number"):
+        if type(value) not in (int, float) or not math.isfinite(value):
+            return False
+        return kind == "number" or value > 0 or (kind == "not negative" and value == 0)
+    return isinstance(value, {"text": str, "flag": bool, "table": Mapping, "list": list}[kind])
 
-def _check_constants(raw: Mapping[str, Any], constants: Mapping[str, Any], where: str) -> None:
+
+_KIND_WORDS: dict[Kind, str] = {
+    "count": "a whole number above 0",
+    "natural": "a whole number, 0 or more",
+    "positive": "a number above 0",
+    "not negative": "a number, 0 or more",
+    "number": "a number",
+    "text": "text",
+    "flag": "true or false",
+    "table": "a table",
+    "list": "a list",
+}
+
+
+def checked(raw: Mapping[str, Any], kinds: Mapping[str, Kind], where: str) -> dict[str, Any]:
+    """The keys of `raw` that hold a value (null is as good as absent), each of the kind it must be."""
+    for key, kind in kinds.items():
+        if raw.get(key) is not None and not _is_kind(raw[key], kind):
+            raise ConfigError(f"{where}: {key} must be {_KIND_WORDS[kind]}, not {raw[key]!r}")
+    return {key: value for key, value in raw.items() if value is not None}
+
+
+def _table(raw: Any, kinds: Mapping[str, Kind], where: str) -> dict[str, Any]:
+    """A table of which every key is known and every value of its kind; an absent table is an empty one."""
+    if raw is None:
+        return {}
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where} must be a table, not {raw!r}")
+    check_keys(raw, kinds, where)
+    return checked(raw, kinds, where)
+
+
+def _table_with_constants(
+    raw: Any, kinds: Mapping[str, Kind], constants: Mapping[str, Any], where: str, unused: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """A table that holds besides: keys whose values can only be these `constants`, and keys that change nothing."""
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where} must be a table, not {raw!r}")
+    check_keys(raw, {*kinds, *constants, *unused}, where)
+    check_constants(raw, constants, where)
+    return checked(raw, kinds, where)
+
+
+def require(raw: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
+    missing = [key for key in keys if key not in raw]
+    if missing:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}")
+
+
+def check_constants(raw: Mapping[str, Any], constants: Mapping[str, Any], where: str) -> None:
     for key, value in constants.items():
         if key in raw and raw[key] != value:
             raise ConfigError(f"{where}.{key}={raw[key]!r} cannot be run here: only {value!r} is supported")
@@ -854,20 +998,6 @@ def _validate(model: type[_Model], fields: dict[str, Any]) -> _Model:
             for e in error.errors()
         )
         raise ConfigError("; ".join(problems)) from error
-
-
-def _mapping(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = raw.get(key) or {}
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{key} must be a table, not {value!r}")
-    return value
-
-
-def _list(raw: Mapping[str, Any], key: str) -> list[Any]:
-    value = raw.get(key, [])
-    if not isinstance(value, list):
-        raise ConfigError(f"{key} must be a list, not {value!r}")
-    return value
 
 
 def _either(values: tuple[Any, ...]) -> str:

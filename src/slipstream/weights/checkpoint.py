@@ -1,0 +1,143 @@
+"""Checkpoints: loaded from any published layout, saved in any, converted from one to another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slipstream.config import CodecConfig, FileNames, STTConfig, dump_codec, dump_kyutai
+from slipstream.errors import CheckpointError
+from slipstream.weights import mlx
+from slipstream.weights.layouts import LAYOUTS, fitting, get_layout
+from slipstream.weights.quantization import GROUP_SIZES
+from slipstream.weights.sources import Origin, Ref, resolve
+from slipstream.weights.tables import Table
+from slipstream.weights.tensors import DTYPES, Array, Tensors, read_tensors, write_tensors
+from slipstream.weights.transformers import EXTRAS_FILE, is_extra
+from slipstream.weights.transformers_config import dump_config
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A whole model: its configuration, its tensors under canonical names (see `names`), its tokenizer's file.
+
+    Tensors loaded from a file have the types that they have there; most are views of the file, not copies.
+    """
+
+    config: STTConfig
+    lm: Tensors
+    codec: Tensors
+    tokenizer: Path
+
+
+def load_checkpoint(ref: Ref, **origin: Unpack[Origin]) -> Checkpoint:
+    """Load a checkpoint in whichever layout it is; the arguments are those of `sources.resolve`.
+
+    Raises `CheckpointError` for files that cannot be found or read, and one that names every tensor that does not
+    fit the configuration; `ConfigError` for a configuration that is wrong.
+    """
+    sources = resolve(ref, **origin)
+    config = sources.config
+    return Checkpoint(
+        config=config,
+        lm=_read(sources.lm, [layout.lm(config.lm) for layout in LAYOUTS.values()]),
+        codec=_read(sources.codec, [layout.codec(config.codec) for layout in LAYOUTS.values()]),
+        tokenizer=sources.tokenizer,
+    )
+
+
+def save_checkpoint(
+    checkpoint: Checkpoint, folder: Path, layout: str, *, quantize: int | None = None, dtype: str | None = None
+) -> None:
+    """Write a checkpoint into a folder, which is made if need be.
+
+    `layout`: a name in `LAYOUTS`. `quantize`: 4 or 8 bits for the LM, in the layout `mlx`. `dtype`: a name in
+    `DTYPES` for the LM's weights; by default they keep theirs. The codec always does: its codebooks need it.
+    Raises `CheckpointError` when the layout cannot hold the model.
+    """
+    tables = get_layout(layout)
+    if quantize is not None and (layout != "mlx" or quantize not in GROUP_SIZES):
+        raise CheckpointError(f"cannot quantise to {quantize} bits in {layout}: mlx alone does, to 4 or 8 bits")
+    if dtype is not None and dtype not in DTYPES:
+        raise CheckpointError(f"no dtype is called {dtype!r}; there are {', '.join(DTYPES)}")
+    config = checkpoint.config
+    lm = tables.lm(config.lm).write(_cast(checkpoint.lm, dtype))
+    codec = tables.codec(config.codec).write(checkpoint.codec)
+    if quantize is not None:
+        lm = mlx.quantized(lm, quantize)
+    files = _file_names(config, mlx.file_name(quantize), checkpoint.tokenizer.name)
+    config = config.model_copy(update={"files": files})
+    texts: dict[str, dict[str, Any]]
+    if layout == "transformers":
+        texts = dump_config(config, lm["lm_head.weight"].dtype.name)
+        tensors = {files.lm: {name: array for name, array in (lm | codec).items() if not is_extra(name)}}
+        if extras := {name: array for name, array in lm.items() if is_extra(name)}:
+            tensors[EXTRAS_FILE] = extras
+    else:
+        texts = {"config.json": dump_kyutai(config)}
+        if files.codec_config:
+            texts[files.codec_config] = dump_codec(config.codec)
+        tensors = {files.lm: lm, files.codec: codec}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in texts.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for name, arrays in tensors.items():
+        write_tensors(folder / name, arrays)
+    if checkpoint.tokenizer.resolve() != (folder / files.tokenizer).resolve():
+        shutil.copyfile(checkpoint.tokenizer, folder / files.tokenizer)
+
+
+def convert(
+    source: Ref,
+    destination: Path,
+    layout: str,
+    *,
+    quantize: int | None = None,
+    dtype: str | None = None,
+    **origin: Unpack[Origin],
+) -> None:
+    """Load a checkpoint in whichever layout it is, and write it into a new folder in `layout`.
+
+    The arguments are those of `load_checkpoint` and `save_checkpoint`. Raises `CheckpointError` when the folder is
+    there already and not empty.
+    """
+    destination = Path(destination)
+    if destination.exists() and any(destination.iterdir()):
+        raise CheckpointError(f"{destination} is not empty: give a new folder")
+    save_checkpoint(load_checkpoint(source, **origin), destination, layout, quantize=quantize, dtype=dtype)
+
+
+def _read(paths: Sequence[Path], tables: Iterable[Table]) -> dict[str, Array]:
+    tensors: dict[str, Array] = {}
+    where = ", ".join(map(str, paths))
+    for path in paths:
+        found = read_tensors(path)
+        twice = tensors.keys() & found.keys()
+        if twice:
+            raise CheckpointError(f"{where}: {', '.join(sorted(twice))} in more than one of these files")
+        tensors |= found
+    return fitting(tables, tensors, where).read(tensors, where)
+
+
+def _cast(tensors: Tensors, dtype: str | None) -> Tensors:
+    if dtype is None:
+        return tensors
+    return {name: array.astype(DTYPES[dtype], copy=False) for name, array in tensors.items()}
+
+
+def _file_names(config: STTConfig, lm: str, tokenizer: str) -> FileNames:
+    codec = Path(config.files.codec).name
+    return FileNames(
+        lm=lm,
+        codec=codec if codec != lm else "mimi.safetensors",  # from a file that holds both
+        codec_config=None if config.codec == CodecConfig() else "mimi.json",
+        tokenizer=tokenizer,
+    )

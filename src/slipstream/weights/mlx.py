@@ -1,0 +1,65 @@
+"""Kyutai's MLX layout: the `moshi_mlx` package's names for the LM, in floats or group-quantised to 8 or 4 bits.
+
+The codec beside it is the PyTorch file: see `kyutai.codec_table`.
+"""
+
+from __future__ import annotations
+
+from slipstream.config import LMConfig
+from slipstream.weights.names import Shapes, lm_shapes
+from slipstream.weights.quantization import Quantized, dequantize, fits, quantize
+from slipstream.weights.tables import Entries, Same, Stacked, Table, make_rules
+from slipstream.weights.tensors import Array, Tensors
+
+
+def lm_table(config: LMConfig) -> Table:
+    """The LM's tensors as `moshi_mlx` names them. Quantised ones are dequantised as they are read."""
+    layer = "transformer.layers.{i}."
+    conditioner = "condition_provider.conditioners.{name}."
+    entries: Entries = {
+        "text_emb.weight": Same("text_emb.weight"),
+        "audio_emb.weight": Stacked("audio_embs.{k}.weight", config.num_codebooks),
+        "conditioners.{name}.embed.weight": Same(conditioner + "embed.weight"),
+        "conditioners.{name}.output_proj.weight": Same(conditioner + "output_proj.weight"),
+        "conditioners.{name}.learnt_padding": Same(conditioner + "learnt_padding", lead=2),
+        "transformer.layers.{i}.{norm}.weight": Same(layer + "{norm}.weight"),
+        "transformer.layers.{i}.attn.{proj}.weight": Same(layer + "self_attn.{proj}.weight"),
+        "transformer.layers.{i}.ffn.{linear}.weight": Same(layer + "gating.{linear}.weight"),
+        "out_norm.weight": Same("out_norm.weight"),
+        "text_linear.weight": Same("text_linear.weight"),
+        "pause_heads.weight": Stacked("extra_heads.{k}.weight", config.pause_heads),
+    }
+    return Table(make_rules(lm_shapes(config), entries), decode=dequantized)
+
+
+def file_name(bits: int | None) -> str:
+    """What `moshi_mlx` expects the LM's file to be called: it tells the number of bits by the name."""
+    return f"model.q{bits}.safetensors" if bits else "model.safetensors"
+
+
+def quantized(tensors: Tensors, bits: int) -> dict[str, Array]:
+    """Quantise every matrix, as `mlx.nn.quantize` does with every linear layer and embedding."""
+    out: dict[str, Array] = {}
+    for name, array in tensors.items():
+        if array.ndim != 2:
+            out[name] = array
+            continue
+        stem = name.removesuffix("weight")
+        for part, values in quantize(array, bits)._asdict().items():
+            out[stem + part] = values
+    return out
+
+
+def dequantized(tensors: Tensors, shapes: Shapes) -> dict[str, Array]:
+    """The tensors with each `weight`, `scales`, `biases` made one matrix of the shape to be found.
+
+    Three that do not fit that shape are left as they are, to be reported.
+    """
+    out = dict(tensors)
+    for name, shape in shapes.items():
+        stem = name.removesuffix("weight")
+        parts = [out[stem + part] for part in Quantized._fields if stem + part in out]
+        if len(parts) == len(Quantized._fields) and fits(matrix := Quantized(*parts), shape[-1]):
+            out[name] = dequantize(matrix, shape[-1])
+            del out[stem + "scales"], out[stem + "biases"]
+    return out

@@ -1,0 +1,232 @@
+"""Where the parts of a checkpoint come from: a folder, a repository on the hub, a built-in model, single files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from slipstream.config import STTConfig, parse_kyutai, read_json
+from slipstream.errors import CheckpointError, ConfigError
+from slipstream.weights.transformers import EXTRAS_FILE
+from slipstream.weights.transformers_config import MODEL_FILE, is_transformers, parse_config
+
+BUILT_IN = Path(__file__).parent.parent / "models"
+"""The models that come with the package, a folder each."""
+
+Ref = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """A checkpoint's configuration, and its files on this machine; the codec's may be the LM's own."""
+
+    config: STTConfig
+    lm: tuple[Path, ...]
+    codec: tuple[Path, ...]
+    tokenizer: Path
+
+
+class Origin(TypedDict, total=False):
+    """The keyword arguments of `resolve`, for functions that hand them on."""
+
+    revision: str | None
+    config: Ref | None
+    codec_config: Ref | None
+    lm: Ref | None
+    codec: Ref | None
+    tokenizer: Ref | None
+
+
+def resolve(
+    ref: Ref,
+    *,
+    revision: str | None = None,
+    config: Ref | None = None,
+    codec_config: Ref | None = None,
+    lm: Ref | None = None,
+    codec: Ref | None = None,
+    tokenizer: Ref | None = None,
+) -> Sources:
+    """Find every file of a checkpoint; download what the hub's cache does not have.
+
+    `ref`: a folder, a repository id such as `kyutai/stt-1b-en_fr` (at `revision`: a branch, tag or commit), or the
+    name of a built-in model. Each part can come from elsewhere: a path, `file://path` or `hf://owner/repo/file`.
+    Raises `CheckpointError` for what cannot be found or fetched, `ConfigError` for a configuration that is wrong.
+    """
+    place = _place(ref, revision)
+    config_path = _override(config, place) or place.get("config.json")
+    raw = read_json(config_path)
+    try:
+        if is_transformers(raw):
+            parsed = parse_config(raw, _feature_extractor(place))
+        else:
+            parsed = parse_kyutai(raw, _codec_config(raw, codec_config, place))
+    except ConfigError as error:
+        raise ConfigError(f"{config_path}: {error}") from error
+    files = parsed.files
+    if files.lora:
+        raise CheckpointError(f"{ref} has a LoRA adapter ({files.lora}): fuse it into the LM's weights first")
+    lm_path, codec_path = _override(lm, place), _override(codec, place)
+    if is_transformers(raw):
+        shared = () if lm_path and codec_path else _shards(place)
+        extras = (place.get(EXTRAS_FILE),) if parsed.lm.pause_heads or parsed.lm.conditioners else ()
+        return Sources(
+            config=parsed,
+            lm=(lm_path,) if lm_path else (*shared, *extras),
+            codec=(codec_path,) if codec_path else shared,
+            tokenizer=_override(tokenizer, place) or _tokenizer(place, files.tokenizer),
+        )
+    return Sources(
+        config=parsed,
+        lm=(lm_path or _get(place, files.lm),),
+        codec=(codec_path or _get(place, files.codec),),
+        tokenizer=_override(tokenizer, place) or _get(place, files.tokenizer),
+    )
+
+
+def built_in_models() -> tuple[str, ...]:
+    """Names of the models that come with the package."""
+    return tuple(sorted(path.parent.name for path in BUILT_IN.glob("*/config.json")))
+
+
+class _NotThereError(CheckpointError):
+    """A place does not have a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    path: Path
+
+    def get(self, name: str) -> Path:
+        path = self.path / name
+        if not path.is_file():
+            raise _NotThereError(f"{path}: no such file")
+        return path
+
+
+@dataclass(frozen=True, slots=True)
+class _Repository:
+    name: str
+    revision: str | None
+
+    def get(self, name: str) -> Path:
+        from huggingface_hub import errors, hf_hub_download
+
+        where = f"{self.name} on the hub" + (f" at revision {self.revision}" if self.revision else "")
+        try:
+            return Path(hf_hub_download(self.name, name, revision=self.revision))
+        except errors.GatedRepoError as error:
+            raise CheckpointError(
+                f"{self.name} is gated: accept its terms at https://huggingface.co/{self.name}, then log in "
+                "with `hf auth login` or set HF_TOKEN"
+            ) from error
+        except errors.RepositoryNotFoundError as error:
+            raise CheckpointError(
+                f"there is no {self.name} on the hub, and no folder of that name here; "
+                "if it is private, log in with `hf auth login` or set HF_TOKEN"
+            ) from error
+        except errors.RevisionNotFoundError as error:
+            raise CheckpointError(f"{self.name} has no revision {self.revision!r}") from error
+        except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+            raise _NotThereError(
+                f"{name} of {where} is not in the hub's cache, and the hub cannot be reached (HF_HUB_OFFLINE is set, "
+                "or there is no connection): fetch it once with a connection, or give the path of a copy"
+            ) from error
+        except errors.EntryNotFoundError as error:
+            raise _NotThereError(f"{where} has no file {name}") from error
+        except (errors.HFValidationError, OSError) as error:
+            raise CheckpointError(f"{name} of {where} cannot be fetched: {error}") from error
+
+
+_Place = _Folder | _Repository
+
+
+def _place(ref: Ref, revision: str | None) -> _Place:
+    name = os.fspath(ref)
+    if name in built_in_models():
+        return _Folder(BUILT_IN / name)
+    if Path(name).is_dir():
+        return _Folder(Path(name))
+    if Path(name).is_file():
+        raise CheckpointError(f"{name} is a file: give the folder that it lies in")
+    repository = name.removeprefix("hf://")
+    if isinstance(ref, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        return _Repository(repository, revision)
+    raise CheckpointError(
+        f"{name} is neither a folder, nor a repository's id (owner/name), "
+        f"nor a built-in model ({', '.join(built_in_models()) or 'there is none'})"
+    )
+
+
+def _get(place: _Place, name: str) -> Path:
+    """A file that a configuration names: one of the place's own, or of another (`hf://`, `file://`)."""
+    return _elsewhere(name, place) or place.get(name)
+
+
+def _override(ref: Ref | None, place: _Place) -> Path | None:
+    """A file that the user names."""
+    if ref is None:
+        return None
+    return _elsewhere(os.fspath(ref), place) or _Folder(Path()).get(os.fspath(ref))
+
+
+def _elsewhere(name: str, place: _Place) -> Path | None:
+    if name.startswith("file://"):
+        return _Folder(Path()).get(name.removeprefix("file://"))
+    if not name.startswith("hf://"):
+        return None
+    parts = name.removeprefix("hf://").split("/", 2)
+    if len(parts) < 3:
+        raise CheckpointError(f"{name} names no file: expected hf://owner/repo/file")
+    repository = "/".join(parts[:2])
+    # A revision belongs to the repository that it was given for.
+    if isinstance(place, _Repository) and place.name == repository:
+        return place.get(parts[2])
+    return _Repository(repository, revision=None).get(parts[2])
+
+
+def _codec_config(raw: Mapping[str, Any], override: Ref | None, place: _Place) -> dict[str, Any] | None:
+    name = raw.get("mimi_config_name")
+    path = _override(override, place) or (_get(place, name) if isinstance(name, str) else None)
+    return read_json(path) if path else None
+
+
+def _feature_extractor(place: _Place) -> Mapping[str, Any]:
+    """The feature extractor's configuration: in a file of its own, or (since version 5) in the processor's."""
+    try:
+        return read_json(place.get("preprocessor_config.json"))
+    except _NotThereError as missing:
+        try:
+            inner = read_json(place.get("processor_config.json")).get("feature_extractor")
+        except _NotThereError:
+            raise missing from None
+        return inner if isinstance(inner, Mapping) else {}
+
+
+def _shards(place: _Place) -> tuple[Path, ...]:
+    """The file of the weights, or the files: `transformers` cuts large models into several, listed in an index."""
+    try:
+        return (place.get(MODEL_FILE),)
+    except _NotThereError as missing:
+        try:
+            index_path = place.get(MODEL_FILE + ".index.json")
+        except _NotThereError:
+            raise missing from None
+    weight_map = read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, Mapping) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index_path}: weight_map must name the file of each tensor")
+    return tuple(place.get(name) for name in sorted(set(weight_map.values())))
+
+
+def _tokenizer(place: _Place, name: str) -> Path:
+    try:
+        return place.get(name)
+    except _NotThereError as missing:
+        raise CheckpointError(
+            f"{missing}: checkpoints of transformers have no SentencePiece model; name one as the tokenizer, "
+            "such as hf://kyutai/stt-2.6b-en/tokenizer_en_audio_4000.model"
+        ) from missing
