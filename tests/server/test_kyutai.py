@@ -1,4 +1,4 @@
-"""Kyutai's wire, byte for byte, and its decoder against the plain way of decoding."""
+"""Kyutai's wire, byte for byte, and its wire against the plain way of decoding."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from slipstream.server import kyutai
-from slipstream.server.kyutai import KyutaiDecoder
+from slipstream.server.kyutai import KyutaiWire
 from slipstream.server.protocol import Audio, Marker, ProtocolError, Restart
 
 FLOATS = st.lists(st.floats(-1, 1, width=32), max_size=40)
 
 
 def audio_of(data: bytes) -> list[float]:
-    (command,) = KyutaiDecoder().push(data)
+    (command,) = KyutaiWire().decode(data)
     assert isinstance(command, Audio)
     return command.pcm_S.tolist()
 
@@ -95,7 +95,7 @@ def test_samples_that_are_no_audio_are_refused(value: float) -> None:
         if single and value == 1e39:
             continue
         with pytest.raises(ProtocolError, match="peak"):
-            KyutaiDecoder().push(msgpack.packb({"type": "Audio", "pcm": [0.0, value]}, use_single_float=single))
+            KyutaiWire().decode(msgpack.packb({"type": "Audio", "pcm": [0.0, value]}, use_single_float=single))
 
 
 @pytest.mark.parametrize(
@@ -125,14 +125,14 @@ def test_samples_that_are_no_audio_are_refused(value: float) -> None:
 )
 def test_errors_say_what_was_wrong(message: bytes, says: str) -> None:
     with pytest.raises(ProtocolError, match=says):
-        KyutaiDecoder().push(message)
+        KyutaiWire().decode(message)
 
 
 def test_markers_and_init() -> None:
-    decoder = KyutaiDecoder()
-    assert decoder.push(msgpack.packb({"type": "Marker", "id": -3})) == [Marker(-3)]
-    assert decoder.push(msgpack.packb({"type": "Init"})) == [Restart()]
-    assert decoder.push(msgpack.packb({"type": "Init", "anything": "else"})) == [Restart()]
+    wire = KyutaiWire()
+    assert wire.decode(msgpack.packb({"type": "Marker", "id": -3})) == [Marker(-3)]
+    assert wire.decode(msgpack.packb({"type": "Init"})) == [Restart()]
+    assert wire.decode(msgpack.packb({"type": "Init", "anything": "else"})) == [Restart()]
 
 
 # ---------------------------------------------------------------------------------------------------------- Ogg Opus
@@ -159,36 +159,36 @@ def opus_messages(data: bytes, size: int, as_list: bool = False) -> list[bytes]:
     return [msgpack.packb({"type": "OggOpus", "data": list(cut) if as_list else cut}) for cut in cuts]
 
 
-def heard(decoder: KyutaiDecoder, messages: list[bytes]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    commands = [command for message in messages for command in decoder.push(message)]
+def heard(wire: KyutaiWire, messages: list[bytes]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    commands = [command for message in messages for command in wire.decode(message)]
     return np.concatenate([command.pcm_S for command in commands if isinstance(command, Audio)])
 
 
 @pytest.mark.parametrize("size", [1, 100, 1_000_000])
 def test_opus_is_heard_wherever_it_is_cut(size: int) -> None:
     stream, marker = ogg_opus(1.0), msgpack.packb({"type": "Marker", "id": 1})
-    pcm = heard(KyutaiDecoder(), [*opus_messages(stream, size), marker])
+    pcm = heard(KyutaiWire(), [*opus_messages(stream, size), marker])
     assert len(pcm) == pytest.approx(24_000, abs=500)  # libopus pads the last 20 ms frame
     spectrum = np.abs(np.fft.rfft(pcm[4_000:20_000]))
     assert np.argmax(spectrum) * 24_000 / 16_000 == pytest.approx(440, abs=2)
-    whole = heard(KyutaiDecoder(), [*opus_messages(stream, len(stream)), marker])
+    whole = heard(KyutaiWire(), [*opus_messages(stream, len(stream)), marker])
     np.testing.assert_array_equal(pcm, whole)
 
 
 def test_opus_as_a_list_of_bytes_and_a_second_stream() -> None:
     first, second = ogg_opus(0.3), ogg_opus(0.3, 880.0)
-    decoder = KyutaiDecoder()
-    as_list = heard(decoder, opus_messages(first, 500, as_list=True))
-    np.testing.assert_array_equal(as_list, heard(KyutaiDecoder(), opus_messages(first, 500)))
-    assert len(heard(decoder, opus_messages(second, 500))) > 0
+    wire = KyutaiWire()
+    as_list = heard(wire, opus_messages(first, 500, as_list=True))
+    np.testing.assert_array_equal(as_list, heard(KyutaiWire(), opus_messages(first, 500)))
+    assert len(heard(wire, opus_messages(second, 500))) > 0
 
 
 def test_init_forgets_half_a_page() -> None:
-    decoder = KyutaiDecoder()
+    wire = KyutaiWire()
     half = opus_messages(ogg_opus(0.3)[:700], 700)
-    heard(decoder, half)
-    decoder.push(msgpack.packb({"type": "Init"}))
-    assert len(heard(decoder, opus_messages(ogg_opus(0.3), 500))) > 0
+    heard(wire, half)
+    wire.decode(msgpack.packb({"type": "Init"}))
+    assert len(heard(wire, opus_messages(ogg_opus(0.3), 500))) > 0
 
 
 @pytest.mark.parametrize(
@@ -202,15 +202,15 @@ def test_init_forgets_half_a_page() -> None:
 )
 def test_other_ogg_is_refused(old: bytes, new: bytes, says: str) -> None:
     with pytest.raises(ProtocolError, match=says):
-        heard(KyutaiDecoder(), opus_messages(ogg_opus(0.1).replace(old, new, 1), 1_000_000))
+        heard(KyutaiWire(), opus_messages(ogg_opus(0.1).replace(old, new, 1), 1_000_000))
 
 
 def test_an_endless_packet_is_refused() -> None:
     page = b"OggS\0\2" + bytes(20) + b"\xff" + b"\xff" * 255 + bytes(255 * 255)
     continued = b"OggS\0\1" + page[6:]
-    decoder = KyutaiDecoder()
+    wire = KyutaiWire()
     with pytest.raises(ProtocolError, match="more than 61440 bytes"):
-        heard(decoder, opus_messages(page + continued, 10_000))
+        heard(wire, opus_messages(page + continued, 10_000))
 
 
 # --------------------------------------------------------------------------------------------------------------- fuzz
@@ -240,9 +240,9 @@ CUT_SHORT = st.tuples(NEARLY_RIGHT, st.integers(0, 60)).map(lambda pair: pair[0]
 @given(st.lists(st.binary(max_size=60) | NEARLY_RIGHT | CUT_SHORT | VALUES.map(msgpack.packb), max_size=4))
 @example([struct.pack(">BI", 0xDD, 2**32 - 1)])
 def test_any_bytes_are_commands_or_a_clean_error(messages: list[bytes]) -> None:
-    decoder = KyutaiDecoder()
+    wire = KyutaiWire()
     for message in messages:
         try:
-            decoder.push(message)
+            wire.decode(message)
         except ProtocolError:
             return

@@ -14,34 +14,77 @@ import msgpack
 import numpy as np
 
 from slipstream.server.ogg import OggOpusDecoder
-from slipstream.server.protocol import Audio, Command, Marker, ProtocolError, Restart, check_audio
-from slipstream.types import FloatArray
+from slipstream.server.protocol import (
+    Audio,
+    CloseCode,
+    Command,
+    Marker,
+    Message,
+    ProtocolError,
+    Restart,
+    check_audio,
+)
+from slipstream.types import Event, FloatArray, MarkerReached, OpenWord, Ready, Step, Word
 
 
-class KyutaiDecoder:
-    """Decodes one connection's messages to commands. Raises `ProtocolError` for all that are not of the protocol."""
+class KyutaiWire:
+    """One connection in Kyutai's dialect."""
+
+    droppable: tuple[type[Event], ...] = (Step,)
 
     def __init__(self) -> None:
         self._opus: OggOpusDecoder | None = None
+        self._open: OpenWord | None = None
 
-    def push(self, data: bytes) -> list[Command]:
-        """Take one message, give the commands it means, none or more."""
-        pcm_S = _float32_audio(data)
+    def decode(self, message: Message) -> list[Command]:
+        """Give the commands a message means. Raises `ProtocolError` for all that are not of the protocol."""
+        if isinstance(message, str):  # which the reference ignores
+            return []
+        pcm_S = _float32_audio(message)
         if pcm_S is not None:
             return [Audio(check_audio(pcm_S))]
-        message = _unpack(data)
-        kind = message.get("type")
+        fields = _unpack(message)
+        kind = fields.get("type")
         if kind == "Audio":
-            return [Audio(check_audio(_samples(message.get("pcm"))))]
+            return [Audio(check_audio(_samples(fields.get("pcm"))))]
         if kind == "OggOpus":
             self._opus = self._opus or OggOpusDecoder()
-            return [Audio(self._opus.push(_bytes(message.get("data"))))]
+            return [Audio(self._opus.push(_bytes(fields.get("data"))))]
         if kind == "Marker":
-            return [*self._lagging_audio(), Marker(_int64(message.get("id")))]
+            return [*self._lagging_audio(), Marker(_int64(fields.get("id")))]
         if kind == "Init":
             self._opus = None
             return [Restart()]
         raise ProtocolError(f"unknown type {kind!r:.40}: expected Init, Audio, OggOpus or Marker")
+
+    def encode(self, event: Event) -> bytes | None:
+        """Give the message that tells an event; None for partial words, turns and what else this dialect cannot say."""
+        if isinstance(event, Step):
+            return step(event.index, event.pause, event.buffered)
+        if isinstance(event, OpenWord):
+            return self._word(event)
+        if isinstance(event, Word):
+            self._open = None
+            return end_word(event.end)
+        if isinstance(event, MarkerReached):
+            return marker(event.id)
+        if isinstance(event, Ready):
+            self._open = None
+            return ready()
+        return None
+
+    def queued(self, position: int) -> bytes:
+        """Not in the reference, so sent only where a queue is configured."""
+        return _pack({"type": "Queued", "position": position})
+
+    def error(self, message: str, code: CloseCode) -> bytes:
+        return error(message)
+
+    def _word(self, opened: OpenWord) -> bytes:
+        """A word; where the model went on with one that was sent already, what it added, as the reference does."""
+        sent = self._open.text if self._open and self._open.start == opened.start else ""
+        self._open = opened
+        return word(opened.text.removeprefix(sent), opened.start)
 
     def _lagging_audio(self) -> list[Command]:
         return [Audio(self._opus.flush())] if self._opus else []
@@ -58,7 +101,7 @@ def step(step_idx: int, prs: Sequence[float], buffered_pcm: int) -> bytes:
 
 
 def word(text: str, start_time: float) -> bytes:
-    """A word, when it begins to be certain."""
+    """A word, as soon as its text is known."""
     return _pack({"type": "Word", "text": text, "start_time": start_time})
 
 
@@ -70,11 +113,6 @@ def end_word(stop_time: float) -> bytes:
 def marker(id: int) -> bytes:
     """All text before this marker has been sent."""
     return _pack({"type": "Marker", "id": id})
-
-
-def queued(position: int) -> bytes:
-    """No slot is free yet: how many connections are served before this one. Only where a queue is configured."""
-    return _pack({"type": "Queued", "position": position})
 
 
 def error(message: str) -> bytes:

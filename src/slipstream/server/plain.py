@@ -2,7 +2,7 @@
 
 In: audio as the address declares it (`?encoding=pcm_s16le&sample_rate=16000`), cut anywhere, and
 `{"type": "flush", "id": 1}`, `{"type": "restart"}`, `{"type": "close"}`. Out, one JSON object a message: `ready`,
-`queued`, `step`, `partial`, `word`, `turn`, `flushed`, `recovered`, `done` and `error`.
+`queued`, `step`, `partial`, `word`, `end_of_turn`, `turn`, `flushed`, `recovered`, `done` and `error`.
 """
 
 from __future__ import annotations
@@ -13,24 +13,50 @@ from typing import Any, get_args
 
 from slipstream.audio import Encoding, PcmDecoder, RawFormat, Resampler, mix
 from slipstream.errors import AudioError
-from slipstream.server.protocol import Audio, Command, Finish, Marker, ProtocolError, Restart, check_audio
-from slipstream.types import FloatArray
+from slipstream.server.protocol import (
+    Audio,
+    CloseCode,
+    Command,
+    Finish,
+    Marker,
+    Message,
+    ProtocolError,
+    Restart,
+    StreamInfo,
+    check_audio,
+)
+from slipstream.types import (
+    EndOfTurn,
+    Event,
+    Final,
+    FloatArray,
+    MarkerReached,
+    OpenWord,
+    PartialWord,
+    Ready,
+    Recovered,
+    Step,
+    Turn,
+    Word,
+)
 
 DEFAULT_RATE = 24_000
 
 
-class PlainDecoder:
-    """Decodes one connection's messages to commands. Raises `ProtocolError` for all that are not of the protocol."""
+class PlainWire:
+    """One connection in the plain dialect, its audio in `format`."""
 
-    def __init__(self, format: RawFormat) -> None:
-        self._format = format
+    droppable: tuple[type[Event], ...] = (Step, PartialWord, OpenWord)
+
+    def __init__(self, format: RawFormat, info: StreamInfo) -> None:
+        self._format, self._info = format, info
         self._restart()
 
-    def push(self, data: bytes | str) -> list[Command]:
-        """Take one message, binary or text, give the commands it means."""
-        if isinstance(data, bytes):
-            return [Audio(_mono(self._resampler.push(mix(self._samples(data)))))]
-        kind, id = _control(data)
+    def decode(self, message: Message) -> list[Command]:
+        """Give the commands a message means. Raises `ProtocolError` for all that are not of the protocol."""
+        if isinstance(message, bytes):
+            return [Audio(_mono(self._resampler.push(mix(self._samples(message)))))]
+        kind, id = _control(message)
         if kind == "flush":
             return [Audio(self._lagging_audio()), Marker(id)]
         if kind == "close":
@@ -39,6 +65,36 @@ class PlainDecoder:
             self._restart()
             return [Restart()]
         raise ProtocolError(f"unknown type {kind!r:.40}: expected flush, restart or close")
+
+    def encode(self, event: Event) -> str | None:
+        """Give the message that tells an event; None for the one that has none (`Flushed`)."""
+        if isinstance(event, Step):
+            time = round(event.index * self._info.frame_seconds, 3)
+            pause = [round(p, 4) for p in event.pause]
+            return _json("step", index=event.index, time=time, pause=pause, buffered=event.buffered)
+        if isinstance(event, (PartialWord, OpenWord)):
+            return _json("partial", text=event.text, start=event.start)
+        if isinstance(event, Word):
+            return _json("word", text=event.text, start=event.start, end=event.end, confidence=event.confidence)
+        if isinstance(event, EndOfTurn):
+            return _json("end_of_turn", time=event.time)
+        if isinstance(event, Turn):
+            return _json("turn", start=event.start, end=event.end)
+        if isinstance(event, MarkerReached):
+            return _json("flushed", id=event.id)
+        if isinstance(event, Recovered):
+            return _json("recovered", time=event.time, reason=event.reason)
+        if isinstance(event, Ready):
+            return _json("ready", model=self._info.model, delay=self._info.delay_seconds)
+        if isinstance(event, Final):
+            return _json("done", duration=event.duration, flush_seconds=event.flush_seconds)
+        return None
+
+    def queued(self, position: int) -> str:
+        return _json("queued", position=position)
+
+    def error(self, message: str, code: CloseCode) -> str:
+        return _json("error", message=message, code=int(code))
 
     def _restart(self) -> None:
         self._pcm = PcmDecoder(self._format)
@@ -76,8 +132,7 @@ def parse_format(query: Mapping[str, str]) -> RawFormat:
 MAX_CHANNELS = 8
 
 
-def encode(type: str, **fields: Any) -> str:
-    """One event as a JSON object."""
+def _json(type: str, **fields: Any) -> str:
     return json.dumps({"type": type, **fields}, ensure_ascii=False, separators=(",", ":"))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from slipstream.errors import SlipstreamError
-from slipstream.types import FloatArray
+from slipstream.types import Event, FloatArray
 
 LOUDEST = 100.0
 """Float audio has full scale 1. Decoders overshoot it a little; integers sent as floats reach thousands."""
@@ -61,6 +61,43 @@ class Finish:
 
 
 Command: TypeAlias = Restart | Audio | Marker | Finish
+
+Message: TypeAlias = bytes | str
+"""A WebSocket message: binary or text."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """What every stream of a server has in common: the model's name, how far its text lags, a frame's length (s)."""
+
+    model: str
+    delay_seconds: float
+    frame_seconds: float
+
+
+class Wire(Protocol):
+    """A dialect, with what one connection must remember of it."""
+
+    @property
+    def droppable(self) -> tuple[type[Event], ...]:
+        """Events that a slow reader may miss: the next of their kind makes up for them."""
+        ...
+
+    def decode(self, message: Message) -> list[Command]:
+        """Give the commands a client's message means. Raises `ProtocolError`."""
+        ...
+
+    def encode(self, event: Event) -> Message | None:
+        """Give the message that tells an event, or None where this dialect has none."""
+        ...
+
+    def queued(self, position: int) -> Message:
+        """Say that no slot is free yet, and how many connections are served before this one."""
+        ...
+
+    def error(self, message: str, code: CloseCode) -> Message:
+        """Say why the connection is about to be closed."""
+        ...
 
 
 def check_audio(pcm_S: FloatArray) -> FloatArray:

@@ -15,7 +15,6 @@ from slipstream.config import (
     SamplingConfig,
     STTConfig,
     check_keys,
-    delay_in_frames,
     parse_rust_model,
     read_toml,
 )
@@ -121,7 +120,9 @@ def _model(module: Mapping[str, Any], lm: LMConfig, where: str) -> STTConfig:
     if lm.conditioners and delay is None and not learnt_padding:
         raise ConfigError(f"{where} lacks conditioning_delay or conditioning_learnt_padding, which its model needs")
     codec = CodecConfig()
-    delay_frames = module["asr_delay_in_tokens"] if delay is None else delay_in_frames(delay, codec.frame_rate)
+    delay_frames = module["asr_delay_in_tokens"]
+    if delay is not None:
+        delay_frames = int(delay * codec.frame_rate) + 1  # as the reference counts it
     if delay_frames < 0:
         raise ConfigError(f"{where}: a delay of {delay_frames} frames is negative")
     return STTConfig(

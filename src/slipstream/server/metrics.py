@@ -1,0 +1,51 @@
+"""What Prometheus sees. The first four have the names, labels and units of Kyutai's server, so that its boards work."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.16)
+_CONNECTION_STEPS = (2, 25, 125, 250, 500, 750, 1125, 1500, 2250, 3000, 4500, 45_000)
+_LAG_SECONDS = (0.08, 0.16, 0.24, 0.4, 0.8, 1.6, 4, 10, 30)
+_FLUSH_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2.5)
+
+
+class Metrics:
+    """The server's instruments, on a registry of their own."""
+
+    def __init__(self) -> None:
+        registry = CollectorRegistry()
+        self.registry = registry
+        # Gauges, though they count: a Counter would be written as asr_connect_total.
+        connects = Gauge("asr_connect", "Connections so far.", ["handler"], registry=registry)
+        self.connects = connects.labels("all")
+        open_channels = Gauge("asr_open_channels", "Connections with a session now.", ["handler"], registry=registry)
+        self.open_channels = open_channels.labels("all")
+        self.step_seconds = Histogram(
+            "asr_model_step_duration", "One step of the model, in seconds.", buckets=_STEP_SECONDS, registry=registry
+        )
+        self.connection_steps = Histogram(
+            "asr_connection_num_steps", "Frames heard in a connection.", buckets=_CONNECTION_STEPS, registry=registry
+        )
+        self.queued = Gauge("slipstream_queued", "Connections that wait for a slot.", registry=registry)
+        self.lag_seconds = Histogram(
+            "slipstream_lag_seconds",
+            "Audio received and not yet heard, of the session furthest behind, at each delivery of events.",
+            buckets=_LAG_SECONDS,
+            registry=registry,
+        )
+        self.words = Counter("slipstream_words", "Words sent.", registry=registry)
+        self.flush_seconds = Histogram(
+            "slipstream_flush_seconds",
+            "How long a flush took, from the request to its last word.",
+            buckets=_FLUSH_SECONDS,
+            registry=registry,
+        )
+        self.recoveries = Counter("slipstream_recoveries", "Streams whose model was made fresh.", registry=registry)
+        self.dropped = Counter("slipstream_dropped_messages", "Messages slow readers missed.", registry=registry)
+        self.closes = Counter(
+            "slipstream_closes", "Connections the server closed, by code.", ["code"], registry=registry
+        )
+        self.refusals = Counter(
+            "slipstream_refusals", "Requests refused, by HTTP status.", ["status"], registry=registry
+        )

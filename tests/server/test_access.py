@@ -1,0 +1,56 @@
+"""Keys, Origin and Host."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.requests import HTTPConnection
+
+from slipstream.errors import ConfigError
+from slipstream.server.access import Access
+from slipstream.server.keys import KeyRing
+
+KEYS = KeyRing.of(["secret"])
+
+
+def status(access: Access, query: str = "", **headers: str) -> int | None:
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    request = HTTPConnection({"type": "websocket", "headers": raw, "query_string": query.encode()})
+    refusal = access.refusal(request)
+    return refusal and refusal[0]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.org", ""])
+def test_without_keys_only_loopback_is_served(host: str) -> None:
+    with pytest.raises(ConfigError, match="needs keys"):
+        Access(host)
+    Access(host, KEYS)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
+def test_loopback_needs_no_key(host: str) -> None:
+    assert status(Access(host), host="localhost:8080") is None
+    assert status(Access(host), host="[::1]:8080") is None
+
+
+@pytest.mark.parametrize("host", ["evil.example:8080", "localhost.evil.example", "", "192.168.1.4"])
+def test_without_keys_other_names_are_refused(host: str) -> None:
+    assert status(Access("127.0.0.1"), host=host) == 421
+
+
+def test_a_key_comes_in_the_header_or_the_query() -> None:
+    access = Access("0.0.0.0", KEYS)
+    assert status(access, host="example.org") == 401
+    assert status(access, host="example.org", kyutai_api_key="secret") is None
+    assert status(access, "auth_id=secret", host="example.org") is None
+    assert status(access, "auth_id=other", host="example.org") == 401
+    assert status(access, "auth_id=secret", host="example.org", kyutai_api_key="wrong") == 401
+
+
+def test_only_pages_of_this_server_and_those_allowed_may_connect() -> None:
+    access = Access("127.0.0.1", origins=["https://app.example"])
+    assert status(access, host="localhost:8080", origin="http://localhost:8080") is None
+    assert status(access, host="localhost:8080", origin="http://localhost:9090") == 403
+    assert status(access, host="localhost:8080", origin="null") == 403
+    assert status(access, host="localhost:8080", origin="https://app.example") is None
+    assert status(access, host="localhost:8080", origin="https://evil.example") == 403
+    assert status(Access("127.0.0.1", origins=["*"]), host="localhost:8080", origin="https://any.example") is None

@@ -1,0 +1,54 @@
+"""The table of legal steps."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from slipstream.server.connection import NEXT, Connection, Phase, Signal
+from slipstream.server.protocol import Audio, Command, Finish, Marker, ProtocolError, Restart
+from slipstream.types import Final, Ready, Step
+
+AUDIO = Audio(np.zeros(1, np.float32))
+
+
+def test_a_stream_from_the_first_frame_to_the_last_word() -> None:
+    connection = Connection()
+    assert connection.command(AUDIO)  # a client may speak before it is told Ready
+    connection.event(Ready())
+    assert connection.phase is Phase.LIVE
+    assert connection.command(Marker(1))
+    assert connection.command(Restart())
+    connection.event(Ready())
+    connection.event(Step(1, (), 0))
+    assert connection.command(Finish())
+    connection.event(Final(1.0, 0.1))
+    assert connection.phase is Phase.CLOSED
+
+
+@pytest.mark.parametrize("command", [AUDIO, Marker(1), Restart(), Finish()])
+def test_nothing_may_follow_the_clients_end(command: Command) -> None:
+    connection = Connection()
+    connection.command(Finish())
+    connection.event(Ready())  # a clip whose end came before its slot
+    with pytest.raises(ProtocolError, match="after the end of the stream"):
+        connection.command(command)
+
+
+@pytest.mark.parametrize("command", [AUDIO, Marker(1), Restart(), Finish()])
+def test_what_follows_the_servers_end_is_passed_over(command: Command) -> None:
+    connection = Connection()
+    connection.event(Ready())
+    connection.signal(Signal.DRAIN)
+    assert not connection.command(command)
+    connection.event(Final(1.0, 0.1))
+    assert connection.phase is Phase.CLOSED
+
+
+def test_every_phase_can_end_and_every_command_is_considered() -> None:
+    for phase, row in NEXT.items():
+        assert row[Signal.END] is Phase.CLOSED
+        if phase in (Phase.WAITING, Phase.LIVE, Phase.DRAINING):
+            assert set(get_args(Command)) <= row.keys()

@@ -1,0 +1,60 @@
+"""API keys at rest and in use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slipstream.errors import ConfigError
+from slipstream.server.keys import KeyRing, new_key
+
+
+def test_a_new_key_opens_and_no_other_does(tmp_path: Path) -> None:
+    key, line = new_key("desk")
+    other, other_line = new_key("phone")
+    file = tmp_path / "keys"
+    file.write_text(f"# who may connect\n{line}\n\n{other_line}  # lent out\n")
+    ring = KeyRing.read(file)
+    assert ring.name_of(key) == "desk"
+    assert ring.name_of(other) == "phone"
+    for wrong in (None, "", key[:-1], key + "x", line.split(":")[1]):
+        assert ring.name_of(wrong) is None
+
+
+def test_the_file_holds_no_key() -> None:
+    key, line = new_key("desk")
+    assert key not in line
+    assert len(key) >= 43  # 256 bits
+
+
+def test_keys_known_in_clear() -> None:
+    ring = KeyRing.of(["public_token", "open_token"])
+    assert ring.name_of("open_token") == "key-2"
+    assert ring.name_of("") is None
+    assert "public_token" not in str(vars(ring))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("desk", r"keys:1: expected `name sha256:"),
+        ("\ndesk md5:" + "0" * 64, r"keys:2: expected"),
+        ("desk sha256:" + "z" * 64, "expected"),
+        ("desk sha256:" + "0" * 63, "expected"),
+        ("a sha256:" + "0" * 64 + "\na sha256:" + "1" * 64, "keys:2: a second key named 'a'"),
+        ("# none yet", "holds no key"),
+        ("\udcff", "cannot be read"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigError, match=says):
+        KeyRing.read(file)
+
+
+@pytest.mark.parametrize("name", ["", "two words", "a#b"])
+def test_a_name_is_one_word(name: str) -> None:
+    with pytest.raises(ConfigError, match="one word"):
+        new_key(name)

@@ -1,0 +1,147 @@
+"""The plain wire: raw PCM in, JSON both ways."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slipstream.audio import RawFormat
+from slipstream.server.plain import PlainWire, parse_format
+from slipstream.server.protocol import Audio, CloseCode, Command, Finish, Marker, ProtocolError, Restart, StreamInfo
+from slipstream.types import EndOfTurn, Final, Flushed, MarkerReached, OpenWord, PartialWord, Ready, Step, Turn, Word
+
+INFO = StreamInfo(model="tiny", delay_seconds=0.5, frame_seconds=0.08)
+
+
+def wire(encoding: str = "pcm_s16le", rate: int = 24_000) -> PlainWire:
+    return PlainWire(parse_format({"encoding": encoding, "sample_rate": str(rate)}), INFO)
+
+
+def heard(commands: list[Command]) -> list[float]:
+    audio = [command.pcm_S for command in commands if isinstance(command, Audio)]
+    return list(np.concatenate([np.zeros(0), *audio]))
+
+
+def test_pcm_may_be_cut_inside_a_sample() -> None:
+    data = np.array([0, 16384, -32768], "<i2").tobytes()
+    stream = wire()
+    assert heard([command for byte in data for command in stream.decode(bytes([byte]))]) == [0.0, 0.5, -1.0]
+
+
+def test_a_flush_brings_what_the_resampler_holds() -> None:
+    stream = wire("mulaw", 8_000)
+    before = heard(stream.decode(b"\xff" * 4_000))
+    commands = stream.decode('{"type": "flush", "id": 5}')
+    assert len(before) + len(heard(commands)) == 12_000
+    assert commands[-1] == Marker(5)
+    assert len(heard(stream.decode(b"\xff" * 4_000) + stream.decode('{"type": "close"}'))) == 12_000
+
+
+def test_controls() -> None:
+    assert isinstance(wire().decode('{"type": "close"}')[-1], Finish)
+    assert wire().decode('{"type": "flush"}')[-1] == Marker(0)
+    stream = wire()
+    stream.decode(b"\1")
+    assert stream.decode('{"type": "restart"}') == [Restart()]
+    assert heard(stream.decode(b"\0\x40")) == [0.5]  # the half sample before the restart is forgotten
+
+
+def test_events() -> None:
+    stream = wire()
+    events = [
+        Ready(),
+        PartialWord("hel", 1.0),
+        OpenWord("hello", 1.0, 0.9),
+        Word("hello", 1.0, 1.4, 0.9),
+        Step(2, (0.5, 0.25), 960),
+        EndOfTurn(2.0),
+        Turn(1.0, 1.4),
+        Flushed(2.0, 0.01),
+        MarkerReached(7),
+        Final(2.5, 0.02),
+    ]
+    messages = [json.loads(message) for event in events if (message := stream.encode(event)) is not None]
+    assert messages == [
+        {"type": "ready", "model": "tiny", "delay": 0.5},
+        {"type": "partial", "text": "hel", "start": 1.0},
+        {"type": "partial", "text": "hello", "start": 1.0},
+        {"type": "word", "text": "hello", "start": 1.0, "end": 1.4, "confidence": 0.9},
+        {"type": "step", "index": 2, "time": 0.16, "pause": [0.5, 0.25], "buffered": 960},
+        {"type": "end_of_turn", "time": 2.0},
+        {"type": "turn", "start": 1.0, "end": 1.4},
+        {"type": "flushed", "id": 7},
+        {"type": "done", "duration": 2.5, "flush_seconds": 0.02},
+    ]
+    assert json.loads(stream.error("no", CloseCode.TOO_BIG)) == {"type": "error", "message": "no", "code": 1009}
+    assert json.loads(stream.queued(3)) == {"type": "queued", "position": 3}
+
+
+def test_format_defaults() -> None:
+    assert parse_format({}) == RawFormat("pcm_s16le", 24_000, 1)
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ({"encoding": "mp3"}, "encoding='mp3': expected one of pcm_s16le"),
+        ({"sample_rate": "fast"}, "sample_rate='fast'"),
+        ({"sample_rate": "-8000"}, "sample_rate='-8000'"),
+        ({"sample_rate": "٣"}, "sample_rate"),
+        ({"sample_rate": "0"}, "between 1000 and 768000"),
+        ({"sample_rate": "9" * 400}, "sample_rate"),
+        ({"channels": "0"}, "expected 1 to 8"),
+        ({"channels": "9"}, "expected 1 to 8"),
+    ],
+)
+def test_a_wrong_format_is_named(query: dict[str, str], says: str) -> None:
+    with pytest.raises(ProtocolError, match=says):
+        parse_format(query)
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ("", "not a JSON message"),
+        ("[" * 100_000, "not a JSON message"),
+        ("[]", "not list"),
+        ("{}", "unknown type None"),
+        ('{"type": "stop"}', "unknown type 'stop'"),
+        ('{"type": "flush", "id": "a"}', "64 bits"),
+        ('{"type": "flush", "id": 9223372036854775808}', "64 bits"),
+        ('{"type": "flush", "id": ' + "9" * 5000 + "}", "not a JSON message"),
+        (np.array([np.nan], "<f4").tobytes(), "peak"),
+        (np.array([300], "<f4").tobytes(), "peak"),
+    ],
+)
+def test_errors_say_what_was_wrong(message: bytes | str, says: str) -> None:
+    with pytest.raises(ProtocolError, match=says):
+        wire("pcm_f32le").decode(message)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "id", "x"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+).map(json.dumps)
+CONTROLS = st.sampled_from(['{"type": "flush"}', '{"type": "restart"}', '{"type": "close"}'])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(["pcm_s16le", "pcm_s24le", "pcm_f32le", "mulaw", "alaw"]),
+    st.sampled_from([8_000, 24_000, 44_100]),
+    st.lists(st.binary(max_size=50) | st.text(max_size=30) | JSON | CONTROLS, max_size=5),
+)
+def test_any_messages_are_commands_or_a_clean_error(encoding: str, rate: int, messages: list[bytes | str]) -> None:
+    stream = wire(encoding, rate)
+    for message in messages:
+        try:
+            stream.decode(message)
+        except ProtocolError:
+            return
