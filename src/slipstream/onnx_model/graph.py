@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from slipstream.onnx_model import protobuf
 
 Array = npt.NDArray[Any]
 
+VERSION = {"slipstream_graph": "1"}
+"""Stands in a model's metadata. Count up when the graphs' inputs or outputs change."""
 INLINE_BYTES = 1024
 """Constants up to this size stand in the ONNX file itself, where shape inference can read them."""
 ALIGNMENT = 4096
@@ -29,16 +30,13 @@ class Model:
     weights: Mapping[str, Array]
     weights_file: str
 
-    def save(self, folder: Path, name: str, wrote: Callable[[int], None]) -> None:
-        """Write `name` and the weights beside it into `folder`; `wrote` hears the size of each weight in bytes."""
-        with open(folder / self.weights_file, "wb") as file:
+    def save(self, path: Path) -> None:
+        """Write the ONNX file, with the weights beside it."""
+        with open(path.parent / self.weights_file, "wb") as file:
             for weight, offset in zip(self.weights.values(), _offsets(self.weights), strict=True):
                 file.seek(offset)
                 weight.tofile(file)
-                wrote(weight.nbytes)
-            file.flush()
-            os.fsync(file.fileno())
-        (folder / name).write_bytes(self.proto)
+        path.write_bytes(self.proto)
 
 
 class Graph:
@@ -109,7 +107,7 @@ class Graph:
 
         initializers = [initializer(name, array) for name, array in self._constants.items()]
         graph = protobuf.graph(self.name, self._nodes, initializers, self._inputs, self._outputs)
-        return Model(protobuf.model(graph), weights, weights_file)
+        return Model(protobuf.model(graph, VERSION), weights, weights_file)
 
 
 def _offsets(weights: Mapping[str, Array]) -> Iterator[int]:

@@ -30,9 +30,15 @@ Attribute = float | int | str | Sequence[int]
 Shape = Sequence[int | str]
 
 
-def model(graph: bytes) -> bytes:
+def model(graph: bytes, metadata: Mapping[str, str]) -> bytes:
     opsets = (_field(1, domain) + _field(2, version) for domain, version in OPSETS.items())
-    return _field(1, IR_VERSION) + _field(2, "slipstream") + _field(7, graph) + _fields(8, opsets)
+    return (
+        _field(1, IR_VERSION)
+        + _field(2, "slipstream")
+        + _field(7, graph)
+        + _fields(8, opsets)
+        + _fields(14, _entries(metadata))
+    )
 
 
 def graph(
@@ -77,8 +83,11 @@ def tensor(name: str, dtype: str, shape: Sequence[int], data: bytes) -> bytes:
 def external_tensor(name: str, dtype: str, shape: Sequence[int], file: str, offset: int, length: int) -> bytes:
     """A TensorProto whose data lies in a file beside the model's."""
     where = {"location": file, "offset": str(offset), "length": str(length)}
-    entries = (_field(1, key) + _field(2, text) for key, text in where.items())
-    return _tensor_head(name, dtype, shape) + _fields(13, entries) + _field(14, _EXTERNAL)
+    return _tensor_head(name, dtype, shape) + _fields(13, _entries(where)) + _field(14, _EXTERNAL)
+
+
+def _entries(texts: Mapping[str, str]) -> Iterable[bytes]:
+    return (_field(1, key) + _field(2, text) for key, text in texts.items())
 
 
 def _tensor_head(name: str, dtype: str, shape: Sequence[int]) -> bytes:

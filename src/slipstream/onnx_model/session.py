@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from slipstream.onnx_model.graph import Array, Model
+from slipstream.errors import CheckpointError
+from slipstream.onnx_model.graph import VERSION, Array, Model
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
@@ -18,25 +20,24 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 def open_session(source: Model | Path, *, threads: int | None = None) -> onnxruntime.InferenceSession:
     """Load a model from memory, or from an ONNX file whose weights lie beside it: those are mapped, not read.
 
-    `threads`: all physical cores by default.
+    `threads`: all physical cores by default. Raises `CheckpointError` for a file that is missing, damaged or not ours.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = physical_cores() if threads is None else threads
     options.inter_op_num_threads = 1
     # A thread that spins for its next piece of work burns a core between a stream's frames.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3  # errors only: they are raised as well
-    if isinstance(source, Model):
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in source.weights.values()]
-        options.add_external_initializers(list(source.weights), values)
-    model = source.proto if isinstance(source, Model) else str(source)
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    options.log_severity_level = 4  # what fails is raised as well
+    if isinstance(source, Path):
+        return _open_file(source, options)
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in source.weights.values()]
+    options.add_external_initializers(list(source.weights), values)
+    return onnxruntime.InferenceSession(source.proto, options, providers=["CPUExecutionProvider"])
 
 
-def input_type(session: onnxruntime.InferenceSession, name: str) -> tuple[npt.DTypeLike, tuple[int | str, ...]]:
-    """Type and shape of a graph's input."""
-    node = next(node for node in session.get_inputs() if node.name == name)
-    return _DTYPES[node.type], tuple(node.shape)
+def input_type(session: onnxruntime.InferenceSession, name: str) -> npt.DTypeLike:
+    """The type of a graph's input."""
+    return _DTYPES[next(node.type for node in session.get_inputs() if node.name == name)]
 
 
 class Bound:
@@ -46,7 +47,7 @@ class Bound:
         self, session: onnxruntime.InferenceSession, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
     ) -> None:
         self._session = session
-        self._buffers = (inputs, outputs)
+        self._arrays = (inputs, outputs)  # the binding holds their addresses only
         self._binding = session.io_binding()
         for name, array in inputs.items():
             self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
@@ -69,3 +70,22 @@ def _core(cpu: int) -> str:
         return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
     except OSError:
         return str(cpu)
+
+
+def _open_file(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except (
+        ort_errors.Fail,
+        ort_errors.InvalidArgument,
+        ort_errors.InvalidGraph,
+        ort_errors.InvalidProtobuf,
+        ort_errors.NoSuchFile,
+        ort_errors.NotImplemented,
+        ort_errors.RuntimeException,
+    ) as error:
+        raise CheckpointError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+    found = session.get_modelmeta().custom_metadata_map
+    if found != VERSION:
+        raise CheckpointError(f"{path} was not made by this version of Slipstream: convert the checkpoint again")
+    return session

@@ -98,13 +98,14 @@ class LMStreams:
     def __init__(self, config: LMConfig, session: onnxruntime.InferenceSession, slots: int, codes_BK: IntArray) -> None:
         self.config = config
         self.text_B = np.zeros(slots, np.int64)
+        self.codes_BK = codes_BK
         self.logits_BV = np.zeros((slots, config.text_vocab), np.float32)
         self.pause_BH = np.zeros((slots, config.pause_heads), np.float32)
         self._older = config.transformer.context - 1
         self._rotary = _Rotary(config.transformer, slots, 1)
         self._length_B = np.zeros(slots, np.int32)
         self._longest = np.zeros(1, np.int32)
-        dtype, _ = input_type(session, "k.0")
+        dtype = input_type(session, "k.0")
         self._cache = _key_values(config.transformer, slots, config.transformer.context, dtype)
         inputs: dict[str, Array] = {
             "text": self.text_B,
