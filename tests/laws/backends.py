@@ -28,11 +28,19 @@ def onnx_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
     return OnnxRunner(config, *random_model(config, seed), slots=slots, threads=1)
 
 
+def mlx_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
+    from slipstream.mlx_model.runner import MLXRunner
+
+    return MLXRunner(config, *random_model(config, seed), slots=slots)
+
+
+def _needs(package: str, extra: str) -> pytest.MarkDecorator:
+    missing = importlib.util.find_spec(package) is None
+    return pytest.mark.skipif(missing, reason=f"pip install 'slipstream-stt[{extra}]'")
+
+
 BACKENDS = [
+    pytest.param(torch_runner, id="torch", marks=_needs("torch", "torch")),
     pytest.param(onnx_runner, id="onnx"),
-    pytest.param(
-        torch_runner,
-        id="torch",
-        marks=pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="pip install slipstream-stt[torch]"),
-    ),
+    pytest.param(mlx_runner, id="mlx", marks=_needs("mlx", "mlx")),
 ]

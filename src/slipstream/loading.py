@@ -1,0 +1,203 @@
+"""A model by name: where its files, a backend and a device meet."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from slipstream.config import SamplingConfig, STTConfig
+from slipstream.errors import BackendError, ConfigError
+from slipstream.weights.checkpoint import Checkpoint, load_checkpoint
+from slipstream.weights.sources import Origin, Ref, Sources, resolve
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from slipstream.types import Runner
+
+Progress = Callable[[int, int], None]
+"""Hears how many parameters are converted, and of how many."""
+
+BACKENDS = ("torch", "onnx", "mlx")
+QUANTIZE_ABOVE = 100_000_000
+"""Parameters of an LM above which the CPU backend keeps int8 weights unless told otherwise; smaller ones gain little."""
+
+
+def load_runner(
+    ref: Ref = "tiny",
+    *,
+    backend: str = "torch",
+    device: str = "cpu",
+    slots: int = 1,
+    dtype: str = "float32",
+    quantize: Literal["int8", "int4", "none"] | None = None,
+    threads: int | None = None,
+    sampling: SamplingConfig | None = None,
+    seed: int | None = None,
+    progress: Progress | None = None,
+    **origin: Unpack[Origin],
+) -> Runner:
+    """Load a model as a Runner of `slots` streams.
+
+    `ref`: a folder, a repository id or a built-in name; `origin` says where single parts come from (`resolve`).
+    `backend`: `torch` (devices `cpu`, `cuda`, `cuda:1`, ...), `onnx` (CPU), `mlx` (Apple silicon), or `auto`.
+    `dtype`: of the LM's weights and keys, `float32` or `bfloat16` (torch and mlx). `quantize`: keep the LM's weights in
+    8 or 4 bits (onnx and mlx); on onnx a large LM is kept in int8 unless `none` is asked for. `threads`: for onnx.
+    `sampling`: greedy unless the model or the caller says otherwise.
+    Raises `BackendError` for a backend or device that this installation lacks, `ConfigError` for a setting that the
+    backend does not have, and what `load_checkpoint` raises.
+    """
+    return open_model(
+        resolve(ref, **origin),
+        lambda: load_checkpoint(ref, **origin),
+        backend=backend,
+        device=device,
+        slots=slots,
+        dtype=dtype,
+        quantize=quantize,
+        threads=threads,
+        sampling=sampling,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def open_model(
+    sources: Sources,
+    load: Callable[[], Checkpoint],
+    *,
+    backend: str,
+    device: str,
+    slots: int,
+    dtype: str,
+    quantize: Literal["int8", "int4", "none"] | None = None,
+    threads: int | None = None,
+    sampling: SamplingConfig | None = None,
+    seed: int | None = None,
+    progress: Progress | None = None,
+) -> Runner:
+    """`load_runner` for sources that are resolved already; `load` is called only where the tensors are needed."""
+    if backend == "auto":
+        backend, device = choose(device)
+    if backend not in BACKENDS:
+        raise ConfigError(f"backend={backend!r}: expected auto, {', '.join(BACKENDS)}")
+    require(backend)
+    if dtype not in ("float32", "bfloat16"):
+        raise ConfigError(f"dtype={dtype!r}: expected float32 or bfloat16")
+    if quantize not in (None, "none", "int8", "int4"):
+        raise ConfigError(f"quantize={quantize!r}: expected int8, int4 or none")
+    common: dict[str, Any] = {"slots": slots, "sampling": sampling, "seed": seed}
+    if backend == "torch":
+        if quantize not in (None, "none"):
+            raise ConfigError(f"quantize={quantize!r}: the torch backend does not quantise; onnx and mlx do")
+        return _torch(sources.config, load(), device, dtype, common)
+    if backend == "mlx":
+        bits = {"int8": 8, "int4": 4}.get(quantize or "none")
+        from slipstream.mlx_model.runner import MLXRunner
+
+        checkpoint = load()
+        return MLXRunner(
+            sources.config, checkpoint.lm, checkpoint.codec, dtype=dtype, quantize=bits, **common
+        )
+    if device not in ("cpu", "auto"):
+        raise BackendError(f"device={device!r}: the onnx backend runs on the CPU; use backend='torch' for CUDA")
+    if dtype != "float32":
+        raise ConfigError(f"dtype={dtype!r}: the onnx backend has float32; for less memory use quantize='int8'")
+    return _onnx(sources, load, quantize, progress, common | {"threads": threads})
+
+
+def choose(device: str = "auto") -> tuple[str, str]:
+    """The backend and device for a device name: the fastest that this machine and installation have.
+
+    `auto`: CUDA with torch, Apple silicon with MLX, else the CPU with ONNX Runtime.
+    """
+    if device.startswith("cuda"):
+        return "torch", device
+    if device == "auto":
+        if has("torch") and _has_cuda():
+            return "torch", "cuda"
+        if has("mlx") and platform.system() == "Darwin" and platform.machine() == "arm64":
+            return "mlx", "gpu"
+    elif device in ("gpu", "mps", "metal"):
+        return "mlx", "gpu"
+    elif device != "cpu":
+        raise BackendError(f"device={device!r}: expected auto, cpu, gpu (Apple silicon), cuda or cuda:N")
+    return "onnx", "cpu"
+
+
+def has(backend: str) -> bool:
+    """Whether the package that a backend needs is installed."""
+    package = {"onnx": "onnxruntime", "torch": "torch", "mlx": "mlx"}[backend]
+    return importlib.util.find_spec(package) is not None
+
+
+def require(backend: str) -> None:
+    """Raise `BackendError` that names the command to install what a backend needs, unless it is there."""
+    if not has(backend):
+        extra = "" if backend == "onnx" else f"[{backend}]"
+        raise BackendError(f"the {backend} backend is not installed: pip install 'slipstream-stt{extra}'")
+
+
+def cache_root() -> Path:
+    """Where converted models are kept: `SLIPSTREAM_CACHE`, or `slipstream` in the user's cache folder."""
+    if (named := os.environ.get("SLIPSTREAM_CACHE")) is not None:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "slipstream"
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _torch(config: STTConfig, checkpoint: Checkpoint, device: str, dtype: str, options: dict[str, Any]) -> Runner:
+    import torch
+
+    from slipstream.torch_model.build import build_codec, build_lm
+    from slipstream.torch_model.runner import TorchRunner
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BackendError(f"device={device!r}: torch {torch.__version__} cannot use it: {reason}") from error
+    codec = build_codec(config.codec, checkpoint.codec, device=device)
+    lm = build_lm(config.lm, checkpoint.lm, device=device, dtype=getattr(torch, dtype))
+    return TorchRunner(config, codec, lm, **options)
+
+
+def _onnx(
+    sources: Sources,
+    load: Callable[[], Checkpoint],
+    quantize: str | None,
+    progress: Progress | None,
+    options: dict[str, Any],
+) -> Runner:
+    from slipstream.onnx_model.export import CODEC_FILE, LM_FILE, cache_folder, export
+    from slipstream.onnx_model.runner import OnnxRunner
+
+    config = sources.config
+    if sources.lm[0].suffix == ".onnx":
+        if quantize is not None:
+            raise ConfigError(f"quantize={quantize!r}: {sources.lm[0]} is converted already, with the weights it has")
+        return OnnxRunner(config, sources.lm[0], sources.codec[0], **options)
+    large = _parameters(config) > QUANTIZE_ABOVE
+    bits: Any = ("int8" if large else None) if quantize is None else None if quantize == "none" else quantize
+    if not large:
+        checkpoint = load()
+        return OnnxRunner(config, checkpoint.lm, checkpoint.codec, quantize=bits, **options)
+    folder = cache_folder(cache_root() / "onnx", sources, bits)
+    export(load, folder, quantize=bits, progress=progress)
+    return OnnxRunner(config, folder / LM_FILE, folder / CODEC_FILE, **options)
+
+
+def _parameters(config: STTConfig) -> int:
+    from slipstream.weights.names import lm_shapes
+
+    return sum(math.prod(shape) for shape in lm_shapes(config.lm).values())
