@@ -368,39 +368,8 @@ def parse_kyutai(raw: Mapping[str, Any], codec: Mapping[str, Any] | None = None)
     `codec` is the content of the codec's own file, for checkpoints whose codec is not the published Mimi.
     Raises `ConfigError` that names the key.
     """
-    check_keys(raw, _LM_KEYS.keys() | _LM_CONSTANTS.keys() | UNUSED_LM_KEYS, "config.json")
-    for key, allowed in _LM_CONSTANTS.items():
-        if key in raw and raw[key] not in allowed:
-            raise ConfigError(
-                f"{key}={raw[key]!r} cannot be run here: a speech-to-text model has {key}={_either(allowed)}"
-            )
+    lm = parse_lm(raw)
     raw = checked(raw, _LM_KEYS, "config.json")
-    require(raw, ("card", "context", "dim", "n_q", "num_heads", "num_layers", "text_card"), "config.json")
-    if any(raw.get("delays", ())):
-        raise ConfigError(f"delays={raw['delays']}: all codebooks of a speech-to-text model have delay 0")
-    if "delays" in raw and len(raw["delays"]) != raw["n_q"] + 1:
-        raise ConfigError(f"delays has {len(raw['delays'])} entries, expected n_q + 1 = {raw['n_q'] + 1}")
-    dim = raw["dim"]
-    feed_forward = int(raw.get("hidden_scale", 4) * dim)
-    lm = {
-        "transformer": {
-            "dim": dim,
-            "num_heads": raw["num_heads"],
-            "num_layers": raw["num_layers"],
-            # A gated layer keeps the parameter count of a plain one of that width; see `ActivationGating` upstream.
-            "ffn_dim": 21 * dim // 8 if feed_forward == 4 * dim else 2 * feed_forward // 3,
-            "context": raw["context"],
-            "max_period": raw.get("max_period", 10_000),
-            "norm": "rms_norm",
-            "gated": True,
-        },
-        "text_vocab": raw["text_card"],
-        "audio_vocab": raw["card"],
-        "num_codebooks": raw["n_q"],
-        "pause_heads": raw.get("extra_heads_num_heads", 0),
-        "pause_classes": raw.get("extra_heads_dim", 6),
-        "conditioners": _conditioners(raw.get("conditioners", {}), raw.get("fuser", {})),
-    }
     stt = _table(raw.get("stt_config"), _STT_KEYS, "stt_config")
     if "audio_delay_seconds" not in stt:
         raise ConfigError("stt_config lacks audio_delay_seconds: is this a speech-to-text checkpoint?")
@@ -418,7 +387,7 @@ def parse_kyutai(raw: Mapping[str, Any], codec: Mapping[str, Any] | None = None)
         STTConfig,
         {
             "codec": codec_config.model_dump(),
-            "lm": lm,
+            "lm": lm.model_dump(),
             "delay_seconds": delay,
             "delay_frames": stt.get("delay_frames", delay_in_frames(delay, codec_config.frame_rate)),
             "silence_prefix_seconds": stt.get("audio_silence_prefix_seconds", 0.0),
@@ -429,6 +398,49 @@ def parse_kyutai(raw: Mapping[str, Any], codec: Mapping[str, Any] | None = None)
             "files": {key: name for key, name in names.items() if name is not None},
             "model_id": raw.get("model_id", {}),
             "condition_values": stt.get("condition_values", {}),
+        },
+    )
+
+
+def parse_lm(raw: Mapping[str, Any]) -> LMConfig:
+    """The LM that a published `config.json` describes; its keys for other parts need not be there.
+
+    Raises `ConfigError` that names the key.
+    """
+    check_keys(raw, _LM_KEYS.keys() | _LM_CONSTANTS.keys() | UNUSED_LM_KEYS, "config.json")
+    for key, allowed in _LM_CONSTANTS.items():
+        if key in raw and raw[key] not in allowed:
+            raise ConfigError(
+                f"{key}={raw[key]!r} cannot be run here: a speech-to-text model has {key}={_either(allowed)}"
+            )
+    raw = checked(raw, _LM_KEYS, "config.json")
+    require(raw, ("card", "context", "dim", "n_q", "num_heads", "num_layers", "text_card"), "config.json")
+    if any(raw.get("delays", ())):
+        raise ConfigError(f"delays={raw['delays']}: all codebooks of a speech-to-text model have delay 0")
+    if "delays" in raw and len(raw["delays"]) != raw["n_q"] + 1:
+        raise ConfigError(f"delays has {len(raw['delays'])} entries, expected n_q + 1 = {raw['n_q'] + 1}")
+    dim = raw["dim"]
+    feed_forward = int(raw.get("hidden_scale", 4) * dim)
+    return _validate(
+        LMConfig,
+        {
+            "transformer": {
+                "dim": dim,
+                "num_heads": raw["num_heads"],
+                "num_layers": raw["num_layers"],
+                # A gated layer keeps the parameter count of a plain one of that width; see `ActivationGating` upstream.
+                "ffn_dim": 21 * dim // 8 if feed_forward == 4 * dim else 2 * feed_forward // 3,
+                "context": raw["context"],
+                "max_period": raw.get("max_period", 10_000),
+                "norm": "rms_norm",
+                "gated": True,
+            },
+            "text_vocab": raw["text_card"],
+            "audio_vocab": raw["card"],
+            "num_codebooks": raw["n_q"],
+            "pause_heads": raw.get("extra_heads_num_heads", 0),
+            "pause_classes": raw.get("extra_heads_dim", 6),
+            "conditioners": _conditioners(raw.get("conditioners", {}), raw.get("fuser", {})),
         },
     )
 

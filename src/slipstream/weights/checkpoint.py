@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slipstream.config import CodecConfig, FileNames, STTConfig, dump_codec, dump_kyutai
+from slipstream.config import CodecConfig, FileNames, LMConfig, STTConfig, dump_codec, dump_kyutai
 from slipstream.errors import CheckpointError
 from slipstream.weights import mlx
 from slipstream.weights.layouts import LAYOUTS, fitting, get_layout
@@ -47,10 +47,20 @@ def load_checkpoint(ref: Ref, **origin: Unpack[Origin]) -> Checkpoint:
     config = sources.config
     return Checkpoint(
         config=config,
-        lm=_read(sources.lm, [layout.lm(config.lm) for layout in LAYOUTS.values()]),
-        codec=_read(sources.codec, [layout.codec(config.codec) for layout in LAYOUTS.values()]),
+        lm=read_lm(sources.lm, config.lm),
+        codec=read_codec(sources.codec, config.codec),
         tokenizer=sources.tokenizer,
     )
+
+
+def read_lm(paths: Sequence[Path], config: LMConfig) -> dict[str, Array]:
+    """The LM's tensors under canonical names, from files in whichever layout. Raises `CheckpointError` as above."""
+    return _read(paths, [layout.lm(config) for layout in LAYOUTS.values()])
+
+
+def read_codec(paths: Sequence[Path], config: CodecConfig) -> dict[str, Array]:
+    """The codec's tensors under canonical names, from files in whichever layout. Raises `CheckpointError` as above."""
+    return _read(paths, [layout.codec(config) for layout in LAYOUTS.values()])
 
 
 def save_checkpoint(

@@ -57,8 +57,8 @@ def resolve(
     name of a built-in model. Each part can come from elsewhere: a path, `file://path` or `hf://owner/repo/file`.
     Raises `CheckpointError` for what cannot be found or fetched, `ConfigError` for a configuration that is wrong.
     """
-    place = _place(ref, revision)
-    config_path = _override(config, place) or place.get("config.json")
+    place = find_place(ref, revision)
+    config_path = find_given(config, place) or place.get("config.json")
     raw = read_json(config_path)
     try:
         if is_transformers(raw):
@@ -70,7 +70,7 @@ def resolve(
     files = parsed.files
     if files.lora:
         raise CheckpointError(f"{ref} has a LoRA adapter ({files.lora}): fuse it into the LM's weights first")
-    lm_path, codec_path = _override(lm, place), _override(codec, place)
+    lm_path, codec_path = find_given(lm, place), find_given(codec, place)
     if is_transformers(raw):
         shared = () if lm_path and codec_path else _shards(place)
         extras = (place.get(EXTRAS_FILE),) if parsed.lm.pause_heads or parsed.lm.conditioners else ()
@@ -78,19 +78,52 @@ def resolve(
             config=parsed,
             lm=(lm_path,) if lm_path else (*shared, *extras),
             codec=(codec_path,) if codec_path else shared,
-            tokenizer=_override(tokenizer, place) or _tokenizer(place, files.tokenizer),
+            tokenizer=find_given(tokenizer, place) or _tokenizer(place, files.tokenizer),
         )
     return Sources(
         config=parsed,
-        lm=(lm_path or _get(place, files.lm),),
-        codec=(codec_path or _get(place, files.codec),),
-        tokenizer=_override(tokenizer, place) or _get(place, files.tokenizer),
+        lm=(lm_path or find_named(place, files.lm),),
+        codec=(codec_path or find_named(place, files.codec),),
+        tokenizer=find_given(tokenizer, place) or find_named(place, files.tokenizer),
     )
 
 
 def built_in_models() -> tuple[str, ...]:
     """Names of the models that come with the package."""
     return tuple(sorted(path.parent.name for path in BUILT_IN.glob("*/config.json")))
+
+
+def find_place(ref: Ref, revision: str | None) -> Place:
+    """Where a checkpoint's files lie: a folder, a repository on the hub, or a built-in model's folder.
+
+    Raises `CheckpointError` for a `ref` that is none of them.
+    """
+    name = os.fspath(ref)
+    if name in built_in_models():
+        return _Folder(BUILT_IN / name)
+    if Path(name).is_dir():
+        return _Folder(Path(name))
+    if Path(name).is_file():
+        raise CheckpointError(f"{name} is a file: give the folder that it lies in")
+    repository = name.removeprefix("hf://")
+    if isinstance(ref, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        return _Repository(repository, revision)
+    raise CheckpointError(
+        f"{name} is neither a folder, nor a repository's id (owner/name), "
+        f"nor a built-in model ({', '.join(built_in_models()) or 'there is none'})"
+    )
+
+
+def find_named(place: Place, name: str) -> Path:
+    """A file that a configuration names: one of the place's own, or of another (`hf://`, `file://`)."""
+    return _elsewhere(name, place) or place.get(name)
+
+
+def find_given(ref: Ref | None, place: Place) -> Path | None:
+    """A file that the user names."""
+    if ref is None:
+        return None
+    return _elsewhere(os.fspath(ref), place) or _Folder(Path()).get(os.fspath(ref))
 
 
 class _NotThereError(CheckpointError):
@@ -142,39 +175,10 @@ class _Repository:
             raise CheckpointError(f"{name} of {where} cannot be fetched: {error}") from error
 
 
-_Place = _Folder | _Repository
+Place = _Folder | _Repository
 
 
-def _place(ref: Ref, revision: str | None) -> _Place:
-    name = os.fspath(ref)
-    if name in built_in_models():
-        return _Folder(BUILT_IN / name)
-    if Path(name).is_dir():
-        return _Folder(Path(name))
-    if Path(name).is_file():
-        raise CheckpointError(f"{name} is a file: give the folder that it lies in")
-    repository = name.removeprefix("hf://")
-    if isinstance(ref, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        return _Repository(repository, revision)
-    raise CheckpointError(
-        f"{name} is neither a folder, nor a repository's id (owner/name), "
-        f"nor a built-in model ({', '.join(built_in_models()) or 'there is none'})"
-    )
-
-
-def _get(place: _Place, name: str) -> Path:
-    """A file that a configuration names: one of the place's own, or of another (`hf://`, `file://`)."""
-    return _elsewhere(name, place) or place.get(name)
-
-
-def _override(ref: Ref | None, place: _Place) -> Path | None:
-    """A file that the user names."""
-    if ref is None:
-        return None
-    return _elsewhere(os.fspath(ref), place) or _Folder(Path()).get(os.fspath(ref))
-
-
-def _elsewhere(name: str, place: _Place) -> Path | None:
+def _elsewhere(name: str, place: Place) -> Path | None:
     if name.startswith("file://"):
         return _Folder(Path()).get(name.removeprefix("file://"))
     if not name.startswith("hf://"):
@@ -189,13 +193,13 @@ def _elsewhere(name: str, place: _Place) -> Path | None:
     return _Repository(repository, revision=None).get(parts[2])
 
 
-def _codec_config(raw: Mapping[str, Any], override: Ref | None, place: _Place) -> dict[str, Any] | None:
+def _codec_config(raw: Mapping[str, Any], override: Ref | None, place: Place) -> dict[str, Any] | None:
     name = raw.get("mimi_config_name")
-    path = _override(override, place) or (_get(place, name) if isinstance(name, str) else None)
+    path = find_given(override, place) or (find_named(place, name) if isinstance(name, str) else None)
     return read_json(path) if path else None
 
 
-def _feature_extractor(place: _Place) -> Mapping[str, Any]:
+def _feature_extractor(place: Place) -> Mapping[str, Any]:
     """The feature extractor's configuration: in a file of its own, or (since version 5) in the processor's."""
     try:
         return read_json(place.get("preprocessor_config.json"))
@@ -207,7 +211,7 @@ def _feature_extractor(place: _Place) -> Mapping[str, Any]:
         return inner if isinstance(inner, Mapping) else {}
 
 
-def _shards(place: _Place) -> tuple[Path, ...]:
+def _shards(place: Place) -> tuple[Path, ...]:
     """The file of the weights, or the files: `transformers` cuts large models into several, listed in an index."""
     try:
         return (place.get(MODEL_FILE),)
@@ -222,7 +226,7 @@ def _shards(place: _Place) -> tuple[Path, ...]:
     return tuple(place.get(name) for name in sorted(set(weight_map.values())))
 
 
-def _tokenizer(place: _Place, name: str) -> Path:
+def _tokenizer(place: Place, name: str) -> Path:
     try:
         return place.get(name)
     except _NotThereError as missing:
