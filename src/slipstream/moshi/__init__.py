@@ -1,0 +1,20 @@
+"""The Python calls that Kyutai published for speech to text, over Slipstream's model.
+
+A script written for `moshi.models` runs after changing only its imports. Here, and only here, the first step sees the
+initial tokens instead of the first frame, and streaming state lives in an object that is put into a mode.
+"""
+
+from slipstream.moshi import conditioners, models, run_inference
+from slipstream.moshi.models import LMGen, LMModel, MimiModel, get_mimi, get_moshi_lm, loaders
+
+__all__ = [
+    "LMGen",
+    "LMModel",
+    "MimiModel",
+    "conditioners",
+    "get_mimi",
+    "get_moshi_lm",
+    "loaders",
+    "models",
+    "run_inference",
+]

@@ -1,0 +1,185 @@
+"""Finding and loading published checkpoints, under Kyutai's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import torch
+
+from slipstream.config import CodecConfig, FileNames, parse_codec, parse_lm, read_json
+from slipstream.errors import CheckpointError, ConfigError
+from slipstream.moshi.models.compression import MimiModel
+from slipstream.moshi.models.lm import LMModel
+from slipstream.torch_model.build import build_codec, build_lm
+from slipstream.torch_model.lm import LM
+from slipstream.torch_model.mimi import Mimi
+from slipstream.weights.checkpoint import read_codec, read_lm
+from slipstream.weights.lora import fuse
+from slipstream.weights.sources import find_given, find_named, find_place
+from slipstream.weights.tensors import read_tensors
+
+SAMPLE_RATE = 24_000
+FRAME_RATE = 12.5
+
+TEXT_TOKENIZER_NAME = FileNames().tokenizer
+MOSHI_NAME = FileNames().lm
+MIMI_NAME = FileNames().codec
+DEFAULT_REPO = "kyutai/moshiko-pytorch-bf16"
+"""Where scripts fetch `MIMI_NAME` from; its language model speaks, and cannot be run here."""
+
+# Keys of config.json that are about the checkpoint's files and use, not about the LM.
+_OTHER_KEYS = (
+    "moshi_name",
+    "mimi_name",
+    "mimi_config_name",
+    "tokenizer_name",
+    "lora_name",
+    "model_type",
+    "lm_gen_config",
+    "tts_config",
+    "stt_config",
+    "model_id",
+)
+
+Config = dict[str, Any]
+
+
+@dataclass
+class CheckpointInfo:
+    """The files of a checkpoint, and what its `config.json` says."""
+
+    moshi_weights: Path
+    mimi_weights: Path
+    tokenizer: Path
+    lm_config: Config | None = None
+    raw_config: Config | None = None
+    mimi_config: Config | None = None
+    model_type: str = "stt"
+    lora_weights: Path | None = None
+    lm_gen_config: Config = field(default_factory=dict)
+    tts_config: Config = field(default_factory=dict)
+    stt_config: Config = field(default_factory=dict)
+    model_id: Config = field(default_factory=dict)
+
+    @staticmethod
+    def from_hf_repo(
+        hf_repo: str,
+        moshi_weights: Path | str | None = None,
+        mimi_weights: Path | str | None = None,
+        tokenizer: Path | str | None = None,
+        config_path: Path | str | None = None,
+        mimi_config_path: Path | str | None = None,
+        lora_weights: Path | str | None = None,
+        revision: str | None = None,
+    ) -> CheckpointInfo:
+        """Find a checkpoint's files; download those that are not in the hub's cache.
+
+        `hf_repo`: a repository's id or a folder. The others take the place of single files: a path, `file://path` or
+        `hf://owner/repo/file`. Raises `CheckpointError` for what cannot be found.
+        """
+        place = find_place(hf_repo, revision)
+        raw = read_json(find_given(config_path, place) or place.get("config.json"))
+        mimi_config, lora = find_given(mimi_config_path, place), find_given(lora_weights, place)
+        if mimi_config is None and raw.get("mimi_config_name"):
+            mimi_config = find_named(place, raw["mimi_config_name"])
+        if lora is None and raw.get("lora_name"):
+            lora = find_named(place, raw["lora_name"])
+        return CheckpointInfo(
+            moshi_weights=find_given(moshi_weights, place) or find_named(place, raw.get("moshi_name", MOSHI_NAME)),
+            mimi_weights=find_given(mimi_weights, place) or find_named(place, raw.get("mimi_name", MIMI_NAME)),
+            tokenizer=find_given(tokenizer, place) or find_named(place, raw.get("tokenizer_name", TEXT_TOKENIZER_NAME)),
+            lm_config={key: value for key, value in raw.items() if key not in _OTHER_KEYS},
+            raw_config=raw,
+            mimi_config=read_json(mimi_config) if mimi_config is not None else None,
+            # What a config of the first model, which did not say, means.
+            model_type=raw.get("model_type", "moshi"),
+            lora_weights=lora,
+            **{key: raw.get(key, {}) for key in ("lm_gen_config", "tts_config", "stt_config", "model_id")},
+        )
+
+    def get_mimi(self, device: torch.device | str = "cpu") -> MimiModel:
+        """The codec, writing as many codebooks as the LM reads."""
+        config = self.lm_config or {}
+        dep_q = config.get("dep_q", 0)
+        num_codebooks = max(dep_q, config.get("n_q", 8) - dep_q)
+        return get_mimi(self.mimi_weights, self.mimi_config, device=device, num_codebooks=num_codebooks)
+
+    def get_moshi(
+        self,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+        load_weight: bool = True,
+        **kwargs: Any,
+    ) -> LMModel:
+        """The language model; `kwargs` are further arguments of `get_moshi_lm`.
+
+        Raises `ConfigError` for a checkpoint that is not a speech-to-text model's.
+        """
+        if self.model_type != "stt":
+            raise ConfigError(f"model_type={self.model_type!r}: only speech-to-text models (stt) can be run here")
+        model = get_moshi_lm(
+            self.moshi_weights if load_weight else None,
+            self.lm_config,
+            device=device,
+            dtype=dtype,
+            lora_weights=self.lora_weights if load_weight else None,
+            **kwargs,
+        )
+        model.condition_values = dict(self.stt_config.get("condition_values", {}))
+        return model
+
+    def get_text_tokenizer(self) -> sentencepiece.SentencePieceProcessor:
+        return sentencepiece.SentencePieceProcessor(str(self.tokenizer))
+
+
+def get_mimi(
+    filename: str | Path | None,
+    mimi_config: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    num_codebooks: int = 8,
+) -> MimiModel:
+    """Mimi from a safetensors file, or with random weights for `filename=None`, writing `num_codebooks` codebooks.
+
+    `mimi_config`: the content of the codec's own config file; the published Mimi by default.
+    """
+    config = CodecConfig() if mimi_config is None else parse_codec(mimi_config)
+    if filename is None:
+        codec = Mimi(config).to(device)
+    else:
+        codec = build_codec(config, read_codec([Path(filename)], config), device=device)
+    return MimiModel(codec.requires_grad_(False), num_codebooks).eval()
+
+
+def get_moshi_lm(
+    filename: str | Path | None,
+    lm_kwargs: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+    lora_weights: str | Path | None = None,
+    fuse_lora: bool = False,
+    lm_kwargs_overrides: Mapping[str, Any] | None = None,
+) -> LMModel:
+    """The LM from a safetensors file, or with random weights for `filename=None`.
+
+    `lm_kwargs`: the LM's keys of a published `config.json`, with `lm_kwargs_overrides` in place of some. An adapter
+    in `lora_weights` becomes part of the weights, with or without `fuse_lora`: the model is the same, and faster.
+    """
+    if lm_kwargs is None:
+        raise ConfigError("lm_kwargs is missing: without it this is Moshi 7B, which speaks and cannot be run here")
+    raw = {**lm_kwargs, **(lm_kwargs_overrides or {})}
+    config = parse_lm(raw)
+    if filename is None:
+        return LMModel(LM(config).to(device, dtype).requires_grad_(False)).eval()
+    weights = read_lm([Path(filename)], config)
+    if bool(raw.get("lora")) != (lora_weights is not None):
+        raise CheckpointError(
+            f"lora is {bool(raw.get('lora'))} in the config, but lora_weights is {lora_weights}: an adapter needs both"
+        )
+    if lora_weights is not None:
+        adapter = read_tensors(Path(lora_weights))
+        weights = fuse(weights, adapter, config, raw.get("lora_scaling", 2.0), str(lora_weights))
+    return LMModel(build_lm(config, weights, device=device, dtype=dtype)).eval()
