@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 BACKENDS = ("torch", "onnx", "mlx")
 QUANTIZE_ABOVE = 100_000_000
-"""Parameters of an LM above which the CPU backend keeps int8 weights unless told otherwise; smaller ones gain little."""
+"""Parameters of an LM above which the CPU backend keeps int8 weights by default; smaller ones gain little."""
 
 
 def load_runner(
