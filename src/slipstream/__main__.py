@@ -1,0 +1,7 @@
+"""`python -m slipstream`: the command line, where the `slipstream` script is not on the path."""
+
+from __future__ import annotations
+
+from slipstream.cli import main
+
+main()

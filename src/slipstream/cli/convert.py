@@ -1,0 +1,52 @@
+"""`slipstream convert`: a checkpoint from whichever layout it is in to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from slipstream.cli.console import notice
+from slipstream.cli.progress import counting_bar
+from slipstream.errors import CheckpointError
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A folder, a repository id, or a built-in model.")],
+    destination: Annotated[Path, typer.Argument(help="A new folder.")],
+    layout: Annotated[
+        Literal["kyutai", "candle", "mlx", "transformers", "onnx"], typer.Option("--layout", help="What to write.")
+    ] = "kyutai",
+    quantize: Annotated[
+        Literal["int4", "int8"] | None, typer.Option("--quantize", help="The LM's weights, in mlx and onnx.")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        typer.Option("--dtype", help="Type of the LM's weights; as they are, if not given."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the repository.")] = None,
+) -> None:
+    """Convert a checkpoint between layouts."""
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise CheckpointError(f"{destination} is there already and not an empty folder: give a new one")
+    if layout == "onnx":
+        if dtype:
+            raise typer.BadParameter("onnx keeps float32 or quantises", param_hint="--dtype")
+        _to_onnx(source, destination, quantize, revision)
+    else:
+        from slipstream.weights.checkpoint import convert as convert_checkpoint
+
+        bits = int(quantize.removeprefix("int")) if quantize else None
+        convert_checkpoint(source, destination, layout, quantize=bits, dtype=dtype, revision=revision)
+    notice(f"{destination} now holds {source} in the layout {layout}.")
+
+
+def _to_onnx(source: str, destination: Path, quantize: Literal["int4", "int8"] | None, revision: str | None) -> None:
+    from slipstream.onnx_model.export import export
+    from slipstream.weights.checkpoint import load_checkpoint
+
+    if destination.exists():
+        destination.rmdir()
+    with counting_bar("Converting") as progress:
+        export(lambda: load_checkpoint(source, revision=revision), destination, quantize=quantize, progress=progress)

@@ -1,0 +1,123 @@
+"""`slipstream doctor`: what is installed, what this machine has, and what it can run in real time."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from statistics import median
+from typing import TYPE_CHECKING
+
+from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model
+from slipstream.errors import SlipstreamError
+
+if TYPE_CHECKING:
+    from slipstream.types import Runner
+
+_PACKAGES = {
+    "numpy": None,
+    "onnxruntime": None,
+    "av": None,
+    "soxr": None,
+    "torch": "torch",
+    "mlx": "mlx",
+    "sounddevice": "mic",
+}
+"""What does the work, and the extra that installs it where it is not part of the core."""
+
+_SLOTS = (1, 4, 16, 64)
+_WARM_UP_FRAMES, _MEASURED_FRAMES = 5, 25
+
+
+def doctor(model: Model = DEFAULT_MODEL, device: Device = "auto", backend: Backend = "auto") -> None:
+    """Show versions and devices, and measure how many live streams this machine can follow."""
+    _section("Versions", _versions())
+    _section("Machine", _machine())
+    _section(f"Real time with {model}", _real_time(model, device, backend))
+
+
+def milliseconds_a_frame(runner: Runner) -> float:
+    """The median time of a step with all slots active, hearing noise: speed does not depend on what is heard."""
+    import numpy as np
+
+    pcm_BS = np.random.default_rng(0).normal(0, 0.1, (runner.slots, runner.frame_samples)).astype(np.float32)
+    active_B = np.ones(runner.slots, dtype=np.bool_)
+    times = []
+    for _ in range(_WARM_UP_FRAMES + _MEASURED_FRAMES):
+        started = time.perf_counter()
+        runner.step(pcm_BS, active_B)
+        times.append(time.perf_counter() - started)
+    return 1000 * median(times[_WARM_UP_FRAMES:])
+
+
+def _section(title: str, lines: Iterator[tuple[str, str]]) -> None:
+    sys.stdout.write(f"{title}\n")
+    for name, value in lines:
+        sys.stdout.write(f"  {name:<14} {value}\n")
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    from slipstream import __version__
+
+    yield "slipstream", __version__
+    yield "python", f"{platform.python_version()} ({platform.system()} {platform.machine()})"
+    for package, extra in _PACKAGES.items():
+        try:
+            yield package, metadata.version(package)
+        except metadata.PackageNotFoundError:
+            remedy = f'pip install "slipstream-stt[{extra}]"' if extra else "pip install slipstream-stt"
+            yield package, f"not installed: {remedy}"
+
+
+def _machine() -> Iterator[tuple[str, str]]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    yield "cores", str(os.cpu_count())
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        yield "memory", f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB"
+    yield "CUDA", _cuda()
+    yield "microphones", _microphones()
+    yield "model cache", HF_HUB_CACHE
+    existing = HF_HUB_CACHE
+    while not os.path.exists(existing):
+        existing = os.path.dirname(existing)
+    yield "free there", f"{shutil.disk_usage(existing).free / 2**30:.1f} GiB"
+
+
+def _cuda() -> str:
+    try:
+        import torch
+    except ImportError:
+        return "needs torch"
+    if not torch.cuda.is_available():
+        return "no device"
+    names = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
+    return ", ".join(f"{device.name} ({device.total_memory / 2**30:.0f} GiB)" for device in names)
+
+
+def _microphones() -> str:
+    from slipstream.audio import input_devices
+
+    try:
+        return ", ".join(device.name for device in input_devices()) or "none"
+    except SlipstreamError as error:
+        return str(error)
+
+
+def _real_time(model: str, device: str, backend: str) -> Iterator[tuple[str, str]]:
+    """Step ever more slots, until a step takes longer than the audio it hears."""
+    import slipstream
+
+    for slots in _SLOTS:
+        runner = slipstream.load_runner(model, backend=backend, device=device, slots=slots)
+        took, budget = milliseconds_a_frame(runner), 1000 / runner.frame_rate
+        holds = "in real time" if took < budget else "too slow"
+        yield f"{slots} live", f"{took:.1f} ms for each {budget:.0f} ms of audio: {holds}, {budget / took:.1f}x"
+        if took >= budget:
+            return

@@ -1,0 +1,88 @@
+"""One job heard from its first sample to its last event."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from threading import Event as StopEvent
+from typing import TYPE_CHECKING
+
+from slipstream.cli.jobs import Job
+
+if TYPE_CHECKING:
+    from slipstream.audio import RawFormat
+    from slipstream.formats import Transcript
+    from slipstream.transcriber import Transcriber
+    from slipstream.types import FloatArray
+
+Progress = Callable[[float], None]
+"""Called with the seconds of audio heard so far."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What came of a job. `complete` is false when it was stopped before its audio ended.
+
+    `seconds`: the time it took. `flush_seconds`: from the end of the audio to the last word.
+    `delays`: for each word, how many seconds of audio were heard between its end and its whole text.
+    """
+
+    transcript: Transcript
+    complete: bool
+    seconds: float
+    flush_seconds: float
+    delays: tuple[float, ...]
+
+
+def hear(
+    transcriber: Transcriber, job: Job, *, raw: RawFormat | None, stop: StopEvent, progress: Progress
+) -> Heard:
+    """Transcribe one job. When `stop` is set its audio ends there: what was heard is still written to the last word.
+
+    Raises `AudioError` as `audio.decode` does.
+    """
+    from slipstream.audio import SAMPLE_RATE, decode
+    from slipstream.formats import Transcript
+    from slipstream.types import Final, OpenWord, Recovered, Step, Turn, Word
+
+    def chunks() -> Iterator[FloatArray]:
+        source = sys.stdin.buffer if job.path is None else job.path
+        for piece_CS in decode(source, raw=raw, channels="mix" if job.channel is None else "separate"):
+            if stop.is_set():
+                return
+            yield piece_CS[job.channel or 0]
+
+    words: list[Word] = []
+    turns: list[Turn] = []
+    delays: list[float] = []
+    text_came: dict[float, float] = {}
+    heard = duration = flush_seconds = 0.0
+    started = time.perf_counter()
+    for event in transcriber.stream(chunks(), SAMPLE_RATE):
+        match event:
+            case Step(index=index):
+                heard = index / transcriber.frame_rate
+                progress(heard)
+            case OpenWord(start=start):
+                text_came[start] = heard
+            case Word(start=start, end=end):
+                words.append(event)
+                delays.append(text_came.pop(start, heard) - end)
+            case Turn():
+                turns.append(event)
+            case Recovered(time=at, reason=reason):
+                logger.warning("%s: the model was started afresh at %.1f s: %s", job.name, at, reason)
+            case Final():
+                duration, flush_seconds = event.duration, event.flush_seconds
+    return Heard(
+        transcript=Transcript(tuple(words), tuple(turns), duration, transcriber.model, transcriber.delay),
+        complete=not stop.is_set(),
+        seconds=time.perf_counter() - started,
+        flush_seconds=flush_seconds,
+        delays=tuple(delays),
+    )

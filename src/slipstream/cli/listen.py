@@ -1,0 +1,92 @@
+"""`slipstream listen`: the microphone as live text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from threading import Event as StopEvent
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from slipstream.cli.console import first_interrupt_stops, notice
+from slipstream.cli.models import production_hint
+from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model
+from slipstream.errors import AudioError
+
+if TYPE_CHECKING:
+    from slipstream.types import Event, FloatArray
+
+
+def listen(
+    model: Model = DEFAULT_MODEL,
+    device: Device = "auto",
+    backend: Backend = "auto",
+    microphone: Annotated[
+        str | None, typer.Option("--microphone", help="Number or part of the name; the system's default otherwise.")
+    ] = None,
+    list_microphones: Annotated[bool, typer.Option("--list-microphones", help="List them and end.")] = False,
+) -> None:
+    """Transcribe the microphone until Ctrl-C, a line for each turn."""
+    from slipstream import audio
+
+    if list_microphones:
+        _print_microphones()
+        return
+    microphones = audio.input_devices()
+    if not microphones:
+        raise AudioError("this machine has no microphone")
+    if model == DEFAULT_MODEL:
+        notice(production_hint())
+
+    import slipstream
+
+    chosen = int(microphone) if microphone and microphone.isdecimal() else microphone
+    with slipstream.load(model, device=device, backend=backend) as transcriber, first_interrupt_stops() as stop:
+        notice("Listening. Ctrl-C ends.")
+        show_live(transcriber.stream(_until(stop, audio.microphone(chosen)), audio.SAMPLE_RATE))
+
+
+def show_live(events: Iterable[Event]) -> None:
+    """Print words as they come, a line for each turn; on a terminal with the word in the making."""
+    from slipstream.types import OpenWord, PartialWord, Turn, Word
+
+    console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+    line: list[str] = []
+
+    def end_line() -> None:
+        if line:
+            console.print(" ".join(line))
+            line.clear()
+
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        for event in events:
+            match event:
+                case PartialWord(text=text) | OpenWord(text=text):
+                    live.update(Text.assemble(" ".join(line), " ", (text, "dim")), refresh=True)
+                case Word(text=text):
+                    line.append(text)
+                    live.update(Text(" ".join(line)), refresh=True)
+                case Turn():
+                    live.update(Text(""))
+                    end_line()
+        live.update(Text(""))
+        end_line()
+
+
+def _until(stop: StopEvent, blocks: Iterator[FloatArray]) -> Iterator[FloatArray]:
+    for block_CS in blocks:
+        yield block_CS[0]
+        if stop.is_set():
+            return
+
+
+def _print_microphones() -> None:
+    from slipstream.audio import input_devices
+
+    for device in input_devices():
+        default = "  (default)" if device.is_default else ""
+        sys.stdout.write(f"{device.index:3}  {device.name}, {device.sample_rate} Hz{default}\n")

@@ -1,0 +1,120 @@
+"""`slipstream models`: what is built in, cached, and known by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from slipstream.cli.options import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from slipstream.config import STTConfig
+
+PRODUCTION_MODEL = "kyutai/stt-1b-en_fr"
+_LANGUAGES = {"tiny": "English, French", "kyutai/stt-1b-en_fr": "English, French", "kyutai/stt-2.6b-en": "English"}
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """A model that can be called by name, and where it is."""
+
+    name: str
+    config: STTConfig
+    place: Literal["built in", "cached", "on the hub"]
+
+    @property
+    def languages(self) -> str:
+        return _LANGUAGES.get(self.name, "?")
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """How many the LM has, and the codec."""
+        from slipstream.weights.names import codec_shapes, lm_shapes
+
+        lm, codec = lm_shapes(self.config.lm), codec_shapes(self.config.codec)
+        return sum(map(math.prod, lm.values())), sum(map(math.prod, codec.values()))
+
+    @property
+    def download_gigabytes(self) -> float:
+        """Size of its files, for the published models: the LM in bfloat16, the codec in float32."""
+        lm, codec = self.parameters
+        return (2 * lm + 4 * codec) / 1e9
+
+
+def models() -> None:
+    """List the models that are built in, cached on this machine, and known by name."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "languages", "delay", "pause heads", "parameters", "where", box=None, pad_edge=False)
+    for model in known_models():
+        table.add_row(
+            model.name,
+            model.languages,
+            f"{model.config.delay_seconds:g} s",
+            str(model.config.lm.pause_heads or "none"),
+            f"{sum(model.parameters) / 1e6:.0f} M",
+            model.place if model.place != "on the hub" else f"to download, about {model.download_gigabytes:.1f} GB",
+        )
+    console = Console()
+    console.print(table)
+    console.print("\nThe id of another repository on the Hugging Face hub, or a folder, will do as well.")
+
+
+def production_hint() -> str:
+    """One line on which model to use for real work, and what it costs to get."""
+    model = next(model for model in _published() if model.name == PRODUCTION_MODEL)
+    size = "in your cache" if model.place == "cached" else f"about {model.download_gigabytes:.1f} GB to download"
+    return (
+        f"Hearing with {DEFAULT_MODEL}, the small built-in model. "
+        f"For production accuracy: --model {model.name} ({model.languages}; {size})."
+    )
+
+
+def known_models() -> Iterator[KnownModel]:
+    """The models that are built in, those published by name, and what else of their kind the hub's cache holds."""
+    from slipstream.weights.sources import built_in_models, resolve
+
+    for name in built_in_models():
+        yield KnownModel(name, resolve(name).config, "built in")
+    yield from _published()
+    yield from _others_cached()
+
+
+def _published() -> Iterator[KnownModel]:
+    from huggingface_hub import try_to_load_from_cache
+
+    from slipstream.config import PRESETS
+
+    for name, config in PRESETS.items():
+        cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
+        yield KnownModel(name, config, "cached" if cached else "on the hub")
+
+
+def _others_cached() -> Iterator[KnownModel]:
+    """Repositories in the hub's cache that have no name here, but a configuration of our kind."""
+    from huggingface_hub import CacheNotFound, constants, scan_cache_dir
+
+    from slipstream.config import PRESETS
+
+    try:
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
+    except CacheNotFound:
+        return
+    for repository in sorted(repositories, key=lambda repository: repository.repo_id):
+        configs = [_read_config(revision.snapshot_path) for revision in repository.revisions]
+        if repository.repo_id not in PRESETS and (config := next(filter(None, configs), None)):
+            yield KnownModel(repository.repo_id, config, "cached")
+
+
+def _read_config(snapshot: Path) -> STTConfig | None:
+    from slipstream.config import parse_kyutai, read_json
+    from slipstream.errors import ConfigError
+
+    try:
+        return parse_kyutai(read_json(snapshot / "config.json"))
+    except ConfigError:
+        return None  # of another kind, or without this file

@@ -1,0 +1,208 @@
+"""`slipstream transcribe`: files, folders, patterns or standard input to text, subtitles or JSON."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from threading import Event as StopEvent
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from slipstream.cli.console import INTERRUPTED, fail, first_interrupt_stops, notice
+from slipstream.cli.hearing import Heard, hear
+from slipstream.cli.jobs import Job, check_places, find_jobs, split_channels
+from slipstream.cli.models import production_hint
+from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model
+from slipstream.cli.output import render, write_file, write_stdout
+from slipstream.cli.progress import progress_bar
+from slipstream.errors import SlipstreamError
+
+if TYPE_CHECKING:
+    from slipstream.audio import RawFormat
+    from slipstream.transcriber import Transcriber
+
+_Format = Literal["txt", "json", "jsonl", "srt", "vtt", "tsv"]
+_Encoding = Literal["pcm_s16le", "pcm_s24le", "pcm_f32le", "mulaw", "alaw"]
+
+
+def transcribe(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILES...", help="Audio or video files, folders, patterns; - is standard input."),
+    ],
+    model: Model = DEFAULT_MODEL,
+    device: Device = "auto",
+    backend: Backend = "auto",
+    format: Annotated[_Format, typer.Option("--format", "-f", help="What to write.")] = "txt",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write a file for each input into this folder.")
+    ] = None,
+    words: Annotated[bool, typer.Option("--words", help="With txt: a line for each word, with its times.")] = False,
+    slots: Annotated[int, typer.Option("--slots", min=1, help="How many files to hear at once.")] = 1,
+    channels: Annotated[
+        Literal["mix", "separate"], typer.Option("--channels", help="Mix the channels, or transcribe each by itself.")
+    ] = "mix",
+    resume: Annotated[bool, typer.Option("--resume", help="With -o: skip inputs whose output is there.")] = False,
+    delay_report: Annotated[
+        bool, typer.Option("--delay-report", help="Say how fast it went, and how late the words came.")
+    ] = False,
+    raw: Annotated[
+        _Encoding | None, typer.Option("--raw", help="The input is audio without a header, in this encoding.")
+    ] = None,
+    raw_rate: Annotated[int, typer.Option("--raw-rate", metavar="HZ", help="Sample rate of --raw audio.")] = 24_000,
+    raw_channels: Annotated[int, typer.Option("--raw-channels", help="Interleaved channels of --raw audio.")] = 1,
+) -> None:
+    """Transcribe recordings: their words, with times."""
+    if words and format != "txt":
+        raise typer.BadParameter(f"only txt changes with it, not {format}", param_hint="--words")
+    if resume and not output:
+        raise typer.BadParameter("without -o there are no files to go on from", param_hint="--resume")
+
+    from slipstream.audio import RawFormat
+
+    raw_format = RawFormat(raw, raw_rate, raw_channels) if raw else None
+    jobs = find_jobs(files)
+    with ExitStack() as stack:
+        if channels == "separate":
+            jobs = [part for job in jobs for part in _channel_jobs(stack.enter_context(_on_disk(job)), raw_format)]
+        if output:
+            check_places(jobs)
+        elif len(jobs) > 1 and format != "txt":
+            raise typer.BadParameter(f"{len(jobs)} transcripts in {format} need a folder: -o DIR", param_hint="FILES")
+        if output and resume:
+            jobs = _left_to_do(jobs, output, format)
+
+        def deliver(job: Job, heard: Heard) -> None:
+            text = render(heard.transcript, format, words)
+            if output:
+                write_file(job.output(output, format, partial=not heard.complete), text)
+                if heard.complete:
+                    job.output(output, format, partial=True).unlink(missing_ok=True)
+            else:
+                write_stdout(f"{job.name}:\n{text}\n" if len(jobs) > 1 else text)
+            if delay_report:
+                notice(f"{job.name}: {_report(heard)}")
+
+        if not jobs:
+            return
+        if model == DEFAULT_MODEL:
+            notice(production_hint())
+
+        import slipstream
+
+        slots = min(slots, len(jobs))
+        transcriber = stack.enter_context(slipstream.load(model, device=device, backend=backend, slots=slots))
+        stop = stack.enter_context(first_interrupt_stops())
+        failures = _hear_all(transcriber, jobs, raw_format, stop, deliver, in_order=output is None)
+        interrupted = stop.is_set()
+    if failures:
+        fail(f"{len(failures)} of {len(jobs)} failed:\n" + "\n".join(f"  {failure}" for failure in failures))
+    if interrupted:
+        notice("Interrupted. What was heard until then is written.")
+        raise typer.Exit(INTERRUPTED)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _hear_all(
+    transcriber: Transcriber,
+    jobs: Sequence[Job],
+    raw: RawFormat | None,
+    stop: StopEvent,
+    deliver: Callable[[Job, Heard], None],
+    in_order: bool,
+) -> list[str]:
+    """Hear jobs, as many at once as there are slots, and deliver each: what failed, a sentence each.
+
+    `in_order`: deliver in the order of `jobs`, otherwise as they end.
+    """
+
+    def work(job: Job) -> Heard | None:
+        if stop.is_set():
+            return None
+        return hear(transcriber, job, raw=raw, stop=stop, progress=partial(report, job.name))
+
+    failures = []
+    with progress_bar([_seconds(job, raw) for job in jobs]) as report, _pool(transcriber.slots, stop) as pool:
+        job_of = {pool.submit(work, job): job for job in jobs}
+        for future in job_of if in_order else as_completed(job_of):
+            try:
+                if heard := future.result():
+                    deliver(job_of[future], heard)
+            except SlipstreamError as error:
+                failures.append(str(error))
+    return failures
+
+
+@contextmanager
+def _pool(workers: int, stop: StopEvent) -> Iterator[ThreadPoolExecutor]:
+    """Worker threads that an exception here stops too, rather than being waited for to the end of their files."""
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            yield pool
+        except BaseException:
+            stop.set()
+            raise
+
+
+def _seconds(job: Job, raw: RawFormat | None) -> float | None:
+    """How long a job's audio is; None where only its end will tell."""
+    from slipstream.audio import probe
+
+    if job.path is None:
+        return None
+    try:
+        if raw:
+            return job.path.stat().st_size / (raw.sample_bytes * raw.channels * raw.sample_rate)
+        return probe(job.path).duration
+    except (SlipstreamError, OSError):
+        return 0.0  # it will fail, and say why, in its turn
+
+
+@contextmanager
+def _on_disk(job: Job) -> Iterator[Job]:
+    """The job with standard input copied to a file: each channel reads its own way through it."""
+    if job.path is not None:
+        yield job
+        return
+    with tempfile.NamedTemporaryFile(prefix="slipstream-") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        file.flush()
+        yield replace(job, path=Path(file.name))
+
+
+def _channel_jobs(job: Job, raw: RawFormat | None) -> list[Job]:
+    from slipstream.audio import probe
+
+    try:
+        channels = raw.channels if raw else probe(job.path or "").channels
+    except SlipstreamError:
+        return [job]  # it will fail, and say why, in its turn
+    return split_channels(job, channels)
+
+
+def _left_to_do(jobs: Sequence[Job], folder: Path, format: _Format) -> list[Job]:
+    left = [job for job in jobs if not job.output(folder, format).exists()]
+    notice(f"{len(jobs) - len(left)} of {len(jobs)} are done already.")
+    return left
+
+
+def _report(heard: Heard) -> str:
+    speed = heard.transcript.duration / heard.seconds
+    report = (
+        f"{heard.transcript.duration:.1f} s heard in {heard.seconds:.1f} s, {speed:.1f}x real time; "
+        f"last word {heard.flush_seconds * 1000:.0f} ms after the end"
+    )
+    if not heard.delays:
+        return report
+    worst = max(heard.delays)
+    return f"{report}; text after the end of a word: median {median(heard.delays):.2f} s, at most {worst:.2f} s"

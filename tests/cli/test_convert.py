@@ -1,0 +1,54 @@
+"""`slipstream convert`: a checkpoint into another layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.cli.conftest import Outcome
+from tests.fakes import tiny_tokenizer, tokenizer_path
+from tests.models import random_model, stt_config
+
+from slipstream.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = stt_config(text_vocab=tiny_tokenizer().vocab_size)
+    folder = tmp_path_factory.mktemp("checkpoint") / "kyutai"
+    save_checkpoint(Checkpoint(config, *random_model(config), tokenizer=tokenizer_path()), folder, "kyutai")
+    return folder
+
+
+def test_converts_and_keeps_the_weights(cli: Cli, source: Path, tmp_path: Path) -> None:
+    outcome = cli("convert", source, tmp_path / "mlx", "--layout", "mlx")
+    assert outcome.code == 0, outcome.err
+    assert "in the layout mlx" in outcome.err
+    before, after = load_checkpoint(source), load_checkpoint(tmp_path / "mlx")
+    for name, array in before.lm.items():
+        np.testing.assert_array_equal(after.lm[name], array)
+
+
+def test_quantises(cli: Cli, source: Path, tmp_path: Path) -> None:
+    outcome = cli("convert", source, tmp_path / "onnx", "--layout", "onnx", "--quantize", "int8")
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "onnx" / "lm.onnx").exists()
+
+
+def test_a_folder_with_something_in_it_is_left_alone(cli: Cli, source: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in source.iterdir()}
+    for layout in ("kyutai", "onnx"):
+        outcome = cli("convert", source, source, "--layout", layout)
+        assert outcome.code == 1
+        assert "give a new one" in outcome.err
+    assert {path: path.stat().st_mtime_ns for path in source.iterdir()} == before
+
+
+def test_onnx_has_no_other_types(cli: Cli, source: Path, tmp_path: Path) -> None:
+    outcome = cli("convert", source, tmp_path / "onnx", "--layout", "onnx", "--dtype", "bfloat16")
+    assert outcome.code == 2
+    assert "float32 or quantises" in outcome.err

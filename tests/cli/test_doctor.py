@@ -1,0 +1,65 @@
+"""`slipstream doctor`: what is installed, and what runs in real time."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tests.cli.conftest import Outcome
+
+import slipstream
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A runner that needs 1 ms for each slot of audio that lasts 10 ms; the list is what was asked for."""
+    asked: list[dict[str, Any]] = []
+
+    def load_runner(ref: str, *, slots: int, **options: Any) -> Any:
+        asked.append({"ref": ref, "slots": slots, **options})
+
+        def step(pcm_BS: Any, active_B: Any) -> None:
+            assert pcm_BS.shape == (slots, 240)
+            assert active_B.all()
+            time.sleep(0.001 * slots)
+
+        return SimpleNamespace(slots=slots, frame_samples=240, frame_rate=100.0, step=step)
+
+    monkeypatch.setattr(slipstream, "load_runner", load_runner, raising=False)
+    return asked
+
+
+def test_measures_until_it_is_too_slow(cli: Cli, runner: list[dict[str, Any]]) -> None:
+    outcome = cli("doctor", "--model", "x/y", "--device", "cpu", "--backend", "onnx")
+    assert outcome.code == 0
+    lines = {line.split("  ")[1].strip(): line for line in outcome.out.splitlines() if line.startswith("  ")}
+    assert "in real time" in lines["1 live"]
+    assert "too slow" in lines["16 live"]
+    assert [asked["slots"] for asked in runner] == [1, 4, 16]
+    assert runner[0] == {"ref": "x/y", "slots": 1, "backend": "onnx", "device": "cpu"}
+
+
+def test_names_what_is_missing_and_how_to_get_it(
+    cli: Cli, runner: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(package: str) -> str:
+        if package in ("mlx", "sounddevice"):
+            raise metadata.PackageNotFoundError(package)
+        return "1.2.3"
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    out = cli("doctor").out
+    assert "onnxruntime    1.2.3" in out
+    assert 'mlx            not installed: pip install "slipstream-stt[mlx]"' in out
+    assert 'microphones    recording needs the extra "mic"' in out
+    assert "CUDA           needs torch" in out
+    assert f"slipstream     {slipstream.__version__}" in out

@@ -1,0 +1,72 @@
+"""Arguments to jobs: what is heard, and where its output goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slipstream.cli.jobs import check_places, find_jobs, split_channels
+from slipstream.errors import AudioError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.mp3", "a.wav", "b.txt", "deep/c.FLAC", "deep/d.opus"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+def outputs(*arguments: str) -> dict[str, str]:
+    return {job.name: str(job.output(Path("out"), "srt")) for job in find_jobs(arguments)}
+
+
+def test_a_folder_is_searched_and_its_shape_kept(folder: Path) -> None:
+    assert outputs("deep", ".") == {
+        "deep/c.FLAC": "out/c.srt",
+        "deep/d.opus": "out/d.srt",
+        "a.mp3": "out/a.mp3.srt",
+        "a.wav": "out/a.wav.srt",
+    }
+    assert outputs(str(folder))[f"{folder}/deep/c.FLAC"] == "out/deep/c.srt"
+
+
+def test_patterns_and_standard_input(folder: Path) -> None:
+    assert outputs("**/*.opus", "-") == {"deep/d.opus": "out/d.srt", "standard input": "out/stdin.srt"}
+
+
+def test_a_file_with_the_name_of_a_pattern_is_itself(folder: Path) -> None:
+    (folder / "[1].mp3").touch()
+    assert list(outputs("[1].mp3")) == ["[1].mp3"]
+
+
+def test_a_missing_file_stays_in_the_list_to_fail_in_its_turn(folder: Path) -> None:
+    assert list(outputs("gone.mp3", "a.mp3")) == ["gone.mp3", "a.mp3"]
+
+
+def test_each_input_is_heard_once(folder: Path) -> None:
+    assert list(outputs("a.mp3", "*.mp3", "a.mp3")) == ["a.mp3"]
+
+
+@pytest.mark.parametrize(("argument", "message"), [("*.aiff", "no file matches"), ("empty", "no audio files")])
+def test_nothing_found_is_an_error(folder: Path, argument: str, message: str) -> None:
+    (folder / "empty").mkdir()
+    with pytest.raises(AudioError, match=message):
+        find_jobs([argument])
+
+
+def test_two_inputs_never_share_an_output(folder: Path) -> None:
+    (folder / "deep/a.mp3").touch()
+    with pytest.raises(AudioError, match="would both be written"):
+        check_places(find_jobs(["a.mp3", "deep/a.mp3"]))
+    check_places(find_jobs(["a.mp3", "a.wav"]))
+
+
+def test_channels_have_outputs_of_their_own(folder: Path) -> None:
+    parts = split_channels(find_jobs(["a.mp3"])[0], 2)
+    assert [str(part.output(Path("out"), "txt")) for part in parts] == ["out/a.ch1.txt", "out/a.ch2.txt"]
+    check_places(parts)
+    assert str(parts[0].output(Path("out"), "txt", partial=True)) == "out/a.ch1.partial.txt"

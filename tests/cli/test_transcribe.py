@@ -1,0 +1,202 @@
+"""`slipstream transcribe`: what it prints and writes, and how it fails."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tests.cli.conftest import Loaded, Outcome
+
+Cli = Callable[..., Outcome]
+Sound = Callable[..., Path]
+
+
+def test_text_goes_to_standard_output_and_the_rest_does_not(cli: Cli, sound: Sound, loaded: Loaded) -> None:
+    outcome = cli("transcribe", sound("a.wav", [0.1, 0.2, 0.3]))
+    assert (outcome.code, outcome.out) == (0, "10 20 30\n")
+    assert "kyutai/stt-1b-en_fr" in outcome.err
+    assert "about 2.4 GB" in outcome.err
+    assert loaded.transcriber.closed
+
+
+def test_another_model_needs_no_hint(cli: Cli, sound: Sound, loaded: Loaded) -> None:
+    outcome = cli("transcribe", sound("a.wav", [0.1]), "--model", "x/y", "--device", "cuda:1", "--backend", "torch")
+    assert outcome.err == ""
+    assert (loaded.model, loaded.arguments) == ("x/y", {"device": "cuda:1", "backend": "torch", "slots": 1})
+
+
+def test_words_with_times(cli: Cli, sound: Sound, loaded: Loaded) -> None:
+    outcome = cli("transcribe", sound("a.wav", [0.1, 0.2]), "--words")
+    assert outcome.out.split() == ["0.00", "0.50", "0.90", "10", "1.00", "1.50", "0.90", "20"]
+
+
+def test_json(cli: Cli, sound: Sound, loaded: Loaded) -> None:
+    got = json.loads(cli("transcribe", sound("a.wav", [0.1, 0.2]), "-f", "json").out)
+    assert got["text"] == "10 20"
+    assert got["words"][1] == {"text": "20", "start": 1.0, "end": 1.5, "confidence": 0.9}
+    assert (got["duration"], got["model"], got["delay"]) == (2.0, "fake", 0.5)
+
+
+def test_several_files_each_into_a_file_of_its_own(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
+    for n in range(5):
+        sound(f"talks/{n}.wav", [n / 10] * (5 - n))
+    outcome = cli("transcribe", tmp_path / "talks", "-o", tmp_path / "out", "--slots", "3")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert loaded.arguments["slots"] == 3
+    texts = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert texts == {f"{n}.txt": " ".join([f"{10 * n}"] * (5 - n)) + "\n" for n in range(5)}
+
+
+def test_several_files_on_standard_output_keep_their_order(cli: Cli, sound: Sound, loaded: Loaded) -> None:
+    long, short = sound("long.wav", [0.1] * 8), sound("short.wav", [0.2])
+    outcome = cli("transcribe", long, short, "--slots", "2")
+    assert outcome.out == f"{long}:\n{' '.join(['10'] * 8)}\n\n{short}:\n20\n\n"
+
+
+def test_channels_apart(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
+    path = sound("call.wav", [0.1, 0.2], [0.3, 0.4])
+    assert cli("transcribe", path).out == "20 30\n"
+    assert cli("transcribe", path, "--channels", "separate", "-o", tmp_path / "out", "--slots", "2").code == 0
+    assert (tmp_path / "out/call.ch1.txt").read_text() == "10 20\n"
+    assert (tmp_path / "out/call.ch2.txt").read_text() == "30 40\n"
+
+
+def test_standard_input(cli: Cli, sound: Sound, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = sound("call.wav", [0.1, 0.2], [0.3, 0.4]).read_bytes()
+    for arguments, expected in (([], "20 30\n"), (["--channels", "separate"], "10 20")):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+        outcome = cli("transcribe", "-", *arguments)
+        assert (outcome.code, expected in outcome.out) == (0, True)
+
+
+def test_raw_audio(cli: Cli, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = np.repeat([0.1, 0.25], 8000).astype("<f4").tobytes()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+    outcome = cli("transcribe", "-", "--raw", "pcm_f32le", "--raw-rate", "8000")
+    assert len(outcome.out.split()) == 2
+
+
+def test_resume_skips_what_is_done(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
+    first, second = sound("a.wav", [0.1]), sound("b.wav", [0.2])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.txt").write_text("kept\n")
+    outcome = cli("transcribe", first, second, "-o", tmp_path / "out", "--resume")
+    assert outcome.code == 0
+    assert "1 of 2 are done already" in outcome.err
+    assert (tmp_path / "out/a.txt").read_text() == "kept\n"
+    assert (tmp_path / "out/b.txt").read_text() == "20\n"
+    loaded.model = None
+    assert cli("transcribe", first, second, "-o", tmp_path / "out", "--resume").code == 0
+    assert loaded.model is None
+
+
+def test_delay_report(cli: Cli, sound: Sound, loaded: Loaded) -> None:
+    outcome = cli("transcribe", sound("a.wav", [0.1, 0.2, 0.3]), "--delay-report")
+    assert "3.0 s heard in" in outcome.err
+    assert "last word 12 ms after the end" in outcome.err
+    # Each word ends in mid-second and its text comes with the frame after the second: 12.5 frames, rounded.
+    assert "median 0.46 s, at most 0.50 s" in outcome.err
+
+
+def test_warnings_of_the_library_are_shown(cli: Cli, sound: Sound, loaded: Loaded) -> None:
+    loaded.transcriber.on_step = lambda index: logging.getLogger("slipstream.audio").warning("frame %d is odd", index)
+    outcome = cli("transcribe", sound("a.wav", [0.08]))
+    assert outcome.code == 0
+    assert "warning: frame 12 is odd\n" in outcome.err
+
+
+# ------------------------------------------------------------------------------------------------------------ failures
+
+
+def test_one_broken_file_does_not_stop_the_others(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
+    letter = tmp_path / "letter.mp3"
+    letter.write_text("Dear Sir or Madam")
+    good, gone = sound("good.wav", [0.3]), tmp_path / "gone.wav"
+    outcome = cli("transcribe", letter, good, gone, "-o", tmp_path / "out")
+    assert outcome.code == 1
+    assert (tmp_path / "out/good.txt").read_text() == "30\n"
+    assert "2 of 3 failed" in outcome.err
+    assert f"{letter}: not audio that FFmpeg can read" in outcome.err
+    assert f"{gone}: no such file" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--words", "-f", "srt"], "only txt changes with it"),
+        (["--resume"], "without -o there are no files"),
+        (["-f", "docx"], "docx"),
+        (["--slots", "0"], "slots"),
+    ],
+)
+def test_wrong_usage(cli: Cli, sound: Sound, loaded: Loaded, arguments: list[str], message: str) -> None:
+    outcome = cli("transcribe", sound("a.wav", [0.1]), *arguments)
+    assert outcome.code == 2
+    assert message in outcome.err
+
+
+def test_several_subtitles_need_a_folder(cli: Cli, sound: Sound, loaded: Loaded) -> None:
+    outcome = cli("transcribe", sound("a.wav", [0.1]), sound("b.wav", [0.1]), "-f", "srt")
+    assert outcome.code == 2
+    assert "need a folder: -o DIR" in outcome.err
+
+
+def test_disk_full_leaves_no_half_file(
+    cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text = Path.write_text
+
+    def full(self: Path, text: str, *args: object, **options: object) -> int:
+        write_text(self, text[:1])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = sound("a.wav", [0.1])
+    monkeypatch.setattr(Path, "write_text", full)
+    outcome = cli("transcribe", path, "-o", tmp_path / "out")
+    assert outcome.code == 1
+    assert f"{tmp_path / 'out/a.txt'}: cannot be written: No space left on device" in outcome.err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_standard_output_full(cli: Cli, sound: Sound, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = sound("a.wav", [0.1])
+    monkeypatch.setattr(sys, "stdout", Full())
+    outcome = cli("transcribe", path)
+    assert outcome.code == 1
+    assert "standard output: cannot be written: No space left on device" in outcome.err
+
+
+def test_interrupt_keeps_what_was_heard(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
+    def slow(index: int) -> None:
+        if index == 40:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.002)
+
+    loaded.transcriber.on_step = slow
+    paths = [sound("a.wav", [0.1] * 40), sound("b.wav", [0.2] * 40)]
+    outcome = cli("transcribe", *paths, "-o", tmp_path / "out")
+    assert outcome.code == 130
+    assert "Interrupted" in outcome.err
+    (partial,) = (tmp_path / "out").iterdir()
+    assert partial.name == "a.partial.txt"
+    assert 3 <= len(partial.read_text().split()) < 40
+
+    loaded.transcriber.on_step = lambda index: None
+    assert cli("transcribe", *paths, "-o", tmp_path / "out", "--resume").code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.txt", "b.txt"]
