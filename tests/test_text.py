@@ -113,7 +113,6 @@ def test_times_of_any_stream_run_forwards_within_the_audio(tokens: list[int], de
                 assert event.start <= event.end <= index / 12.5
                 assert 0 <= event.confidence <= 1
                 reached = event.end
-    decoder.end_audio(len(tokens) / 12.5)
     for event in decoder.flush():
         assert reached <= event.start <= len(tokens) / 12.5
 
@@ -233,17 +232,6 @@ def test_confidence_is_the_product_of_the_tokens_probabilities() -> None:
     assert words_of(decoder.push(WORD_ID))[0].confidence == pytest.approx(0.2)
 
 
-def test_the_end_of_the_audio_bounds_what_is_still_owed() -> None:
-    decoder = WordDecoder(TOKENIZER, 6)
-    for _ in range(20):
-        decoder.push(PAD_ID)
-    decoder.end_audio(1.65)
-    for token in [PAD_ID] * 4 + [WORD_ID, *pieces("▁fo", "x")]:
-        decoder.push(token)
-    (word,) = words_of(decoder.flush())
-    assert (word.start, word.end) == (pytest.approx(1.6), 1.65)
-
-
 def test_silence_before_the_audio_moves_no_word() -> None:
     words = [Word("fox", 0.4, 0.8)]
     stream = encode_stream(words, TOKENIZER, 6, 40)
@@ -263,11 +251,11 @@ def test_settled_frames_say_before_which_frame_no_word_can_come() -> None:
     for token in pieces("▁fo", "x"):
         decoder.push(token)
         assert decoder.settled_frames == 2
-        assert decoder.writing
+        assert decoder.writing_frame == 2
     for _ in range(PAUSE_FRAMES):
         assert decoder.settled_frames == 2
         decoder.push(PAD_ID)
-        assert not decoder.writing
+        assert decoder.writing_frame is None
     assert decoder.settled_frames == 9 + PAUSE_FRAMES + 1 - 6
 
 

@@ -29,3 +29,7 @@ class Overloaded(SlipstreamError):
 
 class SessionClosed(SlipstreamError):
     """Audio was sent to, or a flush asked of, a session that is already closed."""
+
+
+class EngineError(SlipstreamError):
+    """The engine's thread has stopped because a step failed; the cause is attached."""

@@ -148,7 +148,6 @@ class WordDecoder:
         self._offset = offset_frames
         self._partials = partials
         self._index = 0
-        self._audio_end: float | None = None
         self._last_end = 0.0
         self._pads = 0
         self._start_frame: int | None = None
@@ -165,9 +164,9 @@ class WordDecoder:
         return self._frame(self._index + 1)
 
     @property
-    def writing(self) -> bool:
-        """Whether the last token was one of a word, so that more of it may follow at once."""
-        return self._start_frame is not None and self._pads == 0
+    def writing_frame(self) -> int | None:
+        """The audio frame in which the word that is just being written started; None when the last token was a pad."""
+        return self._start_frame if self._pads == 0 else None
 
     def push(self, token: int, logprob: float = 0.0) -> Sequence[WordEvent]:
         """Read the next token of the stream, the first being number 1. Raises `CheckpointError` for an unknown one."""
@@ -182,10 +181,6 @@ class WordDecoder:
         if segments is None:
             return self._pad() if self._start_frame is not None else ()
         return self._piece(segments, logprob)
-
-    def end_audio(self, seconds: float) -> None:
-        """Say that the audio is over: what follows is text still owed, whose times stop at `seconds`."""
-        self._audio_end = seconds
 
     def flush(self) -> Sequence[WordEvent]:
         """Close the word that is open, if any."""
@@ -253,8 +248,8 @@ class WordDecoder:
         return index + self._offset - self._delay
 
     def _seconds(self, frame: int) -> float:
-        heard = (self._index + self._offset) / self._rate if self._audio_end is None else self._audio_end
-        return max(self._last_end, min(frame / self._rate, heard))
+        heard = self._index + self._offset
+        return max(self._last_end, min(frame, heard) / self._rate)
 
 
 def _segments(processor: sentencepiece.SentencePieceProcessor, token: int) -> tuple[bytes, ...] | None:

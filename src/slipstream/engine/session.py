@@ -1,0 +1,415 @@
+"""One stream: its audio, clock, text and turns. No thread, no device, no clock of the wall: it is told the time."""
+
+from __future__ import annotations
+
+import copy
+import enum
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from slipstream.audio import Framer
+from slipstream.config import PAD_ID, WORD_ID
+from slipstream.engine.reconcile import Reconciler
+from slipstream.engine.watchdog import Watchdog, WatchdogOptions
+from slipstream.errors import AudioError, ConfigError, SessionClosed
+from slipstream.text import Tokenizer, WordDecoder, WordEvent
+from slipstream.turns import TurnBuilder, TurnDetector, TurnOptions, VoiceLevel
+from slipstream.types import (
+    EndOfTurn,
+    Event,
+    Final,
+    FloatArray,
+    Flushed,
+    MarkerReached,
+    Ready,
+    Recovered,
+    State,
+    Step,
+    Word,
+)
+
+LOUDEST = 100.0
+"""No sample is beyond it: lossy decoders overshoot 1 a little, 16-bit integers taken for floats reach thousands."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFormat:
+    """What every session of one model shares: how audio goes in and how text comes out.
+
+    `silence_frames`: frames of silence the model wants before the audio.
+    """
+
+    tokenizer: Tokenizer
+    frame_samples: int
+    frame_rate: float
+    delay_frames: int
+    silence_frames: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """What one session wants.
+
+    `partials`: tell words while they are being written. `steps`: tell every frame. `low_latency`: flush at each end of
+    turn, so that its last words come at once. `watchdog`: None turns it off. `max_buffered_seconds`: the most audio
+    that waits to be heard.
+    """
+
+    partials: bool = True
+    steps: bool = False
+    low_latency: bool = False
+    turns: TurnOptions = field(default_factory=TurnOptions)
+    watchdog: WatchdogOptions | None = field(default_factory=WatchdogOptions)
+    max_buffered_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.max_buffered_seconds < 1:
+            raise ConfigError(f"max_buffered_seconds={self.max_buffered_seconds} must be at least 1")
+
+
+class SlotOp(enum.Enum):
+    """What must be done to a session's slot before its next step."""
+
+    RESET = enum.auto()
+    SNAPSHOT = enum.auto()
+    RESTORE = enum.auto()
+
+
+class Session:
+    """One stream of audio, buffered, cut into frames, and its text as events.
+
+    Audio comes in through `push`, in any pieces, and is heard frame by frame: whoever owns the model calls `fill`, runs
+    a step, and hands the outcome to `advance`. `now` is always the time of one and the same steady clock, in seconds.
+
+    The session's own clock counts its audio; silence that a flush inserts does not advance it. A flush in mid-stream
+    leaves no trace in the model: its state is saved before the inserted silence (`SlotOp.SNAPSHOT`) and put back after
+    it (`SlotOp.RESTORE`), so that the stream goes on exactly as without the flush, and `Reconciler` keeps the words it
+    then writes again from being told again.
+
+    `saved`: where the owner of the model keeps what a snapshot gave. `events`: what happened and was not taken yet.
+    """
+
+    # Past the delay, a flush goes on for as long as the model is writing: dense speech leaves a queue of tokens.
+    MAX_EXTRA_FLUSH_FRAMES = 25
+
+    def __init__(self, format: StreamFormat, options: SessionOptions) -> None:
+        self.format = format
+        self.options = options
+        self.events: list[Event] = []
+        self.saved: State = None
+        self.slot: int | None = None
+        self.capacity = round(options.max_buffered_seconds * format.frame_rate * format.frame_samples)
+        self._begin()
+
+    def _begin(self) -> None:
+        format, options = self.format, self.options
+        self._ops = [SlotOp.RESET]
+        self.done = False
+        self._framer = Framer(format.frame_samples)
+        self._frames: deque[FloatArray] = deque()
+        self._received = self._heard = self._flushed_to = 0
+        self._closing = False
+        self._in_step = False
+        self._silence_left = format.silence_frames
+        self._decoder = self._new_decoder()
+        self._reconciler = Reconciler()
+        self._voice = VoiceLevel()
+        self._turn_detector = TurnDetector(options.turns, format.delay_frames, format.frame_rate)
+        self._turn_builder = TurnBuilder()
+        self._watchdog = (
+            Watchdog(options.watchdog, format.delay_frames, format.frame_rate) if options.watchdog else None
+        )
+        self._markers: deque[_Marker] = deque()
+        self._barriers: deque[_Barrier] = deque()
+        self._flush: _Flush | None = None
+
+    # ------------------------------------------------------------------------------------------ what its user does
+
+    @property
+    def received(self) -> int:
+        """Samples of audio taken in so far."""
+        return self._received
+
+    @property
+    def clock(self) -> float:
+        """Seconds of its own audio heard so far."""
+        return self._seconds(self._heard)
+
+    @property
+    def room(self) -> int:
+        """Samples that may be pushed before `max_buffered_seconds` wait to be heard."""
+        return max(0, self.capacity - (self._received - self._heard))
+
+    def push(self, samples: npt.ArrayLike) -> None:
+        """Take more audio: mono, `[S]`, at the model's rate.
+
+        Raises `SessionClosed` after `finish`, `AudioError` for another shape or samples that are not audio.
+        """
+        self._check_open("audio was sent to")
+        audio_S = np.asarray(samples, np.float32)
+        if audio_S.ndim != 1:
+            raise AudioError(f"audio has shape {audio_S.shape}: a session takes one channel, [samples]")
+        loud = ~(np.abs(audio_S) <= LOUDEST)  # written so that NaN counts as loud
+        if loud.any():
+            first = int(np.argmax(loud))
+            second = self._seconds(self._received + first)
+            raise AudioError(f"the sample at {second:.3f} s is {audio_S[first]:g}: audio lies within [-1, 1]")
+        self._frames.extend(self._framer.push(audio_S))
+        self._received += len(audio_S)
+
+    def flush(self, now: float) -> None:
+        """Ask for all text of the audio received so far, without waiting for more of it. `Flushed` tells the end."""
+        self._check_open("a flush was asked of")
+        self._barriers.append(_Barrier(self._received, final=False))
+        self._settle(now)
+
+    def mark(self, id: int, now: float) -> None:
+        """Ask to be told (`MarkerReached`) when all text of the audio received so far is out."""
+        self._check_open("a marker was sent to")
+        self._markers.append(_Marker(self._received, id))
+        self._settle(now)
+
+    def finish(self, now: float) -> None:
+        """Say that no more audio comes: what is left is heard and flushed, then `Final` is told. Harmless twice."""
+        if not self._closing:
+            self._closing = True
+            self._barriers.append(_Barrier(self._received, final=True))
+            self._settle(now)
+
+    def restart(self) -> None:
+        """Forget everything, audio not yet heard included, and begin afresh. Raises `SessionClosed` after the end."""
+        if self.done:
+            raise SessionClosed("a restart was asked of a session that has ended")
+        self._begin()
+        self.saved = None
+        if self.slot is not None:
+            self.events.append(Ready())
+
+    def _check_open(self, what: str) -> None:
+        if self._closing:
+            raise SessionClosed(f"{what} a session that was already finished")
+
+    # --------------------------------------------------------------------------------- what the scheduler asks of it
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has a frame for the model: of its audio, or of silence that it is owed."""
+        return bool(self._frames) or self._flush is not None or (self._silence_left > 0 and not self.done)
+
+    @property
+    def urgent(self) -> bool:
+        """Whether it should not wait for others: it is behind its audio, or runs silence that takes no time."""
+        return len(self._frames) > 1 or self._flush is not None or self._silence_left > 0
+
+    @property
+    def awaits_marker(self) -> bool:
+        """Whether a marker waits for audio that may never come."""
+        return bool(self._markers) and not self._barriers and self._flush is None
+
+    def admit(self, slot: int) -> None:
+        """It has a slot from now on."""
+        self.slot = slot
+        self.events.append(Ready())
+
+    def release(self) -> None:
+        """It has no slot any more, and hears nothing of a step that is under way."""
+        self.slot = None
+        self.done = True
+        self._in_step = False
+        self.saved = None
+
+    def flush_for_markers(self, now: float) -> None:
+        """Bring the text that markers wait for, since no more audio came."""
+        self._barriers.append(_Barrier(self._received, final=False))
+        self._settle(now)
+
+    # ------------------------------------------------------------------------------- what the model's owner asks of it
+
+    def take_ops(self) -> list[SlotOp]:
+        """What must be done to its slot, in that order, before its next step, and was not told before."""
+        ops, self._ops = self._ops, []
+        return ops
+
+    def fill(self, row_S: FloatArray) -> None:
+        """Write the next frame for the model into `row_S`."""
+        self._in_step = True
+        if self._flush is not None:
+            row_S[:] = self._flush.take_frame()
+        elif self._silence_left:
+            row_S[:] = 0
+        else:
+            row_S[:] = self._frames.popleft()
+
+    def advance(self, token: int, logprob: float, pause_H: Sequence[float], mean_square: float, now: float) -> None:
+        """Take the outcome of the step for which `fill` gave the frame. `mean_square`: of that frame's samples."""
+        if not self._in_step:
+            return  # restarted or released while the step ran: its outcome belongs to a stream that is no more
+        self._in_step = False
+        for event in self._decoder.push(token, logprob):
+            self._tell(event)
+        if self._flush is not None:
+            self._flush.frames_left -= 1
+            if self._flush.over(self._decoder):
+                self._end_flush(self._flush, now)
+        elif self._silence_left:
+            self._silence_left -= 1
+        else:
+            self._hear(token, pause_H, mean_square)
+        self._settle(now)
+
+    # ------------------------------------------------------------------------------------------------------ in detail
+
+    def _hear(self, token: int, pause_H: Sequence[float], mean_square: float) -> None:
+        self._heard += self.format.frame_samples
+        if self.options.steps:
+            index = self._heard // self.format.frame_samples
+            self.events.append(Step(index, tuple(pause_H), self._received - self._heard))
+        voiced = self._voice.push(mean_square)
+        if self._turn_detector.push(pause_H, voiced, self._decoder.writing_frame):
+            self.events.append(EndOfTurn(self.clock))
+            self._turn_builder.end(self.clock)
+            if self.options.low_latency:
+                self._barriers.appendleft(_Barrier(self._heard, final=False))
+        if self._watchdog is not None:
+            carries_text = token not in (PAD_ID, WORD_ID)
+            if reason := self._watchdog.push(token if carries_text else None, voiced):
+                self._recover(reason)
+
+    def _recover(self, reason: str) -> None:
+        for event in self._decoder.flush():
+            self._tell(event)
+        self.events.append(Recovered(self.clock, reason))
+        self._ops.append(SlotOp.RESET)
+        self._silence_left = self.format.silence_frames
+        self._decoder = self._new_decoder()
+
+    def _new_decoder(self) -> WordDecoder:
+        """A decoder for a fresh model that takes over here, after its silence."""
+        format = self.format
+        return WordDecoder(
+            format.tokenizer,
+            format.delay_frames,
+            format.frame_rate,
+            offset_frames=self._heard // format.frame_samples - format.silence_frames,
+            partials=self.options.partials,
+        )
+
+    def _tell(self, event: WordEvent) -> None:
+        passed = self._reconciler.pass_on(event)
+        if passed is None:
+            return
+        if isinstance(passed, Word):
+            self.events += self._turn_builder.add(passed)
+        self.events.append(passed)
+
+    def _settle(self, now: float) -> None:
+        """Tell what the text so far has completed, and begin the next flush that is due."""
+        if self._flush is None:
+            settled = max(self._flushed_to, self._decoder.settled_frames * self.format.frame_samples)
+            self.events += self._turn_builder.settle(self._seconds(settled))
+            self._reach_markers(settled)
+        while self._flush is None and self._barriers and not self.done:
+            barrier = self._barriers[0]
+            if barrier.position <= self._flushed_to:
+                self._barriers.popleft()
+                self._told_all(barrier, 0.0)
+            elif self._silence_left == 0 and self._heard == self._whole_frames(barrier.position):
+                self._barriers.popleft()
+                self._begin_flush(barrier, now)
+            else:
+                return
+
+    def _begin_flush(self, barrier: _Barrier, now: float) -> None:
+        tail = self._tail(barrier.position - self._heard)
+        self._flush = _Flush(
+            barrier=barrier,
+            began=now,
+            tail=tail,
+            frames_left=self.format.delay_frames + (tail is not None),
+            decoder_before=self._decoder,
+        )
+        if not barrier.final:
+            self._ops.append(SlotOp.SNAPSHOT)
+        self._decoder = self._decoder.copy()
+        self._reconciler.begin_flush(self._seconds(barrier.position))
+
+    def _end_flush(self, flush: _Flush, now: float) -> None:
+        for event in self._decoder.flush():
+            self._tell(event)
+        self._reconciler.end_flush()
+        self._flush = None
+        self._flushed_to = flush.barrier.position
+        if not flush.barrier.final:
+            self._ops.append(SlotOp.RESTORE)
+            self._decoder = flush.decoder_before
+        self._told_all(flush.barrier, now - flush.began)
+
+    def _told_all(self, barrier: _Barrier, seconds: float) -> None:
+        """All text up to the barrier is out."""
+        time = self._seconds(barrier.position)
+        self.events += self._turn_builder.flush() if barrier.final else self._turn_builder.settle(time)
+        self._reach_markers(barrier.position)
+        self.events.append(Flushed(time, seconds))
+        if barrier.final:
+            self.events.append(Final(time, seconds))
+            self.done = True
+
+    def _reach_markers(self, settled: int) -> None:
+        while self._markers and self._markers[0].position <= settled:
+            self.events.append(MarkerReached(self._markers.popleft().id))
+
+    def _tail(self, samples: int) -> FloatArray | None:
+        """The first `samples` of the next frame with silence after them; None for none."""
+        if samples == 0:
+            return None
+        frame_S = self._frames[0] if self._frames else copy.copy(self._framer).flush()[0][0]
+        tail_S = np.zeros_like(frame_S)
+        tail_S[:samples] = frame_S[:samples]
+        return tail_S
+
+    def _whole_frames(self, position: int) -> int:
+        return position - position % self.format.frame_samples
+
+    def _seconds(self, samples: int) -> float:
+        return samples / (self.format.frame_samples * self.format.frame_rate)
+
+
+@dataclass(frozen=True, slots=True)
+class _Marker:
+    """`id`, reached when the text of the first `position` samples is out."""
+
+    position: int
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Barrier:
+    """Nothing after the first `position` samples is heard before their text is flushed."""
+
+    position: int
+    final: bool
+
+
+@dataclass(slots=True)
+class _Flush:
+    """A flush under way. `tail`: the begun frame at its position, if any. `decoder_before`: put back after it."""
+
+    barrier: _Barrier
+    began: float
+    tail: FloatArray | None
+    frames_left: int
+    decoder_before: WordDecoder
+
+    def take_frame(self) -> FloatArray | float:
+        frame_S, self.tail = self.tail, None
+        return 0.0 if frame_S is None else frame_S
+
+    def over(self, decoder: WordDecoder) -> bool:
+        """Whether all owed text is out: the delay has passed and the model writes no word."""
+        if self.frames_left > 0:
+            return False
+        return decoder.writing_frame is None or self.frames_left <= -Session.MAX_EXTRA_FLUSH_FRAMES

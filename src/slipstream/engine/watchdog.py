@@ -1,0 +1,101 @@
+"""Finds the known failure of delayed-streams models on long audio: they go mute, or round in circles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slipstream.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class WatchdogOptions:
+    """When a model counts as failed, and when its state is made fresh.
+
+    Failed: no text for `mute_seconds` of speech (twice as long after each recovery that brought no text: what sounds
+    like speech may be music), or the same up to `LONGEST_LOOP` tokens `loop_repeats` times in a row. The state is made
+    fresh at the next pause of `pause_seconds`, where no word is lost by it, but no later than `patience_seconds` on.
+    """
+
+    mute_seconds: float = 10.0
+    loop_repeats: int = 10
+    pause_seconds: float = 0.4
+    patience_seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        if min(self.mute_seconds, self.pause_seconds) <= 0 or self.patience_seconds < 0 or self.loop_repeats < 3:
+            raise ConfigError(
+                f"{self}: mute_seconds and pause_seconds must be above 0, patience_seconds at least 0, loop_repeats at "
+                "least 3 (people do say a word twice)"
+            )
+
+
+LONGEST_LOOP = 8
+MIN_LOOP_TOKENS = 20
+"""A loop is at least this many tokens altogether: "no, no, no" and a phone number's zeros are none."""
+LONGEST_GAP_SECONDS = 1.0
+"""A loop has no longer gap in its text: who says only "yes" for minutes on end is no failure."""
+
+
+class Watchdog:
+    """Watches one stream. `delay_frames`: how far its text lags behind the sound."""
+
+    def __init__(self, options: WatchdogOptions, delay_frames: int, frame_rate: float) -> None:
+        self._options = options
+        self._rate = frame_rate
+        self._delay = delay_frames
+        self._pause_limit = round(options.pause_seconds * frame_rate)
+        self._patience = round(options.patience_seconds * frame_rate)
+        self._mute_factor = 1
+        self._longest_gap = round(LONGEST_GAP_SECONDS * frame_rate)
+        self._silent_speech = self._quiet = self._blank = self._waited = 0
+        self._recent: list[int] = []
+        self._matches = [0] * (LONGEST_LOOP + 1)
+        self._loop: str | None = None
+
+    def push(self, text_token: int | None, voiced: bool) -> str | None:
+        """Judge the next frame; gives the reason when the state must be made fresh now.
+
+        `text_token`: the token if it carries text, else None. `voiced`: whether the frame holds speech.
+        """
+        self._quiet = 0 if voiced else self._quiet + 1
+        if text_token is not None:
+            if self._blank > self._longest_gap:
+                self._recent.clear()
+            self._mute_factor = 1
+            self._blank = self._silent_speech = 0
+            self._loop = self._find_loop(text_token)
+        else:
+            self._blank += 1
+            self._silent_speech += voiced
+        reason = self._loop or self._find_mute()
+        if reason is None:
+            self._waited = 0
+            return None
+        self._waited += 1
+        if self._quiet < self._pause_limit and self._waited <= self._patience:
+            return None
+        if self._loop is None:
+            self._mute_factor *= 2
+        self._silent_speech = self._waited = 0
+        self._recent.clear()
+        self._loop = None
+        return reason
+
+    def _find_mute(self) -> str | None:
+        mute_seconds = self._options.mute_seconds * self._mute_factor
+        if self._silent_speech <= mute_seconds * self._rate + self._delay:
+            return None
+        return f"no text for {mute_seconds:g} s of speech"
+
+    def _find_loop(self, token: int) -> str | None:
+        found = None
+        for n in range(1, LONGEST_LOOP + 1):
+            # How many tokens in a row equal the one n places before them.
+            matches = len(self._recent) >= n and self._recent[-n] == token
+            self._matches[n] = self._matches[n] + 1 if matches else 0
+            repeated = self._matches[n] + n
+            if found is None and repeated >= max(n * self._options.loop_repeats, MIN_LOOP_TOKENS):
+                found = f"the same {n} tokens {repeated // n} times in a row"
+        self._recent.append(token)
+        del self._recent[:-LONGEST_LOOP]
+        return found

@@ -1,0 +1,430 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.fakes import (
+    FRAME_RATE,
+    FRAME_SAMPLES,
+    ScriptRunner,
+    drive,
+    new_session,
+    random_chunks,
+    run,
+    silence,
+    sound_of,
+    speech,
+    words_of,
+)
+
+from slipstream.engine.session import Session, SessionOptions, SlotOp
+from slipstream.engine.watchdog import WatchdogOptions
+from slipstream.errors import AudioError, ConfigError, SessionClosed
+from slipstream.types import (
+    EndOfTurn,
+    Event,
+    Final,
+    Flushed,
+    MarkerReached,
+    OpenWord,
+    PartialWord,
+    Ready,
+    Recovered,
+    Step,
+    Turn,
+    Word,
+)
+
+SAMPLE_RATE = 24_000
+
+
+def transcribed(audio_S: np.ndarray, **options: object) -> list[Word]:
+    runner = ScriptRunner()
+    return words_of(drive(new_session(runner, **options), runner, [audio_S]))
+
+
+def texts_and_starts(words: list[Word]) -> list[tuple[str, float]]:
+    return [(word.text, word.start) for word in words]
+
+
+def kinds(events: list[Event]) -> list[type]:
+    return [type(event) for event in events]
+
+
+# ---------------------------------------------------------------------------------------------------------- laws
+
+
+def test_two_hundred_random_chunkings_give_the_words_of_the_whole_file() -> None:
+    random = np.random.default_rng(0)
+    recordings = [speech(seed, words=8) for seed in range(5)]
+    whole = [transcribed(audio_S) for audio_S in recordings]
+    for case in range(200):
+        audio_S, expected = recordings[case % 5], whole[case % 5]
+        start = int(random.integers(0, len(audio_S) // 4)) if case % 2 else 0
+        if start:
+            expected = transcribed(audio_S[start:])
+        runner = ScriptRunner()
+        chunks = random_chunks(audio_S[start:], random, typical=random.choice([100, 1000, 1920, 10_000]))
+        assert words_of(drive(new_session(runner), runner, chunks)) == expected
+    assert sum(map(len, whole)) == 40
+
+
+@pytest.mark.parametrize("delay", [1, 2, 6, 32])
+def test_every_word_arrives_closed_and_within_the_audio_however_late_it_was_spoken(delay: int) -> None:
+    for extra_samples in (1, 500, FRAME_SAMPLES, FRAME_SAMPLES + 1, 3 * FRAME_SAMPLES - 1):
+        runner = ScriptRunner(delay_frames=delay)
+        audio_S = np.concatenate([speech(3, words=4), silence(3), sound_of("répondit", extra_samples / FRAME_SAMPLES)])
+        events = drive(new_session(runner), runner, [audio_S])
+        words = words_of(events)
+        assert len(words) == 5
+        assert words[-1].text == "répondit"
+        assert words[-1].end == len(audio_S) / SAMPLE_RATE
+        assert isinstance(events[-1], Final)
+        assert events[-1].duration == len(audio_S) / SAMPLE_RATE
+
+
+def test_a_flush_in_mid_stream_changes_neither_the_words_nor_the_state_of_the_model() -> None:
+    random = np.random.default_rng(1)
+    owed_at_the_end = 0
+    for seed in range(30):
+        audio_S = speech(seed, words=6)
+        plain_runner, runner = ScriptRunner(), ScriptRunner()
+        plain = drive(new_session(plain_runner), plain_runner, [audio_S], finish=False)
+        session = new_session(runner)
+        events: list[Event] = drive(session, runner, [], finish=False)
+        for chunk in random_chunks(audio_S, random, typical=8000):
+            session.push(chunk)
+            events += run(session, runner)
+            session.flush(now=0.0)
+            events += run(session, runner)
+        assert runner._states[0] == plain_runner._states[0]
+        session.finish(now=0.0)
+        events += run(session, runner)
+        words, expected = words_of(events), transcribed(audio_S)
+        assert [word.text for word in words] == [word.text for word in expected]
+        # A word that a flush brings early starts no later than the flush, nor one that follows it before the flush.
+        assert all(abs(late.start - word.start) < 0.6 for word, late in zip(words, expected, strict=True))
+        owed_at_the_end += len(words) - len(words_of(plain))
+    assert owed_at_the_end > 10
+
+
+def test_a_flush_brings_every_word_that_was_begun() -> None:
+    audio_S = speech(5, words=10)
+    expected = transcribed(audio_S)
+    for seconds in np.arange(0.5, len(audio_S) / SAMPLE_RATE, 0.37):
+        runner = ScriptRunner()
+        session = new_session(runner)
+        heard_S = audio_S[: int(seconds * SAMPLE_RATE)]
+        drive(session, runner, [heard_S], finish=False)
+        before = len(words_of(session.events))
+        session.flush(now=0.0)
+        events = run(session, runner)
+        begun = [word for word in expected if word.start * FRAME_RATE < len(heard_S) // FRAME_SAMPLES]
+        told = transcribed(heard_S)
+        assert len(told) >= len(begun)
+        assert texts_and_starts(told)[: len(begun)] == texts_and_starts(begun)
+        assert before + len(words_of(events)) <= len(told)
+        assert isinstance(events[-1], Flushed)
+
+
+def test_low_latency_brings_a_turns_last_words_at_once_and_no_word_twice() -> None:
+    # The word begins only two frames before the pause: at the end of the turn the model still owes it.
+    audio_S = np.concatenate([sound_of("fox", 14), silence(9), sound_of("sea", 5), silence(30)])
+    runner = ScriptRunner(delay_frames=20)
+    session = new_session(runner, low_latency=True)
+    events = drive(session, runner, [audio_S])
+    assert texts_and_starts(words_of(events)) == texts_and_starts(
+        words_of(drive(new_session(other := ScriptRunner(delay_frames=20)), other, [audio_S]))
+    )
+    end = kinds(events).index(EndOfTurn)
+    told = kinds(events)[end : end + 5]
+    assert told == [EndOfTurn, OpenWord, Word, Turn, Flushed]
+
+
+@pytest.mark.parametrize("low_latency", [False, True])
+def test_turns_span_their_words(low_latency: bool) -> None:
+    audio_S = np.concatenate([sound_of("fox", 15), sound_of("dog", 5), silence(25), sound_of("sea", 5), silence(25)])
+    runner = ScriptRunner()
+    events = drive(new_session(runner, low_latency=low_latency), runner, [audio_S])
+    fox, dog, sea = words_of(events)
+    assert [event for event in events if isinstance(event, Turn)] == [
+        Turn(fox.start, dog.end),
+        Turn(sea.start, sea.end),
+    ]
+    ends = [event.time for event in events if isinstance(event, EndOfTurn)]
+    assert ends == [25 / FRAME_RATE, 55 / FRAME_RATE]  # five silent frames make the pause heads say 0.625
+
+
+def test_without_pause_heads_turns_follow_the_sound() -> None:
+    audio_S = np.concatenate([sound_of("fox", 15), silence(25), sound_of("sea", 5), silence(25)])
+    runner = ScriptRunner(pause_heads=0)
+    events = drive(new_session(runner), runner, [audio_S])
+    assert [event.time for event in events if isinstance(event, EndOfTurn)] == [25 / FRAME_RATE, 55 / FRAME_RATE]
+    assert kinds(events).count(Turn) == 2
+
+
+def test_silence_that_the_model_wants_first_moves_no_time() -> None:
+    audio_S = speech(2, words=6)
+    runner = ScriptRunner()
+    events = drive(new_session(runner, silence_frames=13, steps=True), runner, [audio_S])
+    assert texts_and_starts(words_of(events)) == texts_and_starts(transcribed(audio_S))
+    assert [event.index for event in events if isinstance(event, Step)][:2] == [1, 2]
+
+
+# ------------------------------------------------------------------------------------------------------- markers
+
+
+def test_a_marker_comes_after_all_text_of_the_audio_before_it_and_no_later_than_the_delay() -> None:
+    audio_S = speech(7, words=12)
+    expected = transcribed(audio_S)
+    for sent in range(0, len(audio_S), 3333):
+        runner = ScriptRunner()
+        session = new_session(runner)
+        session.admit(0)
+        session.push(audio_S[:sent])
+        session.mark(7, now=0.0)
+        session.push(audio_S[sent:])
+        events = run(session, runner)
+        if MarkerReached(7) not in events:  # it may be the flush at the end that brings it
+            session.finish(now=0.0)
+            events += run(session, runner)
+        before = events[: events.index(MarkerReached(7))]
+        owed = [word for word in expected if word.start < sent / SAMPLE_RATE]
+        assert words_of(before)[: len(owed)] == owed
+
+
+def test_a_marker_is_answered_at_once_when_nothing_is_owed() -> None:
+    session = new_session(ScriptRunner())
+    session.admit(0)
+    session.mark(1, now=0.0)
+    assert session.events == [Ready(), MarkerReached(1)]
+
+
+def test_markers_come_in_order_with_the_flush_that_reaches_them() -> None:
+    runner = ScriptRunner()
+    session = new_session(runner)
+    session.admit(0)
+    for id in (1, 2):
+        session.push(sound_of("fox", 3))
+        session.mark(id, now=0.0)
+    run(session, runner)
+    assert session.awaits_marker
+    session.flush_for_markers(now=0.0)
+    events = run(session, runner)
+    assert [event.id for event in events if isinstance(event, MarkerReached)] == [1, 2]
+    assert kinds(events)[-1] is Flushed
+    assert not session.awaits_marker
+
+
+# ------------------------------------------------------------------------------------------- flushing and ending
+
+
+def test_an_empty_session_ends_without_a_step() -> None:
+    runner = ScriptRunner()
+    session = new_session(runner, silence_frames=13)
+    assert kinds(drive(session, runner, [])) == [Ready, Flushed, Final]
+    assert session.done
+
+
+def test_flushing_again_where_all_is_told_costs_no_step() -> None:
+    runner = ScriptRunner()
+    session = new_session(runner)
+    drive(session, runner, [speech(1, words=3)], finish=False)
+    session.flush(now=0.0)
+    run(session, runner)
+    steps = runner.steps
+    session.flush(now=0.0)
+    session.finish(now=0.0)
+    assert kinds(session.events) == [Flushed, Turn, Flushed, Final]
+    assert runner.steps == steps
+
+
+def test_the_time_a_flush_took_is_told() -> None:
+    runner = ScriptRunner()
+    session = new_session(runner)
+    drive(session, runner, [sound_of("fox", 5)], finish=False)
+    session.flush(now=10.0)
+    (flushed,) = [event for event in run(session, runner, now=10.25) if isinstance(event, Flushed)]
+    assert flushed == Flushed(time=0.4, seconds=0.25)
+
+
+def test_a_flush_takes_the_delays_steps_and_the_queue_of_dense_speech() -> None:
+    runner = ScriptRunner(delay_frames=6)
+    session = new_session(runner)
+    drive(session, runner, [silence(10)], finish=False)
+    before = runner.steps
+    session.flush(now=0.0)
+    run(session, runner)
+    assert runner.steps - before == 6
+    session.push(np.concatenate([sound_of(word, 1) for word in ("hôpital", "répondit", "twenty-four", "doesn't")]))
+    session.finish(now=0.0)
+    assert [word.text for word in words_of(run(session, runner))] == ["hôpital", "répondit", "twenty-four", "doesn't"]
+
+
+def test_a_model_that_never_stops_writing_cannot_hold_a_flush() -> None:
+    runner = ScriptRunner(loop_after=0)
+    session = new_session(runner, watchdog=None)
+    events = drive(session, runner, [silence(10)])
+    assert isinstance(events[-1], Final)
+    assert runner.steps == 10 + 6 + Session.MAX_EXTRA_FLUSH_FRAMES
+
+
+def test_audio_that_comes_during_a_flush_is_heard_after_it() -> None:
+    runner = ScriptRunner()
+    session = new_session(runner)
+    events = drive(session, runner, [sound_of("fox", 5)], finish=False)
+    session.flush(now=0.0)
+    events += run(session, runner, steps=2)
+    session.push(sound_of("dog", 5))
+    events += run(session, runner)
+    session.finish(now=0.0)
+    events += run(session, runner)
+    assert texts_and_starts(words_of(events)) == [("fox", 0.0), ("dog", 0.4)]
+
+
+def test_the_slot_is_saved_before_and_put_back_after_a_flush_in_mid_stream_only() -> None:
+    runner = ScriptRunner()
+    session = new_session(runner)
+    session.admit(0)
+    assert session.take_ops() == [SlotOp.RESET]
+    runner.reset([0])
+    session.push(sound_of("fox", 2))
+    run(session, runner)
+    session.flush(now=0.0)
+    assert session.take_ops() == [SlotOp.SNAPSHOT]
+
+
+def test_nothing_may_follow_the_end() -> None:
+    session = new_session(ScriptRunner())
+    session.finish(now=0.0)
+    session.finish(now=0.0)
+    for ask in (lambda: session.push(silence(1)), lambda: session.flush(0.0), lambda: session.mark(1, 0.0)):
+        with pytest.raises(SessionClosed):
+            ask()
+    with pytest.raises(SessionClosed):
+        session.restart()
+
+
+def test_a_restart_forgets_everything() -> None:
+    runner = ScriptRunner()
+    session = new_session(runner)
+    drive(session, runner, [speech(1, words=3)], finish=False)
+    session.push(speech(2, words=3))
+    session.mark(1, now=0.0)
+    session.flush(now=0.0)
+    session.restart()
+    session.push(speech(4, words=5))
+    session.finish(now=0.0)
+    events = run(session, runner)
+    assert kinds(events)[0] is Ready
+    assert words_of(events) == transcribed(speech(4, words=5))
+
+
+def test_a_step_under_way_when_the_session_restarts_leaves_no_trace() -> None:
+    session = new_session(ScriptRunner())
+    session.admit(0)
+    session.push(sound_of("fox", 2))
+    session.fill(np.zeros(FRAME_SAMPLES, np.float32))
+    session.restart()
+    session.advance(3, 0.0, (), 0.0, now=0.0)
+    assert session.clock == 0.0
+
+
+# --------------------------------------------------------------------------------------------------------- audio
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3000.0])
+def test_samples_that_are_no_audio_are_refused_with_their_place(bad: float) -> None:
+    session = new_session(ScriptRunner())
+    session.push(silence(12.5))
+    samples = silence(1)
+    samples[240] = bad
+    with pytest.raises(AudioError, match=r"1\.010 s"):
+        session.push(samples)
+    assert session.received == 12.5 * FRAME_SAMPLES
+
+
+def test_two_channels_are_refused() -> None:
+    with pytest.raises(AudioError, match="one channel"):
+        new_session(ScriptRunner()).push(np.zeros((2, 100), np.float32))
+
+
+def test_room_is_what_may_still_be_buffered() -> None:
+    runner = ScriptRunner()
+    session = new_session(runner, max_buffered_seconds=2.0)
+    assert session.room == 48_000
+    session.push(silence(10))
+    assert session.room == 48_000 - 10 * FRAME_SAMPLES
+    session.admit(0)
+    run(session, runner)
+    assert session.room == 48_000
+
+
+def test_options_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ConfigError):
+        SessionOptions(max_buffered_seconds=0.0)
+
+
+def test_partial_words_and_steps_are_told_when_asked_for() -> None:
+    runner = ScriptRunner()
+    audio_S = np.concatenate([sound_of("hôpital", 4), silence(8)])
+    events = drive(new_session(runner, partials=True, steps=True), runner, [audio_S])
+    partial = [event.text for event in events if isinstance(event, PartialWord)]
+    assert partial[-1] == "hôpital"
+    assert all("hôpital".startswith(text) for text in partial)
+    steps = [event for event in events if isinstance(event, Step)]
+    assert [step.index for step in steps] == list(range(1, 13))
+    assert len(steps[0].pause) == 4
+    assert steps[0].buffered == 11 * FRAME_SAMPLES
+
+
+# ------------------------------------------------------------------------------------------------------ watchdog
+
+
+def long_speech() -> np.ndarray:
+    """Half a minute of words with a pause now and then."""
+    words = ["fox", "dog", "sea", "word"] * 3
+    return np.concatenate([piece for word in words for piece in (sound_of(word, 25), silence(7))])
+
+
+def test_a_model_gone_mute_is_made_fresh_at_a_pause_and_the_words_go_on_in_time() -> None:
+    runner = ScriptRunner(mute_after=100, pause_heads=0)
+    options = WatchdogOptions(mute_seconds=4.0)
+    events = drive(new_session(runner, watchdog=options), runner, [long_speech()])
+    recovered = [event for event in events if isinstance(event, Recovered)]
+    assert recovered
+    assert "no text for 4 s" in recovered[0].reason
+    expected = {(word.text, word.start) for word in transcribed(long_speech())}
+    words = texts_and_starts(words_of(events))
+    after = [word for word in words if word[1] >= recovered[0].time]
+    assert len(after) >= 3
+    # A word in the middle of which the model took over starts, for it, where it took over.
+    assert len(set(words) - expected) <= len(recovered)
+    assert [start for _, start in words] == sorted(start for _, start in words)
+    assert events[-1] == Final(len(long_speech()) / SAMPLE_RATE, 0.0)
+
+
+def test_a_model_gone_round_in_circles_is_made_fresh() -> None:
+    runner = ScriptRunner(loop_after=120)
+    events = drive(new_session(runner), runner, [long_speech()])
+    recovered = [event for event in events if isinstance(event, Recovered)]
+    assert recovered
+    assert "times in a row" in recovered[0].reason
+
+
+def test_the_watchdog_can_be_turned_off() -> None:
+    runner = ScriptRunner(mute_after=100)
+    assert Recovered not in kinds(drive(new_session(runner, watchdog=None), runner, [long_speech()]))
+
+
+def test_a_model_that_works_is_left_alone() -> None:
+    runner = ScriptRunner()
+    assert Recovered not in kinds(drive(new_session(runner), runner, [long_speech()]))
+
+
+def test_a_recovered_model_gets_its_silence_first() -> None:
+    runner = ScriptRunner(mute_after=120, pause_heads=0)
+    options = WatchdogOptions(mute_seconds=4.0)
+    events = drive(new_session(runner, silence_frames=13, watchdog=options), runner, [long_speech()])
+    expected = {(word.text, word.start) for word in transcribed(long_speech())}
+    recovered = [event for event in events if isinstance(event, Recovered)]
+    assert len(set(texts_and_starts(words_of(events))) - expected) <= len(recovered)
