@@ -37,7 +37,7 @@ _Encoding = Literal["pcm_s16le", "pcm_s24le", "pcm_f32le", "mulaw", "alaw"]
 def transcribe(
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILES...", help="Audio or video files, folders, patterns; - is standard input."),
+        typer.Argument(metavar="FILES", help="Audio or video files, folders, patterns; - is standard input."),
     ],
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
