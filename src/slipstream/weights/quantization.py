@@ -74,8 +74,9 @@ def dequantize(quantized: Quantized, columns: int) -> Array:
     """The matrix of `columns` columns, in the type of the scales; any size of group that `fits`."""
     weight, scales, biases = quantized
     codes = _unpack(weight, _bits(quantized, columns)).reshape(*scales.shape, -1)
-    # In the scales' own type, each operation rounded, as `mlx.core.dequantize` has it.
-    matrix: Array = codes.astype(scales.dtype) * scales[..., None] + biases[..., None]
+    with np.errstate(invalid="ignore", over="ignore"):  # a file may hold anything: readers check what comes out
+        # In the scales' own type, each operation rounded, as `mlx.core.dequantize` has it.
+        matrix: Array = codes.astype(scales.dtype) * scales[..., None] + biases[..., None]
     return matrix.reshape(len(weight), columns)
 
 

@@ -49,6 +49,8 @@ _SAFETENSORS_DTYPES: dict[str, np.dtype[Any]] = {
 }
 _PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".th"}
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_HALF_EXPONENTS = {DTYPES["float16"]: 0x7C00, DTYPES["bfloat16"]: 0x7F80}
+_PIECE = 1 << 22
 _LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header
 
 
@@ -94,11 +96,12 @@ def is_finite(array: Array) -> bool:
     """Whether an array of floats holds neither NaN nor infinity; an array of whole numbers always does."""
     if array.size == 0 or array.dtype.kind in "biu":
         return True
-    if array.dtype == DTYPES["bfloat16"]:
-        # All ones in the exponent. The maximum of the bits needs no float32 copy, so it is fast and small.
+    exponent = _HALF_EXPONENTS.get(array.dtype)
+    if exponent is not None:
+        # In a number that is not finite the exponent is all ones. The bits' maximum needs no copy in float32.
         bits = array.reshape(-1).view(np.uint16)
-        pieces = range(0, bits.size, 1 << 22)
-        return all(int((bits[i : i + (1 << 22)] & 0x7FFF).max()) < 0x7F80 for i in pieces)
+        pieces = (bits[i : i + _PIECE] for i in range(0, bits.size, _PIECE))
+        return all(int((piece & 0x7FFF).max()) < exponent for piece in pieces)
     with np.errstate(invalid="ignore"):
         return bool(np.isfinite(array.min()) and np.isfinite(array.max()))
 
