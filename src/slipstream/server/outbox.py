@@ -6,47 +6,55 @@ import asyncio
 from collections import deque
 
 from slipstream.server.limits import Limits
-from slipstream.server.protocol import Message
+from slipstream.server.protocol import Close, CloseCode, Message
 
 
 class Outbox:
-    """A queue between the engine's events and one socket.
+    """A queue between a session's events and one socket; a `Close` is the last thing in it.
 
-    A client that reads too slowly first misses what may be missed, then is given up: `overflowed`.
+    A client that reads too slowly first misses what may be missed (`dropped` counts it), then is given up
+    (`overflowed`).
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._messages: deque[Message] = deque()
+        self._items: deque[Message | Close] = deque()
         self._waiter: asyncio.Future[None] | None = None
+        self._closed = False
         self.dropped = 0
         self.overflowed = False
 
     def __len__(self) -> int:
-        return len(self._messages)
+        return len(self._items)
 
     def put(self, message: Message, droppable: bool = False) -> None:
-        """Add a message, or drop it where the bounds say so."""
-        unread = len(self._messages)
-        if droppable and unread >= self._limits.droppable_messages:
-            self.dropped += 1
+        """Add a message, or drop it where the bounds say so, or because the end has been added."""
+        unsent = len(self._items)
+        if self._closed:
             return
-        if unread >= self._limits.unsent_messages:
+        if droppable and unsent >= self._limits.droppable_messages:
+            self.dropped += 1
+        elif unsent >= self._limits.unsent_messages:
             self.overflowed = True
-            self._messages.clear()
-        if not self.overflowed:
-            self._messages.append(message)
-        self._wake()
+            self._items.clear()
+            self.close(Close(CloseCode.TOO_SLOW, f"{unsent} messages were not read in time"))
+        else:
+            self._append(message)
 
-    async def get(self) -> Message | None:
-        """Wait for the next message. None once the box has overflowed."""
-        while not self._messages:
-            if self.overflowed:
-                return None
+    def close(self, close: Close) -> None:
+        """Add the end, once."""
+        if not self._closed:
+            self._closed = True
+            self._append(close)
+
+    async def get(self) -> Message | Close:
+        """Wait for what goes out next."""
+        while not self._items:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        return self._messages.popleft()
+        return self._items.popleft()
 
-    def _wake(self) -> None:
+    def _append(self, item: Message | Close) -> None:
+        self._items.append(item)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

@@ -67,6 +67,14 @@ Message: TypeAlias = bytes | str
 
 
 @dataclass(frozen=True, slots=True)
+class Close:
+    """The end of a connection: what the socket is closed with. `reason`: at most 123 bytes (RFC 6455, section 5.5)."""
+
+    code: CloseCode
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StreamInfo:
     """What every stream of a server has in common: the model's name, how far its text lags, a frame's length (s)."""
 
@@ -92,7 +100,7 @@ class Wire(Protocol):
         ...
 
     def queued(self, position: int) -> Message:
-        """Say that no slot is free yet, and how many connections are served before this one."""
+        """Say that no slot is free yet, and the place in the queue: 1 is served next."""
         ...
 
     def error(self, message: str, code: CloseCode) -> Message:

@@ -143,7 +143,7 @@ function show(event, stream) {
       say("Listening.");
       break;
     case "queued":
-      say(`All places are taken: ${event.position} before you.`);
+      say(`All places are taken: you are number ${event.position} in the queue.`);
       break;
     case "step":
       page.heard.textContent = `${event.time.toFixed(1)} s`;

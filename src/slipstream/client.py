@@ -1,0 +1,269 @@
+"""A client of the server's plain wire, for asyncio and without it.
+
+    with open_stream("http://127.0.0.1:8080", sample_rate=16_000) as stream:
+        stream.send(samples)
+        stream.finish()
+        for event in stream:
+            print(event)
+
+Samples are float32 with full scale 1, mono. Needs the extra `server` (for websockets).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+from urllib.parse import urlencode, urlsplit, urlunsplit
+
+import numpy as np
+import numpy.typing as npt
+from websockets.asyncio.client import ClientConnection as AsyncConnection
+from websockets.asyncio.client import connect as connect_async
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.sync.client import ClientConnection as SyncConnection
+from websockets.sync.client import connect as connect_sync
+
+from slipstream.errors import SlipstreamError
+from slipstream.formats import Transcript
+from slipstream.types import (
+    EndOfTurn,
+    Event,
+    Final,
+    MarkerReached,
+    PartialWord,
+    Ready,
+    Recovered,
+    Step,
+    Turn,
+    Word,
+)
+
+
+class ServerError(SlipstreamError):
+    """The server cannot be reached, refused, or closed the stream; `code` is its HTTP status or close code, if any."""
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """No slot is free yet: `position` in the queue, 1 is served next."""
+
+    position: int
+
+
+StreamEvent: TypeAlias = Event | Queued
+
+
+class AsyncStream:
+    """One live stream, as `open_async_stream` gives it. Iterate over it for its events, up to `Final`."""
+
+    def __init__(self, socket: AsyncConnection) -> None:
+        self._socket = socket
+        self.model, self.delay_seconds = "", 0.0
+
+    async def send(self, samples: npt.ArrayLike) -> None:
+        """Send audio `[S]`. Waits while the server is behind. Raises `ServerError` once the server has closed."""
+        await self._send(_pcm(samples))
+
+    async def flush(self, id: int = 0) -> None:
+        """Ask for the text of all that was sent; `MarkerReached` with `id` comes after it."""
+        await self._send(_control("flush", id=id))
+
+    async def restart(self) -> None:
+        """Begin afresh; `Ready` comes again."""
+        await self._send(_control("restart"))
+
+    async def finish(self) -> None:
+        """Say that no more audio comes."""
+        await self._send(_control("close"))
+
+    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        try:
+            async for message in self._socket:
+                event = _parse(self, message)
+                yield event
+                if isinstance(event, Final):
+                    return
+        except ConnectionClosed as closed:
+            raise _closed(closed) from closed
+        raise ServerError("the server closed the stream before its end", self._socket.close_code)
+
+    async def _send(self, message: bytes | str) -> None:
+        try:
+            await self._socket.send(message)
+        except ConnectionClosed as closed:
+            raise _closed(closed) from closed
+
+
+class Stream:
+    """One live stream, as `open_stream` gives it. Iterate over it for its events, up to `Final`.
+
+    Sending and iterating may happen in two threads.
+    """
+
+    def __init__(self, socket: SyncConnection) -> None:
+        self._socket = socket
+        self.model, self.delay_seconds = "", 0.0
+
+    def send(self, samples: npt.ArrayLike) -> None:
+        """Send audio `[S]`. Waits while the server is behind. Raises `ServerError` once the server has closed."""
+        self._send(_pcm(samples))
+
+    def flush(self, id: int = 0) -> None:
+        """Ask for the text of all that was sent; `MarkerReached` with `id` comes after it."""
+        self._send(_control("flush", id=id))
+
+    def restart(self) -> None:
+        """Begin afresh; `Ready` comes again."""
+        self._send(_control("restart"))
+
+    def finish(self) -> None:
+        """Say that no more audio comes."""
+        self._send(_control("close"))
+
+    def __iter__(self) -> Iterator[StreamEvent]:
+        try:
+            for message in self._socket:
+                event = _parse(self, message)
+                yield event
+                if isinstance(event, Final):
+                    return
+        except ConnectionClosed as closed:
+            raise _closed(closed) from closed
+        raise ServerError("the server closed the stream before its end", self._socket.close_code)
+
+    def _send(self, message: bytes | str) -> None:
+        try:
+            self._socket.send(message)
+        except ConnectionClosed as closed:
+            raise _closed(closed) from closed
+
+
+@asynccontextmanager
+async def open_async_stream(
+    url: str, *, sample_rate: int = 24_000, key: str | None = None
+) -> AsyncIterator[AsyncStream]:
+    """Open a stream on the server at `url` (http, https, ws or wss); audio comes at `sample_rate` Hz.
+
+    Raises `ServerError` when it cannot be reached or refuses.
+    """
+    try:
+        socket = await connect_async(_address(url, sample_rate), additional_headers=_headers(key), **_OPTIONS)
+    except (OSError, InvalidHandshake, InvalidURI) as error:
+        raise _refused(url, error) from error
+    async with socket:
+        yield AsyncStream(socket)
+
+
+@contextmanager
+def open_stream(url: str, *, sample_rate: int = 24_000, key: str | None = None) -> Iterator[Stream]:
+    """Open a stream as `open_async_stream` does, without asyncio."""
+    try:
+        socket = connect_sync(_address(url, sample_rate), additional_headers=_headers(key), **_OPTIONS)
+    except (OSError, InvalidHandshake, InvalidURI) as error:
+        raise _refused(url, error) from error
+    with socket:
+        yield Stream(socket)
+
+
+def transcribe(
+    url: str, pieces: Iterable[npt.ArrayLike], *, sample_rate: int = 24_000, key: str | None = None
+) -> Transcript:
+    """Send a whole recording in pieces `[S]`, as fast as the server takes it, and collect its text.
+
+    Raises `ServerError` when the server cannot be reached, refuses, or closes before the end.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    words: list[Word] = []
+    turns: list[Turn] = []
+    with open_stream(url, sample_rate=sample_rate, key=key) as stream, ThreadPoolExecutor(1) as sender:
+        sending = sender.submit(_send_all, stream, pieces)
+        for event in stream:
+            if isinstance(event, Word):
+                words.append(event)
+            elif isinstance(event, Turn):
+                turns.append(event)
+            elif isinstance(event, Final):
+                duration = event.duration
+        sending.result()
+    return Transcript(tuple(words), tuple(turns), duration, stream.model, stream.delay_seconds)
+
+
+# -------------------------------------------------------------------------------------------------------------- details
+
+_OPTIONS: dict[str, Any] = {"max_size": 1 << 20, "compression": None}
+
+
+def _send_all(stream: Stream, pieces: Iterable[npt.ArrayLike]) -> None:
+    for piece in pieces:
+        stream.send(piece)
+    stream.finish()
+
+
+def _address(url: str, sample_rate: int) -> str:
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
+    query = urlencode({"encoding": "pcm_f32le", "sample_rate": sample_rate})
+    return urlunsplit((scheme, parts.netloc, f"{parts.path.rstrip('/')}/v1/stream", query, ""))
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {"kyutai-api-key": key} if key else {}
+
+
+def _pcm(samples: npt.ArrayLike) -> bytes:
+    return np.ascontiguousarray(samples, "<f4").tobytes()
+
+
+def _control(type: str, **fields: int) -> str:
+    return json.dumps({"type": type, **fields})
+
+
+def _parse(stream: AsyncStream | Stream, message: bytes | str) -> StreamEvent:
+    fields: dict[str, Any] = json.loads(message)
+    kind = fields.pop("type")
+    if kind == "error":
+        raise ServerError(fields["message"], fields["code"])
+    if kind == "ready":
+        stream.model, stream.delay_seconds = fields["model"], fields["delay"]
+        return Ready()
+    if kind == "step":
+        return Step(fields["index"], tuple(fields["pause"]), fields["buffered"])
+    if kind not in _EVENTS:
+        raise ServerError(f"the server sent {kind!r}, which this client does not know: it is newer than the client")
+    event: StreamEvent = _EVENTS[kind](**fields)
+    return event
+
+
+_EVENTS: dict[str, Any] = {
+    "queued": Queued,
+    "partial": PartialWord,
+    "word": Word,
+    "end_of_turn": EndOfTurn,
+    "turn": Turn,
+    "flushed": MarkerReached,
+    "recovered": Recovered,
+    "done": Final,
+}
+
+
+def _closed(closed: ConnectionClosed) -> ServerError:
+    frame = closed.rcvd
+    if frame is None:
+        return ServerError("the connection to the server was lost")
+    return ServerError(f"the server closed the stream: {frame.reason or frame.code}", frame.code)
+
+
+def _refused(url: str, error: Exception) -> ServerError:
+    if isinstance(error, InvalidStatus):
+        reason = error.response.body.decode("utf-8", "replace").strip() if error.response.body else ""
+        status = error.response.status_code
+        return ServerError(f"{url}: the server refused with {status}: {reason}", status)
+    return ServerError(f"{url}: cannot be reached: {error}")

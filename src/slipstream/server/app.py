@@ -1,0 +1,259 @@
+"""The server's addresses: both wires, whole files, what it is, how it is, and the page."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, cast
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from starlette.types import Message, Receive, Scope, Send
+
+from slipstream import __version__
+from slipstream.audio import decode
+from slipstream.engine.engine import Engine
+from slipstream.engine.session import SessionOptions
+from slipstream.errors import AudioError, Overloaded
+from slipstream.server.access import Access
+from slipstream.server.hub import Hub
+from slipstream.server.kyutai import KyutaiWire
+from slipstream.server.limits import Limits
+from slipstream.server.metrics import Metrics
+from slipstream.server.plain import PlainWire, parse_format
+from slipstream.server.protocol import ProtocolError, StreamInfo, Wire
+from slipstream.server.stream import LiveStream
+from slipstream.types import Event, Word
+
+KYUTAI_PATH = "/api/asr-streaming"
+PLAIN_PATH = "/v1/stream"
+UPLOAD_WAIT_SECONDS = 100.0
+"""How long a whole file waits for a slot, as in the reference."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """All that a server needs. `queue_seconds`: how long a stream may wait for a slot; 0 refuses it at once."""
+
+    engine: Engine
+    model: str
+    access: Access
+    limits: Limits = field(default_factory=Limits)
+    metrics: Metrics = field(default_factory=Metrics)
+    queue_seconds: float = 0.0
+    kyutai_path: str = KYUTAI_PATH
+
+    @property
+    def info(self) -> StreamInfo:
+        format = self.engine.format
+        return StreamInfo(self.model, format.delay_frames / format.frame_rate, 1 / format.frame_rate)
+
+
+def create_app(service: Service, hub: Hub | None = None) -> Starlette:
+    """The ASGI application of `service`. `hub`: to drain its streams from outside."""
+    hub = hub or Hub(service.limits)
+    kyutai = _StreamRoute(service, hub, lambda request: KyutaiWire())
+    plain = _StreamRoute(service, hub, lambda request: PlainWire(parse_format(request.query_params), service.info))
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        sweeping = asyncio.create_task(hub.run())
+        yield
+        sweeping.cancel()
+        with suppress(asyncio.CancelledError):
+            await sweeping
+
+    handlers = _Handlers(service, hub)
+    routes: list[BaseRoute] = [
+        WebSocketRoute(service.kyutai_path, kyutai),
+        WebSocketRoute(PLAIN_PATH, plain),
+        Route(service.kyutai_path, handlers.upload, methods=["POST"]),
+        Route("/api/build_info", handlers.build_info),
+        Route("/api/modules_info", handlers.modules_info),
+        Route("/v1/info", handlers.info),
+        Route("/healthz", handlers.health),
+        Route("/readyz", handlers.readiness),
+        Route("/metrics", handlers.metrics),
+        Mount("/", _Page(directory=Path(__file__).parent / "page", html=True)),
+    ]
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=list(service.access.origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+    )
+    return Starlette(routes=routes, middleware=[cors], lifespan=lifespan)
+
+
+class _StreamRoute:
+    """One wire's WebSocket address, as a plain ASGI application: it costs less a message than a WebSocket object."""
+
+    def __init__(self, service: Service, hub: Hub, make_wire: Callable[[HTTPConnection], Wire]) -> None:
+        self._service, self._hub, self._make_wire = service, hub, make_wire
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service, request = self._service, HTTPConnection(scope)
+        refusal = service.access.refusal(request)
+        if self._hub.draining:
+            refusal = 503, "the server is about to stop"
+        if refusal is not None:
+            await self._refuse(*refusal, send)
+            return
+        try:
+            wire = self._make_wire(request)
+        except ProtocolError as error:
+            await self._refuse(400, str(error), send)
+            return
+        await receive()  # "websocket.connect"
+        await send({"type": "websocket.accept"})
+        stream = LiveStream(
+            wire,
+            engine=service.engine,
+            hub=self._hub,
+            limits=service.limits,
+            metrics=service.metrics,
+            queue_seconds=service.queue_seconds,
+            receive=receive,
+            send=send,
+        )
+        await stream.run()
+
+    async def _refuse(self, status: int, reason: str, send: Send) -> None:
+        self._service.metrics.refusals.labels(status).inc()
+        headers = [(b"content-type", b"text/plain; charset=utf-8")]
+        await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+        await send({"type": "websocket.http.response.body", "body": reason.encode()})
+
+
+class _Handlers:
+    """The HTTP addresses."""
+
+    def __init__(self, service: Service, hub: Hub) -> None:
+        self._service, self._hub = service, hub
+
+    async def upload(self, request: Request) -> Response:
+        """A whole file in any format, its words as the reference's JSON."""
+        refusal = self._service.access.refusal(request)
+        if refusal is not None:
+            self._service.metrics.refusals.labels(refusal[0]).inc()
+            return PlainTextResponse(refusal[1], refusal[0])
+        with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as file:
+            if not await _save(request, file, self._service.limits.upload_bytes):
+                return PlainTextResponse(f"a file has at most {self._service.limits.upload_bytes} bytes", 413)
+            try:
+                events = await run_in_threadpool(self._transcribe, file)
+            except AudioError as error:
+                return PlainTextResponse(str(error), 422)
+            except Overloaded as error:
+                return PlainTextResponse(str(error), 503)
+        return JSONResponse([message for event in events for message in _upload_messages(event)])
+
+    async def build_info(self, request: Request) -> Response:
+        return JSONResponse(
+            {
+                "name": "slipstream",
+                "version": __version__,
+                "git_describe": f"slipstream-{__version__}",
+                "python_version": platform.python_version(),
+                "platform": platform.platform(),
+            }
+        )
+
+    async def modules_info(self, request: Request) -> Response:
+        engine = self._service.engine
+        module = {
+            "type": "batched_asr",
+            "path": self._service.kyutai_path,
+            "lm": self._service.model,
+            "audio_tokenizer": self._service.model,
+            "used_slots": str(engine.active),
+            "total_slots": str(engine.slots),
+        }
+        return JSONResponse([module])
+
+    async def info(self, request: Request) -> Response:
+        info = self._service.info
+        needs_key = self._service.access.keys is not None
+        return JSONResponse({"model": info.model, "delay": info.delay_seconds, "needs_key": needs_key})
+
+    async def health(self, request: Request) -> Response:
+        """Whether the engine lives: 503 asks for a restart."""
+        return _plain_status(self._service.engine.alive)
+
+    async def readiness(self, request: Request) -> Response:
+        """Whether new streams are taken: 503 sends them elsewhere."""
+        return _plain_status(self._service.engine.alive and not self._hub.draining)
+
+    async def metrics(self, request: Request) -> Response:
+        metrics = self._service.metrics
+        metrics.queued.set(self._service.engine.waiting)
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    def _transcribe(self, file: IO[bytes]) -> list[Event]:
+        events: list[Event] = []
+        with self._service.engine.open(SessionOptions(partials=False), wait=UPLOAD_WAIT_SECONDS) as session:
+            for piece_CS in decode(cast(Any, file)):
+                session.send(piece_CS[0])
+                events += session.take()
+            session.finish()
+            events += session
+        return events
+
+
+_SPOOL_BYTES = 4 << 20
+
+
+async def _save(request: Request, file: IO[bytes], limit: int) -> bool:
+    """Write the body to `file`; False when it is larger than `limit`."""
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            return False
+        await run_in_threadpool(file.write, chunk)
+    file.seek(0)
+    return True
+
+
+def _upload_messages(event: Event) -> list[dict[str, Any]]:
+    if not isinstance(event, Word):
+        return []
+    return [
+        {"type": "Word", "text": event.text, "start_time": event.start},
+        {"type": "EndWord", "stop_time": event.end},
+    ]
+
+
+def _plain_status(good: bool) -> Response:
+    return PlainTextResponse("ok" if good else "no", 200 if good else 503)
+
+
+class _Page(StaticFiles):
+    """The page and its parts, which may load nothing from elsewhere."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *_PAGE_HEADERS]
+            await send(message)
+
+        await super().__call__(scope, receive, send_guarded)
+
+
+_PAGE_HEADERS = [
+    (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),  # a key may stand in the address
+    (b"x-content-type-options", b"nosniff"),
+]

@@ -1,0 +1,85 @@
+"""All live connections of a server, and the way of their events from the engine's thread to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from slipstream.server.limits import Limits
+from slipstream.server.protocol import Close, CloseCode
+
+SWEEP_SECONDS = 0.5
+
+
+class Member(Protocol):
+    """A connection, as the hub sees it. All is called in the event loop."""
+
+    def deliver(self) -> None:
+        """Take what the session has told."""
+        ...
+
+    def sweep(self, now: float) -> None:
+        """Look at the clock: time limits, and the place in the queue."""
+        ...
+
+    def end(self, close: Close) -> None:
+        """Finish what was heard, then close."""
+        ...
+
+
+class Hub:
+    """Wakes the event loop once for all sessions of a step, keeps the time of all connections, and drains them."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._members: set[Member] = set()
+        self._woken: deque[Member] = deque()
+        self._scheduled = False
+        self.draining = False
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def join(self, member: Member) -> None:
+        self._members.add(member)
+
+    def leave(self, member: Member) -> None:
+        self._members.discard(member)
+
+    def waker(self, member: Member) -> Callable[[], None]:
+        """What a session calls, in any thread, when it has something to tell."""
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            self._woken.append(member)
+            if not self._scheduled:  # two threads may both find it so: the second delivery finds nothing
+                self._scheduled = True
+                loop.call_soon_threadsafe(self._deliver)
+
+        return wake
+
+    async def run(self) -> None:
+        """Sweep all connections, until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now = time.monotonic()
+            for member in list(self._members):
+                member.sweep(now)
+
+    async def drain(self) -> bool:
+        """Take no more connections, finish those there are. Returns whether all ended within `drain_seconds`."""
+        self.draining = True
+        for member in list(self._members):
+            member.end(Close(CloseCode.RESTARTING, "the server is about to stop"))
+        deadline = time.monotonic() + self._limits.drain_seconds
+        while self._members and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        return not self._members
+
+    def _deliver(self) -> None:
+        self._scheduled = False
+        while self._woken:
+            self._woken.popleft().deliver()

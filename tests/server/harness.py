@@ -1,0 +1,148 @@
+"""A server in a thread of the test, its engine on a ScriptRunner, and a client made from the public protocol only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import numpy as np
+from tests.fakes import ScriptRunner, drive, new_session, tiny_tokenizer, words_of
+from websockets.asyncio.client import ClientConnection, connect
+
+from slipstream.engine.engine import Engine
+from slipstream.server.access import Access
+from slipstream.server.app import Service
+from slipstream.server.keys import KeyRing
+from slipstream.server.limits import Limits
+from slipstream.server.run import Server, listen
+from slipstream.types import FloatArray, Word
+
+RATE = 24_000
+FRAME = 1920
+
+
+@dataclass
+class Running:
+    """A server that runs: its address without a scheme, and what it is made of."""
+
+    address: str
+    service: Service
+    server: Server
+
+    @property
+    def engine(self) -> Engine:
+        return self.service.engine
+
+    @property
+    def ws(self) -> str:
+        return f"ws://{self.address}"
+
+    @property
+    def http(self) -> str:
+        return f"http://{self.address}"
+
+
+@contextlib.contextmanager
+def serving(
+    runner: ScriptRunner | None = None,
+    *,
+    limits: Limits | None = None,
+    keys: KeyRing | None = None,
+    queue_seconds: float = 0.0,
+    max_waiting: int = 64,
+) -> Iterator[Running]:
+    """Serve on a free loopback port until the block ends."""
+    runner = runner or ScriptRunner(slots=4)
+    with Engine(runner, tiny_tokenizer(), max_waiting=max_waiting) as engine:
+        service = Service(
+            engine=engine,
+            model="script",
+            access=Access("127.0.0.1", keys),
+            limits=limits or Limits(),
+            queue_seconds=queue_seconds,
+        )
+        server = Server(service)
+        with listen("127.0.0.1", 0) as listener:
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+            thread.start()
+            try:
+                wait_for(lambda: server.started)
+                yield Running(f"127.0.0.1:{listener.getsockname()[1]}", service, server)
+            finally:
+                server.should_exit = True
+                thread.join()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def solo(audio_S: FloatArray, delay_frames: int = 6) -> list[Word]:
+    """The words of a recording that is alone on its runner."""
+    runner = ScriptRunner(delay_frames=delay_frames)
+    return words_of(drive(new_session(runner), runner, [audio_S]))
+
+
+# ------------------------------------------------------------ Kyutai's protocol, as its clients speak it: msgpack only
+
+
+def pack(**fields: Any) -> bytes:
+    packed: bytes = msgpack.packb(fields, use_bin_type=True, use_single_float=True)
+    return packed
+
+
+def audio_message(pcm_S: FloatArray) -> bytes:
+    return pack(type="Audio", pcm=pcm_S.tolist())
+
+
+@contextlib.asynccontextmanager
+async def kyutai(address: str, key: str | None = None) -> AsyncIterator[ClientConnection]:
+    headers = {"kyutai-api-key": key} if key else {}
+    # With its default queue of 16 messages, a client that reads no further waits 10 s for the server's close frame.
+    async with connect(f"ws://{address}/api/asr-streaming", additional_headers=headers, max_queue=None) as socket:
+        yield socket
+
+
+async def receive(socket: ClientConnection) -> dict[str, Any]:
+    message: dict[str, Any] = msgpack.unpackb(await asyncio.wait_for(socket.recv(), 20))
+    return message
+
+
+async def until(socket: ClientConnection, kind: str) -> list[dict[str, Any]]:
+    """All messages up to the first of a type, itself included."""
+    messages = [await receive(socket)]
+    while messages[-1]["type"] != kind:
+        messages.append(await receive(socket))
+    return messages
+
+
+def words_heard(messages: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
+    """Text, start and end of each word, put together as Kyutai's script does."""
+    words: list[tuple[str, float, float]] = []
+    for message in messages:
+        if message["type"] == "Word":
+            words.append((message["text"], message["start_time"], message["start_time"]))
+        elif message["type"] == "EndWord":
+            text, start, _ = words.pop()
+            words.append((text, start, message["stop_time"]))
+    return words
+
+
+def expected(words: list[Word]) -> list[tuple[str, float, float]]:
+    return [(word.text, word.start, word.end) for word in words]
+
+
+def chunks(audio_S: FloatArray, size: int) -> list[FloatArray]:
+    return [audio_S[start : start + size] for start in range(0, len(audio_S), size)]
+
+
+SILENCE = np.zeros(RATE, np.float32)

@@ -1,0 +1,239 @@
+"""Whole conversations in Kyutai's protocol, over a socket, by a client that knows only msgpack and WebSockets."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.fakes import ScriptRunner, speech
+from tests.server.harness import (
+    RATE,
+    SILENCE,
+    audio_message,
+    chunks,
+    expected,
+    kyutai,
+    pack,
+    receive,
+    serving,
+    solo,
+    until,
+    words_heard,
+)
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import InvalidStatus
+
+from slipstream.server.keys import KeyRing
+from slipstream.server.limits import Limits
+
+
+async def script(address: str, audio_S: Any, pace: float | None) -> list[dict[str, Any]]:
+    """What Kyutai's file script does: 1 s of silence, the audio, 5 s, a marker, 35 s; reads until the marker."""
+    async with kyutai(address, key="public_token") as socket:
+
+        async def send() -> None:
+            await socket.send(audio_message(SILENCE))
+            for chunk in chunks(audio_S, 1920):
+                await socket.send(audio_message(chunk))
+                if pace:
+                    await asyncio.sleep(len(chunk) / RATE / pace)
+            for _ in range(5):
+                await socket.send(audio_message(SILENCE))
+            await socket.send(pack(type="Marker", id=0))
+            for _ in range(35):
+                await socket.send(audio_message(SILENCE))
+
+        sending = asyncio.create_task(send())
+        messages = await until(socket, "Marker")
+        await sending
+        return messages
+
+
+@pytest.mark.parametrize("pace", [None, 4.0])
+def test_kyutais_own_script(pace: float | None) -> None:
+    audio_S = speech(seed=1, words=8)
+    with serving(keys=KeyRing.of(["public_token"])) as running:
+        messages = asyncio.run(script(running.address, audio_S, pace))
+    words = solo(np.concatenate([SILENCE, audio_S, *[SILENCE] * 5]))
+    assert messages[0] == {"type": "Ready"}
+    assert messages[-1] == {"type": "Marker", "id": 0}
+    assert words_heard(messages) == expected(words)
+    assert len(words) >= 8
+
+
+def test_no_silence_at_all() -> None:
+    audio_S = speech(seed=2, words=8)
+
+    async def client(address: str) -> tuple[list[dict[str, Any]], float]:
+        async with kyutai(address) as socket:
+            await socket.send(audio_message(audio_S))
+            await socket.send(pack(type="Marker", id=7))
+            began = time.monotonic()
+            return await until(socket, "Marker"), time.monotonic() - began
+
+    with serving() as running:
+        messages, seconds = asyncio.run(client(running.address))
+    assert words_heard(messages) == expected(solo(audio_S))
+    assert messages[-1]["id"] == 7
+    assert seconds < 3.0
+
+
+@pytest.mark.parametrize("size", [480, 1920, 7001, 24_000])
+def test_any_chunk_size_is_drained_at_once(size: int) -> None:
+    audio_S = speech(seed=3, words=5)
+
+    async def client(address: str) -> list[dict[str, Any]]:
+        async with kyutai(address) as socket:
+            for chunk in chunks(audio_S, size):
+                await socket.send(audio_message(chunk))
+            await socket.send(pack(type="Marker", id=1))
+            return await until(socket, "Marker")
+
+    with serving() as running:
+        messages = asyncio.run(client(running.address))
+    assert words_heard(messages) == expected(solo(audio_S))
+    steps = [message for message in messages if message["type"] == "Step"]
+    assert [step["step_idx"] for step in steps] == list(range(1, len(audio_S) // 1920 + 1))
+    assert all(len(step["prs"]) == 4 for step in steps)
+
+
+def test_a_marker_is_never_early() -> None:
+    """Markers between the words of a stream that goes on: each comes after its words, before those said later."""
+    pieces = [speech(seed=seed, words=3) for seed in range(4)]
+
+    async def client(address: str) -> list[list[dict[str, Any]]]:
+        async with kyutai(address) as socket:
+            for id, piece in enumerate(pieces):
+                await socket.send(audio_message(piece))
+                await socket.send(pack(type="Marker", id=id))
+            return [await until(socket, "Marker") for _ in pieces]
+
+    with serving() as running:
+        parts = asyncio.run(client(running.address))
+    assert [part[-1]["id"] for part in parts] == [0, 1, 2, 3]
+    heard = words_heard([message for part in parts for message in part])
+    assert heard == expected(solo(np.concatenate(pieces)))
+    end = 0.0
+    for piece, part in zip(pieces, parts, strict=True):
+        end += len(piece) / RATE
+        texts_before = sum(word.start < end - 0.081 for word in solo(np.concatenate(pieces)))
+        told = sum(message["type"] == "Word" for past in parts[: parts.index(part) + 1] for message in past)
+        assert told >= texts_before
+
+
+def test_a_model_without_pause_heads_sends_steps_too() -> None:
+    async def client(address: str) -> list[dict[str, Any]]:
+        async with kyutai(address) as socket:
+            await socket.send(audio_message(SILENCE))
+            await socket.send(pack(type="Marker", id=1))
+            return await until(socket, "Marker")
+
+    with serving(ScriptRunner(slots=1, pause_heads=0)) as running:
+        messages = asyncio.run(client(running.address))
+    steps = [message for message in messages if message["type"] == "Step"]
+    assert len(steps) == 12
+    assert all(step["prs"] == [] for step in steps)
+    assert steps[-1]["buffered_pcm"] == RATE - 12 * 1920
+
+
+def test_init_begins_afresh_queue_included() -> None:
+    before, after = speech(seed=4, words=30), speech(seed=5, words=5)
+
+    async def client(address: str) -> list[dict[str, Any]]:
+        async with kyutai(address) as socket:
+            assert await receive(socket) == {"type": "Ready"}
+            await socket.send(audio_message(before))
+            await socket.send(pack(type="Init"))
+            await socket.send(audio_message(after))
+            await socket.send(pack(type="Marker", id=1))
+            messages = await until(socket, "Ready")
+            assert len(messages) < len(before) // 1920  # most of the first recording was never heard
+            return await until(socket, "Marker")
+
+    with serving(ScriptRunner(slots=1, step_seconds=0.005)) as running:
+        messages = asyncio.run(client(running.address))
+    assert words_heard(messages) == expected(solo(after))
+    assert next(message for message in messages if message["type"] == "Step")["step_idx"] == 1
+
+
+def test_a_full_server_says_so_as_the_reference_does() -> None:
+    async def client(address: str) -> tuple[dict[str, Any], int]:
+        async with kyutai(address) as first:
+            assert await receive(first) == {"type": "Ready"}
+            async with kyutai(address) as second:
+                error = await receive(second)
+                await _closed(second)
+                code = second.close_code
+        return error, code or 0
+
+    with serving(ScriptRunner(slots=1)) as running:
+        error, code = asyncio.run(client(running.address))
+    assert error["type"] == "Error"
+    assert "slots are taken" in error["message"]
+    assert code == 1013
+
+
+def test_a_full_server_tells_the_place_in_its_queue() -> None:
+    async def client(address: str) -> list[dict[str, Any]]:
+        async with kyutai(address) as first:
+            assert await receive(first) == {"type": "Ready"}
+            async with kyutai(address) as second, kyutai(address) as third:
+                told = [await receive(second), await receive(third)]
+                await first.close()
+                told += [await receive(second), await receive(third)]
+                return told
+
+    with serving(ScriptRunner(slots=1), queue_seconds=20) as running:
+        told = asyncio.run(client(running.address))
+    assert told == [
+        {"type": "Queued", "position": 1},
+        {"type": "Queued", "position": 2},
+        {"type": "Ready"},
+        {"type": "Queued", "position": 1},
+    ]
+
+
+@pytest.mark.parametrize("key", [None, "wrong"])
+def test_no_key_no_socket(key: str | None) -> None:
+    async def client(address: str) -> int:
+        with pytest.raises(InvalidStatus) as refused:
+            async with kyutai(address, key=key):
+                pass
+        status: int = refused.value.response.status_code
+        return status
+
+    with serving(keys=KeyRing.of(["right"])) as running:
+        assert asyncio.run(client(running.address)) == 401
+
+
+def test_garbage_is_answered_and_ends_the_connection() -> None:
+    async def client(address: str) -> tuple[list[dict[str, Any]], int]:
+        async with kyutai(address) as socket:
+            await socket.send(b"\xc1")
+            messages = await until(socket, "Error")
+            await _closed(socket)
+            return messages, socket.close_code or 0
+
+    with serving() as running:
+        messages, code = asyncio.run(client(running.address))
+        assert running.engine.active == 0
+    assert messages[-1]["message"].startswith("not a msgpack message")
+    assert code == 1007
+
+
+def test_a_giant_message_is_refused() -> None:
+    async def client(address: str) -> int:
+        async with kyutai(address) as socket:
+            await socket.send(bytes(200_000))
+            await _closed(socket)
+            return socket.close_code or 0
+
+    with serving(limits=Limits(message_bytes=100_000)) as running:
+        assert asyncio.run(client(running.address)) == 1009
+
+
+async def _closed(socket: ClientConnection) -> None:
+    await asyncio.wait_for(socket.wait_closed(), 10)
