@@ -26,9 +26,9 @@ def main() -> None:
     screen = Console(record=True, width=COLUMNS, file=StringIO(), highlight=False)
     for command in COMMANDS:
         arguments = [sys.executable, "-m", *shlex.split(command)]
-        run = subprocess.run(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+        output = subprocess.check_output(arguments, cwd=ROOT, stderr=subprocess.STDOUT, text=True)
         screen.print(Text.assemble(("$ ", "bold green"), (command, "bold")))
-        screen.print(Text(run.stdout))
+        screen.print(Text(output))
     screen.save_svg(str(ROOT / "docs" / "demo.svg"), title="slipstream")
 
 
