@@ -202,8 +202,8 @@ class Session:
 
     @property
     def urgent(self) -> bool:
-        """Whether it should not wait for others: it is behind its audio, or runs silence that takes no time."""
-        return len(self._frames) > 1 or self._flush is not None or self._silence_left > 0
+        """Whether it should not wait for others: it is behind its audio, or on its way to and through a flush."""
+        return len(self._frames) > 1 or self._flush is not None or self._silence_left > 0 or bool(self._barriers)
 
     @property
     def awaits_marker(self) -> bool:

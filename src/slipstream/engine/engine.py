@@ -1,0 +1,497 @@
+"""The engine: one thread that owns the model, and the thread-safe face of the sessions that share it."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from slipstream.engine.scheduler import Scheduler
+from slipstream.engine.session import Session, SessionOptions, SlotOp, StreamFormat
+from slipstream.errors import EngineError, Overloaded, SessionClosed
+from slipstream.text import Tokenizer
+from slipstream.types import Event, PartialWord, Runner, State, Step, StepOutput
+
+MAX_UNREAD_EVENTS = 20_000
+"""Events a session keeps for a reader that does not come: more than an hour of words. From half of it on, partial words
+and steps are left out; beyond it the session ends with `Overloaded`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One step of the engine: the model took `seconds` for a frame of `sessions` of its `slots`.
+
+    `lag_seconds`: how long the oldest of those frames had waited when the step began.
+    """
+
+    seconds: float
+    lag_seconds: float
+    sessions: int
+    slots: int
+
+
+class Engine:
+    """Runs many sessions on one model, which its own thread alone touches.
+
+    The thread sleeps while no session has audio. When a step fails, every session ends with `EngineError`, and nobody
+    can open another. `observer` is told of every step, in that thread: it must be quick and must not raise.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        *,
+        silence_prefix_seconds: float = 0.0,
+        max_waiting: int = 64,
+        observer: Callable[[StepReport], None] | None = None,
+    ) -> None:
+        self.format = StreamFormat(
+            tokenizer=tokenizer,
+            frame_samples=runner.frame_samples,
+            frame_rate=runner.frame_rate,
+            delay_frames=runner.delay_frames,
+            silence_frames=math.ceil(silence_prefix_seconds * runner.frame_rate),
+        )
+        self._runner = runner
+        self._scheduler = Scheduler(runner.slots, max_waiting=max_waiting)
+        self._observer = observer
+        self._pcm_BS = np.zeros((runner.slots, runner.frame_samples), np.float32)
+        # Reentrant, since a session may be collected as garbage, and so given up, while its thread holds the lock.
+        self._lock = threading.RLock()
+        self._work = threading.Condition(self._lock)
+        self._sleeps_until = 0.0
+        self._ports: dict[Session, _Port] = {}
+        self._to_signal: list[_Port] = []
+        self._given_up: deque[_Port] = deque()
+        self._draining = False
+        self._closing = False
+        self._failure: EngineError | None = None
+        self._thread = threading.Thread(target=self._run, name="slipstream-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def slots(self) -> int:
+        return self._scheduler.slots
+
+    @property
+    def active(self) -> int:
+        """Sessions that have a slot."""
+        return self._scheduler.active
+
+    @property
+    def waiting(self) -> int:
+        """Sessions that wait for one."""
+        return self._scheduler.waiting
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs: it has neither failed nor been closed."""
+        return self._thread.is_alive()
+
+    def open(
+        self,
+        options: SessionOptions | None = None,
+        *,
+        wait: float = 0.0,
+        wake: Callable[[], None] | None = None,
+    ) -> LiveSession:
+        """Open a session. When every slot is taken it waits its turn, for up to `wait` seconds.
+
+        Audio may be sent at once; `Ready` tells that it has its slot. A wait in vain ends the session with
+        `Overloaded`. `wake` is called, mostly in the engine's thread, when there are new events, or room for audio
+        again after there was none: it must be quick, and if it raises, the session ends.
+        Raises `Overloaded` when there is neither a slot nor a place to wait, `EngineError` after the engine has failed.
+        """
+        session = Session(self.format, options or SessionOptions())
+        port = _Port(session, wake)
+        with self._changing():
+            if self._failure is not None:
+                raise self._failure
+            if self._draining or self._closing:
+                raise Overloaded("the engine is about to stop: it takes no more sessions")
+            self._end_given_up()
+            self._scheduler.add(session, time.monotonic(), wait)
+            self._ports[session] = port
+            self._changed(port)
+        return LiveSession(self, port)
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Take no more sessions, and finish those there are: what they have sent is heard, flushed and told.
+
+        Returns whether all have ended within `timeout` seconds (None: however long it takes).
+        """
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        with self._changing():
+            self._draining = True
+            ports = list(self._ports.values())
+            for port in ports:
+                port.session.finish(time.monotonic())
+                self._changed(port)
+        return all(port.wait(lambda port: port.ended, deadline) for port in ports)
+
+    def close(self) -> None:
+        """Stop at once: sessions that are still open end with `SessionClosed`."""
+        with self._lock:
+            self._closing = True
+            self._work.notify()
+        self._thread.join()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ----------------------------------------------------------------------------------------- the engine's own thread
+
+    def _run(self) -> None:
+        try:
+            while (batch := self._next_batch()) is not None:
+                self._step(batch)
+            self._end_all(SessionClosed("the engine was closed"))
+        except BaseException as error:  # whatever stops this thread, no session may wait for it for ever
+            self._failure = EngineError(f"the engine has stopped: {type(error).__name__}: {error}")
+            self._failure.__cause__ = error
+            self._end_all(self._failure)
+
+    def _next_batch(self) -> _Batch | None:
+        """Sleep until a step is due; None when the engine closes."""
+        while True:
+            with self._changing():
+                if self._closing:
+                    return None
+                self._end_given_up()
+                now = time.monotonic()
+                self._expire(now)
+                lag = self._scheduler.oldest_wait(now)
+                if sessions := self._scheduler.take(now):
+                    return self._fill(sessions, lag)
+                if not self._to_signal:
+                    self._sleep(self._scheduler.delay(now), now)
+
+    def _sleep(self, delay: float | None, now: float) -> None:
+        self._sleeps_until = math.inf if delay is None else now + delay
+        self._work.wait(delay)
+        self._sleeps_until = 0.0
+
+    def _fill(self, sessions: list[Session], lag: float) -> _Batch:
+        ops = self._take_ops(sessions)
+        rows = []
+        for session in sessions:
+            slot = _slot(session)
+            session.fill(self._pcm_BS[slot])
+            rows.append((slot, session))
+        return _Batch(rows, ops, lag)
+
+    def _step(self, batch: _Batch) -> None:
+        self._run_ops(batch.ops)
+        active_B = np.zeros(self.slots, np.bool_)
+        active_B[[slot for slot, _ in batch.rows]] = True
+        began = time.monotonic()
+        output = self._runner.step(self._pcm_BS, active_B)
+        seconds = time.monotonic() - began
+        with self._changing():
+            self._hand_out(batch, output)
+            ops = self._take_ops([session for _, session in batch.rows])
+        self._run_ops(ops)
+        if self._observer is not None:
+            self._observer(StepReport(seconds, batch.lag, len(batch.rows), self.slots))
+
+    def _hand_out(self, batch: _Batch, output: StepOutput) -> None:
+        tokens = output.token_B.tolist()
+        logprobs = output.logprob_B.tolist()
+        pauses = output.pause_BH.tolist()
+        mean_squares = (np.einsum("bs,bs->b", self._pcm_BS, self._pcm_BS) / self._pcm_BS.shape[1]).tolist()
+        now = time.monotonic()
+        for slot, session in batch.rows:
+            try:
+                session.advance(tokens[slot], logprobs[slot], pauses[slot], mean_squares[slot], now)
+            except Exception as error:  # the fault of one session ends that session, not its neighbours
+                self._end(session, error)
+            else:
+                if (port := self._ports.get(session)) is not None:
+                    self._changed(port)
+
+    def _take_ops(self, sessions: list[Session]) -> list[_Op]:
+        """What must be done to the slots, with all it needs, so that it can be done without the lock."""
+        ops = []
+        for session in sessions:
+            for kind in session.take_ops() if session.slot is not None else ():
+                state = session.saved if kind is SlotOp.RESTORE else None
+                ops.append(_Op(kind, _slot(session), session, state))
+        return ops
+
+    def _run_ops(self, ops: list[_Op]) -> None:
+        if resets := [op.slot for op in ops if op.kind is SlotOp.RESET]:
+            self._runner.reset(resets)
+        for op in ops:
+            if op.kind is SlotOp.SNAPSHOT:
+                op.session.saved = self._runner.snapshot(op.slot)
+            elif op.kind is SlotOp.RESTORE:
+                self._runner.restore(op.slot, op.state)
+                op.session.saved = None
+
+    # -------------------------------------------------------------------------------------- under the lock, any thread
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the lock, wake the engine's thread if a step has become due, then tell listeners without the lock."""
+        with self._lock:
+            yield
+            now = time.monotonic()
+            delay = self._scheduler.delay(now) if now < self._sleeps_until else None
+            if delay is not None and now + delay < self._sleeps_until:
+                self._work.notify()
+            ports, self._to_signal = self._to_signal, []
+        for port in ports:
+            try:
+                port.signal()
+            except Exception as error:  # a listener that fails ends its own session
+                with self._lock:
+                    self._end(port.session, error)
+
+    def _changed(self, port: _Port) -> None:
+        """Pass on what happened in a session, and look at it again."""
+        session = port.session
+        if port.collect():
+            self._to_signal.append(port)
+        if session.done:
+            self._end(session, None)
+        elif len(port.unread) > MAX_UNREAD_EVENTS:
+            self._end(session, Overloaded(f"{len(port.unread)} events wait for a reader that does not come"))
+        else:
+            self._scheduler.refresh(session, time.monotonic())
+
+    def _end(self, session: Session, error: BaseException | None) -> None:
+        following = self._scheduler.remove(session, time.monotonic())
+        if (port := self._ports.pop(session, None)) is not None:
+            port.end(error)
+            self._to_signal.append(port)
+        if following is not None:
+            self._changed(self._ports[following])
+
+    def _end_all(self, error: BaseException) -> None:
+        with self._changing():
+            self._closing = True
+            for session in list(self._ports):
+                self._end(session, error)
+
+    def _expire(self, now: float) -> None:
+        for session in self._scheduler.expire(now):
+            self._end(
+                session, Overloaded(f"all {self.slots} slots stayed taken for as long as this session would wait")
+            )
+
+    def _end_given_up(self) -> None:
+        while self._given_up:
+            self._end(self._given_up.popleft().session, None)
+
+    def _give_up(self, port: _Port) -> None:
+        """A session's owner is gone. Called by the garbage collector, at any time and place: hence only this."""
+        self._given_up.append(port)
+        with self._lock:
+            self._work.notify()
+
+
+class LiveSession:
+    """One stream on an engine: audio in from any thread, events out to any other.
+
+    Iterate over it for its events, up to `Final`. As a context manager it frees its slot in the end, whatever happens;
+    so does forgetting it.
+    """
+
+    def __init__(self, engine: Engine, port: _Port) -> None:
+        self._engine = engine
+        self._port = port
+        self._finalizer = weakref.finalize(self, engine._give_up, port)
+        self._finalizer.atexit = False
+
+    @property
+    def clock(self) -> float:
+        """Seconds of its audio heard so far."""
+        return self._port.session.clock
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more events come; those that came may still wait to be read."""
+        return self._port.ended
+
+    @property
+    def queue_position(self) -> int:
+        """How many sessions get a slot before this one, itself counted; 0 once it has one."""
+        with self._engine._lock:
+            return self._engine._scheduler.position(self._port.session)
+
+    def offer(self, samples: npt.ArrayLike) -> int:
+        """Send as much of the audio as there is room for; returns how many samples that was.
+
+        `samples`: mono float32 `[S]` within [-1, 1] at the model's rate. When some are left, the session's `wake` is
+        called once there is room again.
+        Raises `SessionClosed` after `finish` or the end, `AudioError` for what is not audio.
+        """
+        with self._asking() as session:
+            audio_S = np.asarray(samples, np.float32)
+            taken = min(len(audio_S), session.room)
+            session.push(audio_S[:taken])
+            self._port.wanted_room = min(len(audio_S) - taken, session.capacity // 2)
+        return taken
+
+    def send(self, samples: npt.ArrayLike, timeout: float | None = None) -> None:
+        """Send audio, waiting for room for up to `timeout` seconds (None: as long as it takes; 0: not at all).
+
+        `samples`: mono float32 `[S]` within [-1, 1] at the model's rate. Raises as `offer` does, and `Overloaded`
+        when the time is up: the rest of the audio was not taken.
+        """
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        audio_S = np.asarray(samples, np.float32)
+        while (taken := self.offer(audio_S)) < len(audio_S):
+            audio_S = audio_S[taken:]
+            if not self._port.wait(lambda port: port.wanted_room == 0 or port.ended, deadline):
+                raise Overloaded(
+                    f"{self._port.session.options.max_buffered_seconds:g} s of audio wait to be heard: "
+                    "it comes faster than the model can hear it"
+                )
+
+    def flush(self) -> None:
+        """Ask for all text of the audio sent so far at once; `Flushed` tells that it is out. The stream goes on."""
+        with self._asking() as session:
+            session.flush(time.monotonic())
+
+    def mark(self, id: int) -> None:
+        """Ask to be told, by `MarkerReached`, when all text of the audio sent so far is out."""
+        with self._asking() as session:
+            session.mark(id, time.monotonic())
+
+    def finish(self) -> None:
+        """Say that no more audio comes: what was sent is heard and flushed, then `Final` is told."""
+        with self._asking() as session:
+            session.finish(time.monotonic())
+
+    def restart(self) -> None:
+        """Forget everything, audio not yet heard included, and begin afresh in the same slot; `Ready` tells it."""
+        with self._asking() as session:
+            session.restart()
+
+    def cancel(self) -> None:
+        """End at once, heard or not, and free the slot. Harmless after the end."""
+        with self._engine._changing():
+            self._engine._end(self._port.session, None)
+
+    def take(self) -> list[Event]:
+        """The events that came since the last call, without waiting.
+
+        When the session has failed, its error is raised once the events before it are taken.
+        """
+        return self._port.take()
+
+    def __iter__(self) -> Iterator[Event]:
+        while self._port.wait(lambda port: port.unread or port.ended):
+            events = self.take()
+            if not events:
+                return
+            yield from events
+
+    def __enter__(self) -> LiveSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    @contextmanager
+    def _asking(self) -> Iterator[Session]:
+        with self._engine._changing():
+            self._port.check_open()
+            yield self._port.session
+            self._engine._changed(self._port)
+
+
+class _Port:
+    """Where a session's two sides meet: what its owner has not read yet, and whether it has ended."""
+
+    def __init__(self, session: Session, wake: Callable[[], None] | None) -> None:
+        self.session = session
+        self.unread: deque[Event] = deque()
+        self.ended = False
+        self.wanted_room = 0
+        self._wake = wake
+        self._error: BaseException | None = None
+        self._news = threading.Condition()
+
+    def collect(self) -> bool:
+        """Take over the session's events; returns whether its owner has something to do."""
+        events = self.session.events
+        if len(self.unread) > MAX_UNREAD_EVENTS // 2:
+            events = [event for event in events if not isinstance(event, (PartialWord, Step))]
+        self.unread.extend(events)
+        self.session.events = []
+        has_room = 0 < self.wanted_room <= self.session.room
+        if has_room:
+            self.wanted_room = 0
+        return bool(events) or has_room
+
+    def end(self, error: BaseException | None) -> None:
+        self.collect()
+        self._error = error
+        self.ended = True
+
+    def signal(self) -> None:
+        """Tell the owner that there is something to do."""
+        with self._news:
+            self._news.notify_all()
+        if self._wake is not None:
+            self._wake()
+
+    def wait(self, done: Callable[[_Port], object], deadline: float = math.inf) -> bool:
+        """Wait for `done` to become true; returns whether it did before `deadline`."""
+        with self._news:
+            timeout = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+            return bool(self._news.wait_for(lambda: done(self), timeout))
+
+    def take(self) -> list[Event]:
+        ended = self.ended
+        events = [self.unread.popleft() for _ in range(len(self.unread))]
+        if not events and ended and self._error is not None:
+            raise self._error
+        return events
+
+    def check_open(self) -> None:
+        if self.ended:
+            raise self._error or SessionClosed("the session has ended")
+
+
+@dataclass(frozen=True, slots=True)
+class _Op:
+    """Something to be done to a slot; `state`: what to restore."""
+
+    kind: SlotOp
+    slot: int
+    session: Session
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """One step: its sessions by slot, what must be done to the slots first, how long the oldest frame has waited."""
+
+    rows: list[tuple[int, Session]]
+    ops: list[_Op]
+    lag: float
+
+
+def _slot(session: Session) -> int:
+    assert session.slot is not None, "only admitted sessions are stepped"
+    return session.slot

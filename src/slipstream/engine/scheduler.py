@@ -1,0 +1,151 @@
+"""Which session has which slot, and when the next step runs. No thread, no device: it is told the time."""
+
+from __future__ import annotations
+
+import heapq
+
+from slipstream.engine.session import Session
+from slipstream.errors import Overloaded
+
+BATCH_WAIT_SECONDS = 0.01
+"""How long a frame may wait for those of other sessions. A step costs about the same for one slot as for many, so one
+full step beats two half-empty ones; an eighth of a frame's own time bounds what that may cost in latency."""
+
+MARKER_WAIT_SECONDS = 0.2
+"""How long a marker waits for more audio before its text is flushed. Two and a half frames: a live client that goes on
+speaking is not flushed in the middle of a word."""
+
+
+class Scheduler:
+    """Admits sessions to slots and decides each step. All times are `now` of one steady clock, in seconds.
+
+    A step runs as soon as every admitted session has a frame, or one is urgent (it is behind its audio, or on its way
+    to and through a flush), or one frame has waited for `batch_wait`; it takes every session that has a frame. The
+    lowest free slot is given first, so that a runner can leave the rest of its batch out.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        *,
+        max_waiting: int = 64,
+        batch_wait: float = BATCH_WAIT_SECONDS,
+        marker_wait: float = MARKER_WAIT_SECONDS,
+    ) -> None:
+        self.slots = slots
+        self.max_waiting = max_waiting
+        self.batch_wait = batch_wait
+        self.marker_wait = marker_wait
+        self._free = list(range(slots))
+        self._admitted: set[Session] = set()
+        self._waiting: dict[Session, float] = {}  # in the order of coming: until when each waits
+        self._ready: dict[Session, float] = {}  # in the order of becoming ready: since when
+        self._urgent: set[Session] = set()
+        self._markers: dict[Session, float] = {}  # in the order of time: when each session's markers are flushed for
+
+    @property
+    def active(self) -> int:
+        """Sessions that have a slot."""
+        return len(self._admitted)
+
+    @property
+    def waiting(self) -> int:
+        """Sessions that wait for a slot."""
+        return len(self._waiting)
+
+    def position(self, session: Session) -> int:
+        """How many sessions get a slot before this one, itself counted; 0 for one that does not wait."""
+        return list(self._waiting).index(session) + 1 if session in self._waiting else 0
+
+    def add(self, session: Session, now: float, wait: float = 0.0) -> None:
+        """Give the session a slot, or a place in the queue for up to `wait` seconds.
+
+        Raises `Overloaded` when every slot is taken and it may not wait, or too many wait already.
+        """
+        if self._free:
+            self._admit(session, now)
+        elif wait <= 0:
+            raise Overloaded(f"all {self.slots} slots are taken")
+        elif len(self._waiting) >= self.max_waiting:
+            raise Overloaded(f"all {self.slots} slots are taken and {len(self._waiting)} sessions wait already")
+        else:
+            self._waiting[session] = now + wait
+
+    def remove(self, session: Session, now: float) -> Session | None:
+        """Take the session's slot or its place in the queue; gives the session that has got the slot, if one waited."""
+        if self._waiting.pop(session, None) is not None or session not in self._admitted:
+            session.release()
+            return None
+        self._admitted.discard(session)
+        self._ready.pop(session, None)
+        self._urgent.discard(session)
+        self._markers.pop(session, None)
+        if session.slot is not None:
+            heapq.heappush(self._free, session.slot)
+        session.release()
+        if not self._waiting:
+            return None
+        following = next(iter(self._waiting))
+        del self._waiting[following]
+        self._admit(following, now)
+        return following
+
+    def refresh(self, session: Session, now: float) -> None:
+        """Look at a session again, after audio, a wish or a step has changed it."""
+        if session not in self._admitted:
+            return
+        # While its step runs it may look ready, and turn out not to be when the step is over.
+        if session.ready:
+            self._ready.setdefault(session, now)
+        else:
+            self._ready.pop(session, None)
+        if session.ready and session.urgent:
+            self._urgent.add(session)
+        else:
+            self._urgent.discard(session)
+        self._markers.pop(session, None)
+        if session.awaits_marker and not session.ready:
+            self._markers[session] = now + self.marker_wait
+
+    def delay(self, now: float) -> float | None:
+        """Seconds until something is due: 0 for now, None when nothing is until a session changes."""
+        due = list(self._waiting.values())
+        if self._ready:
+            due.append(self._step_time())
+        if self._markers:
+            due.append(next(iter(self._markers.values())))
+        return max(0.0, min(due) - now) if due else None
+
+    def expire(self, now: float) -> list[Session]:
+        """Flush for the markers whose time has come; gives the sessions that have waited for a slot long enough."""
+        for session, when in list(self._markers.items()):
+            if when > now:
+                break
+            session.flush_for_markers(now)
+            self.refresh(session, now)
+        return [session for session, until in self._waiting.items() if until <= now]
+
+    def take(self, now: float) -> list[Session]:
+        """The sessions of the step that is due; none when no step is."""
+        if not self._ready or self._step_time() > now:
+            return []
+        batch = list(self._ready)
+        self._ready.clear()
+        self._urgent.clear()
+        return batch
+
+    def oldest_wait(self, now: float) -> float:
+        """Seconds for which the oldest frame has waited."""
+        return now - next(iter(self._ready.values())) if self._ready else 0.0
+
+    def _step_time(self) -> float:
+        """When the next step is due, given that a session is ready."""
+        oldest = next(iter(self._ready.values()))
+        if self._urgent or len(self._ready) == len(self._admitted):
+            return oldest
+        return oldest + self.batch_wait
+
+    def _admit(self, session: Session, now: float) -> None:
+        self._admitted.add(session)
+        session.admit(heapq.heappop(self._free))
+        self.refresh(session, now)

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.fakes import FRAME_RATE, ScriptRunner, apply_ops, new_session, run, silence, sound_of, words_of
+
+from slipstream.engine.scheduler import Scheduler
+from slipstream.engine.session import Session
+from slipstream.errors import Overloaded
+from slipstream.types import MarkerReached, Ready
+
+WAIT = 2**-7  # seconds; powers of two, so that sums of times are exact
+
+
+class Bench:
+    """A scheduler, sessions on it, and a clock that moves by hand."""
+
+    def __init__(self, slots: int, **options: float) -> None:
+        self.runner = ScriptRunner(slots=slots)
+        self.scheduler = Scheduler(slots, batch_wait=WAIT, **options)  # type: ignore[arg-type]
+        self.now = 128.0
+
+    def open(self, wait: float = 0.0) -> Session:
+        session = new_session(self.runner)
+        self.scheduler.add(session, self.now, wait)
+        return session
+
+    def send(self, session: Session, frames: float) -> None:
+        session.push(silence(frames))
+        self.scheduler.refresh(session, self.now)
+
+    def step(self) -> list[Session]:
+        batch = self.scheduler.take(self.now)
+        for session in batch:
+            run(session, self.runner, self.now, steps=1)
+            self.scheduler.refresh(session, self.now)
+        return batch
+
+    def delay(self) -> float | None:
+        return self.scheduler.delay(self.now)
+
+
+# ----------------------------------------------------------------------------------------------------------- admission
+
+
+def test_the_lowest_free_slot_is_given_first() -> None:
+    bench = Bench(3)
+    first, second, third = bench.open(), bench.open(), bench.open()
+    assert (first.slot, second.slot, third.slot) == (0, 1, 2)
+    bench.scheduler.remove(second, bench.now)
+    bench.scheduler.remove(first, bench.now)
+    assert bench.open().slot == 0
+    assert bench.open().slot == 1
+    assert bench.scheduler.active == 3
+
+
+def test_a_full_house_is_overloaded_for_who_will_not_wait() -> None:
+    bench = Bench(1)
+    bench.open()
+    with pytest.raises(Overloaded, match="all 1 slots are taken"):
+        bench.open()
+
+
+def test_who_waits_is_served_in_turn_and_told() -> None:
+    bench = Bench(1)
+    holder, first, second = bench.open(), bench.open(wait=5), bench.open(wait=5)
+    assert [bench.scheduler.position(session) for session in (holder, first, second)] == [0, 1, 2]
+    assert first.events == []
+    assert bench.scheduler.remove(holder, bench.now) is first
+    assert first.events == [Ready()]
+    assert [bench.scheduler.position(session) for session in (first, second)] == [0, 1]
+    assert bench.scheduler.remove(first, bench.now) is second
+
+
+def test_a_wait_is_bounded() -> None:
+    bench = Bench(1)
+    bench.open()
+    hasty, patient = bench.open(wait=2), bench.open(wait=5)
+    assert bench.delay() == 2
+    bench.now += 2
+    assert bench.scheduler.expire(bench.now) == [hasty]
+    assert bench.scheduler.remove(hasty, bench.now) is None
+    assert bench.delay() == 3
+    assert bench.scheduler.position(patient) == 1
+
+
+def test_the_queue_is_bounded() -> None:
+    bench = Bench(1, max_waiting=2)
+    bench.open()
+    bench.open(wait=5)
+    bench.open(wait=5)
+    with pytest.raises(Overloaded, match="2 sessions wait already"):
+        bench.open(wait=5)
+
+
+def test_audio_sent_while_waiting_is_heard_after_it() -> None:
+    bench = Bench(1)
+    holder, waiting = bench.open(), bench.open(wait=5)
+    bench.send(waiting, 3)
+    assert bench.delay() == 5
+    bench.scheduler.remove(holder, bench.now)
+    assert bench.step() == [waiting]
+
+
+def test_removing_twice_frees_one_slot_once() -> None:
+    bench = Bench(2)
+    session = bench.open()
+    bench.scheduler.remove(session, bench.now)
+    bench.scheduler.remove(session, bench.now)
+    assert [bench.open().slot, bench.open().slot] == [0, 1]
+    with pytest.raises(Overloaded):
+        bench.open()
+
+
+# ------------------------------------------------------------------------------------------------------- when to step
+
+
+def test_nothing_is_due_while_nobody_has_a_frame() -> None:
+    bench = Bench(2)
+    session = bench.open()
+    assert bench.delay() is None
+    bench.send(session, 0.9)
+    assert bench.delay() is None
+    assert bench.step() == []
+
+
+def test_a_step_runs_when_every_session_has_a_frame() -> None:
+    bench = Bench(3)
+    first, second = bench.open(), bench.open()
+    bench.send(first, 1)
+    assert bench.delay() == pytest.approx(WAIT)
+    assert bench.step() == []
+    bench.send(second, 1)
+    assert bench.delay() == 0
+    assert bench.step() == [first, second]
+    assert bench.delay() is None
+
+
+def test_a_step_runs_when_the_oldest_frame_has_waited_long_enough() -> None:
+    bench = Bench(3)
+    first, second, _ = bench.open(), bench.open(), bench.open()
+    bench.send(first, 1)
+    bench.now += WAIT / 2
+    bench.send(second, 1)
+    bench.now += WAIT / 2
+    assert bench.delay() == 0
+    assert bench.scheduler.oldest_wait(bench.now) == pytest.approx(WAIT)
+    assert bench.step() == [first, second]
+
+
+def test_who_is_behind_catches_up_at_full_speed_and_others_ride_along() -> None:
+    bench = Bench(3)
+    behind, other, _ = bench.open(), bench.open(), bench.open()
+    bench.send(other, 1)
+    bench.send(behind, 5)
+    steps = []
+    while bench.delay() == 0:
+        steps.append(bench.step())
+    assert [set(step) for step in steps] == [{behind, other}, {behind}, {behind}, {behind}]
+    bench.now += WAIT  # the last frame is not behind, and waits for others
+    assert bench.step() == [behind]
+
+
+def test_a_flush_runs_at_once_beside_the_others() -> None:
+    bench = Bench(3)
+    flushing, other, _ = bench.open(), bench.open(), bench.open()
+    flushing.push(sound_of("fox", 2))
+    flushing.flush(bench.now)
+    bench.scheduler.refresh(flushing, bench.now)
+    steps = 0
+    while bench.delay() == 0:
+        bench.send(other, 1)
+        assert set(bench.step()) == {flushing, other}
+        steps += 1
+    assert steps == 2 + 6
+    assert other.clock == steps / FRAME_RATE
+    assert flushing.clock == 2 / FRAME_RATE
+
+
+def test_a_removed_session_is_in_no_step() -> None:
+    bench = Bench(2)
+    gone, other = bench.open(), bench.open()
+    bench.send(gone, 3)
+    bench.send(other, 1)
+    bench.scheduler.remove(gone, bench.now)
+    bench.send(gone, 3)
+    assert bench.step() == [other]
+
+
+def test_audio_that_comes_during_the_last_step_of_a_flush_leaves_no_empty_step() -> None:
+    bench = Bench(1)
+    session = bench.open()
+    session.push(sound_of("fox", 1))
+    session.flush(bench.now)
+    bench.scheduler.refresh(session, bench.now)
+    while session.ready:
+        (stepped,) = bench.scheduler.take(bench.now)
+        bench.send(session, 0)  # as another thread may while the step runs
+        run(stepped, bench.runner, bench.now, steps=1)
+        bench.scheduler.refresh(stepped, bench.now)
+    assert bench.delay() is None
+    assert bench.step() == []
+
+
+def test_due_and_taken_agree_whatever_the_clock_says() -> None:
+    random = np.random.default_rng(0)
+    bench = Bench(8)
+    sessions = [bench.open() for _ in range(8)]
+    for _ in range(500):
+        bench.now += float(random.exponential(WAIT))
+        session = sessions[random.integers(8)]
+        bench.send(session, float(random.exponential(0.7)))
+        delay = bench.delay()
+        if delay is not None and random.random() < 0.5:
+            bench.now += delay
+            assert bench.step()
+        else:
+            assert bool(bench.step()) == (delay == 0)
+
+
+# ------------------------------------------------------------------------------------------------------------- markers
+
+
+def test_a_marker_is_flushed_for_when_no_more_audio_comes() -> None:
+    bench = Bench(1, marker_wait=0.2)
+    session = bench.open()
+    session.push(sound_of("fox", 3))
+    session.mark(7, bench.now)
+    bench.scheduler.refresh(session, bench.now)
+    events = []
+    while bench.delay() == 0:
+        (stepped,) = bench.scheduler.take(bench.now)
+        events += run(stepped, bench.runner, bench.now, steps=1)
+        bench.scheduler.refresh(stepped, bench.now)
+    assert bench.delay() == pytest.approx(0.2)
+    bench.now += 0.1
+    bench.send(session, 0.5)  # more audio: it may go on, so the wait begins again
+    assert bench.delay() == pytest.approx(0.2)
+    bench.now += 0.21
+    assert bench.scheduler.expire(bench.now) == []
+    assert bench.delay() == 0
+    apply_ops(session, bench.runner)
+    events += run(session, bench.runner, bench.now)
+    assert [word.text for word in words_of(events)] == ["fox"]
+    assert MarkerReached(7) in events
