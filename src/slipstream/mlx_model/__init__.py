@@ -1,1 +1,6 @@
+"""The backend for Apple silicon: MLX modules whose streaming state is a value.
 
+`y, state = module(x, state)` always streams: an MLX array never changes, so a step takes the old state and returns the
+new one, and MLX reuses the memory of what nobody holds any more. The offline form is the PyTorch backend's, which the
+tests compare with. Arrays are laid out as MLX convolutions want them, channels last.
+"""

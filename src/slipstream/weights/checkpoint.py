@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,6 @@ from slipstream.weights import mlx
 from slipstream.weights.layouts import LAYOUTS, fitting, get_layout
 from slipstream.weights.quantization import GROUP_SIZES
 from slipstream.weights.sources import Origin, Ref, resolve
-from slipstream.weights.tables import Table
 from slipstream.weights.tensors import DTYPES, Array, Tensors, read_tensors, write_tensors
 from slipstream.weights.transformers import EXTRAS_FILE, is_extra
 from slipstream.weights.transformers_config import dump_config
@@ -37,9 +36,10 @@ class Checkpoint:
     tokenizer: Path
 
 
-def load_checkpoint(ref: Ref, **origin: Unpack[Origin]) -> Checkpoint:
+def load_checkpoint(ref: Ref, *, keep_quantized: bool = False, **origin: Unpack[Origin]) -> Checkpoint:
     """Load a checkpoint in whichever layout it is; the arguments are those of `sources.resolve`.
 
+    Quantised matrices become floats, or with `keep_quantized` stay as they are: see `mlx.packed_table`.
     Raises `CheckpointError` for files that cannot be found or read, and one that names every tensor that does not
     fit the configuration; `ConfigError` for a configuration that is wrong.
     """
@@ -47,20 +47,25 @@ def load_checkpoint(ref: Ref, **origin: Unpack[Origin]) -> Checkpoint:
     config = sources.config
     return Checkpoint(
         config=config,
-        lm=read_lm(sources.lm, config.lm),
+        lm=read_lm(sources.lm, config.lm, keep_quantized=keep_quantized),
         codec=read_codec(sources.codec, config.codec),
         tokenizer=sources.tokenizer,
     )
 
 
-def read_lm(paths: Sequence[Path], config: LMConfig) -> dict[str, Array]:
+def read_lm(paths: Sequence[Path], config: LMConfig, *, keep_quantized: bool = False) -> dict[str, Array]:
     """The LM's tensors under canonical names, from files in whichever layout. Raises `CheckpointError` as above."""
-    return _read(paths, [layout.lm(config) for layout in LAYOUTS.values()])
+    tensors, where = _read(paths)
+    tables = [layout.lm(config) for layout in LAYOUTS.values()]
+    if keep_quantized:
+        tables.append(mlx.packed_table(config, tensors))
+    return fitting(tables, tensors, where).read(tensors, where)
 
 
 def read_codec(paths: Sequence[Path], config: CodecConfig) -> dict[str, Array]:
     """The codec's tensors under canonical names, from files in whichever layout. Raises `CheckpointError` as above."""
-    return _read(paths, [layout.codec(config) for layout in LAYOUTS.values()])
+    tensors, where = _read(paths)
+    return fitting([layout.codec(config) for layout in LAYOUTS.values()], tensors, where).read(tensors, where)
 
 
 def save_checkpoint(
@@ -125,7 +130,8 @@ def convert(
     save_checkpoint(load_checkpoint(source, **origin), destination, layout, quantize=quantize, dtype=dtype)
 
 
-def _read(paths: Sequence[Path], tables: Iterable[Table]) -> dict[str, Array]:
+def _read(paths: Sequence[Path]) -> tuple[dict[str, Array], str]:
+    """All tensors of some files, and how to call the files in a message."""
     tensors: dict[str, Array] = {}
     where = ", ".join(map(str, paths))
     for path in paths:
@@ -134,7 +140,7 @@ def _read(paths: Sequence[Path], tables: Iterable[Table]) -> dict[str, Array]:
         if twice:
             raise CheckpointError(f"{where}: {', '.join(sorted(twice))} in more than one of these files")
         tensors |= found
-    return fitting(tables, tensors, where).read(tensors, where)
+    return tensors, where
 
 
 def _cast(tensors: Tensors, dtype: str | None) -> Tensors:

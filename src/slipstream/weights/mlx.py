@@ -8,7 +8,7 @@ from __future__ import annotations
 from slipstream.config import LMConfig
 from slipstream.weights.names import Shapes, lm_shapes
 from slipstream.weights.quantization import Quantized, dequantize, fits, quantize
-from slipstream.weights.tables import Entries, Same, Stacked, Table, make_rules
+from slipstream.weights.tables import Entries, Rule, Same, Stacked, Table, make_rules
 from slipstream.weights.tensors import Array, Tensors
 
 
@@ -32,6 +32,34 @@ def lm_table(config: LMConfig) -> Table:
     return Table(make_rules(lm_shapes(config), entries), decode=dequantized)
 
 
+def packed_table(config: LMConfig, tensors: Tensors) -> Table:
+    """The LM's tensors, those matrices that are quantised in this file kept so.
+
+    A quantised canonical `name.weight` then holds packed integers, with `name.scales` and `name.biases` beside it;
+    each differs from the canonical shape in its last axis alone. One that does not fit its shape is left to be
+    reported.
+    """
+    rules: list[Rule] = []
+    packed: set[str] = set()
+    for rule in lm_table(config).rules:
+        (ours, shape), (theirs, _) = next(iter(rule.ours.items())), next(iter(rule.theirs.items()))
+        parts = [tensors[name] for part in Quantized._fields if (name := _part(theirs, part)) in tensors]
+        if len(parts) < len(Quantized._fields) or not fits(Quantized(*parts), shape[-1]):
+            rules.append(rule)
+            continue
+        packed.update(rule.theirs)
+        for part, array in zip(Quantized._fields, parts, strict=True):
+            columns = array.shape[-1:]
+            rules.append(
+                Rule(
+                    {_part(ours, part): shape[:-1] + columns},
+                    {_part(name, part): whole[:-1] + columns for name, whole in rule.theirs.items()},
+                    rule.form,
+                )
+            )
+    return Table(tuple(rules), packed=frozenset(packed))
+
+
 def file_name(bits: int | None) -> str:
     """What `moshi_mlx` expects the LM's file to be called: it tells the number of bits by the name."""
     return f"model.q{bits}.safetensors" if bits else "model.safetensors"
@@ -44,9 +72,8 @@ def quantized(tensors: Tensors, bits: int) -> dict[str, Array]:
         if array.ndim != 2:
             out[name] = array
             continue
-        stem = name.removesuffix("weight")
         for part, values in quantize(array, bits)._asdict().items():
-            out[stem + part] = values
+            out[_part(name, part)] = values
     return out
 
 
@@ -57,9 +84,13 @@ def dequantized(tensors: Tensors, shapes: Shapes) -> dict[str, Array]:
     """
     out = dict(tensors)
     for name, shape in shapes.items():
-        stem = name.removesuffix("weight")
-        parts = [out[stem + part] for part in Quantized._fields if stem + part in out]
+        parts = [out[_part(name, part)] for part in Quantized._fields if _part(name, part) in out]
         if len(parts) == len(Quantized._fields) and fits(matrix := Quantized(*parts), shape[-1]):
             out[name] = dequantize(matrix, shape[-1])
-            del out[stem + "scales"], out[stem + "biases"]
+            del out[_part(name, "scales")], out[_part(name, "biases")]
     return out
+
+
+def _part(name: str, part: str) -> str:
+    """`layer.scales` for `layer.weight` and `scales`."""
+    return name.removesuffix("weight") + part

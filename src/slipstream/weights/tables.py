@@ -100,7 +100,8 @@ class Table:
 
     `constants` are written and, when read, skipped: they carry nothing. `aliases` are patterns of other spellings
     that are read too. `skipped` is a pattern of names that belong elsewhere. `decode` turns a file's tensors into
-    plain ones before they are looked at (quantised weights), given the names and shapes to be found.
+    plain ones before they are looked at (quantised weights), given the names and shapes to be found. `packed` names the
+    tensors that hold whole numbers: the others are floats.
     """
 
     rules: tuple[Rule, ...]
@@ -108,6 +109,7 @@ class Table:
     aliases: tuple[tuple[str, str], ...] = ()
     skipped: str = r"(?!)"
     decode: Callable[[Tensors, Shapes], Tensors] = lambda tensors, _: tensors
+    packed: frozenset[str] = frozenset()
 
     @property
     def shapes(self) -> Shapes:
@@ -143,7 +145,7 @@ class Table:
             "of a wrong type": [
                 f"{name} {found[name].dtype}, expected floating point"
                 for name in shapes
-                if name in found and found[name].dtype.kind in "biu"
+                if name in found and name not in self.packed and found[name].dtype.kind in "biu"
             ],
             "not finite (NaN or infinity)": [name for name in shapes if name in found and not is_finite(found[name])],
         }
