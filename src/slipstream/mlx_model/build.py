@@ -53,8 +53,8 @@ def build_lm(config: LMConfig, weights: Arrays, *, dtype: str = "float32", quant
     """The LM with the given canonical weights, in `dtype`; with `quantize`, its matrices in 4 or 8 bits.
 
     Matrices that are quantised already stay as they are, and so do those whose rows are not whole groups.
-    Raises `ConfigError` for a type or number of bits that is not known, `ValueError` that names missing tensors and
-    wrong shapes.
+    Raises `ConfigError` for a type or number of bits that there is not, or not of these weights, `ValueError` that
+    names missing tensors and wrong shapes.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r}: the MLX backend has {' and '.join(DTYPES)}")
@@ -68,10 +68,10 @@ def build_lm(config: LMConfig, weights: Arrays, *, dtype: str = "float32", quant
         if f"{path}.scales" not in arrays:
             return False
         columns = leaf.weight.shape[-1]
-        return {
-            "bits": 32 * arrays[f"{path}.weight"].shape[-1] // columns,
-            "group_size": columns // arrays[f"{path}.scales"].shape[-1],
-        }
+        bits = 32 * arrays[f"{path}.weight"].shape[-1] // columns
+        if quantize not in (None, bits):
+            raise ConfigError(f"quantize={quantize}: these weights are in {bits} bits already")
+        return {"bits": bits, "group_size": columns // arrays[f"{path}.scales"].shape[-1]}
 
     nn.quantize(module, class_predicate=packing)
     module.load_weights(list(arrays.items()))
