@@ -210,14 +210,17 @@ class Engine:
             self._observer(StepReport(seconds, batch.lag, len(batch.rows), self.slots))
 
     def _hand_out(self, batch: _Batch, output: StepOutput) -> None:
-        tokens = output.token_B.tolist()
-        logprobs = output.logprob_B.tolist()
-        pauses = output.pause_BH.tolist()
-        mean_squares = (np.einsum("bs,bs->b", self._pcm_BS, self._pcm_BS) / self._pcm_BS.shape[1]).tolist()
+        # Only the rows of the batch: a step of few sessions must not cost what the whole house does.
+        slots = [slot for slot, _ in batch.rows]
+        tokens = output.token_B[slots].tolist()
+        logprobs = output.logprob_B[slots].tolist()
+        pauses = output.pause_BH[slots].tolist()
         now = time.monotonic()
-        for slot, session in batch.rows:
+        for (slot, session), token, logprob, pause_H in zip(batch.rows, tokens, logprobs, pauses, strict=True):
+            frame_S = self._pcm_BS[slot]
+            mean_square = float(frame_S @ frame_S) / len(frame_S)
             try:
-                session.advance(tokens[slot], logprobs[slot], pauses[slot], mean_squares[slot], now)
+                session.advance(token, logprob, pause_H, mean_square, now)
             except Exception as error:  # the fault of one session ends that session, not its neighbours
                 self._end(session, error)
             else:

@@ -24,6 +24,7 @@ PING_SECONDS = 10.0
 DEAD_PEER_SECONDS = 30
 """After how long the kernel gives up a peer that acknowledges nothing, or leaves its window closed."""
 BACKLOG = 2048
+SWITCH_SECONDS = 0.001
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class Tls:
 
 def serve(service: Service, listener: socket.socket, tls: Tls | None = None) -> None:
     """Serve on `listener` until SIGTERM or SIGINT, then drain; a second SIGINT stops at once."""
+    # The engine's thread and the event loop take turns: at Python's 5 ms, each socket call would wait for a whole turn.
+    sys.setswitchinterval(SWITCH_SECONDS)
     Server(service, tls).run(sockets=[listener])
 
 
@@ -49,6 +52,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         _give_up_dead_peers(listener)
         listener.bind(address)
+        listener.listen(BACKLOG)
     except OSError as error:
         raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
     return listener

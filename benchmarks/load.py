@@ -1,0 +1,234 @@
+"""How many live streams a server holds: `python -m benchmarks.load --sessions 100,500,1000`.
+
+A server in one process, the clients in another, loopback between them. Each client sends 80 ms of audio every 80 ms in
+Kyutai's protocol, as the published clients write it. Added latency is the time from the write of a frame's audio to
+the arrival of that frame's `Step`: what the server adds to the delay of the model. The model is a stand-in whose step
+costs `--step-ms`, plus `--slot-ms` for each active slot, with a word about every half second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgpack
+import numpy as np
+
+from slipstream.config import PAD_ID, WORD_ID
+from slipstream.engine.engine import Engine
+from slipstream.server.access import Access
+from slipstream.server.app import Service
+from slipstream.server.run import listen, serve
+from slipstream.types import BoolArray, FloatArray, State, StepOutput
+
+FRAME_SAMPLES = 1920
+FRAME_SECONDS = 0.08
+WARM_UP_SECONDS = 4.0
+GOAL_SECONDS = 0.040
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.serve:
+        run_server(arguments)
+        return
+    print(f"step {arguments.step_ms:g} ms + {arguments.slot_ms:g} ms a slot, {arguments.seconds:g} s each", end="; ")
+    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print(
+        f"{'sessions':>8} {'p50 ms':>7} {'p99 ms':>7} {'p99.9':>7} {'max':>7} {'lost':>5} {'server':>7} {'client':>7}"
+    )
+    for sessions in arguments.sessions:
+        print(measure(sessions, arguments), flush=True)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sessions", type=lambda text: [int(n) for n in text.split(",")], default=[100, 500, 1000])
+    parser.add_argument("--step-ms", type=float, default=0.0)
+    parser.add_argument("--slot-ms", type=float, default=0.0)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of measurement, after a warm-up")
+    parser.add_argument("--serve", type=int, metavar="SLOTS", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# ---------------------------------------------------------------------------------------------------------- the server
+
+
+class CostRunner:
+    """A Runner that costs what it is told, and writes a word every six frames."""
+
+    frame_samples = FRAME_SAMPLES
+    frame_rate = 1 / FRAME_SECONDS
+    delay_frames = 6
+
+    def __init__(self, slots: int, step_seconds: float, slot_seconds: float) -> None:
+        self.slots = slots
+        self._step_seconds, self._slot_seconds = step_seconds, slot_seconds
+        self._frames_B = np.zeros(slots, np.int64)
+        self._text = np.array([PAD_ID, PAD_ID, PAD_ID, PAD_ID, WORD_ID, 300])
+        self._logprob_B = np.zeros(slots, np.float32)
+        self._pause_BH = np.full((slots, 4), 0.25, np.float32)
+
+    def reset(self, slots: Sequence[int]) -> None:
+        self._frames_B[list(slots)] = 0
+
+    def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
+        busy_until = time.perf_counter() + self._step_seconds + self._slot_seconds * int(active_B.sum())
+        self._frames_B += active_B
+        output = StepOutput(self._text[self._frames_B % 6], self._logprob_B, self._pause_BH)
+        # Sleeping leaves the core and Python's lock free, as a GPU or native code does.
+        time.sleep(max(0.0, busy_until - time.perf_counter()))
+        return output
+
+    def snapshot(self, slot: int) -> State:
+        return int(self._frames_B[slot])
+
+    def restore(self, slot: int, state: State) -> None:
+        self._frames_B[slot] = state
+
+
+def run_server(arguments: argparse.Namespace) -> None:
+    from tests.fakes import tiny_tokenizer
+
+    runner = CostRunner(arguments.serve, arguments.step_ms / 1000, arguments.slot_ms / 1000)
+    with Engine(runner, tiny_tokenizer()) as engine, listen("127.0.0.1", 0) as listener:
+        print(listener.getsockname()[1], flush=True)
+        serve(Service(engine, "cost", Access("127.0.0.1")), listener)
+
+
+# --------------------------------------------------------------------------------------------------------- the clients
+
+
+def measure(sessions: int, arguments: argparse.Namespace) -> str:
+    """One line of the table: a fresh server, `sessions` clients."""
+    command = [sys.executable, "-m", "benchmarks.load", "--serve", str(sessions)]
+    costs = ["--step-ms", str(arguments.step_ms), "--slot-ms", str(arguments.slot_ms)]
+    with subprocess.Popen(command + costs, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        try:
+            clients, seconds, busy = asyncio.run(drive(port, sessions, arguments.seconds, server.pid))
+        finally:
+            server.terminate()
+    latencies = np.concatenate([client.latencies for client in clients]) * 1000
+    lost = sum(client.lost for client in clients)
+    p50, p99, p999 = np.percentile(latencies, [50, 99, 99.9])
+    server_busy, client_busy = (f"{100 * part / seconds:.0f} %" for part in busy)
+    return (
+        f"{sessions:8} {p50:7.1f} {p99:7.1f} {p999:7.1f} {latencies.max():7.1f} {lost:5} "
+        f"{server_busy:>7} {client_busy:>7}"
+    )
+
+
+async def drive(
+    port: int, sessions: int, seconds: float, server: int
+) -> tuple[list[Client], float, tuple[float, float]]:
+    """Run the clients; returns them, the time measured, and the processor time of the server and of this process."""
+    loop = asyncio.get_running_loop()
+    clients: list[Client] = []
+    for _ in range(sessions):
+        _, client = await loop.create_connection(Client, "127.0.0.1", port)
+        clients.append(client)
+        await client.opened
+    sending = asyncio.create_task(send_in_real_time(clients))
+    await asyncio.sleep(WARM_UP_SECONDS)
+    for client in clients:
+        client.measuring = True
+    began, server_began, own_began = time.perf_counter(), cpu_seconds(server), time.process_time()
+    await asyncio.sleep(seconds)
+    busy = (cpu_seconds(server) - server_began, time.process_time() - own_began)
+    elapsed = time.perf_counter() - began
+    for client in clients:
+        client.lost = max(0, len(client.sent) - client.heard - 2)  # the last two may be under way
+    sending.cancel()
+    for client in clients:
+        client.transport.abort()
+    return clients, elapsed, busy
+
+
+async def send_in_real_time(clients: Sequence[Client]) -> None:
+    """Every client its frame every 80 ms, each at a phase of its own."""
+    phases = random.Random(0)
+    order = sorted((phases.uniform(0, FRAME_SECONDS), number) for number in range(len(clients)))
+    began = time.perf_counter()
+    for round_began in (began + FRAME_SECONDS * number for number in range(1 << 30)):
+        for phase, number in order:
+            wait = round_began + phase - time.perf_counter()
+            if wait > 0.0005:
+                await asyncio.sleep(wait)
+            clients[number].send_frame()
+        await asyncio.sleep(0)
+
+
+class Client(asyncio.Protocol):
+    """A WebSocket client that costs little enough to run a thousand times in one process."""
+
+    def __init__(self) -> None:
+        self.opened = asyncio.get_running_loop().create_future()
+        self.measuring = False
+        self.latencies: list[float] = []
+        self.sent: list[float] = []
+        self.heard = self.lost = 0
+        self._bytes = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.write(HANDSHAKE)
+
+    def send_frame(self) -> None:
+        self.sent.append(time.perf_counter())
+        self.transport.write(AUDIO_FRAME)
+
+    def data_received(self, data: bytes) -> None:
+        if not self.opened.done():
+            head, _, data = (self._bytes + data).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 101"), head
+            self.opened.set_result(None)
+        now = time.perf_counter()
+        data, position = self._bytes + data, 0
+        while len(data) >= position + 2 and len(data) >= position + 2 + data[position + 1]:
+            start, end = position + 2, position + 2 + data[position + 1]
+            assert data[position] in (BINARY, PING), f"not a whole message: {data[position:end]!r}"
+            if data.startswith(STEP, start):
+                self._heard_step(now)
+            position = end
+        self._bytes = data[position:]
+
+    def _heard_step(self, now: float) -> None:
+        if self.measuring:
+            self.latencies.append(now - self.sent[self.heard])
+        self.heard += 1  # steps come one by one, in order
+
+
+HANDSHAKE = (
+    b"GET /api/asr-streaming HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+BINARY, PING = 0x82, 0x89  # a server expects no pong in time
+STEP = b"\x84\xa4type\xa4Step"
+
+
+def websocket_frame(payload: bytes) -> bytes:
+    """A client's binary message (RFC 6455, section 5.2), masked with zeros, which leaves it as it is."""
+    return b"\x82\xfe" + len(payload).to_bytes(2, "big") + bytes(4) + payload
+
+
+AUDIO_FRAME = websocket_frame(msgpack.packb({"type": "Audio", "pcm": [0.01] * FRAME_SAMPLES}, use_single_float=True))
+
+
+def cpu_seconds(process: int) -> float:
+    """Processor time of a process so far (proc(5): fields 14 and 15 of stat)."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    main()
