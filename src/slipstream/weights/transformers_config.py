@@ -95,14 +95,8 @@ def dump_config(config: STTConfig, dtype: str) -> dict[str, dict[str, Any]]:
             "codec_config": _dump_codec(config.codec),
             "slipstream": {key: kyutai[key] for key in _EXTRA_KEYS if key in kyutai},
         },
-        "generation_config.json": {
-            "audio_window_size": 1,  # frames that are encoded at a time
-            "bos_token_id": lm.text_initial_id,
-            "pad_token_id": PAD_ID,
-            "cache_implementation": "sliding_window",
-            "codec_cache_implementation": "sliding_window",
-            "codec_use_cache": True,
-        },
+        # Without `audio_window_size` it encodes the audio at once: in windows it hears the first one twice.
+        "generation_config.json": {"bos_token_id": lm.text_initial_id, "pad_token_id": PAD_ID},
         "preprocessor_config.json": {
             "feature_extractor_type": "KyutaiSpeechToTextFeatureExtractor",
             "feature_size": 1,
