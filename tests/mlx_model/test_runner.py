@@ -64,11 +64,12 @@ def test_the_compiled_step_is_the_step():
         np.testing.assert_allclose(compiled.logprob_B, step.logprob_B, atol=1e-5)
 
 
-def test_a_runner_made_here_steps_on_another_thread():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_runner_made_here_steps_on_another_thread(dtype: str):
     # MLX computes on demand, and cannot compute on one thread what another asked for.
     audio = frames(12)
-    expected = tokens(make(), audio)
-    runner = make()
+    expected = tokens(make(dtype=dtype), audio)
+    runner = make(dtype=dtype)
     with ThreadPoolExecutor(1) as other:
         assert other.submit(tokens, runner, audio[:6]).result() == expected[:6]
         saved = other.submit(runner.snapshot, 0).result()
