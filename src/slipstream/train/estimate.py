@@ -1,0 +1,63 @@
+"""What a run will need, told before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from slipstream.train.options import RunOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Parameters (all, and trained), bytes of memory, and audio hours in a step; `flops` a step."""
+
+    parameters: int
+    trained: int
+    weights_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    hours_a_step: float
+    flops: float
+
+    def __str__(self) -> str:
+        gib = 1 << 30
+        total = self.weights_bytes + self.optimizer_bytes + self.activation_bytes
+        return (
+            f"{self.parameters / 1e6:.1f} M parameters, {self.trained / 1e6:.1f} M trained; memory about "
+            f"{total / gib:.2f} GiB (weights {self.weights_bytes / gib:.2f}, gradients and optimiser "
+            f"{self.optimizer_bytes / gib:.2f}, activations {self.activation_bytes / gib:.2f}); "
+            f"{self.hours_a_step * 3600:.0f} s of audio and {self.flops / 1e12:.2f} TFLOP a step"
+        )
+
+
+def estimate(task: Any, options: RunOptions, rows: int) -> Estimate:
+    """Memory and work of one process, whose batches have `rows` rows.
+
+    Weights in the run's dtype; for each trained one its gradient, a float32 master where the dtype is another, and two
+    float32 moments. Activations: what each linear layer and convolution keeps for the backward pass, counted by the
+    positions it sees at most; a third of that when layers are checkpointed. Within a factor of two in practice.
+    """
+    module: nn.Module = task.module
+    width = 2 if options.dtype == "bfloat16" else 4
+    everything = sum(p.numel() for p in module.parameters())
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    positions = rows * task.row_seconds * task.positions_per_second
+    kept = sum(_outputs(layer) for layer in module.modules()) * positions * width * 2
+    return Estimate(
+        everything,
+        trained,
+        everything * width,
+        trained * (width + 8 + (4 if width == 2 else 0)),
+        round(kept / (3 if options.checkpoint_layers else 1)),
+        options.rows * task.row_seconds / 3600,
+        6.0 * trained * positions / rows * options.rows,
+    )
+
+
+def _outputs(layer: nn.Module) -> int:
+    if isinstance(layer, nn.Linear):
+        return layer.out_features
+    return layer.out_channels if isinstance(layer, nn.Conv1d) else 0

@@ -1,0 +1,46 @@
+"""A trained model as a checkpoint folder that every backend loads, with a card."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from slipstream.config import STTConfig
+from slipstream.torch_model.lm import LM
+from slipstream.train.model import SpeechModel
+from slipstream.weights.checkpoint import Checkpoint, save_checkpoint
+from slipstream.weights.tensors import DTYPES, Array
+
+_AVERAGES = ("embedding_sum", "cluster_usage")
+
+
+def export_model(
+    model: SpeechModel,
+    config: STTConfig,
+    tokenizer: Path,
+    folder: Path,
+    *,
+    dtype: str = "bfloat16",
+    layout: str = "kyutai",
+) -> None:
+    """Fold the tied embeddings into tables and write the codec and the LM into `folder`, in a published layout.
+
+    `dtype` is that of both, but for the quantiser's averages, which stay float32.
+    """
+    model.fold()
+    codec, lm = _arrays(model.codec, dtype), _arrays(model.lm, dtype)
+    save_checkpoint(Checkpoint(config, lm, codec, tokenizer), folder, layout)
+
+
+def export_lm(lm: LM, beside: Checkpoint, folder: Path, *, dtype: str = "bfloat16", layout: str = "kyutai") -> None:
+    """Write an LM with the configuration, codec and tokenizer of `beside` into `folder`, in a published layout."""
+    save_checkpoint(replace(beside, lm=_arrays(lm, dtype)), folder, layout)
+
+
+def _arrays(module: torch.nn.Module, dtype: str) -> dict[str, Array]:
+    return {
+        name: tensor.detach().float().cpu().numpy().astype("float32" if name.endswith(_AVERAGES) else DTYPES[dtype])
+        for name, tensor in module.state_dict().items()
+    }

@@ -1,0 +1,195 @@
+"""From a run's options to a run: the model, the rows, the task, the processes, and what comes out at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from slipstream.config import CodecConfig, LMConfig, STTConfig
+from slipstream.errors import CheckpointError, ConfigError
+from slipstream.text import Tokenizer
+from slipstream.torch_model.layers import Transformer
+from slipstream.torch_model.lm import LM
+from slipstream.train.estimate import estimate
+from slipstream.train.export import export_lm, export_model
+from slipstream.train.features import Pack
+from slipstream.train.loop import Task, Trainer
+from slipstream.train.lora import add_lora, merge_lora
+from slipstream.train.model import SpeechModel
+from slipstream.train.options import CodecRun, DataOptions, LMRun, ModelOptions, RunOptions
+from slipstream.train.sampler import PhoneInventory, RowOptions, RowSampler, TokenSampler
+from slipstream.train.spectral import SpectralAugment
+from slipstream.train.tasks import JointTask, PhoneTask, TextTask
+from slipstream.weights.checkpoint import Checkpoint, load_checkpoint
+
+PHONES = "phones.json"
+"""Beside a training checkpoint: the phones that its heads name, in order."""
+Report = Callable[[str], None]
+
+
+def run_codec(options: CodecRun, report: Report = print) -> Path:
+    """Train a log-mel codec by its phones; gives the last checkpoint's path. Resumes what is in `run.out`."""
+    with _processes(options.run):
+        tokenizer, packs = Tokenizer(options.data.tokenizer), [Pack(path) for path in options.data.packs]
+        phones = _phones(options.run, options.model, packs)
+        model = _speech_model(options.model, options.data, len(phones), options.run.seed)
+        rows = _row_options(options.data, model.config.lm)
+        sampler = RowSampler(packs, phones, tokenizer, rows, seed=options.run.seed)
+        return _run(PhoneTask(model, sampler, options.loss), options.run, report)
+
+
+def run_lm(options: LMRun, report: Report = print) -> Path:
+    """Train an LM, with its codec or alone, and export the model; gives the exported folder.
+
+    Resumes what is in `run.out`. The model is written to `run.out/model`.
+    """
+    with _processes(options.run):
+        if options.train_codec:
+            return _run_joint(options, report)
+        return _run_text(options, report)
+
+
+def _run_joint(options: LMRun, report: Report) -> Path:
+    if options.lora is not None:
+        raise ConfigError("lora trains an LM beside a frozen codec: leave train_codec out")
+    tokenizer, packs = Tokenizer(options.data.tokenizer), [Pack(path) for path in options.data.packs]
+    phones = _phones(options.run, options.model, packs)
+    model = _speech_model(options.model, options.data, len(phones), options.run.seed)
+    rows = _row_options(options.data, model.config.lm)
+    sampler = RowSampler(packs, phones, tokenizer, rows, seed=options.run.seed)
+    _run(JointTask(model, sampler, options.loss, options.quantiser), options.run, report)
+    folder = options.run.out / "model"
+    if _first():
+        export_model(model, model.config, options.data.tokenizer, folder)
+    return folder
+
+
+def _run_text(options: LMRun, report: Report) -> Path:
+    base = load_checkpoint(options.model.base) if options.model.base else None
+    if base is None:
+        raise ConfigError("model.base: an LM learns beside a frozen codec, so name the checkpoint that has one")
+    config = base.config
+    if options.model.lm is not None:
+        config = config.model_copy(update={"lm": options.model.lm})
+    config = _delayed(config, options.data)
+    torch.manual_seed(options.run.seed)
+    lm = LM(config.lm)
+    if options.model.lm is None:
+        lm.load_state_dict({name: torch.from_numpy(array.astype("float32")) for name, array in base.lm.items()})
+    if options.lora is not None:
+        add_lora(lm, options.lora.rank, options.lora.scaling)
+    packs = [Pack(path) for path in options.data.packs]
+    sampler = TokenSampler(
+        packs, Tokenizer(options.data.tokenizer), _row_options(options.data, config.lm), seed=options.run.seed
+    )
+    _run(TextTask(lm, sampler, options.loss, options.quantiser.codebook_dropout), options.run, report)
+    folder = options.run.out / "model"
+    if _first():
+        merge_lora(lm)
+        export_lm(lm, Checkpoint(config, {}, base.codec, options.data.tokenizer), folder)
+    return folder
+
+
+def _run(task: Task, options: RunOptions, report: Report) -> Path:
+    task.module.to(_device(options))
+    if options.checkpoint_layers:
+        for module in task.module.modules():
+            if isinstance(module, Transformer):
+                module.checkpointing = True
+    trainer = Trainer(task, options, report if _first() else _silent)
+    trainer.report(str(estimate(task, options, trainer.share)))
+    return trainer.run()
+
+
+def _speech_model(model: ModelOptions, data: DataOptions, phones: int, seed: int) -> SpeechModel:
+    if model.codec is None or model.lm is None:
+        raise ConfigError("model.codec and model.lm: both are needed to train a codec")
+    if model.codec.mel is None:
+        raise ConfigError("model.codec.mel: the phone recipe trains a log-mel front end")
+    torch.manual_seed(seed)
+    trained = SpeechModel(_config(model.codec, model.lm, data), phones)
+    if model.init is not None:
+        weights = torch.load(model.init, weights_only=True)["weights"]
+        ours = trained.state_dict()
+        taken = {name: w for name, w in weights.items() if name in ours and ours[name].shape == w.shape}
+        if not taken:
+            raise CheckpointError(f"{model.init}: none of its weights fits this model")
+        trained.load_state_dict(taken, strict=False)
+    return trained
+
+
+def _config(codec: CodecConfig, lm: LMConfig, data: DataOptions) -> STTConfig:
+    return _delayed(STTConfig(codec=codec, lm=lm, delay_seconds=0, delay_frames=0), data)
+
+
+def _delayed(config: STTConfig, data: DataOptions) -> STTConfig:
+    """The configuration with the delay that is trained; of a drawn one, the middle, which its conditioner is told."""
+    low, high = data.delay_bounds
+    frames = (low + high) // 2
+    seconds = frames / config.codec.frame_rate
+    conditioned = any(c.name == "delay" for c in config.lm.conditioners)
+    if low != high and not conditioned:
+        raise ConfigError('data.delay is drawn, so the LM needs a continuous conditioner named "delay" to be told it')
+    values: dict[str, float | str] = {"delay": seconds} if conditioned else {}
+    return config.model_copy(update={"delay_frames": frames, "delay_seconds": seconds, "condition_values": values})
+
+
+def _phones(run: RunOptions, model: ModelOptions, packs: list[Pack]) -> PhoneInventory:
+    """The inventory of the run, or of the checkpoint it starts from; counted in the packs for the first run of all."""
+    for folder in (run.out, model.init.parent if model.init else run.out):
+        if (folder / PHONES).exists():
+            phones = PhoneInventory(json.loads((folder / PHONES).read_text(encoding="utf-8")))
+            break
+    else:
+        phones = PhoneInventory.of(clip for pack in packs for clip in pack.clips)
+    run.out.mkdir(parents=True, exist_ok=True)
+    (run.out / PHONES).write_text(json.dumps(phones.names, ensure_ascii=False), encoding="utf-8")
+    return phones
+
+
+def _row_options(data: DataOptions, lm: LMConfig) -> RowOptions:
+    return RowOptions(
+        seconds=data.seconds,
+        weights=data.weights,
+        delay=data.delay_bounds,
+        gaps=data.gaps,
+        gap_shares=data.gap_shares,
+        same_language=data.same_language,
+        text_mask=data.text_mask,
+        plain=data.plain_text,
+        pause_classes=lm.pause_classes,
+        augment=SpectralAugment(**data.augment.model_dump()),
+    )
+
+
+def _device(options: RunOptions) -> torch.device:
+    if options.device == "cuda" and dist.is_initialized():
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return torch.device(options.device)
+
+
+@contextmanager
+def _processes(options: RunOptions) -> Iterator[None]:
+    """Join the other processes when torchrun started this one."""
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("nccl" if options.device.startswith("cuda") else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _silent(line: str) -> None:
+    pass

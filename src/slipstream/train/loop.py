@@ -1,0 +1,210 @@
+"""The training loop: rows to gradients to steps, over any number of processes, resumable at any step.
+
+A step depends on the weights, the optimiser's state, the step's number and the seed, and on nothing else: all draws
+come from the rows. So a run that was killed goes on as if it had not been, and processes only share the rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from slipstream.errors import CheckpointError
+from slipstream.train.optim import MasterWeights, Optimizer, trapezoid
+from slipstream.train.options import RunOptions
+from slipstream.train.sampler import prefetch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Task(Protocol):
+    """What is trained: a module, where its rows come from, and what is minimised.
+
+    `loss` gives a scalar that is a mean over rows, so that the mean over processes is that of all rows, and numbers for
+    the log. `moving` are buffers that `loss` moves by averages (codebooks): the loop averages them over processes.
+    `after_step` follows every change of the weights. `row_seconds` is audio heard a row,
+    `positions_per_second` what most layers see of it.
+    """
+
+    row_seconds: float
+    positions_per_second: float
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    def batch(self, first_row: int, rows: int) -> Any: ...
+    def loss(self, batch: Any, step: int, progress: float) -> tuple[Tensor, dict[str, float]]: ...
+    def moving(self) -> list[Tensor]: ...
+    def after_step(self) -> None: ...
+
+
+def train(task: Task, options: RunOptions, report: Callable[[str], None] = print) -> Path:
+    """Run to the end of `options.steps` or `options.minutes`, from the last checkpoint in `options.out` if any.
+
+    Gives the path of the last checkpoint. Raises `CheckpointError` when there is one of another model.
+    """
+    return Trainer(task, options, report).run()
+
+
+class Trainer:
+    """One process of a run; see `train`."""
+
+    def __init__(self, task: Task, options: RunOptions, report: Callable[[str], None] = print) -> None:
+        self.task, self.options, self.report = task, options, report
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        parts = self.world * options.accumulate
+        if options.rows % parts:
+            raise CheckpointError(f"run.rows={options.rows} must be a multiple of processes x accumulate = {parts}")
+        self.share = options.rows // parts
+        self.weights = MasterWeights(task.module, DTYPES[options.dtype])
+        self.optimizer = Optimizer(self.weights.masters, options.optimizer, options.weight_decay, options.betas)
+        self.step = 0
+        self.elapsed = 0.0
+        self.path = Path(options.out) / "last.pt"
+        if self.path.exists():
+            self._restore(torch.load(self.path, weights_only=True))
+
+    def run(self) -> Path:
+        options, log = self.options, _Log(self.options.out, self.rank)
+        start = time.monotonic() - self.elapsed
+        sums: dict[str, float] = defaultdict(float)
+        since, since_step = time.monotonic(), self.step
+        try:
+            batches = prefetch(self._draw, self.step * options.accumulate, 1)
+            while (progress := self._progress(time.monotonic() - start)) < 1.0:
+                for name, value in self._train_step(batches, progress).items():
+                    sums[name] += value
+                self.elapsed = time.monotonic() - start
+                if self.step % options.log_every == 0:
+                    now, steps = time.monotonic(), self.step - since_step
+                    numbers = {name: value / steps for name, value in sums.items()}
+                    numbers["realtime"] = steps * options.rows * self.task.row_seconds / (now - since)
+                    log.write(self.step, self.elapsed, numbers, self.report)
+                    sums.clear()
+                    since, since_step = now, self.step
+                if self.step % options.checkpoint_every == 0:
+                    self.save()
+        finally:
+            log.close()
+        self.save()
+        return self.path
+
+    def _progress(self, elapsed: float) -> float:
+        if self.options.steps is not None:
+            return self.step / self.options.steps
+        assert self.options.minutes is not None
+        share = torch.tensor(elapsed / 60 / self.options.minutes)
+        if self.world > 1:  # one clock for all, or they would stop at different steps
+            dist.broadcast(share, 0)
+        return float(share)
+
+    def _draw(self, number: int) -> Any:
+        """This process's `number`-th batch since the start of the run: its share of the step's rows."""
+        step, part = divmod(number, self.options.accumulate)
+        first = step * self.options.rows + (self.rank * self.options.accumulate + part) * self.share
+        return self.task.batch(first, self.share)
+
+    def _train_step(self, batches: Iterator[Any], progress: float) -> dict[str, float]:
+        options = self.options
+        numbers: dict[str, float] = defaultdict(float)
+        for _ in range(options.accumulate):
+            loss, parts = self.task.loss(next(batches), self.step, progress)
+            (loss / options.accumulate).backward()
+            for name, value in {"loss": loss.item(), **parts}.items():
+                numbers[name] += value / options.accumulate
+        self.weights.collect()
+        if self.world > 1:
+            self._average()
+        rate = options.learning_rate * trapezoid(progress, options.warmup, options.decay)
+        numbers["gradient"] = self.optimizer.step(rate, options.clip)
+        numbers["rate"] = rate
+        self.weights.publish()
+        self.task.after_step()
+        self.step += 1
+        return numbers
+
+    def _average(self) -> None:
+        """Gradients and moving buffers, averaged over processes in one message."""
+        masters = list(self.weights.masters.values())
+        for master in masters:
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+        tensors = [w.grad for w in masters if w.grad is not None] + self.task.moving()
+        flat = torch.cat([t.flatten() for t in tensors])
+        dist.all_reduce(flat)
+        flat /= self.world
+        offset = 0
+        for tensor in tensors:
+            tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
+            offset += tensor.numel()
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        if self.rank:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        frozen = {n: b.float() if b.is_floating_point() else b for n, b in self.task.module.state_dict().items()}
+        state = {
+            "weights": frozen | {name: master.detach() for name, master in self.weights.masters.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "elapsed": self.elapsed,
+        }
+        partial = self.path.with_suffix(".tmp")
+        torch.save(state, partial)
+        os.replace(partial, self.path)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        wrong = self.weights.masters.keys() - state["weights"].keys()
+        if wrong:
+            raise CheckpointError(f"{self.path} is of another model: it lacks {', '.join(sorted(wrong)[:3])}")
+        with torch.no_grad():
+            self.task.module.load_state_dict(state["weights"])
+            for name, master in self.weights.masters.items():
+                master.copy_(state["weights"][name])
+        self.weights.publish()
+        self.task.after_step()
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.elapsed = state["step"], state["elapsed"]
+        self.report(f"{self.path}: going on from step {self.step}")
+
+
+class _Log:
+    """Lines for people, `log.jsonl` for programs, and TensorBoard where it is installed; from the first process."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._file = self._board = None
+        if rank:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
+        with suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, step: int, elapsed: float, numbers: dict[str, float], report: Callable[[str], None]) -> None:
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"step": step, "elapsed": round(elapsed, 1), **numbers}) + "\n")
+        self._file.flush()
+        report(f"{elapsed / 60:6.1f} min  step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()

@@ -1,0 +1,112 @@
+"""What is trained: the codec and the LM of inference, with the heads and ties that training alone needs.
+
+Shapes: B rows, F log-mel frames, P codec positions, T frames, M bands, D width, K codebooks.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slipstream.config import PAD_ID, STTConfig
+from slipstream.torch_model.lm import LM, NO_TOKEN
+from slipstream.torch_model.mimi import Codebook, Mimi
+from slipstream.train.sampler import UNKNOWN
+
+LABEL_DELAY = 2
+"""Codec positions (80 ms) by which framewise phone labels lag: a causal encoder must hear a phone to name it."""
+
+
+class SpeechModel(nn.Module):
+    """A codec, an LM whose audio embeddings are tied to the codebooks, and phone heads on the codec's 25 Hz output.
+
+    Tied: the embedding of entry c of a codebook is W c, one W for the semantic and one for the acoustic quantiser, so
+    that the LM hears nearby codes alike and a gradient reaches the codec. `fold` writes the products out as tables.
+    """
+
+    def __init__(self, config: STTConfig, phones: int) -> None:
+        super().__init__()
+        self.config = config
+        self.codec = Mimi(config.codec)
+        self.lm = LM(config.lm)
+        dim, width = config.codec.dim, config.lm.transformer.dim
+        self.phone_head = nn.Linear(dim, phones)
+        self.ctc_head = nn.Linear(dim, phones + 1)
+        self.semantic_in = nn.Linear(config.codec.codebook_dim, width, bias=False)
+        self.acoustic_in = nn.Linear(config.codec.codebook_dim, width, bias=False)
+        self.initial_audio = nn.Parameter(torch.zeros(width))
+        with torch.no_grad():
+            self.lm.text_emb.weight.mul_(0.3)
+            for name, parameter in self.codec.named_parameters():
+                if name.endswith(("scale1", "scale2")):
+                    parameter.fill_(0.3)
+        self.lm.audio_emb.requires_grad_(False)
+
+    def positions(self, mel_BMF: Tensor) -> Tensor:
+        """Log-mel frames to the codec's output at 25 Hz, `[B, P, D]`."""
+        x, _ = self.codec.encoder(mel_BMF)
+        x_BPD, _ = self.codec.encoder_transformer(x.transpose(1, 2))
+        return cast(Tensor, x_BPD)
+
+    def latent(self, x_BPD: Tensor) -> Tensor:
+        """The codec's output at 25 Hz to the latent `[B, T, D]` at 12.5 Hz."""
+        x_BDP = x_BPD.transpose(1, 2)
+        latent, _ = self.codec.downsample(x_BDP)
+        return cast(Tensor, latent).transpose(1, 2)
+
+    def audio_input(self, semantic: Tensor, acoustic: Tensor) -> Tensor:
+        """What the LM hears at positions 0 to T - 1 of T frames: the initial vector, then frames 0 to T - 2."""
+        dtype = self.semantic_in.weight.dtype
+        heard = self.semantic_in(semantic.to(dtype)) + self.acoustic_in(acoustic.to(dtype))
+        first = self.initial_audio.to(dtype).expand(len(heard), 1, -1)
+        return torch.cat([first, heard[:, :-1]], dim=1)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Write the tied audio embeddings into the LM's ordinary tables."""
+        table = self.lm.audio_emb.weight
+        table.zero_()
+        books = [*self.codec.quantizer.semantic.codebooks, *self.codec.quantizer.acoustic.codebooks]
+        for k in range(self.config.lm.num_codebooks):
+            W = (self.semantic_in if k < self.config.codec.num_semantic else self.acoustic_in).weight
+            table[k, :-1] = cast(Codebook, books[k]).vectors @ W.float().T
+        table[0, -1] = self.initial_audio.float()
+
+
+def text_input(text_BT: Tensor, hidden_BT: Tensor, initial_id: int) -> Tensor:
+    """The text tokens at positions 0 to T - 1: the initial one, then those of the frames before, some hidden."""
+    first = torch.full_like(text_BT[:, :1], initial_id)
+    return torch.cat([first, text_BT[:, :-1]], dim=1).masked_fill(hidden_BT, NO_TOKEN)
+
+
+# Every loss is a sum over what has a label, divided by what could have one: a mean over rows, which stays the same
+# however rows are shared between processes.
+
+
+def phone_losses(
+    model: SpeechModel, x_BPD: Tensor, labels_BP: Tensor, sequence: Tensor, lengths_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Framewise cross-entropy and CTC of the codec's output at 25 Hz, each a position."""
+    delayed = F.pad(labels_BP[:, :-LABEL_DELAY], (LABEL_DELAY, 0))
+    scores = model.phone_head(x_BPD).float().flatten(0, 1)
+    frame = F.cross_entropy(scores, delayed.flatten(), ignore_index=UNKNOWN, reduction="sum")
+    log_probs = model.ctc_head(x_BPD).float().log_softmax(-1).transpose(0, 1)
+    positions = torch.full((x_BPD.shape[0],), x_BPD.shape[1])
+    ctc = F.ctc_loss(log_probs, sequence, positions, lengths_B, zero_infinity=True, reduction="sum")
+    return frame / labels_BP.numel(), ctc / labels_BP.numel()
+
+
+def text_loss(logits_BTV: Tensor, text_BT: Tensor, mask_BT: Tensor, pad_weight: float) -> Tensor:
+    """Cross-entropy of the text stream where `mask_BT` is set, PAD weighing `pad_weight`, a frame."""
+    loss = F.cross_entropy(logits_BTV.float().flatten(0, 1), text_BT.flatten(), reduction="none").view_as(text_BT)
+    weight = mask_BT.float() * torch.where(text_BT == PAD_ID, pad_weight, 1.0)
+    return (loss * weight).sum() / text_BT.numel()
+
+
+def pause_loss(logits_BTHC: Tensor, labels_BTH: Tensor) -> Tensor:
+    """Cross-entropy of the pause heads, a frame and head."""
+    scores, labels = logits_BTHC.float().flatten(0, 2), labels_BTH.flatten()
+    return F.cross_entropy(scores, labels, ignore_index=UNKNOWN, reduction="sum") / max(1, labels.numel())

@@ -1,0 +1,99 @@
+"""Optimisers over full-precision master weights, and the schedule of their rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class MasterWeights:
+    """Float32 weights that the optimiser moves, while the module computes in bfloat16.
+
+    bfloat16 keeps 8 bits: a step smaller than 1/256 of a weight would be lost in it. With `dtype` float32 the module's
+    own parameters are the masters. Buffers, the quantiser's codebooks among them, stay as they are.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.masters: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            if dtype == torch.float32:
+                self.masters[name] = parameter
+            else:
+                self.masters[name] = parameter.detach().float().clone().requires_grad_()
+                parameter.data = parameter.data.to(dtype)
+
+    def collect(self, scale: float = 1.0) -> None:
+        """Move the module's gradients, times `scale`, to the masters."""
+        for name, parameter in self.parameters.items():
+            master = self.masters[name]
+            if parameter.grad is None:
+                continue
+            if master is parameter:
+                parameter.grad.mul_(scale)
+            else:
+                master.grad = parameter.grad.float().mul_(scale)
+                parameter.grad = None
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Copy the masters into the module."""
+        for name, parameter in self.parameters.items():
+            if self.masters[name] is not parameter:
+                parameter.copy_(self.masters[name])
+
+
+class Optimizer:
+    """Muon (momentum, orthogonalised) for the Transformers' matrices, AdamW for everything else; or AdamW for all.
+
+    Muon's updates are scaled to AdamW's size, so that one learning rate serves both.
+    """
+
+    def __init__(self, masters: dict[str, Tensor], kind: str, weight_decay: float, betas: tuple[float, float]) -> None:
+        matrices = [w for name, w in masters.items() if w.dim() == 2 and ".layers." in name]
+        rest = [w for name, w in masters.items() if not (w.dim() == 2 and ".layers." in name)]
+        self.masters = masters
+        self.parts: list[torch.optim.Optimizer] = []
+        if kind == "muon" and matrices:
+            self.parts.append(
+                torch.optim.Muon(matrices, lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
+        else:
+            rest = [*matrices, *rest]
+        if rest:
+            self.parts.append(torch.optim.AdamW(rest, lr=0.0, betas=betas, weight_decay=weight_decay, fused=True))
+
+    def step(self, lr: float, clip: float) -> float:
+        """One step at rate `lr` with gradients clipped to a norm of `clip`; gives their norm before. Clears them."""
+        norm = float(torch.nn.utils.clip_grad_norm_(self._with_grad(), clip))
+        if math.isfinite(norm):
+            for part in self.parts:
+                for group in part.param_groups:
+                    group["lr"] = lr
+                part.step()
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+        return norm
+
+    def _with_grad(self) -> Iterable[Tensor]:
+        return [w for w in self.masters.values() if w.grad is not None]
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
+
+
+def trapezoid(progress: float, warmup: float, decay: float) -> float:
+    """Share of the peak learning rate: up over the first `warmup` of the run, down to zero over the last `decay`."""
+    if progress < warmup:
+        return progress / warmup
+    if progress > 1 - decay:
+        return max(0.0, 1 - progress) / decay
+    return 1.0

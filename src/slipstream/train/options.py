@@ -1,0 +1,202 @@
+"""Configurations of a training run: one TOML file, every key of it described here, an unknown one an error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from slipstream.config import CodecConfig, LMConfig, read_toml
+from slipstream.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RunOptions(_Options):
+    """How a run goes, whatever it trains.
+
+    out: folder for checkpoints, the log and the exported model.
+    seed: of the weights, the order of rows, and every draw.
+    steps / minutes: the length of the run, by optimiser steps or by the clock; exactly one of them.
+    rows: rows in one optimiser step, over all processes and accumulated batches.
+    accumulate: batches whose gradients are summed before a step; divides `rows` by processes.
+    dtype: what the modules compute in; the optimiser's weights are always float32.
+    checkpoint_layers: recompute the Transformers' activations in the backward pass, for less memory.
+    learning_rate, warmup, decay: peak rate; the shares of the run over which it rises, and falls to zero.
+    optimizer: "adamw", or "muon" for the Transformers' matrices with AdamW for the rest.
+    weight_decay, betas, clip: of the optimiser; `clip` is the largest norm of a step's gradient.
+    checkpoint_every, log_every: optimiser steps between checkpoints, and between lines of the log.
+    device: "cpu", "cuda", ...; with torchrun each process takes the CUDA device of its rank.
+    """
+
+    out: Path
+    seed: int = 0
+    steps: Positive | None = None
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    rows: Positive = 8
+    accumulate: Positive = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_layers: bool = False
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    warmup: Share = 0.02
+    decay: Share = 0.4
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    checkpoint_every: Positive = 200
+    log_every: Positive = 25
+    device: str = "cpu"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> RunOptions:
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError("give the run's length by exactly one of steps and minutes")
+        return self
+
+
+class AugmentOptions(_Options):
+    """Augmentation of log-mel rows, drawn afresh each time; see `spectral.SpectralAugment` for the units.
+
+    speed, warp: largest factors of time and of the frequency axis. tilt_db: a random equaliser's swing.
+    gain_db: range of the level. noise: probability of noise, snr_db below the speech. band_limit: probability of a
+    narrow line. frequency_masks, time_masks: most of each (SpecAugment).
+    """
+
+    speed: float = 1.15
+    warp: float = 1.15
+    tilt_db: float = 6.0
+    gain_db: tuple[float, float] = (-14.0, 8.0)
+    noise: Share = 0.6
+    snr_db: tuple[float, float] = (3.0, 35.0)
+    band_limit: Share = 0.08
+    frequency_masks: Annotated[int, Field(ge=0)] = 2
+    time_masks: Annotated[int, Field(ge=0)] = 4
+
+
+class DataOptions(_Options):
+    """What a run reads.
+
+    packs: folders that `slipstream data pack` wrote.
+    weights: how often each dataset is drawn from, relative to the others; those not named are left out.
+    tokenizer: a SentencePiece model.
+    seconds: length of a row; longer than the LM's context, so that the model learns to go on once its ring is full.
+    gaps, gap_shares: ranges of seconds of silence between the utterances of a row, and how often each is drawn.
+    delay: text delay in frames, or the two bounds it is drawn from; a drawn delay needs a conditioner named "delay".
+    same_language: how often the next utterance of a row is in the language of the last.
+    plain_text: lower case and no punctuation.
+    text_mask: share of the previous text tokens that the LM does not see.
+    """
+
+    packs: tuple[Path, ...]
+    weights: dict[str, float]
+    tokenizer: Path
+    seconds: Annotated[float, Field(gt=0)] = 12.8
+    gaps: tuple[tuple[float, float], ...] = ((0.08, 0.6), (0.6, 1.5), (1.5, 3.8))
+    gap_shares: tuple[Share, ...] = (0.62, 0.28, 0.1)
+    delay: Positive | tuple[Positive, Positive] = 6
+    same_language: Share = 0.85
+    plain_text: bool = True
+    text_mask: Share = 0.1
+    augment: AugmentOptions = AugmentOptions()
+
+    @property
+    def delay_bounds(self) -> tuple[int, int]:
+        return (self.delay, self.delay) if isinstance(self.delay, int) else self.delay
+
+
+class LossOptions(_Options):
+    """Weights of the losses.
+
+    frame_phones, ctc: of phones at the codec's 25 Hz: per frame, and as a sequence.
+    text: of the text stream, in which PAD weighs `pad`. pause: of the pause heads. commitment: of the quantiser.
+    phones_to: share to which the two phone losses fall by the middle of the run.
+    """
+
+    frame_phones: float = 1.0
+    ctc: float = 1.0
+    text: float = 1.0
+    pad: float = 1.0
+    pause: float = 0.15
+    commitment: float = 0.1
+    phones_to: Share = 1.0
+
+
+class QuantiserOptions(_Options):
+    """How the quantiser comes in.
+
+    start: step at which k-means places its codebooks; before it the LM hears the latent itself.
+    share: rows that are quantised from then on; from `all_from` (a share of the run) it rises to every row within a
+    fifth of the run. codebook_dropout: rows of which only the first codebooks, of a drawn number, are heard.
+    """
+
+    start: Annotated[int, Field(ge=0)] = 200
+    share: Share = 0.5
+    all_from: Share = 0.5
+    codebook_dropout: Share = 0.0
+
+
+class ModelOptions(_Options):
+    """The model: its codec and LM from scratch, or the checkpoint folder `base` to start from.
+
+    init: a training checkpoint whose weights are taken where names and shapes agree (an earlier stage's `last.pt`).
+    """
+
+    codec: CodecConfig | None = None
+    lm: LMConfig | None = None
+    base: str | None = None
+    init: Path | None = None
+
+
+class LoraOptions(_Options):
+    """Low-rank adapters on the LM's linear layers (arXiv:2106.09685).
+
+    rank: of each adapter. scaling: the factor on its output.
+    """
+
+    rank: Positive = 32
+    scaling: float = 2.0
+
+
+class CodecRun(_Options):
+    """`slipstream train codec`: a log-mel codec by its phones, or a waveform codec by reconstruction."""
+
+    run: RunOptions
+    model: ModelOptions
+    data: DataOptions
+    loss: LossOptions = LossOptions()
+
+
+class LMRun(_Options):
+    """`slipstream train lm`: the text stream, with the codec trained beside it (`train_codec`) or frozen.
+
+    lora: train adapters only, on the checkpoint that `model.base` names.
+    """
+
+    run: RunOptions
+    model: ModelOptions
+    data: DataOptions
+    loss: LossOptions = LossOptions()
+    quantiser: QuantiserOptions = QuantiserOptions()
+    train_codec: bool = False
+    lora: LoraOptions | None = None
+
+
+def read_run(path: Path, kind: type[Any]) -> Any:
+    """Read a run's TOML file. Relative paths in it are relative to the current folder.
+
+    Raises `ConfigError` that names every key that is unknown or wrong.
+    """
+    raw = read_toml(path)
+    try:
+        return kind.model_validate_json(json.dumps(raw))
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"{path}: {problems}") from error

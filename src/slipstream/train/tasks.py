@@ -1,0 +1,183 @@
+"""The tasks of the recipe: phones first, then the text stream with the codec beside it; or the text stream alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from slipstream.torch_model.lm import LM
+from slipstream.torch_model.mimi import Codebook
+from slipstream.train.model import SpeechModel, pause_loss, phone_losses, text_input, text_loss
+from slipstream.train.options import LossOptions, QuantiserOptions
+from slipstream.train.quantise import quantise, start_codebooks
+from slipstream.train.sampler import Batch, RowSampler, Targets, TokenBatch, TokenSampler
+
+GATHER_STEPS = 12
+"""Steps whose latents place the codebooks."""
+Numbers = dict[str, float]
+
+
+class PhoneTask:
+    """The codec's encoder learns to name phones: per frame where their times are known, by CTC everywhere."""
+
+    def __init__(self, model: SpeechModel, sampler: RowSampler, loss: LossOptions) -> None:
+        self.module, self.sampler, self.weights = model, sampler, loss
+        self.row_seconds = sampler.options.seconds
+        self.positions_per_second = sampler.phone_rate
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith(("codec.encoder", "phone_head", "ctc_head")))
+
+    def batch(self, first_row: int, rows: int) -> Batch:
+        return self.sampler.batch(first_row, rows)
+
+    def loss(self, batch: Batch, step: int, progress: float) -> tuple[Tensor, Numbers]:
+        frame, ctc = _phones(self.module, self.module.positions(_mel(batch, self.module)), batch)
+        total = self.weights.frame_phones * frame + self.weights.ctc * ctc
+        return total, {"frame": frame.item(), "ctc": ctc.item()}
+
+    def moving(self) -> list[Tensor]:
+        return []
+
+    def after_step(self) -> None:
+        pass
+
+
+class JointTask:
+    """The LM learns the text stream; the codec goes on learning beside it, and its quantiser comes in between them."""
+
+    def __init__(self, model: SpeechModel, sampler: RowSampler, loss: LossOptions, quantiser: QuantiserOptions) -> None:
+        self.module, self.sampler, self.weights, self.quantiser = model, sampler, loss, quantiser
+        self.row_seconds = sampler.options.seconds
+        self.positions_per_second = sampler.phone_rate
+        for name, parameter in model.named_parameters():
+            unused = name.startswith("lm.audio_emb") or ("quantizer" in name and "output_proj" in name)
+            parameter.requires_grad_(not unused)
+        self._gathered: list[Tensor] = []
+
+    def batch(self, first_row: int, rows: int) -> Batch:
+        return self.sampler.batch(first_row, rows)
+
+    def loss(self, batch: Batch, step: int, progress: float) -> tuple[Tensor, Numbers]:
+        model, weights = self.module, self.weights
+        x_BPD = model.positions(_mel(batch, model))
+        frame, ctc = _phones(model, x_BPD, batch)
+        draw_B = torch.from_numpy(batch.targets.draw_B).to(x_BPD.device)
+        heard, commitment = self._heard(model.latent(x_BPD), draw_B, step, progress)
+        text, numbers = _text(model.lm, model.audio_input(*heard), batch.targets, weights, self.sampler.frame_rate)
+        fall = max(weights.phones_to, 1 - 2 * progress * (1 - weights.phones_to))
+        phones = fall * (weights.frame_phones * frame + weights.ctc * ctc)
+        numbers |= {"frame": frame.item(), "ctc": ctc.item(), "commitment": commitment.item()}
+        return text + phones + weights.commitment * commitment, numbers
+
+    def moving(self) -> list[Tensor]:
+        names = ("embedding_sum", "cluster_usage")
+        return [b for name, b in self.module.codec.quantizer.named_buffers() if name.endswith(names)]
+
+    def after_step(self) -> None:
+        for codebook in _codebooks(self.module):
+            codebook.refresh()
+
+    def _heard(self, latent_BTD: Tensor, draw_B: Tensor, step: int, progress: float) -> tuple[list[Tensor], Tensor]:
+        """What the LM hears of a latent: the semantic and the acoustic half, quantised in a share of the rows."""
+        quantizer, options = self.module.codec.quantizer, self.quantiser
+        if step < options.start:
+            if step >= options.start - GATHER_STEPS:
+                self._gather(latent_BTD, step)
+            halves = (quantizer.semantic, quantizer.acoustic)
+            plain = [F.linear(latent_BTD.float(), half.input_proj.weight.float()) for half in halves]
+            return plain, latent_BTD.new_zeros((), dtype=torch.float32)
+        inputs, outputs, commitment = quantise(quantizer, latent_BTD, update=True)
+        rise = max(0.0, progress - options.all_from) / 0.2
+        share = options.share + (1 - options.share) * min(1.0, rise)
+        rows_B11 = (draw_B < share)[:, None, None]
+        return [torch.where(rows_B11, q, x) for x, q in zip(inputs, outputs, strict=True)], commitment
+
+    def _gather(self, latent_BTD: Tensor, step: int) -> None:
+        self._gathered.append(latent_BTD.detach().float().flatten(0, 1))
+        if step == self.quantiser.start - 1:
+            start_codebooks(self.module.codec.quantizer, torch.cat(self._gathered))
+            self._gathered.clear()
+            if dist.is_initialized():
+                for buffer in self.moving():
+                    dist.broadcast(buffer, 0)
+            self.after_step()
+
+
+class TextTask:
+    """The LM alone learns the text stream from a frozen codec's tokens: from scratch, on from a checkpoint, or LoRA.
+
+    `codebook_dropout`: share of rows that hear only their first codebooks, of a number drawn for each.
+    """
+
+    def __init__(self, lm: LM, sampler: TokenSampler, loss: LossOptions, codebook_dropout: float) -> None:
+        self.module, self.sampler, self.weights, self.dropout = lm, sampler, loss, codebook_dropout
+        self.row_seconds = sampler.options.seconds
+        self.positions_per_second = sampler.frame_rate
+
+    def batch(self, first_row: int, rows: int) -> TokenBatch:
+        return self.sampler.batch(first_row, rows)
+
+    def loss(self, batch: TokenBatch, step: int, progress: float) -> tuple[Tensor, Numbers]:
+        lm, K = self.module, self.module.config.num_codebooks
+        codes = torch.from_numpy(batch.codes_BKT[:, :K]).to(lm.text_emb.weight.device)
+        if self.dropout:
+            draw_B = torch.from_numpy(batch.targets.draw_B).to(codes.device)
+            # A draw below the share is uniform in [0, share): it says how many codebooks such a row keeps.
+            kept_B = torch.where(draw_B < self.dropout, 1 + (draw_B / self.dropout * K).long(), K)
+            codes = codes.masked_fill(torch.arange(K, device=codes.device)[:, None] >= kept_B[:, None, None], -1)
+        first = torch.full_like(codes[..., :1], lm.config.audio_initial_id)
+        audio = lm.audio_emb(torch.cat([first, codes[..., :-1]], dim=-1))
+        return _text(lm, audio, batch.targets, self.weights, self.sampler.frame_rate)
+
+    def moving(self) -> list[Tensor]:
+        return []
+
+    def after_step(self) -> None:
+        pass
+
+
+def _text(
+    lm: LM, audio_BTD: Tensor, targets: Targets, weights: LossOptions, frame_rate: float
+) -> tuple[Tensor, Numbers]:
+    """The losses of the text stream and the pause heads, given the embedded audio of each position."""
+    device = audio_BTD.device
+    text, mask, hidden, pause, delay = (
+        torch.from_numpy(array).to(device)
+        for array in (targets.text_BT, targets.mask_BT, targets.hidden_BT, targets.pause_BTH, targets.delay_B)
+    )
+    x_BTD = audio_BTD + lm.text_emb(text_input(text, hidden, lm.config.text_initial_id)).to(audio_BTD.dtype)
+    if lm.conditioners:
+        condition = lm.condition({"delay": delay.float() / frame_rate})
+        x_BTD = x_BTD + cast(Tensor, condition)[:, None].to(x_BTD.dtype)
+    y_BTD, _ = lm.transformer(x_BTD)
+    hidden_BTD = lm.out_norm(y_BTD)
+    written = text_loss(lm.text_logits(hidden_BTD), text, mask, weights.pad)
+    numbers = {"text": written.item()}
+    total = weights.text * written
+    if lm.pause_heads is not None and weights.pause:
+        pauses = pause_loss(lm.pause_logits(hidden_BTD), pause)
+        total = total + weights.pause * pauses
+        numbers["pause"] = pauses.item()
+    return total, numbers
+
+
+def _mel(batch: Batch, model: SpeechModel) -> Tensor:
+    weight = model.phone_head.weight
+    return torch.from_numpy(batch.mel_BFM).transpose(1, 2).contiguous().to(weight.device, weight.dtype)
+
+
+def _phones(model: SpeechModel, x_BPD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    labels, sequence, lengths = (
+        torch.from_numpy(array).to(x_BPD.device) for array in (batch.phones_BP, batch.sequence, batch.lengths_B)
+    )
+    return phone_losses(model, x_BPD, labels, sequence, lengths)
+
+
+def _codebooks(model: SpeechModel) -> Sequence[Codebook]:
+    quantizer: Any = model.codec.quantizer
+    return [*quantizer.semantic.codebooks, *quantizer.acoustic.codebooks]

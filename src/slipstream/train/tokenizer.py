@@ -1,0 +1,59 @@
+"""SentencePiece vocabularies in the layout the text stream needs: 0 marks a word, 3 is PAD."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from slipstream.config import PAD_ID, WORD_ID
+from slipstream.errors import SlipstreamError
+
+_QUOTES = str.maketrans({"’": "'", "‘": "'", "`": "'", "´": "'"})  # noqa: RUF001
+_NOT_IN_WORDS = re.compile(r"[^a-zàâäæçèéêëîïôöœùûüÿñ'\-]+")
+
+
+def plain_text(text: str) -> str:
+    """Lower case, without punctuation: words of Latin letters, with apostrophes and hyphens inside them.
+
+    A small model spends nothing on capitals and commas. Words that hold no letter vanish.
+    """
+    words = (plain_word(word) for word in text.split())
+    return " ".join(word for word in words if word)
+
+
+def plain_word(word: str) -> str:
+    """One word of `plain_text`, or the empty string."""
+    return _NOT_IN_WORDS.sub("", word.lower().translate(_QUOTES)).strip("'-")
+
+
+def train_tokenizer(
+    sentences: Iterable[str], path: Path, vocab_size: int, *, coverage: float = 0.99999, hard_limit: bool = True
+) -> None:
+    """Train a unigram SentencePiece model on `sentences` and write it to `path`.
+
+    Ids 0 (unknown, which the text stream reads as: a word comes), 1, 2 and 3 (PAD) are reserved.
+    Raises `SlipstreamError` when the text is too small for `vocab_size`; without `hard_limit` the vocabulary is then
+    smaller.
+    """
+    import sentencepiece
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as out:
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(sentences),
+                model_writer=out,
+                vocab_size=vocab_size,
+                model_type="unigram",
+                character_coverage=coverage,
+                unk_id=WORD_ID,
+                bos_id=1,
+                eos_id=2,
+                pad_id=PAD_ID,
+                hard_vocab_limit=hard_limit,
+                normalization_rule_name="nfkc",
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise SlipstreamError(f"cannot train a vocabulary of {vocab_size}: {error}") from error

@@ -1,0 +1,54 @@
+"""Eight utterances, learnt by heart, come back word for word through the runner that streams."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from slipstream.config import STTConfig
+from slipstream.text import Tokenizer, WordDecoder
+from slipstream.torch_model.lm import LM
+from slipstream.torch_model.mimi import Mimi
+from slipstream.torch_model.runner import TorchRunner
+from slipstream.train.loop import train
+from slipstream.train.options import LossOptions, RunOptions
+from slipstream.train.sampler import RowOptions, TokenSampler
+from slipstream.train.tasks import TextTask
+from slipstream.types import FloatArray, Word
+from tests.train import world
+
+
+@pytest.mark.parametrize("delays", [(6, 6), (4, 12)], ids=["fixed", "drawn"])
+def test_eight_utterances_are_learnt_by_heart(tmp_path: Path, delays: tuple[int, int]) -> None:
+    spoken = world.utterances()
+    codec = world.codec([samples for samples, _ in spoken])
+    tokenizer = Tokenizer(world.tokenizer(tmp_path))
+    config = world.config(conditioned=delays[0] != delays[1])
+    torch.manual_seed(0)
+    lm = LM(config.lm)
+    pack = world.token_pack(tmp_path / "pack", codec, spoken)
+    sampler = TokenSampler([pack], tokenizer, RowOptions(6.0, {"chords": 1.0}, delays, text_mask=0.2))
+    options = RunOptions(out=tmp_path / "run", steps=250, rows=8, learning_rate=5e-3, checkpoint_every=10_000)
+    train(TextTask(lm, sampler, LossOptions(), 0.0), options, lambda line: None)
+    for delay in sorted({*delays, sum(delays) // 2}):
+        told = {"delay": delay / 12.5} if config.lm.conditioners else {}
+        heard = config.model_copy(update={"delay_frames": delay, "condition_values": told})
+        for samples, words in spoken:
+            written = _transcribe(heard, codec, lm, tokenizer, samples)
+            assert [word.text for word in written] == [word.text for word in words]
+            assert np.allclose([w.start for w in written], [w.start for w in words], atol=0.081)
+
+
+def _transcribe(config: STTConfig, codec: Mimi, lm: LM, tokenizer: Tokenizer, samples: FloatArray) -> list[Word]:
+    runner = TorchRunner(config, codec, lm)
+    silence = np.zeros((config.delay_frames + 6) * runner.frame_samples, np.float32)
+    frames = np.concatenate([samples, np.zeros(-len(samples) % runner.frame_samples, np.float32), silence])
+    decoder = WordDecoder(tokenizer, config.delay_frames, partials=False)
+    events = []
+    for frame in frames.reshape(-1, 1, runner.frame_samples):
+        output = runner.step(frame, np.array([True]))
+        events += decoder.push(int(output.token_B[0]), float(output.logprob_B[0]))
+    return [event for event in [*events, *decoder.flush()] if isinstance(event, Word)]

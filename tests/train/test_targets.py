@@ -1,0 +1,99 @@
+"""What the model is taught: pause classes, rows that fit together, phones where they are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slipstream.config import PAD_ID
+from slipstream.errors import ConfigError
+from slipstream.text import Tokenizer, WordDecoder
+from slipstream.train.features import Clip, Pack, PackKind, write_pack
+from slipstream.train.sampler import (
+    PAUSE_HORIZONS,
+    UNKNOWN,
+    PhoneInventory,
+    RowOptions,
+    RowSampler,
+    TokenSampler,
+    pause_labels,
+)
+from slipstream.train.spectral import NO_AUGMENT
+from slipstream.types import Word
+from tests.train import world
+
+
+def test_class_zero_says_that_no_word_comes_within_the_horizon() -> None:
+    starts = [1.0, 2.6]
+    labels = pause_labels(starts, 50, 12.5, 6)
+    for t in range(50):
+        wait = min((s - t / 12.5 for s in starts if s > t / 12.5), default=np.inf)
+        for h, horizon in enumerate(PAUSE_HORIZONS):
+            assert (labels[t, h] == 0) == (wait > horizon)
+    assert labels[:, 3].max() <= 5
+
+
+def test_sooner_words_have_smaller_classes() -> None:
+    labels = pause_labels([3.0], 38, 12.5, 6)[:, 3]
+    known = labels[labels > 0]
+    assert list(known) == sorted(known, reverse=True)
+    assert set(known) == {1, 2, 3, 4, 5}
+
+
+@pytest.fixture
+def mel_packs(tmp_path: Path) -> list[Pack]:
+    kind = PackKind("mel", 8, 100.0, (-1.88,) * 8)
+    timed = Clip(0, 0, "one two", "en", "a", "s", (("One,", 0.1, 0.4), ("two.", 0.5, 0.8)), (("w", 0.1), ("t", 0.5)))
+    plain = Clip(0, 0, "three", "en", "b", "s", (), (), ("t", "w"))
+    rows = np.random.default_rng(0).normal(size=(100, 8))
+    write_pack(tmp_path / "pack", kind, [(rows, timed), (rows, plain)])
+    return [Pack(tmp_path / "pack")]
+
+
+def _sampler(packs: list[Pack], folder: Path, weights: dict[str, float]) -> RowSampler:
+    tokenizer = Tokenizer(world.tokenizer(folder))
+    options = RowOptions(4.0, weights, (6, 6), augment=NO_AUGMENT)
+    return RowSampler(packs, PhoneInventory(["_", "t", "w"]), tokenizer, options)
+
+
+def test_a_row_teaches_what_its_utterances_say(mel_packs: list[Pack], tmp_path: Path) -> None:
+    sampler = _sampler(mel_packs, tmp_path, {"a": 1.0})
+    batch = sampler.batch(0, 3)
+    assert batch.mel_BFM.shape == (3, 400, 8)
+    for b in range(3):
+        decoder = WordDecoder(sampler.tokenizer, 6, partials=False)
+        events = [event for token in batch.targets.text_BT[b, 1:] for event in decoder.push(int(token))]
+        words = [event.text for event in [*events, *decoder.flush()] if isinstance(event, Word)]
+        assert words[:2] == ["one", "two"]
+        assert set(words) == {"one", "two"}
+    assert batch.targets.mask_BT.all()
+    assert set(batch.phones_BP.ravel()) == {0, 1, 2}
+    assert len(batch.sequence) == batch.lengths_B.sum()
+
+
+def test_words_without_times_have_no_text_loss(mel_packs: list[Pack], tmp_path: Path) -> None:
+    batch = _sampler(mel_packs, tmp_path, {"b": 1.0}).batch(0, 2)
+    assert (batch.targets.text_BT == PAD_ID).all()
+    assert not batch.targets.mask_BT.all()
+    assert (batch.targets.pause_BTH[~batch.targets.mask_BT] == UNKNOWN).all()
+    assert (batch.phones_BP == UNKNOWN).any()
+    assert set(batch.sequence) == {2, 3}
+
+
+def test_rows_depend_on_their_number_alone(mel_packs: list[Pack], tmp_path: Path) -> None:
+    sampler = _sampler(mel_packs, tmp_path, {"a": 1.0, "b": 1.0})
+    both, second = sampler.batch(4, 2), sampler.batch(5, 1)
+    assert np.array_equal(both.mel_BFM[1], second.mel_BFM[0])
+    assert np.array_equal(both.targets.text_BT[1], second.targets.text_BT[0])
+
+
+def test_a_dataset_that_is_not_there_is_named(mel_packs: list[Pack], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="weights names c"):
+        _sampler(mel_packs, tmp_path, {"a": 1.0, "c": 1.0})
+
+
+def test_tokens_and_frames_are_not_confused(mel_packs: list[Pack], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="packs hold mel: expected tokens"):
+        TokenSampler(mel_packs, Tokenizer(world.tokenizer(tmp_path)), RowOptions(4.0, {"a": 1.0}, (6, 6)))
