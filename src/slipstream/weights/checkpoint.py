@@ -121,12 +121,12 @@ def convert(
 ) -> None:
     """Load a checkpoint in whichever layout it is, and write it into a new folder in `layout`.
 
-    The arguments are those of `load_checkpoint` and `save_checkpoint`. Raises `CheckpointError` when the folder is
-    there already and not empty.
+    The arguments are those of `load_checkpoint` and `save_checkpoint`. Raises `CheckpointError` when there is
+    something already.
     """
     destination = Path(destination)
-    if destination.exists() and any(destination.iterdir()):
-        raise CheckpointError(f"{destination} is not empty: give a new folder")
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise CheckpointError(f"{destination} is not an empty folder: give a new one")
     save_checkpoint(load_checkpoint(source, **origin), destination, layout, quantize=quantize, dtype=dtype)
 
 
