@@ -61,9 +61,8 @@ class Service:
         return StreamInfo(self.model, format.delay_frames / format.frame_rate, 1 / format.frame_rate)
 
 
-def create_app(service: Service, hub: Hub | None = None) -> Starlette:
-    """The ASGI application of `service`. `hub`: to drain its streams from outside."""
-    hub = hub or Hub(service.limits)
+def create_app(service: Service, hub: Hub) -> Starlette:
+    """The ASGI application of `service`, whose streams join `hub`."""
     kyutai = _StreamRoute(service, hub, lambda request: KyutaiWire())
     plain = _StreamRoute(service, hub, lambda request: PlainWire(parse_format(request.query_params), service.info))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from slipstream.engine.engine import StepReport
+
 _STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.16)
 _CONNECTION_STEPS = (2, 25, 125, 250, 500, 750, 1125, 1500, 2250, 3000, 4500, 45_000)
-_LAG_SECONDS = (0.08, 0.16, 0.24, 0.4, 0.8, 1.6, 4, 10, 30)
+_LAG_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.4, 1, 4, 10, 30)
 _FLUSH_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2.5)
 
 
@@ -30,7 +32,7 @@ class Metrics:
         self.queued = Gauge("slipstream_queued", "Connections that wait for a slot.", registry=registry)
         self.lag_seconds = Histogram(
             "slipstream_lag_seconds",
-            "Audio received and not yet heard, of the session furthest behind, at each delivery of events.",
+            "How long the oldest frame had waited when its step began.",
             buckets=_LAG_SECONDS,
             registry=registry,
         )
@@ -49,3 +51,8 @@ class Metrics:
         self.refusals = Counter(
             "slipstream_refusals", "Requests refused, by HTTP status.", ["status"], registry=registry
         )
+
+    def observe_step(self, report: StepReport) -> None:
+        """What the engine tells of each step, in its own thread."""
+        self.step_seconds.observe(report.seconds)
+        self.lag_seconds.observe(report.lag_seconds)

@@ -1,0 +1,172 @@
+"""`slipstream serve`: the live server; `slipstream api-key`: a key for it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from slipstream.cli.console import notice
+from slipstream.cli.models import production_hint
+from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model
+from slipstream.errors import ConfigError
+
+if TYPE_CHECKING:
+    from slipstream.server.keys import KeyRing
+    from slipstream.server.limits import Limits
+    from slipstream.weights.sources import Origin, Sources
+
+_Level = Literal["debug", "info", "warning", "error"]
+
+
+def serve(
+    model: Model = DEFAULT_MODEL,
+    device: Device = "auto",
+    backend: Backend = "auto",
+    slots: Annotated[
+        int | None,
+        typer.Option("--slots", min=1, help="Streams at once; 8, or what --config says.", show_default=False),
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; beyond this machine it needs keys.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="0 takes a free one.")] = 8080,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="TOML", help="A configuration of Kyutai's Rust server.")
+    ] = None,
+    api_keys: Annotated[
+        Path | None, typer.Option("--api-keys", metavar="FILE", help="Who may connect: lines of `slipstream api-key`.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option("--allow-origin", help="A page's origin that may connect; * is every page.")
+    ] = None,
+    queue_seconds: Annotated[
+        float, typer.Option("--queue-seconds", min=0, help="How long a stream waits for a slot; 0 refuses it at once.")
+    ] = 0.0,
+    max_waiting: Annotated[int, typer.Option("--max-waiting", min=0, help="Streams that may wait at once.")] = 64,
+    limit: Annotated[
+        list[str] | None, typer.Option("--limit", metavar="NAME=VALUE", help="A bound, such as idle_seconds=60.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", metavar="PEM", help="Certificate chain.")] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="PEM", help="Its key.")] = None,
+    log_level: Annotated[_Level, typer.Option("--log-level", help="Logs are JSON lines, without audio or text.")] = (
+        "info"
+    ),
+) -> None:
+    """Serve live transcription: Kyutai's protocol, plain PCM with JSON, whole files, and a page."""
+    from slipstream.engine.engine import Engine
+    from slipstream.server.access import Access
+    from slipstream.server.app import KYUTAI_PATH, Service
+    from slipstream.server.keys import KeyRing
+    from slipstream.server.metrics import Metrics
+    from slipstream.server.run import Tls, listen, log_to_stderr
+    from slipstream.server.run import serve as run
+    from slipstream.text import Tokenizer
+
+    if (tls_cert is None) != (tls_key is None):
+        raise typer.BadParameter("--tls-cert and --tls-key go together", param_hint="--tls-cert")
+    limits = _limits(limit or [])
+    served = _from_model(model) if config is None else _from_rust_config(config)
+    keys = KeyRing.read(api_keys) if api_keys else served.keys
+    access = Access(host, keys, allow_origin or ())
+    log_to_stderr(log_level)
+    if served.name == DEFAULT_MODEL:
+        notice(production_hint())
+    metrics = Metrics()
+    with listen(host, port) as listener:
+        runner, sources = served.load(backend=backend, device=device, slots=slots or served.slots)
+        with Engine(
+            runner,
+            Tokenizer(sources.tokenizer),
+            silence_prefix_seconds=sources.config.silence_prefix_seconds,
+            max_waiting=max_waiting,
+            observer=metrics.observe_step,
+        ) as engine:
+            service = Service(
+                engine=engine,
+                model=served.name,
+                access=access,
+                limits=limits,
+                metrics=metrics,
+                queue_seconds=queue_seconds,
+                kyutai_path=served.path or KYUTAI_PATH,
+            )
+            address, bound_port = listener.getsockname()[:2]
+            shown = f"[{address}]" if ":" in address else address
+            notice(f"Serving {served.name} on {'https' if tls_cert else 'http'}://{shown}:{bound_port}")
+            run(service, listener, Tls(tls_cert, tls_key) if tls_cert and tls_key else None)
+
+
+def api_key(name: Annotated[str, typer.Argument(help="Whose key it is: one word.")]) -> None:
+    """Make a key for `slipstream serve --api-keys`: the key itself is shown once, its line goes to standard output."""
+    from slipstream.server.keys import new_key
+
+    key, line = new_key(name)
+    notice(f"The key, which is stored nowhere: {key}")
+    typer.echo(line)
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What is to be served, from the options or from a configuration of the Rust server."""
+
+    name: str
+    ref: str
+    origin: Origin
+    slots: int = 8
+    path: str | None = None
+    keys: KeyRing | None = None
+
+    def load(self, *, backend: str, device: str, slots: int) -> tuple[Any, Sources]:
+        from slipstream.loading import load_runner
+        from slipstream.weights.sources import resolve
+
+        sources = resolve(self.ref, **self.origin)
+        return load_runner(self.ref, backend=backend, device=device, slots=slots, **self.origin), sources
+
+
+def _from_model(model: str) -> _Served:
+    return _Served(name=model, ref=model, origin={})
+
+
+def _from_rust_config(path: Path) -> _Served:
+    """The model that a Rust server's TOML spells out, as a folder with a `config.json` and files from elsewhere."""
+    from slipstream.config import dump_kyutai
+    from slipstream.server.keys import KeyRing
+    from slipstream.server.rust_config import read_rust_config
+
+    rust = read_rust_config(path)
+    folder = Path(tempfile.mkdtemp(prefix="slipstream-"))
+    (folder / "config.json").write_text(json.dumps(dump_kyutai(rust.model)), encoding="utf-8")
+    return _Served(
+        name=rust.lm_file,
+        ref=str(folder),
+        origin={"lm": rust.lm_file, "codec": rust.codec_file, "tokenizer": rust.tokenizer_file},
+        slots=rust.slots,
+        path=rust.path,
+        keys=KeyRing.of(rust.keys) if rust.keys else None,
+    )
+
+
+def _limits(settings: list[str]) -> Limits:
+    """`Limits` with some of its bounds set by `name=value`. Raises `ConfigError` that names the bound."""
+    from slipstream.config import check_keys
+    from slipstream.server.limits import Limits
+
+    limits = Limits()
+    known = {field.name: type(getattr(limits, field.name)) for field in fields(limits)}
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        check_keys({name: text}, known, "--limit")
+        try:
+            value = known[name](text)
+        except ValueError as error:
+            raise ConfigError(f"--limit {setting}: expected {name}=<{known[name].__name__}>") from error
+        if not value > 0:
+            raise ConfigError(f"--limit {setting}: must be more than 0")
+        limits = replace(limits, **{name: value})
+    return limits

@@ -1,0 +1,374 @@
+"""Everything but Kyutai's conversation: plain streams, whole files, limits, bad clients, the addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+import wave
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from tests.fakes import ScriptRunner, speech
+from tests.server.harness import (
+    RATE,
+    audio_message,
+    chunks,
+    expected,
+    kyutai,
+    pack,
+    receive,
+    serving,
+    solo,
+    until,
+    wait_for,
+    words_heard,
+)
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from slipstream.client import Queued, ServerError, open_async_stream, open_stream, transcribe
+from slipstream.server.keys import KeyRing
+from slipstream.server.limits import Limits
+from slipstream.types import EndOfTurn, Event, Final, FloatArray, MarkerReached, PartialWord, Ready, Step, Turn, Word
+
+
+def get(address: str, data: bytes | None = None, **headers: str) -> tuple[int, bytes, Any]:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, data, named), timeout=20) as response:
+            return response.status, response.read(), response.headers
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read(), error.headers
+
+
+def wav(audio_S: FloatArray) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setparams((1, 2, RATE, 0, "NONE", ""))
+        out.writeframes((audio_S * 32768).astype("<i2").tobytes())
+    return file.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------------- plain streams
+
+
+def test_the_client_hears_what_a_solo_run_hears() -> None:
+    audio_S = speech(seed=1, words=10)
+    with serving() as running:
+        transcript = transcribe(running.http, chunks(audio_S, 5000))
+    assert list(transcript.words) == solo(audio_S)
+    assert transcript.duration == pytest.approx(len(audio_S) / RATE)
+    assert (transcript.model, transcript.delay) == ("script", 6 / 12.5)
+    assert len(transcript.turns) >= 1
+
+
+def test_events_of_a_plain_stream() -> None:
+    audio_S = np.concatenate([speech(seed=2, words=4), np.zeros(4 * RATE, np.float32), speech(seed=3, words=2)])
+
+    async def client(address: str) -> list[Event | Queued]:
+        async with open_async_stream(address) as stream:
+            await stream.send(audio_S)
+            await stream.flush(3)
+            await stream.finish()
+            return [event async for event in stream]
+
+    with serving() as running:
+        events = asyncio.run(client(running.http))
+    kinds = [type(event) for event in events]
+    assert kinds[0] is Ready
+    assert kinds[-1] is Final
+    assert {PartialWord, Word, Step, Turn, EndOfTurn, MarkerReached} <= set(kinds)
+    assert kinds.index(MarkerReached) > max(i for i, kind in enumerate(kinds) if kind is Word)
+
+
+def test_restart_on_the_plain_wire() -> None:
+    with serving() as running, open_stream(running.http) as stream:
+        stream.send(speech(seed=4, words=20))
+        stream.restart()
+        stream.send(speech(seed=5, words=3))
+        stream.finish()
+        events = list(stream)
+    last_ready = max(i for i, event in enumerate(events) if isinstance(event, Ready))
+    words = [event for event in events[last_ready:] if isinstance(event, Word)]
+    assert words == solo(speech(seed=5, words=3))
+
+
+def test_telephone_audio_is_resampled() -> None:
+    with serving() as running:
+        transcript = transcribe(running.http, [np.full(8_000, 0.1, np.float32)], sample_rate=8_000)
+    assert transcript.duration == 1.0
+
+
+def test_a_wrong_format_is_refused_before_the_socket_opens() -> None:
+    with (
+        serving() as running,
+        pytest.raises(ServerError, match="refused with 400: a sample rate of 5 Hz") as refused,
+        open_stream(running.http, sample_rate=5),
+    ):
+        pass
+    assert refused.value.code == 400
+
+
+def test_nothing_may_follow_close() -> None:
+    runner = ScriptRunner(slots=1, step_seconds=0.02)
+    with serving(runner) as running, open_stream(running.http) as stream:
+        stream.send(speech(seed=1, words=10))
+        stream.finish()
+        stream.flush()
+        with pytest.raises(ServerError, match="Audio after the end of the stream") as broken:
+            list(stream)
+        assert broken.value.code == 1007
+
+
+def test_a_server_that_is_not_there() -> None:
+    with pytest.raises(ServerError, match="cannot be reached"), open_stream("http://127.0.0.1:9"):
+        pass
+
+
+def test_a_full_house_and_a_queue() -> None:
+    runner = ScriptRunner(slots=1)
+    with serving(runner) as running, open_stream(running.http), open_stream(running.http) as second:
+        with pytest.raises(ServerError, match="slots are taken") as full:
+            list(second)
+        assert full.value.code == 1013
+    with (
+        serving(runner, queue_seconds=20) as running,
+        open_stream(running.http) as first,
+        open_stream(running.http) as second,
+    ):
+        second.send(speech(seed=1, words=3))
+        events = iter(second)
+        assert next(events) == Queued(1)
+        first.finish()
+        assert list(first)
+        second.finish()
+        assert [event for event in events if isinstance(event, Word)] == solo(speech(seed=1, words=3))
+
+
+# -------------------------------------------------------------------------------------------------------------- limits
+
+
+@pytest.mark.parametrize("limits", [Limits(session_seconds=0.5), Limits(idle_seconds=0.5)])
+def test_a_stream_at_its_time_limit_is_finished_first(limits: Limits) -> None:
+    audio_S = speech(seed=6, words=4)
+
+    async def client(address: str) -> tuple[list[dict[str, Any]], int, str]:
+        async with kyutai(address) as stream:
+            await stream.send(audio_message(audio_S))
+            messages = [await receive(stream)]
+            await asyncio.wait_for(stream.wait_closed(), 10)
+            messages += [message async for message in _left(stream)]
+            return messages, stream.close_code or 0, stream.close_reason or ""
+
+    with serving(limits=limits) as running:
+        messages, code, reason = asyncio.run(client(running.address))
+        wait_for(lambda: running.engine.active == 0)
+    assert words_heard(messages) == expected(solo(audio_S))
+    assert code == 4408
+    assert "0.5 s" in reason
+
+
+async def _left(stream: Any) -> Any:
+    with contextlib.suppress(ConnectionClosed):
+        async for message in stream:
+            yield msgpack.unpackb(message)
+
+
+def test_a_flood_waits_and_loses_nothing() -> None:
+    async def client(address: str) -> tuple[list[int], float]:
+        async with kyutai(address) as stream:
+            await receive(stream)
+            began = time.monotonic()
+            for id in range(100):
+                await stream.send(pack(type="Marker", id=id))
+            return [(await receive(stream))["id"] for _ in range(100)], time.monotonic() - began
+
+    with serving(limits=Limits(messages_per_second=50)) as running:
+        ids, seconds = asyncio.run(client(running.address))
+    assert ids == list(range(100))
+    assert seconds >= 0.9
+
+
+def test_audio_beyond_the_buffer_waits_and_loses_nothing() -> None:
+    audio_S = speech(seed=7, words=40)
+    with serving(ScriptRunner(slots=1, step_seconds=0.002), limits=Limits(buffered_seconds=1.0)) as running:
+        transcript = transcribe(running.http, [audio_S])
+    assert list(transcript.words) == solo(audio_S)
+
+
+def test_a_reader_too_slow_is_closed_and_its_slot_freed() -> None:
+    limits = Limits(droppable_messages=5, unsent_messages=20)
+    with serving(ScriptRunner(slots=1), limits=limits) as running:
+        client = raw_websocket(running.address)
+        # Each word is told twice, so that the unread words alone overflow the outbox once the socket is full.
+        words = websocket_frame(audio_message(speech(seed=8, words=400)))
+        client.settimeout(0.2)
+        with contextlib.suppress(OSError):  # until the server reads no more
+            while True:
+                client.sendall(words)
+        wait_for(lambda: running.engine.active == 0, 20)
+        client.close()
+        assert list(transcribe(running.http, [speech(seed=9, words=3)]).words) == solo(speech(seed=9, words=3))
+
+
+def test_a_client_that_vanishes_frees_its_slot() -> None:
+    with serving(ScriptRunner(slots=1)) as running:
+        for linger in (b"\0" * 8, b"\1\0\0\0\0\0\0\0"):  # an orderly end of TCP, and a reset; neither of WebSockets
+            client = raw_websocket(running.address)
+            client.sendall(websocket_frame(audio_message(speech(seed=1, words=2))))
+            wait_for(lambda: running.engine.active == 1)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            client.close()
+            wait_for(lambda: running.engine.active == 0)
+
+
+def raw_websocket(address: str) -> socket.socket:
+    host, _, port = address.partition(":")
+    client = socket.create_connection((host, int(port)))
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.sendall(
+        f"GET /api/asr-streaming HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+    )
+    assert client.recv(12) == b"HTTP/1.1 101"
+    return client
+
+
+def websocket_frame(payload: bytes) -> bytes:
+    return b"\x82\xff" + len(payload).to_bytes(8, "big") + bytes(4) + payload
+
+
+def test_an_engine_that_fails_says_so_and_is_no_longer_healthy() -> None:
+    with serving(ScriptRunner(slots=1, crash_after=5)) as running:
+        with pytest.raises(ServerError, match="the device is on fire") as failed:
+            transcribe(running.http, [speech(seed=1, words=5)])
+        assert failed.value.code == 1011
+        assert get(f"{running.http}/healthz")[0] == 503
+
+
+def test_neighbours_are_heard_as_if_alone() -> None:
+    recordings = [speech(seed=seed, words=6) for seed in range(6)]
+    heard: dict[int, list[Word]] = {}
+
+    def run(number: int, address: str) -> None:
+        heard[number] = list(transcribe(address, chunks(recordings[number], 1000 + 700 * number)).words)
+
+    with serving(ScriptRunner(slots=6)) as running:
+        threads = [threading.Thread(target=run, args=(number, running.http)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert heard == {number: solo(audio_S) for number, audio_S in enumerate(recordings)}
+
+
+# ----------------------------------------------------------------------------------------------------- HTTP addresses
+
+
+def test_a_whole_file_is_posted() -> None:
+    audio_S = np.round(speech(seed=1, words=6) * 32768).astype(np.float32) / 32768
+    with serving(keys=KeyRing.of(["open"])) as running:
+        address = f"{running.http}/api/asr-streaming"
+        status, body, _ = get(address, wav(audio_S), kyutai_api_key="open")
+        assert status == 200
+        assert words_heard(json.loads(body)) == expected(solo(audio_S))
+        assert get(address, wav(audio_S))[0] == 401
+        status, body, _ = get(address, b"not audio", kyutai_api_key="open")
+        assert status == 422
+        assert b"not audio that FFmpeg can read" in body
+        assert get(address, b"", kyutai_api_key="open")[0] == 422
+
+
+def test_a_file_too_large_is_refused() -> None:
+    with serving(limits=Limits(upload_bytes=1000)) as running:
+        assert get(f"{running.http}/api/asr-streaming", bytes(1001))[0] == 413
+
+
+def test_what_the_server_says_of_itself() -> None:
+    with serving(ScriptRunner(slots=3)) as running, open_stream(running.http) as stream:
+        stream.send(speech(seed=1, words=3))
+        stream.flush()
+        for event in stream:
+            if isinstance(event, MarkerReached):
+                break
+        (module,) = json.loads(get(f"{running.http}/api/modules_info")[1])
+        assert (module["type"], module["used_slots"], module["total_slots"]) == ("batched_asr", "1", "3")
+        assert json.loads(get(f"{running.http}/api/build_info")[1])["name"] == "slipstream"
+        info = json.loads(get(f"{running.http}/v1/info")[1])
+        assert info == {"model": "script", "delay": 0.48, "needs_key": False}
+        assert get(f"{running.http}/healthz")[:2] == (200, b"ok")
+        assert get(f"{running.http}/readyz")[:2] == (200, b"ok")
+        samples = metric_samples(get(f"{running.http}/metrics")[1].decode())
+    assert samples['asr_connect{handler="all"}'] == 1
+    assert samples['asr_open_channels{handler="all"}'] == 1
+    assert samples["slipstream_words_total"] == 3
+    assert samples["slipstream_flush_seconds_count"] >= 1
+    assert "asr_model_step_duration_count" in samples
+    assert "asr_connection_num_steps_count" in samples
+
+
+def metric_samples(text: str) -> dict[str, float]:
+    lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in lines}
+
+
+def test_the_page_and_its_parts_come_from_here_alone() -> None:
+    with serving() as running:
+        status, page, headers = get(f"{running.http}/")
+        assert status == 200
+        assert headers["content-security-policy"].startswith("default-src 'self'")
+        for part in ("app.js", "capture.js", "transcript.js", "style.css", "icon.svg"):
+            status, body, _ = get(f"{running.http}/{part}")
+            assert status == 200
+            outside = body.replace(b"http://www.w3.org/2000/svg", b"").replace(b'replace("http", "ws")', b"")
+            assert b"http" not in outside.replace(b"https", b"http")
+        assert b"//" not in page
+        assert get(f"{running.http}/../app.py")[0] == 404
+
+
+def test_pages_elsewhere_may_not_connect() -> None:
+    with serving() as running:
+        status, body, _ = get(f"{running.http}/api/asr-streaming", b"x", origin="https://evil.example")
+        assert (status, b"evil.example" in body) == (403, True)
+
+        async def client() -> None:
+            async with connect(f"{running.ws}/v1/stream", origin="https://evil.example"):  # type: ignore[arg-type]
+                pass
+
+        with pytest.raises(Exception, match="HTTP 403"):
+            asyncio.run(client())
+
+
+# --------------------------------------------------------------------------------------------------------------- drain
+
+
+def test_a_drain_tells_all_that_was_heard_and_takes_no_more() -> None:
+    audio_S = speech(seed=1, words=8)
+
+    async def client(address: str, stop: Any) -> tuple[list[dict[str, Any]], int]:
+        async with kyutai(address) as stream:
+            await stream.send(audio_message(audio_S))
+            messages = await until(stream, "Step")
+            stop()
+            await asyncio.wait_for(stream.wait_closed(), 10)
+            messages += [message async for message in _left(stream)]
+            assert stream.close_reason == "the server is about to stop"
+            return messages, stream.close_code or 0
+
+    with serving(ScriptRunner(slots=2, step_seconds=0.001)) as running:
+        messages, code = asyncio.run(client(running.address, lambda: running.server.handle_exit(15, None)))
+    steps = [message for message in messages if message["type"] == "Step"]
+    heard_S = audio_S[: len(audio_S) if len(steps) == len(audio_S) // 1920 else len(steps) * 1920]
+    assert words_heard(messages) == expected(solo(heard_S))
+    assert len(words_heard(messages)) > 0
+    assert code == 1012
