@@ -64,8 +64,8 @@ class OnnxRunner:
         lm_graph = lm if isinstance(lm, Path) else lm_model(config.lm, lm, config.condition_values, quantize=quantize)
         codec_session = open_session(codec_graph, threads=threads)
         lm_session = open_session(lm_graph, threads=threads)
-        self._codec = CodecStreams(config.codec, codec_session, slots, K)
-        self._lm = LMStreams(config.lm, lm_session, slots, self._codec.codes_BK)
+        self.codec = CodecStreams(config.codec, codec_session, slots, K)
+        self.lm = LMStreams(config.lm, lm_session, slots, self.codec.codes_BK)
         self._frames_B = np.zeros(slots, np.int64)
         self._fresh = self._prime(LMStreams(config.lm, lm_session, 1, np.full((1, K), config.lm.audio_initial_id)))
         self.reset(range(slots))
@@ -89,31 +89,31 @@ class OnnxRunner:
         if bad:
             raise AudioError(f"samples of slot {bad} are not finite numbers")
         # An inactive slot's row may hold anything: silence keeps what it writes into its ring finite.
-        self._codec.pcm_BS[:] = np.where(active_B[:, None], pcm_BS, np.float32(0))
-        self._codec.step(self._frames_B)
+        self.codec.pcm_BS[:] = np.where(active_B[:, None], pcm_BS, np.float32(0))
+        self.codec.step(self._frames_B)
         position_B = self._frames_B + 1
-        self._lm.step(position_B)
-        token_B = pick(self._lm.logits_BV, self.sampling, self._random)
-        self._codec.commit(active_B)
-        self._lm.commit(active_B, position_B)
-        self._lm.text_B[active_B] = token_B[active_B]
+        self.lm.step(position_B)
+        token_B = pick(self.lm.logits_BV, self.sampling, self._random)
+        self.codec.commit(active_B)
+        self.lm.commit(active_B, position_B)
+        self.lm.text_B[active_B] = token_B[active_B]
         self._frames_B += active_B
-        return StepOutput(token_B, logprob(self._lm.logits_BV, token_B), self._lm.pause_BH.copy())
+        return StepOutput(token_B, logprob(self.lm.logits_BV, token_B), self.lm.pause_BH.copy())
 
     def snapshot(self, slot: int) -> SlotState:
         """Copy one slot's state."""
         self._check(slot)
         frames = int(self._frames_B[slot])
-        text = int(self._lm.text_B[slot])
-        return SlotState(frames, text, self._codec.read(slot, frames), self._lm.read(slot, frames + 1))
+        text = int(self.lm.text_B[slot])
+        return SlotState(frames, text, self.codec.read(slot, frames), self.lm.read(slot, frames + 1))
 
     def restore(self, slot: int, state: SlotState) -> None:
         """Put a snapshot of this runner, or of another of the same model, into `slot`."""
         self._check(slot)
         self._frames_B[slot] = state.frames
-        self._lm.text_B[slot] = state.text
-        self._codec.write(slot, state.codec)
-        self._lm.write(slot, state.lm)
+        self.lm.text_B[slot] = state.text
+        self.codec.write(slot, state.codec)
+        self.lm.write(slot, state.lm)
 
     def _check(self, slot: int) -> None:
         if not 0 <= slot < self.slots:
@@ -123,4 +123,4 @@ class OnnxRunner:
         lm.text_B[:] = self.config.lm.text_initial_id
         lm.step(np.zeros(1, np.int64))
         text = int(lm.logits_BV[0].argmax())
-        return SlotState(0, text, self._codec.read(0, frames=0), lm.read(0, position=1))
+        return SlotState(0, text, self.codec.read(0, frames=0), lm.read(0, position=1))

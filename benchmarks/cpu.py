@@ -1,0 +1,271 @@
+"""The CPU backend measured: milliseconds a frame beside the `moshi` package, and what quantisation changes.
+
+    python benchmarks/cpu.py step --model kyutai/stt-1b-en_fr
+    python benchmarks/cpu.py quality --model kyutai/stt-1b-en_fr
+    python benchmarks/cpu.py idle
+
+Weights are random: the time of a step does not depend on them. In `step` each contender has a process of its own, and
+they take turns, a few frames each, so that whatever else the machine does falls on all of them. Ours run with every
+cache full, the case of a stream longer than the model's context.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from slipstream.config import PRESETS, STTConfig, dump_codec, dump_kyutai
+from slipstream.onnx_model.lm import lm_model
+from slipstream.onnx_model.runner import OnnxRunner
+from slipstream.onnx_model.session import open_session, physical_cores
+from slipstream.onnx_model.streams import LMStreams
+from slipstream.weights.names import Shapes, codec_shapes, lm_shapes
+
+Step = Callable[[], tuple[float, float]]
+"""Runs one frame of one stream; gives the seconds that the codec and the LM took."""
+
+TURN = 5  # frames
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    step = commands.add_parser("step", help="milliseconds a frame of one stream")
+    step.add_argument("--model", choices=list(PRESETS), default="kyutai/stt-1b-en_fr")
+    step.add_argument("--frames", type=int, default=100, help="timed frames of each")
+    step.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    step.add_argument("--json", action="store_true")
+    quality = commands.add_parser("quality", help="how near quantised logits are to those of float32")
+    quality.add_argument("--model", choices=list(PRESETS), default="kyutai/stt-1b-en_fr")
+    quality.add_argument("--frames", type=int, default=60)
+    commands.add_parser("idle", help="processor time of a loaded runner that waits")
+    options = parser.parse_args()
+    if options.command == "step":
+        compare(options.model, options.contenders, options.frames, options.json)
+    elif options.command == "quality":
+        compare_logits(PRESETS[options.model], options.frames)
+    else:
+        measure_idle()
+
+
+# ------------------------------------------------------------------------------------------------- speed
+
+
+def compare(model: str, contenders: list[str], frames: int, as_json: bool) -> None:
+    processes = [Contender(name, model) for name in contenders]
+    print("all are loaded; measuring", file=sys.stderr, flush=True)
+    for turn in range(-1, -(-frames // TURN)):
+        for process in processes:
+            process.run(TURN, counts=turn >= 0)
+    rows = [process.summary() for process in processes]
+    for process in processes:
+        process.close()
+    if as_json:
+        print(json.dumps(rows))
+        return
+    print(f"{model}, one stream, {physical_cores()} cores, load {os.getloadavg()[0]:.1f}, ms a frame: median (p99)")
+    print(f"{'':18}{'codec':>16}{'LM':>16}{'both':>16}{'x faster':>10}{'GB':>6}")
+    slowest = max(row["both"][0] for row in rows)
+    for row in rows:
+        parts = "".join(f"{median:8.1f} ({p99:5.1f})" for median, p99 in (row["codec"], row["lm"], row["both"]))
+        print(f"{row['name']:18}{parts:>48}{slowest / row['both'][0]:10.1f}{row['gigabytes']:6.1f}")
+
+
+class Contender:
+    """One implementation in a process of its own, which runs some frames when it is told to."""
+
+    def __init__(self, name: str, model: str) -> None:
+        self.name = name
+        self.times: list[tuple[float, float]] = []
+        context = get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, name, model))
+        self.process.start()
+        self.connection.recv()
+
+    def run(self, frames: int, *, counts: bool) -> None:
+        self.connection.send(frames)
+        times = self.connection.recv()
+        if counts:
+            self.times += times
+
+    def summary(self) -> dict[str, object]:
+        codec, lm = np.array(self.times).T * 1000
+        parts = {"codec": codec, "lm": lm, "both": codec + lm}
+        figures = {part: (float(np.median(ms)), float(np.percentile(ms, 99))) for part, ms in parts.items()}
+        return {"name": self.name, "gigabytes": resident_gigabytes(self.process.pid), **figures}
+
+    def close(self) -> None:
+        self.connection.send(0)
+        self.process.join()
+
+
+def _serve(connection: Connection, name: str, model: str) -> None:
+    step = CONTENDERS[name](PRESETS[model])
+    connection.send("ready")
+    while frames := connection.recv():
+        connection.send([step() for _ in range(frames)])
+
+
+def ours(quantize: str | None) -> Callable[[STTConfig], Step]:
+    def make(config: STTConfig) -> Step:
+        runner = random_runner(config, quantize)
+        runner.restore(0, dataclasses.replace(runner.snapshot(0), frames=2 * config.lm.transformer.context))
+        codec_seconds = []
+        encode = runner.codec.step
+
+        def timed_encode(frames_B: np.ndarray) -> None:
+            start = time.perf_counter()
+            encode(frames_B)
+            codec_seconds.append(time.perf_counter() - start)
+
+        runner.codec.step = timed_encode  # type: ignore[method-assign]
+        pcm = np.random.default_rng(0).uniform(-0.3, 0.3, (1, config.codec.frame_samples)).astype(np.float32)
+
+        def step() -> tuple[float, float]:
+            start = time.perf_counter()
+            runner.step(pcm, np.array([True]))
+            return codec_seconds[-1], time.perf_counter() - start - codec_seconds[-1]
+
+        return step
+
+    return make
+
+
+def theirs(dtype: str) -> Callable[[STTConfig], Step]:
+    def make(config: STTConfig) -> Step:
+        os.environ["NO_TORCH_COMPILE"] = "1"
+        import torch
+        from moshi.models import LMGen, loaders
+
+        raw = dump_kyutai(config)
+        about_files = {"stt_config", "lm_gen_config", "model_type", "model_id", "moshi_name", "mimi_name"}
+        kwargs = {key: value for key, value in raw.items() if key not in about_files | {"tokenizer_name"}}
+        lm = loaders.get_moshi_lm(None, kwargs, dtype=getattr(torch, dtype))
+        codec = loaders.get_mimi(None, dump_codec(config.codec), num_codebooks=config.lm.num_codebooks)
+        for module in (lm, codec):
+            for tensor in (*module.parameters(), *module.buffers()):
+                if tensor.is_floating_point():
+                    tensor.requires_grad_(False).normal_(std=0.02)
+        generator = LMGen(lm, use_sampling=False)
+        codec.streaming_forever(1)
+        generator.streaming_forever(1)
+        pcm = torch.rand(1, 1, config.codec.frame_samples) * 0.6 - 0.3
+
+        @torch.inference_mode()
+        def step() -> tuple[float, float]:
+            start = time.perf_counter()
+            codes = codec.encode(pcm)
+            encoded = time.perf_counter()
+            generator.step(codes)
+            return encoded - start, time.perf_counter() - encoded
+
+        return step
+
+    return make
+
+
+CONTENDERS: dict[str, Callable[[STTConfig], Step]] = {
+    "moshi float32": theirs("float32"),
+    "moshi bfloat16": theirs("bfloat16"),
+    "ours float32": ours(None),
+    "ours int8": ours("int8"),
+    "ours int4": ours("int4"),
+}
+
+
+# ----------------------------------------------------------------------------------------------- quality
+
+
+def compare_logits(config: STTConfig, frames: int) -> None:
+    exact = logits(config, None, frames)
+    print("logits of the same tokens against float32's, random weights: cosine (lowest), same likeliest token")
+    for quantize in ("int8", "int4"):
+        found = logits(config, quantize, frames)
+        cosine = (exact * found).sum(-1) / np.linalg.norm(exact, axis=-1) / np.linalg.norm(found, axis=-1)
+        same = (exact.argmax(-1) == found.argmax(-1)).mean()
+        print(f"{quantize:8}{cosine.mean():.5f} ({cosine.min():.5f})   {same:.0%}")
+
+
+def logits(config: STTConfig, quantize: str | None, frames: int) -> np.ndarray:
+    """Logits `[frames, V]` for the same random tokens, from position 0 on."""
+    weights = RandomWeights(lm_shapes(config.lm))
+    session = open_session(lm_model(config.lm, weights, {}, quantize=quantize))
+    lm = LMStreams(config.lm, session, 1, np.zeros((1, config.lm.num_codebooks), np.int64))
+    rng = np.random.default_rng(0)
+    out = []
+    for position in range(frames):
+        lm.text_B[:] = rng.integers(0, config.lm.text_vocab)
+        lm.codes_BK[:] = rng.integers(0, config.lm.audio_vocab, lm.codes_BK.shape)
+        lm.step(np.array([position]))
+        lm.commit(np.array([True]), np.array([position]))
+        out.append(lm.logits_BV[0].copy())
+    return np.stack(out)
+
+
+# -------------------------------------------------------------------------------------------------- idle
+
+
+def measure_idle(seconds: float = 20) -> None:
+    config = PRESETS["kyutai/stt-1b-en_fr"]
+    config = config.model_copy(update={"lm": shallow(config, layers=2)})
+    runner = random_runner(config, "int8")
+    runner.step(np.zeros((1, config.codec.frame_samples), np.float32), np.array([True]))
+    start = time.process_time()
+    time.sleep(seconds)
+    print(f"processor time in {seconds:.0f} s of waiting: {(time.process_time() - start) * 1000:.1f} ms")
+
+
+def shallow(config: STTConfig, layers: int) -> object:
+    transformer = config.lm.transformer.model_copy(update={"num_layers": layers})
+    return config.lm.model_copy(update={"transformer": transformer})
+
+
+# ----------------------------------------------------------------------------------------------- weights
+
+
+class RandomWeights(Mapping[str, np.ndarray]):
+    """Random tensors, made each time one is asked for: a model of billions is never in memory at once."""
+
+    def __init__(self, shapes: Shapes) -> None:
+        self.shapes = shapes
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        shape = self.shapes[name]
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        if len(shape) == 1:
+            return rng.uniform(0.8, 1.2, shape).astype(np.float32)
+        weight = rng.standard_normal(shape, np.float32)
+        weight *= np.prod(shape[1:]) ** -0.5 if "emb" not in name else 1
+        return weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def random_runner(config: STTConfig, quantize: str | None) -> OnnxRunner:
+    lm, codec = RandomWeights(lm_shapes(config.lm)), RandomWeights(codec_shapes(config.codec))
+    return OnnxRunner(config, lm, codec, quantize=quantize)
+
+
+def resident_gigabytes(pid: int | None) -> float:
+    with open(f"/proc/{pid}/status") as status:
+        kilobytes = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+    return kilobytes / 1e6
+
+
+if __name__ == "__main__":
+    main()
