@@ -184,8 +184,8 @@ class ScriptRunner:
         if symbol and symbol != state.symbol:
             first = max(state.frames + self.delay_frames, state.free)
             state.plan.setdefault(first - 1, WORD_ID)
-            state.plan.update(enumerate(self._words[symbol - 1], start=first))
-            state.free = first + len(self._words[symbol - 1])
+            state.plan.update(enumerate(self._words[(symbol - 1) % len(self._words)], start=first))
+            state.free = first + len(self._words[(symbol - 1) % len(self._words)])
         state.symbol = symbol
         state.frames += 1
         token = state.plan.pop(state.frames, PAD_ID)

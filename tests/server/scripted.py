@@ -1,0 +1,48 @@
+"""A server in a process: `python -m tests.server.scripted SLOTS STEP_SECONDS IDLE_SECONDS` prints its port."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from tests.fakes import ScriptRunner, tiny_tokenizer
+
+from slipstream.engine.engine import Engine
+from slipstream.server.access import Access
+from slipstream.server.app import Service
+from slipstream.server.limits import Limits
+from slipstream.server.run import listen, log_to_stderr, serve
+
+
+def main() -> None:
+    log_to_stderr("error")
+    runner = ScriptRunner(slots=int(sys.argv[1]), step_seconds=float(sys.argv[2]))
+    with Engine(runner, tiny_tokenizer()) as engine, listen("127.0.0.1", 0) as listener:
+        print(listener.getsockname()[1], flush=True)
+        limits = Limits(idle_seconds=float(sys.argv[3]))
+        serve(Service(engine, "script", Access("127.0.0.1"), limits), listener)
+
+
+@contextlib.contextmanager
+def server_process(
+    slots: int, step_seconds: float = 0.0, idle_seconds: float = 120.0
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Such a process and its address; it is told to stop when the block ends, and must then end well."""
+    command = [sys.executable, "-m", "tests.server.scripted", str(slots), str(step_seconds), str(idle_seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process, f"127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.terminate()
+            _, errors = process.communicate(timeout=60)
+    # -SIGTERM: it was stopping already, and a second signal does not wait.
+    assert process.returncode in (0, -signal.SIGTERM)
+    assert not errors, errors
+
+
+if __name__ == "__main__":
+    main()
