@@ -15,7 +15,7 @@ import slipstream
 def test_help_names_every_command(cli: Callable[..., Outcome]) -> None:
     outcome = cli("--help")
     assert outcome.code == 0
-    for command in ("transcribe", "listen", "models", "doctor", "convert"):
+    for command in ("transcribe", "listen", "serve", "api-key", "models", "doctor", "convert"):
         assert command in outcome.out
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from slipstream import __version__
-from slipstream.cli import convert, doctor, listen, models, transcribe
+from slipstream.cli import convert, doctor, listen, models, serve, transcribe
 from slipstream.cli.console import INTERRUPTED, WarningHandler, fail
 from slipstream.cli.output import close_stdout
 from slipstream.errors import SlipstreamError
@@ -21,7 +21,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _warnings = WarningHandler(logging.WARNING)
-for _command in (transcribe.transcribe, listen.listen, models.models, doctor.doctor, convert.convert):
+for _command in (
+    transcribe.transcribe,
+    listen.listen,
+    serve.serve,
+    serve.api_key,
+    models.models,
+    doctor.doctor,
+    convert.convert,
+):
     app.command()(_command)
 
 
