@@ -120,6 +120,11 @@ class TurnBuilder:
         self._first: Word | None = None
         self._last: Word | None = None
 
+    @property
+    def ending(self) -> bool:
+        """Whether a turn has ended whose words may still come."""
+        return bool(self._ends)
+
     def end(self, time: float) -> None:
         """A turn ended at `time`; words that started before it may still come."""
         self._ends.append(time)

@@ -8,7 +8,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -69,6 +68,7 @@ class Engine:
         # Reentrant, since a session may be collected as garbage, and so given up, while its thread holds the lock.
         self._lock = threading.RLock()
         self._work = threading.Condition(self._lock)
+        self._changing = _Changing(self)
         self._sleeps_until = 0.0
         self._ports: dict[Session, _Port] = {}
         self._to_signal: list[_Port] = []
@@ -114,7 +114,7 @@ class Engine:
         """
         session = Session(self.format, options or SessionOptions())
         port = _Port(session, wake)
-        with self._changing():
+        with self._changing:
             if self._failure is not None:
                 raise self._failure
             if self._draining or self._closing:
@@ -131,7 +131,7 @@ class Engine:
         Returns whether all have ended within `timeout` seconds (None: however long it takes).
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        with self._changing():
+        with self._changing:
             self._draining = True
             ports = list(self._ports.values())
             for port in ports:
@@ -169,7 +169,7 @@ class Engine:
     def _next_batch(self) -> _Batch | None:
         """Sleep until a step is due; None when the engine closes."""
         while True:
-            with self._changing():
+            with self._changing:
                 if self._closing:
                     return None
                 self._end_given_up()
@@ -202,7 +202,7 @@ class Engine:
         began = time.monotonic()
         output = self._runner.step(self._pcm_BS, active_B)
         seconds = time.monotonic() - began
-        with self._changing():
+        with self._changing:
             self._hand_out(batch, output)
             ops = self._take_ops([session for _, session in batch.rows])
         self._run_ops(ops)
@@ -231,9 +231,10 @@ class Engine:
         """What must be done to the slots, with all it needs, so that it can be done without the lock."""
         ops = []
         for session in sessions:
-            for kind in session.take_ops() if session.slot is not None else ():
-                state = session.saved if kind is SlotOp.RESTORE else None
-                ops.append(_Op(kind, _slot(session), session, state))
+            if session.has_ops and session.slot is not None:
+                for kind in session.take_ops():
+                    state = session.saved if kind is SlotOp.RESTORE else None
+                    ops.append(_Op(kind, session.slot, session, state))
         return ops
 
     def _run_ops(self, ops: list[_Op]) -> None:
@@ -248,21 +249,25 @@ class Engine:
 
     # -------------------------------------------------------------------------------------- under the lock, any thread
 
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Hold the lock, wake the engine's thread if a step has become due, then tell listeners without the lock."""
-        with self._lock:
-            yield
-            now = time.monotonic()
-            delay = self._scheduler.delay(now) if now < self._sleeps_until else None
+    def _wake_if_due(self) -> None:
+        """Wake the engine's thread if, by what has changed, it sleeps too long."""
+        now = time.monotonic()
+        if now < self._sleeps_until:
+            delay = self._scheduler.delay(now)
             if delay is not None and now + delay < self._sleeps_until:
                 self._work.notify()
-            ports, self._to_signal = self._to_signal, []
+
+    def _take_signals(self) -> list[_Port]:
+        ports, self._to_signal = self._to_signal, []
+        return ports
+
+    def _signal(self, ports: list[_Port]) -> None:
+        """Tell the listeners; without the lock, since nobody knows what they do."""
         for port in ports:
             try:
                 port.signal()
             except Exception as error:  # a listener that fails ends its own session
-                with self._lock:
+                with self._changing:
                     self._end(port.session, error)
 
     def _changed(self, port: _Port) -> None:
@@ -286,7 +291,7 @@ class Engine:
             self._changed(self._ports[following])
 
     def _end_all(self, error: BaseException) -> None:
-        with self._changing():
+        with self._changing:
             self._closing = True
             for session in list(self._ports):
                 self._end(session, error)
@@ -306,6 +311,26 @@ class Engine:
         self._given_up.append(port)
         with self._lock:
             self._work.notify()
+
+
+class _Changing:
+    """Holds the engine's lock; in the end wakes its thread if a step is due, and tells the listeners what happened."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __enter__(self) -> None:
+        self._engine._lock.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._engine._wake_if_due()
+            ports = self._engine._take_signals()
+        finally:
+            self._engine._lock.release()
+        self._engine._signal(ports)
 
 
 class LiveSession:
@@ -344,11 +369,14 @@ class LiveSession:
         called once there is room again.
         Raises `SessionClosed` after `finish` or the end, `AudioError` for what is not audio.
         """
-        with self._asking() as session:
-            audio_S = np.asarray(samples, np.float32)
+        audio_S = np.asarray(samples, np.float32)
+        port, session = self._port, self._port.session
+        with self._engine._changing:
+            port.check_open()
             taken = min(len(audio_S), session.room)
             session.push(audio_S[:taken])
-            self._port.wanted_room = min(len(audio_S) - taken, session.capacity // 2)
+            port.wanted_room = min(len(audio_S) - taken, session.capacity // 2)
+            self._engine._changed(port)
         return taken
 
     def send(self, samples: npt.ArrayLike, timeout: float | None = None) -> None:
@@ -369,27 +397,23 @@ class LiveSession:
 
     def flush(self) -> None:
         """Ask for all text of the audio sent so far at once; `Flushed` tells that it is out. The stream goes on."""
-        with self._asking() as session:
-            session.flush(time.monotonic())
+        self._ask(lambda session: session.flush(time.monotonic()))
 
     def mark(self, id: int) -> None:
         """Ask to be told, by `MarkerReached`, when all text of the audio sent so far is out."""
-        with self._asking() as session:
-            session.mark(id, time.monotonic())
+        self._ask(lambda session: session.mark(id, time.monotonic()))
 
     def finish(self) -> None:
         """Say that no more audio comes: what was sent is heard and flushed, then `Final` is told."""
-        with self._asking() as session:
-            session.finish(time.monotonic())
+        self._ask(lambda session: session.finish(time.monotonic()))
 
     def restart(self) -> None:
         """Forget everything, audio not yet heard included, and begin afresh in the same slot; `Ready` tells it."""
-        with self._asking() as session:
-            session.restart()
+        self._ask(lambda session: session.restart())
 
     def cancel(self) -> None:
         """End at once, heard or not, and free the slot. Harmless after the end."""
-        with self._engine._changing():
+        with self._engine._changing:
             self._engine._end(self._port.session, None)
 
     def take(self) -> list[Event]:
@@ -414,11 +438,10 @@ class LiveSession:
     ) -> None:
         self.cancel()
 
-    @contextmanager
-    def _asking(self) -> Iterator[Session]:
-        with self._engine._changing():
+    def _ask(self, wish: Callable[[Session], None]) -> None:
+        with self._engine._changing:
             self._port.check_open()
-            yield self._port.session
+            wish(self._port.session)
             self._engine._changed(self._port)
 
 
@@ -433,18 +456,21 @@ class _Port:
         self._wake = wake
         self._error: BaseException | None = None
         self._news = threading.Condition()
+        self._waiters = 0
 
     def collect(self) -> bool:
         """Take over the session's events; returns whether its owner has something to do."""
-        events = self.session.events
-        if len(self.unread) > MAX_UNREAD_EVENTS // 2:
-            events = [event for event in events if not isinstance(event, (PartialWord, Step))]
-        self.unread.extend(events)
-        self.session.events = []
-        has_room = 0 < self.wanted_room <= self.session.room
-        if has_room:
+        news = False
+        if self.session.events:
+            events, self.session.events = self.session.events, []
+            if len(self.unread) > MAX_UNREAD_EVENTS // 2:
+                events = [event for event in events if not isinstance(event, (PartialWord, Step))]
+            self.unread.extend(events)
+            news = bool(events)
+        if self.wanted_room and self.wanted_room <= self.session.room:
             self.wanted_room = 0
-        return bool(events) or has_room
+            news = True
+        return news
 
     def end(self, error: BaseException | None) -> None:
         self.collect()
@@ -453,16 +479,22 @@ class _Port:
 
     def signal(self) -> None:
         """Tell the owner that there is something to do."""
-        with self._news:
-            self._news.notify_all()
+        if self._waiters:
+            with self._news:
+                self._news.notify_all()
         if self._wake is not None:
             self._wake()
 
     def wait(self, done: Callable[[_Port], object], deadline: float = math.inf) -> bool:
         """Wait for `done` to become true; returns whether it did before `deadline`."""
         with self._news:
-            timeout = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
-            return bool(self._news.wait_for(lambda: done(self), timeout))
+            # Counted before `done` is looked at: whoever changes something after that look sees that there is a waiter.
+            self._waiters += 1
+            try:
+                timeout = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+                return bool(self._news.wait_for(lambda: done(self), timeout))
+            finally:
+                self._waiters -= 1
 
     def take(self) -> list[Event]:
         ended = self.ended

@@ -52,6 +52,8 @@ class Reconciler:
         elif self._owed:
             self._owed = [told for told in self._owed if told.start > event.start - FORGET_SECONDS]
         self._last_end = max(start, self._in_order(event.end))
+        if (start, self._last_end) == (event.start, event.end):
+            return event
         return replace(event, start=start, end=self._last_end)
 
     def _in_order(self, time: float) -> float:

@@ -153,9 +153,8 @@ class Session:
         audio_S = np.asarray(samples, np.float32)
         if audio_S.ndim != 1:
             raise AudioError(f"audio has shape {audio_S.shape}: a session takes one channel, [samples]")
-        loud = ~(np.abs(audio_S) <= LOUDEST)  # written so that NaN counts as loud
-        if loud.any():
-            first = int(np.argmax(loud))
+        if audio_S.size and not np.abs(audio_S).max() <= LOUDEST:  # written so that NaN is caught
+            first = int(np.argmin(np.abs(audio_S) <= LOUDEST))
             second = self._seconds(self._received + first)
             raise AudioError(f"the sample at {second:.3f} s is {audio_S[first]:g}: audio lies within [-1, 1]")
         self._frames.extend(self._framer.push(audio_S))
@@ -228,6 +227,10 @@ class Session:
         self._settle(now)
 
     # ------------------------------------------------------------------------------- what the model's owner asks of it
+
+    @property
+    def has_ops(self) -> bool:
+        return bool(self._ops)
 
     def take_ops(self) -> list[SlotOp]:
         """What must be done to its slot, in that order, before its next step, and was not told before."""
@@ -308,7 +311,7 @@ class Session:
 
     def _settle(self, now: float) -> None:
         """Tell what the text so far has completed, and begin the next flush that is due."""
-        if self._flush is None:
+        if self._flush is None and (self._markers or self._turn_builder.ending):
             settled = max(self._flushed_to, self._decoder.settled_frames * self.format.frame_samples)
             self.events += self._turn_builder.settle(self._seconds(settled))
             self._reach_markers(settled)
