@@ -11,18 +11,20 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from slipstream.config import CodecConfig, LMConfig, STTConfig
+from slipstream.config import CodecConfig, LMConfig, MelConfig, STTConfig
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.text import Tokenizer
 from slipstream.torch_model.layers import Transformer
 from slipstream.torch_model.lm import LM
+from slipstream.torch_model.mimi import Mimi
 from slipstream.train.estimate import estimate
 from slipstream.train.export import export_lm, export_model
 from slipstream.train.features import Pack
 from slipstream.train.loop import Task, Trainer
 from slipstream.train.lora import add_lora, merge_lora
 from slipstream.train.model import SpeechModel
-from slipstream.train.options import CodecRun, DataOptions, LMRun, ModelOptions, RunOptions
+from slipstream.train.options import CodecRun, DataOptions, LMRun, ModelOptions, RunOptions, read_run
+from slipstream.train.prepare import Aligner
 from slipstream.train.sampler import PhoneInventory, RowOptions, RowSampler, TokenSampler
 from slipstream.train.spectral import SpectralAugment
 from slipstream.train.tasks import JointTask, PhoneTask, TextTask
@@ -193,3 +195,27 @@ def _first() -> bool:
 
 def _silent(line: str) -> None:
     pass
+
+
+def load_codec(model: str) -> Mimi:
+    """The codec of a checkpoint, to make tokens with."""
+    checkpoint = load_checkpoint(model)
+    codec = Mimi(checkpoint.config.codec)
+    codec.load_state_dict({name: torch.from_numpy(array.astype("float32")) for name, array in checkpoint.codec.items()})
+    return codec
+
+
+def mel_config(path: Path) -> MelConfig:
+    """The log-mel front end that a run's TOML file asks for."""
+    codec = read_run(path, CodecRun).model.codec
+    if codec is None or codec.mel is None:
+        raise ConfigError(f"{path}: model.codec.mel is missing, so its codec hears samples, not frames")
+    return codec.mel  # type: ignore[no-any-return]
+
+
+def load_aligner(config: Path, folder: Path) -> Aligner:
+    """The phone model that the `slipstream train codec` run of `config` left in `folder`."""
+    options = read_run(config, CodecRun)
+    phones = _phones(options.run, ModelOptions(init=folder / "last.pt"), [])
+    model = options.model.model_copy(update={"init": folder / "last.pt"})
+    return Aligner(_speech_model(model, options.data, len(phones), options.run.seed), phones)

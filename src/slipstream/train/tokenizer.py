@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -57,3 +58,33 @@ def train_tokenizer(
             )
         except RuntimeError as error:
             raise SlipstreamError(f"cannot train a vocabulary of {vocab_size}: {error}") from error
+
+
+def extend_tokenizer(base: Path, sentences: Iterable[str], path: Path, vocab_size: int) -> None:
+    """Write the vocabulary `base` with pieces of `sentences` after its own, up to `vocab_size` in all.
+
+    Every old id keeps its meaning, so a model trained with `base` needs only new rows. Raises `SlipstreamError` when
+    `vocab_size` is not larger than `base`, or the text has too few new pieces.
+    """
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]  # made at import
+
+    old = ModelProto()
+    old.ParseFromString(base.read_bytes())
+    known = {piece.piece for piece in old.pieces}
+    wanted = vocab_size - len(old.pieces)
+    if wanted <= 0:
+        raise SlipstreamError(f"{base} has {len(old.pieces)} pieces already: give a size above that")
+    with tempfile.TemporaryDirectory() as folder:
+        trained = Path(folder) / "new.model"
+        train_tokenizer(sentences, trained, vocab_size, hard_limit=False)
+        new = ModelProto()
+        new.ParseFromString(trained.read_bytes())
+    lowest = min(piece.score for piece in old.pieces)
+    fresh = [piece for piece in new.pieces if piece.type == piece.NORMAL and piece.piece not in known][:wanted]
+    if len(fresh) < wanted:
+        raise SlipstreamError(f"the text has only {len(fresh)} pieces that {base} lacks, not {wanted}")
+    for number, piece in enumerate(fresh):
+        # Below every old score: text of the old languages is cut as before wherever the old pieces can write it.
+        old.pieces.add(piece=piece.piece, score=lowest - 1 - number / len(fresh), type=piece.type)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(old.SerializeToString())

@@ -1,0 +1,133 @@
+"""`slipstream data`: manifests checked, aligned, made by synthesisers, and packed for training."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Prepare training data.", no_args_is_help=True)
+Manifest = Annotated[Path, typer.Argument(help="A JSONL manifest.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
+
+
+class OnProblem(str, Enum):
+    """What a bad recording does."""
+
+    skip = "skip"
+    fail = "fail"
+
+
+class Engine(str, Enum):
+    """The synthesisers."""
+
+    espeak = "espeak-ng"
+    flite = "flite"
+    festival = "festival"
+
+
+@app.command()
+def validate(
+    manifest: Manifest,
+    tokenizer: Annotated[Path | None, typer.Option(help="Also ask that each text has tokens.")] = None,
+    on_problem: Annotated[OnProblem, typer.Option(help="Skip a bad recording, or fail at the first.")] = OnProblem.skip,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the good recordings here.")] = None,
+) -> None:
+    """Read all audio of a manifest, and name what is wrong: audio, text without tokens, times outside the audio."""
+    from slipstream.text import Tokenizer
+    from slipstream.train import manifest as manifests
+
+    spm = Tokenizer(tokenizer) if tokenizer else None
+    good, report = manifests.validate(manifests.read_manifest(manifest), spm, on_problem.value)
+    for kind, message in report.problems:
+        typer.echo(f"{kind}: {message}", err=True)
+    counts = ", ".join(f"{n} with bad {kind}" for kind, n in report.counts().items()) or "none bad"
+    typer.echo(f"{report.good} good recordings, {report.seconds / 3600:.2f} h; {counts}")
+    if out is not None:
+        manifests.write_manifest(out, good)
+
+
+@app.command()
+def align(
+    manifest: Manifest,
+    out: Out,
+    aligner: Annotated[Path, typer.Option(help="The folder of a `slipstream train codec` run.")],
+    config: Annotated[Path, typer.Option(help="That run's TOML file.")],
+    beside: Annotated[bool, typer.Option(help="Also write the times beside each audio file.")] = False,
+    least: Annotated[float, typer.Option(help="Leave out what fits worse than this log-probability a frame.")] = -6.0,
+) -> None:
+    """Find when each word is spoken, for recordings whose texts have no times."""
+    from slipstream.errors import SlipstreamError
+    from slipstream.train import manifest as manifests
+    from slipstream.train.launch import load_aligner
+
+    finder, kept, left = load_aligner(config, aligner), [], 0
+    for recording in manifests.read_manifest(manifest):
+        try:
+            aligned, score = finder.align(recording)
+        except SlipstreamError as error:
+            typer.echo(f"{recording.audio}: {error}", err=True)
+            score = float("-inf")
+        if score < least:
+            left += 1
+            continue
+        kept.append(aligned)
+        if beside:
+            manifests.write_alignment(aligned)
+    manifests.write_manifest(out, kept)
+    typer.echo(f"{len(kept)} recordings aligned, {left} left out")
+
+
+@app.command()
+def synthesise(
+    texts: Annotated[Path, typer.Argument(help="A sentence a line, plain or gzipped.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the audio and manifest.jsonl.")],
+    engine: Engine = Engine.espeak,
+    language: Annotated[str, typer.Option("--language", "-l", help="en or fr.")] = "en",
+    limit: Annotated[int | None, typer.Option(help="Speak only so many sentences.")] = None,
+    start: Annotated[int, typer.Option(help="Sentences to pass over first.")] = 0,
+    clean: Annotated[bool, typer.Option(help="No rooms, noise or telephone lines.")] = False,
+    seed: int = 0,
+) -> None:
+    """Make recordings with word and phone times: many voices, speeds, pitches and rooms."""
+    from itertools import islice
+
+    from slipstream.train.augment import WaveAugment
+    from slipstream.train.manifest import write_manifest
+    from slipstream.train.prepare import SynthesisOptions, read_texts, synthesise_texts
+
+    augment = None if clean else WaveAugment()
+    options = SynthesisOptions(engine.value, language, augment=augment, seed=seed)
+    sentences = islice(read_texts(texts), start, None if limit is None else start + limit)
+    recordings = list(synthesise_texts(sentences, out, options))
+    write_manifest(out / "manifest.jsonl", recordings)
+    typer.echo(f"{len(recordings)} recordings, {sum(r.seconds or 0 for r in recordings) / 3600:.2f} h in {out}")
+
+
+@app.command()
+def pack(
+    manifest: Manifest,
+    out: Out,
+    model: Annotated[str | None, typer.Option(help="Pack the tokens of this checkpoint's codec.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Pack log-mel frames for this TOML file's codec.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only recordings of this split.")] = None,
+    device: str = "cpu",
+) -> None:
+    """Write recordings as log-mel frames or codec tokens, ready to train on."""
+    from slipstream.errors import ConfigError
+    from slipstream.train.features import write_pack
+    from slipstream.train.launch import load_codec, mel_config
+    from slipstream.train.manifest import read_manifest
+    from slipstream.train.prepare import mel_items, token_items
+
+    if (model is None) == (config is None):
+        raise ConfigError("give one of --model (tokens) and --config (log-mel frames)")
+    recordings = (r for r in read_manifest(manifest) if split in (None, r.split))
+    if model is not None:
+        count = write_pack(out, *token_items(recordings, load_codec(model), device))
+    else:
+        assert config is not None
+        count = write_pack(out, *mel_items(recordings, mel_config(config)))
+    typer.echo(f"{count} recordings in {out}")

@@ -1,0 +1,56 @@
+"""`slipstream evaluate`: a model's errors on a manifest of recordings with their texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model
+
+
+def evaluate(
+    manifest: Annotated[
+        str, typer.Argument(help="A JSONL manifest, or hf:NAME[:CONFIG[:SPLIT]] of the Hugging Face hub.")
+    ],
+    model: Model = DEFAULT_MODEL,
+    device: Device = "cpu",
+    backend: Backend = "auto",
+    streams: Annotated[int, typer.Option(help="Recordings heard side by side.")] = 8,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many recordings.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only recordings of this dataset.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only recordings of this split.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with tables and plots.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write every number.")] = None,
+) -> None:
+    """Measure a model: word and character errors with intervals, word times, delay, ends of turn, speed."""
+    from itertools import islice
+
+    from slipstream.evaluate.hearing import hear
+    from slipstream.evaluate.hub import read_recordings
+    from slipstream.evaluate.report import evaluate as measure
+    from slipstream.evaluate.report import to_html, to_json, to_text
+    from slipstream.loading import load_runner
+    from slipstream.text import Tokenizer
+    from slipstream.weights.sources import resolve
+
+    sources = resolve(model)
+    recordings = (
+        recording
+        for recording in read_recordings(manifest)
+        if dataset in (None, recording.dataset) and split in (None, recording.split)
+    )
+    runner = load_runner(model, backend=backend, device=device, slots=streams)
+    heard, speed = hear(
+        runner,
+        Tokenizer(sources.tokenizer),
+        islice(recordings, limit),
+        prefix_seconds=sources.config.silence_prefix_seconds,
+    )
+    evaluation = measure(heard, speed, model=model, manifest=manifest, frame_rate=runner.frame_rate)
+    typer.echo(to_text(evaluation))
+    for path, text in ((html, to_html), (json, to_json)):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text(evaluation), encoding="utf-8")

@@ -1,0 +1,57 @@
+"""Recordings to evaluate on: a manifest, or a dataset of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import tempfile
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slipstream.errors import BackendError, SlipstreamError
+from slipstream.train.manifest import Recording, read_manifest
+
+_TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript", "normalized_text")
+
+
+def read_recordings(source: str) -> Iterator[Recording]:
+    """The recordings of a manifest's path, or of `hf:NAME[:CONFIG[:SPLIT]]` (the split is "test" by default).
+
+    Raises `BackendError` where the package datasets is not installed, `SlipstreamError` for a dataset without texts.
+    """
+    if source.startswith("hf:"):
+        name, *rest = source.removeprefix("hf:").split(":")
+        return _hub(name, *rest)
+    return read_manifest(Path(source))
+
+
+def _hub(name: str, config: str | None = None, split: str = "test") -> Iterator[Recording]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise BackendError(
+            "datasets of the Hugging Face hub need the package datasets: pip install datasets"
+        ) from error
+    rows = datasets.load_dataset(name, config or None, split=split, streaming=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, row in enumerate(rows):
+            path = Path(folder) / f"{number}.wav"
+            _write(path, row["audio"])
+            yield Recording(path, _text(row, name), lang=str(row.get("locale", "en"))[:2], dataset=name, split=split)
+
+
+def _text(row: dict[str, Any], name: str) -> str:
+    for column in _TEXT_COLUMNS:
+        if column in row:
+            return str(row[column])
+    raise SlipstreamError(f"{name} has no column of text; looked for {', '.join(_TEXT_COLUMNS)}")
+
+
+def _write(path: Path, audio: dict[str, Any]) -> None:
+    with wave.open(str(path), "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(int(audio["sampling_rate"]))
+        out.writeframes((np.clip(np.asarray(audio["array"]), -1, 1) * 32767).astype("<i2").tobytes())

@@ -1,0 +1,220 @@
+"""How right the words, their times and the ends of turn are.
+
+Errors of words are counted after Whisper's normalisation (English: spelling, numbers, contractions; other languages:
+case and punctuation), the field's custom. Intervals are of 95 %, by bootstrap over recordings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slipstream.errors import BackendError
+from slipstream.evaluate.hearing import Heard
+from slipstream.train.tokenizer import plain_word
+from slipstream.types import Word
+
+TIME_TOLERANCES = (0.08, 0.2)
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+BOOTSTRAP_DRAWS = 1000
+WARMUP_FRAMES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRate:
+    """Errors by kind, of `reference` units in `recordings` recordings; `low` and `high` bound the rate at 95 %."""
+
+    substitutions: int
+    deletions: int
+    insertions: int
+    reference: int
+    recordings: int
+    low: float
+    high: float
+
+    @property
+    def rate(self) -> float:
+        return (self.substitutions + self.deletions + self.insertions) / max(1, self.reference)
+
+
+@dataclass(frozen=True, slots=True)
+class WordTimes:
+    """Of words that are right: mean absolute error of starts, and mean delay from a word's end to its last token.
+
+    `f1`: by tolerance in seconds, of words that are right and start within it. `matched` words, of `written` and
+    `spoken`. Seconds; None where no reference has times.
+    """
+
+    start_error: float | None
+    delay: float | None
+    f1: dict[float, float]
+    matched: int
+    written: int
+    spoken: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfTurn:
+    """At one threshold of one pause head: the share of recordings whose end was found at all, the median and the 90th
+    percentile of how late (seconds after the speech), and the share with a false alarm before the last word began."""
+
+    threshold: float
+    found: float
+    median: float | None
+    late: float | None
+    false_alarms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The error rates of some recordings: all, or those of one dataset, speaker or language."""
+
+    words: ErrorRate
+    characters: ErrorRate
+
+
+def error_rates(heard: Sequence[Heard], seed: int = 0) -> Group:
+    """Word and character error rates. Raises `BackendError` where jiwer or whisper-normalizer is not installed."""
+    pairs = [(normalise(h.recording.text, h.recording.lang), normalise(h.text, h.recording.lang)) for h in heard]
+    pairs = [pair for pair in pairs if pair[0]]
+    jiwer = _jiwer()
+    return Group(
+        _rate(pairs, jiwer.process_words, seed),
+        _rate(pairs, jiwer.process_characters, seed),
+    )
+
+
+def groups(heard: Iterable[Heard], key: Callable[[Heard], str]) -> dict[str, list[Heard]]:
+    """Recordings by what `key` says of them, sorted by it."""
+    found: dict[str, list[Heard]] = {}
+    for one in heard:
+        found.setdefault(key(one), []).append(one)
+    return dict(sorted(found.items()))
+
+
+def word_times(heard: Iterable[Heard]) -> WordTimes:
+    """How well words are placed, over the recordings whose references have times."""
+    errors: list[float] = []
+    delays: list[float] = []
+    written = spoken = 0
+    for one in heard:
+        if not one.recording.words:
+            continue
+        reference = [w for w in one.recording.words if plain_word(w.text)]
+        written += len(one.words)
+        spoken += len(reference)
+        for r, h in _matches(reference, one.words):
+            errors.append(abs(reference[r].start - one.words[h].start))
+            delays.append(one.came[h] - reference[r].end)
+    inside = {tolerance: sum(error <= tolerance for error in errors) for tolerance in TIME_TOLERANCES}
+    return WordTimes(
+        float(np.mean(errors)) if errors else None,
+        float(np.mean(delays)) if delays else None,
+        {tolerance: 2 * n / max(1, written + spoken) for tolerance, n in inside.items()},
+        len(errors),
+        written,
+        spoken,
+    )
+
+
+def ends_of_turn(heard: Sequence[Heard], frame_rate: float, head: int) -> list[EndOfTurn]:
+    """For each threshold, how soon pause head number `head` finds the end of each recording's speech."""
+    judged = [one for one in heard if one.pause_TH.shape[1] > head and one.recording.text]
+    results = []
+    for threshold in THRESHOLDS if judged else ():
+        late: list[float] = []
+        false = 0
+        for one in judged:
+            last_start, end = _last_word(one)
+            fired = np.flatnonzero(one.pause_TH[:, head] > threshold) + 1
+            times = fired[fired > WARMUP_FRAMES] / frame_rate
+            false += bool((times < last_start).any())
+            after = times[times >= last_start]
+            if len(after):
+                late.append(float(after[0] - end))
+        results.append(
+            EndOfTurn(
+                threshold,
+                len(late) / len(judged),
+                float(np.median(late)) if late else None,
+                float(np.quantile(late, 0.9)) if late else None,
+                false / len(judged),
+            )
+        )
+    return results
+
+
+def normalise(text: str, language: str) -> str:
+    """`text` by Whisper's normaliser for `language`, with one blank between words."""
+    return " ".join(_normaliser(language)(text).split())
+
+
+@lru_cache(maxsize=8)
+def _normaliser(language: str) -> Callable[[str], str]:
+    try:
+        if language == "en":
+            from whisper_normalizer.english import EnglishTextNormalizer
+
+            normaliser: Callable[[str], str] = EnglishTextNormalizer()
+            return normaliser
+        from whisper_normalizer.basic import BasicTextNormalizer
+    except ImportError as error:
+        raise BackendError("evaluation needs whisper-normalizer: pip install 'slipstream-stt[train]'") from error
+    basic: Callable[[str], str] = BasicTextNormalizer()
+    return basic
+
+
+def _jiwer() -> Any:
+    try:
+        import jiwer
+    except ImportError as error:
+        raise BackendError("evaluation needs jiwer: pip install 'slipstream-stt[train]'") from error
+    return jiwer
+
+
+def _rate(pairs: Sequence[tuple[str, str]], process: Callable[..., object], seed: int) -> ErrorRate:
+    counts = np.zeros((len(pairs), 4), np.int64)
+    for i, (reference, hypothesis) in enumerate(pairs):
+        output: object = process(reference, hypothesis)
+        s, d, n, h = (int(getattr(output, k)) for k in ("substitutions", "deletions", "insertions", "hits"))
+        counts[i] = s, d, n, s + d + h
+    low, high = _interval(counts, seed)
+    s, d, n, total = (int(x) for x in counts.sum(axis=0))
+    return ErrorRate(s, d, n, total, len(pairs), low, high)
+
+
+def _interval(counts: npt.NDArray[np.int64], seed: int) -> tuple[float, float]:
+    if not len(counts):
+        return 0.0, 0.0
+    drawn = np.random.default_rng(seed).integers(0, len(counts), (BOOTSTRAP_DRAWS, len(counts)))
+    sums = counts[drawn].sum(axis=1)
+    rates = sums[:, :3].sum(axis=1) / np.maximum(1, sums[:, 3])
+    return float(np.quantile(rates, 0.025)), float(np.quantile(rates, 0.975))
+
+
+def _matches(reference: Sequence[Word], written: Sequence[Word]) -> list[tuple[int, int]]:
+    """Pairs of places of the words that are right, in the alignment with the fewest errors."""
+    if not reference or not written:
+        return []
+    left, right = ([plain_word(w.text) or "-" for w in words] for words in (reference, written))
+    output = _jiwer().process_words([" ".join(left)], [" ".join(right)])
+    return [
+        (chunk.ref_start_idx + i, chunk.hyp_start_idx + i)
+        for chunk in output.alignments[0]
+        if chunk.type == "equal"
+        for i in range(chunk.ref_end_idx - chunk.ref_start_idx)
+    ]
+
+
+def _last_word(one: Heard) -> tuple[float, float]:
+    """When the last word starts, and when the speech is over: as the reference says, else as the sound does."""
+    if one.recording.words:
+        last = one.recording.words[-1]
+        return last.start, last.end
+    # A word takes a third of a second: before that, the last one has surely not begun.
+    return max(0.0, one.voiced_until - 0.35), one.voiced_until

@@ -1,0 +1,210 @@
+"""Making training data: texts to synthetic recordings, recordings to word times, manifests to packs."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import wave
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from slipstream.audio import load
+from slipstream.config import CodecConfig, MelConfig
+from slipstream.errors import SlipstreamError
+from slipstream.torch_model.mimi import LogMel, Mimi
+from slipstream.train.alignment import align_words
+from slipstream.train.augment import WaveAugment, resample_speech
+from slipstream.train.features import Clip, PackKind, log_mel
+from slipstream.train.manifest import Recording
+from slipstream.train.model import LABEL_DELAY, SpeechModel
+from slipstream.train.sampler import PhoneInventory
+from slipstream.train.synthesis import (
+    ESPEAK_ACCENTS,
+    ESPEAK_VARIANTS,
+    FESTIVAL_VOICES,
+    FLITE_VOICES,
+    Phone,
+    Voice,
+    phones_of,
+    synthesise,
+)
+from slipstream.types import FloatArray, Word
+
+SAMPLE_RATE = 24_000
+POSITIONS_PER_SECOND = 25
+
+
+@dataclass(frozen=True, slots=True)
+class SynthesisOptions:
+    """What voices speak, and how they are changed.
+
+    `engine` and `language` of all; `rate` and `formant` are largest factors by which speed, and pitch with formants,
+    are drawn (formants by resampling); `augment`: rooms, noise and lines, or None for clean speech.
+    """
+
+    engine: str
+    language: str
+    rate: float = 1.4
+    formant: float = 1.2
+    augment: WaveAugment | None = None
+    seed: int = 0
+
+
+def read_texts(path: Path) -> list[str]:
+    """The lines of a text file, plain or gzipped, without typographic quotes, which synthesisers read aloud."""
+    raw = path.read_bytes()
+    text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+    lines = (" ".join(line.translate(_QUOTES).split()) for line in text.splitlines())
+    return [line for line in lines if line]
+
+
+def synthesise_texts(texts: Iterable[str], folder: Path, options: SynthesisOptions) -> Iterator[Recording]:
+    """Speak each text in a drawn voice, write it below `folder`, and give the recordings with their words' times.
+
+    Beside each file of espeak-ng lies `<name>.phones.json`, its phones and their starts. Texts that an engine cannot
+    time are skipped.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, draw = np.random.default_rng(options.seed), random.Random(options.seed)
+    for number, text in enumerate(texts):
+        voice = _voice(options, rng, draw)
+        try:
+            spoken = synthesise(text, voice)
+        except SlipstreamError:
+            continue
+        factor = _factor(rng, options.formant)
+        samples = resample_speech(spoken.samples, spoken.sample_rate, factor, SAMPLE_RATE)
+        if options.augment is not None:
+            samples = options.augment(samples, SAMPLE_RATE, rng)
+        path = folder / f"{options.engine}-{options.language}-{options.seed}-{number:07d}.wav"
+        write_wave(path, samples)
+        if spoken.phones:
+            _write_phones(path, [replace(p, start=p.start / factor, end=p.end / factor) for p in spoken.phones])
+        words = tuple(Word(w.text, w.start / factor, w.end / factor) for w in spoken.words)
+        name = f"{options.engine}-{options.language}"
+        yield Recording(path, text, words, len(samples) / SAMPLE_RATE, voice.name, options.language, name, "train")
+
+
+class Aligner:
+    """Finds word times with a phone model that `slipstream train codec` made."""
+
+    def __init__(self, model: SpeechModel, phones: PhoneInventory) -> None:
+        self.model, self.phones = model.eval(), phones
+
+    @torch.inference_mode()
+    def align(self, recording: Recording) -> tuple[Recording, float]:
+        """The recording with its words' times, and how well they fit: mean log-probability of the frames of speech.
+
+        Raises `SlipstreamError` when the text is too long for the audio.
+        """
+        samples = load(recording.audio)
+        pronounced = phones_of(recording.text, recording.lang)
+        numbers = [[n for n in map(self.phones.number, word) if n] for word in pronounced]
+        padded = np.pad(samples, (0, -len(samples) % self.model.config.codec.frame_samples))
+        mel = log_mel(_front_end(self.model.codec), padded)
+        positions = self.model.positions(torch.from_numpy(mel.T.copy())[None])
+        log_probs: FloatArray = self.model.phone_head(positions).log_softmax(-1)[0].numpy()
+        seconds = 1 / POSITIONS_PER_SECOND
+        words, score = align_words(log_probs, numbers, recording.text.split(), seconds, LABEL_DELAY * seconds)
+        return replace(recording, words=words), score
+
+
+def mel_items(
+    recordings: Iterable[Recording], config: MelConfig, sample_rate: int = SAMPLE_RATE
+) -> tuple[PackKind, Iterator[tuple[FloatArray, Clip]]]:
+    """The kind and content of a pack of log-mel frames, for `write_pack`."""
+    front_end = LogMel(config, sample_rate)
+    silence = log_mel(front_end, np.zeros(config.window, np.float32))[-1]
+    kind = PackKind("mel", config.n_mels, sample_rate / config.hop, tuple(map(float, silence)))
+    return kind, ((log_mel(front_end, load(r.audio, sample_rate)), _clip(r)) for r in recordings)
+
+
+def token_items(
+    recordings: Iterable[Recording], codec: Mimi, device: str = "cpu"
+) -> tuple[PackKind, Iterator[tuple[npt.NDArray[np.int64], Clip]]]:
+    """The kind and content of a pack of codec tokens, for `write_pack`."""
+    config: CodecConfig = codec.config
+    codec = codec.eval().to(device)
+
+    @torch.inference_mode()
+    def encode(samples: FloatArray) -> npt.NDArray[np.int64]:
+        codes, _ = codec.encode(torch.from_numpy(samples)[None].to(device))
+        tokens: npt.NDArray[np.int64] = codes[0].T.cpu().numpy()
+        return tokens
+
+    # The codec remembers some seconds: only a long silence ends in the tokens that silence has.
+    silence = encode(np.zeros(10 * config.sample_rate, np.float32))[-1]
+    kind = PackKind("tokens", config.num_codebooks, config.frame_rate, tuple(map(float, silence)))
+    return kind, ((encode(load(r.audio, config.sample_rate)), _clip(r)) for r in recordings)
+
+
+def write_wave(path: Path, samples: FloatArray, sample_rate: int = SAMPLE_RATE) -> None:
+    """Write mono 16-bit samples."""
+    with wave.open(str(path), "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(sample_rate)
+        out.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+
+
+_QUOTES = str.maketrans({"’": "'", "‘": "'", "`": "'", **dict.fromkeys('"«»“”*_', " ")})  # noqa: RUF001
+
+
+def _voice(options: SynthesisOptions, rng: np.random.Generator, draw: random.Random) -> Voice:
+    rate = _factor(rng, options.rate)
+    if options.engine == "espeak-ng":
+        accents = ESPEAK_ACCENTS.get(options.language)
+        if accents is None:
+            raise SlipstreamError(f"no espeak-ng accents are listed for {options.language!r}")
+        accent = draw.choice(accents)
+        # Half of a hundred variants sound alike: one voice in eight is the plain one.
+        name = accent if draw.random() < 1 / 8 else f"{accent}+{draw.choice(ESPEAK_VARIANTS)}"
+        return Voice(options.engine, name, rate, float(rng.uniform(0.1, 0.95)), float(rng.uniform(0.2, 0.8)))
+    voices = {"flite": FLITE_VOICES, "festival": FESTIVAL_VOICES}.get(options.engine)
+    if voices is None or options.language != "en":
+        raise SlipstreamError(f"no voice of {options.engine!r} speaks {options.language!r}")
+    return Voice(options.engine, draw.choice(voices), rate)
+
+
+def _factor(rng: np.random.Generator, largest: float) -> float:
+    return float(np.exp(rng.uniform(-np.log(largest), np.log(largest))))
+
+
+def _front_end(codec: Mimi) -> LogMel:
+    if codec.mel is None:
+        raise SlipstreamError("an aligner is a log-mel codec with phone heads: this one hears samples")
+    return codec.mel
+
+
+def _phones_path(audio: Path) -> Path:
+    return audio.with_suffix(".phones.json")
+
+
+def _write_phones(audio: Path, phones: Sequence[Phone]) -> None:
+    rows = [[phone.name, round(phone.start, 3)] for phone in phones]
+    _phones_path(audio).write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+
+
+def _clip(recording: Recording) -> Clip:
+    """What a pack says of a recording: timed phones where the synthesiser left them, else those of its text."""
+    path = _phones_path(recording.audio)
+    timed: list[Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    spoken = () if timed else tuple(p for word in phones_of(recording.text, recording.lang) for p in word)
+    return Clip(
+        0,
+        0,
+        recording.text,
+        recording.lang,
+        recording.dataset,
+        recording.speaker,
+        tuple((w.text, w.start, w.end) for w in recording.words),
+        tuple((str(name), float(start)) for name, start in timed),
+        spoken,
+    )

@@ -1,0 +1,154 @@
+"""Evaluation: counts that can be done by hand, and a whole report from a Runner that plays a script."""
+
+from __future__ import annotations
+
+import json
+import wave
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slipstream.config import PAD_ID
+from slipstream.evaluate.hearing import Heard, Speed, hear
+from slipstream.evaluate.metrics import ends_of_turn, error_rates, groups, normalise, word_times
+from slipstream.evaluate.report import evaluate, to_html, to_json, to_text
+from slipstream.text import encode_stream
+from slipstream.train.manifest import Recording
+from slipstream.types import BoolArray, FloatArray, State, StepOutput, Word
+from tests.fakes import tiny_tokenizer
+
+pytest.importorskip("jiwer")
+pytest.importorskip("whisper_normalizer")
+
+
+def _words(text: str, step: float = 0.5) -> tuple[Word, ...]:
+    return tuple(Word(word, i * step, (i + 1) * step) for i, word in enumerate(text.split()))
+
+
+def _heard(said: str, written: str, **about: str) -> Heard:
+    words = _words(said)
+    recording = Recording(Path("a.wav"), said, words, **about)
+    heard = Heard(recording, 3.0, 2.0, list(_words(written)), [w.end + 0.4 for w in _words(written)])
+    heard.pause_TH = np.zeros((60, 4), np.float32)
+    return heard
+
+
+def test_errors_are_counted_by_kind() -> None:
+    rates = error_rates([_heard("red blue green pink", "red black green"), _heard("cat dog", "cat dog bird")])
+    assert (rates.words.substitutions, rates.words.deletions, rates.words.insertions) == (1, 1, 1)
+    assert rates.words.reference == 6
+    assert rates.words.rate == 0.5
+    assert rates.words.low <= 0.5 <= rates.words.high
+
+
+def test_the_interval_narrows_with_more_recordings() -> None:
+    few, many = ([_heard("a b", "a b"), _heard("a b", "a x")] * n for n in (5, 80))
+    few_words, many_words = error_rates(few).words, error_rates(many).words
+    assert many_words.high - many_words.low < (few_words.high - few_words.low) / 2
+    assert many_words.rate == few_words.rate == 0.25
+
+
+def test_case_and_punctuation_are_no_errors() -> None:
+    assert error_rates([_heard("Mr. Brown, don't!", "mister brown do not")]).words.rate == 0
+    assert normalise("L'été, déjà !", "fr") == "l été déjà"
+
+
+def test_recordings_without_text_are_not_counted() -> None:
+    assert error_rates([_heard("", "noise")]).words.recordings == 0
+
+
+def test_groups_are_sorted_by_their_name() -> None:
+    parts = groups([_heard("a", "a", lang="fr"), _heard("a", "b", lang="en")], lambda h: h.recording.lang)
+    assert list(parts) == ["en", "fr"]
+
+
+def test_word_times_are_of_the_words_that_are_right() -> None:
+    heard = _heard("a b c", "a x c")
+    heard.words[2] = Word("c", 1.1, 1.5)
+    times = word_times([heard])
+    assert times.matched == 2
+    assert times.start_error == pytest.approx(0.05)
+    assert times.delay == pytest.approx(0.4)
+    assert times.f1[0.08] == pytest.approx(2 * 1 / 6)
+    assert times.f1[0.2] == pytest.approx(2 * 2 / 6)
+
+
+def test_an_end_of_turn_is_late_after_the_last_word_and_false_before_it() -> None:
+    good, hasty = _heard("a b c d", "a b c d"), _heard("a b c d", "a b c d")  # the last word from 1.5 to 2 s
+    good.pause_TH[31:, 2] = 0.75  # 32 frames heard: 2.56 s
+    hasty.pause_TH[14:16, 2] = 0.75
+    hasty.pause_TH[26:, 2] = 0.95  # 27 frames heard: 2.16 s
+    by_threshold = {turn.threshold: turn for turn in ends_of_turn([good, hasty], 12.5, 2)}
+    low, high = by_threshold[0.6], by_threshold[0.8]
+    assert (low.found, low.false_alarms) == (1.0, 0.5)
+    assert low.median == pytest.approx((0.56 + 0.16) / 2)
+    assert (high.found, high.false_alarms) == (0.5, 0.0)
+    assert high.median == pytest.approx(0.16)
+
+
+class Script:
+    """A Runner of two slots that writes the same text stream into each, from its reset on."""
+
+    frame_samples, frame_rate, slots, delay_frames = 1920, 12.5, 2, 4
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.tokens, self.at = tokens, [0, 0]
+
+    def reset(self, slots: Sequence[int]) -> None:
+        for slot in slots:
+            self.at[slot] = 0
+
+    def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
+        token_B = np.full(2, PAD_ID)
+        for slot in np.flatnonzero(active_B).tolist():
+            self.at[slot] += 1
+            token_B[slot] = self.tokens[self.at[slot]] if self.at[slot] < len(self.tokens) else PAD_ID
+        return StepOutput(token_B, np.zeros(2, np.float32), np.full((2, 4), 0.5, np.float32))
+
+    def snapshot(self, slot: int) -> State:
+        raise NotImplementedError
+
+    def restore(self, slot: int, state: State) -> None:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> list[Recording]:
+    words = (Word("the", 0.4, 0.8), Word("dog", 1.2, 1.6))
+    made = []
+    for number, seconds in enumerate((2.0, 2.5, 1.9)):
+        path = tmp_path / f"{number}.wav"
+        with wave.open(str(path), "wb") as out:
+            out.setnchannels(1)
+            out.setsampwidth(2)
+            out.setframerate(24_000)
+            out.writeframes(np.full(round(24_000 * seconds), 3000, "<i2").tobytes())
+        made.append(Recording(path, "the dog", words, dataset=f"set{number % 2}", speaker=f"s{number}"))
+    return made
+
+
+def test_every_recording_is_heard_from_its_start_to_its_last_word(recordings: list[Recording]) -> None:
+    spm = tiny_tokenizer()
+    runner = Script(encode_stream(recordings[0].words, spm, 4, 40).tolist())
+    heard, speed = hear(runner, spm, recordings)
+    assert sorted(one.recording.audio.name for one in heard) == ["0.wav", "1.wav", "2.wav"]
+    for one in heard:
+        assert one.text == "the dog"
+        assert len(one.pause_TH) >= (one.seconds + 2.9) * 12.5
+        assert one.came[0] > 0.4 + 4 / 12.5
+    assert speed.audio == pytest.approx(6.4)
+    evaluation = evaluate(heard, speed, model="m", manifest="x.jsonl", frame_rate=12.5)
+    assert evaluation.overall.words.rate == 0
+    assert evaluation.times.start_error == pytest.approx(0.02, abs=0.03)
+    assert list(evaluation.datasets) == ["set0", "set1"]
+    assert json.loads(to_json(evaluation))["overall"]["words"]["recordings"] == 3
+    assert "x real time" in to_text(evaluation)
+
+
+def test_the_page_escapes_what_was_said() -> None:
+    heard = [_heard("a <b> & c", "a", dataset="<x>"), _heard("b", "b", dataset="y")]
+    page = to_html(evaluate(heard, Speed(1, 1, 1), model="m", manifest="n", frame_rate=12.5))
+    assert "&lt;b&gt; &amp; c" in page
+    assert "<x>" not in page
