@@ -35,8 +35,8 @@ def lm_kwargs(config: LMConfig) -> dict[str, object]:
 def lm_pair(config: LMConfig, dtype: torch.dtype = torch.float32, seed: int = 0):
     """Our LM and theirs, with the same random weights."""
     weights = random_weights(lm_shapes(config), seed)
-    theirs = moshi.models.get_moshi_lm(None, lm_kwargs(config), dtype=dtype)
-    theirs.load_state_dict(_tensors(lm_table(config).write(weights)))
+    theirs = moshi.models.get_moshi_lm(None, lm_kwargs(config), device="meta", dtype=dtype)
+    theirs.load_state_dict(_tensors(lm_table(config).write(weights), dtype), assign=True)
     return build_lm(config, weights, dtype=dtype), theirs.requires_grad_(False)
 
 
@@ -44,7 +44,7 @@ def mimi_pair(config: CodecConfig, seed: int = 1):
     """Our codec and theirs, with the same random weights."""
     weights = random_weights(codec_shapes(config), seed)
     theirs = moshi.models.get_mimi(None, dump_codec(config), num_codebooks=config.num_codebooks)
-    theirs.load_state_dict(_tensors(codec_table(config).write(weights)))
+    theirs.load_state_dict(_tensors(codec_table(config).write(weights), torch.float32))
     return build_codec(config, weights), theirs.requires_grad_(False)
 
 
@@ -55,5 +55,5 @@ def random_events(steps: int, slots: int, seed: int = 0) -> Iterator[tuple[torch
         yield torch.from_numpy(rng.random(slots) < 0.02), torch.from_numpy(rng.random(slots) < 0.75)
 
 
-def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+def _tensors(arrays: dict[str, np.ndarray], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.ascontiguousarray(array)).to(dtype) for name, array in arrays.items()}

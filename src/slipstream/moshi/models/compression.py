@@ -108,11 +108,9 @@ class MimiModel(Streaming, nn.Module):
                 f"{x.shape[-1]} samples: while streaming, give whole frames of {self.frame_size} and keep the rest "
                 "for the next call"
             )
-        # Silence for a stream that does not advance: what it is given may not even be finite.
-        x_BS = torch.where(streams.exec_mask[:, None], x[:, 0], 0)
         frames = []
         # Frame by frame: past its next frame, a stream that does not advance would lose the oldest of its ring.
-        for frame_BS in x_BS.split(self.frame_size, dim=-1):
+        for frame_BS in x[:, 0].split(self.frame_size, dim=-1):
             latent_BD1, state = self.codec.latent(frame_BS, streams.state["encoder"])
             assert state is not None
             streams.commit({"encoder": state})

@@ -1,0 +1,35 @@
+"""The ways in which Kyutai's scripts import, with `slipstream.moshi` in place of `moshi`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("torch")
+
+LINES = [
+    "from slipstream.moshi.models import loaders, MimiModel, LMModel, LMGen",
+    "from slipstream.moshi import loaders, MimiModel, LMModel, LMGen",
+    "from slipstream import moshi; moshi.models.loaders.CheckpointInfo.from_hf_repo; moshi.models.LMGen",
+    "import slipstream.moshi.models; slipstream.moshi.models.loaders.get_mimi",
+    "from slipstream.moshi.models.loaders import CheckpointInfo, get_mimi, get_moshi_lm, MIMI_NAME, DEFAULT_REPO",
+    "from slipstream.moshi.models.lm import LMGen, LMModel",
+    "from slipstream.moshi.models.compression import MimiModel",
+    "from slipstream.moshi.conditioners import ConditionAttributes, ConditionTensors, ConditionType, TensorCondition",
+    "from slipstream.moshi.run_inference import get_condition_tensors",
+    "import slipstream.moshi.models.loaders as loaders; assert loaders.FRAME_RATE == 12.5",
+]
+
+
+def test_every_way_of_importing():
+    # One fresh interpreter each would cost seconds; one for all would let an early line help a later one.
+    forget = "\nfor name in [n for n in sys.modules if n.startswith('slipstream.moshi')]: del sys.modules[name]\n"
+    program = "import sys\n" + forget.join(LINES)
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_slipstream_itself_stays_light():
+    program = "import sys, slipstream; assert not {'torch', 'slipstream.moshi'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
