@@ -245,9 +245,10 @@ def broken_files(folder: Path) -> dict[str, tuple[Path, str]]:
 )
 def test_broken_input_is_a_clear_error(tmp_path: Path, case: str) -> None:
     path, message = broken_files(tmp_path)[case]
-    with pytest.raises(AudioError, match=message) as caught:
-        audio.load(path)
-    assert str(path) in str(caught.value)
+    for _ in range(2):  # the second time FFmpeg would keep from its log what it has just said
+        with pytest.raises(AudioError, match=message) as caught:
+            audio.load(path)
+        assert str(path) in str(caught.value)
 
 
 def test_a_script_cannot_open_other_files(tmp_path: Path) -> None:

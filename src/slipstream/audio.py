@@ -341,7 +341,9 @@ def _refusal(file: BinaryIO) -> str | None:
     if not file.seekable():
         return None
     file.seek(0)
+    skip_repeated = av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)
     try:
         with av.logging.Capture() as log:
             av.open(file, mode="r", metadata_errors="ignore", options=_CONTAINER_OPTIONS).close()
@@ -349,6 +351,7 @@ def _refusal(file: BinaryIO) -> str | None:
         return log[-1][2].strip() if log else None
     finally:
         av.logging.set_level(None)
+        av.logging.set_skip_repeated(skip_repeated)
     return None
 
 

@@ -27,6 +27,7 @@ class FakeTranscriber:
     model: str = "fake"
     delay: float = 0.5
     frame_rate: float = 12.5
+    sample_rate: int = 24_000
     on_step: Callable[[int], None] = lambda index: None
     closed: bool = False
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from slipstream.cli.jobs import Job
 
 if TYPE_CHECKING:
-    from slipstream.audio import RawFormat
+    from slipstream.audio import Channels, RawFormat
     from slipstream.formats import Transcript
     from slipstream.transcriber import Transcriber
     from slipstream.types import FloatArray
@@ -46,24 +46,28 @@ def hear(
 
     Raises `AudioError` as `audio.decode` does.
     """
-    from slipstream.audio import SAMPLE_RATE, decode
+    from slipstream.audio import decode
+    from slipstream.engine.session import SessionOptions
     from slipstream.formats import Transcript
     from slipstream.types import Final, OpenWord, Recovered, Step, Turn, Word
 
     def chunks() -> Iterator[FloatArray]:
         source = sys.stdin.buffer if job.path is None else job.path
-        for piece_CS in decode(source, raw=raw, channels="mix" if job.channel is None else "separate"):
+        channels: Channels = "mix" if job.channel is None else "separate"
+        for piece_CS in decode(source, raw=raw, channels=channels, sample_rate=transcriber.sample_rate):
             if stop.is_set():
                 return
             yield piece_CS[job.channel or 0]
 
+    # Little audio waits in the session, so that progress is true and an interrupt ends soon.
+    options = SessionOptions(steps=True, max_buffered_seconds=2.0)
     words: list[Word] = []
     turns: list[Turn] = []
     delays: list[float] = []
     text_came: dict[float, float] = {}
     heard = duration = flush_seconds = 0.0
     started = time.perf_counter()
-    for event in transcriber.stream(chunks(), SAMPLE_RATE):
+    for event in transcriber.stream(chunks(), transcriber.sample_rate, options=options):
         match event:
             case Step(index=index):
                 heard = index / transcriber.frame_rate

@@ -69,8 +69,7 @@ def production_hint() -> str:
     model = next(model for model in _published() if model.name == PRODUCTION_MODEL)
     size = "in your cache" if model.place == "cached" else f"about {model.download_gigabytes:.1f} GB to download"
     return (
-        f"Hearing with {DEFAULT_MODEL}, the small built-in model. "
-        f"For production accuracy: --model {model.name} ({model.languages}; {size})."
+        f"{DEFAULT_MODEL} is a small built-in model; for production accuracy: --model {model.name} ({size})"
     )
 
 

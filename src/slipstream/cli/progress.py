@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -18,16 +18,16 @@ Report = Callable[[str, float], None]
 
 
 @contextmanager
-def progress_bar(durations: Sequence[float | None]) -> Iterator[Report]:
+def progress_bar(durations: Iterable[float | None]) -> Iterator[Report]:
     """Show how much of `durations` (seconds; None where unknown) is heard, how fast, and the time left.
 
-    Where standard error is not a terminal nothing is shown.
+    Where standard error is not a terminal nothing is shown, nor are `durations` asked for.
     """
     if not console.is_terminal:
-        yield lambda name, seconds: None
+        yield lambda name, heard: None
         return
-    known = [duration for duration in durations if duration is not None]
-    total = sum(known) if len(known) == len(durations) else None
+    seconds = list(durations)
+    total = None if None in seconds else sum(filter(None, seconds))
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -132,7 +132,7 @@ def _hear_all(
         return hear(transcriber, job, raw=raw, stop=stop, progress=partial(report, job.name))
 
     failures = []
-    with progress_bar([_seconds(job, raw) for job in jobs]) as report, _pool(transcriber.slots, stop) as pool:
+    with progress_bar(_seconds(job, raw) for job in jobs) as report, _pool(transcriber.slots, stop) as pool:
         job_of = {pool.submit(work, job): job for job in jobs}
         for future in job_of if in_order else as_completed(job_of):
             try:
