@@ -6,6 +6,8 @@ const PAUSE_HORIZON = 2; // of the model's heads, the one that looks two seconds
 const UNSURE = 0.5;
 const UNSENT_BYTES = 1 << 20; // a file is read no faster than the server takes it
 const CHUNK_SECONDS = 0.1;
+// What browsers do for telephony cuts word beginnings and gates soft speech.
+const PLAIN_MICROPHONE = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
 
 const $ = (id) => document.getElementById(id);
 const page = Object.fromEntries(
@@ -66,7 +68,7 @@ class Stream {
 }
 
 async function record(stop) {
-  const microphone = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1 } });
+  const microphone = await navigator.mediaDevices.getUserMedia({ audio: PLAIN_MICROPHONE });
   const context = new AudioContext();
   try {
     await context.audioWorklet.addModule("capture.js");
