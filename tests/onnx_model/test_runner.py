@@ -41,6 +41,30 @@ def test_a_saved_stream_goes_on_in_another_runner(heard: int, quantize: str | No
     assert tokens(second, audio[heard:]) == expected
 
 
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_no_bit_of_a_slot_depends_on_how_many_others_are_active(quantize: str | None):
+    runner = make(slots=5, quantize=quantize)
+    audio = np.concatenate([frames(20, seed) for seed in range(5)], axis=1)
+    activity = np.random.default_rng(0).random((20, 5)) < 0.4
+    activity[:, 1] = True
+    heard = []
+    for active_TB in (np.ones((20, 5), bool), activity):
+        runner.reset(range(5))
+        steps = [runner.step(*frame) for frame in zip(audio, active_TB, strict=True)]
+        heard.append(np.array([[step.logprob_B[1], *step.pause_BH[1]] for step in steps]))
+    np.testing.assert_array_equal(*heard)
+
+
+def test_slots_after_the_last_active_one_cost_nothing(monkeypatch: pytest.MonkeyPatch):
+    runner = make(slots=6)
+    rows: list[int] = []
+    step = runner.lm.step
+    monkeypatch.setattr(runner.lm, "step", lambda position_B: (rows.append(len(position_B)), step(position_B)))
+    for slots in ([0], [2], [1, 3], [5], []):
+        runner.step(np.zeros((6, 1920), np.float32), np.isin(np.arange(6), slots))
+    assert rows == [2, 4, 4, 6]
+
+
 def test_condition_values_change_what_is_said():
     half, four = (stt_config().model_copy(update={"condition_values": {"delay": d}}) for d in (0.5, 4.0))
     assert tokens(make(half), frames(15)) != tokens(make(four), frames(15))

@@ -67,6 +67,8 @@ class OnnxRunner:
         self.codec = CodecStreams(config.codec, codec_session, slots, K)
         self.lm = LMStreams(config.lm, lm_session, slots, self.codec.codes_BK)
         self._frames_B = np.zeros(slots, np.int64)
+        self._token_B = np.zeros(slots, np.int64)
+        self._logprob_B = np.zeros(slots, np.float32)
         self._fresh = self._prime(LMStreams(config.lm, lm_session, 1, np.full((1, K), config.lm.audio_initial_id)))
         self.reset(range(slots))
 
@@ -88,17 +90,10 @@ class OnnxRunner:
         bad = [slot for slot in np.flatnonzero(active_B).tolist() if not np.isfinite(pcm_BS[slot]).all()]
         if bad:
             raise AudioError(f"samples of slot {bad} are not finite numbers")
-        # An inactive slot's row may hold anything: silence keeps what it writes into its ring finite.
-        self.codec.pcm_BS[:] = np.where(active_B[:, None], pcm_BS, np.float32(0))
-        self.codec.step(self._frames_B)
-        position_B = self._frames_B + 1
-        self.lm.step(position_B)
-        token_B = pick(self.lm.logits_BV, self.sampling, self._random)
-        self.codec.commit(active_B)
-        self.lm.commit(active_B, position_B)
-        self.lm.text_B[active_B] = token_B[active_B]
-        self._frames_B += active_B
-        return StepOutput(token_B, logprob(self.lm.logits_BV, token_B), self.lm.pause_BH.copy())
+        rows = self._rows(active_B)
+        if rows:
+            self._run(pcm_BS, active_B, rows)
+        return StepOutput(self._token_B.copy(), self._logprob_B.copy(), self.lm.pause_BH.copy())
 
     def snapshot(self, slot: int) -> SlotState:
         """Copy one slot's state."""
@@ -118,6 +113,28 @@ class OnnxRunner:
     def _check(self, slot: int) -> None:
         if not 0 <= slot < self.slots:
             raise ValueError(f"slot {slot}: this runner has slots 0 to {self.slots - 1}")
+
+    def _rows(self, active_B: BoolArray) -> int:
+        """How many of the first slots to run: an even number, since the 8-bit kernels multiply rows in pairs.
+
+        The last row of an odd number is summed in another order, so a slot's bits would depend on its neighbours.
+        """
+        last = int(np.flatnonzero(active_B).max(initial=-1))
+        return min(last + 1 + (last + 1) % 2, self.slots)
+
+    def _run(self, pcm_BS: FloatArray, active_B: BoolArray, rows: int) -> None:
+        # An inactive slot's row may hold anything: silence keeps what it writes into its ring finite.
+        self.codec.pcm_BS[:rows] = np.where(active_B[:rows, None], pcm_BS[:rows], np.float32(0))
+        self.codec.step(self._frames_B[:rows])
+        position_B = self._frames_B + 1
+        self.lm.step(position_B[:rows])
+        logits_BV = self.lm.logits_BV[:rows]
+        self._token_B[:rows] = pick(logits_BV, self.sampling, self._random)
+        self._logprob_B[:rows] = logprob(logits_BV, self._token_B[:rows])
+        self.codec.commit(active_B)
+        self.lm.commit(active_B, position_B)
+        self.lm.text_B[active_B] = self._token_B[active_B]
+        self._frames_B += active_B
 
     def _prime(self, lm: LMStreams) -> SlotState:
         lm.text_B[:] = self.config.lm.text_initial_id

@@ -41,21 +41,38 @@ def input_type(session: onnxruntime.InferenceSession, name: str) -> npt.DTypeLik
 
 
 class Bound:
-    """A session that reads from and writes to arrays which stay where they are."""
+    """A session that reads from and writes to arrays which stay where they are.
+
+    The first dimension of `inputs` and `outputs` is the slots, of which a run can take the first few; `shared` is what
+    a run reads whole.
+    """
 
     def __init__(
-        self, session: onnxruntime.InferenceSession, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
+        self,
+        session: onnxruntime.InferenceSession,
+        inputs: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+        shared: Mapping[str, Array],
     ) -> None:
         self._session = session
-        self._arrays = (inputs, outputs)  # the binding holds their addresses only
-        self._binding = session.io_binding()
-        for name, array in inputs.items():
-            self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        for name, array in outputs.items():
-            self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self._inputs, self._outputs, self._shared = inputs, outputs, shared
+        self._bindings: dict[int, onnxruntime.SessionIOBinding] = {}
 
-    def run(self) -> None:
-        self._session.run_with_iobinding(self._binding)
+    def run(self, rows: int) -> None:
+        """Run the first `rows` slots."""
+        if rows not in self._bindings:
+            self._bindings[rows] = self._bind(rows)
+        self._session.run_with_iobinding(self._bindings[rows])
+
+    def _bind(self, rows: int) -> onnxruntime.SessionIOBinding:
+        binding = self._session.io_binding()
+        inputs = {**self._shared, **{name: array[:rows] for name, array in self._inputs.items()}}
+        for name, array in inputs.items():
+            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name, whole in self._outputs.items():
+            array = whole[:rows]
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        return binding
 
 
 def physical_cores() -> int:

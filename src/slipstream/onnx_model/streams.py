@@ -40,34 +40,35 @@ class CodecStreams:
         self._tails = _tails(session, slots)
         self._new_tails = {f"{name}.new": np.zeros_like(tail) for name, tail in self._tails.items()}
         self._ring = _key_values(config.transformer, slots, self.columns, np.float32)
-        inputs = {
+        inputs: dict[str, Array] = {
             "pcm": self.pcm_BS,
             "first": self._first_B,
             "mask": self._mask_BTC,
             "columns": self._place_BTH3,
-            **self._rotary.inputs,
+            "row": self._rotary.row_BT,
             **self._tails,
+            **_layers(self._ring),
         }
-        outputs = {"codes": self.codes_BK, **self._new_tails}
-        self._bound = Bound(session, inputs | _layers(self._ring), outputs | _layers(self._ring, ".new"))
+        outputs = {"codes": self.codes_BK, **self._new_tails, **_layers(self._ring, ".new")}
+        self._bound = Bound(session, inputs, outputs, self._rotary.angles)
 
     def step(self, frames_B: IntArray) -> None:
-        """Encode `pcm_BS` into `codes_BK`; each slot has heard `frames_B` frames before."""
-        T, C = self.config.stride, self.columns
+        """Encode a frame of each stream that has heard `frames_B` frames: the first slots, as many as there are."""
+        T, C, rows = self.config.stride, self.columns, len(frames_B)
         position_BT = frames_B[:, None] * T + np.arange(T)
         # The newest position that lies in each column once this frame is written; negative where none does yet.
         last_B1 = position_BT[:, -1:]
         held_BC = last_B1 - (last_B1 - np.arange(C)) % C
         distance_BTC = position_BT[:, :, None] - held_BC[:, None]
         seen = (distance_BTC >= 0) & (distance_BTC < self.config.transformer.context) & (held_BC[:, None] >= 0)
-        self._mask_BTC[:, 0] = np.where(seen, np.float32(0), np.float32(-np.inf))
-        self._place_BTH3[..., 2] = (position_BT % C)[:, :, None]
-        self._first_B[:] = frames_B == 0
+        self._mask_BTC[:rows, 0] = np.where(seen, np.float32(0), np.float32(-np.inf))
+        self._place_BTH3[:rows, ..., 2] = (position_BT % C)[:, :, None]
+        self._first_B[:rows] = frames_B == 0
         self._rotary.turn(position_BT)
-        self._bound.run()
+        self._bound.run(rows)
 
     def commit(self, active_B: BoolArray) -> None:
-        """Let the active slots advance: the next step starts from what this one left."""
+        """Let the active slots, all of them in the last step, advance."""
         for old, new in zip(self._tails.values(), self._new_tails.values(), strict=True):
             old[active_B] = new[active_B]
 
@@ -111,23 +112,24 @@ class LMStreams:
             "text": self.text_B,
             "codes": codes_BK,
             "length": self._length_B,
-            "longest": self._longest,
-            **self._rotary.inputs,
+            "row": self._rotary.row_BT,
+            **_layers(self._cache),
         }
-        outputs: dict[str, Array] = {"logits": self.logits_BV} | (
-            {"pause": self.pause_BH} if config.pause_heads else {}
-        )
-        self._bound = Bound(session, inputs | _layers(self._cache), outputs | _layers(self._cache, ".new"))
+        outputs: dict[str, Array] = {"logits": self.logits_BV, **_layers(self._cache, ".new")}
+        if config.pause_heads:
+            outputs["pause"] = self.pause_BH
+        self._bound = Bound(session, inputs, outputs, {"longest": self._longest, **self._rotary.angles})
 
     def step(self, position_B: IntArray) -> None:
-        """Read `text_B` and `codes_BK` at each slot's position, write `logits_BV` and `pause_BH`."""
-        self._length_B[:] = np.minimum(position_B, self._older)
-        self._longest[:] = self._length_B.max() + 1
+        """Read the tokens of each stream at its position: the first slots, as many as there are positions."""
+        rows = len(position_B)
+        self._length_B[:rows] = np.minimum(position_B, self._older)
+        self._longest[:] = self._length_B[:rows].max() + 1
         self._rotary.turn(position_B[:, None])
-        self._bound.run()
+        self._bound.run(rows)
 
     def commit(self, active_B: BoolArray, position_B: IntArray) -> None:
-        """Let the active slots, just run at `position_B`, advance."""
+        """Let the active slots, all of them in the last step, advance from `position_B`."""
         for slot in np.flatnonzero(active_B & (position_B >= self._older) & (self._older > 0)):
             column = position_B[slot] % self._older
             self._cache[:, :, slot, :, column] = self._cache[:, :, slot, :, self._older]
@@ -142,16 +144,17 @@ class LMStreams:
 
 
 class _Rotary:
-    """The rotary angles' inputs: a row of cosines and sines for each position of each slot."""
+    """The rotary angles' inputs: a table with a row for each position of each slot, and which rows are whose."""
 
     def __init__(self, config: TransformerConfig, slots: int, steps: int) -> None:
         self.config = config
-        rows = slots * steps
-        self.cos, self.sin = rotations(np.zeros(rows, np.int64), config)
-        self.inputs = {"cos": self.cos, "sin": self.sin, "row": np.arange(rows).reshape(slots, steps)}
+        self.row_BT = np.arange(slots * steps).reshape(slots, steps)
+        cos, sin = rotations(self.row_BT.reshape(-1), config)
+        self.angles = {"cos": cos, "sin": sin}
 
     def turn(self, position_BT: IntArray) -> None:
-        self.cos[:], self.sin[:] = rotations(position_BT.reshape(-1), self.config)
+        rows = position_BT.size
+        self.angles["cos"][:rows], self.angles["sin"][:rows] = rotations(position_BT.reshape(-1), self.config)
 
 
 def _tails(session: onnxruntime.InferenceSession, slots: int) -> dict[str, Array]:
