@@ -6,13 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["load_runner"]
+__all__ = ["load", "load_runner"]
 
 if TYPE_CHECKING:
-    from slipstream.loading import load_runner
+    from slipstream.loading import load, load_runner
 
 # Public names and where they live: importing the package loads none of it.
 _HOMES = {
+    "load": "slipstream.loading",
     "load_runner": "slipstream.loading",
 }
 

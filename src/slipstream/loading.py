@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from slipstream.config import SamplingConfig, STTConfig
-from slipstream.errors import BackendError, ConfigError
+from slipstream.errors import BackendError, CheckpointError, ConfigError
+from slipstream.text import Tokenizer
+from slipstream.transcriber import Transcriber
 from slipstream.weights.checkpoint import Checkpoint, load_checkpoint
 from slipstream.weights.sources import Origin, Ref, Sources, resolve
 
@@ -65,6 +67,43 @@ def load_runner(
         seed=seed,
         progress=progress,
     )
+
+
+def load(
+    model: Ref = "tiny",
+    *,
+    device: str = "auto",
+    backend: str = "auto",
+    slots: int = 1,
+    dtype: str = "float32",
+    quantize: Literal["int8", "int4", "none"] | None = None,
+    threads: int | None = None,
+    **origin: Unpack[Origin],
+) -> Transcriber:
+    """Load a model ready to transcribe `slots` streams at once, on the fastest device there is unless told otherwise.
+
+    Arguments as of `load_runner`. Raises as that does, and `CheckpointError` where model and tokenizer do not belong
+    together.
+    """
+    sources = resolve(model, **origin)
+    tokenizer = Tokenizer(sources.tokenizer)
+    if tokenizer.vocab_size < sources.config.lm.text_vocab:
+        raise CheckpointError(
+            f"{sources.tokenizer} has {tokenizer.vocab_size} tokens, but the model writes "
+            f"{sources.config.lm.text_vocab}: the two do not belong together"
+        )
+    runner = open_model(
+        sources,
+        lambda: load_checkpoint(model, **origin),
+        backend=backend,
+        device=device,
+        slots=slots,
+        dtype=dtype,
+        quantize=quantize,
+        threads=threads,
+    )
+    prefix = sources.config.silence_prefix_seconds
+    return Transcriber(runner, tokenizer, model=os.fspath(model), silence_prefix_seconds=prefix)
 
 
 def open_model(
@@ -162,6 +201,8 @@ def _torch(config: STTConfig, checkpoint: Checkpoint, device: str, dtype: str, o
     from slipstream.torch_model.build import build_codec, build_lm
     from slipstream.torch_model.runner import TorchRunner
 
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

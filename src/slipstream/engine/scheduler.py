@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 
 from slipstream.engine.session import Session
 from slipstream.errors import Overloaded
@@ -109,12 +110,12 @@ class Scheduler:
 
     def delay(self, now: float) -> float | None:
         """Seconds until something is due: 0 for now, None when nothing is until a session changes."""
-        due = list(self._waiting.values())
+        due = min(self._waiting.values(), default=math.inf)
         if self._ready:
-            due.append(self._step_time())
+            due = min(due, self._step_time())
         if self._markers:
-            due.append(next(iter(self._markers.values())))
-        return max(0.0, min(due) - now) if due else None
+            due = min(due, next(iter(self._markers.values())))
+        return None if due == math.inf else max(0.0, due - now)
 
     def expire(self, now: float) -> list[Session]:
         """Flush for the markers whose time has come; gives the sessions that have waited for a slot long enough."""

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import logging
+import math
+import time
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.fakes import (
+    ScriptRunner,
+    drive,
+    new_session,
+    silence,
+    sound_of,
+    speech,
+    tiny_tokenizer,
+    tokenizer_path,
+    words_of,
+)
+from tests.models import random_model, stt_config
+
+import slipstream
+from slipstream.config import STTConfig
+from slipstream.engine.session import SessionOptions
+from slipstream.engine.watchdog import WatchdogOptions
+from slipstream.errors import AudioError, CheckpointError, Overloaded, SlipstreamError
+from slipstream.formats import Transcript
+from slipstream.transcriber import Transcriber
+from slipstream.types import Final, PartialWord, Ready, Step, Word
+from slipstream.weights.checkpoint import Checkpoint, save_checkpoint
+
+
+@pytest.fixture
+def transcriber() -> Iterator[Transcriber]:
+    with Transcriber(ScriptRunner(slots=3), tiny_tokenizer(), model="levels") as transcriber:
+        yield transcriber
+
+
+def solo(audio_S: np.ndarray) -> tuple[Word, ...]:
+    runner = ScriptRunner()
+    return tuple(words_of(drive(new_session(runner), runner, [audio_S])))
+
+
+def quantised(audio_S: np.ndarray) -> np.ndarray:
+    return np.round(audio_S * 32767).astype(np.int16)
+
+
+def as_wav(path: Path, audio_S: np.ndarray) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(24_000)
+        file.writeframes(quantised(audio_S).tobytes())
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------- recordings
+
+
+def test_an_array_becomes_a_transcript(transcriber: Transcriber) -> None:
+    audio_S = np.concatenate([speech(1, words=6), silence(20), sound_of("fox", 5)])
+    transcript = transcriber.transcribe(audio_S, 24_000)
+    assert transcript.words == solo(audio_S)
+    assert transcript.turns[0].start == transcript.words[0].start
+    assert transcript.turns[-1].end == transcript.words[-1].end
+    assert transcript.duration == len(audio_S) / 24_000
+    assert (transcript.model, transcript.delay) == ("levels", 0.48)
+    assert transcript.to_srt().startswith("1\n00:00:")
+
+
+def test_a_file_is_heard_as_its_samples_are(transcriber: Transcriber, tmp_path: Path) -> None:
+    audio_S = speech(2, words=6)
+    from_file = transcriber.transcribe(as_wav(tmp_path / "speech.wav", audio_S))
+    from_array = transcriber.transcribe(quantised(audio_S), 24_000)
+    assert from_file == from_array
+    assert [word.text for word in from_file.words] == [word.text for word in solo(audio_S)]
+
+
+def test_channels_are_mixed_and_rates_converted(transcriber: Transcriber) -> None:
+    audio_S = np.concatenate([silence(5), sound_of("fox", 10), silence(5), sound_of("dog", 10)])
+    other_rate = np.repeat(audio_S, 2)
+    stereo = np.stack([2 * other_rate, 0 * other_rate])
+    transcript = transcriber.transcribe(stereo, 48_000)
+    assert [(word.text, word.start) for word in transcript.words] == [("fox", 0.4), ("dog", 1.6)]
+    assert transcript.duration == pytest.approx(len(audio_S) / 24_000, abs=0.001)
+
+
+def test_a_recording_longer_than_the_buffer(transcriber: Transcriber) -> None:
+    audio_S = np.tile(np.concatenate([sound_of("fox", 5), silence(20)]), 30)
+    transcript = transcriber.transcribe(audio_S, 24_000, options=SessionOptions(partials=False, max_buffered_seconds=2))
+    assert [(word.text, word.start) for word in transcript.words] == [("fox", pytest.approx(2 * n)) for n in range(30)]
+    assert len(transcript.turns) == 30
+
+
+def test_what_is_no_recording_is_said_so(transcriber: Transcriber, tmp_path: Path) -> None:
+    (tmp_path / "text.wav").write_text("this is no audio")
+    for source, rate, message in (
+        (tmp_path / "absent.wav", None, "no such file"),
+        (tmp_path / "text.wav", None, "not audio"),
+        (tmp_path / "text.wav", 16_000, "its own sample rate"),
+        (silence(5), None, "pass sample_rate"),
+        (np.array([0.0, np.nan]), 24_000, "not a finite number"),
+    ):
+        with pytest.raises(AudioError, match=message):
+            transcriber.transcribe(source, rate)
+    assert transcriber.engine.active == 0
+
+
+def test_a_recovery_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    options = SessionOptions(partials=False, watchdog=WatchdogOptions(mute_seconds=3))
+    with (
+        Transcriber(ScriptRunner(mute_after=20), tiny_tokenizer(), model="mute") as transcriber,
+        caplog.at_level(logging.WARNING),
+    ):
+        transcriber.transcribe(np.tile(np.concatenate([sound_of("fox", 10), silence(5)]), 10), 24_000, options=options)
+    assert "no text for 3 s of speech at" in caplog.text
+
+
+# ----------------------------------------------------------------------------------------------------------------- many
+
+
+def test_many_recordings_fill_the_slots_and_come_in_order(transcriber: Transcriber) -> None:
+    recordings = [speech(seed, words=4 + seed % 3) for seed in range(10)]
+    transcripts = list(transcriber.transcribe_many(recordings, 24_000))
+    assert [transcript.words for transcript in transcripts] == [solo(audio_S) for audio_S in recordings]
+
+
+def test_one_that_fails_raises_in_its_turn_or_stands_in_its_place(transcriber: Transcriber, tmp_path: Path) -> None:
+    sources = [as_wav(tmp_path / f"{n}.wav", speech(n, words=2)) for n in range(4)]
+    sources[2].write_bytes(b"broken")
+    transcripts = transcriber.transcribe_many(sources)
+    next(transcripts), next(transcripts)
+    with pytest.raises(AudioError, match=r"2\.wav"):
+        next(transcripts)
+    found = list(transcriber.transcribe_many(sources, return_exceptions=True))
+    assert [isinstance(each, SlipstreamError) for each in found] == [False, False, True, False]
+    assert all(isinstance(each, (Transcript, AudioError)) for each in found)
+
+
+def test_who_stops_asking_for_transcripts_does_not_wait_for_them() -> None:
+    runner = ScriptRunner(slots=2, step_seconds=0.005)
+    with Transcriber(runner, tiny_tokenizer(), model="slow") as transcriber:
+        transcripts = transcriber.transcribe_many([speech(seed, words=2) for seed in range(50)], 24_000)
+        next(transcripts)
+        transcripts.close()  # type: ignore[attr-defined]
+        assert runner.steps < 1000
+
+
+# -------------------------------------------------------------------------------------------------------------- streams
+
+
+def test_a_stream_tells_words_as_they_come(transcriber: Transcriber) -> None:
+    audio_S = speech(3, words=5)
+    fed = 0
+
+    def chunks() -> Iterator[np.ndarray]:
+        nonlocal fed
+        for chunk in np.array_split(audio_S, 40):
+            fed += 1
+            time.sleep(0.005)
+            yield chunk
+
+    words = {}
+    for event in transcriber.stream(chunks(), 24_000):
+        if isinstance(event, Word):
+            words[event] = fed
+    assert tuple(words) == solo(audio_S)
+    assert min(words.values()) < 40
+
+
+def test_a_stream_tells_what_its_options_ask_for(transcriber: Transcriber) -> None:
+    by_default = {type(event) for event in transcriber.stream([speech(3, words=5)], 24_000)}
+    assert PartialWord in by_default
+    assert Step not in by_default
+    options = SessionOptions(partials=False, steps=True)
+    asked = {type(event) for event in transcriber.stream([speech(3, words=5)], 24_000, options=options)}
+    assert Step in asked
+    assert PartialWord not in asked
+
+
+def test_who_stops_reading_a_stream_frees_its_slot(transcriber: Transcriber) -> None:
+    events = transcriber.stream([silence(1)] * 100, 24_000)
+    next(events)
+    assert transcriber.engine.active == 1
+    events.close()  # type: ignore[attr-defined]
+    assert transcriber.engine.active == 0
+
+
+def test_sessions_share_the_engine_and_the_house_can_be_full(transcriber: Transcriber) -> None:
+    sessions = [transcriber.session() for _ in range(3)]
+    with pytest.raises(Overloaded):
+        transcriber.session()
+    for number, session in enumerate(sessions):
+        session.send(speech(number, words=3))
+    for number, session in enumerate(sessions):
+        session.finish()
+        events = list(session)
+        assert (type(events[0]), type(events[-1])) == (Ready, Final)
+        assert tuple(words_of(events)) == solo(speech(number, words=3))
+
+
+# ------------------------------------------------------------------------------------------------------------- by name
+
+
+def save_model(folder: Path, config: STTConfig) -> Path:
+    lm, codec = random_model(config)
+    save_checkpoint(Checkpoint(config, lm, codec, tokenizer_path()), folder, "kyutai")
+    return folder
+
+
+def test_load_makes_a_transcriber_of_a_folder(tmp_path: Path) -> None:
+    config = stt_config().model_copy(update={"silence_prefix_seconds": 0.3})
+    with slipstream.load(save_model(tmp_path, config), backend="onnx", slots=2) as transcriber:
+        transcript = transcriber.transcribe(speech(1, words=3), 24_000)
+    assert transcriber.slots == 2
+    assert transcriber.engine.format.silence_frames == math.ceil(0.3 * 12.5)
+    assert transcript.model == str(tmp_path)
+    assert transcript.delay == config.delay_frames / 12.5
+
+
+def test_load_refuses_a_tokenizer_of_another_model(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, stt_config(text_vocab=tiny_tokenizer().vocab_size + 1))
+    with pytest.raises(CheckpointError, match="do not belong together"):
+        slipstream.load(folder)
