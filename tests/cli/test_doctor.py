@@ -37,13 +37,15 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_measures_until_it_is_too_slow(cli: Cli, runner: list[dict[str, Any]]) -> None:
-    outcome = cli("doctor", "--model", "x/y", "--device", "cpu", "--backend", "onnx")
+    where = ["--model", "x/y", "--device", "cpu", "--backend", "onnx", "--quantize", "int4", "--threads", "2"]
+    outcome = cli("doctor", *where)
     assert outcome.code == 0
     lines = {line.split("  ")[1].strip(): line for line in outcome.out.splitlines() if line.startswith("  ")}
     assert "in real time" in lines["1 live"]
     assert "too slow" in lines["16 live"]
     assert [asked["slots"] for asked in runner] == [1, 4, 16]
-    assert runner[0] == {"ref": "x/y", "slots": 1, "backend": "onnx", "device": "cpu"}
+    expected = {"ref": "x/y", "slots": 1, "backend": "onnx", "device": "cpu", "quantize": "int4", "threads": 2}
+    assert runner[0] == expected
 
 
 def test_names_what_is_missing_and_how_to_get_it(

@@ -31,9 +31,11 @@ def test_text_goes_to_standard_output_and_the_rest_does_not(cli: Cli, sound: Sou
 
 
 def test_another_model_needs_no_hint(cli: Cli, sound: Sound, loaded: Loaded) -> None:
-    outcome = cli("transcribe", sound("a.wav", [0.1]), "--model", "x/y", "--device", "cuda:1", "--backend", "torch")
+    where = ["--model", "x/y", "--device", "cpu", "--backend", "onnx", "--quantize", "int8", "--threads", "2"]
+    outcome = cli("transcribe", sound("a.wav", [0.1]), *where)
     assert outcome.err == ""
-    assert (loaded.model, loaded.arguments) == ("x/y", {"device": "cuda:1", "backend": "torch", "slots": 1})
+    expected = {"device": "cpu", "backend": "onnx", "quantize": "int8", "threads": 2, "slots": 1}
+    assert (loaded.model, loaded.arguments) == ("x/y", expected)
 
 
 def test_words_with_times(cli: Cli, sound: Sound, loaded: Loaded) -> None:

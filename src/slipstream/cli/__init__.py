@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from slipstream import __version__
-from slipstream.cli import convert, doctor, listen, models, serve, transcribe
+from slipstream.cli import convert, data, doctor, evaluate, listen, models, serve, train, transcribe
 from slipstream.cli.console import INTERRUPTED, WarningHandler, fail
 from slipstream.cli.output import close_stdout
 from slipstream.errors import SlipstreamError
@@ -29,8 +29,11 @@ for _command in (
     models.models,
     doctor.doctor,
     convert.convert,
+    evaluate.evaluate,
 ):
     app.command()(_command)
+app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
 
 
 def main() -> None:

@@ -7,12 +7,12 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from statistics import median
 from typing import TYPE_CHECKING
 
-from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model
+from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model, Quantize, Threads
 from slipstream.errors import SlipstreamError
 
 if TYPE_CHECKING:
@@ -33,11 +33,24 @@ _SLOTS = (1, 4, 16, 64)
 _WARM_UP_FRAMES, _MEASURED_FRAMES = 5, 25
 
 
-def doctor(model: Model = DEFAULT_MODEL, device: Device = "auto", backend: Backend = "auto") -> None:
+def doctor(
+    model: Model = DEFAULT_MODEL,
+    device: Device = "auto",
+    backend: Backend = "auto",
+    quantize: Quantize = None,
+    threads: Threads = None,
+) -> None:
     """Show versions and devices, and measure how many live streams this machine can follow."""
+    import slipstream
+
+    def load(slots: int) -> Runner:
+        return slipstream.load_runner(
+            model, device=device, backend=backend, quantize=quantize, threads=threads, slots=slots
+        )
+
     _section("Versions", _versions())
     _section("Machine", _machine())
-    _section(f"Real time with {model}", _real_time(model, device, backend))
+    _section(f"Real time with {model}", _real_time(load))
 
 
 def milliseconds_a_frame(runner: Runner) -> float:
@@ -110,12 +123,10 @@ def _microphones() -> str:
         return str(error)
 
 
-def _real_time(model: str, device: str, backend: str) -> Iterator[tuple[str, str]]:
+def _real_time(load: Callable[[int], Runner]) -> Iterator[tuple[str, str]]:
     """Step ever more slots, until a step takes longer than the audio it hears."""
-    import slipstream
-
     for slots in _SLOTS:
-        runner = slipstream.load_runner(model, backend=backend, device=device, slots=slots)
+        runner = load(slots)
         took, budget = milliseconds_a_frame(runner), 1000 / runner.frame_rate
         holds = "in real time" if took < budget else "too slow"
         yield f"{slots} live", f"{took:.1f} ms for each {budget:.0f} ms of audio: {holds}, {budget / took:.1f}x"

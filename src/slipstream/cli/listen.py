@@ -14,7 +14,7 @@ from rich.text import Text
 
 from slipstream.cli.console import first_interrupt_stops, notice
 from slipstream.cli.models import production_hint
-from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model
+from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model, Quantize, Threads
 from slipstream.errors import AudioError
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ def listen(
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     backend: Backend = "auto",
+    quantize: Quantize = None,
+    threads: Threads = None,
     microphone: Annotated[
         str | None, typer.Option("--microphone", help="Number or part of the name; the system's default otherwise.")
     ] = None,
@@ -45,7 +47,8 @@ def listen(
     import slipstream
 
     chosen = int(microphone) if microphone and microphone.isdecimal() else microphone
-    with slipstream.load(model, device=device, backend=backend) as transcriber, first_interrupt_stops() as stop:
+    transcriber = slipstream.load(model, device=device, backend=backend, quantize=quantize, threads=threads)
+    with transcriber, first_interrupt_stops() as stop:
         notice("Listening. Ctrl-C ends.")
         show_live(transcriber.stream(_until(stop, audio.microphone(chosen)), audio.SAMPLE_RATE))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,3 +13,10 @@ Model = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", "-d", help="auto, cpu, gpu (Apple silicon), cuda or cuda:N.")]
 Backend = Annotated[str, typer.Option("--backend", help="auto, onnx, torch or mlx.")]
+Quantize = Annotated[
+    Literal["int4", "int8", "none"] | None,
+    typer.Option("--quantize", help="Keep the LM's weights in 4 or 8 bits: onnx (int8 for large models) and mlx."),
+]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Of the processor, with onnx; one for each core if not given.")
+]

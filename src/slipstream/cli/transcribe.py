@@ -21,7 +21,7 @@ from slipstream.cli.console import INTERRUPTED, fail, first_interrupt_stops, not
 from slipstream.cli.hearing import Heard, hear
 from slipstream.cli.jobs import Job, check_places, find_jobs, split_channels
 from slipstream.cli.models import production_hint
-from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model
+from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model, Quantize, Threads
 from slipstream.cli.output import render, write_file, write_stdout
 from slipstream.cli.progress import progress_bar
 from slipstream.errors import SlipstreamError
@@ -42,6 +42,8 @@ def transcribe(
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     backend: Backend = "auto",
+    quantize: Quantize = None,
+    threads: Threads = None,
     format: Annotated[_Format, typer.Option("--format", "-f", help="What to write.")] = "txt",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write a file for each input into this folder.")
@@ -100,7 +102,11 @@ def transcribe(
         import slipstream
 
         slots = min(slots, len(jobs))
-        transcriber = stack.enter_context(slipstream.load(model, device=device, backend=backend, slots=slots))
+        transcriber = stack.enter_context(
+            slipstream.load(
+                model, device=device, backend=backend, slots=slots, quantize=quantize, threads=threads
+            )
+        )
         stop = stack.enter_context(first_interrupt_stops())
         failures = _hear_all(transcriber, jobs, raw_format, stop, deliver, in_order=output is None)
         interrupted = stop.is_set()
