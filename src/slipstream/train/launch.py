@@ -38,9 +38,10 @@ Report = Callable[[str], None]
 def run_codec(options: CodecRun, report: Report = print) -> Path:
     """Train a log-mel codec by its phones; gives the last checkpoint's path. Resumes what is in `run.out`."""
     with _processes(options.run):
-        tokenizer, packs = Tokenizer(options.data.tokenizer), [Pack(path) for path in options.data.packs]
+        packs = [Pack(path) for path in options.data.packs]
         phones = _phones(options.run, options.model, packs)
         model = _speech_model(options.model, options.data, len(phones), options.run.seed)
+        tokenizer = _tokenizer(options.data, model.config.lm)
         rows = _row_options(options.data, model.config.lm)
         sampler = RowSampler(packs, phones, tokenizer, rows, seed=options.run.seed)
         return _run(PhoneTask(model, sampler, options.loss), options.run, report)
@@ -60,9 +61,10 @@ def run_lm(options: LMRun, report: Report = print) -> Path:
 def _run_joint(options: LMRun, report: Report) -> Path:
     if options.lora is not None:
         raise ConfigError("lora trains an LM beside a frozen codec: leave train_codec out")
-    tokenizer, packs = Tokenizer(options.data.tokenizer), [Pack(path) for path in options.data.packs]
+    packs = [Pack(path) for path in options.data.packs]
     phones = _phones(options.run, options.model, packs)
     model = _speech_model(options.model, options.data, len(phones), options.run.seed)
+    tokenizer = _tokenizer(options.data, model.config.lm)
     rows = _row_options(options.data, model.config.lm)
     sampler = RowSampler(packs, phones, tokenizer, rows, seed=options.run.seed)
     _run(JointTask(model, sampler, options.loss, options.quantiser), options.run, report)
@@ -88,7 +90,7 @@ def _run_text(options: LMRun, report: Report) -> Path:
         add_lora(lm, options.lora.rank, options.lora.scaling)
     packs = [Pack(path) for path in options.data.packs]
     sampler = TokenSampler(
-        packs, Tokenizer(options.data.tokenizer), _row_options(options.data, config.lm), seed=options.run.seed
+        packs, _tokenizer(options.data, config.lm), _row_options(options.data, config.lm), seed=options.run.seed
     )
     _run(TextTask(lm, sampler, options.loss, options.quantiser.codebook_dropout), options.run, report)
     folder = options.run.out / "model"
@@ -128,6 +130,13 @@ def _speech_model(model: ModelOptions, data: DataOptions, phones: int, seed: int
 
 def _config(codec: CodecConfig, lm: LMConfig, data: DataOptions) -> STTConfig:
     return _delayed(STTConfig(codec=codec, lm=lm, delay_seconds=0, delay_frames=0), data)
+
+
+def _tokenizer(data: DataOptions, lm: LMConfig) -> Tokenizer:
+    tokenizer = Tokenizer(data.tokenizer)
+    if tokenizer.vocab_size != lm.text_vocab:
+        raise ConfigError(f"{data.tokenizer} has {tokenizer.vocab_size} tokens, the LM's text_vocab is {lm.text_vocab}")
+    return tokenizer
 
 
 def _delayed(config: STTConfig, data: DataOptions) -> STTConfig:

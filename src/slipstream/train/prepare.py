@@ -123,7 +123,7 @@ def mel_items(
     front_end = LogMel(config, sample_rate)
     silence = log_mel(front_end, np.zeros(config.window, np.float32))[-1]
     kind = PackKind("mel", config.n_mels, sample_rate / config.hop, tuple(map(float, silence)))
-    return kind, ((log_mel(front_end, load(r.audio, sample_rate)), _clip(r)) for r in recordings)
+    return kind, ((log_mel(front_end, load(r.audio, sample_rate)), _with_phones(r)) for r in recordings)
 
 
 def token_items(
@@ -193,18 +193,16 @@ def _write_phones(audio: Path, phones: Sequence[Phone]) -> None:
 
 
 def _clip(recording: Recording) -> Clip:
-    """What a pack says of a recording: timed phones where the synthesiser left them, else those of its text."""
+    """What a pack says of a recording, but for its phones."""
+    words = tuple((w.text, w.start, w.end) for w in recording.words)
+    return Clip(0, 0, recording.text, recording.lang, recording.dataset, recording.speaker, words)
+
+
+def _with_phones(recording: Recording) -> Clip:
+    """The same with phones: timed where the synthesiser left them beside the audio, else those of the text."""
     path = _phones_path(recording.audio)
-    timed: list[Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    spoken = () if timed else tuple(p for word in phones_of(recording.text, recording.lang) for p in word)
-    return Clip(
-        0,
-        0,
-        recording.text,
-        recording.lang,
-        recording.dataset,
-        recording.speaker,
-        tuple((w.text, w.start, w.end) for w in recording.words),
-        tuple((str(name), float(start)) for name, start in timed),
-        spoken,
-    )
+    if path.exists():
+        timed: list[Any] = json.loads(path.read_text(encoding="utf-8"))
+        return replace(_clip(recording), phones=tuple((str(name), float(start)) for name, start in timed))
+    spoken = tuple(phone for word in phones_of(recording.text, recording.lang) for phone in word)
+    return replace(_clip(recording), phone_sequence=spoken)

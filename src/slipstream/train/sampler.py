@@ -76,12 +76,14 @@ class PhoneInventory:
         self._numbers = {name: i for i, name in enumerate(names)}
 
     @classmethod
-    def of(cls, clips: Iterable[Clip], least: int = 200) -> PhoneInventory:
+    def of(cls, clips: Iterable[Clip], least: float = 2e-5) -> PhoneInventory:
+        """The phones that make up at least the share `least` of all that `clips` hold."""
         counts: Counter[str] = Counter()
         for clip in clips:
             counts.update(name for name, _ in clip.phones)
             counts.update(clip.phone_sequence)
-        kept = sorted(name for name, n in counts.items() if n >= least and not name.startswith(SILENCE))
+        enough = least * counts.total()
+        kept = sorted(name for name, n in counts.items() if n >= enough and not name.startswith(SILENCE))
         return cls((SILENCE, *kept))
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import tempfile
 from collections.abc import Iterable
@@ -39,25 +40,26 @@ def train_tokenizer(
     """
     import sentencepiece
 
+    proto = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=proto,
+            vocab_size=vocab_size,
+            model_type="unigram",
+            character_coverage=coverage,
+            unk_id=WORD_ID,
+            bos_id=1,
+            eos_id=2,
+            pad_id=PAD_ID,
+            hard_vocab_limit=hard_limit,
+            normalization_rule_name="nfkc",
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise SlipstreamError(f"cannot train a vocabulary of {vocab_size}: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as out:
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(sentences),
-                model_writer=out,
-                vocab_size=vocab_size,
-                model_type="unigram",
-                character_coverage=coverage,
-                unk_id=WORD_ID,
-                bos_id=1,
-                eos_id=2,
-                pad_id=PAD_ID,
-                hard_vocab_limit=hard_limit,
-                normalization_rule_name="nfkc",
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            raise SlipstreamError(f"cannot train a vocabulary of {vocab_size}: {error}") from error
+    path.write_bytes(proto.getvalue())
 
 
 def extend_tokenizer(base: Path, sentences: Iterable[str], path: Path, vocab_size: int) -> None:
