@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.fakes import tiny_tokenizer
 
 from slipstream.config import PAD_ID
 from slipstream.evaluate.hearing import Heard, Speed, hear
@@ -17,7 +18,6 @@ from slipstream.evaluate.report import evaluate, to_html, to_json, to_text
 from slipstream.text import encode_stream
 from slipstream.train.manifest import Recording
 from slipstream.types import BoolArray, FloatArray, State, StepOutput, Word
-from tests.fakes import tiny_tokenizer
 
 pytest.importorskip("jiwer")
 pytest.importorskip("whisper_normalizer")

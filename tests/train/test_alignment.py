@@ -13,11 +13,7 @@ from slipstream.train.alignment import SILENCE_ID, align_words, spread, viterbi
 
 def _every_path(frames: int, states: np.ndarray) -> list[tuple[int, ...]]:
     needed = set(np.flatnonzero(states != SILENCE_ID))
-    return [
-        path
-        for path in itertools.combinations_with_replacement(range(len(states)), frames)
-        if needed <= set(path)
-    ]
+    return [path for path in itertools.combinations_with_replacement(range(len(states)), frames) if needed <= set(path)]
 
 
 @pytest.mark.parametrize("seed", range(8))

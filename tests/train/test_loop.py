@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from tests.train import world
 
 from slipstream.errors import CheckpointError
 from slipstream.text import Tokenizer
@@ -18,7 +19,6 @@ from slipstream.train.loop import Trainer
 from slipstream.train.options import LossOptions, RunOptions
 from slipstream.train.sampler import RowOptions, TokenSampler
 from slipstream.train.tasks import TextTask
-from tests.train import world
 
 
 @pytest.fixture(scope="module")

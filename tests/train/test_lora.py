@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
+from tests.train import world
 
 from slipstream.torch_model.lm import LM
 from slipstream.train.lora import LoraLinear, add_lora, merge_lora
-from tests.train import world
 
 
 def _lm() -> tuple[LM, torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.train import world
 
 from slipstream.config import STTConfig
 from slipstream.text import Tokenizer, WordDecoder
@@ -18,7 +19,6 @@ from slipstream.train.options import LossOptions, RunOptions
 from slipstream.train.sampler import RowOptions, TokenSampler
 from slipstream.train.tasks import TextTask
 from slipstream.types import FloatArray, Word
-from tests.train import world
 
 
 @pytest.mark.parametrize("delays", [(6, 6), (4, 12)], ids=["fixed", "drawn"])

@@ -100,13 +100,25 @@ def test_from_texts_to_a_model_that_transcribes(tmp_path: Path) -> None:
     assert "parameters" in _call(train_cli.app, "codec", toml)
 
     aligned = tmp_path / "aligned.jsonl"
-    _call(data_cli.app, "align", manifest, "-o", aligned, "--aligner", tmp_path / "codec", "--config", toml, "--least", -99)
+    _call(
+        data_cli.app,
+        "align",
+        manifest,
+        "-o",
+        aligned,
+        "--aligner",
+        tmp_path / "codec",
+        "--config",
+        toml,
+        "--least",
+        -99,
+    )
     assert len(aligned.read_text(encoding="utf-8").splitlines()) == 3
 
     joint = tmp_path / "joint.toml"
     changes = CODEC.replace("[model.codec]", f'[model]\ninit = "{tmp_path}/codec/last.pt"\n[model.codec]', 1)
     changes = f"train_codec = true\n{changes}\n[quantiser]\nstart = 2\n"
-    joint.write_text(changes.replace("/codec\"\nsteps", "/joint\"\nsteps").format(root=tmp_path), encoding="utf-8")
+    joint.write_text(changes.replace('/codec"\nsteps', '/joint"\nsteps').format(root=tmp_path), encoding="utf-8")
     _call(train_cli.app, "lm", joint)
 
     model = tmp_path / "joint" / "model"
@@ -138,7 +150,9 @@ def test_an_unknown_key_is_named(tmp_path: Path) -> None:
 
 def test_a_run_has_one_length(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
-    path.write_text(TEXT.format(root=tmp_path, name="x").replace("steps = 2", "steps = 2\nminutes = 1"), encoding="utf-8")
+    path.write_text(
+        TEXT.format(root=tmp_path, name="x").replace("steps = 2", "steps = 2\nminutes = 1"), encoding="utf-8"
+    )
     with pytest.raises(ConfigError, match="exactly one of steps and minutes"):
         read_run(path, LMRun)
 

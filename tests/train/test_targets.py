@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.train import world
 
 from slipstream.config import PAD_ID
 from slipstream.errors import ConfigError
@@ -22,7 +23,6 @@ from slipstream.train.sampler import (
 )
 from slipstream.train.spectral import NO_AUGMENT
 from slipstream.types import Word
-from tests.train import world
 
 
 def test_class_zero_says_that_no_word_comes_within_the_horizon() -> None:

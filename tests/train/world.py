@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from slipstream.config import CodecConfig, ConditionerConfig, LMConfig, MelConfig, STTConfig, TransformerConfig
-from slipstream.text import Tokenizer
 from slipstream.torch_model.mimi import Mimi
 from slipstream.train.features import Clip, Pack, PackKind, write_pack
 from slipstream.train.quantise import start_codebooks
@@ -81,7 +80,9 @@ def codec(heard: Sequence[FloatArray]) -> Mimi:
     torch.manual_seed(1)
     mimi = Mimi(config().codec).eval()
     with torch.inference_mode():
-        latents = torch.cat([mimi.latent(torch.from_numpy(x)[None])[0][0].T for x in (*heard, np.zeros(RATE, np.float32))])
+        latents = torch.cat(
+            [mimi.latent(torch.from_numpy(x)[None])[0][0].T for x in (*heard, np.zeros(RATE, np.float32))]
+        )
         start_codebooks(mimi.quantizer, latents)
     return mimi
 
@@ -115,5 +116,3 @@ def _utterance(texts: Sequence[str]) -> tuple[FloatArray, tuple[Word, ...]]:
         samples[round(start * RATE) :][: len(time)] = 0.2 * chord
         words.append(Word(text, start, start + 0.4))
     return samples, tuple(words)
-
-
