@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from threading import Event as StopEvent
 from typing import TYPE_CHECKING
 
+from slipstream.cli.ears import Ear
 from slipstream.cli.jobs import Job
 
 if TYPE_CHECKING:
     from slipstream.audio import Channels, RawFormat
     from slipstream.formats import Transcript
-    from slipstream.transcriber import Transcriber
     from slipstream.types import FloatArray
 
 Progress = Callable[[float], None]
@@ -39,38 +39,33 @@ class Heard:
     delays: tuple[float, ...]
 
 
-def hear(
-    transcriber: Transcriber, job: Job, *, raw: RawFormat | None, stop: StopEvent, progress: Progress
-) -> Heard:
+def hear(ear: Ear, job: Job, *, raw: RawFormat | None, stop: StopEvent, progress: Progress) -> Heard:
     """Transcribe one job. When `stop` is set its audio ends there: what was heard is still written to the last word.
 
     Raises `AudioError` as `audio.decode` does.
     """
     from slipstream.audio import decode
-    from slipstream.engine.session import SessionOptions
     from slipstream.formats import Transcript
     from slipstream.types import Final, OpenWord, Recovered, Step, Turn, Word
 
     def chunks() -> Iterator[FloatArray]:
         source = sys.stdin.buffer if job.path is None else job.path
         channels: Channels = "mix" if job.channel is None else "separate"
-        for piece_CS in decode(source, raw=raw, channels=channels, sample_rate=transcriber.sample_rate):
+        for piece_CS in decode(source, raw=raw, channels=channels, sample_rate=ear.sample_rate):
             if stop.is_set():
                 return
             yield piece_CS[job.channel or 0]
 
-    # Little audio waits in the session, so that progress is true and an interrupt ends soon.
-    options = SessionOptions(steps=True, max_buffered_seconds=2.0)
     words: list[Word] = []
     turns: list[Turn] = []
     delays: list[float] = []
     text_came: dict[float, float] = {}
     heard = duration = flush_seconds = 0.0
     started = time.perf_counter()
-    for event in transcriber.stream(chunks(), transcriber.sample_rate, options=options):
+    for event in ear.stream(chunks()):
         match event:
             case Step(index=index):
-                heard = index / transcriber.frame_rate
+                heard = index / ear.frame_rate
                 progress(heard)
             case OpenWord(start=start):
                 text_came[start] = heard
@@ -84,7 +79,7 @@ def hear(
             case Final():
                 duration, flush_seconds = event.duration, event.flush_seconds
     return Heard(
-        transcript=Transcript(tuple(words), tuple(turns), duration, transcriber.model, transcriber.delay),
+        transcript=Transcript(tuple(words), tuple(turns), duration, ear.model, ear.delay),
         complete=not stop.is_set(),
         seconds=time.perf_counter() - started,
         flush_seconds=flush_seconds,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from slipstream.cli.console import INTERRUPTED, fail, first_interrupt_stops, notice
+from slipstream.cli.ears import SERVER_KEY, Ear, LocalEar, ServerEar
 from slipstream.cli.hearing import Heard, hear
 from slipstream.cli.jobs import Job, check_places, find_jobs, split_channels
 from slipstream.cli.models import production_hint
@@ -28,7 +29,6 @@ from slipstream.errors import SlipstreamError
 
 if TYPE_CHECKING:
     from slipstream.audio import RawFormat
-    from slipstream.transcriber import Transcriber
 
 _Format = Literal["txt", "json", "jsonl", "srt", "vtt", "tsv"]
 _Encoding = Literal["pcm_s16le", "pcm_s24le", "pcm_f32le", "mulaw", "alaw"]
@@ -44,6 +44,10 @@ def transcribe(
     backend: Backend = "auto",
     quantize: Quantize = None,
     threads: Threads = None,
+    server: Annotated[
+        str | None,
+        typer.Option("--server", metavar="URL", help=f"Let a `slipstream serve` hear; its key in {SERVER_KEY}."),
+    ] = None,
     format: Annotated[_Format, typer.Option("--format", "-f", help="What to write.")] = "txt",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write a file for each input into this folder.")
@@ -66,6 +70,8 @@ def transcribe(
     """Transcribe recordings: their words, with times."""
     if words and format != "txt":
         raise typer.BadParameter(f"only txt changes with it, not {format}", param_hint="--words")
+    if server and model != DEFAULT_MODEL:
+        raise typer.BadParameter("a server has its own model", param_hint="--model")
     if resume and not output:
         raise typer.BadParameter("without -o there are no files to go on from", param_hint="--resume")
 
@@ -96,19 +102,21 @@ def transcribe(
 
         if not jobs:
             return
-        if model == DEFAULT_MODEL:
-            notice(production_hint())
-
-        import slipstream
-
         slots = min(slots, len(jobs))
-        transcriber = stack.enter_context(
-            slipstream.load(
+        if server:
+            ear: Ear = ServerEar(server)
+        else:
+            if model == DEFAULT_MODEL:
+                notice(production_hint())
+
+            import slipstream
+
+            transcriber = slipstream.load(
                 model, device=device, backend=backend, slots=slots, quantize=quantize, threads=threads
             )
-        )
+            ear = LocalEar(stack.enter_context(transcriber))
         stop = stack.enter_context(first_interrupt_stops())
-        failures = _hear_all(transcriber, jobs, raw_format, stop, deliver, in_order=output is None)
+        failures = _hear_all(ear, jobs, slots, raw_format, stop, deliver, in_order=output is None)
         interrupted = stop.is_set()
     if failures:
         fail(f"{len(failures)} of {len(jobs)} failed:\n" + "\n".join(f"  {failure}" for failure in failures))
@@ -120,14 +128,15 @@ def transcribe(
 
 
 def _hear_all(
-    transcriber: Transcriber,
+    ear: Ear,
     jobs: Sequence[Job],
+    slots: int,
     raw: RawFormat | None,
     stop: StopEvent,
     deliver: Callable[[Job, Heard], None],
     in_order: bool,
 ) -> list[str]:
-    """Hear jobs, as many at once as there are slots, and deliver each: what failed, a sentence each.
+    """Hear jobs, `slots` at once, and deliver each: what failed, a sentence each.
 
     `in_order`: deliver in the order of `jobs`, otherwise as they end.
     """
@@ -135,10 +144,10 @@ def _hear_all(
     def work(job: Job) -> Heard | None:
         if stop.is_set():
             return None
-        return hear(transcriber, job, raw=raw, stop=stop, progress=partial(report, job.name))
+        return hear(ear, job, raw=raw, stop=stop, progress=partial(report, job.name))
 
     failures = []
-    with progress_bar(_seconds(job, raw) for job in jobs) as report, _pool(transcriber.slots, stop) as pool:
+    with progress_bar(_seconds(job, raw) for job in jobs) as report, _pool(slots, stop) as pool:
         job_of = {pool.submit(work, job): job for job in jobs}
         for future in job_of if in_order else as_completed(job_of):
             try:
