@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from slipstream.config import STTConfig
 
 PRODUCTION_MODEL = "kyutai/stt-1b-en_fr"
-_LANGUAGES = {"tiny": "English, French", "kyutai/stt-1b-en_fr": "English, French", "kyutai/stt-2.6b-en": "English"}
+_LANGUAGES = {"tiny": "en, fr", "kyutai/stt-1b-en_fr": "en, fr", "kyutai/stt-2.6b-en": "en"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,10 @@ class KnownModel:
 def models() -> None:
     """List the models that are built in, cached on this machine, and known by name."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("model", "languages", "delay", "pause heads", "parameters", "where", box=None, pad_edge=False)
+    columns: list[Column | str] = [Column("model", no_wrap=True), "languages", "delay", "pause heads", "parameters", "where"]
+    table = Table(*columns, box=None, pad_edge=False)
     for model in known_models():
         table.add_row(
             model.name,
@@ -57,11 +58,11 @@ def models() -> None:
             f"{model.config.delay_seconds:g} s",
             str(model.config.lm.pause_heads or "none"),
             f"{sum(model.parameters) / 1e6:.0f} M",
-            model.place if model.place != "on the hub" else f"to download, about {model.download_gigabytes:.1f} GB",
+            model.place if model.place != "on the hub" else f"{model.download_gigabytes:.1f} GB download",
         )
     console = Console()
     console.print(table)
-    console.print("\nThe id of another repository on the Hugging Face hub, or a folder, will do as well.")
+    console.print("\nThe id of another repository on the Hugging Face hub, or a folder, will do.")
 
 
 def production_hint() -> str:
