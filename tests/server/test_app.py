@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import io
 import json
 import socket
@@ -38,6 +39,7 @@ from websockets.exceptions import ConnectionClosed
 from slipstream.client import Queued, ServerError, open_async_stream, open_stream, transcribe
 from slipstream.server.keys import KeyRing
 from slipstream.server.limits import Limits
+from slipstream.server.stream import LiveStream
 from slipstream.types import EndOfTurn, Event, Final, FloatArray, MarkerReached, PartialWord, Ready, Step, Turn, Word
 
 
@@ -372,3 +374,14 @@ def test_a_drain_tells_all_that_was_heard_and_takes_no_more() -> None:
     assert words_heard(messages) == expected(solo(heard_S))
     assert len(words_heard(messages)) > 0
     assert code == 1012
+
+
+def test_streams_that_are_over_leave_nothing_behind() -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(isinstance(thing, LiveStream) for thing in gc.get_objects())
+
+    with serving(ScriptRunner(slots=1)) as running:
+        for _ in range(3):
+            transcribe(running.http, [speech(seed=1, words=2)])
+        wait_for(lambda: alive() == 0)

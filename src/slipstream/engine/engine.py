@@ -415,6 +415,7 @@ class LiveSession:
         """End at once, heard or not, and free the slot. Harmless after the end."""
         with self._engine._changing:
             self._engine._end(self._port.session, None)
+        self._finalizer.detach()  # it keeps the port, whose `wake` may keep this session: neither would ever be freed
 
     def take(self) -> list[Event]:
         """The events that came since the last call, without waiting.
