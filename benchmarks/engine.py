@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from tests.fakes import FRAME_RATE, FRAME_SAMPLES, tiny_tokenizer
+from tests.fakes import FRAME_RATE, FRAME_SAMPLES, LEXICON, tiny_tokenizer
 
 from slipstream.config import PAD_ID, WORD_ID
 from slipstream.engine.engine import Engine, LiveSession
@@ -59,7 +59,7 @@ def wait_until_heard(live: Sequence[LiveSession], frames: int) -> None:
 
 
 class FreeRunner:
-    """A Runner that costs next to nothing and writes a two-token word every six frames."""
+    """A Runner that costs next to nothing and writes words with pauses between them, for ever the same few."""
 
     frame_samples = FRAME_SAMPLES
     frame_rate = FRAME_RATE
@@ -68,7 +68,8 @@ class FreeRunner:
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self._frames_B = np.zeros(slots, np.int64)
-        self._text = np.array([PAD_ID, PAD_ID, PAD_ID, WORD_ID, *tiny_tokenizer().encode("fox")])
+        words = [[PAD_ID, PAD_ID, PAD_ID, WORD_ID, *tiny_tokenizer().encode(word)] for word in LEXICON]
+        self._text = np.concatenate(words)
         self._logprob_B = np.full(slots, -0.1, np.float32)
         self._pause_BH = np.full((slots, 4), 0.25, np.float32)
 

@@ -1,0 +1,81 @@
+"""Memory and speed on a long recording: `python -m benchmarks.long --hours 1 [--model REF]`.
+
+A recording of noise in words and pauses is written to a temporary Opus file and transcribed as any file is. Memory is
+the resident set of the whole process, read after each minute of audio. Without a model a stand-in that costs nothing
+takes its place, and what is left is decoding, resampling, engine and words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+from benchmarks.engine import FreeRunner
+from tests.fakes import tiny_tokenizer
+
+import slipstream
+from slipstream.audio import decode
+from slipstream.engine.session import SessionOptions
+from slipstream.transcriber import Transcriber
+from slipstream.types import Final, Step, Word
+
+SAMPLE_RATE = 24_000
+STEPS_A_MINUTE = 750
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--hours", type=float, default=1.0)
+    parser.add_argument("--model", help="a folder, repository or built-in name")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, transcriber(arguments.model) as heard_by:
+        path = Path(folder) / "long.opus"
+        write_recording(path, round(60 * arguments.hours))
+        memory, words, seconds, began = [], 0, 0.0, time.perf_counter()
+        options = SessionOptions(partials=False, steps=True)
+        chunks = (audio_CS[0] for audio_CS in decode(path))
+        for event in heard_by.stream(chunks, SAMPLE_RATE, options=options):
+            if isinstance(event, Step) and event.index % STEPS_A_MINUTE == 0:
+                memory.append(resident_mebibytes())
+            elif isinstance(event, Word):
+                words += 1
+            elif isinstance(event, Final):
+                seconds = event.duration
+        taken = time.perf_counter() - began
+    print(f"{seconds:.0f} s of audio, {words} words, in {taken:.1f} s: {seconds / taken:.0f}x real time")
+    print(
+        f"resident: {memory[0]:.0f} MiB after a minute, {max(memory):.0f} MiB at most, {memory[-1]:.0f} MiB at the end"
+    )
+
+
+def transcriber(model: str | None) -> Transcriber:
+    if model is not None:
+        return slipstream.load(model)
+    return Transcriber(FreeRunner(1), tiny_tokenizer(), model="none")
+
+
+def write_recording(path: Path, minutes: int) -> None:
+    """A minute of noise that comes and goes, over and over."""
+    random = np.random.default_rng(0)
+    loudness_T = np.repeat(random.uniform(0, 0.3, 150) * (random.random(150) < 0.7), 60 * SAMPLE_RATE // 150)
+    minute_S = (loudness_T * random.normal(0, 1, len(loudness_T)) * 8000).astype(np.int16)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libopus", rate=SAMPLE_RATE, layout="mono")
+        for _ in range(minutes):
+            frame = av.AudioFrame.from_ndarray(minute_S[None], format="s16", layout="mono")
+            frame.sample_rate = SAMPLE_RATE
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def resident_mebibytes() -> float:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")]
+    return int(line.split()[1]) / 1024
+
+
+if __name__ == "__main__":
+    main()
