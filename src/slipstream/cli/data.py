@@ -112,22 +112,24 @@ def pack(
     out: Out,
     model: Annotated[str | None, typer.Option(help="Pack the tokens of this checkpoint's codec.")] = None,
     config: Annotated[Path | None, typer.Option(help="Pack log-mel frames for this TOML file's codec.")] = None,
+    samples: Annotated[bool, typer.Option("--samples", help="Pack samples, for a waveform codec.")] = False,
     split: Annotated[str | None, typer.Option(help="Only recordings of this split.")] = None,
     device: str = "cpu",
 ) -> None:
-    """Write recordings as log-mel frames or codec tokens, ready to train on."""
+    """Write recordings as log-mel frames, codec tokens or samples, ready to train on."""
     from slipstream.errors import ConfigError
     from slipstream.train.features import write_pack
     from slipstream.train.launch import load_codec, mel_config
     from slipstream.train.manifest import read_manifest
-    from slipstream.train.prepare import mel_items, token_items
+    from slipstream.train.prepare import mel_items, sample_items, token_items
 
-    if (model is None) == (config is None):
-        raise ConfigError("give one of --model (tokens) and --config (log-mel frames)")
+    if [model is not None, config is not None, samples].count(True) != 1:
+        raise ConfigError("give one of --model (tokens), --config (log-mel frames) and --samples")
     recordings = (r for r in read_manifest(manifest) if split in (None, r.split))
     if model is not None:
         count = write_pack(out, *token_items(recordings, load_codec(model), device))
-    else:
-        assert config is not None
+    elif config is not None:
         count = write_pack(out, *mel_items(recordings, mel_config(config)))
+    else:
+        count = write_pack(out, *sample_items(recordings))
     typer.echo(f"{count} recordings in {out}")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from slipstream.config import STTConfig
+from slipstream.config import STTConfig, dump_codec
 from slipstream.torch_model.lm import LM
+from slipstream.torch_model.mimi import Mimi
 from slipstream.train.model import SpeechModel
 from slipstream.weights.checkpoint import Checkpoint, save_checkpoint
-from slipstream.weights.tensors import DTYPES, Array
+from slipstream.weights.tensors import DTYPES, Array, write_tensors
 
 _AVERAGES = ("embedding_sum", "cluster_usage")
 
@@ -37,6 +39,13 @@ def export_model(
 def export_lm(lm: LM, beside: Checkpoint, folder: Path, *, dtype: str = "bfloat16", layout: str = "kyutai") -> None:
     """Write an LM with the configuration, codec and tokenizer of `beside` into `folder`, in a published layout."""
     save_checkpoint(replace(beside, lm=_arrays(lm, dtype)), folder, layout)
+
+
+def export_codec(codec: Mimi, folder: Path) -> None:
+    """Write a codec alone: `mimi.safetensors` under canonical names, and `mimi.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / "mimi.safetensors", _arrays(codec, "float32"))
+    (folder / "mimi.json").write_text(json.dumps(dump_codec(codec.config), indent=2) + "\n", encoding="utf-8")
 
 
 def _arrays(module: torch.nn.Module, dtype: str) -> dict[str, Array]:

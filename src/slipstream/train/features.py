@@ -39,12 +39,13 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class PackKind:
-    """What the rows of a pack are: `mel` frames of the codec's front end (float16), or the codec's `tokens` (int16).
+    """What the rows of a pack are: `mel` frames of the codec's front end (float16), the codec's `tokens`, or `samples`
+    (both int16).
 
-    `width`: bands, or codebooks. `rate`: rows a second. `silence`: a row of silence, for the pauses between clips.
+    `width`: bands, codebooks, or 1. `rate`: rows a second. `silence`: a row of silence, for the pauses between clips.
     """
 
-    kind: Literal["mel", "tokens"]
+    kind: Literal["mel", "tokens", "samples"]
     width: int
     rate: float
     silence: tuple[float, ...]
@@ -68,9 +69,9 @@ class Pack:
         self._rows = np.memmap(folder / "rows.bin", self.kind.dtype, "r").reshape(-1, self.kind.width)
 
     def rows(self, clip: Clip) -> npt.NDArray[Any]:
-        """The clip's rows `[N, width]`: float32 in the front end's scale, or int64 tokens."""
+        """The clip's rows `[N, width]`: float32 in the front end's scale, int64 tokens, or samples of 16 bits."""
         rows = self._rows[clip.start : clip.start + clip.length]
-        return rows.astype(np.float32 if self.kind.kind == "mel" else np.int64)
+        return rows.astype(np.int64 if self.kind.kind == "tokens" else np.float32)
 
 
 def write_pack(folder: Path, kind: PackKind, items: Iterable[tuple[npt.NDArray[Any], Clip]]) -> int:

@@ -18,13 +18,14 @@ from slipstream.torch_model.layers import Transformer
 from slipstream.torch_model.lm import LM
 from slipstream.torch_model.mimi import Mimi
 from slipstream.train.estimate import estimate
-from slipstream.train.export import export_lm, export_model
+from slipstream.train.export import export_codec, export_lm, export_model
 from slipstream.train.features import Pack
 from slipstream.train.loop import Task, Trainer
 from slipstream.train.lora import add_lora, merge_lora
 from slipstream.train.model import SpeechModel
 from slipstream.train.options import CodecRun, DataOptions, LMRun, ModelOptions, RunOptions, read_run
 from slipstream.train.prepare import Aligner
+from slipstream.train.reconstruction import CropSampler, ReconstructionTask, WaveCodec
 from slipstream.train.sampler import PhoneInventory, RowOptions, RowSampler, TokenSampler
 from slipstream.train.spectral import SpectralAugment
 from slipstream.train.tasks import JointTask, PhoneTask, TextTask
@@ -36,9 +37,14 @@ Report = Callable[[str], None]
 
 
 def run_codec(options: CodecRun, report: Report = print) -> Path:
-    """Train a log-mel codec by its phones; gives the last checkpoint's path. Resumes what is in `run.out`."""
+    """Train a log-mel codec by its phones, or a waveform codec by reconstruction; gives the last checkpoint's path.
+
+    Resumes what is in `run.out`.
+    """
     with _processes(options.run):
         packs = [Pack(path) for path in options.data.packs]
+        if options.model.codec is not None and options.model.codec.has_decoder:
+            return _run_reconstruction(options, options.model.codec, packs, report)
         phones = _phones(options.run, options.model, packs)
         model = _speech_model(options.model, options.data, len(phones), options.run.seed)
         tokenizer = _tokenizer(options.data, model.config.lm)
@@ -56,6 +62,18 @@ def run_lm(options: LMRun, report: Report = print) -> Path:
         if options.train_codec:
             return _run_joint(options, report)
         return _run_text(options, report)
+
+
+def _run_reconstruction(options: CodecRun, config: CodecConfig, packs: list[Pack], report: Report) -> Path:
+    phones = _phones(options.run, options.model, packs)
+    torch.manual_seed(options.run.seed)
+    data, seed = options.data, options.run.seed
+    sampler = CropSampler(packs, phones, config, data.weights, data.seconds, seed)
+    task = ReconstructionTask(WaveCodec(config, len(phones)), sampler, options.loss, options.quantiser)
+    path = _run(task, options.run, report)
+    if _first():
+        export_codec(task.module.codec, options.run.out / "codec")
+    return path
 
 
 def _run_joint(options: LMRun, report: Report) -> Path:

@@ -172,6 +172,7 @@ class CodecRun(_Options):
     model: ModelOptions
     data: DataOptions
     loss: LossOptions = LossOptions()
+    quantiser: QuantiserOptions = QuantiserOptions()
 
 
 class LMRun(_Options):

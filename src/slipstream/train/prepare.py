@@ -126,6 +126,19 @@ def mel_items(
     return kind, ((log_mel(front_end, load(r.audio, sample_rate)), _with_phones(r)) for r in recordings)
 
 
+def sample_items(
+    recordings: Iterable[Recording], sample_rate: int = SAMPLE_RATE
+) -> tuple[PackKind, Iterator[tuple[npt.NDArray[np.int16], Clip]]]:
+    """The kind and content of a pack of samples, for `write_pack`; phones only where a synthesiser left them."""
+
+    def item(recording: Recording) -> tuple[npt.NDArray[np.int16], Clip]:
+        samples = np.clip(load(recording.audio, sample_rate), -1, 1)
+        clip = _with_phones(recording) if _phones_path(recording.audio).exists() else _clip(recording)
+        return np.round(samples * 32767).astype(np.int16)[:, None], clip
+
+    return PackKind("samples", 1, float(sample_rate), (0.0,)), (item(r) for r in recordings)
+
+
 def token_items(
     recordings: Iterable[Recording], codec: Mimi, device: str = "cpu"
 ) -> tuple[PackKind, Iterator[tuple[npt.NDArray[np.int64], Clip]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,30 +17,31 @@ DEAD_USAGE = 0.1
 
 
 def quantise(
-    quantizer: SplitResidualVQ, latent_BTD: Tensor, *, update: bool
+    quantizer: SplitResidualVQ, latent_BTD: Tensor, *, update: bool, kept_B: Tensor | None = None
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """What the semantic and the acoustic quantiser make of a latent `[B, T, D]`.
 
     Gives their projected inputs and quantised outputs, two of each, `[B, T, codebook_dim]` float32, and the commitment
     loss. The gradient of an output goes to its input unchanged (arXiv:1711.00937, section 3.2). With `update`, the
-    codebooks move towards what was assigned to them (its appendix A.1).
+    codebooks move towards what was assigned to them (its appendix A.1). `kept_B`: how many acoustic codebooks each
+    row's output is made of (quantiser dropout); all of them by default.
     """
     inputs, outputs = [], []
     commitment = latent_BTD.new_zeros((), dtype=torch.float32)
     for branch in (quantizer.semantic, quantizer.acoustic):
         projected = F.linear(latent_BTD.float(), branch.input_proj.weight.float())
-        quantised, loss = _residual(branch, projected, update)
+        quantised, loss = _residual(branch, projected, update, kept_B if branch is quantizer.acoustic else None)
         inputs.append(projected)
         outputs.append(projected + (quantised - projected).detach())
         commitment = commitment + loss
     return inputs, outputs, commitment
 
 
-def _residual(branch: ResidualVQ, x_BTD: Tensor, update: bool) -> tuple[Tensor, Tensor]:
+def _residual(branch: ResidualVQ, x_BTD: Tensor, update: bool, kept_B: Tensor | None) -> tuple[Tensor, Tensor]:
     residual = x_BTD.flatten(0, 1)
     total = torch.zeros_like(residual)
     loss = x_BTD.new_zeros(())
-    for module in branch.codebooks:
+    for k, module in enumerate(branch.codebooks):
         codebook = cast(Codebook, module)
         with torch.no_grad():
             codes = codebook.nearest(residual)
@@ -48,6 +50,8 @@ def _residual(branch: ResidualVQ, x_BTD: Tensor, update: bool) -> tuple[Tensor, 
                 _move(codebook, residual, codes)
         loss = loss + F.mse_loss(residual, vectors)
         residual = residual - vectors
+        if kept_B is not None:
+            vectors = vectors * (kept_B > k).repeat_interleave(x_BTD.shape[1])[:, None]
         total = total + vectors
     return total.view_as(x_BTD), loss / len(branch.codebooks)
 
@@ -88,3 +92,38 @@ def start_codebooks(quantizer: SplitResidualVQ, latent_ND: Tensor, rounds: int =
                 codebook.embedding_sum[used] = sums[used]
                 codebook.refresh()
             residual = residual - codebook(codebook.nearest(residual))
+
+
+class CodebookStart:
+    """Gathers the latents of the last steps before `start`, and then places the codebooks on them."""
+
+    GATHERED_STEPS = 12
+
+    def __init__(self, quantizer: SplitResidualVQ, start: int) -> None:
+        self.quantizer, self.start = quantizer, start
+        self._latents: list[Tensor] = []
+
+    def gather(self, latent_BTD: Tensor, step: int) -> None:
+        """Take the latent of step number `step`, which is before `start`; the last one places the codebooks."""
+        if step < self.start - self.GATHERED_STEPS:
+            return
+        self._latents.append(latent_BTD.detach().float().flatten(0, 1))
+        if step == self.start - 1:
+            start_codebooks(self.quantizer, torch.cat(self._latents))
+            self._latents.clear()
+            if dist.is_initialized():
+                for buffer in moving_buffers(self.quantizer):
+                    dist.broadcast(buffer, 0)
+            refresh(self.quantizer)
+
+
+def moving_buffers(quantizer: SplitResidualVQ) -> list[Tensor]:
+    """The codebooks' moving averages."""
+    return [b for name, b in quantizer.named_buffers() if name.endswith(("embedding_sum", "cluster_usage"))]
+
+
+def refresh(quantizer: SplitResidualVQ) -> None:
+    """Recompute the codebooks' vectors from their averages."""
+    for module in quantizer.modules():
+        if isinstance(module, Codebook):
+            module.refresh()

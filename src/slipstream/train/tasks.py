@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from slipstream.torch_model.lm import LM
-from slipstream.torch_model.mimi import Codebook
 from slipstream.train.model import SpeechModel, pause_loss, phone_losses, text_input, text_loss
 from slipstream.train.options import LossOptions, QuantiserOptions
-from slipstream.train.quantise import quantise, start_codebooks
+from slipstream.train.quantise import CodebookStart, moving_buffers, quantise, refresh
 from slipstream.train.sampler import Batch, RowSampler, Targets, TokenBatch, TokenSampler
 
-GATHER_STEPS = 12
-"""Steps whose latents place the codebooks."""
 Numbers = dict[str, float]
 
 
@@ -57,7 +52,7 @@ class JointTask:
         for name, parameter in model.named_parameters():
             unused = name.startswith("lm.audio_emb") or ("quantizer" in name and "output_proj" in name)
             parameter.requires_grad_(not unused)
-        self._gathered: list[Tensor] = []
+        self._start = CodebookStart(model.codec.quantizer, quantiser.start)
 
     def batch(self, first_row: int, rows: int) -> Batch:
         return self.sampler.batch(first_row, rows)
@@ -75,19 +70,16 @@ class JointTask:
         return text + phones + weights.commitment * commitment, numbers
 
     def moving(self) -> list[Tensor]:
-        names = ("embedding_sum", "cluster_usage")
-        return [b for name, b in self.module.codec.quantizer.named_buffers() if name.endswith(names)]
+        return moving_buffers(self.module.codec.quantizer)
 
     def after_step(self) -> None:
-        for codebook in _codebooks(self.module):
-            codebook.refresh()
+        refresh(self.module.codec.quantizer)
 
     def _heard(self, latent_BTD: Tensor, draw_B: Tensor, step: int, progress: float) -> tuple[list[Tensor], Tensor]:
         """What the LM hears of a latent: the semantic and the acoustic half, quantised in a share of the rows."""
         quantizer, options = self.module.codec.quantizer, self.quantiser
         if step < options.start:
-            if step >= options.start - GATHER_STEPS:
-                self._gather(latent_BTD, step)
+            self._start.gather(latent_BTD, step)
             halves = (quantizer.semantic, quantizer.acoustic)
             plain = [F.linear(latent_BTD.float(), half.input_proj.weight.float()) for half in halves]
             return plain, latent_BTD.new_zeros((), dtype=torch.float32)
@@ -96,16 +88,6 @@ class JointTask:
         share = options.share + (1 - options.share) * min(1.0, rise)
         rows_B11 = (draw_B < share)[:, None, None]
         return [torch.where(rows_B11, q, x) for x, q in zip(inputs, outputs, strict=True)], commitment
-
-    def _gather(self, latent_BTD: Tensor, step: int) -> None:
-        self._gathered.append(latent_BTD.detach().float().flatten(0, 1))
-        if step == self.quantiser.start - 1:
-            start_codebooks(self.module.codec.quantizer, torch.cat(self._gathered))
-            self._gathered.clear()
-            if dist.is_initialized():
-                for buffer in self.moving():
-                    dist.broadcast(buffer, 0)
-            self.after_step()
 
 
 class TextTask:
@@ -176,8 +158,3 @@ def _phones(model: SpeechModel, x_BPD: Tensor, batch: Batch) -> tuple[Tensor, Te
         torch.from_numpy(array).to(x_BPD.device) for array in (batch.phones_BP, batch.sequence, batch.lengths_B)
     )
     return phone_losses(model, x_BPD, labels, sequence, lengths)
-
-
-def _codebooks(model: SpeechModel) -> Sequence[Codebook]:
-    quantizer: Any = model.codec.quantizer
-    return [*quantizer.semantic.codebooks, *quantizer.acoustic.codebooks]

@@ -1,0 +1,186 @@
+"""Training a waveform codec: to say again what it heard, with a first codebook that knows phones.
+
+Reconstruction in log-mel bands at several resolutions and in the waveform (as in SoundStream, arXiv:2107.03312, and
+EnCodec, arXiv:2210.13438, without their discriminators), quantiser dropout over the acoustic codebooks, and framewise
+phones read off the semantic one, where Mimi (arXiv:2410.00037) distils a self-supervised teacher.
+Shapes: B rows, S samples, T frames, D latent width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slipstream.config import CodecConfig, MelConfig
+from slipstream.errors import ConfigError
+from slipstream.torch_model.mimi import Mimi, mel_bands
+from slipstream.train.features import Clip, Pack
+from slipstream.train.options import LossOptions, QuantiserOptions
+from slipstream.train.quantise import CodebookStart, moving_buffers, quantise, refresh
+from slipstream.train.sampler import UNKNOWN, PhoneInventory
+from slipstream.types import FloatArray, IntArray
+
+RESOLUTIONS = (512, 1024, 2048)
+"""Window lengths, in samples, of the log-mel losses; each hops by a quarter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crops:
+    """`samples_BS`; `phones_BT` the phone of each frame, or UNKNOWN; `draw_B` a uniform number for each row."""
+
+    samples_BS: FloatArray
+    phones_BT: IntArray
+    draw_B: FloatArray
+
+
+class CropSampler:
+    """Crops of recordings, with the phones of their frames where these are known."""
+
+    def __init__(
+        self,
+        packs: Sequence[Pack],
+        phones: PhoneInventory,
+        codec: CodecConfig,
+        weights: dict[str, float],
+        seconds: float,
+        seed: int,
+    ) -> None:
+        if any(pack.kind.kind != "samples" for pack in packs):
+            raise ConfigError("a waveform codec is trained on packs of samples: `slipstream data pack --samples`")
+        self.phones, self.seed, self.frame_rate = phones, seed, codec.frame_rate
+        self.frames = max(1, round(seconds * codec.frame_rate))
+        self.length = self.frames * codec.frame_samples
+        self.seconds = self.frames / codec.frame_rate
+        self._clips = [(pack, clip) for pack in packs for clip in pack.clips if clip.dataset in weights]
+        if not self._clips:
+            raise ConfigError(f"data.weights names {', '.join(weights)}, but the packs hold no clip of it")
+        each = np.array([weights[clip.dataset] for _, clip in self._clips])
+        counts = {d: sum(clip.dataset == d for _, clip in self._clips) for d in weights}
+        each = each / np.array([counts[clip.dataset] for _, clip in self._clips])
+        self._probabilities = each / each.sum()
+
+    def batch(self, first_row: int, rows: int) -> Crops:
+        """Rows `first_row` to `first_row + rows`."""
+        drawn = [self._row(np.random.default_rng((self.seed, n))) for n in range(first_row, first_row + rows)]
+        samples, phones, draws = zip(*drawn, strict=True)
+        return Crops(np.stack(samples), np.stack(phones), np.array(draws, np.float32))
+
+    def _row(self, rng: np.random.Generator) -> tuple[FloatArray, IntArray, float]:
+        pack, clip = self._clips[int(rng.choice(len(self._clips), p=self._probabilities))]
+        start = int(rng.integers(0, max(1, clip.length - self.length)))
+        samples = pack.rows(clip)[start : start + self.length, 0] / np.float32(32768)
+        samples = np.pad(samples, (0, self.length - len(samples)))
+        return samples, self._phones_from(clip, start / pack.kind.rate), float(rng.random())
+
+    def _phones_from(self, clip: Clip, start: float) -> IntArray:
+        labels = np.full(self.frames, UNKNOWN, np.int64)
+        if clip.phones:
+            starts = np.array([time for _, time in clip.phones])
+            middles = start + (np.arange(self.frames) + 0.5) / self.frame_rate
+            places = np.searchsorted(starts, middles, side="right") - 1
+            numbers = np.array([self.phones.number(name) for name, _ in clip.phones])
+            labels = np.where(places >= 0, numbers[places], 0)
+        return labels
+
+
+class WaveCodec(nn.Module):
+    """A codec, and a head that reads phones off the semantic codebook's part of the latent."""
+
+    def __init__(self, config: CodecConfig, phones: int) -> None:
+        super().__init__()
+        self.codec = Mimi(config)
+        self.phone_head = nn.Linear(config.dim, phones)
+
+    def decode(self, latent_BTD: Tensor) -> Tensor:
+        """The quantised latent to samples `[B, S]`, the whole at once."""
+        x = latent_BTD.transpose(1, 2)
+        if self.codec.config.stride > 1:
+            x, _ = self.codec.upsample(x)
+        x, _ = self.codec.decoder_transformer(x.transpose(1, 2))
+        samples, _ = self.codec.decoder(x.transpose(1, 2))
+        return torch.as_tensor(samples)[:, 0]
+
+
+class ReconstructionTask:
+    """A codec learns to say again what it heard, from any number of its acoustic codebooks."""
+
+    def __init__(self, module: WaveCodec, sampler: CropSampler, loss: LossOptions, quantiser: QuantiserOptions) -> None:
+        self.module, self.sampler, self.weights, self.quantiser = module, sampler, loss, quantiser
+        self.row_seconds = sampler.seconds
+        self.positions_per_second = module.codec.config.sample_rate / module.codec.config.hop_samples
+        self._start = CodebookStart(module.codec.quantizer, quantiser.start)
+
+    def batch(self, first_row: int, rows: int) -> Crops:
+        return self.sampler.batch(first_row, rows)
+
+    def loss(self, batch: Crops, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+        module, quantizer = self.module, self.module.codec.quantizer
+        weight = module.phone_head.weight
+        heard_BS = torch.from_numpy(batch.samples_BS).to(weight.device, weight.dtype)
+        latent_BDT, _ = module.codec.latent(heard_BS)
+        latent = latent_BDT.transpose(1, 2)
+        halves = (quantizer.semantic, quantizer.acoustic)
+        if step < self.quantiser.start:
+            self._start.gather(latent, step)
+            parts = [F.linear(latent.float(), half.input_proj.weight.float()) for half in halves]
+            commitment = latent.new_zeros((), dtype=torch.float32)
+        else:
+            kept_B = self._kept(torch.from_numpy(batch.draw_B).to(weight.device))
+            _, parts, commitment = quantise(quantizer, latent, update=True, kept_B=kept_B)
+        semantic, acoustic = (half.output_proj(part.to(weight.dtype)) for half, part in zip(halves, parts, strict=True))
+        labels = torch.from_numpy(batch.phones_BT).to(weight.device)
+        phones = F.cross_entropy(
+            module.phone_head(semantic).float().flatten(0, 1), labels.flatten(), ignore_index=UNKNOWN, reduction="sum"
+        )
+        said_BS = module.decode(semantic + acoustic).float()
+        spectral = multi_resolution(said_BS, heard_BS.float(), module.codec.config)
+        waveform = F.l1_loss(said_BS, heard_BS.float())
+        numbers = {
+            "spectral": spectral,
+            "waveform": waveform,
+            "phones": phones / labels.numel(),
+            "commitment": commitment,
+        }
+        total = spectral + waveform + self.weights.frame_phones * numbers["phones"]
+        return total + self.weights.commitment * commitment, {name: value.item() for name, value in numbers.items()}
+
+    def moving(self) -> list[Tensor]:
+        return moving_buffers(self.module.codec.quantizer)
+
+    def after_step(self) -> None:
+        refresh(self.module.codec.quantizer)
+
+    def _kept(self, draw_B: Tensor) -> Tensor:
+        """How many acoustic codebooks each row keeps: all, but for the share of rows that drop some."""
+        config, share = self.module.codec.config, self.quantiser.codebook_dropout
+        count = config.num_codebooks - config.num_semantic
+        fewer = (draw_B / max(share, 1e-9) * (count + 1)).long()
+        return torch.where(draw_B < share, fewer, count)
+
+
+def multi_resolution(said_BS: Tensor, heard_BS: Tensor, config: CodecConfig) -> Tensor:
+    """Mean absolute difference of log-mel spectra, over the windows of `RESOLUTIONS`."""
+    losses = []
+    for window in RESOLUTIONS:
+        bands = _bands(window, config.sample_rate).to(said_BS.device)
+        hann = torch.hann_window(window, device=said_BS.device)
+        spectra = [
+            (bands @ torch.stft(x, window, window // 4, window=hann, return_complex=True).abs().square() + 1e-4).log10()
+            for x in (said_BS, heard_BS)
+        ]
+        losses.append(F.l1_loss(spectra[0], spectra[1]))
+    return torch.stack(losses).mean()
+
+
+@lru_cache(maxsize=8)
+def _bands(window: int, sample_rate: int) -> Tensor:
+    count = round(64 * math.log2(window / 128) / 4)
+    config = MelConfig(n_mels=count, window=window, hop=window // 4, f_min=0.0, f_max=sample_rate / 2)
+    return mel_bands(config, sample_rate).float()

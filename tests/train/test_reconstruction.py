@@ -1,0 +1,106 @@
+"""The waveform codec's training: what it says comes nearer to what it heard, and quantiser dropout drops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from slipstream.config import CodecConfig
+from slipstream.errors import ConfigError
+from slipstream.torch_model.mimi import SplitResidualVQ
+from slipstream.train.features import Clip, Pack, PackKind, write_pack
+from slipstream.train.loop import Trainer
+from slipstream.train.options import LossOptions, QuantiserOptions, RunOptions
+from slipstream.train.quantise import quantise, refresh, start_codebooks
+from slipstream.train.reconstruction import CropSampler, ReconstructionTask, WaveCodec
+from slipstream.train.sampler import UNKNOWN, PhoneInventory
+from tests.train import world
+
+CODEC = CodecConfig(
+    num_filters=4,
+    ratios=(8, 6, 5, 4),
+    transformer=world.config().codec.transformer,
+    codebook_dim=16,
+    codebook_size=16,
+    num_codebooks=4,
+)
+
+
+def _pack(folder: Path) -> Pack:
+    items = []
+    for samples, words in world.utterances(4):
+        phones = (("_", 0.0), *(("a", word.start) for word in words))
+        clip = Clip(0, 0, "", "en", "chords", "sine", (), phones)
+        items.append((np.round(samples * 32767).astype(np.int16)[:, None], clip))
+    write_pack(folder, PackKind("samples", 1, 24_000.0, (0.0,)), items)
+    return Pack(folder)
+
+
+def _sampler(folder: Path) -> CropSampler:
+    return CropSampler([_pack(folder)], PhoneInventory(["_", "a"]), CODEC, {"chords": 1.0}, 0.64, seed=0)
+
+
+def test_crops_hold_whole_frames_and_their_phones(tmp_path: Path) -> None:
+    crops = _sampler(tmp_path).batch(0, 4)
+    assert crops.samples_BS.shape == (4, 8 * 1920)
+    assert crops.phones_BT.shape == (4, 8)
+    assert set(crops.phones_BT.ravel()) <= {0, 1, UNKNOWN}
+    assert 1 in crops.phones_BT
+
+
+def test_the_codec_comes_nearer_to_what_it_heard(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    task = ReconstructionTask(
+        WaveCodec(CODEC, 2),
+        _sampler(tmp_path / "pack"),
+        LossOptions(),
+        QuantiserOptions(start=15, codebook_dropout=0.3),
+    )
+    losses: list[float] = []
+    loss = task.loss
+
+    def remembered(*arguments: object) -> tuple[torch.Tensor, dict[str, float]]:
+        total, numbers = loss(*arguments)  # type: ignore[arg-type]
+        losses.append(numbers["spectral"])
+        return total, numbers
+
+    task.loss = remembered  # type: ignore[method-assign]
+    options = RunOptions(out=tmp_path / "run", steps=40, rows=4, learning_rate=3e-3, decay=0.0)
+    Trainer(task, options, lambda line: None).run()
+    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:4])
+    assert any(float(b.std()) > 0 for b in task.moving())
+
+
+def test_quantiser_dropout_keeps_the_first_codebooks() -> None:
+    torch.manual_seed(0)
+    quantizer = SplitResidualVQ(CODEC)
+    latent = torch.randn(3, 20, CODEC.dim)
+    start_codebooks(quantizer, latent.flatten(0, 1))
+    _, (_, some), _ = quantise(quantizer, latent, update=False, kept_B=torch.tensor([0, 1, 3]))
+    _, (_, whole), _ = quantise(quantizer, latent, update=False)
+    assert torch.allclose(some[0], torch.zeros_like(some[0]), atol=1e-6)
+    assert torch.allclose(some[2], whole[2], atol=1e-6)
+    assert not torch.allclose(some[1], whole[1], atol=1e-3)
+
+
+def test_codebooks_follow_what_is_assigned_to_them() -> None:
+    torch.manual_seed(0)
+    quantizer = SplitResidualVQ(CODEC)
+    latent = torch.randn(8, 40, CODEC.dim)
+    start_codebooks(quantizer, latent.flatten(0, 1), rounds=1)
+    _, _, before = quantise(quantizer, latent, update=False)
+    for _ in range(60):
+        quantise(quantizer, latent, update=True)
+    refresh(quantizer)
+    _, _, after = quantise(quantizer, latent, update=False)
+    assert after.item() < before.item()
+
+
+def test_only_samples_train_a_waveform_codec(tmp_path: Path) -> None:
+    kind = PackKind("tokens", 4, 12.5, (0.0,) * 4)
+    write_pack(tmp_path, kind, [(np.zeros((3, 4)), Clip(0, 0, "", "en", "a", ""))])
+    with pytest.raises(ConfigError, match="--samples"):
+        CropSampler([Pack(tmp_path)], PhoneInventory(["_"]), CODEC, {"a": 1.0}, 0.64, seed=0)
