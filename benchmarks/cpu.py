@@ -200,7 +200,7 @@ def compare_logits(config: STTConfig, frames: int) -> None:
 def logits(config: STTConfig, quantize: str | None, frames: int) -> np.ndarray:
     """Logits `[frames, V]` for the same random tokens, from position 0 on."""
     weights = RandomWeights(lm_shapes(config.lm))
-    session = open_session(lm_model(config.lm, weights, {}, quantize=quantize))
+    session = open_session(lm_model(config.lm, weights, {}, quantize=quantize), threads=physical_cores())
     lm = LMStreams(config.lm, session, 1, np.zeros((1, config.lm.num_codebooks), np.int64))
     rng = np.random.default_rng(0)
     out = []

@@ -17,13 +17,13 @@ from slipstream.onnx_model.graph import VERSION, Array, Model
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
-def open_session(source: Model | Path, *, threads: int | None = None) -> onnxruntime.InferenceSession:
+def open_session(source: Model | Path, *, threads: int) -> onnxruntime.InferenceSession:
     """Load a model from memory, or from an ONNX file whose weights lie beside it: those are mapped, not read.
 
-    `threads`: all physical cores by default. Raises `CheckpointError` for a file that is missing, damaged or not ours.
+    Raises `CheckpointError` for a file that is missing, damaged or not ours.
     """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = physical_cores() if threads is None else threads
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # A thread that spins for its next piece of work burns a core between a stream's frames.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
