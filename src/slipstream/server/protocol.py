@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol, TypeAlias
 
+import numpy as np
+
 from slipstream.errors import SlipstreamError
 from slipstream.types import Event, FloatArray
 
@@ -17,7 +19,6 @@ class CloseCode(IntEnum):
     """Why the server closes a WebSocket: RFC 6455 section 7.4.1, and 4000 + the HTTP status where that has no code."""
 
     NORMAL = 1000
-    GOING_AWAY = 1001
     INVALID_PAYLOAD = 1007
     TOO_BIG = 1009
     INTERNAL_ERROR = 1011
@@ -25,7 +26,6 @@ class CloseCode(IntEnum):
     TRY_LATER = 1013
     TIMED_OUT = 4408
     TOO_SLOW = 4413
-    TOO_FAST = 4429
 
 
 class ProtocolError(SlipstreamError):
@@ -110,8 +110,12 @@ class Wire(Protocol):
 
 def check_audio(pcm_S: FloatArray) -> FloatArray:
     """Give `pcm_S` back when it can be audio. Raises `ProtocolError` for NaN, infinities and integers in disguise."""
-    # No sample is louder than the root of the energy, which costs a third of the peak and is NaN when a sample is.
-    if len(pcm_S) and not float(pcm_S @ pcm_S) <= LOUDEST**2:
+    if not len(pcm_S):
+        return pcm_S
+    # No sample is louder than the root of the energy, which costs less than the peak, and is NaN when a sample is.
+    with np.errstate(over="ignore", invalid="ignore"):
+        energy = float(pcm_S @ pcm_S)
+    if not energy <= LOUDEST**2:
         peak = max(float(pcm_S.max()), -float(pcm_S.min()))
         if not peak <= LOUDEST:
             raise ProtocolError(f"audio lies within [-1, 1], but its peak is {peak:.4g}")

@@ -1,0 +1,155 @@
+"""Throw mutated messages at every decoder of the server: `python -m benchmarks.fuzz --inputs 1000000`.
+
+Each input is a valid message, or several, with bytes flipped, cut, doubled or spliced, or plain noise. A decoder may
+answer with commands or with `ProtocolError`; anything else is printed with the input that caused it, and fails the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, get_args
+
+import msgpack
+from tests.server.test_kyutai import ogg_opus
+
+from slipstream.audio import Encoding, RawFormat
+from slipstream.server.kyutai import KyutaiWire
+from slipstream.server.plain import PlainWire, parse_format
+from slipstream.server.protocol import ProtocolError, StreamInfo
+
+INFO = StreamInfo("fuzz", 0.5, 0.08)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--inputs", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    drawn = random.Random(arguments.seed)
+    outcomes: Counter[str] = Counter()
+    warnings.simplefilter("error")
+    began, failures = time.monotonic(), 0
+    for number in range(arguments.inputs):
+        name, make, run = TARGETS[number % len(TARGETS)]
+        case = make(drawn)
+        try:
+            run(case)
+            outcomes[f"{name} understood"] += 1
+        except ProtocolError:
+            outcomes[f"{name} refused"] += 1
+        except Exception as error:
+            failures += 1
+            print(f"{name}: {type(error).__name__}: {error}: {case!r:.300}")
+    print(f"{arguments.inputs} inputs in {time.monotonic() - began:.0f} s: {dict(sorted(outcomes.items()))}")
+    print(f"{failures} other errors")
+    sys.exit(failures > 0)
+
+
+def mutated(drawn: random.Random, message: bytes) -> bytes:
+    """`message`, damaged at up to four places, or left as it is."""
+    data = bytearray(message)
+    for _ in range(drawn.randrange(5)):
+        place = drawn.randrange(len(data) + 1)
+        kind = drawn.randrange(5)
+        if kind == 0 and place < len(data):
+            data[place] = drawn.choice((0, 0x7F, 0x80, 0xC1, 0xDD, 0xFF, drawn.randrange(256)))
+        elif kind == 1:
+            del data[place:]
+        elif kind == 2:
+            data[place:place] = data[place : place + drawn.randrange(16)]
+        elif kind == 3:
+            data[place:place] = drawn.randbytes(drawn.randrange(9))
+        else:
+            del data[place : place + drawn.randrange(16)]
+    return bytes(data)
+
+
+# ------------------------------------------------------------------------------------------------------------ Kyutai's
+
+OPUS = ogg_opus(0.2)
+KYUTAI = [
+    msgpack.packb({"type": "Init"}),
+    msgpack.packb({"type": "Marker", "id": 1 << 40}),
+    msgpack.packb({"type": "Audio", "pcm": [0.5, -0.25] * 10}, use_single_float=True),
+    msgpack.packb({"type": "Audio", "pcm": [0.5, 0, 1]}),
+    msgpack.packb({"pcm": b"\0\0\0\x3f" * 9, "type": "Audio"}),
+    msgpack.packb({"type": "OggOpus", "data": OPUS[:200]}),
+    msgpack.packb({"type": "OggOpus", "data": list(OPUS[:120])}),
+]
+
+
+def make_kyutai(drawn: random.Random) -> list[bytes]:
+    return [mutated(drawn, drawn.choice(KYUTAI)) for _ in range(drawn.randrange(1, 4))]
+
+
+def make_opus(drawn: random.Random) -> list[bytes]:
+    """A damaged stream in sound messages."""
+    stream = mutated(drawn, OPUS)
+    size = drawn.randrange(1, len(stream) + 2)
+    pieces = [stream[start : start + size] for start in range(0, len(stream), size)]
+    return [msgpack.packb({"type": "OggOpus", "data": piece}) for piece in pieces[:20]]
+
+
+def run_kyutai(case: list[bytes]) -> None:
+    wire = KyutaiWire()
+    for message in case:
+        wire.decode(message)
+
+
+# --------------------------------------------------------------------------------------------------------------- plain
+
+CONTROLS = [
+    json.dumps({"type": "flush", "id": 7}).encode(),
+    json.dumps({"type": "restart"}).encode(),
+    json.dumps({"type": "close", "nested": [[{}], 1e9, None, "\u00e9\ud83d\ude00"]}).encode(),
+]
+FORMATS = [
+    RawFormat(encoding, rate, channels)
+    for encoding in get_args(Encoding)
+    for rate in (24_000, 8_000)
+    for channels in (1, 2)
+]
+
+
+def make_plain(drawn: random.Random) -> tuple[RawFormat, list[bytes | str]]:
+    messages: list[bytes | str] = []
+    for _ in range(drawn.randrange(1, 5)):
+        if drawn.random() < 0.5:
+            messages.append(drawn.randbytes(drawn.randrange(64)))
+        else:
+            messages.append(mutated(drawn, drawn.choice(CONTROLS)).decode("utf-8", "replace"))
+    return drawn.choice(FORMATS), messages
+
+
+def run_plain(case: tuple[RawFormat, list[bytes | str]]) -> None:
+    format, messages = case
+    wire = PlainWire(format, INFO)
+    for message in messages:
+        wire.decode(message)
+
+
+def make_query(drawn: random.Random) -> dict[str, str]:
+    values = ("pcm_s16le", "mulaw", "8000", "24000", "1", "2", "", "-1", "1e3", "٣", "999999", "0x10")
+    names = ("encoding", "sample_rate", "channels", "other")
+    return {
+        drawn.choice(names): mutated(drawn, drawn.choice(values).encode()).decode("utf-8", "replace")
+        for _ in range(drawn.randrange(4))
+    }
+
+
+TARGETS: list[tuple[str, Callable[[random.Random], Any], Callable[[Any], object]]] = [
+    ("msgpack", make_kyutai, run_kyutai),
+    ("Ogg Opus", make_opus, run_kyutai),
+    ("PCM and JSON", make_plain, run_plain),
+    ("addresses", make_query, parse_format),
+]
+
+if __name__ == "__main__":
+    main()

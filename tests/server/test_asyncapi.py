@@ -1,0 +1,96 @@
+"""The AsyncAPI file says what the code does: each of its examples is decoded, or encoded, to the letter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+from slipstream.audio import RawFormat
+from slipstream.server.kyutai import KyutaiWire
+from slipstream.server.plain import PlainWire
+from slipstream.server.protocol import CloseCode, StreamInfo, Wire
+from slipstream.types import (
+    EndOfTurn,
+    Event,
+    Final,
+    MarkerReached,
+    OpenWord,
+    PartialWord,
+    Ready,
+    Recovered,
+    Step,
+    Turn,
+    Word,
+)
+
+yaml = pytest.importorskip("yaml")
+API = yaml.safe_load((Path(__file__).parents[2] / "docs" / "asyncapi.yaml").read_text(encoding="utf-8"))
+FULL = "all 8 slots are taken"
+KYUTAI: list[Event] = [
+    Ready(),
+    Step(7, (0.5, 0.25, 0.125, 0.0), 480),
+    OpenWord("hello", 1.5, 0.9),
+    Word("hello", 1.5, 2.0, 0.9),
+    MarkerReached(1),
+]
+PLAIN: list[Event] = [
+    Ready(),
+    Step(2, (0.5, 0.25), 960),
+    PartialWord("hel", 1.5),
+    Word("hello", 1.5, 2.0, 0.9),
+    EndOfTurn(4.0),
+    Turn(1.5, 2.0),
+    MarkerReached(3),
+    Recovered(61.5, "mute"),
+    Final(2.5, 0.25),
+]
+
+
+def kyutai() -> KyutaiWire:
+    return KyutaiWire()
+
+
+def plain() -> PlainWire:
+    return PlainWire(RawFormat("pcm_s16le", 24_000), StreamInfo("tiny", 0.5, 0.08))
+
+
+def examples(operation: str) -> list[Any]:
+    names = [reference["$ref"].rpartition("/")[2] for reference in API["operations"][operation]["messages"]]
+    return [example["payload"] for name in names for example in API["components"]["messages"][name].get("examples", [])]
+
+
+def told(wire: Wire, events: list[Event]) -> list[Any]:
+    messages = [wire.encode(event) for event in events]
+    messages += [wire.queued(2), wire.error(FULL, CloseCode.TRY_LATER)]
+    return [json.loads(m) if isinstance(m, str) else msgpack.unpackb(m) for m in messages if m is not None]
+
+
+def in_order(messages: list[Any]) -> list[Any]:
+    return sorted(messages, key=json.dumps)
+
+
+def test_what_the_server_sends() -> None:
+    assert in_order(examples("hearKyutai")) == in_order(told(kyutai(), KYUTAI))
+    assert in_order(examples("hearPlain")) == in_order(told(plain(), PLAIN))
+    for kind, operation in ((kyutai(), "hearKyutai"), (plain(), "hearPlain")):
+        known = {example["type"]: list(example) for example in examples(operation)}
+        for message in told(kind, KYUTAI if operation == "hearKyutai" else PLAIN):
+            assert list(message) == known[message["type"]]  # the fields' order, too
+
+
+def test_what_the_server_understands() -> None:
+    for payload in examples("sendKyutai"):
+        kyutai().decode(msgpack.packb(payload))
+    for payload in examples("sendPlain"):
+        plain().decode(json.dumps(payload))
+    assert len(examples("sendKyutai")) == 4
+    assert len(examples("sendPlain")) == 3
+
+
+def test_close_codes_are_all_described() -> None:
+    for code in CloseCode:
+        assert str(int(code)) in API["info"]["description"]
