@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ mx = pytest.importorskip("mlx.core", reason="MLX is not installed: pip install '
 from mlx.utils import tree_flatten  # noqa: E402
 from tests.models import codec_config, lm_config, random_weights, stt_config  # noqa: E402
 
+import slipstream.mlx_model  # noqa: E402
 from slipstream.config import ConditionerConfig, LMConfig  # noqa: E402
 from slipstream.errors import CheckpointError, ConfigError  # noqa: E402
 from slipstream.mlx_model.build import build_codec, build_lm  # noqa: E402
@@ -104,3 +107,12 @@ def test_missing_tensors_are_named():
     del codec["encoder.stages.1.resample.bias"]
     with pytest.raises(ValueError, match=r"encoder\.stages\.1\.resample\.bias"):
         build_codec(codec_config(), codec)
+
+
+def test_float32_is_float32_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.delenv("MLX_ENABLE_TF32", raising=False)
+    importlib.reload(slipstream.mlx_model)
+    assert os.environ["MLX_ENABLE_TF32"] == "0"
+    monkeypatch.setenv("MLX_ENABLE_TF32", "1")
+    importlib.reload(slipstream.mlx_model)
+    assert os.environ["MLX_ENABLE_TF32"] == "1"

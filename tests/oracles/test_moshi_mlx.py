@@ -277,3 +277,15 @@ def test_its_reset_leaves_the_tail_of_the_downsampling_and_ours_leaves_nothing(t
     assert first_code(seed=0) != fresh
     theirs.reset_all()
     assert first_code(seed=0) == fresh
+
+
+@pytest.mark.parametrize("samples", [7, 333, 1920])
+def test_its_resets_pass_over_the_residual_adders_which_hold_nothing(tmp_path: Path, samples: int):
+    # A block's two sides would wait there for each other, but its convolutions give a sample for each they get.
+    theirs = their_mimi(tmp_path)
+    audio = noise_and_tones(0.1)[:2000]
+    for start in range(0, len(audio), samples):
+        mx.eval(theirs.encoder.step(mx.array(audio[start : start + samples])[None, None]))
+    adders = [residual.streaming_add for layer in theirs.encoder.layers for residual in layer.residuals]
+    assert len(adders) == 4
+    assert all(adder._lhs is None and adder._rhs is None for adder in adders)

@@ -34,16 +34,16 @@ def build_codec(config: CodecConfig, weights: Arrays) -> Mimi:
     """
     module = Mimi(config)
     arrays: dict[str, npt.NDArray[Any]] = {}
-    for name in dict(tree_flatten(module.parameters())):
+    for name, weight in weights.items():
         stem, _, leaf = name.rpartition(".")
-        if leaf == "vectors":
-            usage = np.maximum(weights[stem + ".cluster_usage"], CODEBOOK_EPS)
-            arrays[name] = weights[stem + ".embedding_sum"] / usage[:, None]
-        elif leaf == "half_norms":
-            arrays[name] = np.square(arrays[stem + ".vectors"]).sum(axis=1) / 2
-        elif name in weights:
-            arrays[name] = _convolution(weights[name]) if weights[name].ndim == 3 else weights[name]
-    module.load_weights([(name, mx.array(array)) for name, array in arrays.items()])
+        if leaf == "embedding_sum" and stem + ".cluster_usage" in weights:
+            usage = np.maximum(weights[stem + ".cluster_usage"].astype(np.float32), CODEBOOK_EPS)
+            vectors = weight / usage[:, None]
+            arrays |= {stem + ".vectors": vectors, stem + ".half_norms": np.square(vectors).sum(axis=1) / 2}
+        else:
+            arrays[name] = _convolution(weight) if weight.ndim == 3 else weight
+    used = dict(tree_flatten(module.parameters())).keys()
+    module.load_weights([(name, mx.array(array)) for name, array in arrays.items() if name in used])
     module.set_dtype(mx.float32)
     _compute(module)
     return module
