@@ -12,6 +12,7 @@ import pytest
 from tests.fakes import tiny_tokenizer
 
 from slipstream.config import PAD_ID
+from slipstream.evaluate.endurance import invented_words, long_stream
 from slipstream.evaluate.hearing import Heard, Speed, hear
 from slipstream.evaluate.metrics import ends_of_turn, error_rates, groups, normalise, word_times
 from slipstream.evaluate.report import evaluate, to_html, to_json, to_text
@@ -152,3 +153,23 @@ def test_the_page_escapes_what_was_said() -> None:
     page = to_html(evaluate(heard, Speed(1, 1, 1), model="m", manifest="n", frame_rate=12.5))
     assert "&lt;b&gt; &amp; c" in page
     assert "<x>" not in page
+
+
+def test_a_long_stream_is_judged_part_by_part(recordings: list[Recording]) -> None:
+    spm = tiny_tokenizer()
+    long = recordings[:2] * 5
+    words, at = [], 0.0
+    for recording in long[:5]:  # and mute after that
+        words += [Word(w.text, w.start + at, w.end + at) for w in recording.words]
+        at += 1.0 + (2.0, 2.5)[recording.audio.name == "1.wav"]
+    stream = long_stream(Script(encode_stream(words, spm, 4, 400).tolist()), spm, long)
+    assert [part.rate for part in stream.parts] == [0.0] * 5 + [1.0] * 5
+    assert stream.seconds == pytest.approx(5 * (3.0 + 3.5))
+
+
+def test_invented_words_are_counted_by_the_hour() -> None:
+    spm = tiny_tokenizer()
+    script = Script(encode_stream([Word("the", 0.4, 0.5), Word("dog", 1.0, 1.2)], spm, 4, 60).tolist())
+    assert invented_words(script, spm, 0.1) == dict.fromkeys(
+        ("silence", "white noise", "brown noise", "music"), pytest.approx(1200)
+    )

@@ -21,12 +21,21 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Only the first so many recordings.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Only recordings of this dataset.")] = None,
     split: Annotated[str | None, typer.Option(help="Only recordings of this split.")] = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Also measure pocketsphinx, on the English ones.")
+    ] = False,
+    endurance: Annotated[
+        float | None,
+        typer.Option(help="Also hear all as one stream, and so many minutes each of silence, noise and music."),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with tables and plots.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write every number.")] = None,
 ) -> None:
     """Measure a model: word and character errors with intervals, word times, delay, ends of turn, speed."""
     from itertools import islice
 
+    from slipstream.evaluate.baseline import hear_pocketsphinx
+    from slipstream.evaluate.endurance import invented_words, long_stream
     from slipstream.evaluate.hearing import hear
     from slipstream.evaluate.hub import read_recordings
     from slipstream.evaluate.report import evaluate as measure
@@ -36,20 +45,27 @@ def evaluate(
     from slipstream.weights.sources import resolve
 
     sources = resolve(model)
-    recordings = (
+    tokenizer = Tokenizer(sources.tokenizer)
+    chosen = (
         recording
         for recording in read_recordings(manifest)
         if dataset in (None, recording.dataset) and split in (None, recording.split)
     )
+    recordings = list(islice(chosen, limit))
     runner = load_runner(model, backend=backend, device=device, slots=streams)
-    heard, speed = hear(
-        runner,
-        Tokenizer(sources.tokenizer),
-        islice(recordings, limit),
-        prefix_seconds=sources.config.silence_prefix_seconds,
-    )
+    heard, speed = hear(runner, tokenizer, recordings, prefix_seconds=sources.config.silence_prefix_seconds)
     evaluation = measure(heard, speed, model=model, manifest=manifest, frame_rate=runner.frame_rate)
     typer.echo(to_text(evaluation))
+    if baseline:
+        others, took = hear_pocketsphinx(recordings)
+        rival = measure(others, took, model="pocketsphinx", manifest=manifest, frame_rate=runner.frame_rate)
+        typer.echo(f"\npocketsphinx\n{to_text(rival)}")
+    if endurance is not None:
+        stream = long_stream(runner, tokenizer, recordings)
+        tenths = ", ".join(f"{part.rate:.0%} ({part.low:.0%} to {part.high:.0%})" for part in stream.parts)
+        typer.echo(f"\none stream of {stream.seconds:.0f} s, WER by tenth: {tenths}")
+        for sound, count in invented_words(runner, tokenizer, endurance).items():
+            typer.echo(f"{sound}: {count:.0f} words an hour")
     for path, text in ((html, to_html), (json, to_json)):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -88,6 +88,24 @@ def hear(
     return done, Speed(sum(heard.seconds for heard in done), taken, runner.slots)
 
 
+def hear_samples(runner: Runner, tokenizer: Tokenizer, samples: FloatArray) -> tuple[list[Word], Speed]:
+    """One stream of samples at the model's rate, through the first slot of `runner`."""
+    runner.reset([0])
+    decoder = WordDecoder(tokenizer, runner.delay_frames, runner.frame_rate, partials=False)
+    pcm_BS = np.zeros((runner.slots, runner.frame_samples), np.float32)
+    active_B = np.arange(runner.slots) == 0
+    events: list[object] = []
+    frames = _frames(samples, runner.frame_samples, 0)
+    before = time.perf_counter()
+    for _ in range(math.ceil(len(samples) / runner.frame_samples) + runner.delay_frames + PAUSE_FRAMES + 1):
+        pcm_BS[0] = next(frames)
+        output = runner.step(pcm_BS, active_B)
+        events += decoder.push(int(output.token_B[0]), float(output.logprob_B[0]))
+    events += decoder.flush()
+    seconds = len(samples) / (runner.frame_samples * runner.frame_rate)
+    return [e for e in events if isinstance(e, Word)], Speed(seconds, time.perf_counter() - before, 1)
+
+
 class _Stream:
     """One recording on its way through a slot."""
 
