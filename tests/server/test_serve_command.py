@@ -1,0 +1,135 @@
+"""`slipstream serve` and `slipstream api-key`, as processes: from a folder of weights to words on a socket."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.fakes import tiny_tokenizer, tokenizer_path
+from tests.models import noise_and_tones, random_model, stt_config
+from tests.server.test_rust_config import PUBLISHED
+
+from slipstream.cli.serve import _from_rust_config
+from slipstream.client import ServerError, transcribe
+from slipstream.config import STTConfig
+from slipstream.weights.checkpoint import Checkpoint, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model with random weights, whose words are noise, but words."""
+    folder = tmp_path_factory.mktemp("model")
+    config = stt_config(text_vocab=tiny_tokenizer().vocab_size)
+    lm, codec = random_model(config)
+    save_checkpoint(Checkpoint(config, lm, codec, tokenizer_path()), folder, "kyutai")
+    return folder
+
+
+@contextlib.contextmanager
+def served(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command with these options, and the address that it says it serves."""
+    command = [sys.executable, "-m", "slipstream", "serve", "--port", "0", "--backend", "onnx", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            seen = ""
+            while not (found := re.search(r"Serving .* on (\S+)", seen.replace("\n", " "))):
+                line = process.stderr.readline()
+                assert line, f"the server ended: {seen}"
+                seen += line
+            yield process, found[1]
+        finally:
+            process.kill()
+
+
+def test_from_weights_to_words_and_a_clean_end(model: Path) -> None:
+    with served("--model", str(model), "--device", "cpu", "--slots", "2", "--limit", "idle_seconds=60") as (
+        process,
+        address,
+    ):
+        heard = transcribe(address, [noise_and_tones(3.0)])
+        assert transcribe(address, [noise_and_tones(3.0)]) == heard
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        logs = [json.loads(line) for line in process.stderr.read().splitlines() if line.startswith("{")]
+        assert process.wait(20) == 0
+    assert heard.duration == 3.0
+    closed = [line for line in logs if line["message"] == "stream closed"]
+    assert [line["frames"] for line in closed] == [37, 37]
+    assert [line["words"] for line in closed] == [len(heard.words)] * 2
+    assert not any(word.text in json.dumps(logs) for word in heard.words if len(word.text) > 3)
+
+
+def test_keys_and_tls(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "slipstream", "api-key", "desk"], capture_output=True, text=True, check=True
+    )
+    key = re.search(r"stored nowhere:\s+(\S+)", made.stderr)
+    assert key is not None
+    (tmp_path / "keys").write_text(made.stdout)
+    certificate, private = tmp_path / "cert.pem", tmp_path / "key.pem"
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    command = [
+        *make.split(),
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-keyout",
+        str(private),
+        "-out",
+        str(certificate),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    options = ["--api-keys", str(tmp_path / "keys"), "--tls-cert", str(certificate), "--tls-key", str(private)]
+    with served("--model", str(model), "--device", "cpu", "--slots", "1", *options) as (_, address):
+        assert address.startswith("https://127.0.0.1:")
+        assert transcribe(address, [noise_and_tones(0.5)], key=key[1]).duration == 0.5
+        with pytest.raises(ServerError, match="401"):
+            transcribe(address, [noise_and_tones(0.5)], key="another")
+        with pytest.raises(ServerError, match="cannot be reached"):
+            transcribe(address.replace("https", "http"), [noise_and_tones(0.5)], key=key[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--host", "0.0.0.0"], "the server needs keys"),
+        (["--limit", "idel_seconds=5"], "did you mean 'idle_seconds'"),
+        (["--limit", "idle_seconds=soon"], "expected idle_seconds=<float>"),
+        (["--limit", "idle_seconds=0"], "must be more than 0"),
+        (["--config", "no-such.toml"], "no-such.toml: no such file"),
+        (["--api-keys", "no-such-keys"], "no-such-keys: cannot be read"),
+        (["--tls-cert", "cert.pem"], "go together"),
+    ],
+)
+def test_wrong_options_are_named(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from slipstream.cli import app
+    from slipstream.errors import SlipstreamError
+
+    try:
+        app(["serve", *options], standalone_mode=True)
+    except SlipstreamError as error:
+        told = str(error)
+    except SystemExit:
+        told = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert says in told
+
+
+def test_a_rust_config_becomes_a_model(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(PUBLISHED)
+    served = _from_rust_config(file)
+    assert (served.slots, served.path) == (64, "/api/asr-streaming")
+    assert served.keys is not None
+    assert served.keys.name_of("public_token") == "key-1"
+    config = STTConfig.read(Path(served.ref) / "config.json")
+    assert config.lm.num_codebooks == 32
+    assert (config.delay_frames, config.sampling.temperature) == (6, 0.25)
+    assert served.origin["lm"] == "hf://kyutai/stt-1b-en_fr-candle/model.safetensors"
