@@ -79,8 +79,8 @@ class Trainer:
         start = time.monotonic() - self.elapsed
         sums: dict[str, float] = defaultdict(float)
         since, since_step = time.monotonic(), self.step
+        batches = prefetch(self._draw, self.step * options.accumulate, 1)
         try:
-            batches = prefetch(self._draw, self.step * options.accumulate, 1)
             while (progress := self._progress(time.monotonic() - start)) < 1.0:
                 for name, value in self._train_step(batches, progress).items():
                     sums[name] += value
@@ -89,12 +89,14 @@ class Trainer:
                     now, steps = time.monotonic(), self.step - since_step
                     numbers = {name: value / steps for name, value in sums.items()}
                     numbers["realtime"] = steps * options.rows * self.task.row_seconds / (now - since)
+                    numbers["minutes_left"] = self.elapsed / 60 * (1 / max(progress, 1e-9) - 1)
                     log.write(self.step, self.elapsed, numbers, self.report)
                     sums.clear()
                     since, since_step = now, self.step
                 if self.step % options.checkpoint_every == 0:
                     self.save()
         finally:
+            batches.close()
             log.close()
         self.save()
         return self.path

@@ -11,7 +11,8 @@ import math
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -362,23 +363,34 @@ class TokenSampler(_Sampler):
         return codes, self._targets([w for w in words if w.start < T / rate], (), delay, rng)
 
 
-def prefetch(draw: Callable[[int], _Drawn], first_row: int, stride: int, depth: int = 4) -> Iterator[_Drawn]:
-    """`draw(first_row)`, `draw(first_row + stride)`, ... by a thread, ahead of their use."""
+def prefetch(
+    draw: Callable[[int], _Drawn], first_row: int, stride: int, depth: int = 4
+) -> Generator[_Drawn, None, None]:
+    """`draw(first_row)`, `draw(first_row + stride)`, ... by a thread, ahead of their use. Closing it ends the thread."""
     ready: queue.Queue[_Drawn | BaseException] = queue.Queue(depth)
+    closed = threading.Event()
+
+    def put(item: _Drawn | BaseException) -> None:
+        while not closed.is_set():
+            with suppress(queue.Full):
+                ready.put(item, timeout=0.2)
+                return
 
     def work() -> None:
         row = first_row
-        while True:
-            try:
-                ready.put(draw(row))
-            except BaseException as error:
-                ready.put(error)
-                return
-            row += stride
+        try:
+            while not closed.is_set():
+                put(draw(row))
+                row += stride
+        except BaseException as error:
+            put(error)
 
     threading.Thread(target=work, daemon=True, name="sampler").start()
-    while True:
-        item = ready.get()
-        if isinstance(item, BaseException):
-            raise item
-        yield item
+    try:
+        while True:
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        closed.set()
