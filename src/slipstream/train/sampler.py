@@ -366,7 +366,7 @@ class TokenSampler(_Sampler):
 def prefetch(
     draw: Callable[[int], _Drawn], first_row: int, stride: int, depth: int = 4
 ) -> Generator[_Drawn, None, None]:
-    """`draw(first_row)`, `draw(first_row + stride)`, ... by a thread, ahead of their use. Closing it ends the thread."""
+    """`draw(first_row)`, `draw(first_row + stride)`, ... by a thread, ahead of use. Closing it ends the thread."""
     ready: queue.Queue[_Drawn | BaseException] = queue.Queue(depth)
     closed = threading.Event()
 
