@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import math
 import os
@@ -190,6 +191,11 @@ def cache_root() -> Path:
 
 
 def _has_cuda() -> bool:
+    try:
+        # Without the driver there is no need to ask torch, whose import takes longer than the small model's whole work.
+        ctypes.CDLL("nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1")
+    except OSError:
+        return False
     import torch
 
     return torch.cuda.is_available()
