@@ -1,12 +1,15 @@
-"""The CPU backend measured: milliseconds a frame beside the `moshi` package, and what quantisation changes.
+"""The CPU backend measured: its speed beside the `moshi` package, and what quantisation changes.
 
-    python benchmarks/cpu.py step --model kyutai/stt-1b-en_fr
-    python benchmarks/cpu.py quality --model kyutai/stt-1b-en_fr
-    python benchmarks/cpu.py idle
+    python benchmarks/cpu.py step --model kyutai/stt-1b-en_fr     # milliseconds a frame
+    python benchmarks/cpu.py logits --model kyutai/stt-1b-en_fr   # of quantised weights against float32
+    python benchmarks/cpu.py words MANIFEST                       # errors and tokens of a trained model, quantised
+    python benchmarks/cpu.py streams                              # how many the built-in model holds in real time
+    python benchmarks/cpu.py start                                # a cold `slipstream transcribe`
+    python benchmarks/cpu.py idle                                 # what a waiting runner costs
 
-Weights are random: the time of a step does not depend on them. In `step` each contender has a process of its own, and
-they take turns, a few frames each, so that whatever else the machine does falls on all of them. Ours run with every
-cache full, the case of a stream longer than the model's context.
+In `step`, `logits` and `idle` weights are random: the time of a step does not depend on them. In `step` each contender
+has a process of its own, and they take turns, a few frames each, so that whatever else the machine does falls on all of
+them. Ours run with every cache full, the case of a stream longer than the model's context.
 """
 
 from __future__ import annotations
@@ -15,21 +18,32 @@ import argparse
 import dataclasses
 import json
 import os
+import subprocess
 import sys
+import tempfile
 import time
+import wave
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 
-from slipstream.config import PRESETS, STTConfig, dump_codec, dump_kyutai
+from slipstream.audio import load as load_audio
+from slipstream.config import PAD_ID, PRESETS, STTConfig, dump_codec, dump_kyutai
+from slipstream.evaluate.hearing import hear
+from slipstream.evaluate.metrics import error_rates
+from slipstream.loading import load_runner
 from slipstream.onnx_model.lm import lm_model
 from slipstream.onnx_model.runner import OnnxRunner
 from slipstream.onnx_model.session import open_session, physical_cores
 from slipstream.onnx_model.streams import LMStreams
+from slipstream.text import Tokenizer
+from slipstream.train.manifest import read_manifest
 from slipstream.weights.names import Shapes, codec_shapes, lm_shapes
+from slipstream.weights.sources import resolve
 
 Step = Callable[[], tuple[float, float]]
 """Runs one frame of one stream; gives the seconds that the codec and the LM took."""
@@ -40,28 +54,33 @@ TURN = 5  # frames
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    step = commands.add_parser("step", help="milliseconds a frame of one stream")
-    step.add_argument("--model", choices=list(PRESETS), default="kyutai/stt-1b-en_fr")
-    step.add_argument("--frames", type=int, default=100, help="timed frames of each")
+    step, logits, words, streams, start, idle = (
+        commands.add_parser(name) for name in ("step", "logits", "words", "streams", "start", "idle")
+    )
+    for command in (step, logits):
+        command.add_argument("--model", choices=list(PRESETS), default="kyutai/stt-1b-en_fr")
+        command.add_argument("--frames", type=int, default=100, help="frames of each that count")
     step.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
     step.add_argument("--json", action="store_true")
-    quality = commands.add_parser("quality", help="how near quantised logits are to those of float32")
-    quality.add_argument("--model", choices=list(PRESETS), default="kyutai/stt-1b-en_fr")
-    quality.add_argument("--frames", type=int, default=60)
-    commands.add_parser("idle", help="processor time of a loaded runner that waits")
+    words.add_argument("manifest")
+    words.add_argument("--split", default="dev")
+    words.add_argument("--limit", type=int)
+    for command in (words, streams, start):
+        command.add_argument("--model", default="tiny")
+    step.set_defaults(run=lambda o: compare_speed(o.model, o.contenders, o.frames, o.json))
+    logits.set_defaults(run=lambda o: compare_logits(PRESETS[o.model], o.frames))
+    words.set_defaults(run=lambda o: compare_words(o.manifest, o.split, o.limit, o.model))
+    streams.set_defaults(run=lambda o: count_streams(o.model))
+    start.set_defaults(run=lambda o: measure_start(o.model))
+    idle.set_defaults(run=lambda o: measure_idle())
     options = parser.parse_args()
-    if options.command == "step":
-        compare(options.model, options.contenders, options.frames, options.json)
-    elif options.command == "quality":
-        compare_logits(PRESETS[options.model], options.frames)
-    else:
-        measure_idle()
+    options.run(options)
 
 
 # ------------------------------------------------------------------------------------------------- speed
 
 
-def compare(model: str, contenders: list[str], frames: int, as_json: bool) -> None:
+def compare_speed(model: str, contenders: list[str], frames: int, as_json: bool) -> None:
     processes = [Contender(name, model) for name in contenders]
     print("all are loaded; measuring", file=sys.stderr, flush=True)
     for turn in range(-1, -(-frames // TURN)):
@@ -184,7 +203,7 @@ CONTENDERS: dict[str, Callable[[STTConfig], Step]] = {
 }
 
 
-# ----------------------------------------------------------------------------------------------- quality
+# ------------------------------------------------------------------------------------------ quantisation
 
 
 def compare_logits(config: STTConfig, frames: int) -> None:
@@ -213,22 +232,107 @@ def logits(config: STTConfig, quantize: str | None, frames: int) -> np.ndarray:
     return np.stack(out)
 
 
-# -------------------------------------------------------------------------------------------------- idle
+def compare_words(manifest: str, split: str, limit: int | None, model: str) -> None:
+    """Word errors of a model in float32, int8 and int4, and how often a token differs after the same history."""
+    tokenizer = Tokenizer(resolve(model).tokenizer)
+    recordings = [recording for recording in read_manifest(Path(manifest)) if recording.split == split][:limit]
+    exact = load_runner(model, backend="onnx", slots=16, quantize="none")
+    print(f"{'':10}{'WER':>8}{'95 %':>18}{'same token':>14}{'but pads':>12}   ({len(recordings)} recordings)")
+    for quantize in ("none", "int8", "int4"):
+        runner = load_runner(model, backend="onnx", slots=16, quantize=quantize)
+        heard, _ = hear(runner, tokenizer, recordings)
+        words = error_rates(heard).words
+        same, same_words = agreement(exact, runner, [one.audio for one in recordings])
+        interval = f"{words.low:.1%} to {words.high:.1%}"
+        print(f"{quantize:10}{words.rate:8.1%}{interval:>18}{same:14.2%}{same_words:12.2%}", flush=True)
+
+
+def agreement(exact: OnnxRunner, rounded: OnnxRunner, paths: list[Path]) -> tuple[float, float]:
+    """Share of frames with the same token, of all and of those where `exact` wrote something; both read its text."""
+    same, spoken = [], []
+    for start in range(0, len(paths), exact.slots):
+        audio = [frames_of(path, exact.frame_samples) for path in paths[start : start + exact.slots]]
+        for runner in (exact, rounded):
+            runner.reset(range(exact.slots))
+        for frame in range(max(map(len, audio))):
+            active_B = np.array([frame < len(one) for one in audio] + [False] * (exact.slots - len(audio)))
+            pcm_BS = np.zeros((exact.slots, exact.frame_samples), np.float32)
+            for slot in np.flatnonzero(active_B):
+                pcm_BS[slot] = audio[slot][frame]
+            expected, found = (runner.step(pcm_BS, active_B).token_B[active_B] for runner in (exact, rounded))
+            rounded.lm.text_B[:] = exact.lm.text_B
+            same.append(expected == found)
+            spoken.append(expected != PAD_ID)
+    all_same, all_spoken = np.concatenate(same), np.concatenate(spoken)
+    return float(all_same.mean()), float(all_same[all_spoken].mean())
+
+
+def frames_of(path: Path, samples: int) -> np.ndarray:
+    audio = load_audio(path)
+    return np.pad(audio, (0, -len(audio) % samples)).reshape(-1, samples)
+
+
+# --------------------------------------------------------------------------------------------- small model
+
+
+def count_streams(model: str) -> None:
+    """Step times by number of streams, until the slowest in a hundred is no longer in real time."""
+    for slots in (1, 8, 16, 24, *range(32, 1024, 32)):
+        median, p99 = full_house(model, slots)
+        speed = 80 * slots / median
+        print(f"{slots:4} streams: {median:6.1f} ms a step ({p99:6.1f}), {speed:5.0f} x real time", flush=True)
+        if p99 > 80:
+            break
+
+
+def full_house(model: str, slots: int) -> tuple[float, float]:
+    """Median and p99 milliseconds of a step in which every slot is active and every cache full."""
+    runner = load_runner(model, backend="onnx", slots=slots)
+    pcm = np.random.default_rng(0).normal(0, 0.1, (slots, runner.frame_samples)).astype(np.float32)
+    full = dataclasses.replace(runner.snapshot(0), frames=2 * runner.config.lm.transformer.context)
+    for slot in range(slots):
+        runner.restore(slot, full)
+    times = []
+    for _ in range(120):
+        start = time.perf_counter()
+        runner.step(pcm, np.ones(slots, bool))
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[20:]) * 1000), float(np.percentile(times[20:], 99) * 1000)
+
+
+def measure_start(model: str, seconds: float = 10, times: int = 7) -> None:
+    """Wall time, processor time and peak memory of `slipstream transcribe` on a file of `seconds`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "speech.wav"
+        with wave.open(str(path), "wb") as file:
+            file.setparams((1, 2, 24_000, 0, "NONE", ""))
+            noise = np.random.default_rng(0).normal(0, 1000, round(seconds * 24_000))
+            file.writeframes(noise.astype("<i2").tobytes())
+        command = [sys.executable, "-m", "slipstream", "transcribe", "--model", model, str(path)]
+        runs = [run_cold(command) for _ in range(times)]
+    wall, processor, megabytes = np.median(runs, axis=0)
+    print(f"{seconds:.0f} s of audio: {wall:.2f} s, {processor:.2f} s of processor time, {megabytes:.0f} MB (medians)")
+
+
+def run_cold(command: list[str]) -> tuple[float, float, float]:
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000
 
 
 def measure_idle(seconds: float = 20) -> None:
+    """Processor time of a runner of the true width that waits between two frames."""
     config = PRESETS["kyutai/stt-1b-en_fr"]
-    config = config.model_copy(update={"lm": shallow(config, layers=2)})
+    transformer = config.lm.transformer.model_copy(update={"num_layers": 2})
+    config = config.model_copy(update={"lm": config.lm.model_copy(update={"transformer": transformer})})
     runner = random_runner(config, "int8")
     runner.step(np.zeros((1, config.codec.frame_samples), np.float32), np.array([True]))
     start = time.process_time()
     time.sleep(seconds)
     print(f"processor time in {seconds:.0f} s of waiting: {(time.process_time() - start) * 1000:.1f} ms")
-
-
-def shallow(config: STTConfig, layers: int) -> object:
-    transformer = config.lm.transformer.model_copy(update={"num_layers": layers})
-    return config.lm.model_copy(update={"transformer": transformer})
 
 
 # ----------------------------------------------------------------------------------------------- weights
