@@ -5,6 +5,7 @@ import gc
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -179,6 +180,33 @@ def test_a_session_that_is_forgotten_frees_its_slot(start: Callable[..., Engine]
     gc.collect()
     engine.open(QUIET, wait=GENEROUS)
     until(lambda: engine.active <= 1)
+
+
+@pytest.mark.parametrize("end", ["finish", "cancel", "fail"])
+def test_an_ended_session_is_freed_although_its_listener_holds_it(start: Callable[..., Engine], end: str) -> None:
+    class Listener:
+        def __init__(self) -> None:
+            self.session = engine.open(QUIET, wake=self.wake)
+
+        def wake(self) -> None:
+            pass
+
+        def read(self) -> None:
+            with contextlib.suppress(CheckpointError):
+                list(self.session)
+
+    engine = start(BabblingRunner() if end == "fail" else ScriptRunner())
+    listener = Listener()
+    if end == "fail":
+        listener.session.send(silence(1))
+        listener.read()  # the error now holds the stack in which it was raised
+    else:
+        getattr(listener.session, end)()
+    until(lambda: engine.active == 0)
+    freed = weakref.ref(listener)
+    del listener
+    gc.collect()
+    assert freed() is None
 
 
 def test_a_session_whose_listener_raises_ends_and_frees_its_slot(start: Callable[..., Engine]) -> None:

@@ -9,6 +9,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 
 import numpy as np
@@ -72,10 +73,10 @@ class Engine:
         self._sleeps_until = 0.0
         self._ports: dict[Session, _Port] = {}
         self._to_signal: list[_Port] = []
-        self._given_up: deque[_Port] = deque()
+        self._given_up: deque[Session] = deque()
         self._draining = False
         self._closing = False
-        self._failure: EngineError | None = None
+        self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="slipstream-engine", daemon=True)
         self._thread.start()
 
@@ -116,7 +117,7 @@ class Engine:
         port = _Port(session, wake)
         with self._changing:
             if self._failure is not None:
-                raise self._failure
+                raise _engine_error(self._failure)
             if self._draining or self._closing:
                 raise Overloaded("the engine is about to stop: it takes no more sessions")
             self._end_given_up()
@@ -160,11 +161,10 @@ class Engine:
         try:
             while (batch := self._next_batch()) is not None:
                 self._step(batch)
-            self._end_all(SessionClosed("the engine was closed"))
+            self._end_all(lambda: SessionClosed("the engine was closed"))
         except BaseException as error:  # whatever stops this thread, no session may wait for it for ever
-            self._failure = EngineError(f"the engine has stopped: {type(error).__name__}: {error}")
-            self._failure.__cause__ = error
-            self._end_all(self._failure)
+            self._failure = error
+            self._end_all(partial(_engine_error, error))
 
     def _next_batch(self) -> _Batch | None:
         """Sleep until a step is due; None when the engine closes."""
@@ -290,11 +290,12 @@ class Engine:
         if following is not None:
             self._changed(self._ports[following])
 
-    def _end_all(self, error: BaseException) -> None:
+    def _end_all(self, new_error: Callable[[], BaseException]) -> None:
+        """End every session, each with an error of its own: one that is raised holds the stack of who caught it."""
         with self._changing:
             self._closing = True
             for session in list(self._ports):
-                self._end(session, error)
+                self._end(session, new_error())
 
     def _expire(self, now: float) -> None:
         for session in self._scheduler.expire(now):
@@ -304,11 +305,11 @@ class Engine:
 
     def _end_given_up(self) -> None:
         while self._given_up:
-            self._end(self._given_up.popleft().session, None)
+            self._end(self._given_up.popleft(), None)
 
-    def _give_up(self, port: _Port) -> None:
+    def _give_up(self, session: Session) -> None:
         """A session's owner is gone. Called by the garbage collector, at any time and place: hence only this."""
-        self._given_up.append(port)
+        self._given_up.append(session)
         with self._lock:
             self._work.notify()
 
@@ -343,8 +344,8 @@ class LiveSession:
     def __init__(self, engine: Engine, port: _Port) -> None:
         self._engine = engine
         self._port = port
-        self._finalizer = weakref.finalize(self, engine._give_up, port)
-        self._finalizer.atexit = False
+        # The finalizer lives as long as this does: it may hold nothing that may hold this, as the port's listener does.
+        weakref.finalize(self, engine._give_up, port.session).atexit = False
 
     @property
     def clock(self) -> float:
@@ -415,7 +416,6 @@ class LiveSession:
         """End at once, heard or not, and free the slot. Harmless after the end."""
         with self._engine._changing:
             self._engine._end(self._port.session, None)
-        self._finalizer.detach()  # it keeps the port, whose `wake` may keep this session: neither would ever be freed
 
     def take(self) -> list[Event]:
         """The events that came since the last call, without waiting.
@@ -531,3 +531,9 @@ class _Batch:
 def _slot(session: Session) -> int:
     assert session.slot is not None, "only admitted sessions are stepped"
     return session.slot
+
+
+def _engine_error(cause: BaseException) -> EngineError:
+    error = EngineError(f"the engine has stopped: {type(cause).__name__}: {cause}")
+    error.__cause__ = cause
+    return error
