@@ -205,6 +205,12 @@ def test_sessions_share_the_engine_and_the_house_can_be_full(transcriber: Transc
 # ------------------------------------------------------------------------------------------------------------- by name
 
 
+def test_every_public_name_is_there() -> None:
+    assert set(slipstream.__all__) == slipstream._HOMES.keys()
+    for name in slipstream.__all__:
+        assert getattr(slipstream, name).__name__ == name
+
+
 def save_model(folder: Path, config: STTConfig) -> Path:
     lm, codec = random_model(config)
     save_checkpoint(Checkpoint(config, lm, codec, tokenizer_path()), folder, "kyutai")

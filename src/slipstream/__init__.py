@@ -6,13 +6,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["load", "load_runner"]
+__all__ = [
+    "SessionOptions",
+    "Transcriber",
+    "Transcript",
+    "Turn",
+    "TurnOptions",
+    "WatchdogOptions",
+    "Word",
+    "load",
+    "load_runner",
+]
 
 if TYPE_CHECKING:
+    from slipstream.engine.session import SessionOptions
+    from slipstream.engine.watchdog import WatchdogOptions
+    from slipstream.formats import Transcript
     from slipstream.loading import load, load_runner
+    from slipstream.transcriber import Transcriber
+    from slipstream.turns import TurnOptions
+    from slipstream.types import Turn, Word
 
 # Public names and where they live: importing the package loads none of it.
 _HOMES = {
+    "SessionOptions": "slipstream.engine.session",
+    "Transcriber": "slipstream.transcriber",
+    "Transcript": "slipstream.formats",
+    "Turn": "slipstream.types",
+    "TurnOptions": "slipstream.turns",
+    "WatchdogOptions": "slipstream.engine.watchdog",
+    "Word": "slipstream.types",
     "load": "slipstream.loading",
     "load_runner": "slipstream.loading",
 }
