@@ -36,6 +36,7 @@ from slipstream.config import PAD_ID, PRESETS, STTConfig, dump_codec, dump_kyuta
 from slipstream.evaluate.hearing import hear
 from slipstream.evaluate.metrics import error_rates
 from slipstream.loading import load_runner
+from slipstream.onnx_model.codec import codec_model
 from slipstream.onnx_model.lm import lm_model
 from slipstream.onnx_model.runner import OnnxRunner
 from slipstream.onnx_model.session import open_session, physical_cores
@@ -361,8 +362,13 @@ class RandomWeights(Mapping[str, np.ndarray]):
 
 
 def random_runner(config: STTConfig, quantize: str | None) -> OnnxRunner:
+    """A runner of files, as a converted checkpoint has them: their weights are mapped."""
     lm, codec = RandomWeights(lm_shapes(config.lm)), RandomWeights(codec_shapes(config.codec))
-    return OnnxRunner(config, lm, codec, quantize=quantize)
+    with tempfile.TemporaryDirectory() as folder:
+        lm_path, codec_path = Path(folder) / "lm.onnx", Path(folder) / "codec.onnx"
+        lm_model(config.lm, lm, {}, quantize=quantize).save(lm_path)
+        codec_model(config.codec, codec, num_codebooks=config.lm.num_codebooks).save(codec_path)
+        return OnnxRunner(config, lm_path, codec_path)
 
 
 def resident_gigabytes(pid: int | None) -> float:
