@@ -379,7 +379,7 @@ def test_a_drain_tells_all_that_was_heard_and_takes_no_more() -> None:
 def test_streams_that_are_over_leave_nothing_behind() -> None:
     def alive() -> int:
         gc.collect()
-        return sum(isinstance(thing, LiveStream) for thing in gc.get_objects())
+        return sum(type(thing) is LiveStream for thing in gc.get_objects())
 
     with serving(ScriptRunner(slots=1)) as running:
         for _ in range(3):
