@@ -19,7 +19,7 @@ COMMANDS = [
     "slipstream transcribe examples/sample.opus --words",
     "slipstream transcribe examples/sample.opus --format srt --delay-report",
 ]
-COLUMNS = 100
+COLUMNS = 112
 
 
 def main() -> None:
