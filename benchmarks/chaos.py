@@ -31,7 +31,7 @@ from slipstream.types import Word
 SLOTS = 128
 ABUSERS_AT_ONCE = 64
 HONEST_AT_ONCE = 6
-IDLE_SECONDS = 4.0
+IDLE_SECONDS = 2.0
 STEP_SECONDS = 0.002
 
 
@@ -277,7 +277,7 @@ def _audio_of(pcm_S: np.ndarray) -> bytes:  # type: ignore[type-arg]
 # ------------------------------------------------------------------------------------------------------------ the state
 
 
-async def _until_free(address: str, patience: float = 6 * IDLE_SECONDS) -> int:
+async def _until_free(address: str, patience: float = 12 * IDLE_SECONDS) -> int:
     """Wait until no slot is in use; gives how many still are when patience ends."""
     deadline = time.monotonic() + patience
     while (used := await _used_slots(address)) and time.monotonic() < deadline:

@@ -6,6 +6,7 @@ import asyncio
 
 from slipstream.server.limits import Limits
 from slipstream.server.outbox import Outbox
+from slipstream.server.protocol import Close, CloseCode
 
 
 def test_droppable_messages_go_first_then_the_reader() -> None:
@@ -18,10 +19,19 @@ def test_droppable_messages_go_first_then_the_reader() -> None:
     assert not box.overflowed
     box.put("word")
     assert box.overflowed
-    assert len(box) == 0
     box.put("word")
+    assert asyncio.run(_take(box, 1)) == [Close(CloseCode.TOO_SLOW, "4 messages were not read in time")]
     assert len(box) == 0
-    assert asyncio.run(box.get()) is None
+
+
+def test_nothing_follows_the_end() -> None:
+    box = Outbox(Limits())
+    box.put("word")
+    box.close(Close(CloseCode.NORMAL))
+    box.put("late")
+    box.close(Close(CloseCode.INTERNAL_ERROR))
+    assert asyncio.run(_take(box, 2)) == ["word", Close(CloseCode.NORMAL)]
+    assert len(box) == 0
 
 
 def test_messages_keep_their_order() -> None:

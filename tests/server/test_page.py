@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt insta
 
 FIRST = ["Speech", "becomes", "text", "while", "you", "are", "speaking,", "word", "after", "word", "after", "word"]
 SECOND = ["l'été", "dernier,", "nous", "sommes", "allés", "à", "la", "plage", "près", "de", "Saint-Malo"]
-WORD_SECONDS, GAP_SECONDS, PAUSE_SECONDS = 0.32, 0.24, 2.4
+WORD_SECONDS, GAP_SECONDS, PAUSE_SECONDS = 0.24, 0.16, 1.6
 MICROPHONE_RATE = 48_000
 
 
