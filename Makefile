@@ -22,8 +22,9 @@ setup: $(VENV)/.dev
 demo: $(VENV)/.core
 	@$(BIN)/slipstream transcribe --words "$(AUDIO)"
 
+# One process a core, and one thread in each: the tests' models are small.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
