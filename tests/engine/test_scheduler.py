@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tests.fakes import FRAME_RATE, ScriptRunner, apply_ops, new_session, run, silence, sound_of, words_of
 
-from slipstream.engine.scheduler import Scheduler
+from slipstream.engine.scheduler import URGENT_WAIT_SECONDS, Scheduler
 from slipstream.engine.session import Session
 from slipstream.errors import Overloaded
 from slipstream.types import MarkerReached, Ready
@@ -159,6 +159,19 @@ def test_who_is_behind_catches_up_at_full_speed_and_others_ride_along() -> None:
     assert [set(step) for step in steps] == [{behind, other}, {behind}, {behind}, {behind}]
     bench.now += WAIT  # the last frame is not behind, and waits for others
     assert bench.step() == [behind]
+
+
+def test_among_many_an_urgent_frame_waits_a_little_for_company() -> None:
+    bench = Bench(64)
+    sessions = [bench.open() for _ in range(64)]
+    bench.send(sessions[0], 5)
+    assert bench.delay() == pytest.approx(URGENT_WAIT_SECONDS)
+    for session in sessions[1:4]:
+        bench.send(session, 1)
+    assert bench.delay() == 0
+    assert set(bench.step()) == set(sessions[:4])
+    bench.now += URGENT_WAIT_SECONDS
+    assert bench.step() == sessions[:1]
 
 
 def test_a_flush_runs_at_once_beside_the_others() -> None:

@@ -12,6 +12,10 @@ BATCH_WAIT_SECONDS = 0.01
 """How long a frame may wait for those of other sessions. A step costs about the same for one slot as for many, so one
 full step beats two half-empty ones; an eighth of a frame's own time bounds what that may cost in latency."""
 
+URGENT_WAIT_SECONDS = 0.004
+"""How long an urgent frame waits for a sixteenth of the sessions. When hundreds have fallen behind, steps for a few of
+them each would take the time that they need to catch up."""
+
 MARKER_WAIT_SECONDS = 0.2
 """How long a marker waits for more audio before its text is flushed. Two and a half frames: a live client that goes on
 speaking is not flushed in the middle of a word."""
@@ -21,8 +25,9 @@ class Scheduler:
     """Admits sessions to slots and decides each step. All times are `now` of one steady clock, in seconds.
 
     A step runs as soon as every admitted session has a frame, or one is urgent (it is behind its audio, or on its way
-    to and through a flush), or one frame has waited for `batch_wait`; it takes every session that has a frame. The
-    lowest free slot is given first, so that a runner can leave the rest of its batch out.
+    to and through a flush; among many it waits a little for company), or one frame has waited for `batch_wait`; it
+    takes every session that has a frame. The lowest free slot is given first, so that a runner can leave the rest of
+    its batch out.
     """
 
     def __init__(
@@ -142,8 +147,10 @@ class Scheduler:
     def _step_time(self) -> float:
         """When the next step is due, given that a session is ready."""
         oldest = next(iter(self._ready.values()))
-        if self._urgent or len(self._ready) == len(self._admitted):
+        if len(self._ready) == len(self._admitted):
             return oldest
+        if self._urgent:
+            return oldest if len(self._ready) >= len(self._admitted) // 16 else oldest + URGENT_WAIT_SECONDS
         return oldest + self.batch_wait
 
     def _admit(self, session: Session, now: float) -> None:

@@ -122,7 +122,7 @@ def error(message: str) -> bytes:
 
 # -------------------------------------------------------------------------------------------------------------- details
 
-_FLOAT32 = 0xCA
+_FLOAT32 = b"\xca"
 _STEP = b"\x84\xa4type\xa4Step\xa8step_idx"
 _PRS = b"\xa3prs"
 _BUFFERED_PCM = b"\xacbuffered_pcm"
@@ -151,7 +151,7 @@ def _pack_single(values: list[float]) -> bytes:
 def _float32_audio(data: bytes) -> FloatArray | None:
     """The samples of an `Audio` message as Kyutai's clients write it, or None for any other.
 
-    Reads the array of float32 in place: 8 us for a frame, where unpacking makes 1920 Python floats in 110 us.
+    Reads the array of float32 in place: 4 us for a frame, where unpacking makes 1920 Python floats in 110 us.
     """
     if not data.startswith(_AUDIO) or len(data) < len(_AUDIO) + 1:
         return None
@@ -160,12 +160,10 @@ def _float32_audio(data: bytes) -> FloatArray | None:
         return None
     start = len(_AUDIO) + 1 + size
     length = int.from_bytes(data[len(_AUDIO) + 1 : start], "big")
-    if len(data) != start + 5 * length:
+    # As bytes, since a comparison of numpy's costs four times as much.
+    if len(data) != start + 5 * length or data[start::5] != _FLOAT32 * length:
         return None
-    tagged = np.frombuffer(data, _TAGGED_FLOAT, offset=start)
-    if not (tagged["tag"] == _FLOAT32).all():
-        return None
-    return tagged["value"].astype(np.float32)
+    return np.frombuffer(data, _TAGGED_FLOAT, offset=start)["value"].astype(np.float32)
 
 
 def _unpack(data: bytes) -> dict[str, Any]:
