@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -10,9 +9,8 @@ import numpy as np
 import pytest
 from tests.models import noise_and_tones, random_model, stt_config
 
-from slipstream.config import PRESETS, STTConfig
-from slipstream.onnx_model.runner import OnnxRunner, default_threads
-from slipstream.onnx_model.session import physical_cores
+from slipstream.config import STTConfig
+from slipstream.onnx_model.runner import OnnxRunner
 
 ON = np.array([True])
 
@@ -104,10 +102,3 @@ print(sorted({"torch", "onnx", "mlx", "transformers"} & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_small_steps_run_on_one_thread_and_large_ones_on_every_core():
-    small = stt_config()
-    assert default_threads(small, slots=1) == 1
-    assert default_threads(small, slots=10_000) == default_threads(PRESETS["kyutai/stt-1b-en_fr"], slots=1)
-    assert physical_cores() <= (os.cpu_count() or 1)

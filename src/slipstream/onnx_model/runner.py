@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from slipstream.onnx_model.session import open_session, physical_cores
 from slipstream.onnx_model.streams import CodecStreams, LMStreams
 from slipstream.onnx_model.transformer import Quantize, Weights
 from slipstream.types import BoolArray, FloatArray, StepOutput
-from slipstream.weights.names import codec_shapes, lm_shapes
 
 
 @dataclass(frozen=True)
@@ -32,20 +30,11 @@ class SlotState:
     lm: Array
 
 
-ONE_THREAD_BELOW = 50_000_000
-"""Multiplications in a step, one for each weight and slot, that one thread does sooner than several.
-
-Threads sleep between pieces of work, and waking one takes about 50 us: a model of 12 million weights takes 2.5 ms a
-frame with one thread and 3.3 ms with two; from about five slots on two are faster (measured on two cores).
-"""
-
-
 class OnnxRunner:
     """A codec and an LM over `slots` streams, in fixed buffers, on the CPU.
 
     `lm`, `codec`: canonical weights, or ONNX files that `export` wrote. `quantize`: keep the LM's weights in `"int8"`
-    or `"int4"` (a file has its own already). `threads`: by default all physical cores, or one where a second costs more
-    to wake than it does. Position 0 (the initial tokens)
+    or `"int4"` (a file has its own already). `threads`: all physical cores by default. Position 0 (the initial tokens)
     is run once, here, and copied into a slot at reset, so a stream's first frame is heard like any other.
     """
 
@@ -73,7 +62,7 @@ class OnnxRunner:
         K = config.lm.num_codebooks
         codec_graph = codec if isinstance(codec, Path) else codec_model(config.codec, codec, num_codebooks=K)
         lm_graph = lm if isinstance(lm, Path) else lm_model(config.lm, lm, config.condition_values, quantize=quantize)
-        threads = default_threads(config, slots) if threads is None else threads
+        threads = physical_cores() if threads is None else threads
         codec_session = open_session(codec_graph, threads=threads)
         lm_session = open_session(lm_graph, threads=threads)
         self.codec = CodecStreams(config.codec, codec_session, slots, K)
@@ -153,10 +142,3 @@ class OnnxRunner:
         lm.step(np.zeros(1, np.int64))
         text = int(lm.logits_BV[0].argmax())
         return SlotState(0, text, self.codec.read(0, frames=0), lm.read(0, position=1))
-
-
-def default_threads(config: STTConfig, slots: int) -> int:
-    """Threads for a step of this model with `slots` streams."""
-    weights = lm_shapes(config.lm) | codec_shapes(config.codec)
-    multiplications = slots * sum(math.prod(shape) for shape in weights.values())
-    return 1 if multiplications < ONE_THREAD_BELOW else physical_cores()

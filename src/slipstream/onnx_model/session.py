@@ -14,6 +14,15 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from slipstream.errors import CheckpointError
 from slipstream.onnx_model.graph import VERSION, Array, Model
 
+SPIN_MICROSECONDS = 50
+"""How long a thread spins for its next piece of work before it sleeps.
+
+Pieces of one step follow each other sooner than that: a step of the true size is a ninth shorter than with threads that
+sleep at once. Between a stream's frames they do sleep.
+"""
+# Before 1.26 a spinning thread could not be told to stop, and burnt a core for tens of milliseconds.
+_CAN_BOUND_SPINNING = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 26)
+
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -25,8 +34,8 @@ def open_session(source: Model | Path, *, threads: int) -> onnxruntime.Inference
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # A thread that spins for its next piece of work burns a core between a stream's frames.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if _CAN_BOUND_SPINNING else "0")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
     options.log_severity_level = 4  # what fails is raised as well
     if isinstance(source, Path):
         return _open_file(source, options)
