@@ -16,6 +16,7 @@ from slipstream.text import Tokenizer
 from slipstream.torch_model.lm import LM
 from slipstream.train.features import Pack
 from slipstream.train.loop import Trainer
+from slipstream.train.lora import add_lora
 from slipstream.train.options import LossOptions, RunOptions
 from slipstream.train.sampler import RowOptions, TokenSampler
 from slipstream.train.tasks import TextTask
@@ -82,6 +83,27 @@ def test_two_processes_make_one(folder: Path, tmp_path: Path) -> None:
         port = probe.getsockname()[1]
     mp.spawn(_process, args=(folder, tmp_path / "two", port), nprocs=2)
     _assert_close(whole, weights(tmp_path / "two" / "last.pt"))
+
+
+def test_adapters_learn_beside_bfloat16_weights_and_are_all_that_is_saved(folder: Path, tmp_path: Path) -> None:
+    def adapted(steps: int) -> Trainer:
+        torch.manual_seed(3)
+        lm = LM(world.config().lm)
+        add_lora(lm, 4, 2.0)
+        sampler = TokenSampler(
+            [Pack(folder / "pack")], Tokenizer(folder / "tokenizer.model"), RowOptions(4.0, {"chords": 1.0}, (6, 6))
+        )
+        run = options(tmp_path, dtype="bfloat16", steps=steps)
+        return Trainer(TextTask(lm, sampler, LossOptions(), 0.0), run, lambda line: None)
+
+    first = adapted(3)
+    assert all(parameter.dtype == torch.bfloat16 for parameter in first.task.module.parameters())
+    saved = weights(first.run())
+    assert saved
+    assert all(".down." in name or ".up." in name for name in saved)
+    again = adapted(6)
+    assert again.step == 3
+    again.run()
 
 
 def test_a_checkpoint_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.train import world
 
 from slipstream.config import CodecConfig
 from slipstream.errors import ConfigError
@@ -17,7 +18,6 @@ from slipstream.train.options import LossOptions, QuantiserOptions, RunOptions
 from slipstream.train.quantise import quantise, refresh, start_codebooks
 from slipstream.train.reconstruction import CropSampler, ReconstructionTask, WaveCodec
 from slipstream.train.sampler import UNKNOWN, PhoneInventory
-from tests.train import world
 
 CODEC = CodecConfig(
     num_filters=4,

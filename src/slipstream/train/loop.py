@@ -151,13 +151,15 @@ class Trainer:
             offset += tensor.numel()
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint, whole or not at all: what learns or moves, since the rest is as it was at the start."""
         if self.rank:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        frozen = {n: b.float() if b.is_floating_point() else b for n, b in self.task.module.state_dict().items()}
+        masters = {name: master.detach() for name, master in self.weights.masters.items()}
+        parameters = dict(self.task.module.named_parameters())
+        buffers = {n: b for n, b in self.task.module.state_dict().items() if n not in parameters}
         state = {
-            "weights": frozen | {name: master.detach() for name, master in self.weights.masters.items()},
+            "weights": masters | buffers,
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "elapsed": self.elapsed,
@@ -171,7 +173,7 @@ class Trainer:
         if wrong:
             raise CheckpointError(f"{self.path} is of another model: it lacks {', '.join(sorted(wrong)[:3])}")
         with torch.no_grad():
-            self.task.module.load_state_dict(state["weights"])
+            self.task.module.load_state_dict(state["weights"], strict=False)
             for name, master in self.weights.masters.items():
                 master.copy_(state["weights"][name])
         self.weights.publish()

@@ -14,7 +14,8 @@ class MasterWeights:
     """Float32 weights that the optimiser moves, while the module computes in bfloat16.
 
     bfloat16 keeps 8 bits: a step smaller than 1/256 of a weight would be lost in it. With `dtype` float32 the module's
-    own parameters are the masters. Buffers, the quantiser's codebooks among them, stay as they are.
+    own parameters are the masters. Weights that do not learn are in `dtype` too, without a master. Buffers, the
+    quantiser's codebooks among them, stay as they are.
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
@@ -25,7 +26,8 @@ class MasterWeights:
                 self.masters[name] = parameter
             else:
                 self.masters[name] = parameter.detach().float().clone().requires_grad_()
-                parameter.data = parameter.data.to(dtype)
+        for parameter in module.parameters():
+            parameter.data = parameter.data.to(dtype)
 
     def collect(self, scale: float = 1.0) -> None:
         """Move the module's gradients, times `scale`, to the masters."""
