@@ -47,10 +47,12 @@ class KnownModel:
 def models() -> None:
     """List the models that are built in, cached on this machine, and known by name."""
     from rich.console import Console
-    from rich.table import Column, Table
+    from rich.table import Table
 
-    columns: list[Column | str] = [Column("model", no_wrap=True), "languages", "delay", "pause heads", "parameters", "where"]
-    table = Table(*columns, box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    for title in ("languages", "delay", "pause heads", "parameters", "where"):
+        table.add_column(title)
     for model in known_models():
         table.add_row(
             model.name,
