@@ -12,6 +12,7 @@ from slipstream.server.limits import Limits
 from slipstream.server.protocol import Close, CloseCode
 
 SWEEP_SECONDS = 0.5
+_STOPPING = Close(CloseCode.RESTARTING, "the server is about to stop")
 
 
 class Member(Protocol):
@@ -44,9 +45,13 @@ class Hub:
         return len(self._members)
 
     def join(self, member: Member) -> None:
+        """Look after a connection from now on."""
         self._members.add(member)
+        if self.draining:  # it was let in just before
+            member.end(_STOPPING)
 
     def leave(self, member: Member) -> None:
+        """The connection is over."""
         self._members.discard(member)
 
     def waker(self, member: Member) -> Callable[[], None]:
@@ -73,7 +78,7 @@ class Hub:
         """Take no more connections, finish those there are. Returns whether all ended within `drain_seconds`."""
         self.draining = True
         for member in list(self._members):
-            member.end(Close(CloseCode.RESTARTING, "the server is about to stop"))
+            member.end(_STOPPING)
         deadline = time.monotonic() + self._limits.drain_seconds
         while self._members and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
