@@ -122,7 +122,8 @@ def test_wrong_options_are_named(options: list[str], says: str, capsys: pytest.C
     assert says in told
 
 
-def test_a_rust_config_becomes_a_model(tmp_path: Path) -> None:
+def test_a_rust_config_becomes_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path))
     file = tmp_path / "config.toml"
     file.write_text(PUBLISHED)
     served = _from_rust_config(file)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import tempfile
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +13,7 @@ import typer
 from slipstream.cli.console import notice
 from slipstream.cli.models import production_hint
 from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model
+from slipstream.cli.progress import counting_bar
 from slipstream.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -126,7 +127,11 @@ class _Served:
         from slipstream.weights.sources import resolve
 
         sources = resolve(self.ref, **self.origin)
-        return load_runner(self.ref, backend=backend, device=device, slots=slots, **self.origin), sources
+        with counting_bar("Converting") as progress:
+            runner = load_runner(
+                self.ref, backend=backend, device=device, slots=slots, dtype="auto", progress=progress, **self.origin
+            )
+        return runner, sources
 
 
 def _from_model(model: str) -> _Served:
@@ -136,12 +141,16 @@ def _from_model(model: str) -> _Served:
 def _from_rust_config(path: Path) -> _Served:
     """The model that a Rust server's TOML spells out, as a folder with a `config.json` and files from elsewhere."""
     from slipstream.config import dump_kyutai
+    from slipstream.loading import cache_root
     from slipstream.server.keys import KeyRing
     from slipstream.server.rust_config import read_rust_config
 
     rust = read_rust_config(path)
-    folder = Path(tempfile.mkdtemp(prefix="slipstream-"))
-    (folder / "config.json").write_text(json.dumps(dump_kyutai(rust.model)), encoding="utf-8")
+    text = json.dumps(dump_kyutai(rust.model))
+    # Always the same folder for the same model, so that what is converted from it is found again.
+    folder = cache_root() / "rust" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(text, encoding="utf-8")
     return _Served(
         name=rust.lm_file,
         ref=str(folder),
