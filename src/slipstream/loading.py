@@ -49,7 +49,8 @@ def load_runner(
 
     `ref`: a folder, a repository id or a built-in name; `origin` says where single parts come from (`resolve`).
     `backend`: `torch` (devices `cpu`, `cuda`, `cuda:1`, ...), `onnx` (CPU), `mlx` (Apple silicon), or `auto`.
-    `dtype`: of the LM's weights and keys, `float32` or `bfloat16` (torch and mlx). `quantize`: keep the LM's weights in
+    `dtype`: of the LM's weights and keys, `float32`, `bfloat16` (torch and mlx), or `auto`: the published `bfloat16`
+    on CUDA and Apple silicon, else `float32`. `quantize`: keep the LM's weights in
     8 or 4 bits (onnx and mlx); on onnx a large LM is kept in int8 unless `none` is asked for. `threads`: for onnx.
     `sampling`: greedy unless the model or the caller says otherwise.
     Raises `BackendError` for a backend or device that this installation lacks, `ConfigError` for a setting that the
@@ -76,9 +77,10 @@ def load(
     device: str = "auto",
     backend: str = "auto",
     slots: int = 1,
-    dtype: str = "float32",
+    dtype: str = "auto",
     quantize: Literal["int8", "int4", "none"] | None = None,
     threads: int | None = None,
+    progress: Progress | None = None,
     **origin: Unpack[Origin],
 ) -> Transcriber:
     """Load a model ready to transcribe `slots` streams at once, on the fastest device there is unless told otherwise.
@@ -102,6 +104,7 @@ def load(
         dtype=dtype,
         quantize=quantize,
         threads=threads,
+        progress=progress,
     )
     prefix = sources.config.silence_prefix_seconds
     return Transcriber(runner, tokenizer, model=os.fspath(model), silence_prefix_seconds=prefix)
@@ -127,8 +130,10 @@ def open_model(
     if backend not in BACKENDS:
         raise ConfigError(f"backend={backend!r}: expected auto, {', '.join(BACKENDS)}")
     require(backend)
+    if dtype == "auto":
+        dtype = "bfloat16" if backend == "mlx" or device.startswith("cuda") else "float32"
     if dtype not in ("float32", "bfloat16"):
-        raise ConfigError(f"dtype={dtype!r}: expected float32 or bfloat16")
+        raise ConfigError(f"dtype={dtype!r}: expected auto, float32 or bfloat16")
     if quantize not in (None, "none", "int8", "int4"):
         raise ConfigError(f"quantize={quantize!r}: expected int8, int4 or none")
     common: dict[str, Any] = {"slots": slots, "sampling": sampling, "seed": seed}
@@ -141,9 +146,7 @@ def open_model(
         from slipstream.mlx_model.runner import MLXRunner
 
         checkpoint = load()
-        return MLXRunner(
-            sources.config, checkpoint.lm, checkpoint.codec, dtype=dtype, quantize=bits, **common
-        )
+        return MLXRunner(sources.config, checkpoint.lm, checkpoint.codec, dtype=dtype, quantize=bits, **common)
     if device not in ("cpu", "auto"):
         raise BackendError(f"device={device!r}: the onnx backend runs on the CPU; use backend='torch' for CUDA")
     if dtype != "float32":

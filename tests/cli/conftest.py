@@ -71,7 +71,8 @@ class Loaded:
 def loaded(monkeypatch: pytest.MonkeyPatch) -> Loaded:
     record = Loaded()
 
-    def load(model: str, **arguments: Any) -> FakeTranscriber:
+    def load(model: str, *, progress: Callable[[int, int], None], **arguments: Any) -> FakeTranscriber:
+        progress(1, 2)
         record.model, record.arguments = model, arguments
         record.transcriber.slots = arguments.get("slots", 1)
         return record.transcriber

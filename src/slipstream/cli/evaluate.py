@@ -52,7 +52,7 @@ def evaluate(
         if dataset in (None, recording.dataset) and split in (None, recording.split)
     )
     recordings = list(islice(chosen, limit))
-    runner = load_runner(model, backend=backend, device=device, slots=streams)
+    runner = load_runner(model, backend=backend, device=device, slots=streams, dtype="auto")
     heard, speed = hear(runner, tokenizer, recordings, prefix_seconds=sources.config.silence_prefix_seconds)
     evaluation = measure(heard, speed, model=model, manifest=manifest, frame_rate=runner.frame_rate)
     typer.echo(to_text(evaluation))

@@ -15,6 +15,7 @@ from rich.text import Text
 from slipstream.cli.console import first_interrupt_stops, notice
 from slipstream.cli.models import production_hint
 from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model, Quantize, Threads
+from slipstream.cli.progress import counting_bar
 from slipstream.errors import AudioError
 
 if TYPE_CHECKING:
@@ -47,7 +48,10 @@ def listen(
     import slipstream
 
     chosen = int(microphone) if microphone and microphone.isdecimal() else microphone
-    transcriber = slipstream.load(model, device=device, backend=backend, quantize=quantize, threads=threads)
+    with counting_bar("Converting") as progress:
+        transcriber = slipstream.load(
+            model, device=device, backend=backend, quantize=quantize, threads=threads, progress=progress
+        )
     with transcriber, first_interrupt_stops() as stop:
         notice("Listening. Ctrl-C ends.")
         show_live(transcriber.stream(_until(stop, audio.microphone(chosen)), audio.SAMPLE_RATE))

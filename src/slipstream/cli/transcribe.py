@@ -24,7 +24,7 @@ from slipstream.cli.jobs import Job, check_places, find_jobs, split_channels
 from slipstream.cli.models import production_hint
 from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model, Quantize, Threads
 from slipstream.cli.output import render, write_file, write_stdout
-from slipstream.cli.progress import progress_bar
+from slipstream.cli.progress import counting_bar, progress_bar
 from slipstream.errors import SlipstreamError
 
 if TYPE_CHECKING:
@@ -111,9 +111,16 @@ def transcribe(
 
             import slipstream
 
-            transcriber = slipstream.load(
-                model, device=device, backend=backend, slots=slots, quantize=quantize, threads=threads
-            )
+            with counting_bar("Converting") as progress:
+                transcriber = slipstream.load(
+                    model,
+                    device=device,
+                    backend=backend,
+                    slots=slots,
+                    quantize=quantize,
+                    threads=threads,
+                    progress=progress,
+                )
             ear = LocalEar(stack.enter_context(transcriber))
         stop = stack.enter_context(first_interrupt_stops())
         failures = _hear_all(ear, jobs, slots, raw_format, stop, deliver, in_order=output is None)
