@@ -9,7 +9,8 @@
 
 In `step`, `logits` and `idle` weights are random: the time of a step does not depend on them. In `step` each contender
 has a process of its own, and they take turns, a few frames each, so that whatever else the machine does falls on all of
-them. Ours run with every cache full, the case of a stream longer than the model's context.
+them. Ours run with every cache full, the case of a stream longer than the model's context. On a machine with other work
+to do, `chrt -f 1 python benchmarks/cpu.py step --rest 0.1` holds that off while a frame is timed.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from slipstream.weights.sources import resolve
 Step = Callable[[], tuple[float, float]]
 """Runs one frame of one stream; gives the seconds that the codec and the LM took."""
 
-TURN = 5  # frames
+TURN = 3  # frames
 
 
 def main() -> None:
@@ -62,13 +63,14 @@ def main() -> None:
         command.add_argument("--model", choices=list(PRESETS), default="kyutai/stt-1b-en_fr")
         command.add_argument("--frames", type=int, default=100, help="frames of each that count")
     step.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    step.add_argument("--rest", type=float, default=0, help="pause after each turn, as a share of the time it took")
     step.add_argument("--json", action="store_true")
     words.add_argument("manifest")
     words.add_argument("--split", default="dev")
     words.add_argument("--limit", type=int)
     for command in (words, streams, start):
         command.add_argument("--model", default="tiny")
-    step.set_defaults(run=lambda o: compare_speed(o.model, o.contenders, o.frames, o.json))
+    step.set_defaults(run=lambda o: compare_speed(o.model, o.contenders, o.frames, o.rest, o.json))
     logits.set_defaults(run=lambda o: compare_logits(PRESETS[o.model], o.frames))
     words.set_defaults(run=lambda o: compare_words(o.manifest, o.split, o.limit, o.model))
     streams.set_defaults(run=lambda o: count_streams(o.model))
@@ -81,12 +83,14 @@ def main() -> None:
 # ------------------------------------------------------------------------------------------------- speed
 
 
-def compare_speed(model: str, contenders: list[str], frames: int, as_json: bool) -> None:
+def compare_speed(model: str, contenders: list[str], frames: int, rest: float, as_json: bool) -> None:
     processes = [Contender(name, model) for name in contenders]
     print("all are loaded; measuring", file=sys.stderr, flush=True)
     for turn in range(-1, -(-frames // TURN)):
         for process in processes:
+            start = time.perf_counter()
             process.run(TURN, counts=turn >= 0)
+            time.sleep(rest * (time.perf_counter() - start))
     rows = [process.summary() for process in processes]
     for process in processes:
         process.close()
