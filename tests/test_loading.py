@@ -39,6 +39,17 @@ def test_every_backend_says_the_same_of_the_same_folder(folder: Path):
         assert said(loading.load_runner(folder, backend="mlx")) == expected
 
 
+@pytest.mark.skipif(not loading.has("mlx"), reason="pip install 'slipstream-stt[mlx]'")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_checkpoint_stays_so_on_mlx(bits: int, tmp_path: Path):
+    whole_groups = {"dim": 64, "num_heads": 2, "ffn_dim": 64}
+    config = stt_config(transformer=stt_config().lm.transformer.model_copy(update=whole_groups), conditioners=())
+    lm, codec = random_model(config)
+    save_checkpoint(Checkpoint(config, lm, codec, tokenizer_path()), tmp_path / "q", "mlx", quantize=bits)
+    weight = loading.load_runner(tmp_path / "q", backend="mlx").lm.text_linear
+    assert weight.bits == bits
+
+
 def test_slots_sampling_and_seed_reach_the_runner(folder: Path):
     warm = SamplingConfig(temperature=1.5)
     runner = loading.load_runner(folder, backend="onnx", slots=3)

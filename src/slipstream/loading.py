@@ -8,6 +8,7 @@ import math
 import os
 import platform
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,7 +59,7 @@ def load_runner(
     """
     return open_model(
         resolve(ref, **origin),
-        lambda: load_checkpoint(ref, **origin),
+        partial(load_checkpoint, ref, **origin),
         backend=backend,
         device=device,
         slots=slots,
@@ -97,7 +98,7 @@ def load(
         )
     runner = open_model(
         sources,
-        lambda: load_checkpoint(model, **origin),
+        partial(load_checkpoint, model, **origin),
         backend=backend,
         device=device,
         slots=slots,
@@ -112,7 +113,7 @@ def load(
 
 def open_model(
     sources: Sources,
-    load: Callable[[], Checkpoint],
+    load: Callable[..., Checkpoint],
     *,
     backend: str,
     device: str,
@@ -124,7 +125,7 @@ def open_model(
     seed: int | None = None,
     progress: Progress | None = None,
 ) -> Runner:
-    """`load_runner` for sources that are resolved already; `load` is called only where the tensors are needed."""
+    """`load_runner` for sources that are resolved already. `load`: `load_checkpoint` of them, if tensors are needed."""
     if backend == "auto":
         backend, device = choose(device)
     if backend not in BACKENDS:
@@ -145,7 +146,7 @@ def open_model(
         bits = {"int8": 8, "int4": 4}.get(quantize or "none")
         from slipstream.mlx_model.runner import MLXRunner
 
-        checkpoint = load()
+        checkpoint = load(keep_quantized=True)
         return MLXRunner(sources.config, checkpoint.lm, checkpoint.codec, dtype=dtype, quantize=bits, **common)
     if device not in ("cpu", "auto"):
         raise BackendError(f"device={device!r}: the onnx backend runs on the CPU; use backend='torch' for CUDA")
