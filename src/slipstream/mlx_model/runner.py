@@ -10,10 +10,10 @@ import mlx.core as mx
 import numpy as np
 
 from slipstream.config import PAD_ID, SamplingConfig, STTConfig
-from slipstream.errors import AudioError
 from slipstream.mlx_model.build import Arrays, build_codec, build_lm
 from slipstream.mlx_model.layers import Positions
 from slipstream.mlx_model.state import Ring, commit, read_slot, write_slots
+from slipstream.slots import check_slots, heard
 from slipstream.types import BoolArray, FloatArray, StepOutput
 
 
@@ -85,7 +85,7 @@ class MLXRunner:
 
     def reset(self, slots: Sequence[int]) -> None:
         """Make each of `slots` a fresh stream."""
-        self._check(slots)
+        check_slots(slots, self.slots)
         self._write(slots, self._fresh)
         self._frames_B[list(slots)] = 0
 
@@ -94,17 +94,9 @@ class MLXRunner:
 
         Raises `AudioError` when an active slot's samples are not finite: they would stay in its state for ever.
         """
-        if pcm_BS.shape != (self.slots, self.frame_samples) or active_B.shape != (self.slots,):
-            raise ValueError(
-                f"expected samples [{self.slots}, {self.frame_samples}] and active [{self.slots}], "
-                f"got {list(pcm_BS.shape)} and {list(active_B.shape)}"
-            )
-        bad = [slot for slot in np.flatnonzero(active_B).tolist() if not np.isfinite(pcm_BS[slot]).all()]
-        if bad:
-            raise AudioError(f"samples of slot {bad} are not finite numbers")
+        heard_BS = heard(pcm_BS, active_B, self.slots, self.frame_samples)
         inputs = Inputs(
-            # An inactive slot's row may hold anything: silence keeps what it writes into its ring finite.
-            pcm_BS=mx.array(np.where(active_B[:, None], pcm_BS, np.float32(0))),
+            pcm_BS=mx.array(heard_BS),
             active_B=mx.array(active_B),
             codec_at=self.codec.encoder_transformer.locate(self._frames_B * self.config.codec.stride),
             lm_at=self.lm.transformer.locate(self._frames_B + 1),
@@ -119,25 +111,20 @@ class MLXRunner:
 
     def snapshot(self, slot: int) -> SlotState:
         """Copy one slot's state."""
-        self._check([slot])
+        check_slots([slot], self.slots)
         state = read_slot(self._state, slot)
         mx.eval(state)
         return SlotState(state, int(self._frames_B[slot]))
 
     def restore(self, slot: int, state: SlotState) -> None:
         """Put a snapshot of this runner, or of another of the same model, into `slot`."""
-        self._check([slot])
+        check_slots([slot], self.slots)
         self._write([slot], state.state)
         self._frames_B[slot] = state.frames
 
     def _write(self, slots: Sequence[int], saved: RunnerState) -> None:
         self._state = write_slots(self._state, slots, saved)
         mx.eval(self._state)
-
-    def _check(self, slots: Sequence[int]) -> None:
-        for slot in slots:
-            if not 0 <= slot < self.slots:
-                raise ValueError(f"slot {slot}: this runner has slots 0 to {self.slots - 1}")
 
     def _empty(self, batch: int) -> RunnerState:
         return {

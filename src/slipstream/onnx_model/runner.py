@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from slipstream.config import SamplingConfig, STTConfig
-from slipstream.errors import AudioError
 from slipstream.onnx_model.codec import codec_model
 from slipstream.onnx_model.graph import Array
 from slipstream.onnx_model.lm import lm_model
@@ -17,6 +16,7 @@ from slipstream.onnx_model.sampling import logprob, pick
 from slipstream.onnx_model.session import open_session, physical_cores
 from slipstream.onnx_model.streams import CodecStreams, LMStreams
 from slipstream.onnx_model.transformer import Quantize, Weights
+from slipstream.slots import check_slots, heard
 from slipstream.types import BoolArray, FloatArray, StepOutput
 
 
@@ -83,37 +83,26 @@ class OnnxRunner:
 
         Raises `AudioError` when an active slot's samples are not finite: they would stay in its state for ever.
         """
-        if pcm_BS.shape != (self.slots, self.frame_samples) or active_B.shape != (self.slots,):
-            raise ValueError(
-                f"expected samples [{self.slots}, {self.frame_samples}] and active [{self.slots}], "
-                f"got {list(pcm_BS.shape)} and {list(active_B.shape)}"
-            )
-        bad = [slot for slot in np.flatnonzero(active_B).tolist() if not np.isfinite(pcm_BS[slot]).all()]
-        if bad:
-            raise AudioError(f"samples of slot {bad} are not finite numbers")
+        heard_BS = heard(pcm_BS, active_B, self.slots, self.frame_samples)
         rows = self._rows(active_B)
         if rows:
-            self._run(pcm_BS, active_B, rows)
+            self._run(heard_BS, active_B, rows)
         return StepOutput(self._token_B.copy(), self._logprob_B.copy(), self.lm.pause_BH.copy())
 
     def snapshot(self, slot: int) -> SlotState:
         """Copy one slot's state."""
-        self._check(slot)
+        check_slots([slot], self.slots)
         frames = int(self._frames_B[slot])
         text = int(self.lm.text_B[slot])
         return SlotState(frames, text, self.codec.read(slot, frames), self.lm.read(slot, frames + 1))
 
     def restore(self, slot: int, state: SlotState) -> None:
         """Put a snapshot of this runner, or of another of the same model, into `slot`."""
-        self._check(slot)
+        check_slots([slot], self.slots)
         self._frames_B[slot] = state.frames
         self.lm.text_B[slot] = state.text
         self.codec.write(slot, state.codec)
         self.lm.write(slot, state.lm)
-
-    def _check(self, slot: int) -> None:
-        if not 0 <= slot < self.slots:
-            raise ValueError(f"slot {slot}: this runner has slots 0 to {self.slots - 1}")
 
     def _rows(self, active_B: BoolArray) -> int:
         """How many of the first slots to run: an even number, since the 8-bit kernels multiply rows in pairs.
@@ -123,9 +112,8 @@ class OnnxRunner:
         last = int(np.flatnonzero(active_B).max(initial=-1))
         return min(last + 1 + (last + 1) % 2, self.slots)
 
-    def _run(self, pcm_BS: FloatArray, active_B: BoolArray, rows: int) -> None:
-        # An inactive slot's row may hold anything: silence keeps what it writes into its ring finite.
-        self.codec.pcm_BS[:rows] = np.where(active_B[:rows, None], pcm_BS[:rows], np.float32(0))
+    def _run(self, heard_BS: FloatArray, active_B: BoolArray, rows: int) -> None:
+        self.codec.pcm_BS[:rows] = heard_BS[:rows]
         self.codec.step(self._frames_B[:rows])
         position_B = self._frames_B + 1
         self.lm.step(position_B[:rows])

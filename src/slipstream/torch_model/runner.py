@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from slipstream.config import PAD_ID, SamplingConfig, STTConfig
-from slipstream.errors import AudioError
+from slipstream.slots import check_slots, heard
 from slipstream.torch_model.lm import LM
 from slipstream.torch_model.mimi import Mimi
 from slipstream.torch_model.sampling import pick_token
@@ -69,7 +68,7 @@ class TorchRunner:
 
     def reset(self, slots: Sequence[int]) -> None:
         """Make each of `slots` a fresh stream."""
-        self._check(slots)
+        check_slots(slots, self.slots)
         with torch.inference_mode():
             write_slots(self._state, slots, self._fresh)
 
@@ -78,16 +77,7 @@ class TorchRunner:
 
         Raises `AudioError` when an active slot's samples are not finite: they would stay in its state for ever.
         """
-        if pcm_BS.shape != (self.slots, self.frame_samples) or active_B.shape != (self.slots,):
-            raise ValueError(
-                f"expected samples [{self.slots}, {self.frame_samples}] and active [{self.slots}], "
-                f"got {list(pcm_BS.shape)} and {list(active_B.shape)}"
-            )
-        bad = [slot for slot in np.flatnonzero(active_B).tolist() if not np.isfinite(pcm_BS[slot]).all()]
-        if bad:
-            raise AudioError(f"samples of slot {bad} are not finite numbers")
-        # An inactive slot's row may hold anything: silence keeps what it writes into its ring finite.
-        heard_BS = np.where(active_B[:, None], pcm_BS, np.float32(0))
+        heard_BS = heard(pcm_BS, active_B, self.slots, self.frame_samples)
         with torch.inference_mode():
             self._pcm_BS.copy_(torch.from_numpy(heard_BS))
             self._active_B.copy_(torch.from_numpy(active_B))
@@ -101,19 +91,14 @@ class TorchRunner:
 
     def snapshot(self, slot: int) -> SlotState:
         """Copy one slot's state."""
-        self._check([slot])
+        check_slots([slot], self.slots)
         return SlotState(read_slot(self._state, slot))
 
     def restore(self, slot: int, state: SlotState) -> None:
         """Put a snapshot of this runner, or of another of the same model, into `slot`."""
-        self._check([slot])
+        check_slots([slot], self.slots)
         with torch.inference_mode():
             write_slots(self._state, [slot], state.state)
-
-    def _check(self, slots: Sequence[int]) -> None:
-        for slot in slots:
-            if not 0 <= slot < self.slots:
-                raise ValueError(f"slot {slot}: this runner has slots 0 to {self.slots - 1}")
 
     def _empty(self, batch: int) -> dict[str, State]:
         return {

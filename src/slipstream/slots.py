@@ -1,0 +1,35 @@
+"""What every Runner checks before a step: the shapes it was given, the slots it was told, samples that are numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from slipstream.errors import AudioError
+from slipstream.types import BoolArray, FloatArray
+
+
+def check_slots(slots: Sequence[int], count: int) -> None:
+    """Raise `ValueError` for a slot that a runner of `count` slots does not have."""
+    for slot in slots:
+        if not 0 <= slot < count:
+            raise ValueError(f"slot {slot}: this runner has slots 0 to {count - 1}")
+
+
+def heard(pcm_BS: FloatArray, active_B: BoolArray, slots: int, frame_samples: int) -> FloatArray:
+    """The samples of a step with silence in place of inactive slots, whose rows may hold anything.
+
+    Silence keeps what those slots write into their rings finite. Raises `ValueError` for shapes other than
+    `[slots, frame_samples]` and `[slots]`, and `AudioError` when an active slot's samples are not finite: they would
+    stay in its state for ever.
+    """
+    if pcm_BS.shape != (slots, frame_samples) or active_B.shape != (slots,):
+        raise ValueError(
+            f"expected samples [{slots}, {frame_samples}] and active [{slots}], "
+            f"got {list(pcm_BS.shape)} and {list(active_B.shape)}"
+        )
+    bad = [slot for slot in np.flatnonzero(active_B).tolist() if not np.isfinite(pcm_BS[slot]).all()]
+    if bad:
+        raise AudioError(f"samples of slot {bad} are not finite numbers")
+    return np.where(active_B[:, None], pcm_BS, np.float32(0))
