@@ -31,7 +31,7 @@ def test_eight_utterances_are_learnt_by_heart(tmp_path: Path, delays: tuple[int,
     lm = LM(config.lm)
     pack = world.token_pack(tmp_path / "pack", codec, spoken)
     sampler = TokenSampler([pack], tokenizer, RowOptions(6.0, {"chords": 1.0}, delays, text_mask=0.2))
-    options = RunOptions(out=tmp_path / "run", steps=250, rows=8, learning_rate=5e-3, checkpoint_every=10_000)
+    options = RunOptions(out=tmp_path / "run", steps=800, rows=8, learning_rate=3e-3, checkpoint_every=10_000)
     train(TextTask(lm, sampler, LossOptions(), 0.0), options, lambda line: None)
     for delay in sorted({*delays, sum(delays) // 2}):
         told = {"delay": delay / 12.5} if config.lm.conditioners else {}
