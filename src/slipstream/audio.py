@@ -112,7 +112,7 @@ def probe(source: Source) -> AudioInfo:
 def to_float(samples: npt.ArrayLike) -> FloatArray:
     """Check an array of samples and bring it to float32 `[C, S]`.
 
-    `samples`: `[S]` or `[C, S]`; floats within [-1, 1], or signed integers, whose type sets full scale.
+    `samples`: `[S]` or `[C, S]`; floats within [-1, 1], or signed integers of up to 32 bits, whose type sets full scale.
     Raises `AudioError` for another shape or type, integers in disguise, and values that are not finite numbers.
     """
     array = np.asarray(samples)
@@ -122,6 +122,8 @@ def to_float(samples: npt.ArrayLike) -> FloatArray:
         raise AudioError(f"audio has shape {np.shape(samples)}: expected [samples] or [channels, samples]")
     if len(array) > max(_MOST_CHANNELS, array.shape[1]):
         raise AudioError(f"audio of shape {array.shape} has channels last: pass its transpose, [channels, samples]")
+    if array.dtype == np.int64:
+        raise AudioError("audio of type int64 does not say its full scale: pass 16-bit samples as int16")
     if np.issubdtype(array.dtype, np.signedinteger):
         return _from_integers(array)
     if not np.issubdtype(array.dtype, np.floating):
