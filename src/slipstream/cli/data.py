@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from slipstream.cli.extras import needs_extra
+
 app = typer.Typer(help="Prepare training data.", no_args_is_help=True)
 Manifest = Annotated[Path, typer.Argument(help="A JSONL manifest.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
@@ -59,9 +61,10 @@ def align(
     least: Annotated[float, typer.Option(help="Leave out what fits worse than this log-probability a frame.")] = -6.0,
 ) -> None:
     """Find when each word is spoken, for recordings whose texts have no times."""
-    from slipstream.errors import SlipstreamError
-    from slipstream.train import manifest as manifests
-    from slipstream.train.launch import load_aligner
+    with needs_extra("train", "preparing data"):
+        from slipstream.errors import SlipstreamError
+        from slipstream.train import manifest as manifests
+        from slipstream.train.launch import load_aligner
 
     finder, kept, left = load_aligner(config, aligner), [], 0
     for recording in manifests.read_manifest(manifest):
@@ -94,9 +97,10 @@ def synthesise(
     """Make recordings with word and phone times: many voices, speeds, pitches and rooms."""
     from itertools import islice
 
-    from slipstream.train.augment import WaveAugment
-    from slipstream.train.manifest import write_manifest
-    from slipstream.train.prepare import SynthesisOptions, read_texts, synthesise_texts
+    with needs_extra("train", "preparing data"):
+        from slipstream.train.augment import WaveAugment
+        from slipstream.train.manifest import write_manifest
+        from slipstream.train.prepare import SynthesisOptions, read_texts, synthesise_texts
 
     augment = None if clean else WaveAugment()
     options = SynthesisOptions(engine.value, language, augment=augment, seed=seed)
@@ -117,11 +121,12 @@ def pack(
     device: str = "cpu",
 ) -> None:
     """Write recordings as log-mel frames, codec tokens or samples, ready to train on."""
-    from slipstream.errors import ConfigError
-    from slipstream.train.features import write_pack
-    from slipstream.train.launch import load_codec, mel_config
-    from slipstream.train.manifest import read_manifest
-    from slipstream.train.prepare import mel_items, sample_items, token_items
+    with needs_extra("train", "preparing data"):
+        from slipstream.errors import ConfigError
+        from slipstream.train.features import write_pack
+        from slipstream.train.launch import load_codec, mel_config
+        from slipstream.train.manifest import read_manifest
+        from slipstream.train.prepare import mel_items, sample_items, token_items
 
     if [model is not None, config is not None, samples].count(True) != 1:
         raise ConfigError("give one of --model (tokens), --config (log-mel frames) and --samples")

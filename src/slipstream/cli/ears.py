@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
+from slipstream.cli.extras import needs_extra
+
 if TYPE_CHECKING:
     from slipstream.client import Stream
     from slipstream.transcriber import Transcriber
@@ -53,21 +55,23 @@ class ServerEar:
     """A model behind a Slipstream server."""
 
     def __init__(self, url: str) -> None:
+        """Raises `BackendError` without the extra `server`."""
+        with needs_extra("server", "--server"):
+            from slipstream.client import open_stream
         from slipstream.audio import SAMPLE_RATE
         from slipstream.text import FRAME_RATE
 
         self.sample_rate, self.frame_rate = SAMPLE_RATE, FRAME_RATE
         self.model, self.delay = url, 0.0
-        self._url = url
+        self._url, self._open_stream = url, open_stream
 
     def stream(self, chunks: Iterable[FloatArray]) -> Iterator[Event]:
         """As of `Ear`. Raises `ServerError` when the server cannot be reached, refuses, or closes too early."""
-        from slipstream.client import open_stream
         from slipstream.types import Event
 
         key = os.environ.get(SERVER_KEY)
         with (
-            open_stream(self._url, sample_rate=self.sample_rate, key=key) as stream,
+            self._open_stream(self._url, sample_rate=self.sample_rate, key=key) as stream,
             ThreadPoolExecutor(1) as sender,
         ):
             sending = sender.submit(_send, stream, chunks)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from slipstream.cli.console import notice
+from slipstream.cli.extras import needs_extra
 from slipstream.cli.models import production_hint
 from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model
 from slipstream.cli.progress import counting_bar
@@ -59,14 +60,15 @@ def serve(
     ),
 ) -> None:
     """Serve live transcription: Kyutai's protocol, plain PCM with JSON, whole files, and a page."""
-    from slipstream.engine.engine import Engine
-    from slipstream.server.access import Access
-    from slipstream.server.app import KYUTAI_PATH, Service
-    from slipstream.server.keys import KeyRing
-    from slipstream.server.metrics import Metrics
-    from slipstream.server.run import Tls, listen, log_to_stderr
-    from slipstream.server.run import serve as run
-    from slipstream.text import Tokenizer
+    with needs_extra("server", "serving"):
+        from slipstream.engine.engine import Engine
+        from slipstream.server.access import Access
+        from slipstream.server.app import KYUTAI_PATH, Service
+        from slipstream.server.keys import KeyRing
+        from slipstream.server.metrics import Metrics
+        from slipstream.server.run import Tls, listen, log_to_stderr
+        from slipstream.server.run import serve as run
+        from slipstream.text import Tokenizer
 
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("--tls-cert and --tls-key go together", param_hint="--tls-cert")

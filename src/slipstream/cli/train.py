@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from slipstream.cli.extras import needs_extra
+
 app = typer.Typer(help="Train tokenizers, codecs and language models.", no_args_is_help=True)
 Config = Annotated[Path, typer.Argument(help="The run's TOML file; docs/training.md describes every key.")]
 
@@ -20,8 +22,9 @@ def tokenizer(
     plain: Annotated[bool, typer.Option(help="Lower case and no punctuation.")] = True,
 ) -> None:
     """Train a vocabulary for the text stream, or extend a published one for a new language."""
-    from slipstream.train.prepare import read_texts
-    from slipstream.train.tokenizer import extend_tokenizer, plain_text, train_tokenizer
+    with needs_extra("train", "training"):
+        from slipstream.train.prepare import read_texts
+        from slipstream.train.tokenizer import extend_tokenizer, plain_text, train_tokenizer
 
     lines = (line for path in texts for line in read_texts(path))
     sentences = map(plain_text, lines) if plain else lines
@@ -35,8 +38,9 @@ def tokenizer(
 @app.command()
 def codec(config: Config) -> None:
     """Train a codec, or go on with the run that the file's `out` folder holds."""
-    from slipstream.train.launch import run_codec
-    from slipstream.train.options import CodecRun, read_run
+    with needs_extra("train", "training"):
+        from slipstream.train.launch import run_codec
+        from slipstream.train.options import CodecRun, read_run
 
     typer.echo(f"{run_codec(read_run(config, CodecRun), typer.echo)}")
 
@@ -44,7 +48,8 @@ def codec(config: Config) -> None:
 @app.command()
 def lm(config: Config) -> None:
     """Train a language model, or go on with the run that the file's `out` folder holds; then export the model."""
-    from slipstream.train.launch import run_lm
-    from slipstream.train.options import LMRun, read_run
+    with needs_extra("train", "training"):
+        from slipstream.train.launch import run_lm
+        from slipstream.train.options import LMRun, read_run
 
     typer.echo(f"{run_lm(read_run(config, LMRun), typer.echo)}")

@@ -1,0 +1,29 @@
+"""Commands whose extra is not installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("command", "extra", "package"),
+    [
+        ("serve", "server", "starlette"),
+        ("transcribe a.wav --server http://127.0.0.1:9", "server", "websockets"),
+        ("train tokenizer texts.txt -o x.model", "train", "torch"),
+        ("train codec run.toml", "train", "torch"),
+        ("train lm run.toml", "train", "torch"),
+        ("data pack m.jsonl -o x --samples", "train", "torch"),
+        ("data align m.jsonl -o x --aligner x --config run.toml", "train", "torch"),
+        ("data synthesise texts.txt -o x", "train", "torch"),
+    ],
+)
+def test_a_command_without_its_extra_says_which(command: str, extra: str, package: str) -> None:
+    program = f"import sys; sys.modules[{package!r}] = None; from slipstream.cli import main; main()"
+    run = subprocess.run([sys.executable, "-c", program, *command.split()], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    assert f'needs the extra "{extra}": pip install "slipstream-stt[{extra}]"\n' in run.stderr
