@@ -148,7 +148,7 @@ class _Handlers:
         if refusal is not None:
             self._service.metrics.refusals.labels(refusal[0]).inc()
             return PlainTextResponse(refusal[1], refusal[0])
-        with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as file:
+        with _Upload(max_size=_SPOOL_BYTES) as file:
             if not await _save(request, file, self._service.limits.upload_bytes):
                 return PlainTextResponse(f"a file has at most {self._service.limits.upload_bytes} bytes", 413)
             try:
@@ -212,6 +212,14 @@ class _Handlers:
 
 
 _SPOOL_BYTES = 4 << 20
+
+
+class _Upload(tempfile.SpooledTemporaryFile[bytes]):
+    """A body on its way to the decoder, whose errors call it by its name."""
+
+    @property
+    def name(self) -> str:
+        return "the upload"
 
 
 async def _save(request: Request, file: IO[bytes], limit: int) -> bool:
