@@ -48,7 +48,7 @@ def test_broken_audio_ends_the_stream(cli: Cli, recording: Path) -> None:
 def test_a_server_that_is_not_there(cli: Cli, recording: Path) -> None:
     outcome = cli("transcribe", recording, "--raw", "pcm_f32le", "--server", "http://127.0.0.1:9")
     assert outcome.code == 1
-    assert "http://127.0.0.1:9: cannot be reached" in outcome.err
+    assert f"{recording}: http://127.0.0.1:9: cannot be reached" in outcome.err
 
 
 def test_a_server_has_its_own_model(cli: Cli, recording: Path) -> None:

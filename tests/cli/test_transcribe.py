@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from tests.cli.conftest import Loaded, Outcome
 
+from slipstream.errors import SlipstreamError
+
 Cli = Callable[..., Outcome]
 Sound = Callable[..., Path]
 
@@ -132,6 +134,21 @@ def test_one_broken_file_does_not_stop_the_others(cli: Cli, sound: Sound, loaded
     assert f"{letter}: not audio that FFmpeg can read" in outcome.err
     assert f"{gone}: no such file" in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_an_error_in_mid_file_keeps_what_was_heard(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
+    def break_off(index: int) -> None:
+        if index == 40:
+            raise SlipstreamError("the connection was lost")
+
+    loaded.transcriber.on_step = break_off
+    paths = [sound("a.wav", [0.1] * 4), sound("b.wav", [0.2] * 2)]
+    outcome = cli("transcribe", *paths, "-o", tmp_path / "out")
+    assert outcome.code == 1
+    assert f"1 of 2 failed:\n  {paths[0]}: the connection was lost\n" in outcome.err
+    texts = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert texts == {"a.partial.txt": "10 10 10\n", "b.txt": "20 20\n"}
+    assert cli("transcribe", paths[0]).out == ""
 
 
 @pytest.mark.parametrize(

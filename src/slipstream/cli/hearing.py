@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from slipstream.cli.ears import Ear
 from slipstream.cli.jobs import Job
+from slipstream.errors import SlipstreamError
 
 if TYPE_CHECKING:
     from slipstream.audio import Channels, RawFormat
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What came of a job. `complete` is false when it was stopped before its audio ended.
+    """What came of a job. `complete` is false when it was stopped before its audio ended, or by an `error`.
 
     `seconds`: the time it took. `flush_seconds`: from the end of the audio to the last word.
     `delays`: for each word, how many seconds of audio were heard between its end and its whole text.
@@ -37,12 +38,14 @@ class Heard:
     seconds: float
     flush_seconds: float
     delays: tuple[float, ...]
+    error: SlipstreamError | None = None
 
 
 def hear(ear: Ear, job: Job, *, raw: RawFormat | None, stop: StopEvent, progress: Progress) -> Heard:
     """Transcribe one job. When `stop` is set its audio ends there: what was heard is still written to the last word.
 
-    Raises `AudioError` as `audio.decode` does.
+    An error after the first word is the result's `error`. Before it raises `AudioError` as `audio.decode` does, and
+    whatever the ear does.
     """
     from slipstream.audio import decode
     from slipstream.formats import Transcript
@@ -61,27 +64,34 @@ def hear(ear: Ear, job: Job, *, raw: RawFormat | None, stop: StopEvent, progress
     delays: list[float] = []
     text_came: dict[float, float] = {}
     heard = duration = flush_seconds = 0.0
+    error: SlipstreamError | None = None
     started = time.perf_counter()
-    for event in ear.stream(chunks()):
-        match event:
-            case Step(index=index):
-                heard = index / ear.frame_rate
-                progress(heard)
-            case OpenWord(start=start):
-                text_came[start] = heard
-            case Word(start=start, end=end):
-                words.append(event)
-                delays.append(text_came.pop(start, heard) - end)
-            case Turn():
-                turns.append(event)
-            case Recovered(time=at, reason=reason):
-                logger.warning("%s: the model was started afresh at %.1f s: %s", job.name, at, reason)
-            case Final():
-                duration, flush_seconds = event.duration, event.flush_seconds
+    try:
+        for event in ear.stream(chunks()):
+            match event:
+                case Step(index=index):
+                    heard = index / ear.frame_rate
+                    progress(heard)
+                case OpenWord(start=start):
+                    text_came[start] = heard
+                case Word(start=start, end=end):
+                    words.append(event)
+                    delays.append(text_came.pop(start, heard) - end)
+                case Turn():
+                    turns.append(event)
+                case Recovered(time=at, reason=reason):
+                    logger.warning("%s: the model was started afresh at %.1f s: %s", job.name, at, reason)
+                case Final():
+                    duration, flush_seconds = event.duration, event.flush_seconds
+    except SlipstreamError as broken:
+        if not words:
+            raise
+        duration, error = heard, broken
     return Heard(
         transcript=Transcript(tuple(words), tuple(turns), duration, ear.model, ear.delay),
-        complete=not stop.is_set(),
+        complete=error is None and not stop.is_set(),
         seconds=time.perf_counter() - started,
         flush_seconds=flush_seconds,
         delays=tuple(delays),
+        error=error,
     )

@@ -95,7 +95,7 @@ def transcribe(
                 write_file(job.output(output, format, partial=not heard.complete), text)
                 if heard.complete:
                     job.output(output, format, partial=True).unlink(missing_ok=True)
-            else:
+            elif heard.error is None:
                 write_stdout(f"{job.name}:\n{text}\n" if len(jobs) > 1 else text)
             if delay_report:
                 notice(f"{job.name}: {_report(heard)}")
@@ -160,9 +160,17 @@ def _hear_all(
             try:
                 if heard := future.result():
                     deliver(job_of[future], heard)
+                    if heard.error:
+                        raise heard.error
             except SlipstreamError as error:
-                failures.append(str(error))
+                failures.append(_failure(job_of[future], error))
     return failures
+
+
+def _failure(job: Job, error: SlipstreamError) -> str:
+    """What failed, by name: of audio the message begins with it, but a server does not know it."""
+    message = str(error)
+    return message if message.startswith(str(job.path or job.name)) else f"{job.name}: {message}"
 
 
 @contextmanager
