@@ -58,6 +58,13 @@ def test_nothing_found_is_an_error(folder: Path, argument: str, message: str) ->
         find_jobs([argument])
 
 
+def test_a_url_says_how_to_fetch_it(folder: Path) -> None:
+    url = "https://example.org/a.mp3?x=1&y=2"
+    with pytest.raises(AudioError) as raised:
+        find_jobs([url])
+    assert str(raised.value) == f"{url}: URLs are not fetched: curl -sL '{url}' | slipstream transcribe -"
+
+
 def test_two_inputs_never_share_an_output(folder: Path) -> None:
     (folder / "deep/a.mp3").touch()
     with pytest.raises(AudioError, match="would both be written"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +44,7 @@ def find_jobs(arguments: Sequence[str]) -> list[Job]:
     """Files, folders (searched to the bottom), patterns and `-` to jobs, in order, none twice.
 
     Two inputs that differ in their suffix only keep it in their place, so that each has its own output.
-    Raises `AudioError` for a folder without audio files and for a pattern that matches nothing.
+    Raises `AudioError` for a folder without audio files, for a pattern that matches nothing, and for a URL.
     """
     found: dict[str, Job] = {}
     for argument in arguments:
@@ -68,15 +69,17 @@ def check_places(jobs: Sequence[Job]) -> None:
 
 def split_channels(job: Job, channels: int) -> list[Job]:
     """A job for each channel of a file."""
-    return [
-        replace(job, name=f"{job.name} (channel {channel + 1})", channel=channel) for channel in range(channels)
-    ]
+    return [replace(job, name=f"{job.name} (channel {channel + 1})", channel=channel) for channel in range(channels)]
 
 
 def _expand(argument: str) -> Iterator[Job]:
     path = Path(argument)
     if argument == "-":
         yield Job(path=None, name="standard input", place=Path("stdin"))
+    elif "://" in argument:
+        raise AudioError(
+            f"{argument}: URLs are not fetched: curl -sL {shlex.quote(argument)} | slipstream transcribe -"
+        )
     elif path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
         if not files:
