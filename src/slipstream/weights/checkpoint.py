@@ -78,8 +78,10 @@ def save_checkpoint(
     Raises `CheckpointError` when the layout cannot hold the model.
     """
     tables = get_layout(layout)
-    if quantize is not None and (layout != "mlx" or quantize not in GROUP_SIZES):
-        raise CheckpointError(f"cannot quantise to {quantize} bits in {layout}: mlx alone does, to 4 or 8 bits")
+    if quantize is not None and layout != "mlx":
+        raise CheckpointError(f"the layout {layout} has no quantised weights: use the layout mlx or onnx")
+    if quantize is not None and quantize not in GROUP_SIZES:
+        raise CheckpointError(f"cannot quantise to {quantize} bits: expected 4 or 8")
     if dtype is not None and dtype not in DTYPES:
         raise CheckpointError(f"no dtype is called {dtype!r}; there are {', '.join(DTYPES)}")
     config = checkpoint.config
