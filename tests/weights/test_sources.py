@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,8 +106,17 @@ def test_what_is_nothing_lists_what_would_be_something(tmp_path: Path) -> None:
         CheckpointError, match=r"neither a folder, nor a repository's id \(owner/name\), nor a built-in"
     ):
         resolve("no-such-model")
-    with pytest.raises(CheckpointError, match="neither a folder"):
-        resolve(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "/nowhere", "~/nowhere", "a/b/c", "a\\b"])
+def test_what_can_only_be_a_path_is_not_asked_of_the_hub(name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"^{re.escape(name)}: no such folder$"):
+        resolve(name)
+
+
+def test_a_near_miss_of_a_known_name_is_recognised() -> None:
+    with pytest.raises(CheckpointError, match=r"; did you mean 'tiny'\?$"):
+        resolve("tiyn")
 
 
 def test_a_built_in_model_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

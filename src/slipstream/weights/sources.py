@@ -6,10 +6,11 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypedDict
 
-from slipstream.config import STTConfig, parse_kyutai, read_json
+from slipstream.config import PRESETS, STTConfig, parse_kyutai, read_json
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.weights.transformers import EXTRAS_FILE
 from slipstream.weights.transformers_config import MODEL_FILE, is_transformers, parse_config
@@ -106,11 +107,13 @@ def find_place(ref: Ref, revision: str | None) -> Place:
     if Path(name).is_file():
         raise CheckpointError(f"{name} is a file: give the folder that it lies in")
     repository = name.removeprefix("hf://")
+    if repository == name and (name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1):
+        raise CheckpointError(f"{name}: no such folder")
     if isinstance(ref, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         return _Repository(repository, revision)
     raise CheckpointError(
         f"{name} is neither a folder, nor a repository's id (owner/name), "
-        f"nor a built-in model ({', '.join(built_in_models()) or 'there is none'})"
+        f"nor a built-in model ({', '.join(built_in_models()) or 'there is none'}){_near(name)}"
     )
 
 
@@ -124,6 +127,12 @@ def find_given(ref: Ref | None, place: Place) -> Path | None:
     if ref is None:
         return None
     return _elsewhere(os.fspath(ref), place) or _Folder(Path()).get(os.fspath(ref))
+
+
+def _near(name: str) -> str:
+    """A question after the known name nearest to one that is unknown; empty where none is near."""
+    near = get_close_matches(name, [*built_in_models(), *PRESETS], n=1)
+    return f"; did you mean {near[0]!r}?" if near and near[0] != name else ""
 
 
 class _NotThereError(CheckpointError):
@@ -160,7 +169,7 @@ class _Repository:
         except errors.RepositoryNotFoundError as error:
             raise CheckpointError(
                 f"there is no {self.name} on the hub, and no folder of that name here; "
-                "if it is private, log in with `hf auth login` or set HF_TOKEN"
+                f"if it is private, log in with `hf auth login` or set HF_TOKEN{_near(self.name)}"
             ) from error
         except errors.RevisionNotFoundError as error:
             raise CheckpointError(f"{self.name} has no revision {self.revision!r}") from error
