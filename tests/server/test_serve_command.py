@@ -104,7 +104,7 @@ def test_keys_and_tls(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["--limit", "idel_seconds=5"], "did you mean 'idle_seconds'"),
         (["--limit", "idle_seconds=soon"], "expected idle_seconds=<float>"),
         (["--limit", "idle_seconds=0"], "must be more than 0"),
-        (["--config", "no-such.toml"], "no-such.toml: no such file"),
+        (["--config", "no-such.toml"], "no-such.toml"),
         (["--api-keys", "no-such-keys"], "no-such-keys: cannot be read"),
         (["--tls-cert", "cert.pem"], "go together"),
     ],
@@ -119,7 +119,7 @@ def test_wrong_options_are_named(options: list[str], says: str, capsys: pytest.C
         told = str(error)
     except SystemExit:
         told = " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert says in told
+    assert told.count(says) == 1
 
 
 def test_a_rust_config_becomes_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

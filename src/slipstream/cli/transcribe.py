@@ -64,20 +64,30 @@ def transcribe(
     raw: Annotated[
         _Encoding | None, typer.Option("--raw", help="The input is audio without a header, in this encoding.")
     ] = None,
-    raw_rate: Annotated[int, typer.Option("--raw-rate", metavar="HZ", help="Sample rate of --raw audio.")] = 24_000,
-    raw_channels: Annotated[int, typer.Option("--raw-channels", help="Interleaved channels of --raw audio.")] = 1,
+    raw_rate: Annotated[
+        int | None, typer.Option("--raw-rate", metavar="HZ", help="Sample rate of --raw audio, 24000 if not given.")
+    ] = None,
+    raw_channels: Annotated[
+        int | None, typer.Option("--raw-channels", help="Interleaved channels of --raw audio, 1 if not given.")
+    ] = None,
 ) -> None:
     """Transcribe recordings: their words, with times."""
     if words and format != "txt":
         raise typer.BadParameter(f"only txt changes with it, not {format}", param_hint="--words")
     if server and model != DEFAULT_MODEL:
         raise typer.BadParameter("a server has its own model", param_hint="--model")
+    for option, value in (("--raw-rate", raw_rate), ("--raw-channels", raw_channels)):
+        if value is not None and not raw:
+            raise typer.BadParameter("only audio without a header needs it: give --raw too", param_hint=option)
+    if output and output.exists() and not output.is_dir():
+        raise typer.BadParameter(f"{output} is not a folder", param_hint="--output")
     if resume and not output:
         raise typer.BadParameter("without -o there are no files to go on from", param_hint="--resume")
 
     from slipstream.audio import RawFormat
 
-    raw_format = RawFormat(raw, raw_rate, raw_channels) if raw else None
+    rate, count = 24_000 if raw_rate is None else raw_rate, 1 if raw_channels is None else raw_channels
+    raw_format = RawFormat(raw, rate, count) if raw else None
     jobs = find_jobs(files)
     with ExitStack() as stack:
         if channels == "separate":

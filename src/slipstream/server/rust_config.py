@@ -44,8 +44,9 @@ def read_rust_config(path: Path) -> RustConfig:
 
     Raises `ConfigError` that names the key for one that is unknown, missing, or asks for what is not served here.
     """
+    raw = read_toml(path)
     try:
-        return _parse(read_toml(path))
+        return _parse(raw)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
