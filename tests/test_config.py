@@ -396,7 +396,7 @@ def test_conditioners_are_read_as_config_json_and_as_the_rust_server_write_them(
         (changed(LUT, "lut.tokenizer", "whitespace"), "only 'noop' is supported"),
         (changed(LUT, "lut.n_bins", None), "conditioners.delay lacks n_bins"),
         (changed(LUT, "lut.n_bins", 1), "2 values do not fit 1 bins"),
-        (changed(CONTINUOUS, "continuous.dim", 3), "even dim of at least 4"),
+        (changed(CONTINUOUS, "continuous.dim", 3), "conditioners.0: a continuous condition needs an even dim"),
     ],
 )
 def test_wrong_conditioner_names_what_is_wrong(spec: Any, message: str) -> None:

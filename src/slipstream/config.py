@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from slipstream.errors import ConfigError
 
@@ -921,6 +922,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not TOML: {error}") from error
 
 
+def said(problem: ErrorDetails) -> str:
+    """What a `ValidationError` says of one problem, without pydantic's prefix to a validator's own words."""
+    return problem["msg"].removeprefix("Value error, ")
+
+
 def check_keys(raw: Mapping[str, Any], known: Any, where: str) -> None:
     """Raise `ConfigError` for the first key of `raw` that is not in `known`, naming the nearest known one."""
     for key in raw:
@@ -1004,9 +1010,7 @@ def _validate(model: type[_Model], fields: dict[str, Any]) -> _Model:
         return model.model_validate_json(json.dumps(fields))
     except ValidationError as error:
         problems = (
-            f"{'.'.join(map(str, e['loc'])) or model.__name__}: {e['msg']} (got {e['input']!r})"
-            if e["loc"]
-            else e["msg"]
+            f"{'.'.join(map(str, e['loc']))}: {said(e)} (got {e['input']!r})" if e["loc"] else said(e)
             for e in error.errors()
         )
         raise ConfigError("; ".join(problems)) from error

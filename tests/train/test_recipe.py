@@ -153,7 +153,7 @@ def test_a_run_has_one_length(tmp_path: Path) -> None:
     path.write_text(
         TEXT.format(root=tmp_path, name="x").replace("steps = 2", "steps = 2\nminutes = 1"), encoding="utf-8"
     )
-    with pytest.raises(ConfigError, match="exactly one of steps and minutes"):
+    with pytest.raises(ConfigError, match="run: give the run's length by exactly one of steps and minutes"):
         read_run(path, LMRun)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from slipstream.config import CodecConfig, LMConfig, read_toml
+from slipstream.config import CodecConfig, LMConfig, read_toml, said
 from slipstream.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -199,5 +199,5 @@ def read_run(path: Path, kind: type[Any]) -> Any:
     try:
         return kind.model_validate_json(json.dumps(raw))
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {said(e)}" for e in error.errors())
         raise ConfigError(f"{path}: {problems}") from error
