@@ -97,7 +97,7 @@ def test_resume_skips_what_is_done(cli: Cli, sound: Sound, loaded: Loaded, tmp_p
     (tmp_path / "out/a.txt").write_text("kept\n")
     outcome = cli("transcribe", first, second, "-o", tmp_path / "out", "--resume")
     assert outcome.code == 0
-    assert "1 of 2 are done already" in outcome.err
+    assert f"1 of 2 are done already:\n  {first}: skipped, {tmp_path / 'out/a.txt'} is there\n" in outcome.err
     assert (tmp_path / "out/a.txt").read_text() == "kept\n"
     assert (tmp_path / "out/b.txt").read_text() == "20\n"
     loaded.model = None

@@ -231,9 +231,12 @@ def _channel_jobs(job: Job, raw: RawFormat | None) -> list[Job]:
 
 
 def _left_to_do(jobs: Sequence[Job], folder: Path, format: _Format) -> list[Job]:
-    left = [job for job in jobs if not job.output(folder, format).exists()]
-    notice(f"{len(jobs) - len(left)} of {len(jobs)} are done already.")
-    return left
+    done = [job for job in jobs if job.output(folder, format).exists()]
+    notice(f"{len(done)} of {len(jobs)} are done already{':' if done else '.'}")
+    for job in done:
+        notice(f"  {job.name}: skipped, {job.output(folder, format)} is there")
+    skipped = {job.name for job in done}
+    return [job for job in jobs if job.name not in skipped]
 
 
 def _report(heard: Heard) -> str:
