@@ -112,7 +112,7 @@ def probe(source: Source) -> AudioInfo:
 def to_float(samples: npt.ArrayLike) -> FloatArray:
     """Check an array of samples and bring it to float32 `[C, S]`.
 
-    `samples`: `[S]` or `[C, S]`; floats within [-1, 1], or signed integers of up to 32 bits, whose type sets full scale.
+    `samples`: `[S]` or `[C, S]`; floats within [-1, 1], or signed integers of 8 to 32 bits, whose type is full scale.
     Raises `AudioError` for another shape or type, integers in disguise, and values that are not finite numbers.
     """
     array = np.asarray(samples)
