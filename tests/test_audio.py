@@ -487,5 +487,5 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_64_bit_samples_do_not_say_their_full_scale() -> None:
     with pytest.raises(AudioError, match="pass 16-bit samples as int16"):
-        to_float(np.array([1000, -2000]))
-    assert to_float(np.array([16384], np.int16)).tolist() == [[0.5]]
+        audio.to_float(np.array([1000, -2000]))
+    assert audio.to_float(np.array([16384], np.int16)).tolist() == [[0.5]]
