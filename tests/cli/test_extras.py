@@ -17,7 +17,7 @@ import pytest
         ("train codec run.toml", "train", "torch"),
         ("train lm run.toml", "train", "torch"),
         ("data pack m.jsonl -o x --samples", "train", "torch"),
-        ("data align m.jsonl -o x --aligner x --config run.toml", "train", "torch"),
+        ("data align m.jsonl -o x --aligner x", "train", "torch"),
         ("data synthesise texts.txt -o x", "train", "torch"),
     ],
 )

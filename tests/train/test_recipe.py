@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 from slipstream.cli import data as data_cli
 from slipstream.cli import train as train_cli
 from slipstream.cli.evaluate import evaluate
-from slipstream.errors import ConfigError
+from slipstream.errors import CheckpointError, ConfigError
 from slipstream.text import Tokenizer
 from slipstream.train.options import CodecRun, LMRun, read_run
+from slipstream.train.speech import load_aligner, read_speech_weights
+from slipstream.weights.checkpoint import load_checkpoint
 
 needs_espeak = pytest.mark.skipif(ctypes.util.find_library("espeak-ng") is None, reason="espeak-ng is not installed")
 TEXTS = ["The red house stands on a hill.", "We walked home in the rain.", "Nobody knew the answer."]
@@ -107,9 +109,7 @@ def test_from_texts_to_a_model_that_transcribes(tmp_path: Path) -> None:
         "-o",
         aligned,
         "--aligner",
-        tmp_path / "codec",
-        "--config",
-        toml,
+        tmp_path / "codec" / "codec",
         "--least",
         -99,
     )
@@ -127,6 +127,8 @@ def test_from_texts_to_a_model_that_transcribes(tmp_path: Path) -> None:
         run = tmp_path / f"{name}.toml"
         run.write_text(TEXT.format(root=tmp_path, name=name) + more, encoding="utf-8")
         _call(train_cli.app, "lm", run)
+    _check_pause_heads_alone(tmp_path)
+    _check_going_on(tmp_path)
 
     import typer
 
@@ -139,6 +141,29 @@ def test_from_texts_to_a_model_that_transcribes(tmp_path: Path) -> None:
     assert "end of turn above 0.60" in output
     assert json.loads(numbers.read_text(encoding="utf-8"))["overall"]["words"]["recordings"] == 3
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def _check_pause_heads_alone(root: Path) -> None:
+    run = root / "pauses.toml"
+    run.write_text("pause_heads_only = true\n" + TEXT.format(root=root, name="pauses"), encoding="utf-8")
+    _call(train_cli.app, "lm", run)
+    before, after = load_checkpoint(root / "joint" / "model").lm, load_checkpoint(root / "pauses" / "model").lm
+    changed = [name for name in before if not np.array_equal(before[name], after[name])]
+    assert changed == ["pause_heads.weight"]
+
+
+def _check_going_on(root: Path) -> None:
+    """A run that names a model starts from its weights, the heads and ties among them; one without heads is refused."""
+    start = read_speech_weights(str(root / "joint" / "model"))
+    kept = torch.load(root / "joint" / "last.pt", weights_only=True)["weights"]
+    torch.testing.assert_close({name: start[name] for name in kept}, kept, rtol=1e-2, atol=1e-2)  # it is in bfloat16
+    cut = CODEC[: CODEC.index("[model.codec]")] + CODEC[CODEC.index("[data]") :]
+    run = root / "on.toml"
+    text = cut.replace("[data]", '[model]\ninit = "{root}/joint/model"\n[data]').replace("/codec", "/on")
+    run.write_text(f"train_codec = true\n{text}".format(root=root), encoding="utf-8")
+    _call(train_cli.app, "lm", run)
+    with pytest.raises(CheckpointError, match="Phone heads are in the built-in model"):
+        load_aligner(str(root / "text" / "model"))
 
 
 def test_an_unknown_key_is_named(tmp_path: Path) -> None:

@@ -55,8 +55,9 @@ def validate(
 def align(
     manifest: Manifest,
     out: Out,
-    aligner: Annotated[Path, typer.Option(help="The folder of a `slipstream train codec` run.")],
-    config: Annotated[Path, typer.Option(help="That run's TOML file.")],
+    aligner: Annotated[
+        str, typer.Option(help="A built-in model, or the `codec` or `model` folder of a run on phones.")
+    ] = "tiny",
     beside: Annotated[bool, typer.Option(help="Also write the times beside each audio file.")] = False,
     least: Annotated[float, typer.Option(help="Leave out what fits worse than this log-probability a frame.")] = -6.0,
 ) -> None:
@@ -64,9 +65,9 @@ def align(
     with needs_extra("train", "preparing data"):
         from slipstream.errors import SlipstreamError
         from slipstream.train import manifest as manifests
-        from slipstream.train.launch import load_aligner
+        from slipstream.train.speech import load_aligner
 
-    finder, kept, left = load_aligner(config, aligner), [], 0
+    finder, kept, left = load_aligner(aligner), [], 0
     for recording in manifests.read_manifest(manifest):
         try:
             aligned, score = finder.align(recording)

@@ -13,6 +13,7 @@ from slipstream.torch_model.lm import LM
 from slipstream.torch_model.mimi import Mimi
 from slipstream.train.model import SpeechModel
 from slipstream.weights.checkpoint import Checkpoint, save_checkpoint
+from slipstream.weights.kyutai import codec_table
 from slipstream.weights.tensors import DTYPES, Array, write_tensors
 
 _AVERAGES = ("embedding_sum", "cluster_usage")
@@ -42,9 +43,9 @@ def export_lm(lm: LM, beside: Checkpoint, folder: Path, *, dtype: str = "bfloat1
 
 
 def export_codec(codec: Mimi, folder: Path) -> None:
-    """Write a codec alone: `mimi.safetensors` under canonical names, and `mimi.json`."""
+    """Write a codec alone, in Kyutai's layout: `mimi.safetensors` and `mimi.json`."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / "mimi.safetensors", _arrays(codec, "float32"))
+    write_tensors(folder / "mimi.safetensors", codec_table(codec.config).write(_arrays(codec, "float32")))
     (folder / "mimi.json").write_text(json.dumps(dump_codec(codec.config), indent=2) + "\n", encoding="utf-8")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,15 +23,21 @@ from slipstream.train.loop import Task, Trainer
 from slipstream.train.lora import add_lora, merge_lora
 from slipstream.train.model import SpeechModel
 from slipstream.train.options import CodecRun, DataOptions, LMRun, ModelOptions, RunOptions, read_run
-from slipstream.train.prepare import Aligner
 from slipstream.train.reconstruction import CropSampler, ReconstructionTask, WaveCodec
 from slipstream.train.sampler import PhoneInventory, RowOptions, RowSampler, TokenSampler
 from slipstream.train.spectral import SpectralAugment
+from slipstream.train.speech import (
+    PHONES_FILE,
+    find_phones,
+    read_phones,
+    read_speech_weights,
+    write_phones,
+    write_training_part,
+)
 from slipstream.train.tasks import JointTask, PhoneTask, TextTask
 from slipstream.weights.checkpoint import Checkpoint, load_checkpoint
+from slipstream.weights.sources import resolve
 
-PHONES = "phones.json"
-"""Beside a training checkpoint: the phones that its heads name, in order."""
 Report = Callable[[str], None]
 
 
@@ -50,7 +55,11 @@ def run_codec(options: CodecRun, report: Report = print) -> Path:
         tokenizer = _tokenizer(options.data, model.config.lm)
         rows = _row_options(options.data, model.config.lm)
         sampler = RowSampler(packs, phones, tokenizer, rows, seed=options.run.seed)
-        return _run(PhoneTask(model, sampler, options.loss), options.run, report)
+        path = _run(PhoneTask(model, sampler, options.loss), options.run, report)
+        if _first():
+            export_codec(model.codec, options.run.out / "codec")
+            write_training_part(model, phones, options.run.out / "codec")
+        return path
 
 
 def run_lm(options: LMRun, report: Report = print) -> Path:
@@ -89,6 +98,7 @@ def _run_joint(options: LMRun, report: Report) -> Path:
     folder = options.run.out / "model"
     if _first():
         export_model(model, model.config, options.data.tokenizer, folder)
+        write_training_part(model, phones, folder)
     return folder
 
 
@@ -99,11 +109,20 @@ def _run_text(options: LMRun, report: Report) -> Path:
     config = base.config
     if options.model.lm is not None:
         config = config.model_copy(update={"lm": options.model.lm})
+    if options.model.pause_heads is not None:
+        lm_config = config.lm.model_copy(update={"pause_heads": options.model.pause_heads})
+        config = config.model_copy(update={"lm": lm_config})
     config = _delayed(config, options.data)
     torch.manual_seed(options.run.seed)
     lm = LM(config.lm)
     if options.model.lm is None:
-        lm.load_state_dict({name: torch.from_numpy(array.astype("float32")) for name, array in base.lm.items()})
+        weights = {name: torch.from_numpy(array.astype("float32")) for name, array in base.lm.items()}
+        lm.load_state_dict(lm.state_dict() | weights)  # pause heads that are new keep their random start
+    if options.pause_heads_only:
+        if lm.pause_heads is None:
+            raise ConfigError(f"{options.model.base} has no pause heads: give their number, model.pause_heads")
+        lm.requires_grad_(False)
+        lm.pause_heads.requires_grad_(True)
     if options.lora is not None:
         add_lora(lm, options.lora.rank, options.lora.scaling)
     packs = [Pack(path) for path in options.data.packs]
@@ -130,14 +149,13 @@ def _run(task: Task, options: RunOptions, report: Report) -> Path:
 
 
 def _speech_model(model: ModelOptions, data: DataOptions, phones: int, seed: int) -> SpeechModel:
-    if model.codec is None or model.lm is None:
-        raise ConfigError("model.codec and model.lm: both are needed to train a codec")
-    if model.codec.mel is None:
+    codec, lm = _shapes(model)
+    if codec.mel is None:
         raise ConfigError("model.codec.mel: the phone recipe trains a log-mel front end")
     torch.manual_seed(seed)
-    trained = SpeechModel(_config(model.codec, model.lm, data), phones)
+    trained = SpeechModel(_delayed(STTConfig(codec=codec, lm=lm, delay_seconds=0, delay_frames=0), data), phones)
     if model.init is not None:
-        weights = torch.load(model.init, weights_only=True)["weights"]
+        weights = read_speech_weights(model.init)
         ours = trained.state_dict()
         taken = {name: w for name, w in weights.items() if name in ours and ours[name].shape == w.shape}
         if not taken:
@@ -146,8 +164,14 @@ def _speech_model(model: ModelOptions, data: DataOptions, phones: int, seed: int
     return trained
 
 
-def _config(codec: CodecConfig, lm: LMConfig, data: DataOptions) -> STTConfig:
-    return _delayed(STTConfig(codec=codec, lm=lm, delay_seconds=0, delay_frames=0), data)
+def _shapes(model: ModelOptions) -> tuple[CodecConfig, LMConfig]:
+    """The shapes that a run asks for, or else those of the model it starts from."""
+    if model.codec is not None and model.lm is not None:
+        return model.codec, model.lm
+    if model.init is None or Path(model.init).is_file():
+        raise ConfigError("model.codec and model.lm: both are needed to train a codec, or a model.init that has them")
+    config = resolve(model.init).config
+    return model.codec or config.codec, model.lm or config.lm
 
 
 def _tokenizer(data: DataOptions, lm: LMConfig) -> Tokenizer:
@@ -171,14 +195,14 @@ def _delayed(config: STTConfig, data: DataOptions) -> STTConfig:
 
 def _phones(run: RunOptions, model: ModelOptions, packs: list[Pack]) -> PhoneInventory:
     """The inventory of the run, or of the checkpoint it starts from; counted in the packs for the first run of all."""
-    for folder in (run.out, model.init.parent if model.init else run.out):
-        if (folder / PHONES).exists():
-            phones = PhoneInventory(json.loads((folder / PHONES).read_text(encoding="utf-8")))
-            break
+    if (run.out / PHONES_FILE).exists():
+        return read_phones(run.out / PHONES_FILE)
+    if model.init is not None:
+        phones = find_phones(model.init)
     else:
         phones = PhoneInventory.of(clip for pack in packs for clip in pack.clips)
     run.out.mkdir(parents=True, exist_ok=True)
-    (run.out / PHONES).write_text(json.dumps(phones.names, ensure_ascii=False), encoding="utf-8")
+    write_phones(phones, run.out)
     return phones
 
 
@@ -238,11 +262,3 @@ def mel_config(path: Path) -> MelConfig:
     if codec is None or codec.mel is None:
         raise ConfigError(f"{path}: model.codec.mel is missing, so its codec hears samples, not frames")
     return codec.mel  # type: ignore[no-any-return]
-
-
-def load_aligner(config: Path, folder: Path) -> Aligner:
-    """The phone model that the `slipstream train codec` run of `config` left in `folder`."""
-    options = read_run(config, CodecRun)
-    phones = _phones(options.run, ModelOptions(init=folder / "last.pt"), [])
-    model = options.model.model_copy(update={"init": folder / "last.pt"})
-    return Aligner(_speech_model(model, options.data, len(phones), options.run.seed), phones)

@@ -47,9 +47,7 @@ class SpeechModel(nn.Module):
 
     def positions(self, mel_BMF: Tensor) -> Tensor:
         """Log-mel frames to the codec's output at 25 Hz, `[B, P, D]`."""
-        x, _ = self.codec.encoder(mel_BMF)
-        x_BPD, _ = self.codec.encoder_transformer(x.transpose(1, 2))
-        return cast(Tensor, x_BPD)
+        return positions(self.codec, mel_BMF)
 
     def latent(self, x_BPD: Tensor) -> Tensor:
         """The codec's output at 25 Hz to the latent `[B, T, D]` at 12.5 Hz."""
@@ -74,6 +72,13 @@ class SpeechModel(nn.Module):
             W = (self.semantic_in if k < self.config.codec.num_semantic else self.acoustic_in).weight
             table[k, :-1] = cast(Codebook, books[k]).vectors @ W.float().T
         table[0, -1] = self.initial_audio.float()
+
+
+def positions(codec: Mimi, mel_BMF: Tensor) -> Tensor:
+    """Log-mel frames to a codec's output at 25 Hz, `[B, P, D]`."""
+    x, _ = codec.encoder(mel_BMF)
+    x_BPD, _ = codec.encoder_transformer(x.transpose(1, 2))
+    return cast(Tensor, x_BPD)
 
 
 def text_input(text_BT: Tensor, hidden_BT: Tensor, initial_id: int) -> Tensor:

@@ -146,13 +146,16 @@ class QuantiserOptions(_Options):
 class ModelOptions(_Options):
     """The model: its codec and LM from scratch, or the checkpoint folder `base` to start from.
 
-    init: a training checkpoint whose weights are taken where names and shapes agree (an earlier stage's `last.pt`).
+    init: what a run of phones or text left, whose weights are taken where names and shapes agree: its `last.pt`, or its
+    `model` folder or a built-in model, which give the shapes too.
+    pause_heads: how many the LM is to have, when not as many as in `base`.
     """
 
     codec: CodecConfig | None = None
     lm: LMConfig | None = None
     base: str | None = None
-    init: Path | None = None
+    init: str | None = None
+    pause_heads: Annotated[int, Field(ge=0, le=4)] | None = None
 
 
 class LoraOptions(_Options):
@@ -178,6 +181,7 @@ class CodecRun(_Options):
 class LMRun(_Options):
     """`slipstream train lm`: the text stream, with the codec trained beside it (`train_codec`) or frozen.
 
+    pause_heads_only: everything else stays as it is in `model.base`, the words that it writes included.
     lora: train adapters only, on the checkpoint that `model.base` names.
     """
 
@@ -187,6 +191,7 @@ class LMRun(_Options):
     loss: LossOptions = LossOptions()
     quantiser: QuantiserOptions = QuantiserOptions()
     train_codec: bool = False
+    pause_heads_only: bool = False
     lora: LoraOptions | None = None
 
 

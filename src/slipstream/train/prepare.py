@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from slipstream.audio import load
 from slipstream.config import CodecConfig, MelConfig
@@ -23,7 +24,7 @@ from slipstream.train.alignment import align_words
 from slipstream.train.augment import WaveAugment, resample_speech
 from slipstream.train.features import Clip, PackKind, log_mel
 from slipstream.train.manifest import Recording
-from slipstream.train.model import LABEL_DELAY, SpeechModel
+from slipstream.train.model import LABEL_DELAY, positions
 from slipstream.train.sampler import PhoneInventory
 from slipstream.train.synthesis import (
     ESPEAK_ACCENTS,
@@ -93,10 +94,10 @@ def synthesise_texts(texts: Iterable[str], folder: Path, options: SynthesisOptio
 
 
 class Aligner:
-    """Finds word times with a phone model that `slipstream train codec` made."""
+    """Finds word times with a codec that hears log-mel frames, and a head that names phones from its output."""
 
-    def __init__(self, model: SpeechModel, phones: PhoneInventory) -> None:
-        self.model, self.phones = model.eval(), phones
+    def __init__(self, codec: Mimi, head: nn.Linear, phones: PhoneInventory) -> None:
+        self.codec, self.head, self.phones = codec.eval(), head, phones
 
     @torch.inference_mode()
     def align(self, recording: Recording) -> tuple[Recording, float]:
@@ -107,10 +108,10 @@ class Aligner:
         samples = load(recording.audio)
         pronounced = phones_of(recording.text, recording.lang)
         numbers = [[n for n in map(self.phones.number, word) if n] for word in pronounced]
-        padded = np.pad(samples, (0, -len(samples) % self.model.config.codec.frame_samples))
-        mel = log_mel(_front_end(self.model.codec), padded)
-        positions = self.model.positions(torch.from_numpy(mel.T.copy())[None])
-        log_probs: FloatArray = self.model.phone_head(positions).log_softmax(-1)[0].numpy()
+        padded = np.pad(samples, (0, -len(samples) % self.codec.config.frame_samples))
+        mel = log_mel(_front_end(self.codec), padded)
+        x_BPD = positions(self.codec, torch.from_numpy(mel.T.copy())[None])
+        log_probs: FloatArray = self.head(x_BPD).log_softmax(-1)[0].numpy()
         seconds = 1 / POSITIONS_PER_SECOND
         words, score = align_words(log_probs, numbers, recording.text.split(), seconds, LABEL_DELAY * seconds)
         return replace(recording, words=words), score

@@ -1,0 +1,97 @@
+"""What a run of phones and text leaves beside a model in a published layout: all that aligning and going on need.
+
+A published layout holds the codec and the LM. A `SpeechModel` has more: the heads that name phones, and the matrices
+that tie the LM's audio embeddings to the codebooks. They lie in `training.safetensors`, the phones' names in
+`phones.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from slipstream.config import parse_codec, read_json
+from slipstream.errors import CheckpointError
+from slipstream.torch_model.mimi import Mimi
+from slipstream.train.model import SpeechModel
+from slipstream.train.prepare import Aligner
+from slipstream.train.sampler import PhoneInventory
+from slipstream.weights.checkpoint import load_checkpoint, read_codec
+from slipstream.weights.sources import find_place
+from slipstream.weights.tensors import Array, read_tensors, write_tensors
+
+TRAINING_FILE = "training.safetensors"
+PHONES_FILE = "phones.json"
+CODEC_FILES = ("mimi.safetensors", "mimi.json")
+_PUBLISHED = ("codec.", "lm.")
+
+
+def write_training_part(model: SpeechModel, phones: PhoneInventory, folder: Path) -> None:
+    """Write what a published layout leaves out into `folder`, which is there."""
+    tensors = {n: t.float().cpu().numpy() for n, t in model.state_dict().items() if not n.startswith(_PUBLISHED)}
+    write_tensors(folder / TRAINING_FILE, tensors)
+    write_phones(phones, folder)
+
+
+def write_phones(phones: PhoneInventory, folder: Path) -> None:
+    """Write the names of the phones, in the order of the heads' outputs."""
+    (folder / PHONES_FILE).write_text(json.dumps(phones.names, ensure_ascii=False), encoding="utf-8")
+
+
+def read_phones(path: Path) -> PhoneInventory:
+    """The inverse of `write_phones`: `path` is that of the file."""
+    return PhoneInventory(json.loads(path.read_text(encoding="utf-8")))
+
+
+def find_phones(start: str) -> PhoneInventory:
+    """The phones of a run's checkpoint (`last.pt`), or of a model or codec that a run left: a folder or a name."""
+    return read_phones(Path(start).parent / PHONES_FILE if Path(start).is_file() else _find(start, PHONES_FILE))
+
+
+def read_speech_weights(start: str) -> dict[str, Tensor]:
+    """Weights under a `SpeechModel`'s names, from a run's checkpoint, or from a model that a run left.
+
+    Raises `CheckpointError` for a model that has no phone heads.
+    """
+    if Path(start).is_file():
+        weights: dict[str, Tensor] = torch.load(start, weights_only=True)["weights"]
+        return weights
+    checkpoint = load_checkpoint(start)
+    named = {f"codec.{name}": array for name, array in checkpoint.codec.items()}
+    named |= {f"lm.{name}": array for name, array in checkpoint.lm.items()}
+    return _tensors(named | read_tensors(_find(start, TRAINING_FILE)))
+
+
+def load_aligner(start: str) -> Aligner:
+    """The phone model that a run left in its `codec` or `model` folder, or that of a built-in model.
+
+    Raises `CheckpointError` for a model that has no phone heads.
+    """
+    heads = _tensors(read_tensors(_find(start, TRAINING_FILE)))
+    place = find_place(start, None)
+    weights, shapes = (place.get(name) for name in CODEC_FILES)
+    config = parse_codec(read_json(shapes))
+    codec = Mimi(config)
+    codec.load_state_dict(_tensors(read_codec([weights], config)))
+    weight = heads["phone_head.weight"]
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    head.load_state_dict({"weight": weight, "bias": heads["phone_head.bias"]})
+    return Aligner(codec, head, find_phones(start))
+
+
+def _find(start: str, name: str) -> Path:
+    try:
+        return find_place(start, None).get(name)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{start}: {error}. Phone heads are in the built-in model, and in the `codec` or `model` folder of a "
+            "`slipstream train` run on phones"
+        ) from error
+
+
+def _tensors(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array.astype("float32")) for name, array in arrays.items()}
