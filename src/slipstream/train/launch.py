@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -36,9 +37,10 @@ from slipstream.train.speech import (
 )
 from slipstream.train.tasks import JointTask, PhoneTask, TextTask
 from slipstream.weights.checkpoint import Checkpoint, load_checkpoint
-from slipstream.weights.sources import resolve
+from slipstream.weights.sources import Sources, resolve
 
 Report = Callable[[str], None]
+DEFAULT_DELAY = 6
 
 
 def run_codec(options: CodecRun, report: Report = print) -> Path:
@@ -51,10 +53,10 @@ def run_codec(options: CodecRun, report: Report = print) -> Path:
         if options.model.codec is not None and options.model.codec.has_decoder:
             return _run_reconstruction(options, options.model.codec, packs, report)
         phones = _phones(options.run, options.model, packs)
-        model = _speech_model(options.model, options.data, len(phones), options.run.seed)
-        tokenizer = _tokenizer(options.data, model.config.lm)
-        rows = _row_options(options.data, model.config.lm)
-        sampler = RowSampler(packs, phones, tokenizer, rows, seed=options.run.seed)
+        text = _text_options(options.data, options.model)
+        model = _speech_model(options.model, text, len(phones), options.run.seed)
+        rows = _row_options(options.data, text, model.config.lm)
+        sampler = RowSampler(packs, phones, _open(text, model.config.lm), rows, seed=options.run.seed)
         path = _run(PhoneTask(model, sampler, options.loss), options.run, report)
         if _first():
             export_codec(model.codec, options.run.out / "codec")
@@ -90,14 +92,14 @@ def _run_joint(options: LMRun, report: Report) -> Path:
         raise ConfigError("lora trains an LM beside a frozen codec: leave train_codec out")
     packs = [Pack(path) for path in options.data.packs]
     phones = _phones(options.run, options.model, packs)
-    model = _speech_model(options.model, options.data, len(phones), options.run.seed)
-    tokenizer = _tokenizer(options.data, model.config.lm)
-    rows = _row_options(options.data, model.config.lm)
-    sampler = RowSampler(packs, phones, tokenizer, rows, seed=options.run.seed)
+    text = _text_options(options.data, options.model)
+    model = _speech_model(options.model, text, len(phones), options.run.seed)
+    rows = _row_options(options.data, text, model.config.lm)
+    sampler = RowSampler(packs, phones, _open(text, model.config.lm), rows, seed=options.run.seed)
     _run(JointTask(model, sampler, options.loss, options.quantiser), options.run, report)
     folder = options.run.out / "model"
     if _first():
-        export_model(model, model.config, options.data.tokenizer, folder)
+        export_model(model, model.config, text.tokenizer, folder)
         write_training_part(model, phones, folder)
     return folder
 
@@ -112,7 +114,8 @@ def _run_text(options: LMRun, report: Report) -> Path:
     if options.model.pause_heads is not None:
         lm_config = config.lm.model_copy(update={"pause_heads": options.model.pause_heads})
         config = config.model_copy(update={"lm": lm_config})
-    config = _delayed(config, options.data)
+    text = _text_options(options.data, options.model)
+    config = _delayed(config, text.delay)
     torch.manual_seed(options.run.seed)
     lm = LM(config.lm)
     if options.model.lm is None:
@@ -126,14 +129,13 @@ def _run_text(options: LMRun, report: Report) -> Path:
     if options.lora is not None:
         add_lora(lm, options.lora.rank, options.lora.scaling)
     packs = [Pack(path) for path in options.data.packs]
-    sampler = TokenSampler(
-        packs, _tokenizer(options.data, config.lm), _row_options(options.data, config.lm), seed=options.run.seed
-    )
+    rows = _row_options(options.data, text, config.lm)
+    sampler = TokenSampler(packs, _open(text, config.lm), rows, seed=options.run.seed)
     _run(TextTask(lm, sampler, options.loss, options.quantiser.codebook_dropout), options.run, report)
     folder = options.run.out / "model"
     if _first():
         merge_lora(lm)
-        export_lm(lm, Checkpoint(config, {}, base.codec, options.data.tokenizer), folder)
+        export_lm(lm, Checkpoint(config, {}, base.codec, text.tokenizer), folder)
     return folder
 
 
@@ -148,12 +150,12 @@ def _run(task: Task, options: RunOptions, report: Report) -> Path:
     return trainer.run()
 
 
-def _speech_model(model: ModelOptions, data: DataOptions, phones: int, seed: int) -> SpeechModel:
+def _speech_model(model: ModelOptions, text: _TextOptions, phones: int, seed: int) -> SpeechModel:
     codec, lm = _shapes(model)
     if codec.mel is None:
         raise ConfigError("model.codec.mel: the phone recipe trains a log-mel front end")
     torch.manual_seed(seed)
-    trained = SpeechModel(_delayed(STTConfig(codec=codec, lm=lm, delay_seconds=0, delay_frames=0), data), phones)
+    trained = SpeechModel(_delayed(STTConfig(codec=codec, lm=lm, delay_seconds=0, delay_frames=0), text.delay), phones)
     if model.init is not None:
         weights = read_speech_weights(model.init)
         ours = trained.state_dict()
@@ -168,22 +170,46 @@ def _shapes(model: ModelOptions) -> tuple[CodecConfig, LMConfig]:
     """The shapes that a run asks for, or else those of the model it starts from."""
     if model.codec is not None and model.lm is not None:
         return model.codec, model.lm
-    if model.init is None or Path(model.init).is_file():
+    origin = _origin(model)
+    if origin is None:
         raise ConfigError("model.codec and model.lm: both are needed to train a codec, or a model.init that has them")
-    config = resolve(model.init).config
-    return model.codec or config.codec, model.lm or config.lm
+    return model.codec or origin.config.codec, model.lm or origin.config.lm
 
 
-def _tokenizer(data: DataOptions, lm: LMConfig) -> Tokenizer:
-    tokenizer = Tokenizer(data.tokenizer)
+def _origin(model: ModelOptions) -> Sources | None:
+    """The model that a run starts from, if it starts from one and not from a training checkpoint."""
+    start = model.base or model.init
+    return None if start is None or Path(start).is_file() else resolve(start)
+
+
+@dataclass(frozen=True, slots=True)
+class _TextOptions:
+    """What a run writes: its vocabulary, and the bounds of its delay in frames."""
+
+    tokenizer: Path
+    delay: tuple[int, int]
+
+
+def _text_options(data: DataOptions, model: ModelOptions) -> _TextOptions:
+    """As asked for, or else as in the model that the run starts from."""
+    origin = _origin(model)
+    tokenizer = data.tokenizer or (origin.tokenizer if origin else None)
+    if tokenizer is None:
+        raise ConfigError("data.tokenizer: give a SentencePiece model, or start from a model that has one")
+    delay = data.delay or (origin.config.delay_frames if origin else DEFAULT_DELAY)
+    return _TextOptions(tokenizer, (delay, delay) if isinstance(delay, int) else delay)
+
+
+def _open(text: _TextOptions, lm: LMConfig) -> Tokenizer:
+    tokenizer = Tokenizer(text.tokenizer)
     if tokenizer.vocab_size != lm.text_vocab:
-        raise ConfigError(f"{data.tokenizer} has {tokenizer.vocab_size} tokens, the LM's text_vocab is {lm.text_vocab}")
+        raise ConfigError(f"{text.tokenizer} has {tokenizer.vocab_size} tokens, the LM's text_vocab is {lm.text_vocab}")
     return tokenizer
 
 
-def _delayed(config: STTConfig, data: DataOptions) -> STTConfig:
+def _delayed(config: STTConfig, bounds: tuple[int, int]) -> STTConfig:
     """The configuration with the delay that is trained; of a drawn one, the middle, which its conditioner is told."""
-    low, high = data.delay_bounds
+    low, high = bounds
     frames = (low + high) // 2
     seconds = frames / config.codec.frame_rate
     conditioned = any(c.name == "delay" for c in config.lm.conditioners)
@@ -206,11 +232,11 @@ def _phones(run: RunOptions, model: ModelOptions, packs: list[Pack]) -> PhoneInv
     return phones
 
 
-def _row_options(data: DataOptions, lm: LMConfig) -> RowOptions:
+def _row_options(data: DataOptions, text: _TextOptions, lm: LMConfig) -> RowOptions:
     return RowOptions(
         seconds=data.seconds,
         weights=data.weights,
-        delay=data.delay_bounds,
+        delay=text.delay,
         gaps=data.gaps,
         gap_shares=data.gap_shares,
         same_language=data.same_language,

@@ -86,10 +86,11 @@ class DataOptions(_Options):
 
     packs: folders that `slipstream data pack` wrote.
     weights: how often each dataset is drawn from, relative to the others; those not named are left out.
-    tokenizer: a SentencePiece model.
+    tokenizer: a SentencePiece model; that of the model that the run starts from by default.
     seconds: length of a row; longer than the LM's context, so that the model learns to go on once its ring is full.
     gaps, gap_shares: ranges of seconds of silence between the utterances of a row, and how often each is drawn.
     delay: text delay in frames, or the two bounds it is drawn from; a drawn delay needs a conditioner named "delay".
+    That of the model that the run starts from by default, or 6.
     same_language: how often the next utterance of a row is in the language of the last.
     plain_text: lower case and no punctuation.
     text_mask: share of the previous text tokens that the LM does not see.
@@ -97,19 +98,15 @@ class DataOptions(_Options):
 
     packs: tuple[Path, ...]
     weights: dict[str, float]
-    tokenizer: Path
+    tokenizer: Path | None = None
     seconds: Annotated[float, Field(gt=0)] = 12.8
     gaps: tuple[tuple[float, float], ...] = ((0.08, 0.6), (0.6, 1.5), (1.5, 3.8))
     gap_shares: tuple[Share, ...] = (0.62, 0.28, 0.1)
-    delay: Positive | tuple[Positive, Positive] = 6
+    delay: Positive | tuple[Positive, Positive] | None = None
     same_language: Share = 0.85
     plain_text: bool = True
     text_mask: Share = 0.1
     augment: AugmentOptions = AugmentOptions()
-
-    @property
-    def delay_bounds(self) -> tuple[int, int]:
-        return (self.delay, self.delay) if isinstance(self.delay, int) else self.delay
 
 
 class LossOptions(_Options):
