@@ -195,6 +195,36 @@ def test_weights_in_several_files_are_one(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "saved")
 
 
+def test_an_adapter_beside_the_weights_is_merged(tmp_path: Path) -> None:
+    checkpoint = make(stt_config(), tmp_path, ml_dtypes.bfloat16)
+    save_checkpoint(checkpoint, tmp_path / "base", "kyutai")
+    rng = np.random.default_rng(3)
+    # The names of the published package's modules, whose projections are a list of one.
+    theirs = {
+        "transformer.layers.0.self_attn.in_projs.0": "transformer.layers.0.attn.in_proj.weight",
+        "transformer.layers.1.self_attn.out_projs.0": "transformer.layers.1.attn.out_proj.weight",
+        "transformer.layers.1.gating.linear_in": "transformer.layers.1.ffn.linear_in.weight",
+        "transformer.layers.0.gating.linear_out": "transformer.layers.0.ffn.linear_out.weight",
+        "text_linear": "text_linear.weight",
+    }
+    adapter, expected = {}, {name: array.astype(np.float32) for name, array in checkpoint.lm.items()}
+    for name, ours in theirs.items():
+        rows, columns = checkpoint.lm[ours].shape
+        down, up = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, columns), (rows, 3)))
+        adapter |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+        expected[ours] = expected[ours] + 0.5 * up @ down
+    write_tensors(tmp_path / "base" / "lora.safetensors", adapter)
+    path = tmp_path / "base" / "config.json"
+    keys = {"lora": True, "lora_rank": 3, "lora_scaling": 0.5, "lora_name": "lora.safetensors"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+    loaded = load_checkpoint(tmp_path / "base")
+    for name, array in expected.items():
+        np.testing.assert_allclose(loaded.lm[name].astype(np.float32), array, rtol=1e-6, atol=1e-6, err_msg=name)
+    for layout in LAYOUTS:  # no layout can apply the adapter twice
+        convert(tmp_path / "base", tmp_path / layout, layout)
+        assert_same(load_checkpoint(tmp_path / layout), loaded)
+
+
 # ------------------------------------------------------------------------------------------------ broken checkpoints
 
 

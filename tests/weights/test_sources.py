@@ -15,7 +15,7 @@ from tests.models import stt_config
 from slipstream.config import FileNames, dump_codec, dump_kyutai
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.weights import sources
-from slipstream.weights.sources import Sources, built_in_models, resolve
+from slipstream.weights.sources import Adapter, Sources, built_in_models, resolve
 from slipstream.weights.transformers_config import dump_config
 
 CONFIG = stt_config(conditioners=()).model_copy(
@@ -93,9 +93,20 @@ def test_a_wrong_key_is_named_with_its_file(tmp_path: Path) -> None:
         resolve(folder)
 
 
-def test_an_adapter_is_not_passed_over(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has a LoRA adapter \(lora\.safetensors\): fuse it"):
-        resolve(fill(tmp_path / "model", lora_name="lora.safetensors"))
+def test_an_adapter_is_found_with_its_scaling(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "model", lora=True, lora_name="lora.safetensors")
+    with pytest.raises(CheckpointError, match=r"lora\.safetensors: no such file"):
+        resolve(folder)
+    (folder / "lora.safetensors").touch()
+    assert resolve(folder).adapter == Adapter(folder / "lora.safetensors", 2.0)
+    fill(folder, lora=True, lora_name="lora.safetensors", lora_scaling=0.5)
+    assert resolve(folder).adapter == Adapter(folder / "lora.safetensors", 0.5)
+
+
+@pytest.mark.parametrize("half", [{"lora": True}, {"lora_name": "lora.safetensors"}])
+def test_an_adapter_needs_both_of_its_keys(tmp_path: Path, half: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"model/config\.json: lora=\w+, lora_name=\S+: an adapter needs both"):
+        resolve(fill(tmp_path / "model", **half))
 
 
 def test_what_is_nothing_lists_what_would_be_something(tmp_path: Path) -> None:

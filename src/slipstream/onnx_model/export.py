@@ -46,9 +46,11 @@ def export(
 
 def cache_folder(root: Path, sources: Sources, quantize: Quantize) -> Path:
     """Where under `root` the graphs of these sources belong: one place for each version of files and configuration."""
-    files = [*sources.lm, *sources.codec, sources.tokenizer]
+    adapters = [sources.adapter] if sources.adapter else []
+    files = [*sources.lm, *sources.codec, sources.tokenizer, *(adapter.path for adapter in adapters)]
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    identity = json.dumps([VERSION, sources.config.model_dump_json(), stats])
+    scalings = [adapter.scaling for adapter in adapters]
+    identity = json.dumps([VERSION, sources.config.model_dump_json(), stats, *scalings])
     return root / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}-{quantize or 'float32'}"
 
 

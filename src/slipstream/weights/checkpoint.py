@@ -13,6 +13,7 @@ from slipstream.config import CodecConfig, FileNames, LMConfig, STTConfig, dump_
 from slipstream.errors import CheckpointError
 from slipstream.weights import mlx
 from slipstream.weights.layouts import LAYOUTS, fitting, get_layout
+from slipstream.weights.lora import fuse
 from slipstream.weights.quantization import GROUP_SIZES
 from slipstream.weights.sources import Origin, Ref, resolve
 from slipstream.weights.tensors import DTYPES, Array, Tensors, read_tensors, write_tensors
@@ -39,15 +40,20 @@ class Checkpoint:
 def load_checkpoint(ref: Ref, *, keep_quantized: bool = False, **origin: Unpack[Origin]) -> Checkpoint:
     """Load a checkpoint in whichever layout it is; the arguments are those of `sources.resolve`.
 
-    Quantised matrices become floats, or with `keep_quantized` stay as they are: see `mlx.packed_table`.
+    Quantised matrices become floats, or with `keep_quantized` stay as they are: see `mlx.packed_table`. A LoRA adapter
+    that the configuration names is added to the weights that it adapts, which become floats.
     Raises `CheckpointError` for files that cannot be found or read, and one that names every tensor that does not
     fit the configuration; `ConfigError` for a configuration that is wrong.
     """
     sources = resolve(ref, **origin)
-    config = sources.config
+    config, adapter = sources.config, sources.adapter
+    lm = read_lm(sources.lm, config.lm, keep_quantized=keep_quantized and adapter is None)
+    if adapter is not None:
+        lm = fuse(lm, read_tensors(adapter.path), config.lm, adapter.scaling, str(adapter.path))
+        config = config.model_copy(update={"files": config.files.model_copy(update={"lora": None})})
     return Checkpoint(
         config=config,
-        lm=read_lm(sources.lm, config.lm, keep_quantized=keep_quantized),
+        lm=lm,
         codec=read_codec(sources.codec, config.codec),
         tokenizer=sources.tokenizer,
     )

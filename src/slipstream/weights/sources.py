@@ -18,6 +18,9 @@ from slipstream.weights.transformers_config import MODEL_FILE, is_transformers, 
 BUILT_IN = Path(__file__).parent.parent / "models"
 """The models that come with the package, a folder each."""
 
+LORA_SCALING = 2.0
+"""What Kyutai's loader takes for `lora_scaling` where a configuration has none."""
+
 Ref = str | os.PathLike[str]
 
 
@@ -29,6 +32,15 @@ class Sources:
     lm: tuple[Path, ...]
     codec: tuple[Path, ...]
     tokenizer: Path
+    adapter: Adapter | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter of the LM: its file, and the factor on what it adds."""
+
+    path: Path
+    scaling: float
 
 
 class Origin(TypedDict, total=False):
@@ -69,8 +81,6 @@ def resolve(
     except ConfigError as error:
         raise ConfigError(f"{config_path}: {error}") from error
     files = parsed.files
-    if files.lora:
-        raise CheckpointError(f"{ref} has a LoRA adapter ({files.lora}): fuse it into the LM's weights first")
     lm_path, codec_path = find_given(lm, place), find_given(codec, place)
     if is_transformers(raw):
         shared = () if lm_path and codec_path else _shards(place)
@@ -86,6 +96,7 @@ def resolve(
         lm=(lm_path or find_named(place, files.lm),),
         codec=(codec_path or find_named(place, files.codec),),
         tokenizer=find_given(tokenizer, place) or find_named(place, files.tokenizer),
+        adapter=_adapter(raw, files.lora, place, config_path),
     )
 
 
@@ -206,6 +217,12 @@ def _codec_config(raw: Mapping[str, Any], override: Ref | None, place: Place) ->
     name = raw.get("mimi_config_name")
     path = find_given(override, place) or (find_named(place, name) if isinstance(name, str) else None)
     return read_json(path) if path else None
+
+
+def _adapter(raw: Mapping[str, Any], name: str | None, place: Place, where: Path) -> Adapter | None:
+    if bool(raw.get("lora")) != (name is not None):
+        raise ConfigError(f"{where}: lora={bool(raw.get('lora'))}, lora_name={name}: an adapter needs both")
+    return None if name is None else Adapter(find_named(place, name), raw.get("lora_scaling", LORA_SCALING))
 
 
 def _feature_extractor(place: Place) -> Mapping[str, Any]:
