@@ -150,6 +150,13 @@ def _check_pause_heads_alone(root: Path) -> None:
     before, after = load_checkpoint(root / "joint" / "model").lm, load_checkpoint(root / "pauses" / "model").lm
     changed = [name for name in before if not np.array_equal(before[name], after[name])]
     assert changed == ["pause_heads.weight"]
+    run.write_text(
+        run.read_text(encoding="utf-8").replace("base =", "pause_heads = 2\nbase =").replace("/pauses", "/two")
+    )
+    _call(train_cli.app, "lm", run)
+    two = load_checkpoint(root / "two" / "model")
+    assert two.config.lm.pause_heads == 2
+    assert two.lm["pause_heads.weight"].shape[0] == 2
 
 
 def _check_going_on(root: Path) -> None:

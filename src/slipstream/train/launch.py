@@ -120,6 +120,8 @@ def _run_text(options: LMRun, report: Report) -> Path:
     lm = LM(config.lm)
     if options.model.lm is None:
         weights = {name: torch.from_numpy(array.astype("float32")) for name, array in base.lm.items()}
+        if config.lm.pause_heads != base.config.lm.pause_heads:
+            weights.pop("pause_heads.weight", None)
         lm.load_state_dict(lm.state_dict() | weights)  # pause heads that are new keep their random start
     if options.pause_heads_only:
         if lm.pause_heads is None:

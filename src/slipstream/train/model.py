@@ -112,6 +112,7 @@ def text_loss(logits_BTV: Tensor, text_BT: Tensor, mask_BT: Tensor, pad_weight: 
 
 
 def pause_loss(logits_BTHC: Tensor, labels_BTH: Tensor) -> Tensor:
-    """Cross-entropy of the pause heads, a frame and head."""
+    """Cross-entropy of the pause heads, a frame and head; fewer heads have the shorter horizons."""
+    labels_BTH = labels_BTH[..., : logits_BTHC.shape[2]]
     scores, labels = logits_BTHC.float().flatten(0, 2), labels_BTH.flatten()
     return F.cross_entropy(scores, labels, ignore_index=UNKNOWN, reduction="sum") / max(1, labels.numel())
