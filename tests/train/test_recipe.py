@@ -150,6 +150,9 @@ def _check_pause_heads_alone(root: Path) -> None:
     before, after = load_checkpoint(root / "joint" / "model").lm, load_checkpoint(root / "pauses" / "model").lm
     changed = [name for name in before if not np.array_equal(before[name], after[name])]
     assert changed == ["pause_heads.weight"]
+    assert len(load_aligner(str(root / "pauses" / "model")).phones) == len(
+        load_aligner(str(root / "codec" / "codec")).phones
+    )
     run.write_text(
         run.read_text(encoding="utf-8").replace("base =", "pause_heads = 2\nbase =").replace("/pauses", "/two")
     )

@@ -29,6 +29,7 @@ from slipstream.train.sampler import PhoneInventory, RowOptions, RowSampler, Tok
 from slipstream.train.spectral import SpectralAugment
 from slipstream.train.speech import (
     PHONES_FILE,
+    copy_training_part,
     find_phones,
     read_phones,
     read_speech_weights,
@@ -138,6 +139,8 @@ def _run_text(options: LMRun, report: Report) -> Path:
     if _first():
         merge_lora(lm)
         export_lm(lm, Checkpoint(config, {}, base.codec, text.tokenizer), folder)
+        if options.pause_heads_only:
+            copy_training_part(str(options.model.base), folder)
     return folder
 
 

@@ -8,7 +8,9 @@ that tie the LM's audio embeddings to the codebooks. They lie in `training.safet
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -35,6 +37,13 @@ def write_training_part(model: SpeechModel, phones: PhoneInventory, folder: Path
     tensors = {n: t.float().cpu().numpy() for n, t in model.state_dict().items() if not n.startswith(_PUBLISHED)}
     write_tensors(folder / TRAINING_FILE, tensors)
     write_phones(phones, folder)
+
+
+def copy_training_part(start: str, folder: Path) -> None:
+    """Copy what `write_training_part` wrote beside a model, if it did, to one that shares its codec and LM."""
+    with suppress(CheckpointError):
+        for name in (TRAINING_FILE, PHONES_FILE):
+            shutil.copyfile(find_place(start, None).get(name), folder / name)
 
 
 def write_phones(phones: PhoneInventory, folder: Path) -> None:
