@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from slipstream.config import parse_codec, read_json
+from slipstream.config import CodecConfig, parse_codec, read_json
 from slipstream.errors import CheckpointError
 from slipstream.torch_model.mimi import Mimi
 from slipstream.train.model import SpeechModel
 from slipstream.train.prepare import Aligner
 from slipstream.train.sampler import PhoneInventory
 from slipstream.weights.checkpoint import load_checkpoint, read_codec
-from slipstream.weights.sources import find_place
+from slipstream.weights.sources import find_place, resolve
 from slipstream.weights.tensors import Array, read_tensors, write_tensors
 
 TRAINING_FILE = "training.safetensors"
@@ -81,15 +81,22 @@ def load_aligner(start: str) -> Aligner:
     Raises `CheckpointError` for a model that has no phone heads.
     """
     heads = _tensors(read_tensors(_find(start, TRAINING_FILE)))
-    place = find_place(start, None)
-    weights, shapes = (place.get(name) for name in CODEC_FILES)
-    config = parse_codec(read_json(shapes))
+    weights, config = _find_codec(start)
     codec = Mimi(config)
-    codec.load_state_dict(_tensors(read_codec([weights], config)))
+    codec.load_state_dict(_tensors(read_codec(weights, config)))
     weight = heads["phone_head.weight"]
     head = nn.Linear(weight.shape[1], weight.shape[0])
     head.load_state_dict({"weight": weight, "bias": heads["phone_head.bias"]})
     return Aligner(codec, head, find_phones(start))
+
+
+def _find_codec(start: str) -> tuple[Sequence[Path], CodecConfig]:
+    """The codec of a model, or one that lies alone in its folder."""
+    weights, shapes = (Path(start) / name for name in CODEC_FILES)
+    if shapes.is_file() and not (Path(start) / "config.json").is_file():
+        return [weights], parse_codec(read_json(shapes))
+    sources = resolve(start)
+    return sources.codec, sources.config.codec
 
 
 def _find(start: str, name: str) -> Path:
