@@ -48,7 +48,8 @@ def mel_packs(tmp_path: Path) -> list[Pack]:
     timed = Clip(0, 0, "one two", "en", "a", "s", (("One,", 0.1, 0.4), ("two.", 0.5, 0.8)), (("w", 0.1), ("t", 0.5)))
     plain = Clip(0, 0, "three", "en", "b", "s", (), (), ("t", "w"))
     rows = np.random.default_rng(0).normal(size=(100, 8))
-    write_pack(tmp_path / "pack", kind, [(rows, timed), (rows, plain)])
+    sound = Clip(0, 0, "", "en", "sounds", "music")
+    write_pack(tmp_path / "pack", kind, [(rows, timed), (rows, plain), (rows, sound)])
     return [Pack(tmp_path / "pack")]
 
 
@@ -80,6 +81,15 @@ def test_words_without_times_have_no_text_loss(mel_packs: list[Pack], tmp_path: 
     assert (batch.targets.pause_BTH[~batch.targets.mask_BT] == UNKNOWN).all()
     assert (batch.phones_BP == UNKNOWN).any()
     assert set(batch.sequence) == {2, 3}
+
+
+def test_sounds_teach_that_nothing_is_said(mel_packs: list[Pack], tmp_path: Path) -> None:
+    batch = _sampler(mel_packs, tmp_path, {"sounds": 1.0}).batch(0, 2)
+    assert (batch.targets.text_BT == PAD_ID).all()
+    assert batch.targets.mask_BT.all()
+    assert not batch.targets.pause_BTH.any()
+    assert not batch.phones_BP.any()
+    assert not batch.lengths_B.any()
 
 
 def test_rows_depend_on_their_number_alone(mel_packs: list[Pack], tmp_path: Path) -> None:

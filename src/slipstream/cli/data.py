@@ -112,6 +112,23 @@ def synthesise(
 
 
 @app.command()
+def sounds(
+    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the audio and manifest.jsonl.")],
+    hours: Annotated[float, typer.Option(help="How much to make.")] = 1.0,
+    languages: Annotated[str, typer.Option(help="Of the speech that they will lie between.")] = "en,fr",
+    seed: int = 0,
+) -> None:
+    """Make sounds without words (music, drums, hum, tones, noises), so that a model learns to write nothing in them."""
+    with needs_extra("train", "preparing data"):
+        from slipstream.train.manifest import write_manifest
+        from slipstream.train.sounds import make_sounds
+
+    recordings = list(make_sounds(out, hours, tuple(languages.split(",")), seed))
+    write_manifest(out / "manifest.jsonl", recordings)
+    typer.echo(f"{len(recordings)} sounds, {sum(r.seconds or 0 for r in recordings) / 3600:.2f} h in {out}")
+
+
+@app.command()
 def pack(
     manifest: Manifest,
     out: Out,

@@ -1,8 +1,8 @@
 """JSONL manifests of recordings, and the word times that lie beside an audio file.
 
-A line of a manifest is an object: `audio` (path, relative to the manifest), `text`, and, where known, `words`
-(`[text, start, end]`, seconds), `seconds`, `speaker`, `lang`, `dataset`, `split`. Where a line has no words, a JSON
-file beside the audio is read, in the form of Kyutai's fine-tuning tool:
+A line of a manifest is an object: `audio` (path, relative to the manifest), `text` ("" where nothing is said), and,
+where known, `words` (`[text, start, end]`, seconds), `seconds`, `speaker`, `lang`, `dataset`, `split`. Where a line has
+no words, a JSON file beside the audio is read, in the form of Kyutai's fine-tuning tool:
 `{"alignments": [[text, [start, end], speaker], ...]}`.
 """
 
@@ -169,4 +169,4 @@ def _line(recording: Recording, folder: Path) -> dict[str, Any]:
         "dataset": recording.dataset,
         "split": recording.split,
     }
-    return {key: value for key, value in line.items() if value not in (None, "", [])}
+    return {key: value for key, value in line.items() if key == "text" or value not in (None, "", [])}

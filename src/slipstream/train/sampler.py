@@ -298,7 +298,7 @@ class RowSampler(_Sampler):
             levels.append(float(np.log(np.mean(np.exp(log_power)) + 1e-9)))
             start, end = at / rate, (at + len(log_power)) / rate
             words += self._words(clip, start, factor)
-            if not clip.words:
+            if clip.text and not clip.words:
                 unknown.append((start, end))
             self._label(labels, sequence, clip, start, end, factor)
             at += len(log_power) + self._gap(rng)
@@ -320,7 +320,7 @@ class RowSampler(_Sampler):
     ) -> None:
         """Phones of one utterance: framewise where their times are known, and their sequence."""
         rate = self.phone_rate
-        if not clip.phones:
+        if clip.text and not clip.phones:
             sequence += [n + 1 for n in map(self.phones.number, clip.phone_sequence) if n]
             labels[math.floor(start * rate) : math.ceil(end * rate)] = UNKNOWN
             return
@@ -339,7 +339,7 @@ class TokenSampler(_Sampler):
         super().__init__(packs, tokenizer, options, seed, "tokens", packs[0].kind.rate)
 
     def _usable(self, clip: Clip) -> bool:
-        return bool(clip.words)
+        return bool(clip.words) or not clip.text
 
     def batch(self, first_row: int, rows: int) -> TokenBatch:
         """Rows `first_row` to `first_row + rows`."""
