@@ -17,19 +17,31 @@ def check_slots(slots: Sequence[int], count: int) -> None:
             raise ValueError(f"slot {slot}: this runner has slots 0 to {count - 1}")
 
 
-def heard(pcm_BS: FloatArray, active_B: BoolArray, slots: int, frame_samples: int) -> FloatArray:
-    """The samples of a step with silence in place of inactive slots, whose rows may hold anything.
-
-    Silence keeps what those slots write into their rings finite. Raises `ValueError` for shapes other than
-    `[slots, frame_samples]` and `[slots]`, and `AudioError` when an active slot's samples are not finite: they would
-    stay in its state for ever.
-    """
+def check_shapes(pcm_BS: FloatArray, active_B: BoolArray, slots: int, frame_samples: int) -> None:
+    """Raise `ValueError` for a step of other shapes than `[slots, frame_samples]` and `[slots]`."""
     if pcm_BS.shape != (slots, frame_samples) or active_B.shape != (slots,):
         raise ValueError(
             f"expected samples [{slots}, {frame_samples}] and active [{slots}], "
             f"got {list(pcm_BS.shape)} and {list(active_B.shape)}"
         )
-    bad = [slot for slot in np.flatnonzero(active_B).tolist() if not np.isfinite(pcm_BS[slot]).all()]
+
+
+def check_finite(pcm_RS: FloatArray, slots: Sequence[int]) -> None:
+    """Raise `AudioError` when a row's samples are not finite: they would stay in its slot's state for ever.
+
+    `slots`: for each row, the slot to name.
+    """
+    bad = np.flatnonzero(~np.isfinite(pcm_RS).all(axis=1)).tolist()
     if bad:
-        raise AudioError(f"samples of slot {bad} are not finite numbers")
-    return np.where(active_B[:, None], pcm_BS, np.float32(0))
+        raise AudioError(f"samples of slot {[slots[row] for row in bad]} are not finite numbers")
+
+
+def heard(pcm_BS: FloatArray, active_B: BoolArray, slots: int, frame_samples: int) -> FloatArray:
+    """The samples of a step with silence in place of inactive slots, whose rows may hold anything.
+
+    Silence keeps what those slots write into their rings finite. Raises as `check_shapes` and `check_finite` do.
+    """
+    check_shapes(pcm_BS, active_B, slots, frame_samples)
+    heard_BS = np.where(active_B[:, None], pcm_BS, np.float32(0))
+    check_finite(heard_BS, range(slots))
+    return heard_BS

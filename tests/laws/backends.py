@@ -22,6 +22,16 @@ def torch_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
     return TorchRunner(config, build_codec(config.codec, codec), build_lm(config.lm, lm), slots=slots)
 
 
+def bucketed_torch_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
+    """A bucket for every number of slots, so that who is active decides which one runs."""
+    from slipstream.torch_model.build import build_codec, build_lm
+    from slipstream.torch_model.runner import TorchRunner
+
+    lm, codec = random_model(config, seed)
+    buckets = range(1, slots + 1)
+    return TorchRunner(config, build_codec(config.codec, codec), build_lm(config.lm, lm), slots=slots, buckets=buckets)
+
+
 def onnx_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
     from slipstream.onnx_model.runner import OnnxRunner
 
@@ -41,6 +51,7 @@ def _needs(package: str, extra: str) -> pytest.MarkDecorator:
 
 BACKENDS = [
     pytest.param(torch_runner, id="torch", marks=_needs("torch", "torch")),
+    pytest.param(bucketed_torch_runner, id="torch-buckets", marks=_needs("torch", "torch")),
     pytest.param(onnx_runner, id="onnx"),
     pytest.param(mlx_runner, id="mlx", marks=_needs("mlx", "mlx")),
 ]

@@ -6,7 +6,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from slipstream.torch_model.state import Ring, commit, read_slot, write_slots  # noqa: E402
+from slipstream.torch_model.state import (  # noqa: E402
+    Ring,
+    commit,
+    first_slots,
+    read_slot,
+    read_slots,
+    write_slots,
+)
 
 
 def ring(batch: int = 3) -> Ring:
@@ -36,7 +43,7 @@ def test_a_slot_read_is_a_copy_and_can_be_written_into_another():
     expected = state["tail"][1].clone(), state["rings"][0].k[1].clone()
     state["tail"].zero_()
     state["rings"][0].k.zero_()
-    write_slots(state, [0, 2], saved)
+    write_slots(state, torch.tensor([0, 2]), saved)
     for slot in (0, 2):
         torch.testing.assert_close(state["tail"][slot], expected[0])
         torch.testing.assert_close(state["rings"][0].k[slot], expected[1])
@@ -46,4 +53,34 @@ def test_a_slot_read_is_a_copy_and_can_be_written_into_another():
 def test_states_of_different_models_do_not_mix():
     state = {"tail": torch.zeros(2, 2)}
     with pytest.raises(ValueError, match="made by the same model"):
-        write_slots(state, [0], {"other": torch.zeros(1, 2)})
+        write_slots(state, torch.tensor([0]), {"other": torch.zeros(1, 2)})
+
+
+def test_the_first_slots_are_the_same_memory():
+    state = {"tail": torch.zeros(3, 2), "rings": [ring()]}
+    few = first_slots(state, 2)
+    few["tail"].fill_(1)
+    few["rings"][0].k.fill_(7)
+    assert state["tail"][:, 0].tolist() == [1, 1, 0]
+    assert (state["rings"][0].k[:2] == 7).all()
+    assert not (state["rings"][0].k[2] == 7).any()
+
+
+def test_several_slots_are_read_as_copies_and_each_written_into_its_own():
+    state = {"tail": torch.randn(4, 2), "rings": [ring(4)]}
+    slots = torch.tensor([3, 1])
+    saved = read_slots(state, slots)
+    expected = state["tail"].clone(), state["rings"][0].v.clone()
+    state["tail"][slots] = 0
+    state["rings"][0].v[slots] = 0
+    write_slots(state, slots, saved)
+    torch.testing.assert_close(state["tail"], expected[0])
+    torch.testing.assert_close(state["rings"][0].v, expected[1])
+
+
+def test_a_ring_saved_with_fewer_columns_leaves_the_others_alone():
+    state = [ring()]
+    expected = state[0].k.clone()
+    write_slots(state, torch.tensor([0, 2]), [Ring(torch.ones(1, 2, 1, 5), torch.ones(1, 2, 1, 5))])
+    expected[[0, 2], :, :1] = 1
+    torch.testing.assert_close(state[0].k, expected)

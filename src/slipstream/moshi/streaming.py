@@ -72,7 +72,7 @@ class Streaming(ABC):
         """Make the streams of `reset_mask` (`[B]`, all by default) fresh and let them advance again."""
         streams = self._started()
         mask = torch.ones_like(streams.exec_mask) if reset_mask is None else self._mask(reset_mask)
-        write_slots(streams.state, mask.nonzero()[:, 0].tolist(), streams.fresh)
+        write_slots(streams.state, mask.nonzero()[:, 0], streams.fresh)
         streams.exec_mask |= mask
 
     def set_exec_mask(self, exec_mask: Tensor) -> None:

@@ -8,7 +8,6 @@ any query may read it, so only positions need a mask.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -29,9 +28,7 @@ class Ring:
     ) -> Ring:
         # Zeros, not NaN: a masked column has weight 0, and 0 * NaN would still be NaN.
         shape = (batch, heads, capacity, dim)
-        return cls(
-            torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)
-        )
+        return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
 
     def write(self, columns_BT: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> None:
         """Put T new keys and values into the given columns of each slot, in place."""
@@ -54,6 +51,17 @@ def commit(state: State, update: State, active_B: Tensor) -> None:
             commit(old, new, active_B)
 
 
+def first_slots(state: State, count: int) -> State:
+    """The first `count` slots, in place: views of the same buffers."""
+    if isinstance(state, Tensor):
+        return state[:count]
+    if isinstance(state, Ring):
+        return Ring(state.k[:count], state.v[:count])
+    if isinstance(state, dict):
+        return {name: first_slots(part, count) for name, part in state.items()}
+    return [first_slots(part, count) for part in state]
+
+
 def read_slot(state: State, slot: int, columns: int | None = None) -> State:
     """Copy one slot's state, as a batch of one; of each ring only the first `columns`, where given."""
     if isinstance(state, Tensor):
@@ -65,23 +73,33 @@ def read_slot(state: State, slot: int, columns: int | None = None) -> State:
     return [read_slot(part, slot, columns) for part in state]
 
 
-def write_slots(state: State, slots: Sequence[int], saved: State) -> None:
-    """Put a copy of `saved`, a batch of one, into each of `slots`, in place.
+def read_slots(state: State, slots_R: Tensor) -> State:
+    """Copy the state of several slots, as a batch."""
+    if isinstance(state, Tensor):
+        return state.index_select(0, slots_R)
+    if isinstance(state, Ring):
+        return Ring(state.k.index_select(0, slots_R), state.v.index_select(0, slots_R))
+    if isinstance(state, dict):
+        return {name: read_slots(part, slots_R) for name, part in state.items()}
+    return [read_slots(part, slots_R) for part in state]
+
+
+def write_slots(state: State, slots_R: Tensor, saved: State) -> None:
+    """Put a copy of `saved`, a batch of one or a row for each of the slots, into `slots_R`, in place.
 
     A ring saved with fewer columns than the buffer's has no position beyond them, so what the others hold is masked.
     """
     if isinstance(state, Tensor):
         assert isinstance(saved, Tensor)
-        state[list(slots)] = saved.to(state)
+        state[slots_R] = saved.to(state)
     elif isinstance(state, Ring):
         assert isinstance(saved, Ring)
         columns = saved.k.shape[2]
-        for slot in slots:
-            state.k[slot, :, :columns] = saved.k[0].to(state.k)
-            state.v[slot, :, :columns] = saved.v[0].to(state.v)
+        state.k[:, :, :columns][slots_R] = saved.k.to(state.k)
+        state.v[:, :, :columns][slots_R] = saved.v.to(state.v)
     else:
         for buffer, value in _pairs(state, saved):
-            write_slots(buffer, slots, value)
+            write_slots(buffer, slots_R, value)
 
 
 def _pairs(left: State, right: State) -> list[tuple[State, State]]:
