@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from tests.fakes import FRAME_RATE, ScriptRunner, apply_ops, new_session, run, silence, sound_of, words_of
 
-from slipstream.engine.scheduler import URGENT_WAIT_SECONDS, Scheduler
+from slipstream.config import PAD_ID
+from slipstream.engine.scheduler import COST_KEPT_SECONDS, URGENT_WAIT_SECONDS, Scheduler, _StepCosts
 from slipstream.engine.session import Session
 from slipstream.errors import Overloaded
-from slipstream.types import MarkerReached, Ready
+from slipstream.types import Flushed, MarkerReached, Ready
 
 WAIT = 2**-7  # seconds; powers of two, so that sums of times are exact
 
@@ -229,6 +235,120 @@ def test_due_and_taken_agree_whatever_the_clock_says() -> None:
             assert bench.step()
         else:
             assert bool(bench.step()) == (delay == 0)
+
+
+# --------------------------------------------------------------------------------------------- flushes among many
+
+
+class Simulation:
+    """Live sessions in virtual time: each sends a frame every 80 ms, `cost` says what a step of so many takes.
+
+    `waits`: for how long each frame of those that never flush had waited when its step began. `flushes`: how long each
+    flush took.
+    """
+
+    FRAME = 1 / FRAME_RATE
+
+    def __init__(self, sessions: int, cost: Callable[[int], float]) -> None:
+        self.cost = cost
+        self.now = 0.0
+        self.waits: list[float] = []
+        self.flushes: list[float] = []
+        self.flushing: set[Session] = set()
+        self.runner = ScriptRunner(slots=sessions)
+        self.scheduler = Scheduler(sessions)
+        self.sessions = [new_session(self.runner) for _ in range(sessions)]
+        self.sent: dict[Session, deque[float]] = {session: deque() for session in self.sessions}
+        self.coming: list[tuple[float, int, bool]] = []  # a heap: when, which session, and whether it wants a flush
+        for number, (session, phase) in enumerate(
+            zip(self.sessions, np.random.default_rng(0).uniform(0, self.FRAME, sessions), strict=True)
+        ):
+            self.scheduler.add(session, self.now)
+            heapq.heappush(self.coming, (float(phase), number, False))
+
+    def flush(self, number: int, when: float) -> None:
+        self.flushing.add(self.sessions[number])
+        heapq.heappush(self.coming, (when, number, True))
+
+    def run(self, until: float) -> None:
+        while self.now < until:
+            self.deliver(self.now)
+            if batch := self.scheduler.take(self.now):
+                self.step(batch)
+            else:
+                delay = self.scheduler.delay(self.now)
+                self.now = min(self.coming[0][0], math.inf if delay is None else self.now + delay)
+
+    def step(self, batch: list[Session]) -> None:
+        began, row_S = self.now, silence(1)
+        heard = [session.clock for session in batch]
+        for session in batch:
+            session.fill(row_S)
+        self.now += self.cost(len(batch))
+        self.deliver(self.now)
+        for session, clock in zip(batch, heard, strict=True):
+            session.advance(PAD_ID, -0.1, [0.0] * 4, 0.0, self.now)
+            self.flushes += [event.seconds for event in session.events if isinstance(event, Flushed)]
+            session.events.clear()
+            if session.clock > clock:
+                waited = began - self.sent[session].popleft()
+                if session not in self.flushing:
+                    self.waits.append(waited)
+            self.scheduler.refresh(session, self.now)
+
+    def deliver(self, now: float) -> None:
+        while self.coming[0][0] <= now:
+            when, number, flush = heapq.heappop(self.coming)
+            session = self.sessions[number]
+            if flush:
+                session.flush(when)
+            else:
+                session.push(silence(1))
+                self.sent[session].append(when)
+                heapq.heappush(self.coming, (when + self.FRAME, number, False))
+            self.scheduler.refresh(session, when)
+
+
+@pytest.mark.parametrize(("sessions", "full", "expected"), [(64, 0.012, 0.060), (512, 0.040, 0.120)])
+def test_a_flush_takes_steps_of_its_own_and_nobody_is_late(sessions: int, full: float, expected: float) -> None:
+    """Eight rows or fewer in 4 ms, all in `full`: seven steps of the flush take no seven full ones."""
+    live = Simulation(sessions, cost=lambda count: 0.004 if count <= 8 else full)
+    for number in range(6):
+        live.flush(number * 3, when=0.4 + 0.13 * number)
+    live.run(until=1.4)
+    assert len(live.flushes) == 6
+    assert np.median(live.flushes) < expected < 6 * full
+    assert max(live.waits) < live.FRAME
+
+
+def test_where_a_small_step_costs_as_much_as_a_full_one_flushes_ride_along() -> None:
+    live = Simulation(64, cost=lambda count: 0.02)
+    for number in range(10):
+        live.flush(number * 3, when=0.2 + 0.13 * number)
+    steps: list[int] = []
+    live.cost = lambda count: steps.append(count) or 0.02  # type: ignore[func-returns-value]
+    live.run(until=1.8)
+    assert len(live.flushes) == 10
+    assert sum(count <= 4 for count in steps) <= 2  # it was tried
+    assert max(live.waits) < live.FRAME
+
+
+def test_many_flushes_at_once_hold_nobody_up() -> None:
+    live = Simulation(256, cost=lambda count: 0.004 if count <= 8 else 0.03)
+    for number in range(0, 256, 2):
+        live.flush(number, when=0.4)
+    live.run(until=1.2)
+    assert len(live.flushes) == 128
+    assert max(live.waits) < live.FRAME
+
+
+def test_what_a_step_cost_is_known_by_its_size_and_forgotten_after_a_while() -> None:
+    """So that one slow step does not rule out those of its size for good."""
+    costs = _StepCosts()
+    costs.record(2, 1.0, now=100.0)
+    costs.record(64, 0.03, now=108.0)
+    assert [costs.of(sessions, now=109.0) for sessions in (1, 3, 40, 100)] == [0.0, 1.0, 1.0, 0.03]
+    assert costs.of(3, now=100.0 + COST_KEPT_SECONDS) == 0.0
 
 
 # ------------------------------------------------------------------------------------------------------------- markers

@@ -21,13 +21,22 @@ MARKER_WAIT_SECONDS = 0.2
 speaking is not flushed in the middle of a word."""
 
 
+HOLD_SECONDS = 0.06
+"""How long a frame may wait while urgent sessions take steps of their own before it. Three quarters of a frame's own
+time: its step begins before the session's next frame comes, so nobody falls behind for another's flush."""
+
+COST_KEPT_SECONDS = 10.0
+"""How long what a step cost is believed: one slow step must not rule out steps of its size for good."""
+
+
 class Scheduler:
     """Admits sessions to slots and decides each step. All times are `now` of one steady clock, in seconds.
 
     A step runs as soon as every admitted session has a frame, or one is urgent (it is behind its audio, or on its way
     to and through a flush; among many it waits a little for company), or one frame has waited for `batch_wait`; it
-    takes every session that has a frame. The lowest free slot is given first, so that a runner can leave the rest of
-    its batch out.
+    takes every session that has a frame. But where steps for a few are seen to cost less than half of a step for all,
+    the urgent ones run ahead, as long as no other frame has waited for `HOLD_SECONDS`. The lowest free slot is given
+    first, so that a runner can leave the rest of its batch out.
     """
 
     def __init__(
@@ -48,6 +57,8 @@ class Scheduler:
         self._ready: dict[Session, float] = {}  # in the order of becoming ready: since when
         self._urgent: set[Session] = set()
         self._markers: dict[Session, float] = {}  # in the order of time: when each session's markers are flushed for
+        self._costs = _StepCosts()
+        self._step: tuple[int, float] | None = None  # the sessions of the step under way, and when it began
 
     @property
     def active(self) -> int:
@@ -132,17 +143,35 @@ class Scheduler:
         return [session for session, until in self._waiting.items() if until <= now]
 
     def take(self, now: float) -> list[Session]:
-        """The sessions of the step that is due; none when no step is."""
+        """The sessions of the step that is due; none when no step is. The next call tells that this step is over."""
+        if self._step is not None:
+            sessions, began = self._step
+            self._costs.record(sessions, now - began, now)
+            self._step = None
         if not self._ready or self._step_time() > now:
             return []
-        batch = list(self._ready)
-        self._ready.clear()
-        self._urgent.clear()
+        batch = self._next(now)
+        for session in batch:
+            del self._ready[session]
+            self._urgent.discard(session)
+        self._step = (len(batch), now)
         return batch
 
     def oldest_wait(self, now: float) -> float:
-        """Seconds for which the oldest frame has waited."""
-        return now - next(iter(self._ready.values())) if self._ready else 0.0
+        """Seconds for which the oldest frame of the next step has waited."""
+        batch = self._next(now)
+        return now - self._ready[batch[0]] if batch else 0.0
+
+    def _next(self, now: float) -> list[Session]:
+        """Whom the next step takes, in the order of becoming ready: all, or the urgent ones ahead of the others."""
+        ready = list(self._ready)
+        held = next((session for session in ready if session not in self._urgent), None)
+        if held is None or not self._urgent:
+            return ready
+        alone, together = self._costs.of(len(self._urgent), now), self._costs.of(len(ready), now)
+        if 2 * alone >= together or now + alone > self._ready[held] + HOLD_SECONDS:
+            return ready
+        return [session for session in ready if session in self._urgent]
 
     def _step_time(self) -> float:
         """When the next step is due, given that a session is ready."""
@@ -157,3 +186,21 @@ class Scheduler:
         self._admitted.add(session)
         session.admit(heapq.heappop(self._free))
         self.refresh(session, now)
+
+
+class _StepCosts:
+    """What steps were seen to cost, by number of sessions, in classes a factor of two wide."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[float, float]] = {}  # by the class: seconds, and when that was seen
+
+    def record(self, sessions: int, seconds: float, now: float) -> None:
+        self._seen[sessions.bit_length()] = (seconds, now)
+
+    def of(self, sessions: int, now: float) -> float:
+        """Seconds for a step of so many, or of the nearest smaller number lately seen; 0 where none: worth a try."""
+        for size in range(sessions.bit_length(), 0, -1):
+            seconds, when = self._seen.get(size, (0.0, -math.inf))
+            if now - when < COST_KEPT_SECONDS:
+                return seconds
+        return 0.0
