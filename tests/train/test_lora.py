@@ -15,6 +15,7 @@ def _lm() -> tuple[LM, torch.Tensor, torch.Tensor]:
     return lm, torch.randint(0, 60, (2, 9)), torch.randint(0, 64, (2, 4, 9))
 
 
+@torch.no_grad()
 def test_a_new_adapter_changes_nothing() -> None:
     lm, text, audio = _lm()
     before, _ = lm(text, audio)

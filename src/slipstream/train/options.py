@@ -32,6 +32,8 @@ class RunOptions(_Options):
     learning_rate, warmup, decay: peak rate; the shares of the run over which it rises, and falls to zero.
     optimizer: "adamw", or "muon" for the Transformers' matrices with AdamW for the rest.
     weight_decay, betas, clip: of the optimiser; `clip` is the largest norm of a step's gradient.
+    shard: cut weights, gradients and the optimiser's state into a part for each process (FSDP2), for a model that does
+    not fit one device; with "adamw" only.
     checkpoint_every, log_every: optimiser steps between checkpoints, and between lines of the log.
     device: "cpu", "cuda", ...; with torchrun each process takes the CUDA device of its rank.
     """
@@ -51,6 +53,7 @@ class RunOptions(_Options):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     clip: Annotated[float, Field(gt=0)] = 1.0
+    shard: bool = False
     checkpoint_every: Positive = 200
     log_every: Positive = 25
     device: str = "cpu"
@@ -59,6 +62,12 @@ class RunOptions(_Options):
     def _one_length(self) -> RunOptions:
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give the run's length by exactly one of steps and minutes")
+        return self
+
+    @model_validator(mode="after")
+    def _muon_needs_whole_matrices(self) -> RunOptions:
+        if self.shard and self.optimizer == "muon":
+            raise ValueError("muon orthogonalises whole matrices, which shard cuts up: use the optimizer adamw")
         return self
 
 
@@ -152,7 +161,7 @@ class ModelOptions(_Options):
     lm: LMConfig | None = None
     base: str | None = None
     init: str | None = None
-    pause_heads: Annotated[int, Field(ge=0, le=4)] | None = None
+    pause_heads: Annotated[int, Field(ge=1, le=4)] | None = None
 
 
 class LoraOptions(_Options):
