@@ -1,33 +1,48 @@
-"""The loop's laws: a killed run goes on to the same weights; two processes, or two halves of a batch, make one."""
+"""The loop's laws: a killed run goes on to the same weights; two processes, or two halves of a batch, make one.
+
+Two processes are two with the whole model each, and two that share one between them.
+"""
 
 from __future__ import annotations
 
+import shutil
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from pydantic import ValidationError
 from tests.train import world
 
 from slipstream.errors import CheckpointError
 from slipstream.text import Tokenizer
 from slipstream.torch_model.lm import LM
+from slipstream.train.export import export_lm
 from slipstream.train.features import Pack
+from slipstream.train.launch import run_lm
 from slipstream.train.loop import Trainer
 from slipstream.train.lora import add_lora
-from slipstream.train.options import LossOptions, RunOptions
+from slipstream.train.options import DataOptions, LMRun, LoraOptions, LossOptions, ModelOptions, RunOptions
 from slipstream.train.sampler import RowOptions, TokenSampler
 from slipstream.train.tasks import TextTask
+from slipstream.weights.checkpoint import Checkpoint, load_checkpoint
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    world.tokenizer(folder)
+    tokenizer = world.tokenizer(folder)
     spoken = world.utterances(4)
-    world.token_pack(folder / "pack", world.codec([samples for samples, _ in spoken]), spoken)
+    codec = world.codec([samples for samples, _ in spoken])
+    world.token_pack(folder / "pack", codec, spoken)
+    torch.manual_seed(2)
+    arrays = {name: tensor.numpy() for name, tensor in codec.state_dict().items()}
+    lm = world.config().lm.model_copy(update={"text_vocab": Tokenizer(tokenizer).vocab_size})
+    config = world.config().model_copy(update={"lm": lm})
+    export_lm(LM(lm), Checkpoint(config, {}, arrays, tokenizer), folder / "base")
     return folder
 
 
@@ -52,18 +67,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 def test_a_killed_run_goes_on_to_the_same_weights(folder: Path, tmp_path: Path, dtype: str, optimizer: str) -> None:
     kind = {"dtype": dtype, "optimizer": optimizer}
     whole = weights(trainer(folder, options(tmp_path / "whole", **kind)).run())
-    killed = trainer(folder, options(tmp_path / "killed", checkpoint_every=3, **kind))
-    train_step, steps = killed._train_step, []
-
-    def step_or_die(*arguments: object) -> dict[str, float]:
-        if len(steps) == 4:
-            raise KeyboardInterrupt
-        steps.append(None)
-        return train_step(*arguments)  # type: ignore[arg-type]
-
-    killed._train_step = step_or_die  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        killed.run()
+    _killed(trainer(folder, options(tmp_path / "killed", checkpoint_every=3, **kind)))
     again = trainer(folder, options(tmp_path / "killed", **kind))
     assert again.step == 3
     resumed = weights(again.run())
@@ -76,13 +80,44 @@ def test_two_halves_of_a_batch_make_one(folder: Path, tmp_path: Path) -> None:
     _assert_close(whole, halves)
 
 
-def test_two_processes_make_one(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_two_processes_make_one(folder: Path, tmp_path: Path, two_processes: Path, kind: str) -> None:
     whole = weights(trainer(folder, options(tmp_path / "whole")).run())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_process, args=(folder, tmp_path / "two", port), nprocs=2)
-    _assert_close(whole, weights(tmp_path / "two" / "last.pt"))
+    _assert_close(whole, weights(two_processes / kind / "last.pt"))
+
+
+def test_shards_compute_in_bfloat16_as_whole_weights_do(two_processes: Path) -> None:
+    whole, sharded = (weights(two_processes / f"{kind}-bfloat16" / "last.pt") for kind in ("replicated", "sharded"))
+    assert all(tensor.dtype == torch.float32 for tensor in sharded.values())
+    _assert_close(whole, sharded)
+
+
+def test_a_killed_sharded_run_goes_on_with_any_number_of_processes(
+    folder: Path, tmp_path: Path, two_processes: Path
+) -> None:
+    whole = weights(two_processes / "sharded" / "last.pt")
+    resumed = weights(two_processes / "resumed" / "last.pt")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    shutil.copytree(two_processes / "killed", tmp_path / "alone")
+    alone = trainer(folder, options(tmp_path / "alone"))
+    assert alone.step == 3
+    _assert_close(whole, weights(alone.run()))
+
+
+def test_a_sharded_run_exports_a_whole_model(folder: Path, two_processes: Path) -> None:
+    base, made = load_checkpoint(folder / "base"), load_checkpoint(two_processes / "adapted" / "model")
+    adapters = weights(two_processes / "adapted" / "last.pt")
+    name = "transformer.layers.1.ffn.linear_in"
+    update = 2.0 * adapters[f"{name}.up.weight"] @ adapters[f"{name}.down.weight"]
+    before, after = (torch.from_numpy(c.lm[f"{name}.weight"].astype("float32")) for c in (base, made))
+    assert update.any()
+    torch.testing.assert_close(after, before + update, rtol=2**-8, atol=1e-6)
+    assert np.array_equal(base.lm["text_emb.weight"], made.lm["text_emb.weight"])
+
+
+def test_muon_refuses_shards(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="muon orthogonalises whole matrices, which shard cuts up"):
+        options(tmp_path, shard=True, optimizer="muon")
 
 
 def test_adapters_learn_beside_bfloat16_weights_and_are_all_that_is_saved(folder: Path, tmp_path: Path) -> None:
@@ -121,11 +156,49 @@ def test_rows_must_divide_among_processes(folder: Path, tmp_path: Path) -> None:
         trainer(folder, options(tmp_path, accumulate=3))
 
 
+@pytest.fixture(scope="module")
+def two_processes(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders of the runs of `_process`, which cost the start of two processes once."""
+    out = tmp_path_factory.mktemp("two")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_process, args=(folder, out, port), nprocs=2)
+    return out
+
+
 def _process(rank: int, folder: Path, out: Path, port: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    trainer(folder, options(out)).run()
+    for kind, shard in (("replicated", False), ("sharded", True)):
+        trainer(folder, options(out / kind, shard=shard)).run()
+        half = trainer(folder, options(out / f"{kind}-bfloat16", shard=shard, dtype="bfloat16"))
+        half.task.module.transformer.checkpointing = True
+        half.run()
+    _killed(trainer(folder, options(out / "killed", shard=True, checkpoint_every=3)))
+    if rank == 0:
+        shutil.copytree(out / "killed", out / "resumed")
+    dist.barrier()
+    trainer(folder, options(out / "resumed", shard=True)).run()
+    data = DataOptions(packs=(folder / "pack",), weights={"chords": 1.0}, seconds=4.0)
+    run = options(out / "adapted", shard=True, learning_rate=0.1, dtype="bfloat16")
+    adapted = LMRun(run=run, model=ModelOptions(base=str(folder / "base")), data=data, lora=LoraOptions(rank=4))
+    run_lm(adapted, lambda line: None)
     dist.destroy_process_group()
+
+
+def _killed(run: Trainer) -> None:
+    """Run until the fifth step, which dies."""
+    train_step = run._train_step
+
+    def step_or_die(*arguments: object) -> dict[str, float]:
+        if run.step == 4:
+            raise KeyboardInterrupt
+        return train_step(*arguments)  # type: ignore[arg-type]
+
+    run._train_step = step_or_die  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
 
 
 def _assert_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from slipstream.torch_model.layers import TransformerLayer
 from slipstream.train.options import RunOptions
+from slipstream.train.parallel import shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +39,27 @@ def estimate(task: Any, options: RunOptions, rows: int) -> Estimate:
     """Memory and work of one process, whose batches have `rows` rows.
 
     Weights in the run's dtype; for each trained one its gradient, a float32 master where the dtype is another, and two
-    float32 moments. Activations: what each linear layer and convolution keeps for the backward pass, counted by the
-    positions it sees at most; a third of that when layers are checkpointed. Within a factor of two in practice.
+    float32 moments. Sharded: its part of these in float32, and what is put together to compute: all but the Transformer
+    layers, and two of those. Activations: what each linear layer and convolution keeps for the backward pass, counted
+    by the positions it sees at most; a third of that when layers are checkpointed. Within a factor of two in practice.
     """
     module: nn.Module = task.module
     width = 2 if options.dtype == "bfloat16" else 4
     everything = sum(p.numel() for p in module.parameters())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    parts = shards(options)
+    weights_bytes, optimizer_bytes = everything * width, trained * (width + 8 + (4 if width == 2 else 0))
+    if parts > 1:
+        layers = [sum(p.numel() for p in m.parameters()) for m in module.modules() if isinstance(m, TransformerLayer)]
+        together = everything - sum(layers) + 2 * max(layers, default=0)
+        weights_bytes, optimizer_bytes = everything * 4 // parts + together * width, trained * 12 // parts
     positions = rows * task.row_seconds * task.positions_per_second
     kept = sum(_outputs(layer) for layer in module.modules()) * positions * width * 2
     return Estimate(
         everything,
         trained,
-        everything * width,
-        trained * (width + 8 + (4 if width == 2 else 0)),
+        weights_bytes,
+        optimizer_bytes,
         round(kept / (3 if options.checkpoint_layers else 1)),
         options.rows * task.row_seconds / 3600,
         6.0 * trained * positions / rows * options.rows,

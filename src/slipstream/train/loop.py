@@ -13,39 +13,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
 from slipstream.errors import CheckpointError
-from slipstream.train.optim import MasterWeights, Optimizer, trapezoid
+from slipstream.train.optim import Optimizer, trapezoid
 from slipstream.train.options import RunOptions
+from slipstream.train.parallel import Task, hold
 from slipstream.train.sampler import prefetch
+from slipstream.train.sharding import part_of, whole
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class Task(Protocol):
-    """What is trained: a module, where its rows come from, and what is minimised.
-
-    `loss` gives a scalar that is a mean over rows, so that the mean over processes is that of all rows, and numbers for
-    the log. `moving` are buffers that `loss` moves by averages (codebooks): the loop averages them over processes.
-    `after_step` follows every change of the weights. `row_seconds` is audio heard a row,
-    `positions_per_second` what most layers see of it.
-    """
-
-    row_seconds: float
-    positions_per_second: float
-
-    @property
-    def module(self) -> nn.Module: ...
-
-    def batch(self, first_row: int, rows: int) -> Any: ...
-    def loss(self, batch: Any, step: int, progress: float) -> tuple[Tensor, dict[str, float]]: ...
-    def moving(self) -> list[Tensor]: ...
-    def after_step(self) -> None: ...
 
 
 def train(task: Task, options: RunOptions, report: Callable[[str], None] = print) -> Path:
@@ -66,13 +46,14 @@ class Trainer:
         if options.rows % parts:
             raise CheckpointError(f"run.rows={options.rows} must be a multiple of processes x accumulate = {parts}")
         self.share = options.rows // parts
-        self.weights = MasterWeights(task.module, DTYPES[options.dtype])
+        self.weights = hold(task, options, DTYPES[options.dtype])
         self.optimizer = Optimizer(self.weights.masters, options.optimizer, options.weight_decay, options.betas)
         self.step = 0
         self.elapsed = 0.0
         self.path = Path(options.out) / "last.pt"
         if self.path.exists():
-            self._restore(torch.load(self.path, weights_only=True))
+            # Mapped, so that a process reads no more than its part of a large model.
+            self._restore(torch.load(self.path, weights_only=True, mmap=True))
 
     def run(self) -> Path:
         options, log = self.options, _Log(self.options.out, self.rank)
@@ -99,6 +80,7 @@ class Trainer:
             batches.close()
             log.close()
         self.save()
+        self.weights.assemble()
         return self.path
 
     def _progress(self, elapsed: float) -> float:
@@ -119,14 +101,13 @@ class Trainer:
     def _train_step(self, batches: Iterator[Any], progress: float) -> dict[str, float]:
         options = self.options
         numbers: dict[str, float] = defaultdict(float)
+        torch.manual_seed(options.seed + self.step)  # of what a loss draws besides its rows
         for _ in range(options.accumulate):
-            loss, parts = self.task.loss(next(batches), self.step, progress)
+            loss, parts = self.weights.loss(next(batches), self.step, progress)
             (loss / options.accumulate).backward()
             for name, value in {"loss": loss.item(), **parts}.items():
                 numbers[name] += value / options.accumulate
         self.weights.collect()
-        if self.world > 1:
-            self._average()
         rate = options.learning_rate * trapezoid(progress, options.warmup, options.decay)
         numbers["gradient"] = self.optimizer.step(rate, options.clip)
         numbers["rate"] = rate
@@ -135,28 +116,13 @@ class Trainer:
         self.step += 1
         return numbers
 
-    def _average(self) -> None:
-        """Gradients and moving buffers, averaged over processes in one message."""
-        masters = list(self.weights.masters.values())
-        for master in masters:
-            if master.grad is None:
-                master.grad = torch.zeros_like(master)
-        tensors = [w.grad for w in masters if w.grad is not None] + self.task.moving()
-        flat = torch.cat([t.flatten() for t in tensors])
-        dist.all_reduce(flat)
-        flat /= self.world
-        offset = 0
-        for tensor in tensors:
-            tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
-            offset += tensor.numel()
-
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all: what learns or moves, since the rest is as it was at the start."""
-        if self.rank:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        masters = {name: master.detach() for name, master in self.weights.masters.items()}
+        """Write the checkpoint, whole or not at all: what learns or moves, since the rest is as it was at the start.
+
+        It holds whole tensors, so that a run can go on with another number of processes, sharded or not.
+        """
         parameters = dict(self.task.module.named_parameters())
+        masters = {name: whole(master.detach()) for name, master in self.weights.masters.items()}
         buffers = {n: b for n, b in self.task.module.state_dict().items() if n not in parameters}
         state = {
             "weights": masters | buffers,
@@ -164,18 +130,23 @@ class Trainer:
             "step": self.step,
             "elapsed": self.elapsed,
         }
+        if self.rank:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".tmp")
         torch.save(state, partial)
         os.replace(partial, self.path)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        wrong = self.weights.masters.keys() - state["weights"].keys()
+        masters, weights = self.weights.masters, state["weights"]
+        wrong = masters.keys() - weights.keys()
         if wrong:
             raise CheckpointError(f"{self.path} is of another model: it lacks {', '.join(sorted(wrong)[:3])}")
+        buffers = {name: tensor for name, tensor in weights.items() if name not in masters}
+        self.task.module.load_state_dict(buffers, strict=False)
         with torch.no_grad():
-            self.task.module.load_state_dict(state["weights"], strict=False)
-            for name, master in self.weights.masters.items():
-                master.copy_(state["weights"][name])
+            for name, master in masters.items():
+                master.copy_(part_of(weights[name], master))
         self.weights.publish()
         self.task.after_step()
         self.optimizer.load_state_dict(state["optimizer"])

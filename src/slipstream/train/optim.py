@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from slipstream.train.sharding import part_of, whole
 
 
 class MasterWeights:
@@ -29,16 +32,12 @@ class MasterWeights:
         for parameter in module.parameters():
             parameter.data = parameter.data.to(dtype)
 
-    def collect(self, scale: float = 1.0) -> None:
-        """Move the module's gradients, times `scale`, to the masters."""
+    def collect(self) -> None:
+        """Move the module's gradients to the masters."""
         for name, parameter in self.parameters.items():
             master = self.masters[name]
-            if parameter.grad is None:
-                continue
-            if master is parameter:
-                parameter.grad.mul_(scale)
-            else:
-                master.grad = parameter.grad.float().mul_(scale)
+            if master is not parameter and parameter.grad is not None:
+                master.grad = parameter.grad.float()
                 parameter.grad = None
 
     @torch.no_grad()
@@ -71,7 +70,8 @@ class Optimizer:
 
     def step(self, lr: float, clip: float) -> float:
         """One step at rate `lr` with gradients clipped to a norm of `clip`; gives their norm before. Clears them."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self._with_grad(), clip))
+        gradients = torch.nn.utils.clip_grad_norm_(self._with_grad(), clip)
+        norm = float(gradients.full_tensor() if isinstance(gradients, DTensor) else gradients)
         if math.isfinite(norm):
             for part in self.parts:
                 for group in part.param_groups:
@@ -85,11 +85,24 @@ class Optimizer:
         return [w for w in self.masters.values() if w.grad is not None]
 
     def state_dict(self) -> list[dict[str, Any]]:
-        return [part.state_dict() for part in self.parts]
+        """What `load_state_dict` takes, on the first process with whole tensors, however they are sharded."""
+        return [
+            {**state, "state": {n: {k: whole(v) for k, v in values.items()} for n, values in state["state"].items()}}
+            for state in (part.state_dict() for part in self.parts)
+        ]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
+            parameters = [parameter for group in part.param_groups for parameter in group["params"]]
+            moments = {
+                number: {
+                    # What has another shape, the count of steps, is no part of anything.
+                    key: part_of(value, parameters[number] if value.shape == parameters[number].shape else value)
+                    for key, value in values.items()
+                }
+                for number, values in state["state"].items()
+            }
+            part.load_state_dict({**state, "state": moments})
 
 
 def trapezoid(progress: float, warmup: float, decay: float) -> float:

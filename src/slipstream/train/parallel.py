@@ -1,0 +1,156 @@
+"""The weights of a run over its processes: all of them in each, or sharded, so that each has a part of everything.
+
+Sharded (FSDP2: `fully_shard`), a process keeps its part of every weight, gradient and moment of the optimiser. A
+Transformer layer is put together for as long as it computes, the rest of the model for the length of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from slipstream.torch_model.layers import TransformerLayer
+from slipstream.train.optim import MasterWeights
+from slipstream.train.options import RunOptions
+from slipstream.train.sharding import whole
+
+Loss = tuple[Tensor, dict[str, float]]
+
+
+class Task(Protocol):
+    """What is trained: a module, where its rows come from, and what is minimised.
+
+    `loss` gives a scalar that is a mean over rows, so that the mean over processes is that of all rows, and numbers for
+    the log. `moving` are buffers that `loss` moves by averages (codebooks): the loop averages them over processes.
+    `after_step` follows every change of the weights. `row_seconds` is audio heard a row,
+    `positions_per_second` what most layers see of it.
+    """
+
+    row_seconds: float
+    positions_per_second: float
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    def batch(self, first_row: int, rows: int) -> Any: ...
+    def loss(self, batch: Any, step: int, progress: float) -> Loss: ...
+    def moving(self) -> list[Tensor]: ...
+    def after_step(self) -> None: ...
+
+
+class Weights(Protocol):
+    """What the optimiser moves (`masters`, float32, by name), and how it meets the module that computes.
+
+    `loss` is the task's. `collect`, after a step's backward passes, leaves the means over processes in the masters'
+    gradients and in the task's moving buffers. `publish` puts the masters into the module. `assemble`, at the end of a
+    run, gives the first process a module with all of its weights.
+    """
+
+    masters: dict[str, Tensor]
+
+    def loss(self, batch: Any, step: int, progress: float) -> Loss: ...
+    def collect(self) -> None: ...
+    def publish(self) -> None: ...
+    def assemble(self) -> None: ...
+
+
+def hold(task: Task, options: RunOptions, dtype: torch.dtype) -> Weights:
+    """The task's weights on `options.device`: sharded if `options.shard` is set and there are several processes."""
+    if shards(options) > 1:
+        return Sharded(task, torch.device(options.device).type, dtype)
+    task.module.to(options.device)
+    return Replicated(task, dtype)
+
+
+def shards(options: RunOptions) -> int:
+    """Into how many parts the weights are cut."""
+    return dist.get_world_size() if options.shard and dist.is_initialized() else 1
+
+
+class Replicated(MasterWeights):
+    """All weights in each process; the gradients are averaged."""
+
+    def __init__(self, task: Task, dtype: torch.dtype) -> None:
+        super().__init__(task.module, dtype)
+        self._task = task
+
+    def loss(self, batch: Any, step: int, progress: float) -> Loss:
+        return self._task.loss(batch, step, progress)
+
+    def collect(self) -> None:
+        super().collect()
+        if not dist.is_initialized():
+            return
+        for master in self.masters.values():
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+        _average([*(w.grad for w in self.masters.values() if w.grad is not None), *self._task.moving()])
+
+    def assemble(self) -> None:
+        pass
+
+
+class Sharded:
+    """A part of the weights in each process, float32 where they learn; modules compute in `dtype`."""
+
+    def __init__(self, task: Task, device: str, dtype: torch.dtype) -> None:
+        self._task = task
+        mesh = init_device_mesh(device, (dist.get_world_size(),))
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        for parameter in task.module.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        for module in task.module.modules():
+            if isinstance(module, TransformerLayer):
+                fully_shard(module, mesh=mesh, mp_policy=policy)
+        # Tasks call parts of their module, never the whole, so that the root of what is sharded is the loss itself.
+        self._loss = fully_shard(_LossModule(task), mesh=mesh, mp_policy=policy)
+        self.masters: dict[str, Tensor] = {
+            name: parameter for name, parameter in task.module.named_parameters() if parameter.requires_grad
+        }
+
+    def loss(self, batch: Any, step: int, progress: float) -> Loss:
+        loss: Loss = self._loss(batch, step, progress)
+        return loss
+
+    def collect(self) -> None:
+        _average(self._task.moving())
+
+    def publish(self) -> None:
+        pass
+
+    def assemble(self) -> None:
+        for name, parameter in list(self._task.module.named_parameters()):
+            owner, _, leaf = name.rpartition(".")
+            gathered = nn.Parameter(whole(parameter.detach()), parameter.requires_grad)
+            setattr(self._task.module.get_submodule(owner), leaf, gathered)
+
+
+class _LossModule(nn.Module):
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.module = task.module
+        self._task = task
+
+    def forward(self, batch: Any, step: int, progress: float) -> Loss:
+        return self._task.loss(batch, step, progress)
+
+
+def _average(tensors: Iterable[Tensor]) -> None:
+    """The mean of each tensor over processes, in place, in one message."""
+    given = list(tensors)
+    if not given:
+        return
+    flat = torch.cat([t.flatten() for t in given])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    offset = 0
+    for tensor in given:
+        tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
+        offset += tensor.numel()
