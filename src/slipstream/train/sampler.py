@@ -385,7 +385,8 @@ def prefetch(
         except BaseException as error:
             put(error)
 
-    threading.Thread(target=work, daemon=True, name="sampler").start()
+    worker = threading.Thread(target=work, daemon=True, name="sampler")
+    worker.start()
     try:
         while True:
             item = ready.get()
@@ -394,3 +395,6 @@ def prefetch(
             yield item
     finally:
         closed.set()
+        with suppress(queue.Empty):
+            ready.get_nowait()  # wakes it, if it waits for room
+        worker.join()  # a thread that the interpreter's end meets in C++ code aborts the process
