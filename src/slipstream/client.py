@@ -127,6 +127,10 @@ class Stream:
         """Say that no more audio comes."""
         self._send(_control("close"))
 
+    def close(self) -> None:
+        """End the stream at once, without what the server still owes."""
+        self._socket.close()
+
     def __iter__(self) -> Iterator[StreamEvent]:
         try:
             for message in self._socket:
@@ -177,7 +181,7 @@ def transcribe(
 ) -> Transcript:
     """Send a whole recording in pieces `[S]`, as fast as the server takes it, and collect its text.
 
-    Raises `ServerError` when the server cannot be reached, refuses, or closes before the end.
+    Raises `ServerError` when the server cannot be reached, refuses, or closes before the end, and what `pieces` raises.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -185,26 +189,37 @@ def transcribe(
     turns: list[Turn] = []
     with open_stream(url, sample_rate=sample_rate, key=key) as stream, ThreadPoolExecutor(1) as sender:
         sending = sender.submit(_send_all, stream, pieces)
-        for event in stream:
-            if isinstance(event, Word):
-                words.append(event)
-            elif isinstance(event, Turn):
-                turns.append(event)
-            elif isinstance(event, Final):
-                duration = event.duration
+        try:
+            for event in stream:
+                if isinstance(event, Word):
+                    words.append(event)
+                elif isinstance(event, Turn):
+                    turns.append(event)
+                elif isinstance(event, Final):
+                    duration = event.duration
+        except ServerError:
+            cause = sending.exception()
+            if cause is not None and not isinstance(cause, ServerError):
+                raise cause from None
+            raise
         sending.result()
     return Transcript(tuple(words), tuple(turns), duration, stream.model, stream.delay_seconds)
 
 
 # -------------------------------------------------------------------------------------------------------------- details
 
-_OPTIONS: dict[str, Any] = {"max_size": 1 << 20, "compression": None}
+# No deadline for the pong: a ping queues behind the audio that a busy server has not read yet.
+_OPTIONS: dict[str, Any] = {"max_size": 1 << 20, "compression": None, "ping_timeout": None}
 
 
 def _send_all(stream: Stream, pieces: Iterable[npt.ArrayLike]) -> None:
-    for piece in pieces:
-        stream.send(piece)
-    stream.finish()
+    try:
+        for piece in pieces:
+            stream.send(piece)
+        stream.finish()
+    except BaseException:
+        stream.close()  # or whoever reads the events would wait for an end that never comes
+        raise
 
 
 def _address(url: str, sample_rate: int) -> str:

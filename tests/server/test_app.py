@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 import wave
+from collections.abc import Iterator
 from typing import Any
 
 import msgpack
@@ -91,6 +92,20 @@ def test_events_of_a_plain_stream() -> None:
     assert kinds[-1] is Final
     assert {PartialWord, Word, Step, Turn, EndOfTurn, MarkerReached} <= set(kinds)
     assert kinds.index(MarkerReached) > max(i for i, kind in enumerate(kinds) if kind is Word)
+
+
+def test_recordings_that_fail_fail_their_transcription() -> None:
+    class BrokenDisk(Exception):
+        pass
+
+    def pieces() -> Iterator[FloatArray]:
+        yield speech(seed=1, words=3)
+        raise BrokenDisk
+
+    with serving(ScriptRunner(slots=1)) as running:
+        with pytest.raises(BrokenDisk):
+            transcribe(running.http, pieces())
+        wait_for(lambda: running.engine.active == 0)
 
 
 def test_restart_on_the_plain_wire() -> None:
@@ -374,6 +389,25 @@ def test_a_drain_tells_all_that_was_heard_and_takes_no_more() -> None:
     assert words_heard(messages) == expected(solo(heard_S))
     assert len(words_heard(messages)) > 0
     assert code == 1012
+
+
+def test_a_drain_waits_for_clients_that_read_late() -> None:
+    """A client that is still sending when the server stops must not be reset: it would lose what it has not read."""
+    with serving(ScriptRunner(slots=1)) as running:
+        client = raw_websocket(running.address)
+        message = websocket_frame(audio_message(np.zeros(1920, np.float32)))
+        for _ in range(20):
+            client.sendall(message)
+        wait_for(lambda: running.engine.active == 1)
+        running.server.handle_exit(15, None)
+        wait_for(lambda: running.engine.active == 0)
+        for _ in range(5):
+            time.sleep(0.1)
+            client.sendall(message)
+        told = b""
+        while not told.endswith(b"the server is about to stop"):
+            told += client.recv(65_536)
+        client.close()
 
 
 def test_streams_that_are_over_leave_nothing_behind() -> None:

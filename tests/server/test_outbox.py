@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from slipstream.server.limits import Limits
 from slipstream.server.outbox import Outbox
-from slipstream.server.protocol import Close, CloseCode
+from slipstream.server.protocol import Close, CloseCode, Message
+
+
+class Socket:
+    """Takes so many messages before its client reads no further."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.sent: list[Message | Close] = []
+
+    @property
+    def congested(self) -> bool:
+        return len(self.sent) >= self.room
+
+    def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    def close(self, close: Close) -> None:
+        self.sent.append(close)
+
+
+def test_what_can_be_sent_is_sent_at_once() -> None:
+    box = Outbox(socket := Socket(room=9), Limits(droppable_messages=0, unsent_messages=0))
+    box.put("step", droppable=True)
+    box.put("word")
+    box.close(Close(CloseCode.NORMAL))
+    assert socket.sent == ["step", "word", Close(CloseCode.NORMAL)]
 
 
 def test_droppable_messages_go_first_then_the_reader() -> None:
-    box = Outbox(Limits(droppable_messages=2, unsent_messages=4))
+    box = Outbox(socket := Socket(room=0), Limits(droppable_messages=2, unsent_messages=4))
     for _ in range(10):
         box.put("step", droppable=True)
     assert (len(box), box.dropped, box.overflowed) == (2, 8, False)
@@ -20,32 +44,32 @@ def test_droppable_messages_go_first_then_the_reader() -> None:
     box.put("word")
     assert box.overflowed
     box.put("word")
-    assert asyncio.run(_take(box, 1)) == [Close(CloseCode.TOO_SLOW, "4 messages were not read in time")]
     assert len(box) == 0
+    socket.room = 9
+    box.send_on()
+    assert socket.sent == [Close(CloseCode.TOO_SLOW, "4 messages were not read in time")]
 
 
 def test_nothing_follows_the_end() -> None:
-    box = Outbox(Limits())
+    box = Outbox(socket := Socket(room=0), Limits())
     box.put("word")
     box.close(Close(CloseCode.NORMAL))
     box.put("late")
     box.close(Close(CloseCode.INTERNAL_ERROR))
-    assert asyncio.run(_take(box, 2)) == ["word", Close(CloseCode.NORMAL)]
-    assert len(box) == 0
+    socket.room = 9
+    box.send_on()
+    assert socket.sent == ["word", Close(CloseCode.NORMAL)]
 
 
 def test_messages_keep_their_order() -> None:
-    async def scenario() -> list[object]:
-        box = Outbox(Limits())
-        reader = asyncio.create_task(_take(box, 3))
-        await asyncio.sleep(0)
-        for message in ("a", "b", "c"):
-            box.put(message)
-            await asyncio.sleep(0)
-        return await reader
-
-    assert asyncio.run(scenario()) == ["a", "b", "c"]
-
-
-async def _take(box: Outbox, count: int) -> list[object]:
-    return [await box.get() for _ in range(count)]
+    box = Outbox(socket := Socket(room=1), Limits())
+    for message in ("a", "b", "c"):
+        box.put(message)
+    socket.room = 2
+    box.send_on()
+    box.put("d")
+    assert socket.sent == ["a", "b"]
+    socket.room = 9
+    box.put("e")  # not before those that wait
+    box.send_on()
+    assert socket.sent == ["a", "b", "c", "d", "e"]

@@ -18,7 +18,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Receive, Scope, Send
 
@@ -35,6 +35,7 @@ from slipstream.server.metrics import Metrics
 from slipstream.server.plain import PlainWire, parse_format
 from slipstream.server.protocol import ProtocolError, StreamInfo, Wire
 from slipstream.server.stream import LiveStream
+from slipstream.server.websocket import Refused, WebSocket
 from slipstream.types import Event, Word
 
 KYUTAI_PATH = "/api/asr-streaming"
@@ -61,10 +62,48 @@ class Service:
         return StreamInfo(self.model, format.delay_frames / format.frame_rate, 1 / format.frame_rate)
 
 
+class Streams:
+    """The WebSocket addresses: gives each connection a stream in its dialect, which joins `hub`, or refuses it."""
+
+    def __init__(self, service: Service, hub: Hub) -> None:
+        self._service, self._hub = service, hub
+        self._wires: dict[str, Callable[[HTTPConnection], Wire]] = {
+            service.kyutai_path: lambda request: KyutaiWire(),
+            PLAIN_PATH: lambda request: PlainWire(parse_format(request.query_params), service.info),
+        }
+
+    def accept(self, request: HTTPConnection, socket: WebSocket) -> LiveStream:
+        """The stream of a new connection. Raises `Refused`."""
+        try:
+            wire = self._wire(request)
+        except Refused as refused:
+            self._service.metrics.refusals.labels(refused.status).inc()
+            raise
+        return LiveStream(
+            wire,
+            socket,
+            engine=self._service.engine,
+            hub=self._hub,
+            limits=self._service.limits,
+            metrics=self._service.metrics,
+            queue_seconds=self._service.queue_seconds,
+        )
+
+    def _wire(self, request: HTTPConnection) -> Wire:
+        if self._hub.draining:
+            raise Refused(503, "the server is about to stop")
+        if (refusal := self._service.access.refusal(request)) is not None:
+            raise Refused(*refusal)
+        if (make_wire := self._wires.get(request.scope["path"])) is None:
+            raise Refused(404, f"streams are at {' and '.join(self._wires)}")
+        try:
+            return make_wire(request)
+        except ProtocolError as error:
+            raise Refused(400, str(error)) from error
+
+
 def create_app(service: Service, hub: Hub) -> Starlette:
-    """The ASGI application of `service`, whose streams join `hub`."""
-    kyutai = _StreamRoute(service, hub, lambda request: KyutaiWire())
-    plain = _StreamRoute(service, hub, lambda request: PlainWire(parse_format(request.query_params), service.info))
+    """The ASGI application of `service`: its HTTP addresses, and the care for the streams of `hub`."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -76,8 +115,6 @@ def create_app(service: Service, hub: Hub) -> Starlette:
 
     handlers = _Handlers(service, hub)
     routes: list[BaseRoute] = [
-        WebSocketRoute(service.kyutai_path, kyutai),
-        WebSocketRoute(PLAIN_PATH, plain),
         Route(service.kyutai_path, handlers.upload, methods=["POST"]),
         Route("/api/build_info", handlers.build_info),
         Route("/api/modules_info", handlers.modules_info),
@@ -94,46 +131,6 @@ def create_app(service: Service, hub: Hub) -> Starlette:
         allow_headers=["*"],
     )
     return Starlette(routes=routes, middleware=[cors], lifespan=lifespan)
-
-
-class _StreamRoute:
-    """One wire's WebSocket address, as a plain ASGI application: it costs less a message than a WebSocket object."""
-
-    def __init__(self, service: Service, hub: Hub, make_wire: Callable[[HTTPConnection], Wire]) -> None:
-        self._service, self._hub, self._make_wire = service, hub, make_wire
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service, request = self._service, HTTPConnection(scope)
-        refusal = service.access.refusal(request)
-        if self._hub.draining:
-            refusal = 503, "the server is about to stop"
-        if refusal is not None:
-            await self._refuse(*refusal, send)
-            return
-        try:
-            wire = self._make_wire(request)
-        except ProtocolError as error:
-            await self._refuse(400, str(error), send)
-            return
-        await receive()  # "websocket.connect"
-        await send({"type": "websocket.accept"})
-        stream = LiveStream(
-            wire,
-            engine=service.engine,
-            hub=self._hub,
-            limits=service.limits,
-            metrics=service.metrics,
-            queue_seconds=service.queue_seconds,
-            receive=receive,
-            send=send,
-        )
-        await stream.run()
-
-    async def _refuse(self, status: int, reason: str, send: Send) -> None:
-        self._service.metrics.refusals.labels(status).inc()
-        headers = [(b"content-type", b"text/plain; charset=utf-8")]
-        await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
-        await send({"type": "websocket.http.response.body", "body": reason.encode()})
 
 
 class _Handlers:

@@ -2,59 +2,69 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
+from typing import Protocol
 
 from slipstream.server.limits import Limits
 from slipstream.server.protocol import Close, CloseCode, Message
 
 
+class Socket(Protocol):
+    """What an outbox writes to."""
+
+    @property
+    def congested(self) -> bool:
+        """Whether the client reads too slowly: what is sent now would pile up."""
+        ...
+
+    def send(self, message: Message) -> None: ...
+
+    def close(self, close: Close) -> None: ...
+
+
 class Outbox:
-    """A queue between a session's events and one socket; a `Close` is the last thing in it.
+    """Stands between a session's events and one socket; a `Close` is the last thing that goes through.
 
     A client that reads too slowly first misses what may be missed (`dropped` counts it), then is given up
     (`overflowed`).
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, socket: Socket, limits: Limits) -> None:
+        self._socket = socket
         self._limits = limits
-        self._items: deque[Message | Close] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        self._closed = False
+        self._unsent: deque[Message] = deque()
+        self._close: Close | None = None
         self.dropped = 0
         self.overflowed = False
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._unsent)
 
     def put(self, message: Message, droppable: bool = False) -> None:
-        """Add a message, or drop it where the bounds say so, or because the end has been added."""
-        unsent = len(self._items)
-        if self._closed:
+        """Send a message, or keep it for later, or drop it where the bounds say so, or because the end was put."""
+        unsent = len(self._unsent)
+        if self._close is not None:
             return
-        if droppable and unsent >= self._limits.droppable_messages:
+        if not unsent and not self._socket.congested:
+            self._socket.send(message)
+        elif droppable and unsent >= self._limits.droppable_messages:
             self.dropped += 1
         elif unsent >= self._limits.unsent_messages:
             self.overflowed = True
-            self._items.clear()
+            self._unsent.clear()
             self.close(Close(CloseCode.TOO_SLOW, f"{unsent} messages were not read in time"))
         else:
-            self._append(message)
+            self._unsent.append(message)
 
     def close(self, close: Close) -> None:
-        """Add the end, once."""
-        if not self._closed:
-            self._closed = True
-            self._append(close)
+        """Put the end, once."""
+        if self._close is None:
+            self._close = close
+            self.send_on()
 
-    async def get(self) -> Message | Close:
-        """Wait for what goes out next."""
-        while not self._items:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        return self._items.popleft()
-
-    def _append(self, item: Message | Close) -> None:
-        self._items.append(item)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def send_on(self) -> None:
+        """Send what was kept, as far as the client reads."""
+        while self._unsent and not self._socket.congested:
+            self._socket.send(self._unsent.popleft())
+        if self._close is not None and not self._unsent and not self._socket.congested:
+            self._socket.close(self._close)

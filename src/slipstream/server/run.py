@@ -11,16 +11,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
+from uvicorn.server import ServerState
 
 from slipstream.errors import ConfigError
-from slipstream.server.app import Service, create_app
+from slipstream.server.app import Service, Streams, create_app
 from slipstream.server.hub import Hub
+from slipstream.server.websocket import WebSocket
 
-PING_SECONDS = 10.0
-"""How often an idle client is pinged, as in the reference: it keeps proxies from closing the connection."""
 DEAD_PEER_SECONDS = 30
 """After how long the kernel gives up a peer that acknowledges nothing, or leaves its window closed."""
 BACKLOG = 2048
@@ -65,17 +65,15 @@ class Server(uvicorn.Server):
         self._hub = Hub(service.limits)
         self._told_to_stop = False
         self._drain: asyncio.Task[bool] | None = None
+        streams = Streams(service, self._hub)
+
+        def new_websocket(*, server_state: ServerState, **_: Any) -> WebSocket:
+            return WebSocket(streams.accept, service.limits.message_bytes, server_state.connections)
+
         super().__init__(
             uvicorn.Config(
                 create_app(service, self._hub),
-                # Of uvicorn's three it costs least: 17 us a message in and out (docs/log.md).
-                ws="websockets-sansio",
-                ws_max_size=service.limits.message_bytes,
-                ws_per_message_deflate=False,  # audio does not compress, and a deflate bomb does
-                ws_ping_interval=PING_SECONDS,
-                # No deadline for the pong: it queues behind audio that a busy server makes its client hold back.
-                # Dead peers are the kernel's part (`listen`), silent ones the idle limit's.
-                ws_ping_timeout=None,
+                ws=cast(Any, new_websocket),  # declared as a class, only ever called
                 timeout_graceful_shutdown=int(service.limits.drain_seconds),
                 ssl_certfile=tls.certificate if tls else None,
                 ssl_keyfile=tls.key if tls else None,
@@ -122,8 +120,9 @@ def log_to_stderr(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    # At INFO uvicorn writes the query of each WebSocket, which may hold a key.
-    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
+    # Below that they write addresses, whose query may hold a key, and at DEBUG whole messages.
+    for name in ("uvicorn.error", "websockets.server"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 _RECORD_FIELDS = set(vars(logging.makeLogRecord({}))) | {"message", "taskName"}

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
-from typing import Any
-
-from starlette.types import Receive, Send
+from collections import deque
 
 from slipstream.engine.engine import Engine, LiveSession
 from slipstream.engine.session import SessionOptions
@@ -31,74 +28,94 @@ from slipstream.server.protocol import (
     Restart,
     Wire,
 )
-from slipstream.types import Event, Final, FloatArray, Flushed, Recovered, Step, Word
+from slipstream.server.websocket import WebSocket
+from slipstream.types import Event, Final, Flushed, Recovered, Step, Word
+
+PING_SECONDS = 10.0
+"""How often a client is pinged, as in the reference: it keeps proxies from closing an idle connection. No pong is
+waited for: it queues behind audio that a busy server makes its client hold back. Dead peers are the kernel's part
+(`listen` in `server/run.py`), silent ones the idle limit's."""
 
 logger = logging.getLogger(__name__)
 
-CLOSE_SECONDS = 5.0
-"""How long a client has to take the last messages of a stream that has failed."""
-
 
 class LiveStream:
-    """Runs one accepted WebSocket from its first message to its close.
+    """Runs one accepted WebSocket from its first message to its close, on calls from the socket and from the hub.
 
-    The reader takes messages, decodes them and feeds the session; `deliver` encodes what the session tells into the
-    outbox; the writer empties that into the socket. `queue_seconds`: how long to wait for a slot, 0 for not at all.
+    A message is decoded and given to the session where it is read; what the session tells is encoded and written where
+    it is delivered. `queue_seconds`: how long to wait for a slot, 0 for not at all.
     """
 
     def __init__(
         self,
         wire: Wire,
+        socket: WebSocket,
         *,
         engine: Engine,
         hub: Hub,
         limits: Limits,
         metrics: Metrics,
         queue_seconds: float,
-        receive: Receive,
-        send: Send,
     ) -> None:
         self._wire = wire
+        self._socket = socket
         self._engine = engine
         self._hub = hub
         self._limits = limits
         self._metrics = metrics
         self._queue_seconds = queue_seconds
-        self._receive = receive
-        self._send = send
         self._connection = Connection()
-        self._outbox = Outbox(limits)
+        self._outbox = Outbox(socket, limits)
         self._close = Close(CloseCode.NORMAL)
-        self._room = asyncio.Event()
-        self._began = self._last_message = time.monotonic()
+        self._began = self._last_message = self._last_ping = time.monotonic()
+        self._pace = Pace(limits.messages_per_second, self._began)
+        self._too_fast = False
+        self._commands: deque[Command] = deque()
         self._place_told = 0
         self._frames_heard = 0
         self._words = 0
         self._session: LiveSession | None = None
-        self._reader: asyncio.Task[None] | None = None
 
-    async def run(self) -> None:
-        """Serve the stream. Returns when the socket is closed, or has been told to be."""
+    # -------------------------------------------------------------------------------------- what the socket calls
+
+    def opened(self) -> None:
+        """Ask for a slot."""
         self._metrics.connects.inc()
-        writer = asyncio.create_task(self._write())
+        options = SessionOptions(steps=True, max_buffered_seconds=self._limits.buffered_seconds)
         try:
-            self._session = self._open_session()
+            self._session = self._engine.open(options, wait=self._queue_seconds, wake=self._hub.waker(self))
         except SlipstreamError as error:
             self._fail(error)
-            await _finished(writer)
+        else:
+            self._metrics.open_channels.inc()
+            self._hub.join(self)
+
+    def receive(self, message: Message) -> None:
+        """Do what a message asks, as far as there is room for it."""
+        if self._connection.phase is Phase.CLOSED:
             return
-        self._hub.join(self)
-        self._metrics.open_channels.inc()
-        self._reader = asyncio.create_task(self._read(self._session))
+        now = self._last_message = time.monotonic()
+        if delay := self._pace.delay(now):
+            self._too_fast = True
+            self._socket.pause()
+            asyncio.get_running_loop().call_later(delay, self._slowed_down)
         try:
-            await asyncio.wait({self._reader, writer}, return_when=asyncio.FIRST_COMPLETED)
-            if self._reader.cancelled():  # by `_stop`: there is something left to say
-                await _finished(writer)
-            elif self._reader.done():
-                self._reader.result()
-        finally:
-            self._stop()
-            writer.cancel()
+            self._commands.extend(self._wire.decode(message))
+        except SlipstreamError as error:
+            self._fail(error)
+        else:
+            self._obey()
+
+    def writable(self) -> None:
+        """The client reads again."""
+        self._outbox.send_on()
+
+    def closed(self, code: int | None) -> None:
+        """The last message is written, or nobody is left to read it."""
+        self._stop()
+        if code is not None:
+            self._metrics.closes.labels(code).inc()
+        if self._session is not None:
             self._hub.leave(self)
             self._record()
 
@@ -115,16 +132,23 @@ class LiveStream:
             return
         for event in events:
             self._tell(event)
-        self._room.set()
+            if self._outbox.overflowed:
+                self._give_up()
+                return
+        if self._commands:
+            self._obey()
 
     def sweep(self, now: float) -> None:
-        """Look at the clock: time limits, and the place in the queue."""
+        """Look at the clock: time limits, the place in the queue, a ping."""
         if self._connection.phase is Phase.WAITING:
             self._tell_place()
         elif now - self._last_message > self._limits.idle_seconds:
             self.end(Close(CloseCode.TIMED_OUT, f"nothing was received for {self._limits.idle_seconds:g} s"))
         elif now - self._began > self._limits.session_seconds:
             self.end(Close(CloseCode.TIMED_OUT, f"a stream lasts at most {self._limits.session_seconds:g} s"))
+        if now - self._last_ping > PING_SECONDS and not self._socket.congested:
+            self._last_ping = now
+            self._socket.ping()
 
     def end(self, close: Close) -> None:
         """Finish what was heard, then close."""
@@ -132,7 +156,7 @@ class LiveStream:
             return  # it ends already
         self._connection.signal(Signal.DRAIN)
         self._close = close
-        self._room.set()
+        self._obey()
         try:
             self._session.finish()
         except SlipstreamError as error:
@@ -140,55 +164,45 @@ class LiveStream:
 
     # -------------------------------------------------------------------------------------------------- in detail
 
-    def _open_session(self) -> LiveSession:
-        options = SessionOptions(steps=True, max_buffered_seconds=self._limits.buffered_seconds)
-        return self._engine.open(options, wait=self._queue_seconds, wake=self._hub.waker(self))
-
-    async def _read(self, session: LiveSession) -> None:
-        pace = Pace(self._limits.messages_per_second, time.monotonic())
-        while True:
-            packet = await self._receive()
-            if packet["type"] == "websocket.disconnect":
-                return
+    def _obey(self) -> None:
+        """Act on the commands, up to audio for which there is no room: then the client's own sending waits too."""
+        try:
+            while self._commands and self._session is not None:
+                command = self._commands.popleft()
+                rest = self._act(self._session, command) if self._connection.command(command) else None
+                if rest is not None:
+                    self._commands.appendleft(rest)
+                    self._last_message = math.inf  # it is the server that keeps the client waiting
+                    self._socket.pause()
+                    return
+        except SessionClosed:
+            self._commands.clear()  # it has ended in the meantime: `deliver` says why
+        except SlipstreamError as error:
+            self._fail(error)
+        if self._last_message == math.inf:
             self._last_message = time.monotonic()
-            try:
-                for command in self._wire.decode(_content(packet)):
-                    if self._connection.command(command):
-                        await self._act(session, command)
-            except SessionClosed:
-                pass  # it has ended in the meantime: `deliver` says why
-            except SlipstreamError as error:
-                self._fail(error)
-            if delay := pace.delay(time.monotonic()):
-                await asyncio.sleep(delay)
+            self._read_on()
 
-    async def _act(self, session: LiveSession, command: Command) -> None:
+    def _act(self, session: LiveSession, command: Command) -> Audio | None:
+        """Do what a command asks; gives the audio for which there was no room."""
         if isinstance(command, Audio):
-            await self._feed(session, command.pcm_S)
-        elif isinstance(command, Marker):
+            taken = session.offer(command.pcm_S)
+            return Audio(command.pcm_S[taken:]) if taken < len(command.pcm_S) else None
+        if isinstance(command, Marker):
             session.mark(command.id)
         elif isinstance(command, Restart):
             session.restart()
         elif isinstance(command, Finish):
             session.finish()
+        return None
 
-    async def _feed(self, session: LiveSession, pcm_S: FloatArray) -> None:
-        """Give audio to the session, waiting while it has no room: the client's own sending then waits too."""
-        while True:
-            self._room.clear()
-            pcm_S = pcm_S[session.offer(pcm_S) :]
-            if not len(pcm_S) or self._connection.phase is Phase.DRAINING:
-                return
-            self._last_message = math.inf  # it is the server that keeps the client waiting
-            await self._room.wait()
-            self._last_message = time.monotonic()
+    def _slowed_down(self) -> None:
+        self._too_fast = False
+        self._read_on()
 
-    async def _write(self) -> None:
-        with contextlib.suppress(OSError):  # how ASGI says that the client is gone
-            while not isinstance(item := await self._outbox.get(), Close):
-                await self._send({"type": "websocket.send", "text" if isinstance(item, str) else "bytes": item})
-            self._metrics.closes.labels(int(item.code)).inc()
-            await self._send({"type": "websocket.close", "code": int(item.code), "reason": item.reason})
+    def _read_on(self) -> None:
+        if not self._too_fast and not self._commands and self._connection.phase is not Phase.CLOSED:
+            self._socket.resume()
 
     def _tell(self, event: Event) -> None:
         self._connection.event(event)
@@ -206,8 +220,6 @@ class LiveStream:
             self._outbox.put(message, isinstance(event, self._wire.droppable))
         if isinstance(event, Final):
             self._outbox.close(self._close)
-        if self._outbox.overflowed:
-            self._stop()
 
     def _tell_place(self) -> None:
         place = self._session.queue_position if self._session else 0
@@ -220,15 +232,19 @@ class LiveStream:
         code = error.code if isinstance(error, ProtocolError) else _CODES.get(type(error), CloseCode.INTERNAL_ERROR)
         self._outbox.put(self._wire.error(str(error), code))
         self._outbox.close(Close(code, str(error).encode()[:_REASON_BYTES].decode("utf-8", "ignore")))
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """End the stream; the client has a little time to read why, and no more: it may not be reading."""
         self._stop()
+        self._socket.cut_off_later()
 
     def _stop(self) -> None:
-        """Free the slot and read no more."""
+        """Free the slot and heed no more messages."""
         self._connection.signal(Signal.END)
+        self._commands.clear()
         if self._session is not None:
             self._session.cancel()
-        if self._reader is not None:
-            self._reader.cancel()
 
     def _record(self) -> None:
         self._metrics.open_channels.dec()
@@ -251,15 +267,3 @@ _CODES: dict[type[SlipstreamError], CloseCode] = {
     Overloaded: CloseCode.TRY_LATER,
 }
 _REASON_BYTES = 123
-
-
-async def _finished(writer: asyncio.Task[None]) -> None:
-    """Give the writer time to say why, and no more than that: the reader may not be reading."""
-    await asyncio.wait({writer}, timeout=CLOSE_SECONDS)
-    writer.cancel()
-
-
-def _content(packet: Any) -> Message:
-    text: str | None = packet.get("text")
-    content: Message = packet["bytes"] if text is None else text
-    return content
