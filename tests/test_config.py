@@ -206,6 +206,17 @@ def test_dumped_preset_has_every_published_key_with_its_value() -> None:
     assert dumped["stt_config"].items() >= PUBLISHED_2_6B["stt_config"].items()
 
 
+def test_a_model_may_say_when_its_turns_end() -> None:
+    assert parse_kyutai(PUBLISHED_1B).end_of_turn_above == 0.6
+    raw = {**PUBLISHED_1B, "stt_config": {**PUBLISHED_1B["stt_config"], "end_of_turn_above": 0.85}}
+    config = parse_kyutai(raw)
+    assert config.end_of_turn_above == 0.85
+    assert parse_kyutai(dump_kyutai(config)) == config
+    raw["stt_config"]["end_of_turn_above"] = 85
+    with pytest.raises(ConfigError, match="end_of_turn_above"):
+        parse_kyutai(raw)
+
+
 def test_read_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(PUBLISHED_1B))

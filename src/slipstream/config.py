@@ -29,6 +29,8 @@ PAD_ID = 3
 """Text token that says: nothing here."""
 WORD_ID = 0
 """Text token that says: a word comes next. It stands one frame before the word's first token."""
+END_OF_TURN_ABOVE = 0.6
+"""What the published models' pause head must say for a turn to end."""
 
 Positive = Annotated[int, Field(gt=0)]
 _Model = TypeVar("_Model", bound="_Config")
@@ -224,7 +226,8 @@ class STTConfig(_Config):
 
     `delay_seconds`: how far the text lags; `delay_frames`: the same in frames, as the published server counts it.
     `silence_prefix_seconds`: silence the model wants before speech. `condition_values`: value by conditioner name;
-    a conditioner without one uses its learnt padding.
+    a conditioner without one uses its learnt padding. `end_of_turn_above`: what the pause head must say for a turn to
+    end, where the user sets nothing; our own key of `stt_config`, which other readers pass over.
     """
 
     codec: CodecConfig
@@ -236,6 +239,7 @@ class STTConfig(_Config):
     files: FileNames = FileNames()
     model_id: dict[str, Any] = {}
     condition_values: dict[str, float | str] = {}
+    end_of_turn_above: Annotated[float, Field(ge=0, le=1)] = END_OF_TURN_ABOVE
 
     @model_validator(mode="after")
     def _codec_feeds_lm(self) -> STTConfig:
@@ -344,6 +348,7 @@ _STT_KEYS: dict[str, Kind] = {
     "audio_silence_prefix_seconds": "not negative",
     "delay_frames": "natural",
     "condition_values": "table",
+    "end_of_turn_above": "not negative",
 }
 _SAMPLING_KEYS: dict[str, Kind] = {
     "temp": "not negative",
@@ -399,6 +404,7 @@ def parse_kyutai(raw: Mapping[str, Any], codec: Mapping[str, Any] | None = None)
             "files": {key: name for key, name in names.items() if name is not None},
             "model_id": raw.get("model_id", {}),
             "condition_values": stt.get("condition_values", {}),
+            "end_of_turn_above": stt.get("end_of_turn_above", END_OF_TURN_ABOVE),
         },
     )
 
@@ -501,6 +507,8 @@ def dump_kyutai(config: STTConfig) -> dict[str, Any]:
         raw["fuser"] = {"sum": [c.name for c in config.lm.conditioners], "cross": [], "prepend": []}
     if config.condition_values:
         raw["stt_config"]["condition_values"] = dict(config.condition_values)
+    if config.end_of_turn_above != END_OF_TURN_ABOVE:
+        raw["stt_config"]["end_of_turn_above"] = config.end_of_turn_above
     if config.files.codec_config:
         raw["mimi_config_name"] = config.files.codec_config
     if config.files.lora:

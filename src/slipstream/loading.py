@@ -16,6 +16,7 @@ from slipstream.config import SamplingConfig, STTConfig
 from slipstream.errors import BackendError, CheckpointError, ConfigError
 from slipstream.text import Tokenizer
 from slipstream.transcriber import Transcriber
+from slipstream.turns import TurnOptions
 from slipstream.weights.checkpoint import Checkpoint, load_checkpoint
 from slipstream.weights.sources import Origin, Ref, Sources, resolve
 
@@ -107,8 +108,13 @@ def load(
         threads=threads,
         progress=progress,
     )
-    prefix = sources.config.silence_prefix_seconds
-    return Transcriber(runner, tokenizer, model=os.fspath(model), silence_prefix_seconds=prefix)
+    return Transcriber(
+        runner,
+        tokenizer,
+        model=os.fspath(model),
+        silence_prefix_seconds=sources.config.silence_prefix_seconds,
+        turns=TurnOptions(end_above=sources.config.end_of_turn_above),
+    )
 
 
 def open_model(

@@ -20,6 +20,7 @@ from slipstream.engine.session import SessionOptions
 from slipstream.errors import AudioError, SlipstreamError
 from slipstream.formats import Transcript
 from slipstream.text import Tokenizer
+from slipstream.turns import TurnOptions
 from slipstream.types import Event, Final, FloatArray, Recovered, Runner, Turn, Word
 
 Source = str | os.PathLike[str] | npt.ArrayLike
@@ -32,18 +33,25 @@ class Transcriber:
     """A model ready to hear, as many streams at once as its Runner has slots.
 
     `model`: its name, for transcripts. `silence_prefix_seconds`: silence that the model wants before speech.
+    `turns`: when a turn ends, for sessions that set nothing of their own.
     As a context manager it stops its engine in the end.
     """
 
     def __init__(
-        self, runner: Runner, tokenizer: Tokenizer, *, model: str, silence_prefix_seconds: float = 0.0
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        *,
+        model: str,
+        silence_prefix_seconds: float = 0.0,
+        turns: TurnOptions | None = None,
     ) -> None:
         self.model = model
         self.slots = runner.slots
         self.frame_rate = runner.frame_rate
         self.sample_rate = round(runner.frame_rate * runner.frame_samples)
         self.delay = runner.delay_frames / runner.frame_rate
-        self.engine = Engine(runner, tokenizer, silence_prefix_seconds=silence_prefix_seconds)
+        self.engine = Engine(runner, tokenizer, silence_prefix_seconds=silence_prefix_seconds, turns=turns)
 
     def transcribe(
         self, source: Source, sample_rate: int | None = None, *, options: SessionOptions | None = None

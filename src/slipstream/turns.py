@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from slipstream.config import END_OF_TURN_ABOVE
 from slipstream.errors import ConfigError
 from slipstream.types import Turn, Word
 
@@ -22,7 +23,7 @@ class TurnOptions:
     """
 
     head: int = 2
-    end_above: float = 0.6
+    end_above: float = END_OF_TURN_ABOVE
     resume_below: float = 0.4
     warmup_frames: int = 12
     quiet_seconds: float = 0.8

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tests.fakes import (
@@ -19,6 +21,7 @@ from tests.fakes import (
 from slipstream.engine.session import Session, SessionOptions, SlotOp
 from slipstream.engine.watchdog import WatchdogOptions
 from slipstream.errors import AudioError, ConfigError, SessionClosed
+from slipstream.turns import TurnOptions
 from slipstream.types import (
     EndOfTurn,
     Event,
@@ -152,6 +155,17 @@ def test_turns_span_their_words(low_latency: bool) -> None:
     ]
     ends = [event.time for event in events if isinstance(event, EndOfTurn)]
     assert ends == [25 / FRAME_RATE, 55 / FRAME_RATE]  # five silent frames make the pause heads say 0.625
+
+
+def test_the_model_says_when_a_turn_ends_unless_the_session_does() -> None:
+    audio_S = np.concatenate([sound_of("fox", 15), silence(25)])
+    runner = ScriptRunner()
+    format = replace(new_session(runner).format, turns=TurnOptions(end_above=0.8))
+    ends = []
+    for options in (SessionOptions(), SessionOptions(turns=TurnOptions(end_above=0.6))):
+        events = drive(Session(format, options), runner, [audio_S])
+        ends += [round(event.time * FRAME_RATE) for event in events if isinstance(event, EndOfTurn)]
+    assert ends == [22, 20]  # after n silent frames the pause heads say n / 8
 
 
 def test_without_pause_heads_turns_follow_the_sound() -> None:

@@ -69,6 +69,7 @@ def serve(
         from slipstream.server.run import Tls, listen, log_to_stderr
         from slipstream.server.run import serve as run
         from slipstream.text import Tokenizer
+        from slipstream.turns import TurnOptions
 
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("--tls-cert and --tls-key go together", param_hint="--tls-cert")
@@ -86,6 +87,7 @@ def serve(
             runner,
             Tokenizer(sources.tokenizer),
             silence_prefix_seconds=sources.config.silence_prefix_seconds,
+            turns=TurnOptions(end_above=sources.config.end_of_turn_above),
             max_waiting=max_waiting,
             observer=metrics.observe_step,
         ) as engine:

@@ -19,6 +19,7 @@ from slipstream.engine.scheduler import Scheduler
 from slipstream.engine.session import Session, SessionOptions, SlotOp, StreamFormat
 from slipstream.errors import EngineError, Overloaded, SessionClosed
 from slipstream.text import Tokenizer
+from slipstream.turns import TurnOptions
 from slipstream.types import Event, PartialWord, Runner, State, Step, StepOutput
 
 MAX_UNREAD_EVENTS = 20_000
@@ -43,7 +44,8 @@ class Engine:
     """Runs many sessions on one model, which its own thread alone touches.
 
     The thread sleeps while no session has audio. When a step fails, every session ends with `EngineError`, and nobody
-    can open another. `observer` is told of every step, in that thread: it must be quick and must not raise.
+    can open another. `turns`: for sessions that set none. `observer` is told of every step, in that thread: it must be
+    quick and must not raise.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Engine:
         tokenizer: Tokenizer,
         *,
         silence_prefix_seconds: float = 0.0,
+        turns: TurnOptions | None = None,
         max_waiting: int = 64,
         observer: Callable[[StepReport], None] | None = None,
     ) -> None:
@@ -61,6 +64,7 @@ class Engine:
             frame_rate=runner.frame_rate,
             delay_frames=runner.delay_frames,
             silence_frames=math.ceil(silence_prefix_seconds * runner.frame_rate),
+            turns=turns or TurnOptions(),
         )
         self._runner = runner
         self._scheduler = Scheduler(runner.slots, max_waiting=max_waiting)

@@ -40,7 +40,7 @@ LOUDEST = 100.0
 class StreamFormat:
     """What every session of one model shares: how audio goes in and how text comes out.
 
-    `silence_frames`: frames of silence the model wants before the audio.
+    `silence_frames`: frames of silence the model wants before the audio. `turns`: for sessions that set none.
     """
 
     tokenizer: Tokenizer
@@ -48,6 +48,7 @@ class StreamFormat:
     frame_rate: float
     delay_frames: int
     silence_frames: int = 0
+    turns: TurnOptions = field(default_factory=TurnOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +56,14 @@ class SessionOptions:
     """What one session wants.
 
     `partials`: tell words while they are being written. `steps`: tell every frame. `low_latency`: flush at each end of
-    turn, so that its last words come at once. `watchdog`: None turns it off. `max_buffered_seconds`: the most audio
-    that waits to be heard.
+    turn, so that its last words come at once. `turns`: None leaves it to the model's configuration. `watchdog`: None
+    turns it off. `max_buffered_seconds`: the most audio that waits to be heard.
     """
 
     partials: bool = True
     steps: bool = False
     low_latency: bool = False
-    turns: TurnOptions = field(default_factory=TurnOptions)
+    turns: TurnOptions | None = None
     watchdog: WatchdogOptions | None = field(default_factory=WatchdogOptions)
     max_buffered_seconds: float = 30.0
 
@@ -118,7 +119,7 @@ class Session:
         self._decoder = self._new_decoder()
         self._reconciler = Reconciler()
         self._voice = VoiceLevel()
-        self._turn_detector = TurnDetector(options.turns, format.delay_frames, format.frame_rate)
+        self._turn_detector = TurnDetector(options.turns or format.turns, format.delay_frames, format.frame_rate)
         self._turn_builder = TurnBuilder()
         self._watchdog = (
             Watchdog(options.watchdog, format.delay_frames, format.frame_rate) if options.watchdog else None
