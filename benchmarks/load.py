@@ -4,18 +4,22 @@ A server in one process, the clients in another, loopback between them. Each cli
 Kyutai's protocol, as the published clients write it. Added latency is the time from the write of a frame's audio to
 the arrival of that frame's `Step`: what the server adds to the delay of the model. The model is a stand-in whose step
 costs `--step-ms`, plus `--slot-ms` for each active slot, with a word about every half second.
+
+`--lockstep 60` measures no latency but the server's processor time a frame, over 60 frames of each session, which also
+a busy machine can tell: a hundred clients send at once, and the next hundred when these have their `Step`s.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgpack
@@ -31,7 +35,8 @@ from slipstream.types import BoolArray, FloatArray, State, StepOutput
 FRAME_SAMPLES = 1920
 FRAME_SECONDS = 0.08
 WARM_UP_SECONDS = 4.0
-GOAL_SECONDS = 0.040
+LOCKSTEP_CLIENTS = 100
+LOCKSTEP_WARM_UP = 12
 
 
 def main() -> None:
@@ -41,8 +46,13 @@ def main() -> None:
         return
     print(f"step {arguments.step_ms:g} ms + {arguments.slot_ms:g} ms a slot, {arguments.seconds:g} s each", end="; ")
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    if arguments.lockstep:
+        for sessions in arguments.sessions:
+            print(f"{sessions:8} {measure_cost(sessions, arguments):10.1f} us of the server a frame", flush=True)
+        return
     print(
         f"{'sessions':>8} {'p50 ms':>7} {'p99 ms':>7} {'p99.9':>7} {'max':>7} {'lost':>5} {'server':>7} {'client':>7}"
+        f" {'us a frame':>10}"
     )
     for sessions in arguments.sessions:
         print(measure(sessions, arguments), flush=True)
@@ -54,6 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--step-ms", type=float, default=0.0)
     parser.add_argument("--slot-ms", type=float, default=0.0)
     parser.add_argument("--seconds", type=float, default=20.0, help="of measurement, after a warm-up")
+    parser.add_argument("--lockstep", type=int, metavar="FRAMES", help="measure only the processor time a frame")
     parser.add_argument("--serve", type=int, metavar="SLOTS", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -108,35 +119,53 @@ def run_server(arguments: argparse.Namespace) -> None:
 
 def measure(sessions: int, arguments: argparse.Namespace) -> str:
     """One line of the table: a fresh server, `sessions` clients."""
-    command = [sys.executable, "-m", "benchmarks.load", "--serve", str(sessions)]
-    costs = ["--step-ms", str(arguments.step_ms), "--slot-ms", str(arguments.slot_ms)]
-    with subprocess.Popen(command + costs, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        port = int(server.stdout.readline())
-        try:
-            clients, seconds, busy = asyncio.run(drive(port, sessions, arguments.seconds, server.pid))
-        finally:
-            server.terminate()
+    with server_process(sessions, arguments) as (port, server):
+        clients, seconds, busy = asyncio.run(drive(port, sessions, arguments.seconds, server))
     latencies = np.concatenate([client.latencies for client in clients]) * 1000
     lost = sum(client.lost for client in clients)
     p50, p99, p999 = np.percentile(latencies, [50, 99, 99.9])
     server_busy, client_busy = (f"{100 * part / seconds:.0f} %" for part in busy)
+    cost = 1e6 * busy[0] / len(latencies)
     return (
         f"{sessions:8} {p50:7.1f} {p99:7.1f} {p999:7.1f} {latencies.max():7.1f} {lost:5} "
-        f"{server_busy:>7} {client_busy:>7}"
+        f"{server_busy:>7} {client_busy:>7} {cost:10.0f}"
     )
 
 
-async def drive(
-    port: int, sessions: int, seconds: float, server: int
-) -> tuple[list[Client], float, tuple[float, float]]:
-    """Run the clients; returns them, the time measured, and the processor time of the server and of this process."""
+def measure_cost(sessions: int, arguments: argparse.Namespace) -> float:
+    """Microseconds of the server's processor time a frame, in lockstep."""
+    with server_process(sessions, arguments) as (port, server):
+        return 1e6 * asyncio.run(drive_in_lockstep(port, sessions, arguments.lockstep, server))
+
+
+@contextlib.contextmanager
+def server_process(sessions: int, arguments: argparse.Namespace) -> Iterator[tuple[int, int]]:
+    """A fresh server with a slot for each session: its port, and its process."""
+    command = [sys.executable, "-m", "benchmarks.load", "--serve", str(sessions)]
+    costs = ["--step-ms", str(arguments.step_ms), "--slot-ms", str(arguments.slot_ms)]
+    with subprocess.Popen(command + costs, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield int(server.stdout.readline()), server.pid
+        finally:
+            server.terminate()
+
+
+async def connect(port: int, sessions: int) -> list[Client]:
     loop = asyncio.get_running_loop()
     clients: list[Client] = []
     for _ in range(sessions):
         _, client = await loop.create_connection(Client, "127.0.0.1", port)
         clients.append(client)
         await client.opened
+    return clients
+
+
+async def drive(
+    port: int, sessions: int, seconds: float, server: int
+) -> tuple[list[Client], float, tuple[float, float]]:
+    """Run the clients; returns them, the time measured, and the processor time of the server and of this process."""
+    clients = await connect(port, sessions)
     sending = asyncio.create_task(send_in_real_time(clients))
     await asyncio.sleep(WARM_UP_SECONDS)
     for client in clients:
@@ -151,6 +180,21 @@ async def drive(
     for client in clients:
         client.transport.abort()
     return clients, elapsed, busy
+
+
+async def drive_in_lockstep(port: int, sessions: int, frames: int, server: int) -> float:
+    """Processor seconds of the server for each frame, its first second of audio left out."""
+    clients = await connect(port, sessions)
+    groups = [clients[first : first + LOCKSTEP_CLIENTS] for first in range(0, sessions, LOCKSTEP_CLIENTS)]
+    for number in range(1, LOCKSTEP_WARM_UP + frames + 1):
+        for group in groups:
+            for client in group:
+                client.send_frame()
+            while any(client.heard < number for client in group):
+                await asyncio.sleep(0.001)
+        if number == LOCKSTEP_WARM_UP:
+            began = cpu_seconds(server)
+    return (cpu_seconds(server) - began) / (frames * sessions)
 
 
 async def send_in_real_time(clients: Sequence[Client]) -> None:
