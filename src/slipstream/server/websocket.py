@@ -189,6 +189,8 @@ class WebSocket(asyncio.Protocol):
     def _hand_over(self) -> None:
         while self._messages and self._listener is not None and not self._paused:
             self._listener.receive(self._messages.popleft())
+        if self._listener is None:
+            self._messages.clear()  # of a client that sends on after the end
 
     def _write(self) -> None:
         for data in self._protocol.data_to_send():
