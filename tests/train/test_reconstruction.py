@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from tests.train import world
 from slipstream.config import CodecConfig
 from slipstream.errors import ConfigError
 from slipstream.torch_model.mimi import SplitResidualVQ
+from slipstream.train.adversary import Discriminator
+from slipstream.train.augment import WaveAugment
 from slipstream.train.features import Clip, Pack, PackKind, write_pack
 from slipstream.train.loop import Trainer
 from slipstream.train.options import LossOptions, QuantiserOptions, RunOptions
@@ -39,8 +42,8 @@ def _pack(folder: Path) -> Pack:
     return Pack(folder)
 
 
-def _sampler(folder: Path) -> CropSampler:
-    return CropSampler([_pack(folder)], PhoneInventory(["_", "a"]), CODEC, {"chords": 1.0}, 0.64, seed=0)
+def _sampler(folder: Path, augment: WaveAugment | None = None) -> CropSampler:
+    return CropSampler([_pack(folder)], PhoneInventory(["_", "a"]), CODEC, {"chords": 1.0}, 0.64, 0, augment)
 
 
 def test_crops_hold_whole_frames_and_their_phones(tmp_path: Path) -> None:
@@ -49,6 +52,53 @@ def test_crops_hold_whole_frames_and_their_phones(tmp_path: Path) -> None:
     assert crops.phones_BT.shape == (4, 8)
     assert set(crops.phones_BT.ravel()) <= {0, 1, UNKNOWN}
     assert 1 in crops.phones_BT
+
+
+def test_augmented_crops_sound_otherwise_and_keep_their_phones(tmp_path: Path) -> None:
+    plain = _sampler(tmp_path / "plain").batch(0, 4)
+    augmented = _sampler(tmp_path / "augmented", WaveAugment(reverb=0.5, noise=0.5)).batch(0, 4)
+    again = _sampler(tmp_path / "again", WaveAugment(reverb=0.5, noise=0.5)).batch(0, 4)
+    assert augmented.samples_BS.dtype == np.float32
+    assert augmented.samples_BS.shape == plain.samples_BS.shape
+    assert not np.allclose(augmented.samples_BS, plain.samples_BS)
+    assert np.array_equal(augmented.phones_BT, plain.phones_BT)
+    assert np.array_equal(augmented.samples_BS, again.samples_BS)
+
+
+def test_a_killed_run_with_a_discriminator_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    def run(folder: Path, **changes: object) -> Trainer:
+        torch.manual_seed(0)
+        module = WaveCodec(CODEC, 2, Discriminator((512, 128), 4))
+        sampler = CropSampler([pack], PhoneInventory(["_", "a"]), CODEC, {"chords": 1.0}, 0.64, 0, WaveAugment())
+        task = ReconstructionTask(module, sampler, LossOptions(), QuantiserOptions(start=2, codebook_dropout=0.3))
+        options = {"out": folder, "steps": 6, "rows": 4, "log_every": 2} | changes
+        return Trainer(task, RunOptions.model_validate(options), lambda line: None)
+
+    def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+        loaded: dict[str, torch.Tensor] = torch.load(trainer.run(), weights_only=True)["weights"]
+        return loaded
+
+    pack = _pack(tmp_path / "pack")
+    first = run(tmp_path / "whole")
+    before = {name: parameter.detach().clone() for name, parameter in first.task.module.named_parameters()}
+    whole = weights(first)
+    logged = json.loads((tmp_path / "whole" / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    assert {"adversarial", "features", "discriminator"} <= logged.keys()
+    assert all(not torch.equal(before[name], whole[name]) for name in before if name.startswith("discriminator."))
+
+    killed = run(tmp_path / "killed", checkpoint_every=3)
+    train_step = killed._train_step
+
+    def step_or_die(*arguments: object) -> dict[str, float]:
+        if killed.step == 4:
+            raise KeyboardInterrupt
+        return train_step(*arguments)  # type: ignore[arg-type]
+
+    killed._train_step = step_or_die  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    resumed = weights(run(tmp_path / "killed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_the_codec_comes_nearer_to_what_it_heard(tmp_path: Path) -> None:

@@ -14,16 +14,20 @@ import torch.distributed as dist
 from slipstream.config import CodecConfig, LMConfig, MelConfig, STTConfig
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.text import Tokenizer
+from slipstream.torch_model.build import build_lm
 from slipstream.torch_model.layers import Transformer
-from slipstream.torch_model.lm import LM
+from slipstream.torch_model.lm import LM, PauseHeads
 from slipstream.torch_model.mimi import Mimi
+from slipstream.train.adversary import Discriminator
+from slipstream.train.augment import WaveAugment
 from slipstream.train.estimate import estimate
 from slipstream.train.export import export_codec, export_lm, export_model
 from slipstream.train.features import Pack
-from slipstream.train.loop import Task, Trainer
+from slipstream.train.loop import DTYPES, Trainer
 from slipstream.train.lora import add_lora, merge_lora
 from slipstream.train.model import SpeechModel
 from slipstream.train.options import CodecRun, DataOptions, LMRun, ModelOptions, RunOptions, read_run
+from slipstream.train.parallel import Task
 from slipstream.train.reconstruction import CropSampler, ReconstructionTask, WaveCodec
 from slipstream.train.sampler import PhoneInventory, RowOptions, RowSampler, TokenSampler
 from slipstream.train.spectral import SpectralAugment
@@ -53,6 +57,8 @@ def run_codec(options: CodecRun, report: Report = print) -> Path:
         packs = [Pack(path) for path in options.data.packs]
         if options.model.codec is not None and options.model.codec.has_decoder:
             return _run_reconstruction(options, options.model.codec, packs, report)
+        if options.discriminator is not None or options.data.augment_samples is not None:
+            raise ConfigError("discriminator and data.augment_samples are for a waveform codec: this one hears log-mel")
         phones = _phones(options.run, options.model, packs)
         text = _text_options(options.data, options.model)
         model = _speech_model(options.model, text, len(phones), options.run.seed)
@@ -80,8 +86,10 @@ def _run_reconstruction(options: CodecRun, config: CodecConfig, packs: list[Pack
     phones = _phones(options.run, options.model, packs)
     torch.manual_seed(options.run.seed)
     data, seed = options.data, options.run.seed
-    sampler = CropSampler(packs, phones, config, data.weights, data.seconds, seed)
-    task = ReconstructionTask(WaveCodec(config, len(phones)), sampler, options.loss, options.quantiser)
+    augment = WaveAugment(**data.augment_samples.model_dump()) if data.augment_samples else None
+    sampler = CropSampler(packs, phones, config, data.weights, data.seconds, seed, augment)
+    judge = Discriminator(**options.discriminator.model_dump()) if options.discriminator else None
+    task = ReconstructionTask(WaveCodec(config, len(phones), judge), sampler, options.loss, options.quantiser)
     path = _run(task, options.run, report)
     if _first():
         export_codec(task.module.codec, options.run.out / "codec")
@@ -118,19 +126,7 @@ def _run_text(options: LMRun, report: Report) -> Path:
     text = _text_options(options.data, options.model)
     config = _delayed(config, text.delay)
     torch.manual_seed(options.run.seed)
-    lm = LM(config.lm)
-    if options.model.lm is None:
-        weights = {name: torch.from_numpy(array.astype("float32")) for name, array in base.lm.items()}
-        if config.lm.pause_heads != base.config.lm.pause_heads:
-            weights.pop("pause_heads.weight", None)
-        lm.load_state_dict(lm.state_dict() | weights)  # pause heads that are new keep their random start
-    if options.pause_heads_only:
-        if lm.pause_heads is None:
-            raise ConfigError(f"{options.model.base} has no pause heads: give their number, model.pause_heads")
-        lm.requires_grad_(False)
-        lm.pause_heads.requires_grad_(True)
-    if options.lora is not None:
-        add_lora(lm, options.lora.rank, options.lora.scaling)
+    lm = LM(config.lm) if options.model.lm is not None else _based_lm(base, config.lm, options)
     packs = [Pack(path) for path in options.data.packs]
     rows = _row_options(options.data, text, config.lm)
     sampler = TokenSampler(packs, _open(text, config.lm), rows, seed=options.run.seed)
@@ -144,8 +140,25 @@ def _run_text(options: LMRun, report: Report) -> Path:
     return folder
 
 
+def _based_lm(base: Checkpoint, config: LMConfig, options: LMRun) -> LM:
+    """The base's LM, as much of it learning as the run asks for; what stays as it is, is kept in the run's type."""
+    frozen = options.lora is not None or options.pause_heads_only
+    weights = dict(base.lm)
+    if config.pause_heads != base.config.lm.pause_heads:
+        heads = PauseHeads(config.pause_heads, config.pause_classes, config.transformer.dim)
+        weights["pause_heads.weight"] = heads.weight.detach().numpy()
+    lm = build_lm(config, weights, dtype=DTYPES[options.run.dtype] if frozen else torch.float32)
+    lm.requires_grad_(not frozen)
+    if options.pause_heads_only:
+        if lm.pause_heads is None:
+            raise ConfigError(f"{options.model.base} has no pause heads: give their number, model.pause_heads")
+        lm.pause_heads.requires_grad_(True)
+    if options.lora is not None:
+        add_lora(lm, options.lora.rank, options.lora.scaling)
+    return lm.train()
+
+
 def _run(task: Task, options: RunOptions, report: Report) -> Path:
-    task.module.to(_device(options))
     if options.checkpoint_layers:
         for module in task.module.modules():
             if isinstance(module, Transformer):
@@ -252,18 +265,14 @@ def _row_options(data: DataOptions, text: _TextOptions, lm: LMConfig) -> RowOpti
     )
 
 
-def _device(options: RunOptions) -> torch.device:
-    if options.device == "cuda" and dist.is_initialized():
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return torch.device(options.device)
-
-
 @contextmanager
 def _processes(options: RunOptions) -> Iterator[None]:
     """Join the other processes when torchrun started this one."""
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         yield
         return
+    if options.device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if options.device.startswith("cuda") else "gloo")
     try:
         yield

@@ -90,6 +90,20 @@ class AugmentOptions(_Options):
     time_masks: Annotated[int, Field(ge=0)] = 4
 
 
+class SampleAugmentOptions(_Options):
+    """Augmentation of the samples that a waveform codec hears and says again; see `augment.WaveAugment`.
+
+    reverb, noise, telephone, clip, gain: probability of each. snr_db: of the noise.
+    """
+
+    reverb: Share = 0.35
+    noise: Share = 0.3
+    telephone: Share = 0.1
+    clip: Share = 0.05
+    gain: Share = 1.0
+    snr_db: tuple[float, float] = (5.0, 35.0)
+
+
 class DataOptions(_Options):
     """What a run reads.
 
@@ -116,6 +130,7 @@ class DataOptions(_Options):
     plain_text: bool = True
     text_mask: Share = 0.1
     augment: AugmentOptions = AugmentOptions()
+    augment_samples: SampleAugmentOptions | None = None
 
 
 class LossOptions(_Options):
@@ -124,6 +139,7 @@ class LossOptions(_Options):
     frame_phones, ctc: of phones at the codec's 25 Hz: per frame, and as a sequence.
     text: of the text stream, in which PAD weighs `pad`. pause: of the pause heads. commitment: of the quantiser.
     phones_to: share to which the two phone losses fall by the middle of the run.
+    adversarial, features: of a waveform codec against its discriminator: hinge loss, and feature matching.
     """
 
     frame_phones: float = 1.0
@@ -133,6 +149,8 @@ class LossOptions(_Options):
     pause: float = 0.15
     commitment: float = 0.1
     phones_to: Share = 1.0
+    adversarial: float = 1.0
+    features: float = 1.0
 
 
 class QuantiserOptions(_Options):
@@ -174,14 +192,28 @@ class LoraOptions(_Options):
     scaling: float = 2.0
 
 
+class DiscriminatorOptions(_Options):
+    """A multi-scale STFT discriminator (arXiv:2210.13438).
+
+    windows: of its spectrograms, in samples. filters: channels of its convolutions.
+    """
+
+    windows: tuple[Positive, ...] = (2048, 1024, 512, 256, 128)
+    filters: Positive = 32
+
+
 class CodecRun(_Options):
-    """`slipstream train codec`: a log-mel codec by its phones, or a waveform codec by reconstruction."""
+    """`slipstream train codec`: a log-mel codec by its phones, or a waveform codec by reconstruction.
+
+    discriminator: a judge that the waveform codec learns against.
+    """
 
     run: RunOptions
     model: ModelOptions
     data: DataOptions
     loss: LossOptions = LossOptions()
     quantiser: QuantiserOptions = QuantiserOptions()
+    discriminator: DiscriminatorOptions | None = None
 
 
 class LMRun(_Options):

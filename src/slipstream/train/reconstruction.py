@@ -1,8 +1,8 @@
 """Training a waveform codec: to say again what it heard, with a first codebook that knows phones.
 
 Reconstruction in log-mel bands at several resolutions and in the waveform (as in SoundStream, arXiv:2107.03312, and
-EnCodec, arXiv:2210.13438, without their discriminators), quantiser dropout over the acoustic codebooks, and framewise
-phones read off the semantic one, where Mimi (arXiv:2410.00037) distils a self-supervised teacher.
+EnCodec, arXiv:2210.13438), quantiser dropout over the acoustic codebooks, and framewise phones read off the semantic
+one, where Mimi (arXiv:2410.00037) distils a self-supervised teacher. A discriminator as an option (`adversary`).
 Shapes: B rows, S samples, T frames, D latent width.
 """
 
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from slipstream.config import CodecConfig, MelConfig
 from slipstream.errors import ConfigError
 from slipstream.torch_model.mimi import Mimi, mel_bands
+from slipstream.train.adversary import Discriminator, adversarial_losses
+from slipstream.train.augment import WaveAugment
 from slipstream.train.features import Clip, Pack
 from slipstream.train.options import LossOptions, QuantiserOptions
 from slipstream.train.quantise import CodebookStart, moving_buffers, quantise, refresh
@@ -41,7 +43,7 @@ class Crops:
 
 
 class CropSampler:
-    """Crops of recordings, with the phones of their frames where these are known."""
+    """Crops of recordings, augmented if asked for, with the phones of their frames where these are known."""
 
     def __init__(
         self,
@@ -51,10 +53,11 @@ class CropSampler:
         weights: dict[str, float],
         seconds: float,
         seed: int,
+        augment: WaveAugment | None = None,
     ) -> None:
         if any(pack.kind.kind != "samples" for pack in packs):
             raise ConfigError("a waveform codec is trained on packs of samples: `slipstream data pack --samples`")
-        self.phones, self.seed, self.frame_rate = phones, seed, codec.frame_rate
+        self.phones, self.seed, self.frame_rate, self.augment = phones, seed, codec.frame_rate, augment
         self.frames = max(1, round(seconds * codec.frame_rate))
         self.length = self.frames * codec.frame_samples
         self.seconds = self.frames / codec.frame_rate
@@ -77,6 +80,8 @@ class CropSampler:
         start = int(rng.integers(0, max(1, clip.length - self.length)))
         samples = pack.rows(clip)[start : start + self.length, 0] / np.float32(32768)
         samples = np.pad(samples, (0, self.length - len(samples)))
+        if self.augment is not None:
+            samples = self.augment(samples, round(pack.kind.rate), rng).astype(np.float32)
         return samples, self._phones_from(clip, start / pack.kind.rate), float(rng.random())
 
     def _phones_from(self, clip: Clip, start: float) -> IntArray:
@@ -91,12 +96,13 @@ class CropSampler:
 
 
 class WaveCodec(nn.Module):
-    """A codec, and a head that reads phones off the semantic codebook's part of the latent."""
+    """A codec, a head that reads phones off the semantic codebook's part of the latent, and a discriminator if any."""
 
-    def __init__(self, config: CodecConfig, phones: int) -> None:
+    def __init__(self, config: CodecConfig, phones: int, discriminator: Discriminator | None = None) -> None:
         super().__init__()
         self.codec = Mimi(config)
         self.phone_head = nn.Linear(config.dim, phones)
+        self.discriminator = discriminator
 
     def decode(self, latent_BTD: Tensor) -> Tensor:
         """The quantised latent to samples `[B, S]`, the whole at once."""
@@ -149,7 +155,13 @@ class ReconstructionTask:
             "commitment": commitment,
         }
         total = spectral + waveform + self.weights.frame_phones * numbers["phones"]
-        return total + self.weights.commitment * commitment, {name: value.item() for name, value in numbers.items()}
+        total = total + self.weights.commitment * commitment
+        if module.discriminator is not None:
+            judged = adversarial_losses(module.discriminator, said_BS, heard_BS.float())
+            numbers |= {"adversarial": judged.codec, "features": judged.features, "discriminator": judged.discriminator}
+            total = total + self.weights.adversarial * judged.codec + self.weights.features * judged.features
+            total = total + judged.discriminator
+        return total, {name: value.item() for name, value in numbers.items()}
 
     def moving(self) -> list[Tensor]:
         return moving_buffers(self.module.codec.quantizer)
