@@ -70,7 +70,7 @@ def test_a_killed_run_with_a_discriminator_goes_on_to_the_same_weights(tmp_path:
         torch.manual_seed(0)
         module = WaveCodec(CODEC, 2, Discriminator((512, 128), 4))
         sampler = CropSampler([pack], PhoneInventory(["_", "a"]), CODEC, {"chords": 1.0}, 0.64, 0, WaveAugment())
-        task = ReconstructionTask(module, sampler, LossOptions(), QuantiserOptions(start=2, codebook_dropout=0.3))
+        task = ReconstructionTask(module, sampler, LossOptions(), QuantiserOptions(start=4, codebook_dropout=0.3))
         options = {"out": folder, "steps": 6, "rows": 4, "log_every": 2} | changes
         return Trainer(task, RunOptions.model_validate(options), lambda line: None)
 
@@ -90,7 +90,7 @@ def test_a_killed_run_with_a_discriminator_goes_on_to_the_same_weights(tmp_path:
     train_step = killed._train_step
 
     def step_or_die(*arguments: object) -> dict[str, float]:
-        if killed.step == 4:
+        if killed.step == 5:
             raise KeyboardInterrupt
         return train_step(*arguments)  # type: ignore[arg-type]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -95,26 +96,29 @@ def start_codebooks(quantizer: SplitResidualVQ, latent_ND: Tensor, rounds: int =
 
 
 class CodebookStart:
-    """Gathers the latents of the last steps before `start`, and then places the codebooks on them."""
+    """Places the codebooks, once, when a run comes to step `start`; a `start` of 0 takes them as they are.
 
-    GATHERED_STEPS = 12
+    The latents are those of the run's first rows as the codec makes them at that step, so that a run which was stopped
+    on the way places them alike.
+    """
+
+    ROWS, AT_ONCE = 64, 8
 
     def __init__(self, quantizer: SplitResidualVQ, start: int) -> None:
-        self.quantizer, self.start = quantizer, start
-        self._latents: list[Tensor] = []
+        self.quantizer, self.start, self.placed = quantizer, start, start == 0
 
-    def gather(self, latent_BTD: Tensor, step: int) -> None:
-        """Take the latent of step number `step`, which is before `start`; the last one places the codebooks."""
-        if step < self.start - self.GATHERED_STEPS:
+    @torch.no_grad()
+    def __call__(self, step: int, latent: Callable[[int, int], Tensor]) -> None:
+        """`latent` makes `[B, T, D]` of so many rows from a row on."""
+        if self.placed or step != self.start:
             return
-        self._latents.append(latent_BTD.detach().float().flatten(0, 1))
-        if step == self.start - 1:
-            start_codebooks(self.quantizer, torch.cat(self._latents))
-            self._latents.clear()
-            if dist.is_initialized():
-                for buffer in moving_buffers(self.quantizer):
-                    dist.broadcast(buffer, 0)
-            refresh(self.quantizer)
+        self.placed = True
+        latents = [latent(first, self.AT_ONCE).float().flatten(0, 1) for first in range(0, self.ROWS, self.AT_ONCE)]
+        start_codebooks(self.quantizer, torch.cat(latents))
+        if dist.is_initialized():
+            for buffer in moving_buffers(self.quantizer):
+                dist.broadcast(buffer, 0)
+        refresh(self.quantizer)
 
 
 def moving_buffers(quantizer: SplitResidualVQ) -> list[Tensor]:

@@ -128,13 +128,12 @@ class ReconstructionTask:
 
     def loss(self, batch: Crops, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
         module, quantizer = self.module, self.module.codec.quantizer
+        self._start(step, lambda first_row, rows: self._latent(self._heard(self.batch(first_row, rows))))
         weight = module.phone_head.weight
-        heard_BS = torch.from_numpy(batch.samples_BS).to(weight.device, weight.dtype)
-        latent_BDT, _ = module.codec.latent(heard_BS)
-        latent = latent_BDT.transpose(1, 2)
+        heard_BS = self._heard(batch)
+        latent = self._latent(heard_BS)
         halves = (quantizer.semantic, quantizer.acoustic)
         if step < self.quantiser.start:
-            self._start.gather(latent, step)
             parts = [F.linear(latent.float(), half.input_proj.weight.float()) for half in halves]
             commitment = latent.new_zeros((), dtype=torch.float32)
         else:
@@ -162,6 +161,15 @@ class ReconstructionTask:
             total = total + self.weights.adversarial * judged.codec + self.weights.features * judged.features
             total = total + judged.discriminator
         return total, {name: value.item() for name, value in numbers.items()}
+
+    def _heard(self, batch: Crops) -> Tensor:
+        weight = self.module.phone_head.weight
+        return torch.from_numpy(batch.samples_BS).to(weight.device, weight.dtype)
+
+    def _latent(self, heard_BS: Tensor) -> Tensor:
+        latent_BDT, _ = self.module.codec.latent(heard_BS)
+        latent: Tensor = latent_BDT.transpose(1, 2)
+        return latent
 
     def moving(self) -> list[Tensor]:
         return moving_buffers(self.module.codec.quantizer)

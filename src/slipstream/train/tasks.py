@@ -59,6 +59,7 @@ class JointTask:
 
     def loss(self, batch: Batch, step: int, progress: float) -> tuple[Tensor, Numbers]:
         model, weights = self.module, self.weights
+        self._start(step, self._latent)
         x_BPD = model.positions(_mel(batch, model))
         frame, ctc = _phones(model, x_BPD, batch)
         draw_B = torch.from_numpy(batch.targets.draw_B).to(x_BPD.device)
@@ -75,11 +76,13 @@ class JointTask:
     def after_step(self) -> None:
         refresh(self.module.codec.quantizer)
 
+    def _latent(self, first_row: int, rows: int) -> Tensor:
+        return self.module.latent(self.module.positions(_mel(self.batch(first_row, rows), self.module)))
+
     def _heard(self, latent_BTD: Tensor, draw_B: Tensor, step: int, progress: float) -> tuple[list[Tensor], Tensor]:
         """What the LM hears of a latent: the semantic and the acoustic half, quantised in a share of the rows."""
         quantizer, options = self.module.codec.quantizer, self.quantiser
         if step < options.start:
-            self._start.gather(latent_BTD, step)
             halves = (quantizer.semantic, quantizer.acoustic)
             plain = [F.linear(latent_BTD.float(), half.input_proj.weight.float()) for half in halves]
             return plain, latent_BTD.new_zeros((), dtype=torch.float32)
