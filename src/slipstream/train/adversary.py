@@ -60,7 +60,8 @@ class _Scale(nn.Module):
 def _conv(inputs: int, outputs: int, kernel: tuple[int, int], *, dilation: int = 1, stride: int = 1) -> nn.Module:
     padding = (dilation * (kernel[0] // 2), kernel[1] // 2)
     conv = nn.Conv2d(inputs, outputs, kernel, stride=(1, stride), dilation=(dilation, 1), padding=padding)
-    return weight_norm(conv)
+    normed: nn.Module = weight_norm(conv)
+    return normed
 
 
 @dataclass(frozen=True, slots=True)

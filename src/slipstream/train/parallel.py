@@ -110,7 +110,8 @@ class Sharded:
             if isinstance(module, TransformerLayer):
                 fully_shard(module, mesh=mesh, mp_policy=policy)
         # Tasks call parts of their module, never the whole, so that the root of what is sharded is the loss itself.
-        self._loss = fully_shard(_LossModule(task), mesh=mesh, mp_policy=policy)
+        self._loss = _LossModule(task)
+        fully_shard(self._loss, mesh=mesh, mp_policy=policy)
         self.masters: dict[str, Tensor] = {
             name: parameter for name, parameter in task.module.named_parameters() if parameter.requires_grad
         }
