@@ -26,7 +26,7 @@ from slipstream.train.features import Pack
 from slipstream.train.loop import DTYPES, Trainer
 from slipstream.train.lora import add_lora, merge_lora
 from slipstream.train.model import SpeechModel
-from slipstream.train.options import CodecRun, DataOptions, LMRun, ModelOptions, RunOptions, read_run
+from slipstream.train.options import AnyRun, CodecRun, DataOptions, LMRun, ModelOptions, RunOptions, read_run
 from slipstream.train.parallel import Task
 from slipstream.train.reconstruction import CropSampler, ReconstructionTask, WaveCodec
 from slipstream.train.sampler import PhoneInventory, RowOptions, RowSampler, TokenSampler
@@ -297,8 +297,10 @@ def load_codec(model: str) -> Mimi:
 
 
 def mel_config(path: Path) -> MelConfig:
-    """The log-mel front end that a run's TOML file asks for."""
-    codec = read_run(path, CodecRun).model.codec
+    """The log-mel front end that a run's TOML file asks for, or that of the model it starts from."""
+    model: ModelOptions = read_run(path, AnyRun).model
+    origin = _origin(model)
+    codec = model.codec or (origin.config.codec if origin else None)
     if codec is None or codec.mel is None:
         raise ConfigError(f"{path}: model.codec.mel is missing, so its codec hears samples, not frames")
-    return codec.mel  # type: ignore[no-any-return]
+    return codec.mel

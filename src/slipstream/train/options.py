@@ -202,6 +202,12 @@ class DiscriminatorOptions(_Options):
     filters: Positive = 32
 
 
+class AnyRun(BaseModel):
+    """The model of any run's file; nothing else of it is looked at."""
+
+    model: ModelOptions
+
+
 class CodecRun(_Options):
     """`slipstream train codec`: a log-mel codec by its phones, or a waveform codec by reconstruction.
 
