@@ -71,7 +71,7 @@ def production_hint() -> str:
     """One line on which model to use for real work, and what it costs to get."""
     model = next(model for model in _published() if model.name == PRODUCTION_MODEL)
     size = "in your cache" if model.place == "cached" else f"about {model.download_gigabytes:.1f} GB to download"
-    what = "a small built-in model that writes most words wrong"
+    what = "a small built-in model that gets many words wrong"
     return f"{DEFAULT_MODEL} is {what}; for real work: --model {model.name} ({size})"
 
 
