@@ -3,7 +3,8 @@
 A server in one process, the clients in another, loopback between them. Each client sends 80 ms of audio every 80 ms in
 Kyutai's protocol, as the published clients write it. Added latency is the time from the write of a frame's audio to
 the arrival of that frame's `Step`: what the server adds to the delay of the model. The model is a stand-in whose step
-costs `--step-ms`, plus `--slot-ms` for each active slot, with a word about every half second.
+costs `--step-ms`, plus `--slot-ms` for each active slot, with a word about every half second; or, by `--model tiny`, a
+real one, which hears the clients' noise.
 
 `--lockstep 60` measures no latency but the server's processor time a frame, over 60 frames of each session, which also
 a busy machine can tell: a hundred clients send at once, and the next hundred when these have their `Step`s.
@@ -27,10 +28,13 @@ import numpy as np
 
 from slipstream.config import PAD_ID, WORD_ID
 from slipstream.engine.engine import Engine
+from slipstream.loading import load_runner
 from slipstream.server.access import Access
 from slipstream.server.app import Service
 from slipstream.server.run import listen, serve
-from slipstream.types import BoolArray, FloatArray, State, StepOutput
+from slipstream.text import Tokenizer
+from slipstream.types import BoolArray, FloatArray, Runner, State, StepOutput
+from slipstream.weights.sources import resolve
 
 FRAME_SAMPLES = 1920
 FRAME_SECONDS = 0.08
@@ -44,7 +48,8 @@ def main() -> None:
     if arguments.serve:
         run_server(arguments)
         return
-    print(f"step {arguments.step_ms:g} ms + {arguments.slot_ms:g} ms a slot, {arguments.seconds:g} s each", end="; ")
+    cost = arguments.model or f"step {arguments.step_ms:g} ms + {arguments.slot_ms:g} ms a slot"
+    print(f"{cost}, {arguments.seconds:g} s each", end="; ")
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     if arguments.lockstep:
         for sessions in arguments.sessions:
@@ -63,6 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sessions", type=lambda text: [int(n) for n in text.split(",")], default=[100, 500, 1000])
     parser.add_argument("--step-ms", type=float, default=0.0)
     parser.add_argument("--slot-ms", type=float, default=0.0)
+    parser.add_argument("--model", help="a model instead of the stand-in")
     parser.add_argument("--seconds", type=float, default=20.0, help="of measurement, after a warm-up")
     parser.add_argument("--lockstep", type=int, metavar="FRAMES", help="measure only the processor time a frame")
     parser.add_argument("--serve", type=int, metavar="SLOTS", help=argparse.SUPPRESS)
@@ -108,8 +114,13 @@ class CostRunner:
 def run_server(arguments: argparse.Namespace) -> None:
     from tests.fakes import tiny_tokenizer
 
-    runner = CostRunner(arguments.serve, arguments.step_ms / 1000, arguments.slot_ms / 1000)
-    with Engine(runner, tiny_tokenizer()) as engine, listen("127.0.0.1", 0) as listener:
+    if arguments.model:
+        runner: Runner = load_runner(arguments.model, backend="auto", slots=arguments.serve)
+        tokenizer = Tokenizer(resolve(arguments.model).tokenizer)
+    else:
+        runner = CostRunner(arguments.serve, arguments.step_ms / 1000, arguments.slot_ms / 1000)
+        tokenizer = tiny_tokenizer()
+    with Engine(runner, tokenizer) as engine, listen("127.0.0.1", 0) as listener:
         print(listener.getsockname()[1], flush=True)
         serve(Service(engine, "cost", Access("127.0.0.1")), listener)
 
@@ -143,6 +154,8 @@ def server_process(sessions: int, arguments: argparse.Namespace) -> Iterator[tup
     """A fresh server with a slot for each session: its port, and its process."""
     command = [sys.executable, "-m", "benchmarks.load", "--serve", str(sessions)]
     costs = ["--step-ms", str(arguments.step_ms), "--slot-ms", str(arguments.slot_ms)]
+    if arguments.model:
+        costs += ["--model", arguments.model]
     with subprocess.Popen(command + costs, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
