@@ -67,7 +67,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 def test_a_killed_run_goes_on_to_the_same_weights(folder: Path, tmp_path: Path, dtype: str, optimizer: str) -> None:
     kind = {"dtype": dtype, "optimizer": optimizer}
     whole = weights(trainer(folder, options(tmp_path / "whole", **kind)).run())
-    _killed(trainer(folder, options(tmp_path / "killed", checkpoint_every=3, **kind)))
+    world.kill_at(4, trainer(folder, options(tmp_path / "killed", checkpoint_every=3, **kind)))
     again = trainer(folder, options(tmp_path / "killed", **kind))
     assert again.step == 3
     resumed = weights(again.run())
@@ -175,7 +175,7 @@ def _process(rank: int, folder: Path, out: Path, port: int) -> None:
         half = trainer(folder, options(out / f"{kind}-bfloat16", shard=shard, dtype="bfloat16"))
         half.task.module.transformer.checkpointing = True
         half.run()
-    _killed(trainer(folder, options(out / "killed", shard=True, checkpoint_every=3)))
+    world.kill_at(4, trainer(folder, options(out / "killed", shard=True, checkpoint_every=3)))
     if rank == 0:
         shutil.copytree(out / "killed", out / "resumed")
     dist.barrier()
@@ -185,20 +185,6 @@ def _process(rank: int, folder: Path, out: Path, port: int) -> None:
     adapted = LMRun(run=run, model=ModelOptions(base=str(folder / "base")), data=data, lora=LoraOptions(rank=4))
     run_lm(adapted, lambda line: None)
     dist.destroy_process_group()
-
-
-def _killed(run: Trainer) -> None:
-    """Run until the fifth step, which dies."""
-    train_step = run._train_step
-
-    def step_or_die(*arguments: object) -> dict[str, float]:
-        if run.step == 4:
-            raise KeyboardInterrupt
-        return train_step(*arguments)  # type: ignore[arg-type]
-
-    run._train_step = step_or_die  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        run.run()
 
 
 def _assert_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:

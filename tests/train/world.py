@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from slipstream.config import CodecConfig, ConditionerConfig, LMConfig, MelConfig, STTConfig, TransformerConfig
 from slipstream.torch_model.mimi import Mimi
 from slipstream.train.features import Clip, Pack, PackKind, write_pack
+from slipstream.train.loop import Trainer
 from slipstream.train.quantise import start_codebooks
 from slipstream.train.tokenizer import train_tokenizer
 from slipstream.types import FloatArray, Word
@@ -98,6 +100,20 @@ def token_pack(folder: Path, mimi: Mimi, spoken: Sequence[tuple[FloatArray, tupl
     kind = PackKind("tokens", 4, 12.5, tuple(float(code) for code in silence))
     write_pack(folder, kind, ((encode(samples), _clip(words)) for samples, words in spoken))
     return Pack(folder)
+
+
+def kill_at(step: int, run: Trainer) -> None:
+    """Run up to step number `step`, which dies."""
+    train_step = run._train_step
+
+    def step_or_die(*arguments: object) -> dict[str, float]:
+        if run.step == step:
+            raise KeyboardInterrupt
+        return train_step(*arguments)  # type: ignore[arg-type]
+
+    run._train_step = step_or_die  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
 
 
 def _clip(words: tuple[Word, ...]) -> Clip:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from slipstream.config import CodecConfig, LMConfig, MelConfig, STTConfig
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.text import Tokenizer
-from slipstream.torch_model.build import build_lm
+from slipstream.torch_model.build import build_codec, build_lm
 from slipstream.torch_model.layers import Transformer
 from slipstream.torch_model.lm import LM, PauseHeads
 from slipstream.torch_model.mimi import Mimi
@@ -59,15 +59,11 @@ def run_codec(options: CodecRun, report: Report = print) -> Path:
             return _run_reconstruction(options, options.model.codec, packs, report)
         if options.discriminator is not None or options.data.augment_samples is not None:
             raise ConfigError("discriminator and data.augment_samples are for a waveform codec: this one hears log-mel")
-        phones = _phones(options.run, options.model, packs)
-        text = _text_options(options.data, options.model)
-        model = _speech_model(options.model, text, len(phones), options.run.seed)
-        rows = _row_options(options.data, text, model.config.lm)
-        sampler = RowSampler(packs, phones, _open(text, model.config.lm), rows, seed=options.run.seed)
+        model, sampler, _ = _speech(options, packs)
         path = _run(PhoneTask(model, sampler, options.loss), options.run, report)
         if _first():
             export_codec(model.codec, options.run.out / "codec")
-            write_training_part(model, phones, options.run.out / "codec")
+            write_training_part(model, sampler.phones, options.run.out / "codec")
         return path
 
 
@@ -99,18 +95,22 @@ def _run_reconstruction(options: CodecRun, config: CodecConfig, packs: list[Pack
 def _run_joint(options: LMRun, report: Report) -> Path:
     if options.lora is not None:
         raise ConfigError("lora trains an LM beside a frozen codec: leave train_codec out")
-    packs = [Pack(path) for path in options.data.packs]
-    phones = _phones(options.run, options.model, packs)
-    text = _text_options(options.data, options.model)
-    model = _speech_model(options.model, text, len(phones), options.run.seed)
-    rows = _row_options(options.data, text, model.config.lm)
-    sampler = RowSampler(packs, phones, _open(text, model.config.lm), rows, seed=options.run.seed)
+    model, sampler, text = _speech(options, [Pack(path) for path in options.data.packs])
     _run(JointTask(model, sampler, options.loss, options.quantiser), options.run, report)
     folder = options.run.out / "model"
     if _first():
         export_model(model, model.config, text.tokenizer, folder)
-        write_training_part(model, phones, folder)
+        write_training_part(model, sampler.phones, folder)
     return folder
+
+
+def _speech(options: CodecRun | LMRun, packs: list[Pack]) -> tuple[SpeechModel, RowSampler, _TextOptions]:
+    """What a run of phones or text trains, where its rows come from, and what it writes."""
+    phones = _phones(options.run, options.model, packs)
+    text = _text_options(options.data, options.model)
+    model = _speech_model(options.model, text, len(phones), options.run.seed)
+    rows = _row_options(options.data, text, model.config.lm)
+    return model, RowSampler(packs, phones, _open(text, model.config.lm), rows, seed=options.run.seed), text
 
 
 def _run_text(options: LMRun, report: Report) -> Path:
@@ -291,9 +291,7 @@ def _silent(line: str) -> None:
 def load_codec(model: str) -> Mimi:
     """The codec of a checkpoint, to make tokens with."""
     checkpoint = load_checkpoint(model)
-    codec = Mimi(checkpoint.config.codec)
-    codec.load_state_dict({name: torch.from_numpy(array.astype("float32")) for name, array in checkpoint.codec.items()})
-    return codec
+    return build_codec(checkpoint.config.codec, checkpoint.codec)
 
 
 def mel_config(path: Path) -> MelConfig:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from slipstream.config import CodecConfig, parse_codec, read_json
 from slipstream.errors import CheckpointError
-from slipstream.torch_model.mimi import Mimi
+from slipstream.torch_model.build import build_codec, to_tensor
 from slipstream.train.model import SpeechModel
 from slipstream.train.prepare import Aligner
 from slipstream.train.sampler import PhoneInventory
@@ -82,8 +82,7 @@ def load_aligner(start: str) -> Aligner:
     """
     heads = _tensors(read_tensors(_find(start, TRAINING_FILE)))
     weights, config = _find_codec(start)
-    codec = Mimi(config)
-    codec.load_state_dict(_tensors(read_codec(weights, config)))
+    codec = build_codec(config, read_codec(weights, config))
     weight = heads["phone_head.weight"]
     head = nn.Linear(weight.shape[1], weight.shape[0])
     head.load_state_dict({"weight": weight, "bias": heads["phone_head.bias"]})
@@ -110,4 +109,4 @@ def _find(start: str, name: str) -> Path:
 
 
 def _tensors(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array.astype("float32")) for name, array in arrays.items()}
+    return {name: to_tensor(array).float() for name, array in arrays.items()}
