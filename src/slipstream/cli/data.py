@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from slipstream.cli.extras import needs_extra
+from slipstream.cli.options import Backend, Device
 
 app = typer.Typer(help="Prepare training data.", no_args_is_help=True)
 Manifest = Annotated[Path, typer.Argument(help="A JSONL manifest.")]
@@ -28,6 +29,8 @@ class Engine(str, Enum):
     espeak = "espeak-ng"
     flite = "flite"
     festival = "festival"
+    pico = "pico"
+    rhvoice = "rhvoice"
 
 
 @app.command()
@@ -49,6 +52,45 @@ def validate(
     typer.echo(f"{report.good} good recordings, {report.seconds / 3600:.2f} h; {counts}")
     if out is not None:
         manifests.write_manifest(out, good)
+
+
+@app.command()
+def transcribe(
+    manifest: Manifest,
+    out: Out,
+    model: Annotated[str, typer.Option("--model", "-m", help="Who hears: a name, a folder, or a repository.")],
+    device: Device = "cpu",
+    backend: Backend = "auto",
+    streams: Annotated[int, typer.Option(help="Recordings heard side by side.")] = 8,
+) -> None:
+    """Give recordings without a text what a model hears in them, with the words' times: to train another model on.
+
+    Those with a text stay as they are; those in which nothing is heard are left out.
+    """
+    from dataclasses import replace
+
+    from slipstream.errors import SlipstreamError
+    from slipstream.loading import load
+    from slipstream.train.manifest import read_manifest, write_manifest
+
+    recordings = list(read_manifest(manifest))
+    untold = [recording for recording in recordings if not recording.text]
+    kept = [recording for recording in recordings if recording.text]
+    failed = 0
+    with load(model, backend=backend, device=device, slots=streams, dtype="auto") as transcriber:
+        results = transcriber.transcribe_many([r.audio for r in untold], return_exceptions=True)
+        for recording, result in zip(untold, results, strict=True):
+            if isinstance(result, SlipstreamError):
+                typer.echo(f"{recording.audio}: {result}", err=True)
+                failed += 1
+            elif result.words:
+                kept.append(replace(recording, text=result.text, words=result.words, seconds=result.duration))
+    write_manifest(out, kept)
+    silent = len(recordings) - len(kept) - failed
+    typer.echo(
+        f"{len(untold) - silent - failed} recordings transcribed; left out: {silent} in which nothing is heard, "
+        f"{failed} that cannot be read"
+    )
 
 
 @app.command()
@@ -85,6 +127,22 @@ def align(
 
 
 @app.command()
+def cut(
+    manifest: Manifest,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the audio and manifest.jsonl.")],
+    seconds: Annotated[float, typer.Option(help="The longest piece; shorter than a row of training.")] = 10.0,
+) -> None:
+    """Cut long recordings at their pauses, by the words' times, so that a row of training holds them."""
+    with needs_extra("train", "preparing data"):
+        from slipstream.train.manifest import read_manifest, write_manifest
+        from slipstream.train.prepare import cut as cut_recording
+
+    pieces = [piece for recording in read_manifest(manifest) for piece in cut_recording(recording, out, seconds)]
+    write_manifest(out / "manifest.jsonl", pieces)
+    typer.echo(f"{len(pieces)} recordings, {sum(p.seconds or 0 for p in pieces) / 3600:.2f} h in {out}")
+
+
+@app.command()
 def synthesise(
     texts: Annotated[Path, typer.Argument(help="A sentence a line, plain or gzipped.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the audio and manifest.jsonl.")],
@@ -95,7 +153,10 @@ def synthesise(
     clean: Annotated[bool, typer.Option(help="No rooms, noise or telephone lines.")] = False,
     seed: int = 0,
 ) -> None:
-    """Make recordings with word and phone times: many voices, speeds, pitches and rooms."""
+    """Make recordings: many voices, speeds, pitches and rooms.
+
+    espeak-ng tells when each word and phone is spoken, flite and festival each word; `align` finds it for the others.
+    """
     from itertools import islice
 
     with needs_extra("train", "preparing data"):

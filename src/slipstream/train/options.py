@@ -75,14 +75,15 @@ class AugmentOptions(_Options):
     """Augmentation of log-mel rows, drawn afresh each time; see `spectral.SpectralAugment` for the units.
 
     speed, warp: largest factors of time and of the frequency axis. tilt_db: a random equaliser's swing.
-    gain_db: range of the level. noise: probability of noise, snr_db below the speech. band_limit: probability of a
-    narrow line. frequency_masks, time_masks: most of each (SpecAugment).
+    gain_db: range of the level. reverb: probability of a room. noise: of noise, snr_db below the speech. band_limit: of
+    a narrow line. frequency_masks, time_masks: most of each (SpecAugment).
     """
 
     speed: float = 1.15
     warp: float = 1.15
     tilt_db: float = 6.0
     gain_db: tuple[float, float] = (-14.0, 8.0)
+    reverb: Share = 0.0
     noise: Share = 0.6
     snr_db: tuple[float, float] = (3.0, 35.0)
     band_limit: Share = 0.08

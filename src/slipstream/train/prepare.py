@@ -8,6 +8,7 @@ import random
 import wave
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from slipstream.train.synthesis import (
     ESPEAK_VARIANTS,
     FESTIVAL_VOICES,
     FLITE_VOICES,
+    PICO_VOICES,
+    RHVOICE_VOICES,
     Phone,
     Voice,
     phones_of,
@@ -67,7 +70,8 @@ def read_texts(path: Path) -> list[str]:
 
 
 def synthesise_texts(texts: Iterable[str], folder: Path, options: SynthesisOptions) -> Iterator[Recording]:
-    """Speak each text in a drawn voice, write it below `folder`, and give the recordings with their words' times.
+    """Speak each text in a drawn voice, write it below `folder`, and give the recordings, with their words' times where
+    the engine tells them.
 
     Beside each file of espeak-ng lies `<name>.phones.json`, its phones and their starts. Texts that an engine cannot
     time are skipped.
@@ -115,6 +119,46 @@ class Aligner:
         seconds = 1 / POSITIONS_PER_SECOND
         words, score = align_words(log_probs, numbers, recording.text.split(), seconds, LABEL_DELAY * seconds)
         return replace(recording, words=words), score
+
+
+def cut(recording: Recording, folder: Path, longest: float) -> Iterator[Recording]:
+    """Pieces of at most `longest` seconds, cut where the pause between two words is widest and written below `folder`.
+
+    A recording that is no longer is given as it is. Raises `SlipstreamError` when the words have no times.
+    """
+    if recording.seconds is not None and recording.seconds <= longest:
+        yield recording
+        return
+    samples = load(recording.audio)
+    seconds = len(samples) / SAMPLE_RATE
+    if seconds <= longest:
+        yield replace(recording, seconds=seconds)
+        return
+    if not recording.words:
+        raise SlipstreamError(f"{recording.audio}: cutting needs the words' times; `slipstream data align` finds them")
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (words, start, end) in enumerate(_pieces(recording.words, 0.0, seconds, longest)):
+        piece = samples[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
+        path = folder / f"{recording.audio.stem}-{number:03d}.wav"
+        write_wave(path, piece)
+        moved = tuple(Word(w.text, w.start - start, w.end - start) for w in words)
+        text = " ".join(word.text for word in words)
+        yield replace(recording, audio=path, text=text, words=moved, seconds=len(piece) / SAMPLE_RATE)
+
+
+def _pieces(
+    words: Sequence[Word], start: float, end: float, longest: float
+) -> Iterator[tuple[Sequence[Word], float, float]]:
+    """Runs of words and where they start and end. A pause counts for less, the nearer it lies to either end."""
+    if end - start <= longest or len(words) < 2:
+        yield words, start, end
+        return
+    middles = [(a.end + b.start) / 2 for a, b in pairwise(words)]
+    room = [min(m - start, end - m) for m in middles]
+    widths = [max(b.start - a.end, 0.01) for a, b in pairwise(words)]
+    best = max(range(len(widths)), key=lambda i: widths[i] * min(room[i], longest / 2))
+    yield from _pieces(words[: best + 1], start, middles[best], longest)
+    yield from _pieces(words[best + 1 :], middles[best], end, longest)
 
 
 def mel_items(
@@ -181,10 +225,18 @@ def _voice(options: SynthesisOptions, rng: np.random.Generator, draw: random.Ran
         # Half of a hundred variants sound alike: one voice in eight is the plain one.
         name = accent if draw.random() < 1 / 8 else f"{accent}+{draw.choice(ESPEAK_VARIANTS)}"
         return Voice(options.engine, name, rate, float(rng.uniform(0.1, 0.95)), float(rng.uniform(0.2, 0.8)))
-    voices = {"flite": FLITE_VOICES, "festival": FESTIVAL_VOICES}.get(options.engine)
-    if voices is None or options.language != "en":
+    voices = _VOICES.get(options.engine, {}).get(options.language)
+    if voices is None:
         raise SlipstreamError(f"no voice of {options.engine!r} speaks {options.language!r}")
-    return Voice(options.engine, draw.choice(voices), rate)
+    return Voice(options.engine, draw.choice(voices), rate, float(rng.random()))
+
+
+_VOICES: dict[str, dict[str, tuple[str, ...]]] = {
+    "flite": {"en": FLITE_VOICES},
+    "festival": {"en": FESTIVAL_VOICES},
+    "pico": PICO_VOICES,
+    "rhvoice": {"en": RHVOICE_VOICES},
+}
 
 
 def _factor(rng: np.random.Generator, largest: float) -> float:

@@ -35,15 +35,17 @@ class SpectralAugment:
     """Ranges and probabilities of what is done to one utterance's frames, and to a whole row of them.
 
     `speed`, `warp`: largest factors by which time, and the frequency axis (vocal tract length), are stretched.
-    `tilt_db`: largest swing of a smooth random equaliser. `gain_db`: range of the level. `noise`: probability of noise,
-    at `snr_db` below the row's speech. `band_limit`: probability of a narrow line. `frequency_masks`, `time_masks`: at
-    most how many bands and stretches of time are blanked (SpecAugment, arXiv:1904.08779).
+    `tilt_db`: largest swing of a smooth random equaliser. `gain_db`: range of the level. `reverb`: probability of a
+    room. `noise`: probability of noise, at `snr_db` below the row's speech. `band_limit`: probability of a narrow line.
+    `frequency_masks`, `time_masks`: at most how many bands and stretches of time are blanked (SpecAugment,
+    arXiv:1904.08779).
     """
 
     speed: float = 1.15
     warp: float = 1.15
     tilt_db: float = 6.0
     gain_db: tuple[float, float] = (-14.0, 8.0)
+    reverb: float = 0.0
     noise: float = 0.6
     snr_db: tuple[float, float] = (3.0, 35.0)
     band_limit: float = 0.08
@@ -63,8 +65,10 @@ class SpectralAugment:
         return log_power + np.float32(rng.uniform(*self.gain_db) * _DB), factor
 
     def row(self, log_power: FloatArray, speech_level: float, rng: np.random.Generator) -> FloatArray:
-        """A whole row `[F, M]`: noise of the room and the line. `speech_level`: ln power of its speech."""
+        """A whole row `[F, M]`: the room, its noise, and the line. `speech_level`: ln power of its speech."""
         F, M = log_power.shape
+        if self.reverb and rng.random() < self.reverb:
+            log_power = _reverberate(log_power, rng.uniform(0.15, 0.8), rng.uniform(-3, 12))
         if rng.random() < self.noise:
             level = speech_level - rng.uniform(*self.snr_db) * _DB
             noise = level + _equaliser(M, 10 * _DB, rng) - rng.uniform(0, 0.06) * np.arange(M) + _flutter(F, M, rng)
@@ -93,6 +97,21 @@ NO_AUGMENT = SpectralAugment(
     speed=1, warp=1, tilt_db=0, gain_db=(0, 0), noise=0, band_limit=0, frequency_masks=0, time_masks=0
 )
 """Frames as they are."""
+
+
+def _reverberate(log_power: FloatArray, seconds: float, direct_db: float) -> FloatArray:
+    """A room whose sound falls by 60 dB in `seconds`: each band's past power, dying away, `direct_db` below the direct
+    sound in sum. Frames come 100 a second."""
+    power = np.exp(log_power)
+    kept = np.float32(10 ** (-6 * 0.01 / seconds))
+    fed = power * np.float32((1 - kept) * 10 ** (-direct_db / 10))
+    tail = np.zeros(power.shape[1], np.float32)
+    for now, before in zip(power[1:], fed, strict=False):
+        tail *= kept
+        tail += before
+        now += tail
+    wet: FloatArray = np.log(power)
+    return wet
 
 
 def _log_uniform(rng: np.random.Generator, largest: float) -> float:

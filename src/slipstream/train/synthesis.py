@@ -1,7 +1,7 @@
-"""Speech synthesisers that say when each word and phone is spoken: espeak-ng, flite and festival.
+"""Speech synthesisers: espeak-ng, flite and festival, which say when each word is spoken, and pico and RHVoice.
 
-espeak-ng and flite run inside the process through their C libraries; festival, which has none worth the name, is a
-child process. espeak-ng keeps one global voice: use one process for each stream of synthesis, not threads.
+espeak-ng and flite run inside the process through their C libraries, the others are child processes. espeak-ng keeps
+one global voice: use one process for each stream of synthesis, not threads.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Phone:
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """Synthesised speech: samples `[S]` in [-1, 1], its words and, where the engine tells, its phones."""
+    """Synthesised speech: samples `[S]` in [-1, 1], and its words and phones where the engine tells them."""
 
     samples: FloatArray
     sample_rate: int
@@ -50,7 +50,8 @@ class Voice:
     """A voice of one engine. `rate` 1 is the engine's normal speed; `pitch` and `pitch_range` are 0 to 1.
 
     `name` is what the engine calls it: an espeak-ng voice with its variant (`en-us+f3`), a flite voice (`slt`), a
-    festival voice (`cmu_us_slt_arctic_hts`). Only espeak-ng has a pitch to set.
+    festival voice (`cmu_us_slt_arctic_hts`), a language of pico (`fr-FR`), an RHVoice voice (`clb`). flite and festival
+    have no pitch to set, and only espeak-ng has a range of it.
     """
 
     engine: str
@@ -115,10 +116,13 @@ ESPEAK_VARIANTS: tuple[str, ...] = (
 
 FLITE_VOICES: tuple[str, ...] = ("kal", "kal16", "awb", "rms", "slt")
 FESTIVAL_VOICES: tuple[str, ...] = ("cmu_us_slt_arctic_hts",)
+PICO_VOICES: dict[str, tuple[str, ...]] = {"en": ("en-US", "en-GB"), "fr": ("fr-FR",)}
+# slt speaks in flite and festival already; the licences of evgeniy-eng and lyubov allow nothing to be made from them.
+RHVOICE_VOICES: tuple[str, ...] = ("alan", "bdl", "clb")
 
 
 def synthesise(text: str, voice: Voice) -> Utterance:
-    """Speak `text` with `voice`; its words are those between blanks, in order.
+    """Speak `text` with `voice`; its words are those between blanks, in order, or none where the engine has no times.
 
     Raises `BackendError` when the engine is not installed, `SlipstreamError` for a voice it does not have.
     """
@@ -126,6 +130,8 @@ def synthesise(text: str, voice: Voice) -> Utterance:
         "espeak-ng": _espeak,
         "flite": _flite,
         "festival": _festival,
+        "pico": _pico,
+        "rhvoice": _rhvoice,
     }
     if voice.engine not in engines:
         raise SlipstreamError(f"no synthesiser {voice.engine!r}; there are {', '.join(engines)}")
@@ -392,21 +398,56 @@ def _festival(text: str, voice: Voice) -> Utterance:
             encoding="latin-1",
             errors="replace",
         )
-        try:
-            result = subprocess.run(
-                ["festival", "-b", str(script)], check=True, capture_output=True, text=True, errors="replace"
-            )
-        except FileNotFoundError as error:
-            raise BackendError("festival is not installed: install the package festival") from error
-        except subprocess.CalledProcessError as error:
-            raise SlipstreamError(f"festival cannot speak {text!r}: {error.stderr.strip()[-200:]}") from error
+        printed = _run(["festival", "-b", str(script)], text, "festival")
         samples, rate = _read_wave(wave)
-    lines = [line.split()[1:] for line in result.stdout.splitlines() if line.startswith("token")]
+    lines = [line.split()[1:] for line in printed.splitlines() if line.startswith("token")]
     if len(lines) != len(words):
         raise SlipstreamError(f"festival reads {len(lines)} tokens where the text has {len(words)}: {text!r}")
     spans = [[float(x) for x in line if float(x) > 0] for line in lines]
     starts, ends = [min(s) if s else None for s in spans], [max(s) if s else None for s in spans]
     return Utterance(samples, rate, spread(words, starts, ends, len(samples) / rate), ())
+
+
+# ----------------------------------------------------------------------------------------------------- pico and RHVoice
+
+
+def _pico(text: str, voice: Voice) -> Utterance:
+    if all(voice.name not in names for names in PICO_VOICES.values()):
+        known = ", ".join(name for names in PICO_VOICES.values() for name in names)
+        raise SlipstreamError(f"pico has no voice {voice.name!r}; there are {known}")
+    # Pitch in percent; its voices carry three quarters to five quarters of their own well.
+    marked = f"<speed level='{round(100 * voice.rate)}'><pitch level='{round(75 + 50 * voice.pitch)}'>{_unmarked(text)}"
+    with tempfile.TemporaryDirectory() as folder:
+        wave = Path(folder) / "speech.wav"
+        command = ["pico2wave", "-l", voice.name, "-w", str(wave), f"{marked}</pitch></speed>"]
+        _run(command, text, "libttspico-utils")
+        return Utterance(*_read_wave(wave), (), ())
+
+
+def _rhvoice(text: str, voice: Voice) -> Utterance:
+    if voice.name not in RHVOICE_VOICES:
+        raise SlipstreamError(f"RHVoice has no voice {voice.name!r} here; there are {', '.join(RHVOICE_VOICES)}")
+    with tempfile.TemporaryDirectory() as folder:
+        wave, said = Path(folder) / "speech.wav", Path(folder) / "speech.txt"
+        said.write_text(text, encoding="utf-8")
+        settings = ["-p", voice.name, "-r", str(round(100 * voice.rate)), "-t", str(round(75 + 50 * voice.pitch))]
+        _run(["RHVoice-test", "-i", str(said), "-o", str(wave), *settings], text, "rhvoice")
+        return Utterance(*_read_wave(wave), (), ())
+
+
+def _unmarked(text: str) -> str:
+    return text.translate(str.maketrans("<>&", "   "))
+
+
+def _run(command: Sequence[str], text: str, package: str) -> str:
+    """What a synthesiser that is a program prints."""
+    try:
+        result = subprocess.run(command, check=True, capture_output=True, text=True, errors="replace")
+    except FileNotFoundError as error:
+        raise BackendError(f"{command[0]} is not installed: install the package {package}") from error
+    except subprocess.CalledProcessError as error:
+        raise SlipstreamError(f"{command[0]} cannot speak {text!r}: {error.stderr.strip()[-200:]}") from error
+    return result.stdout
 
 
 def _read_wave(path: Path) -> tuple[FloatArray, int]:
