@@ -24,9 +24,10 @@ from tests.models import random_model, stt_config
 
 import slipstream
 from slipstream.config import STTConfig
+from slipstream.engine.engine import LiveSession
 from slipstream.engine.session import SessionOptions
 from slipstream.engine.watchdog import WatchdogOptions
-from slipstream.errors import AudioError, CheckpointError, Overloaded, SlipstreamError
+from slipstream.errors import AudioError, CheckpointError, Overloaded, SessionClosed, SlipstreamError
 from slipstream.formats import Transcript
 from slipstream.transcriber import Transcriber
 from slipstream.types import Final, PartialWord, Ready, Step, Word
@@ -46,6 +47,12 @@ def solo(audio_S: np.ndarray) -> tuple[Word, ...]:
 
 def quantised(audio_S: np.ndarray) -> np.ndarray:
     return np.round(audio_S * 32767).astype(np.int16)
+
+
+def freeing(session: LiveSession, audio_S: np.ndarray) -> Iterator[np.ndarray]:
+    """The audio, once `session` has given its slot back."""
+    session.cancel()
+    yield audio_S
 
 
 def as_wav(path: Path, audio_S: np.ndarray) -> Path:
@@ -187,6 +194,22 @@ def test_who_stops_reading_a_stream_frees_its_slot(transcriber: Transcriber) -> 
     assert transcriber.engine.active == 1
     events.close()  # type: ignore[attr-defined]
     assert transcriber.engine.active == 0
+
+
+def test_a_stream_that_waits_for_a_slot_says_so(transcriber: Transcriber, caplog: pytest.LogCaptureFixture) -> None:
+    held = [transcriber.session() for _ in range(transcriber.slots)]
+    events = transcriber.stream(freeing(held[0], speech(1, words=2)), 24_000)
+    with caplog.at_level(logging.WARNING, "slipstream"):
+        assert tuple(words_of(list(events))) == solo(speech(1, words=2))
+    assert "all 3 slots are taken" in caplog.text
+    for session in held:
+        session.cancel()
+
+
+def test_a_closed_transcriber_says_that_it_is_closed(transcriber: Transcriber) -> None:
+    transcriber.close()
+    with pytest.raises(SessionClosed, match="was closed"):
+        transcriber.session()
 
 
 def test_sessions_share_the_engine_and_the_house_can_be_full(transcriber: Transcriber) -> None:

@@ -98,8 +98,11 @@ class Transcriber:
         """Transcribe a stream as it comes: arrays `[S]` or `[C, S]` of any lengths, at `sample_rate` Hz.
 
         Yields the events that are there after each chunk, and after the last one all that are left, up to `Final`.
-        When every slot is taken it waits for one.
+        When every slot is taken it waits for one, and says so in the log: streams that one thread reads by turns need a
+        slot each.
         """
+        if self.engine.active >= self.slots:
+            logger.warning("all %d slots are taken: this stream waits for one; load more with slots=", self.slots)
         with self.session(options, wait=math.inf) as session:
             for audio_S in self._resampled(chunks, sample_rate):
                 session.send(audio_S)

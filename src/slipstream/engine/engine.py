@@ -115,15 +115,18 @@ class Engine:
         Audio may be sent at once; `Ready` tells that it has its slot. A wait in vain ends the session with
         `Overloaded`. `wake` is called, mostly in the engine's thread, when there are new events, or room for audio
         again after there was none: it must be quick, and if it raises, the session ends.
-        Raises `Overloaded` when there is neither a slot nor a place to wait, `EngineError` after the engine has failed.
+        Raises `Overloaded` when there is neither a slot nor a place to wait, `SessionClosed` after `close`,
+        `EngineError` after the engine has failed.
         """
         session = Session(self.format, options or SessionOptions())
         port = _Port(session, wake)
         with self._changing:
             if self._failure is not None:
                 raise _engine_error(self._failure)
-            if self._draining or self._closing:
+            if self._draining:
                 raise Overloaded("the engine is about to stop: it takes no more sessions")
+            if self._closing:
+                raise SessionClosed("the engine was closed: it takes no more sessions")
             self._end_given_up()
             self._scheduler.add(session, time.monotonic(), wait)
             self._ports[session] = port
