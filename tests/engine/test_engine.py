@@ -293,7 +293,7 @@ def test_closing_the_engine_ends_its_sessions(start: Callable[..., Engine]) -> N
     engine.close()
     with pytest.raises(SessionClosed):
         list(session)
-    with pytest.raises(Overloaded):
+    with pytest.raises(SessionClosed, match="was closed"):
         engine.open(QUIET)
 
 
