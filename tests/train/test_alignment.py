@@ -43,13 +43,15 @@ def test_words_come_out_where_their_phones_are() -> None:
     said = [0, 0, 1, 1, 2, 0, 0, 3, 3, 0]
     log_probs = np.log(np.full((10, 4), 0.01, np.float32))
     log_probs[np.arange(10), said] = np.log(0.97)
-    words, score = align_words(log_probs, [(1, 2), (), (3,)], ["ab", "x", "c"], 0.04, 0.08)
-    assert [(w.text, round(w.start, 2), round(w.end, 2)) for w in words] == [
+    found = align_words(log_probs, [(1, 2), (), (3,)], ["ab", "x", "c"], 0.04, 0.08)
+    assert [(w.text, round(w.start, 2), round(w.end, 2)) for w in found.words] == [
         ("ab", 0.0, 0.06),
         ("x", 0.06, 0.12),
         ("c", 0.2, 0.28),
     ]
-    assert score == pytest.approx(np.log(0.97), abs=1e-4)
+    phones = [(number, round(start, 2)) for number, start in found.phones]
+    assert phones == [(0, 0.0), (1, 0.0), (2, 0.08), (0, 0.12), (3, 0.2), (0, 0.28)]
+    assert found.fit == pytest.approx(np.log(0.97), abs=1e-4)
 
 
 def test_spread_shares_the_time_of_joined_words() -> None:

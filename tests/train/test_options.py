@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from pydantic import BaseModel
+import pytest
+from pydantic import BaseModel, ValidationError
 
 from slipstream.config import CodecConfig, LMConfig
-from slipstream.train.options import CodecRun, LMRun
+from slipstream.train.options import CodecRun, DataOptions, LMRun
 
 ELSEWHERE = (CodecConfig, LMConfig)
 """Tables whose keys the documents leave to the classes."""
@@ -43,3 +44,8 @@ def _documented() -> set[str]:
             names = [names[0].removesuffix("*") + name for name in re.findall(r"`([^`]+)`", meaning)]
         keys |= set(names)
     return keys
+
+
+def test_cropping_what_is_not_drawn_is_an_error() -> None:
+    with pytest.raises(ValidationError, match="crop names other, which weights do not draw from"):
+        DataOptions(packs=(), weights={"own": 1.0}, crop={"own": 0.5, "other": 0.5})

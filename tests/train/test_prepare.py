@@ -22,9 +22,10 @@ def long_recording(tmp_path: Path) -> Recording:
     rng = np.random.default_rng(0)
     bounds = np.sort(rng.uniform(0.1, 11.9, 40))
     words = tuple(Word(f"w{i}", float(a), float(b)) for i, (a, b) in enumerate(bounds.reshape(20, 2)))
+    phones = tuple((f"p{i}", float(a)) for i, (a, _) in enumerate(bounds.reshape(20, 2)))
     samples = rng.uniform(-0.5, 0.5, 12 * SAMPLE_RATE).astype(np.float32)
     write_wave(tmp_path / "long.wav", samples)
-    return Recording(tmp_path / "long.wav", " ".join(w.text for w in words), words, dataset="own")
+    return Recording(tmp_path / "long.wav", " ".join(w.text for w in words), words, phones, dataset="own")
 
 
 def test_the_pieces_are_the_whole(long_recording: Recording, tmp_path: Path) -> None:
@@ -36,6 +37,9 @@ def test_the_pieces_are_the_whole(long_recording: Recording, tmp_path: Path) -> 
     starts = np.cumsum([0.0, *(len(a) / SAMPLE_RATE for a in audio)])
     moved = [w.start + start for piece, start in zip(pieces, starts, strict=False) for w in piece.words]
     assert moved == pytest.approx([w.start for w in long_recording.words], abs=1e-3)
+    phones = [(name, at + start) for piece, start in zip(pieces, starts, strict=False) for name, at in piece.phones]
+    assert [name for name, _ in phones] == [name for name, _ in long_recording.phones]
+    assert [at for _, at in phones] == pytest.approx([at for _, at in long_recording.phones], abs=1e-3)
     for piece, samples in zip(pieces, audio, strict=True):
         assert piece.seconds == pytest.approx(len(samples) / SAMPLE_RATE)
         assert piece.words[0].start >= 0

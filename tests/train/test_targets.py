@@ -19,6 +19,7 @@ from slipstream.train.sampler import (
     RowOptions,
     RowSampler,
     TokenSampler,
+    crop,
     pause_labels,
 )
 from slipstream.train.spectral import NO_AUGMENT
@@ -107,3 +108,58 @@ def test_a_dataset_that_is_not_there_is_named(mel_packs: list[Pack], tmp_path: P
 def test_tokens_and_frames_are_not_confused(mel_packs: list[Pack], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="packs hold mel: expected tokens"):
         TokenSampler(mel_packs, Tokenizer(world.tokenizer(tmp_path)), RowOptions(4.0, {"a": 1.0}, (6, 6)))
+
+
+SENTENCE = Clip(
+    0,
+    100,
+    "one two three",
+    "en",
+    "a",
+    "s",
+    (("one", 0.1, 0.3), ("two", 0.3, 0.5), ("three", 0.6, 0.9)),
+    (("w", 0.1), ("V", 0.2), ("t", 0.3), ("_", 0.5), ("T", 0.6)),
+)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_crop_holds_what_was_said_between_its_cuts(seed: int) -> None:
+    rows = np.arange(100)[:, None]
+    part, clip = crop(rows, SENTENCE, 100.0, np.random.default_rng(seed))
+    offset = part[0, 0] / 100
+    assert list(part[:, 0]) == list(range(part[0, 0], part[-1, 0] + 1))
+    assert clip.length == len(part)
+    whole = SENTENCE.text.split()
+    first = whole.index(clip.words[0][0])
+    assert clip.text.split() == [word[0] for word in clip.words] == whole[first : first + len(clip.words)]
+    for said, start, end in clip.words:
+        reference = SENTENCE.words[whole.index(said)]
+        assert (start + offset, end + offset) == pytest.approx(reference[1:])
+        assert -1e-9 <= start < end <= len(part) / 100 + 1e-9
+    kept = [(name, round(at + offset, 6)) for name, at in clip.phones]
+    assert kept == [phone for phone in SENTENCE.phones if offset <= phone[1] < offset + len(part) / 100]
+
+
+def test_crops_differ_and_reach_every_word() -> None:
+    rows = np.zeros((100, 1))
+    texts = {crop(rows, SENTENCE, 100.0, np.random.default_rng(seed))[1].text for seed in range(60)}
+    assert texts == {"one", "two", "three", "one two", "two three", "one two three"}
+
+
+def test_phones_without_times_are_not_cut() -> None:
+    clip = Clip(0, 100, "one two", "en", "a", "s", SENTENCE.words[:2], (), ("w", "t"))
+    assert all(crop(np.zeros((100, 1)), clip, 100.0, np.random.default_rng(seed))[1] is clip for seed in range(8))
+
+
+def test_only_the_datasets_that_are_named_are_cropped(mel_packs: list[Pack], tmp_path: Path) -> None:
+    tokenizer = Tokenizer(world.tokenizer(tmp_path))
+
+    def first_words(share: dict[str, float]) -> set[str]:
+        options = RowOptions(4.0, {"a": 1.0}, (6, 6), augment=NO_AUGMENT, crop=share)
+        targets = RowSampler(mel_packs, PhoneInventory(["_", "t", "w"]), tokenizer, options).batch(0, 12).targets
+        decoders = [WordDecoder(tokenizer, 6, partials=False) for _ in range(12)]
+        heard = [[e for t in row[1:] for e in d.push(int(t))] for d, row in zip(decoders, targets.text_BT, strict=True)]
+        return {next(event.text for event in events if isinstance(event, Word)) for events in heard}
+
+    assert first_words({}) == first_words({"b": 1.0}) == {"one"}
+    assert first_words({"a": 1.0}) == {"one", "two"}

@@ -8,6 +8,7 @@ that the times it finds are the phones' own and not a spike somewhere in them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,6 +16,16 @@ from slipstream.errors import SlipstreamError
 from slipstream.types import FloatArray, IntArray, Word
 
 SILENCE_ID = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """The words with their times, the phones (number, start in seconds; silences too), and how well they fit: the mean
+    log-probability of the frames of speech."""
+
+    words: tuple[Word, ...]
+    phones: tuple[tuple[int, float], ...]
+    fit: float
 
 
 def viterbi(log_probs_TV: FloatArray, states_S: IntArray) -> IntArray:
@@ -59,8 +70,8 @@ def align_words(
     texts: Sequence[str],
     frame_seconds: float,
     lag: float,
-) -> tuple[tuple[Word, ...], float]:
-    """Words with times from framewise phone log-probabilities, and the mean log-probability of the frames of speech.
+) -> Alignment:
+    """When each word and phone is spoken, from framewise phone log-probabilities.
 
     `phones`: the phone numbers of each word; a word without (joined to its neighbour by the pronouncer) shares the
     neighbour's time. `lag`: seconds by which the head names phones late.
@@ -77,15 +88,22 @@ def align_words(
     owner_T = np.array(owners)[path]
     spoken = owner_T >= 0
     scores = log_probs_TV[np.arange(len(path)), np.array(states)[path]]
+
+    def time(frame: int) -> float:
+        return max(0.0, frame * frame_seconds - lag)
+
     starts: list[float | None] = [None] * len(texts)
     ends: list[float | None] = [None] * len(texts)
     for number in range(len(texts)):
         frames = np.flatnonzero(owner_T == number)
         if len(frames):
-            starts[number] = max(0.0, float(frames[0]) * frame_seconds - lag)
-            ends[number] = max(0.0, float(frames[-1] + 1) * frame_seconds - lag)
-    words = spread(texts, starts, ends, len(log_probs_TV) * frame_seconds)
-    return words, float(scores[spoken].mean()) if spoken.any() else -np.inf
+            starts[number], ends[number] = time(int(frames[0])), time(int(frames[-1]) + 1)
+    entered = np.flatnonzero(np.diff(path, prepend=-1))
+    return Alignment(
+        spread(texts, starts, ends, len(log_probs_TV) * frame_seconds),
+        tuple((states[path[frame]], time(int(frame))) for frame in entered),
+        float(scores[spoken].mean()) if spoken.any() else -np.inf,
+    )
 
 
 def spread(

@@ -262,6 +262,7 @@ def _row_options(data: DataOptions, text: _TextOptions, lm: LMConfig) -> RowOpti
         plain=data.plain_text,
         pause_classes=lm.pause_classes,
         augment=SpectralAugment(**data.augment.model_dump()),
+        crop=data.crop,
     )
 
 

@@ -1,9 +1,9 @@
 """JSONL manifests of recordings, and the word times that lie beside an audio file.
 
 A line of a manifest is an object: `audio` (path, relative to the manifest), `text` ("" where nothing is said), and,
-where known, `words` (`[text, start, end]`, seconds), `seconds`, `speaker`, `lang`, `dataset`, `split`. Where a line has
-no words, a JSON file beside the audio is read, in the form of Kyutai's fine-tuning tool:
-`{"alignments": [[text, [start, end], speaker], ...]}`.
+where known, `words` (`[text, start, end]`, seconds), `phones` (`[name, start]`), `seconds`, `speaker`, `lang`,
+`dataset`, `split`. Where a line has no words, a JSON file beside the audio is read, in the form of Kyutai's fine-tuning
+tool: `{"alignments": [[text, [start, end], speaker], ...]}`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ class ManifestError(SlipstreamError):
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """One line of a manifest. `seconds` is None until the audio was read; `words` is empty where times are unknown."""
+    """One line of a manifest. `seconds` is None until the audio was read; `words`, and `phones` (name, start) in
+    espeak-ng's mnemonics, are empty where times are unknown."""
 
     audio: Path
     text: str
     words: tuple[Word, ...] = ()
+    phones: tuple[tuple[str, float], ...] = ()
     seconds: float | None = None
     speaker: str = ""
     lang: str = "en"
@@ -135,12 +137,16 @@ def _recording(line: str, path: Path, number: int) -> Recording:
     try:
         words = tuple(Word(str(w[0]), float(w[1]), float(w[2])) for w in raw.get("words") or ())
         words = words or _beside(audio)
+        phones = tuple((str(p[0]), float(p[1])) for p in raw.get("phones") or ())
     except (TypeError, ValueError, IndexError, KeyError) as error:
-        raise ManifestError(f"{path}, line {number}: words must be [text, start, end], in seconds") from error
+        raise ManifestError(
+            f"{path}, line {number}: words must be [text, start, end] and phones [name, start], in seconds"
+        ) from error
     return Recording(
         audio,
         raw["text"],
         words,
+        phones,
         raw.get("seconds"),
         str(raw.get("speaker", "")),
         str(raw.get("lang", "en")),
@@ -163,6 +169,7 @@ def _line(recording: Recording, folder: Path) -> dict[str, Any]:
         "audio": str(audio.relative_to(folder) if audio.is_relative_to(folder) else audio),
         "text": recording.text,
         "words": [[w.text, round(w.start, 3), round(w.end, 3)] for w in recording.words],
+        "phones": [[name, round(start, 3)] for name, start in recording.phones],
         "seconds": recording.seconds,
         "speaker": recording.speaker,
         "lang": recording.lang,

@@ -115,6 +115,7 @@ class DataOptions(_Options):
     gaps, gap_shares: ranges of seconds of silence between the utterances of a row, and how often each is drawn.
     delay: text delay in frames, or the two bounds it is drawn from; a drawn delay needs a conditioner named "delay".
     That of the model that the run starts from by default, or 6.
+    crop: by dataset, how often only a run of a recording's words is taken: against learning few sentences by heart.
     same_language: how often the next utterance of a row is in the language of the last.
     plain_text: lower case and no punctuation.
     text_mask: share of the previous text tokens that the LM does not see.
@@ -127,11 +128,18 @@ class DataOptions(_Options):
     gaps: tuple[tuple[float, float], ...] = ((0.08, 0.6), (0.6, 1.5), (1.5, 3.8))
     gap_shares: tuple[Share, ...] = (0.62, 0.28, 0.1)
     delay: Positive | tuple[Positive, Positive] | None = None
+    crop: dict[str, Share] = {}
     same_language: Share = 0.85
     plain_text: bool = True
     text_mask: Share = 0.1
     augment: AugmentOptions = AugmentOptions()
     augment_samples: SampleAugmentOptions | None = None
+
+    @model_validator(mode="after")
+    def _crop_what_is_drawn(self) -> DataOptions:
+        if unknown := sorted(self.crop.keys() - self.weights.keys()):
+            raise ValueError(f"crop names {', '.join(unknown)}, which weights do not draw from")
+        return self
 
 
 class LossOptions(_Options):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import json
 import random
 import wave
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +32,6 @@ from slipstream.train.synthesis import (
     FLITE_VOICES,
     PICO_VOICES,
     RHVOICE_VOICES,
-    Phone,
     Voice,
     phones_of,
     synthesise,
@@ -70,12 +67,8 @@ def read_texts(path: Path) -> list[str]:
 
 
 def synthesise_texts(texts: Iterable[str], folder: Path, options: SynthesisOptions) -> Iterator[Recording]:
-    """Speak each text in a drawn voice, write it below `folder`, and give the recordings, with their words' times where
-    the engine tells them.
-
-    Beside each file of espeak-ng lies `<name>.phones.json`, its phones and their starts. Texts that an engine cannot
-    time are skipped.
-    """
+    """Speak each text in a drawn voice, write it below `folder`, and give the recordings, with the times of words and
+    phones where the engine tells them. Texts that an engine cannot time are skipped."""
     folder.mkdir(parents=True, exist_ok=True)
     rng, draw = np.random.default_rng(options.seed), random.Random(options.seed)
     for number, text in enumerate(texts):
@@ -90,11 +83,17 @@ def synthesise_texts(texts: Iterable[str], folder: Path, options: SynthesisOptio
             samples = options.augment(samples, SAMPLE_RATE, rng)
         path = folder / f"{options.engine}-{options.language}-{options.seed}-{number:07d}.wav"
         write_wave(path, samples)
-        if spoken.phones:
-            _write_phones(path, [replace(p, start=p.start / factor, end=p.end / factor) for p in spoken.phones])
-        words = tuple(Word(w.text, w.start / factor, w.end / factor) for w in spoken.words)
-        name = f"{options.engine}-{options.language}"
-        yield Recording(path, text, words, len(samples) / SAMPLE_RATE, voice.name, options.language, name, "train")
+        yield Recording(
+            path,
+            text,
+            tuple(Word(w.text, w.start / factor, w.end / factor) for w in spoken.words),
+            tuple((phone.name, phone.start / factor) for phone in spoken.phones),
+            len(samples) / SAMPLE_RATE,
+            voice.name,
+            options.language,
+            f"{options.engine}-{options.language}",
+            "train",
+        )
 
 
 class Aligner:
@@ -105,7 +104,7 @@ class Aligner:
 
     @torch.inference_mode()
     def align(self, recording: Recording) -> tuple[Recording, float]:
-        """The recording with its words' times, and how well they fit: mean log-probability of the frames of speech.
+        """The recording with the times of its words and phones, and how well they fit (`Alignment.fit`).
 
         Raises `SlipstreamError` when the text is too long for the audio.
         """
@@ -117,8 +116,9 @@ class Aligner:
         x_BPD = positions(self.codec, torch.from_numpy(mel.T.copy())[None])
         log_probs: FloatArray = self.head(x_BPD).log_softmax(-1)[0].numpy()
         seconds = 1 / POSITIONS_PER_SECOND
-        words, score = align_words(log_probs, numbers, recording.text.split(), seconds, LABEL_DELAY * seconds)
-        return replace(recording, words=words), score
+        found = align_words(log_probs, numbers, recording.text.split(), seconds, LABEL_DELAY * seconds)
+        phones = tuple((self.phones.names[number], start) for number, start in found.phones)
+        return replace(recording, words=found.words, phones=phones), found.fit
 
 
 def cut(recording: Recording, folder: Path, longest: float) -> Iterator[Recording]:
@@ -142,8 +142,10 @@ def cut(recording: Recording, folder: Path, longest: float) -> Iterator[Recordin
         path = folder / f"{recording.audio.stem}-{number:03d}.wav"
         write_wave(path, piece)
         moved = tuple(Word(w.text, w.start - start, w.end - start) for w in words)
+        phones = tuple((name, at - start) for name, at in recording.phones if start <= at < end)
         text = " ".join(word.text for word in words)
-        yield replace(recording, audio=path, text=text, words=moved, seconds=len(piece) / SAMPLE_RATE)
+        seconds = len(piece) / SAMPLE_RATE
+        yield replace(recording, audio=path, text=text, words=moved, phones=phones, seconds=seconds)
 
 
 def _pieces(
@@ -174,12 +176,11 @@ def mel_items(
 def sample_items(
     recordings: Iterable[Recording], sample_rate: int = SAMPLE_RATE
 ) -> tuple[PackKind, Iterator[tuple[npt.NDArray[np.int16], Clip]]]:
-    """The kind and content of a pack of samples, for `write_pack`; phones only where a synthesiser left them."""
+    """The kind and content of a pack of samples, for `write_pack`; phones only where they are timed."""
 
     def item(recording: Recording) -> tuple[npt.NDArray[np.int16], Clip]:
         samples = np.clip(load(recording.audio, sample_rate), -1, 1)
-        clip = _with_phones(recording) if _phones_path(recording.audio).exists() else _clip(recording)
-        return np.round(samples * 32767).astype(np.int16)[:, None], clip
+        return np.round(samples * 32767).astype(np.int16)[:, None], _clip(recording)
 
     return PackKind("samples", 1, float(sample_rate), (0.0,)), (item(r) for r in recordings)
 
@@ -249,26 +250,15 @@ def _front_end(codec: Mimi) -> LogMel:
     return codec.mel
 
 
-def _phones_path(audio: Path) -> Path:
-    return audio.with_suffix(".phones.json")
-
-
-def _write_phones(audio: Path, phones: Sequence[Phone]) -> None:
-    rows = [[phone.name, round(phone.start, 3)] for phone in phones]
-    _phones_path(audio).write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-
-
 def _clip(recording: Recording) -> Clip:
-    """What a pack says of a recording, but for its phones."""
+    """What a pack says of a recording."""
     words = tuple((w.text, w.start, w.end) for w in recording.words)
-    return Clip(0, 0, recording.text, recording.lang, recording.dataset, recording.speaker, words)
+    return Clip(0, 0, recording.text, recording.lang, recording.dataset, recording.speaker, words, recording.phones)
 
 
 def _with_phones(recording: Recording) -> Clip:
-    """The same with phones: timed where the synthesiser left them beside the audio, else those of the text."""
-    path = _phones_path(recording.audio)
-    if path.exists():
-        timed: list[Any] = json.loads(path.read_text(encoding="utf-8"))
-        return replace(_clip(recording), phones=tuple((str(name), float(start)) for name, start in timed))
+    """The same, with the phones of its text where none are timed."""
+    if recording.phones:
+        return _clip(recording)
     spoken = tuple(phone for word in phones_of(recording.text, recording.lang) for phone in word)
     return replace(_clip(recording), phone_sequence=spoken)

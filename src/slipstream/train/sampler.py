@@ -13,10 +13,11 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from slipstream.errors import ConfigError
 from slipstream.text import Tokenizer, encode_stream
@@ -114,6 +115,27 @@ def pause_labels(starts: Sequence[float], frames: int, frame_rate: float, classe
     return labels
 
 
+def crop(rows: npt.NDArray[Any], clip: Clip, rate: float, rng: np.random.Generator) -> tuple[npt.NDArray[Any], Clip]:
+    """A drawn run of the clip's words: its rows `[N', width]` of `[N, width]`, `rate` a second, and what is said there.
+
+    Cuts lie halfway between two words. A clip whose phones are known but not timed stays whole.
+    """
+    words = clip.words
+    if len(words) < 2 or (clip.phone_sequence and not clip.phones):
+        return rows, clip
+    first = int(rng.integers(len(words)))
+    last = int(rng.integers(first, len(words)))
+    start = (words[first - 1][2] + words[first][1]) / 2 if first else 0.0
+    end = (words[last][2] + words[last + 1][1]) / 2 if last + 1 < len(words) else len(rows) / rate
+    begin, finish = round(start * rate), round(end * rate)
+    if finish - begin < 2:
+        return rows, clip
+    said = tuple((text, a - start, b - start) for text, a, b in words[first : last + 1])
+    phones = tuple((name, at - start) for name, at in clip.phones if start <= at < end)
+    text = " ".join(word[0] for word in said)
+    return rows[begin:finish], replace(clip, length=finish - begin, text=text, words=said, phones=phones)
+
+
 @dataclass(frozen=True, slots=True)
 class RowOptions:
     """How rows are laid out.
@@ -121,7 +143,8 @@ class RowOptions:
     `seconds` long; `weights` say how often each dataset is drawn from (others never); `delay` in frames is drawn from
     between its two bounds for each row; `gaps` are ranges of seconds between utterances, drawn by `gap_shares`;
     `same_language` is how often the next utterance keeps the language; `text_mask` the share of text tokens hidden from
-    the LM; `plain` writes words by `plain_word`.
+    the LM; `plain` writes words by `plain_word`. `crop`: by dataset, how often only a run of a clip's words is taken,
+    so that a small set of sentences is not learnt by heart.
     """
 
     seconds: float
@@ -134,6 +157,7 @@ class RowOptions:
     plain: bool = True
     pause_classes: int = 6
     augment: SpectralAugment = NO_AUGMENT
+    crop: Mapping[str, float] = field(default_factory=dict)
 
 
 class _Sampler:
@@ -190,6 +214,13 @@ class _Sampler:
             if clip.length <= room:
                 return pack, clip
         return None
+
+    def _content(self, pack: Pack, clip: Clip, rng: np.random.Generator) -> tuple[npt.NDArray[Any], Clip]:
+        """The clip's rows and what is said in them; of a clip that is cropped, those of some of its words."""
+        rows, share = pack.rows(clip), self.options.crop.get(clip.dataset, 0.0)
+        if not share or rng.random() >= share:
+            return rows, clip
+        return crop(rows, clip, self.kind.rate, rng)
 
     def _gap(self, rng: np.random.Generator) -> int:
         bounds = self.options.gaps[int(rng.choice(len(self.options.gaps), p=self.options.gap_shares))]
@@ -292,7 +323,8 @@ class RowSampler(_Sampler):
         drawn = self._fitting(clips, F)
         while drawn is not None:
             pack, clip = drawn
-            log_power, factor = options.augment.utterance(to_log_power(pack.rows(clip)), rng)
+            content, clip = self._content(pack, clip, rng)
+            log_power, factor = options.augment.utterance(to_log_power(content), rng)
             log_power = log_power[: F - at]
             self._lay(canvas, at, log_power, rng)
             levels.append(float(np.log(np.mean(np.exp(log_power)) + 1e-9)))
@@ -354,9 +386,9 @@ class TokenSampler(_Sampler):
         clips = self._clips(rng)
         at = round(rng.uniform(0, 0.6) * rate)
         while at < T:
-            pack, clip = next(clips)
-            skipped = int(rng.integers(0, max(1, clip.length - T)))
-            rows = pack.rows(clip)[skipped : skipped + T - at]
+            content, clip = self._content(*next(clips), rng)
+            skipped = int(rng.integers(0, max(1, len(content) - T)))
+            rows = content[skipped : skipped + T - at]
             codes[at : at + len(rows)] = rows
             words += self._words(clip, (at - skipped) / rate, 1.0)
             at += len(rows) + self._gap(rng)

@@ -39,7 +39,7 @@ def make_sounds(folder: Path, hours: float, languages: tuple[str, ...], seed: in
         path = folder / f"{DATASET}-{seed}-{number:06d}.wav"
         write_wave(path, _AUGMENT(samples, SAMPLE_RATE, rng))
         language = languages[number % len(languages)]
-        yield Recording(path, "", (), length / SAMPLE_RATE, kind.__name__, language, DATASET, "train")
+        yield Recording(path, "", (), (), length / SAMPLE_RATE, kind.__name__, language, DATASET, "train")
         seconds, number = seconds + length / SAMPLE_RATE, number + 1
 
 
