@@ -11,7 +11,7 @@ import difflib
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -939,9 +939,14 @@ def check_keys(raw: Mapping[str, Any], known: Any, where: str) -> None:
     """Raise `ConfigError` for the first key of `raw` that is not in `known`, naming the nearest known one."""
     for key in raw:
         if key not in known:
-            near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(sorted(known))}"
-            raise ConfigError(f"unknown key {key!r} in {where}{hint}")
+            raise ConfigError(unknown_key(key, known, where))
+
+
+def unknown_key(key: str, known: Iterable[str], where: str) -> str:
+    """What is wrong with `key`: that it is not one of `known`, and which of those is nearest."""
+    near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(sorted(known))}"
+    return f"unknown key {key!r} in {where}{hint}"
 
 
 Kind = Literal["count", "natural", "positive", "not negative", "number", "text", "flag", "table", "list"]

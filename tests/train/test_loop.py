@@ -6,8 +6,11 @@ Two processes are two with the whole model each, and two that share one between 
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
+from itertools import count
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -147,8 +150,50 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path, tmp_path: Path) 
     state = torch.load(path, weights_only=True)
     del state["weights"]["text_linear.weight"]
     torch.save(state, path)
-    with pytest.raises(CheckpointError, match=r"of another model: it lacks text_linear\.weight"):
+    with pytest.raises(CheckpointError, match=r"of another model: text_linear\.weight are not there"):
         trainer(folder, run)
+    state["weights"]["text_linear.weight"] = torch.zeros(3, 3)
+    torch.save(state, path)
+    with pytest.raises(
+        CheckpointError, match=r"of another model: text_linear\.weight are not there, or of another shape"
+    ):
+        trainer(folder, run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_its_step_and_goes_on_to_the_same_weights(
+    folder: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    whole = weights(trainer(folder, options(tmp_path / "whole")).run())
+    before = signal.getsignal(number)
+    said: list[str] = []
+    run = trainer(folder, options(tmp_path / "stopped"))
+    run.report = said.append
+    draw = run.task.batch
+
+    def interrupted(first_row: int, rows: int) -> object:
+        if first_row == 8:
+            signal.raise_signal(number)
+        return draw(first_row, rows)
+
+    with patch("slipstream.train.loop.prefetch", lambda draw, first, stride: (draw(n) for n in count(first, stride))):
+        run.task.batch = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            run.run()
+    assert said[-1].endswith("is of step 3, and the same command goes on from there")
+    assert signal.getsignal(number) is before
+    again = trainer(folder, options(tmp_path / "stopped"))
+    assert again.step == 3
+    resumed = weights(again.run())
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_finished_run_says_so(folder: Path, tmp_path: Path) -> None:
+    trainer(folder, options(tmp_path, steps=2)).run()
+    again, said = trainer(folder, options(tmp_path, steps=2)), []
+    again.report = said.append
+    again.run()
+    assert "this run has had its 2 steps" in said[-1]
 
 
 def test_rows_must_divide_among_processes(folder: Path, tmp_path: Path) -> None:

@@ -48,4 +48,45 @@ def _documented() -> set[str]:
 
 def test_cropping_what_is_not_drawn_is_an_error() -> None:
     with pytest.raises(ValidationError, match="crop names other, which weights do not draw from"):
-        DataOptions(packs=(), weights={"own": 1.0}, crop={"own": 0.5, "other": 0.5})
+        DataOptions(packs=(Path("pack"),), weights={"own": 1.0}, crop={"own": 0.5, "other": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"packs": []}, "at least 1 item"),
+        ({"weights": {}}, "at least 1 item"),
+        ({"weights": {"own": 0.0}}, "greater than 0"),
+        ({"gaps": [[0.1, 1.0]]}, "1 gaps and 3 gap_shares"),
+        ({"gaps": [[1.0, 0.1]], "gap_shares": [1.0]}, r"\[1.0, 0.1\] is no range"),
+        ({"delay": [10, 3]}, r"\[10, 3\] is no range"),
+    ],
+)
+def test_data_that_cannot_be_drawn_is_an_error(data: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        DataOptions.model_validate({"packs": ["pack"], "weights": {"own": 1.0}} | data)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ({"train_codec": True, "model": {"base": "tiny"}}, "with train_codec, start from model.init"),
+        ({"model": {"base": "tiny", "init": "tiny"}}, "this one starts from model.base"),
+        ({"model": {}}, "model.base is missing"),
+        ({"train_codec": True, "model": {"init": "tiny"}, "lora": {}}, "leave train_codec out"),
+        ({"train_codec": True, "model": {"init": "tiny"}, "pause_heads_only": True}, "leave train_codec out"),
+        ({"train_codec": True, "model": {"init": "tiny", "pause_heads": 4}}, "leave train_codec out"),
+        ({"model": {"base": "tiny"}, "lora": {}, "pause_heads_only": True}, "leave lora out"),
+        ({"train_codec": True, "model": {"init": "tiny"}}, "quantiser.start = 200, but the run has 4 steps"),
+    ],
+)
+def test_a_run_that_would_ignore_a_part_of_its_file_is_refused(run: dict[str, object], message: str) -> None:
+    shared = {"run": {"out": "x", "steps": 4}, "data": {"packs": ["pack"], "weights": {"own": 1.0}}}
+    with pytest.raises(ValidationError, match=message):
+        LMRun.model_validate(shared | run)
+
+
+def test_a_codec_does_not_start_from_what_is_kept() -> None:
+    shared = {"run": {"out": "x", "steps": 4}, "data": {"packs": ["pack"], "weights": {"own": 1.0}}}
+    with pytest.raises(ValidationError, match=r"model\.init"):
+        CodecRun.model_validate(shared | {"model": {"base": "tiny"}})

@@ -106,7 +106,7 @@ def test_a_dataset_that_is_not_there_is_named(mel_packs: list[Pack], tmp_path: P
 
 
 def test_tokens_and_frames_are_not_confused(mel_packs: list[Pack], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="packs hold mel: expected tokens"):
+    with pytest.raises(ConfigError, match="packs hold mel: this run reads tokens"):
         TokenSampler(mel_packs, Tokenizer(world.tokenizer(tmp_path)), RowOptions(4.0, {"a": 1.0}, (6, 6)))
 
 
@@ -163,3 +163,18 @@ def test_only_the_datasets_that_are_named_are_cropped(mel_packs: list[Pack], tmp
 
     assert first_words({}) == first_words({"b": 1.0}) == {"one"}
     assert first_words({"a": 1.0}) == {"one", "two"}
+
+
+def test_clips_that_cannot_be_drawn_are_counted(mel_packs: list[Pack], tmp_path: Path) -> None:
+    tokenizer = Tokenizer(world.tokenizer(tmp_path))
+    kind = PackKind("mel", 8, 100.0, (-1.88,) * 8)
+    write_pack(tmp_path / "long", kind, [(np.zeros((500, 8)), Clip(0, 0, "one", "en", "a", "s"))])
+    packs = [*mel_packs, Pack(tmp_path / "long")]
+    options = RowOptions(4.0, {"a": 1.0, "b": 1.0}, (6, 6), augment=NO_AUGMENT)
+    sampler = RowSampler(packs, PhoneInventory(["_", "t", "w"]), tokenizer, options)
+    assert sampler.remarks() == [
+        "1 clips left out: longer than a row of 4 s; `slipstream data cut` cuts them at pauses"
+    ]
+    assert (sampler.timed, sampler.untimed) == (1, 1)
+    with pytest.raises(ConfigError, match="no usable clip of it; 1 clips left out: longer than a row of 4 s"):
+        RowSampler(packs[1:], PhoneInventory(["_", "t", "w"]), tokenizer, RowOptions(4.0, {"a": 1.0}, (6, 6)))

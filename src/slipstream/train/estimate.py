@@ -28,7 +28,7 @@ class Estimate:
         gib = 1 << 30
         total = self.weights_bytes + self.optimizer_bytes + self.activation_bytes
         return (
-            f"{self.parameters / 1e6:.1f} M parameters, {self.trained / 1e6:.1f} M trained; memory about "
+            f"{self.parameters / 1e6:.1f} M parameters, {self.trained / 1e6:.3g} M trained; memory about "
             f"{total / gib:.2f} GiB (weights {self.weights_bytes / gib:.2f}, gradients and optimiser "
             f"{self.optimizer_bytes / gib:.2f}, activations {self.activation_bytes / gib:.2f}); "
             f"{self.hours_a_step * 3600:.0f} s of audio and {self.flops / 1e12:.2f} TFLOP a step"

@@ -66,6 +66,8 @@ class Pack:
             raise CheckpointError(f"{folder} is not a pack; `slipstream data pack` makes one") from error
         self.kind = PackKind(**(about | {"silence": tuple(about["silence"])}))
         self.clips = [_clip(line) for line in index.splitlines()]
+        if not self.clips:
+            raise CheckpointError(f"{folder} is a pack without clips")
         self._rows = np.memmap(folder / "rows.bin", self.kind.dtype, "r").reshape(-1, self.kind.width)
 
     def rows(self, clip: Clip) -> npt.NDArray[Any]:

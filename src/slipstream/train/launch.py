@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from slipstream.train.augment import WaveAugment
 from slipstream.train.estimate import estimate
 from slipstream.train.export import export_codec, export_lm, export_model
 from slipstream.train.features import Pack
-from slipstream.train.loop import DTYPES, Trainer
+from slipstream.train.loop import CHECKPOINT_FILE, DTYPES, Trainer
 from slipstream.train.lora import add_lora, merge_lora
 from slipstream.train.model import SpeechModel
 from slipstream.train.options import AnyRun, CodecRun, DataOptions, LMRun, ModelOptions, RunOptions, read_run
@@ -60,7 +60,8 @@ def run_codec(options: CodecRun, report: Report = print) -> Path:
         if options.discriminator is not None or options.data.augment_samples is not None:
             raise ConfigError("discriminator and data.augment_samples are for a waveform codec: this one hears log-mel")
         model, sampler, _ = _speech(options, packs)
-        path = _run(PhoneTask(model, sampler, options.loss), options.run, report)
+        write_phones(sampler.phones, options.run.out)
+        path = _run(PhoneTask(model, sampler, options.loss), options.run, report, sampler.remarks())
         if _first():
             export_codec(model.codec, options.run.out / "codec")
             write_training_part(model, sampler.phones, options.run.out / "codec")
@@ -79,12 +80,15 @@ def run_lm(options: LMRun, report: Report = print) -> Path:
 
 
 def _run_reconstruction(options: CodecRun, config: CodecConfig, packs: list[Pack], report: Report) -> Path:
+    if options.model.init is not None:
+        raise ConfigError("model.init: a waveform codec starts from nothing, or goes on from what is in run.out")
     phones = _phones(options.run, options.model, packs)
     torch.manual_seed(options.run.seed)
     data, seed = options.data, options.run.seed
     augment = WaveAugment(**data.augment_samples.model_dump()) if data.augment_samples else None
     sampler = CropSampler(packs, phones, config, data.weights, data.seconds, seed, augment)
     judge = Discriminator(**options.discriminator.model_dump()) if options.discriminator else None
+    write_phones(phones, options.run.out)
     task = ReconstructionTask(WaveCodec(config, len(phones), judge), sampler, options.loss, options.quantiser)
     path = _run(task, options.run, report)
     if _first():
@@ -93,10 +97,16 @@ def _run_reconstruction(options: CodecRun, config: CodecConfig, packs: list[Pack
 
 
 def _run_joint(options: LMRun, report: Report) -> Path:
-    if options.lora is not None:
-        raise ConfigError("lora trains an LM beside a frozen codec: leave train_codec out")
     model, sampler, text = _speech(options, [Pack(path) for path in options.data.packs])
-    _run(JointTask(model, sampler, options.loss, options.quantiser), options.run, report)
+    if not sampler.timed:
+        raise ConfigError(
+            "no clip of data.packs has word times to teach the text by: `slipstream data align` finds them"
+        )
+    write_phones(sampler.phones, options.run.out)
+    remarks = sampler.remarks()
+    if sampler.untimed:
+        remarks.append(f"{sampler.untimed} clips have no word times, and teach phones alone: `slipstream data align`")
+    _run(JointTask(model, sampler, options.loss, options.quantiser), options.run, report, remarks)
     folder = options.run.out / "model"
     if _first():
         export_model(model, model.config, text.tokenizer, folder)
@@ -114,9 +124,7 @@ def _speech(options: CodecRun | LMRun, packs: list[Pack]) -> tuple[SpeechModel, 
 
 
 def _run_text(options: LMRun, report: Report) -> Path:
-    base = load_checkpoint(options.model.base) if options.model.base else None
-    if base is None:
-        raise ConfigError("model.base: an LM learns beside a frozen codec, so name the checkpoint that has one")
+    base = load_checkpoint(str(options.model.base))
     config = base.config
     if options.model.lm is not None:
         config = config.model_copy(update={"lm": options.model.lm})
@@ -130,7 +138,8 @@ def _run_text(options: LMRun, report: Report) -> Path:
     packs = [Pack(path) for path in options.data.packs]
     rows = _row_options(options.data, text, config.lm)
     sampler = TokenSampler(packs, _open(text, config.lm), rows, seed=options.run.seed)
-    _run(TextTask(lm, sampler, options.loss, options.quantiser.codebook_dropout), options.run, report)
+    task = TextTask(lm, sampler, options.loss, options.quantiser.codebook_dropout)
+    _run(task, options.run, report, sampler.remarks())
     folder = options.run.out / "model"
     if _first():
         merge_lora(lm)
@@ -158,12 +167,16 @@ def _based_lm(base: Checkpoint, config: LMConfig, options: LMRun) -> LM:
     return lm.train()
 
 
-def _run(task: Task, options: RunOptions, report: Report) -> Path:
+def _run(task: Task, options: RunOptions, report: Report, remarks: Sequence[str] = ()) -> Path:
     if options.checkpoint_layers:
         for module in task.module.modules():
             if isinstance(module, Transformer):
                 module.checkpointing = True
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f'run.device = "{options.device}", but PyTorch finds no CUDA device here; there is "cpu"')
     trainer = Trainer(task, options, report if _first() else _silent)
+    for remark in remarks:
+        trainer.report(remark)
     trainer.report(str(estimate(task, options, trainer.share)))
     return trainer.run()
 
@@ -239,15 +252,11 @@ def _delayed(config: STTConfig, bounds: tuple[int, int]) -> STTConfig:
 
 def _phones(run: RunOptions, model: ModelOptions, packs: list[Pack]) -> PhoneInventory:
     """The inventory of the run, or of the checkpoint it starts from; counted in the packs for the first run of all."""
-    if (run.out / PHONES_FILE).exists():
+    if (run.out / CHECKPOINT_FILE).exists():
         return read_phones(run.out / PHONES_FILE)
     if model.init is not None:
-        phones = find_phones(model.init)
-    else:
-        phones = PhoneInventory.of(clip for pack in packs for clip in pack.clips)
-    run.out.mkdir(parents=True, exist_ok=True)
-    write_phones(phones, run.out)
-    return phones
+        return find_phones(model.init)
+    return PhoneInventory.of(clip for pack in packs for clip in pack.clips)
 
 
 def _row_options(data: DataOptions, text: _TextOptions, lm: LMConfig) -> RowOptions:

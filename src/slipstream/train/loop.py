@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -25,13 +28,16 @@ from slipstream.train.parallel import Task, hold
 from slipstream.train.sampler import prefetch
 from slipstream.train.sharding import part_of, whole
 
+CHECKPOINT_FILE = "last.pt"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def train(task: Task, options: RunOptions, report: Callable[[str], None] = print) -> Path:
     """Run to the end of `options.steps` or `options.minutes`, from the last checkpoint in `options.out` if any.
 
-    Gives the path of the last checkpoint. Raises `CheckpointError` when there is one of another model.
+    Gives the path of the last checkpoint. The first interrupt (SIGINT, SIGTERM) ends the run after its step, with a
+    checkpoint, and raises `KeyboardInterrupt` then. Raises `CheckpointError` when there is a checkpoint of another
+    model.
     """
     return Trainer(task, options, report).run()
 
@@ -50,19 +56,34 @@ class Trainer:
         self.optimizer = Optimizer(self.weights.masters, options.optimizer, options.weight_decay, options.betas)
         self.step = 0
         self.elapsed = 0.0
-        self.path = Path(options.out) / "last.pt"
+        self.path = Path(options.out) / CHECKPOINT_FILE
         if self.path.exists():
             # Mapped, so that a process reads no more than its part of a large model.
             self._restore(torch.load(self.path, weights_only=True, mmap=True))
 
     def run(self) -> Path:
-        options, log = self.options, _Log(self.options.out, self.rank)
-        start = time.monotonic() - self.elapsed
+        if self._progress(self.elapsed) >= 1.0:
+            self.report(
+                f"{self.path}: this run has had its {self.step} steps; to train on, give it more, or another out"
+            )
+        with _Log(self.options.out, self.rank) as log, _interrupts() as interrupts:
+            finished = self._train(log, interrupts)
+        self.save()
+        if not finished:
+            self.report(f"stopped: {self.path} is of step {self.step}, and the same command goes on from there")
+            raise KeyboardInterrupt
+        self.weights.assemble()
+        return self.path
+
+    def _train(self, log: _Log, interrupts: list[int]) -> bool:
+        """Train to the run's end, and say so, or to the step in which an interrupt comes."""
+        options, start = self.options, time.monotonic() - self.elapsed
         sums: dict[str, float] = defaultdict(float)
         since, since_step = time.monotonic(), self.step
-        batches = prefetch(self._draw, self.step * options.accumulate, 1)
-        try:
+        with closing(prefetch(self._draw, self.step * options.accumulate, 1)) as batches:
             while (progress := self._progress(time.monotonic() - start)) < 1.0:
+                if self._from_first(len(interrupts)):
+                    return False
                 for name, value in self._train_step(batches, progress).items():
                     sums[name] += value
                 self.elapsed = time.monotonic() - start
@@ -70,27 +91,33 @@ class Trainer:
                     now, steps = time.monotonic(), self.step - since_step
                     numbers = {name: value / steps for name, value in sums.items()}
                     numbers["realtime"] = steps * options.rows * self.task.row_seconds / (now - since)
-                    numbers["minutes_left"] = self.elapsed / 60 * (1 / max(progress, 1e-9) - 1)
+                    numbers["minutes_left"] = self._minutes_left()
                     log.write(self.step, self.elapsed, numbers, self.report)
                     sums.clear()
                     since, since_step = now, self.step
                 if self.step % options.checkpoint_every == 0:
                     self.save()
-        finally:
-            batches.close()
-            log.close()
-        self.save()
-        self.weights.assemble()
-        return self.path
+        return True
 
     def _progress(self, elapsed: float) -> float:
         if self.options.steps is not None:
             return self.step / self.options.steps
         assert self.options.minutes is not None
-        share = torch.tensor(elapsed / 60 / self.options.minutes)
-        if self.world > 1:  # one clock for all, or they would stop at different steps
-            dist.broadcast(share, 0)
-        return float(share)
+        return self._from_first(elapsed / 60 / self.options.minutes)
+
+    def _minutes_left(self) -> float:
+        if self.options.steps is not None:
+            return self.elapsed / 60 * (self.options.steps / self.step - 1)
+        assert self.options.minutes is not None
+        return max(0.0, self.options.minutes - self.elapsed / 60)
+
+    def _from_first(self, number: float) -> float:
+        """The first process's `number`: one clock for all, or they would stop at different steps."""
+        if self.world == 1:
+            return number
+        shared = torch.tensor(number, device=self.options.device)
+        dist.broadcast(shared, 0)
+        return float(shared)
 
     def _draw(self, number: int) -> Any:
         """This process's `number`-th batch since the start of the run: its share of the step's rows."""
@@ -139,9 +166,14 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         masters, weights = self.weights.masters, state["weights"]
-        wrong = masters.keys() - weights.keys()
+        ours = self.task.module.state_dict() | masters
+        wrong = {name for name in masters if name not in weights}
+        wrong |= {name for name, tensor in weights.items() if name in ours and ours[name].shape != tensor.shape}
         if wrong:
-            raise CheckpointError(f"{self.path} is of another model: it lacks {', '.join(sorted(wrong)[:3])}")
+            raise CheckpointError(
+                f"{self.path} is of another model: {', '.join(sorted(wrong)[:3])} are not there, or of another shape; "
+                "give this run another run.out"
+            )
         buffers = {name: tensor for name, tensor in weights.items() if name not in masters}
         self.task.module.load_state_dict(buffers, strict=False)
         with torch.no_grad():
@@ -178,8 +210,38 @@ class _Log:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._file is not None:
             self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """The signals that ask the run to end, as they come.
+
+    A second one of a kind is not held back, and outside the main thread none is.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

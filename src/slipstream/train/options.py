@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
-from slipstream.config import CodecConfig, LMConfig, read_toml, said
+from slipstream.config import CodecConfig, LMConfig, read_toml, said, unknown_key
 from slipstream.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(gt=0)]
 
 
 class _Options(BaseModel):
@@ -112,7 +114,8 @@ class DataOptions(_Options):
     weights: how often each dataset is drawn from, relative to the others; those not named are left out.
     tokenizer: a SentencePiece model; that of the model that the run starts from by default.
     seconds: length of a row; longer than the LM's context, so that the model learns to go on once its ring is full.
-    gaps, gap_shares: ranges of seconds of silence between the utterances of a row, and how often each is drawn.
+    gaps, gap_shares: ranges of seconds of silence between the utterances of a row, and how often each is drawn,
+    relative to the others.
     delay: text delay in frames, or the two bounds it is drawn from; a drawn delay needs a conditioner named "delay".
     That of the model that the run starts from by default, or 6.
     crop: by dataset, how often only a run of a recording's words is taken: against learning few sentences by heart.
@@ -121,12 +124,12 @@ class DataOptions(_Options):
     text_mask: share of the previous text tokens that the LM does not see.
     """
 
-    packs: tuple[Path, ...]
-    weights: dict[str, float]
+    packs: Annotated[tuple[Path, ...], Field(min_length=1)]
+    weights: Annotated[dict[str, Weight], Field(min_length=1)]
     tokenizer: Path | None = None
     seconds: Annotated[float, Field(gt=0)] = 12.8
     gaps: tuple[tuple[float, float], ...] = ((0.08, 0.6), (0.6, 1.5), (1.5, 3.8))
-    gap_shares: tuple[Share, ...] = (0.62, 0.28, 0.1)
+    gap_shares: tuple[Weight, ...] = (0.62, 0.28, 0.1)
     delay: Positive | tuple[Positive, Positive] | None = None
     crop: dict[str, Share] = {}
     same_language: Share = 0.85
@@ -134,6 +137,15 @@ class DataOptions(_Options):
     text_mask: Share = 0.1
     augment: AugmentOptions = AugmentOptions()
     augment_samples: SampleAugmentOptions | None = None
+
+    @model_validator(mode="after")
+    def _ranges_go_upwards(self) -> DataOptions:
+        if len(self.gaps) != len(self.gap_shares):
+            raise ValueError(f"there are {len(self.gaps)} gaps and {len(self.gap_shares)} gap_shares: give one each")
+        for low, high in (*self.gaps, *([self.delay] if isinstance(self.delay, tuple) else [])):
+            if not 0 <= low <= high:
+                raise ValueError(f"[{low}, {high}] is no range: the lower bound, from 0 on, comes first")
+        return self
 
     @model_validator(mode="after")
     def _crop_what_is_drawn(self) -> DataOptions:
@@ -230,6 +242,12 @@ class CodecRun(_Options):
     quantiser: QuantiserOptions = QuantiserOptions()
     discriminator: DiscriminatorOptions | None = None
 
+    @model_validator(mode="after")
+    def _starts_from_what_is_read(self) -> CodecRun:
+        if self.model.base is not None:
+            raise ValueError("model.base keeps a codec as it is, for `train lm`: to train one from there, model.init")
+        return self
+
 
 class LMRun(_Options):
     """`slipstream train lm`: the text stream, with the codec trained beside it (`train_codec`) or frozen.
@@ -247,6 +265,36 @@ class LMRun(_Options):
     pause_heads_only: bool = False
     lora: LoraOptions | None = None
 
+    @model_validator(mode="after")
+    def _asks_for_one_thing(self) -> LMRun:
+        model = self.model
+        if self.train_codec and model.base is not None:
+            raise ValueError("model.base keeps its codec as it is: with train_codec, start from model.init")
+        if self.train_codec and (self.lora is not None or self.pause_heads_only or model.pause_heads is not None):
+            raise ValueError("lora, pause_heads_only and model.pause_heads are for model.base: leave train_codec out")
+        if not self.train_codec and model.base is None:
+            raise ValueError(
+                "model.base is missing: the LM learns beside that model's codec; or set train_codec = true, to train "
+                "a codec with it"
+            )
+        if not self.train_codec and model.init is not None:
+            raise ValueError("model.init is for runs with train_codec = true: this one starts from model.base")
+        if self.lora is not None and self.pause_heads_only:
+            raise ValueError("pause_heads_only leaves all else as it is: leave lora out")
+        if (self.lora is not None or self.pause_heads_only) and model.lm is not None:
+            raise ValueError("model.lm is an LM from nothing, but this run changes that of model.base: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _the_quantiser_comes_in(self) -> LMRun:
+        start, steps = self.quantiser.start, self.run.steps
+        if self.train_codec and steps is not None and start >= steps:
+            raise ValueError(
+                f"quantiser.start = {start}, but the run has {steps} steps: no codebook would be placed; start = 0 "
+                "goes on from a model that has them"
+            )
+        return self
+
 
 def read_run(path: Path, kind: type[Any]) -> Any:
     """Read a run's TOML file. Relative paths in it are relative to the current folder.
@@ -257,5 +305,16 @@ def read_run(path: Path, kind: type[Any]) -> Any:
     try:
         return kind.model_validate_json(json.dumps(raw))
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {said(e)}" for e in error.errors())
+        problems = "; ".join(_problem(problem, kind) for problem in error.errors())
         raise ConfigError(f"{path}: {problems}") from error
+
+
+def _problem(problem: ErrorDetails, kind: type[BaseModel]) -> str:
+    place = [str(part) for part in problem["loc"]]
+    if problem["type"] != "extra_forbidden":
+        return f"{'.'.join(place)}: {said(problem)}" if place else said(problem)
+    for name in place[:-1]:
+        annotation = kind.model_fields[name].annotation
+        kind = next(k for k in (annotation, *get_args(annotation)) if isinstance(k, type) and issubclass(k, BaseModel))
+    where = f"[{'.'.join(place[:-1])}]" if place[1:] else "the file"
+    return unknown_key(place[-1], kind.model_fields, where)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -32,6 +33,11 @@ SILENCE = "_"
 """The phone of silence, and the first of every inventory."""
 UNKNOWN = -100
 """A label that is not known: it has no loss."""
+HOW_TO_PACK = {
+    "mel": "`slipstream data pack --config`",
+    "tokens": "`slipstream data pack --model`",
+    "samples": "`slipstream data pack --samples`",
+}
 PAUSE_HORIZONS = (0.5, 1.0, 2.0, 3.0)
 """Seconds that each pause head looks ahead."""
 
@@ -160,8 +166,11 @@ class RowOptions:
     crop: Mapping[str, float] = field(default_factory=dict)
 
 
-class _Sampler:
-    """Draws clips by dataset and language, and turns what was drawn into the targets that every row has."""
+class _Sampler(ABC):
+    """Draws clips by dataset and language, and turns what was drawn into the targets that every row has.
+
+    `timed`, `untimed`: how many of its clips that have a text have their words' times, and have not.
+    """
 
     def __init__(
         self,
@@ -175,24 +184,42 @@ class _Sampler:
         self.options, self.tokenizer, self.seed, self.frame_rate = options, tokenizer, seed, frame_rate
         kinds = {pack.kind for pack in packs}
         if len(kinds) != 1 or next(iter(kinds)).kind != kind:
-            raise ConfigError(f"these packs hold {', '.join(sorted(k.kind for k in kinds))}: expected {kind} alone")
+            held = ", ".join(sorted(k.kind for k in kinds))
+            raise ConfigError(f"data.packs hold {held}: this run reads {kind} of one kind ({HOW_TO_PACK[kind]})")
         self.kind = kinds.pop()
         self.length = round(options.seconds * self.kind.rate)
+        self.timed = self.untimed = 0
+        self._left_out: Counter[str] = Counter()
         self._pools: dict[tuple[str, str], list[tuple[Pack, Clip]]] = {}
         for pack in packs:
             for clip in pack.clips:
-                if clip.dataset in options.weights and self._usable(clip):
-                    self._pools.setdefault((clip.dataset, clip.language), []).append((pack, clip))
+                if clip.dataset in options.weights:
+                    self._admit(pack, clip)
         missing = sorted(set(options.weights) - {dataset for dataset, _ in self._pools})
         if missing:
-            raise ConfigError(f"data.weights names {', '.join(missing)}, but the packs hold no usable clip of it")
+            there = ", ".join(sorted({clip.dataset for pack in packs for clip in pack.clips}))
+            said = f"data.weights names {', '.join(missing)}, but the packs ({there}) hold no usable clip of it"
+            raise ConfigError("; ".join([said, *self.remarks()]))
         self._keys = list(self._pools)
         languages = Counter(dataset for dataset, _ in self._keys)
         weights = np.array([options.weights[dataset] / languages[dataset] for dataset, _ in self._keys])
         self._probabilities = weights / weights.sum()
 
-    def _usable(self, clip: Clip) -> bool:
-        return clip.length <= self.length
+    def remarks(self) -> list[str]:
+        """How many clips were left out, and why."""
+        return [f"{count} clips left out: {reason}" for reason, count in self._left_out.items()]
+
+    def _admit(self, pack: Pack, clip: Clip) -> None:
+        if (reason := self._unusable(clip)) is not None:
+            self._left_out[reason] += 1
+            return
+        self._pools.setdefault((clip.dataset, clip.language), []).append((pack, clip))
+        self.timed += bool(clip.words)
+        self.untimed += bool(clip.text and not clip.words)
+
+    @abstractmethod
+    def _unusable(self, clip: Clip) -> str | None:
+        """Why the clip cannot be drawn, if it cannot."""
 
     def _clips(self, rng: np.random.Generator) -> Iterator[tuple[Pack, Clip]]:
         """Clips without end, mostly in the language of the one before."""
@@ -297,6 +324,11 @@ class RowSampler(_Sampler):
         super().__init__(packs, tokenizer, options, seed, "mel", frame_rate)
         self.phones, self.phone_rate = phones, phone_rate
 
+    def _unusable(self, clip: Clip) -> str | None:
+        seconds = self.options.seconds
+        too_long = f"longer than a row of {seconds:g} s; `slipstream data cut` cuts them at pauses"
+        return too_long if clip.length > self.length else None
+
     def batch(self, first_row: int, rows: int) -> Batch:
         """Rows `first_row` to `first_row + rows`."""
         drawn = [self._row(np.random.default_rng((self.seed, n))) for n in range(first_row, first_row + rows)]
@@ -370,8 +402,8 @@ class TokenSampler(_Sampler):
     def __init__(self, packs: Sequence[Pack], tokenizer: Tokenizer, options: RowOptions, *, seed: int = 0) -> None:
         super().__init__(packs, tokenizer, options, seed, "tokens", packs[0].kind.rate)
 
-    def _usable(self, clip: Clip) -> bool:
-        return bool(clip.words) or not clip.text
+    def _unusable(self, clip: Clip) -> str | None:
+        return "no word times; `slipstream data align` finds them" if clip.text and not clip.words else None
 
     def batch(self, first_row: int, rows: int) -> TokenBatch:
         """Rows `first_row` to `first_row + rows`."""

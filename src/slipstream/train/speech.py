@@ -48,6 +48,7 @@ def copy_training_part(start: str, folder: Path) -> None:
 
 def write_phones(phones: PhoneInventory, folder: Path) -> None:
     """Write the names of the phones, in the order of the heads' outputs."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / PHONES_FILE).write_text(json.dumps(phones.names, ensure_ascii=False), encoding="utf-8")
 
 
