@@ -170,7 +170,7 @@ def _check_going_on(root: Path) -> None:
     cut = CODEC[: CODEC.index("[model.codec]")] + CODEC[CODEC.index("[data]") :]
     run = root / "on.toml"
     text = cut.replace("[data]", '[model]\ninit = "{root}/joint/model"\n[data]').replace("/codec", "/on")
-    run.write_text(f"train_codec = true\n{text}".format(root=root), encoding="utf-8")
+    run.write_text(f"train_codec = true\n{text}\n[quantiser]\nstart = 0\n".format(root=root), encoding="utf-8")
     _call(train_cli.app, "lm", run)
     with pytest.raises(CheckpointError, match="Phone heads are in the built-in model"):
         load_aligner(str(root / "text" / "model"))
