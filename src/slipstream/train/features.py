@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -77,20 +78,31 @@ class Pack:
 
 
 def write_pack(folder: Path, kind: PackKind, items: Iterable[tuple[npt.NDArray[Any], Clip]]) -> int:
-    """Write rows and clips (whose `start` and `length` are set here); gives how many clips."""
+    """Write rows and clips (whose `start` and `length` are set here); gives how many clips.
+
+    A pack that was there is replaced at the end, or stays as it was. Raises `CheckpointError` when there are no items.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     position = count = 0
-    with (
-        (folder / "rows.bin").open("wb") as out,
-        (folder / "clips.jsonl").open("w", encoding="utf-8") as index,
-    ):
-        for rows, clip in items:
-            out.write(rows.astype(kind.dtype).tobytes())
-            placed = asdict(clip) | {"start": position, "length": len(rows)}
-            index.write(json.dumps(placed, ensure_ascii=False) + "\n")
-            position += len(rows)
-            count += 1
-    (folder / "pack.json").write_text(json.dumps(asdict(kind)), encoding="utf-8")
+    with tempfile.TemporaryDirectory(prefix="unfinished-", dir=folder) as unfinished:
+        aside = Path(unfinished)
+        with (
+            (aside / "rows.bin").open("wb") as out,
+            (aside / "clips.jsonl").open("w", encoding="utf-8") as index,
+        ):
+            for rows, clip in items:
+                out.write(rows.astype(kind.dtype).tobytes())
+                placed = asdict(clip) | {"start": position, "length": len(rows)}
+                index.write(json.dumps(placed) + "\n")  # in ASCII: a text may hold other separators of lines
+                position += len(rows)
+                count += 1
+        if not count:
+            raise CheckpointError(f"{folder}: a pack must have recordings, and none is left")
+        (aside / "pack.json").write_text(json.dumps(asdict(kind)), encoding="utf-8")
+        # Without pack.json it is no pack: the old one goes first, the new one comes last.
+        (folder / "pack.json").unlink(missing_ok=True)
+        for name in ("rows.bin", "clips.jsonl", "pack.json"):
+            (aside / name).replace(folder / name)
     return count
 
 
