@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from slipstream.errors import BackendError, SlipstreamError
-from slipstream.train.synthesis import Voice, synthesise
+from slipstream.train.synthesis import Voice, phones_of, synthesise
 
 _PROGRAM = """#!{python}
 import sys, wave
@@ -68,3 +68,21 @@ def test_a_program_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytes
 def test_a_voice_that_is_not_there_is_named(engine: str) -> None:
     with pytest.raises((SlipstreamError, BackendError), match=r"has no voice 'nobody'|is not installed"):
         synthesise("a word", Voice(engine, "nobody"))
+
+
+@pytest.mark.parametrize("text", ["...", "1984", "?! -"])
+def test_what_has_no_letters_is_not_spoken(text: str, programs: Path) -> None:
+    with pytest.raises(SlipstreamError, match="there are no letters in"):
+        synthesise(text, Voice("pico", "en-US"))
+    assert not programs.exists()
+
+
+def test_a_program_that_leaves_no_audio_is_told_of(programs: Path) -> None:
+    (programs.parent / "RHVoice-test").write_text("#!/bin/sh\n")
+    with pytest.raises(SlipstreamError, match="RHVoice-test leaves no audio of 'a word'"):
+        synthesise("a word", Voice("rhvoice", "clb"))
+
+
+def test_a_language_without_phones_is_named_with_those_there_are() -> None:
+    with pytest.raises(SlipstreamError, match="no phones are known of language 'xx'; there are en, fr"):
+        phones_of("a word", "xx")

@@ -124,7 +124,8 @@ RHVOICE_VOICES: tuple[str, ...] = ("alan", "bdl", "clb")
 def synthesise(text: str, voice: Voice) -> Utterance:
     """Speak `text` with `voice`; its words are those between blanks, in order, or none where the engine has no times.
 
-    Raises `BackendError` when the engine is not installed, `SlipstreamError` for a voice it does not have.
+    Raises `BackendError` when the engine is not installed, `SlipstreamError` for a voice it does not have and a text
+    that it cannot speak.
     """
     engines: dict[str, Callable[[str, Voice], Utterance]] = {
         "espeak-ng": _espeak,
@@ -135,14 +136,22 @@ def synthesise(text: str, voice: Voice) -> Utterance:
     }
     if voice.engine not in engines:
         raise SlipstreamError(f"no synthesiser {voice.engine!r}; there are {', '.join(engines)}")
-    return engines[voice.engine](text, voice)
+    if not any(map(str.isalpha, text)):
+        raise SlipstreamError(f"there are no letters in {text!r}")
+    spoken = engines[voice.engine](text, voice)
+    if not len(spoken.samples):
+        raise SlipstreamError(f"{voice.engine} says nothing for {text!r}")
+    return spoken
 
 
 def phones_of(text: str, language: str) -> list[tuple[str, ...]]:
     """The phones of each word of `text` (split at blanks) as espeak-ng says it in `language`.
 
-    A word that espeak-ng joins to its neighbour has none of its own.
+    A word that espeak-ng joins to its neighbour has none of its own. Raises `SlipstreamError` for other languages than
+    those of `ESPEAK_ACCENTS`.
     """
+    if language not in ESPEAK_ACCENTS:
+        raise SlipstreamError(f"no phones are known of language {language!r}; there are {', '.join(ESPEAK_ACCENTS)}")
     utterance, owners = _speak_espeak(text, Voice("espeak-ng", ESPEAK_ACCENTS[language][0], rate=2.0))
     words: list[list[str]] = [[] for _ in text.split()]
     for phone, owner in zip(utterance.phones, owners, strict=True):
@@ -399,7 +408,7 @@ def _festival(text: str, voice: Voice) -> Utterance:
             errors="replace",
         )
         printed = _run(["festival", "-b", str(script)], text, "festival")
-        samples, rate = _read_wave(wave)
+        samples, rate = _read_wave(wave, text, "festival")
     lines = [line.split()[1:] for line in printed.splitlines() if line.startswith("token")]
     if len(lines) != len(words):
         raise SlipstreamError(f"festival reads {len(lines)} tokens where the text has {len(words)}: {text!r}")
@@ -421,7 +430,7 @@ def _pico(text: str, voice: Voice) -> Utterance:
         wave = Path(folder) / "speech.wav"
         command = ["pico2wave", "-l", voice.name, "-w", str(wave), f"{marked}</pitch></speed>"]
         _run(command, text, "libttspico-utils")
-        return Utterance(*_read_wave(wave), (), ())
+        return Utterance(*_read_wave(wave, text, "pico2wave"), (), ())
 
 
 def _rhvoice(text: str, voice: Voice) -> Utterance:
@@ -432,7 +441,7 @@ def _rhvoice(text: str, voice: Voice) -> Utterance:
         said.write_text(text, encoding="utf-8")
         settings = ["-p", voice.name, "-r", str(round(100 * voice.rate)), "-t", str(round(75 + 50 * voice.pitch))]
         _run(["RHVoice-test", "-i", str(said), "-o", str(wave), *settings], text, "rhvoice")
-        return Utterance(*_read_wave(wave), (), ())
+        return Utterance(*_read_wave(wave, text, "RHVoice-test"), (), ())
 
 
 def _unmarked(text: str) -> str:
@@ -450,10 +459,14 @@ def _run(command: Sequence[str], text: str, package: str) -> str:
     return result.stdout
 
 
-def _read_wave(path: Path) -> tuple[FloatArray, int]:
-    with wave_module.open(str(path)) as file:
-        raw = file.readframes(file.getnframes())
-        return _from_int16(np.frombuffer(raw, "<i2")), file.getframerate()
+def _read_wave(path: Path, text: str, program: str) -> tuple[FloatArray, int]:
+    """What a program that ended well has written of `text`; some write nothing of what they cannot speak."""
+    try:
+        with wave_module.open(str(path)) as file:
+            raw = file.readframes(file.getnframes())
+            return _from_int16(np.frombuffer(raw, "<i2")), file.getframerate()
+    except (OSError, EOFError, wave_module.Error) as error:
+        raise SlipstreamError(f"{program} leaves no audio of {text!r}: {error}") from error
 
 
 def _from_int16(samples: npt.NDArray[np.int16]) -> FloatArray:
