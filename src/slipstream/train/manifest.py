@@ -155,12 +155,17 @@ def write_manifest(path: Path, recordings: Iterable[Recording]) -> None:
             out.write(json.dumps(_line(recording, path.parent.resolve()), ensure_ascii=False) + "\n")
 
 
+def existing_recordings(path: Path) -> list[Recording]:
+    """The recordings of a manifest, none where it is not there. Raises as `read_manifest` does."""
+    return list(read_manifest(path)) if path.exists() else []
+
+
 def add_to_manifest(path: Path, recordings: Iterable[Recording]) -> None:
     """Write recordings after those that the manifest has, if it is there, and in place of those of the same audio."""
     added = list(recordings)
     replaced = {recording.audio.resolve() for recording in added}
-    earlier = list(read_manifest(path)) if path.exists() else []
-    write_manifest(path, [*(r for r in earlier if r.audio.resolve() not in replaced), *added])
+    kept = [earlier for earlier in existing_recordings(path) if earlier.audio.resolve() not in replaced]
+    write_manifest(path, kept + added)
 
 
 def write_alignment(recording: Recording) -> Path:
@@ -262,7 +267,7 @@ def _times_problem(spans: list[tuple[str, float, float]], seconds: float) -> str
 def _recording(line: str, folder: Path, place: str) -> Recording:
     try:
         raw = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError(f"{place}: not JSON: {error}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("audio"), str) or not isinstance(raw.get("text"), str):
         raise ManifestError(f"{place}: expected an object with the strings audio and text")
@@ -276,7 +281,7 @@ def _recording(line: str, folder: Path, place: str) -> Recording:
     try:
         words = tuple(Word(str(w[0]), float(w[1]), float(w[2])) for w in raw.get("words") or ())
         phones = tuple((str(p[0]), float(p[1])) for p in raw.get("phones") or ())
-    except (TypeError, ValueError, IndexError, KeyError) as error:
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
         raise ManifestError(
             f"{place}: words must be [text, start, end] and phones [name, start], in seconds"
         ) from error
@@ -295,7 +300,7 @@ def _recording(line: str, folder: Path, place: str) -> Recording:
 
 
 def _beside(audio: Path, place: str) -> tuple[Word, ...]:
-    path = audio.with_suffix(".json")
+    path = audio.parent / f"{audio.stem}.json"
     if not path.is_file():
         return ()
     try:
@@ -305,7 +310,7 @@ def _beside(audio: Path, place: str) -> tuple[Word, ...]:
         return tuple(Word(str(text), float(span[0]), float(span[1])) for text, span, *_ in raw["alignments"])
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ManifestError(f"{place}: {path}, beside the audio, cannot be read as JSON: {error}") from error
-    except (TypeError, ValueError, IndexError, KeyError) as error:
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
         raise ManifestError(
             f"{place}: {path}, beside the audio: alignments must be [[text, [start, end], speaker], ...], in seconds"
         ) from error
