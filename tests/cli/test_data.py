@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from slipstream.cli.data import app
+from slipstream.errors import BackendError, SlipstreamError
 from slipstream.train.prepare import write_wave
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "sample.opus"
@@ -22,6 +24,17 @@ def _manifest(path: Path, *lines: dict[str, object]) -> Path:
 
 def _read(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def _refused(*arguments: object) -> str:
+    """What the command says when it gives up."""
+    error = _run(*arguments).exception
+    assert isinstance(error, SlipstreamError), error
+    return str(error)
 
 
 @pytest.fixture
@@ -63,3 +76,126 @@ def test_cutting_goes_by_a_manifests_words(tmp_path: Path) -> None:
     pieces = _read(tmp_path / "cut" / "manifest.jsonl")
     assert [(piece["text"], piece["seconds"]) for piece in pieces] == [("one", 2.0), ("two three", 3.0)]
     assert pieces[1]["words"] == [["two", 1.0, 1.5], ["three", 2.0, 2.5]]
+
+
+def test_cutting_goes_on_after_what_cannot_be_cut(tmp_path: Path) -> None:
+    for folder, level in (("p", 0.1), ("q", 0.2)):
+        (tmp_path / folder).mkdir()
+        write_wave(tmp_path / folder / "talk.wav", np.full(4 * 24_000, level, np.float32))
+    words = [["one", 0.5, 1.0], ["two", 2.0, 3.5]]
+    manifest = _manifest(
+        tmp_path / "all.jsonl",
+        {"audio": "p/talk.wav", "text": "one two", "words": words},
+        {"audio": "missing.wav", "text": "one two", "words": words},
+        {"audio": "q/talk.wav", "text": "one two", "words": words},
+    )
+    result = _run("cut", manifest, "-o", tmp_path / "cut", "--seconds", "2")
+    assert result.exit_code == 0, result.output
+    pieces = _read(tmp_path / "cut" / "manifest.jsonl")
+    assert len({piece["audio"] for piece in pieces}) == 4
+    assert "all.jsonl, line 2: " in result.output
+    assert "4 recordings, 8.0 s in" in result.output
+    assert "1 left out" in result.output
+    assert "2 pieces stay longer than 2 s" in result.output
+    assert _run("cut", manifest, "-o", tmp_path / "cut", "--seconds", "0.3").exit_code == 2
+
+
+def test_a_pack_says_what_it_lacks(tmp_path: Path) -> None:
+    write_wave(tmp_path / "good.wav", np.zeros(24_000, np.float32))
+    lines: list[dict[str, object]] = [
+        {"audio": f"{name}.wav", "text": "a", "split": "train"} for name in ("good", "bad")
+    ]
+    manifest = _manifest(tmp_path / "all.jsonl", *lines)
+    result = _run("pack", manifest, "-o", tmp_path / "pack", "--samples", "--split", "train")
+    assert "1 recordings in" in result.output
+    assert "1 left out" in result.output
+    assert "all.jsonl, line 2: " in result.output
+    asked = ("pack", manifest, "-o", tmp_path / "other", "--samples", "--split", "test")
+    assert "no recording is of split 'test'; there are train" in _refused(*asked)
+    empty = _manifest(tmp_path / "empty.jsonl")
+    assert "empty.jsonl: has no recordings" in _refused("pack", empty, "-o", tmp_path / "other", "--samples")
+    assert not (tmp_path / "other").exists()
+
+
+def test_validation_tells_lines_and_silence(tmp_path: Path) -> None:
+    write_wave(tmp_path / "good.wav", np.zeros(90 * 24_000, np.float32))
+    manifest = _manifest(tmp_path / "all.jsonl", {"audio": "good.wav", "text": ""}, {"audio": "good.wav"})
+    output = _run("validate", manifest).output
+    assert "1 good recordings (1 of them have no words to say), 1.5 min; 1 with bad line" in output
+
+
+def test_aligning_leaves_out_what_does_not_fit(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    if shutil.which("espeak-ng") is None:
+        pytest.skip("phones need espeak-ng")
+    said = (
+        "Good morning, and thank you for calling. The train to London leaves at seven thirty, from platform four. "
+        "Would you like to book a seat by the window?"
+    )
+    other = " ".join(reversed(said.split()))
+    manifest = _manifest(
+        tmp_path / "all.jsonl",
+        {"audio": str(SAMPLE), "text": said},
+        {"audio": str(SAMPLE), "text": other},
+        {"audio": str(SAMPLE), "text": ""},
+        {"audio": str(SAMPLE), "text": said, "lang": "xx"},
+        {"audio": "missing.wav", "text": said},
+    )
+    result = _run("align", manifest, "-o", tmp_path / "out.jsonl")
+    assert result.exit_code == 0, result.output
+    aligned, silent = _read(tmp_path / "out.jsonl")
+    assert (aligned["text"], silent["text"]) == (said, "")
+    assert "words" not in silent
+    assert "1 recordings aligned, 3 left out; 1 have no words to align" in result.output
+    assert "line 2: " in result.output
+    assert "line 4: " in result.output
+    assert "there are en, fr" in result.output
+    assert "fit: lowest -" in result.output
+
+
+@pytest.fixture
+def spoken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A synthesiser that cannot say "no"."""
+    from slipstream.train import prepare
+    from slipstream.train.synthesis import Utterance, Voice
+
+    def synthesise(text: str, voice: Voice) -> Utterance:
+        if "no" in text:
+            raise SlipstreamError(f"cannot say {text!r}")
+        return Utterance(np.full(24_000, 0.1, np.float32), 24_000, (), ())
+
+    monkeypatch.setattr(prepare, "synthesise", synthesise)
+
+
+@pytest.mark.usefixtures("spoken")
+def test_parts_of_a_text_are_spoken_into_one_folder(tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("one\ntwo\nno\nfour\n")
+    out = tmp_path / "out"
+    command = ("synthesise", texts, "-o", out, "--engine", "flite", "--clean")
+    first = _run(*command, "--limit", 2)
+    assert first.exit_code == 0, first.output
+    second = _run(*command, "--start", 1)
+    assert "sentence 3: cannot say 'no'" in second.output
+    assert "1 sentences left out" in second.output
+    lines = _read(out / "manifest.jsonl")
+    assert [line["text"] for line in lines] == ["one", "two", "four"]
+    assert len({line["audio"] for line in lines}) == len(list(out.glob("*.wav"))) == 3
+
+
+@pytest.mark.usefixtures("spoken")
+def test_synthesis_of_nothing_is_an_error(tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("no\n")
+    command = ("synthesise", texts, "-o", tmp_path / "out", "--engine", "flite")
+    assert "texts.txt: has 1 sentences, and --start 1 passes over all of them" in _refused(*command, "--start", 1)
+    assert "no voice of flite speaks 'fr'; its languages are en" in _refused(*command, "-l", "fr")
+    assert "flite can speak no sentence of it" in _refused(*command)
+    assert not (tmp_path / "out" / "manifest.jsonl").exists()
+
+
+def test_an_engine_that_is_not_installed_is_no_sentences_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "texts.txt").write_text("one\n")
+    result = _run("synthesise", tmp_path / "texts.txt", "-o", tmp_path / "out", "--engine", "pico")
+    assert isinstance(result.exception, BackendError)

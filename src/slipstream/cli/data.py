@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Sized
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from statistics import median
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from slipstream.cli.extras import needs_extra
+from slipstream.cli.left_out import LeftOut
 from slipstream.cli.options import Backend, Device
+from slipstream.errors import ConfigError, SlipstreamError
+
+if TYPE_CHECKING:
+    from slipstream.train.manifest import Recording
 
 app = typer.Typer(help="Prepare training data.", no_args_is_help=True)
 Manifest = Annotated[Path, typer.Argument(help="A JSONL manifest.")]
@@ -40,16 +47,18 @@ def validate(
     on_problem: Annotated[OnProblem, typer.Option(help="Skip a bad recording, or fail at the first.")] = OnProblem.skip,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the good recordings here.")] = None,
 ) -> None:
-    """Read all audio of a manifest, and name what is wrong: audio, text without tokens, times outside the audio."""
+    """Read all audio of a manifest, and name what is wrong: lines that are no recording, audio that cannot be read,
+    texts without tokens, words that are not the text's, times outside the audio or out of order."""
     from slipstream.text import Tokenizer
     from slipstream.train import manifest as manifests
 
     spm = Tokenizer(tokenizer) if tokenizer else None
-    good, report = manifests.validate(manifests.read_manifest(manifest), spm, on_problem.value)
+    good, report = manifests.validate(manifests.read_lines(manifest), spm, on_problem.value)
     for kind, message in report.problems:
         typer.echo(f"{kind}: {message}", err=True)
     counts = ", ".join(f"{n} with bad {kind}" for kind, n in report.counts().items()) or "none bad"
-    typer.echo(f"{report.good} good recordings, {report.seconds / 3600:.2f} h; {counts}")
+    wordless = f" ({report.wordless} of them have no words to say)" if report.wordless else ""
+    typer.echo(f"{report.good} good recordings{wordless}, {_duration(report.seconds)}; {counts}")
     if out is not None:
         manifests.write_manifest(out, good)
 
@@ -69,27 +78,26 @@ def transcribe(
     """
     from dataclasses import replace
 
-    from slipstream.errors import SlipstreamError
     from slipstream.loading import load
     from slipstream.train.manifest import read_manifest, write_manifest
 
     recordings = list(read_manifest(manifest))
     untold = [recording for recording in recordings if not recording.text]
     kept = [recording for recording in recordings if recording.text]
-    failed = 0
+    left_out = LeftOut()
     with load(model, backend=backend, device=device, slots=streams, dtype="auto") as transcriber:
         results = transcriber.transcribe_many([r.audio for r in untold], return_exceptions=True)
         for recording, result in zip(untold, results, strict=True):
             if isinstance(result, SlipstreamError):
-                typer.echo(f"{recording.audio}: {result}", err=True)
-                failed += 1
+                left_out(recording, result)
             elif result.words:
                 kept.append(replace(recording, text=result.text, words=result.words, seconds=result.duration))
     write_manifest(out, kept)
-    silent = len(recordings) - len(kept) - failed
+    silent = len(recordings) - len(kept) - left_out.count
+    told = len(untold) - silent - left_out.count
     typer.echo(
-        f"{len(untold) - silent - failed} recordings transcribed; left out: {silent} in which nothing is heard, "
-        f"{failed} that cannot be read"
+        f"{told} recordings transcribed; left out: {silent} in which nothing is heard, "
+        f"{left_out.count} that cannot be read"
     )
 
 
@@ -101,45 +109,70 @@ def align(
         str, typer.Option(help="A built-in model, or the `codec` or `model` folder of a run on phones.")
     ] = "tiny",
     beside: Annotated[bool, typer.Option(help="Also write the times beside each audio file.")] = False,
-    least: Annotated[float, typer.Option(help="Leave out what fits worse than this log-probability a frame.")] = -6.0,
+    least: Annotated[
+        float,
+        typer.Option(
+            help="Leave out what fits worse than this log-probability a frame. With the built-in model right texts "
+            "mostly get -0.3 to -2.5 (down to -4.5 in voices strange to it), wrong ones -3 to -8."
+        ),
+    ] = -3.5,
 ) -> None:
-    """Find when each word is spoken, for recordings whose texts have no times."""
+    """Find when each word is spoken, for recordings whose texts have no times.
+
+    Those without a text stay as they are.
+    """
     with needs_extra("train", "preparing data"):
-        from slipstream.errors import SlipstreamError
         from slipstream.train import manifest as manifests
         from slipstream.train.speech import load_aligner
 
-    finder, kept, left = load_aligner(aligner), [], 0
-    for recording in manifests.read_manifest(manifest):
-        try:
-            aligned, score = finder.align(recording)
-        except SlipstreamError as error:
-            typer.echo(f"{recording.audio}: {error}", err=True)
-            score = float("-inf")
-        if score < least:
-            left += 1
-            continue
-        kept.append(aligned)
-        if beside:
-            manifests.write_alignment(aligned)
+    finder, kept, fits, left_out = load_aligner(aligner), [], [], LeftOut()
+
+    def find(recording: Recording) -> tuple[Recording, float | None]:
+        return finder.align(recording) if recording.text.strip() else (recording, None)
+
+    for recording, fit in manifests.each(manifests.read_manifest(manifest), find, left_out):
+        if fit is not None:
+            fits.append(fit)
+            if fit < least:
+                left_out(recording, f"its text fits at {fit:.2f} only: {recording.text!r}")
+                continue
+            if beside:
+                manifests.write_alignment(recording)
+        kept.append(recording)
+    _need(kept, f"{manifest}: not one recording can be aligned")
     manifests.write_manifest(out, kept)
-    typer.echo(f"{len(kept)} recordings aligned, {left} left out")
+    aligned = sum(fit >= least for fit in fits)
+    wordless = f"; {len(kept) - aligned} have no words to align" if len(kept) > aligned else ""
+    typer.echo(f"{aligned} recordings aligned, {left_out.count} left out{wordless}")
+    if fits:
+        typer.echo(f"fit: lowest {min(fits):.2f}, median {median(fits):.2f}, highest {max(fits):.2f}")
 
 
 @app.command()
 def cut(
     manifest: Manifest,
     out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the audio and manifest.jsonl.")],
-    seconds: Annotated[float, typer.Option(help="The longest piece; shorter than a row of training.")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=1, help="The longest piece; shorter than a row of training.")] = 10.0,
 ) -> None:
     """Cut long recordings at their pauses, by the words' times, so that a row of training holds them."""
     with needs_extra("train", "preparing data"):
-        from slipstream.train.manifest import read_manifest, write_manifest
+        from slipstream.train.manifest import each, read_manifest, write_manifest
         from slipstream.train.prepare import cut as cut_recording
 
-    pieces = [piece for recording in read_manifest(manifest) for piece in cut_recording(recording, out, seconds)]
+    left_out = LeftOut()
+    numbered = enumerate(read_manifest(manifest))
+    cuts = each(
+        numbered,
+        lambda item: list(cut_recording(item[1], out, seconds, item[0])),
+        lambda item, problem: left_out(item[1], problem),
+    )
+    pieces = [piece for parts in cuts for piece in parts]
+    _need(pieces, f"{manifest}: there is nothing to cut")
     write_manifest(out / "manifest.jsonl", pieces)
-    typer.echo(f"{len(pieces)} recordings, {sum(p.seconds or 0 for p in pieces) / 3600:.2f} h in {out}")
+    longer = sum((piece.seconds or 0) > seconds for piece in pieces)
+    typer.echo(f"{_summary(pieces, 'recordings')} in {out}; {left_out.count} left out")
+    if longer:
+        typer.echo(f"{longer} pieces stay longer than {seconds:g} s: one word alone cannot be cut")
 
 
 @app.command()
@@ -148,28 +181,35 @@ def synthesise(
     out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the audio and manifest.jsonl.")],
     engine: Engine = Engine.espeak,
     language: Annotated[str, typer.Option("--language", "-l", help="en or fr.")] = "en",
-    limit: Annotated[int | None, typer.Option(help="Speak only so many sentences.")] = None,
-    start: Annotated[int, typer.Option(help="Sentences to pass over first.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Speak only so many sentences.")] = None,
+    start: Annotated[int, typer.Option(min=0, help="Sentences to pass over first.")] = 0,
     clean: Annotated[bool, typer.Option(help="No rooms, noise or telephone lines.")] = False,
     seed: int = 0,
 ) -> None:
     """Make recordings: many voices, speeds, pitches and rooms.
 
     espeak-ng tells when each word and phone is spoken, flite and festival each word; `align` finds it for the others.
+    Recordings that the folder's manifest has already stay, but for those that are made anew.
     """
-    from itertools import islice
-
     with needs_extra("train", "preparing data"):
         from slipstream.train.augment import WaveAugment
-        from slipstream.train.manifest import write_manifest
+        from slipstream.train.manifest import add_to_manifest, existing_recordings
         from slipstream.train.prepare import SynthesisOptions, read_texts, synthesise_texts
 
     augment = None if clean else WaveAugment()
     options = SynthesisOptions(engine.value, language, augment=augment, seed=seed)
-    sentences = islice(read_texts(texts), start, None if limit is None else start + limit)
-    recordings = list(synthesise_texts(sentences, out, options))
-    write_manifest(out / "manifest.jsonl", recordings)
-    typer.echo(f"{len(recordings)} recordings, {sum(r.seconds or 0 for r in recordings) / 3600:.2f} h in {out}")
+    everything, left_out = read_texts(texts), LeftOut()
+    sentences = everything[start : None if limit is None else start + limit]
+    _need(sentences, f"{texts}: has {len(everything)} sentences, and --start {start} passes over all of them")
+    existing_recordings(out / "manifest.jsonl")  # one that cannot be read is better found out now than at the end
+
+    def refuse(numbered: tuple[int, str], error: SlipstreamError) -> None:
+        left_out.name(f"{texts}, sentence {numbered[0] + 1}: {error}")
+
+    recordings = list(synthesise_texts(sentences, out, options, start, refuse))
+    _need(recordings, f"{texts}: {engine.value} can speak no sentence of it")
+    add_to_manifest(out / "manifest.jsonl", recordings)
+    typer.echo(f"{_summary(recordings, 'recordings')} in {out}; {left_out.count} sentences left out")
 
 
 @app.command()
@@ -181,12 +221,12 @@ def sounds(
 ) -> None:
     """Make sounds without words (music, drums, hum, tones, noises), so that a model learns to write nothing in them."""
     with needs_extra("train", "preparing data"):
-        from slipstream.train.manifest import write_manifest
+        from slipstream.train.manifest import add_to_manifest
         from slipstream.train.sounds import make_sounds
 
     recordings = list(make_sounds(out, hours, tuple(languages.split(",")), seed))
-    write_manifest(out / "manifest.jsonl", recordings)
-    typer.echo(f"{len(recordings)} sounds, {sum(r.seconds or 0 for r in recordings) / 3600:.2f} h in {out}")
+    add_to_manifest(out / "manifest.jsonl", recordings)
+    typer.echo(f"{_summary(recordings, 'sounds')} in {out}")
 
 
 @app.command()
@@ -201,19 +241,35 @@ def pack(
 ) -> None:
     """Write recordings as log-mel frames, codec tokens or samples, ready to train on."""
     with needs_extra("train", "preparing data"):
-        from slipstream.errors import ConfigError
         from slipstream.train.features import write_pack
         from slipstream.train.launch import load_codec, mel_config
-        from slipstream.train.manifest import read_manifest
+        from slipstream.train.manifest import matching, read_manifest
         from slipstream.train.prepare import mel_items, sample_items, token_items
 
     if [model is not None, config is not None, samples].count(True) != 1:
         raise ConfigError("give one of --model (tokens), --config (log-mel frames) and --samples")
-    recordings = (r for r in read_manifest(manifest) if split in (None, r.split))
+    recordings, left_out = list(matching(read_manifest(manifest), manifest, split=split)), LeftOut()
     if model is not None:
-        count = write_pack(out, *token_items(recordings, load_codec(model), device))
+        count = write_pack(out, *token_items(recordings, load_codec(model), device, left_out))
     elif config is not None:
-        count = write_pack(out, *mel_items(recordings, mel_config(config)))
+        count = write_pack(out, *mel_items(recordings, mel_config(config), on_error=left_out))
     else:
-        count = write_pack(out, *sample_items(recordings))
-    typer.echo(f"{count} recordings in {out}")
+        count = write_pack(out, *sample_items(recordings, on_error=left_out))
+    typer.echo(f"{count} recordings in {out}; {left_out.count} left out")
+
+
+def _need(things: Sized, otherwise: str) -> None:
+    """Raise `SlipstreamError` when there is nothing of what a command is to write."""
+    if not len(things):
+        raise SlipstreamError(otherwise)
+
+
+def _summary(recordings: Sequence[Recording], name: str) -> str:
+    return f"{len(recordings)} {name}, {_duration(sum(recording.seconds or 0 for recording in recordings))}"
+
+
+def _duration(seconds: float) -> str:
+    """In the largest unit that leaves a number above one."""
+    if seconds >= 3600:
+        return f"{seconds / 3600:.2f} h"
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import random
 import wave
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +23,7 @@ from slipstream.torch_model.mimi import LogMel, Mimi
 from slipstream.train.alignment import align_words
 from slipstream.train.augment import WaveAugment, resample_speech
 from slipstream.train.features import Clip, PackKind, log_mel
-from slipstream.train.manifest import Recording
+from slipstream.train.manifest import Recording, each
 from slipstream.train.model import LABEL_DELAY, positions
 from slipstream.train.sampler import PhoneInventory
 from slipstream.train.synthesis import (
@@ -39,6 +40,8 @@ from slipstream.train.synthesis import (
 from slipstream.types import FloatArray, Word
 
 SAMPLE_RATE = 24_000
+LeftOut = Callable[[Recording, SlipstreamError], None]
+"""Hears of a recording that cannot be used, and why; without it, that error is raised."""
 POSITIONS_PER_SECOND = 25
 
 
@@ -59,31 +62,55 @@ class SynthesisOptions:
 
 
 def read_texts(path: Path) -> list[str]:
-    """The lines of a text file, plain or gzipped, without typographic quotes, which synthesisers read aloud."""
-    raw = path.read_bytes()
-    text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+    """The lines of a text file, plain or gzipped, without typographic quotes, which synthesisers read aloud.
+
+    Raises `SlipstreamError` for a file that cannot be read, is not UTF-8, or has nothing but blanks in it.
+    """
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = error.object[: error.start].count(b"\n") + 1
+        raise SlipstreamError(f"{path}, line {number}: not UTF-8; save the text in that encoding") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise SlipstreamError(f"{path}: not a whole gzip file: {error}") from error
+    except OSError as error:
+        raise SlipstreamError(f"{path}: cannot be read: {error.strerror}") from error
     lines = (" ".join(line.translate(_QUOTES).split()) for line in text.splitlines())
-    return [line for line in lines if line]
+    texts = [line for line in lines if line]
+    if not texts:
+        raise SlipstreamError(f"{path}: has no sentences; a line of the file is one")
+    return texts
 
 
-def synthesise_texts(texts: Iterable[str], folder: Path, options: SynthesisOptions) -> Iterator[Recording]:
+def synthesise_texts(
+    texts: Iterable[str],
+    folder: Path,
+    options: SynthesisOptions,
+    first: int = 0,
+    on_error: Callable[[tuple[int, str], SlipstreamError], None] | None = None,
+) -> Iterator[Recording]:
     """Speak each text in a drawn voice, write it below `folder`, and give the recordings, with the times of words and
-    phones where the engine tells them. Texts that an engine cannot time are skipped."""
+    phones where the engine tells them.
+
+    The files' names bear the texts' numbers, from `first` on; another `first` draws other voices. `on_error` hears of each (number, text) that the engine
+    cannot speak or time. Raises `SlipstreamError` when the engine has no voice for the language.
+    """
+    voices = _voices(options)
     folder.mkdir(parents=True, exist_ok=True)
-    rng, draw = np.random.default_rng(options.seed), random.Random(options.seed)
-    for number, text in enumerate(texts):
-        voice = _voice(options, rng, draw)
-        try:
-            spoken = synthesise(text, voice)
-        except SlipstreamError:
-            continue
+    rng, draw = np.random.default_rng(options.seed + first), random.Random(options.seed + first)
+
+    def speak(numbered: tuple[int, str]) -> Recording:
+        number, text = numbered
+        voice = _voice(options, voices, rng, draw)
+        spoken = synthesise(text, voice)
         factor = _factor(rng, options.formant)
         samples = resample_speech(spoken.samples, spoken.sample_rate, factor, SAMPLE_RATE)
         if options.augment is not None:
             samples = options.augment(samples, SAMPLE_RATE, rng)
         path = folder / f"{options.engine}-{options.language}-{options.seed}-{number:07d}.wav"
         write_wave(path, samples)
-        yield Recording(
+        return Recording(
             path,
             text,
             tuple(Word(w.text, w.start / factor, w.end / factor) for w in spoken.words),
@@ -94,6 +121,8 @@ def synthesise_texts(texts: Iterable[str], folder: Path, options: SynthesisOptio
             f"{options.engine}-{options.language}",
             "train",
         )
+
+    return each(enumerate(texts, first), speak, on_error)
 
 
 class Aligner:
@@ -106,7 +135,8 @@ class Aligner:
     def align(self, recording: Recording) -> tuple[Recording, float]:
         """The recording with the times of its words and phones, and how well they fit (`Alignment.fit`).
 
-        Raises `SlipstreamError` when the text is too long for the audio.
+        Raises `SlipstreamError` when the text is too long for the audio, its language is not known, or the audio cannot
+        be read.
         """
         samples = load(recording.audio)
         pronounced = phones_of(recording.text, recording.lang)
@@ -121,10 +151,11 @@ class Aligner:
         return replace(recording, words=found.words, phones=phones), found.fit
 
 
-def cut(recording: Recording, folder: Path, longest: float) -> Iterator[Recording]:
+def cut(recording: Recording, folder: Path, longest: float, number: int = 0) -> Iterator[Recording]:
     """Pieces of at most `longest` seconds, cut where the pause between two words is widest and written below `folder`.
 
-    A recording that is no longer is given as it is. Raises `SlipstreamError` when the words have no times.
+    A recording that is no longer is given as it is; a piece with one word may stay longer. `number`: that of the
+    recording, which keeps the names of pieces apart. Raises `SlipstreamError` when the words have no times.
     """
     if recording.seconds is not None and recording.seconds <= longest:
         yield recording
@@ -137,9 +168,9 @@ def cut(recording: Recording, folder: Path, longest: float) -> Iterator[Recordin
     if not recording.words:
         raise SlipstreamError(f"{recording.audio}: cutting needs the words' times; `slipstream data align` finds them")
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (words, start, end) in enumerate(_pieces(recording.words, 0.0, seconds, longest)):
+    for part, (words, start, end) in enumerate(_pieces(recording.words, 0.0, seconds, longest)):
         piece = samples[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
-        path = folder / f"{recording.audio.stem}-{number:03d}.wav"
+        path = folder / f"{recording.audio.stem}-{number:06d}-{part:03d}.wav"
         write_wave(path, piece)
         moved = tuple(Word(w.text, w.start - start, w.end - start) for w in words)
         phones = tuple((name, at - start) for name, at in recording.phones if start <= at < end)
@@ -164,17 +195,20 @@ def _pieces(
 
 
 def mel_items(
-    recordings: Iterable[Recording], config: MelConfig, sample_rate: int = SAMPLE_RATE
+    recordings: Iterable[Recording],
+    config: MelConfig,
+    sample_rate: int = SAMPLE_RATE,
+    on_error: LeftOut | None = None,
 ) -> tuple[PackKind, Iterator[tuple[FloatArray, Clip]]]:
     """The kind and content of a pack of log-mel frames, for `write_pack`."""
     front_end = LogMel(config, sample_rate)
     silence = log_mel(front_end, np.zeros(config.window, np.float32))[-1]
     kind = PackKind("mel", config.n_mels, sample_rate / config.hop, tuple(map(float, silence)))
-    return kind, ((log_mel(front_end, load(r.audio, sample_rate)), _with_phones(r)) for r in recordings)
+    return kind, each(recordings, lambda r: (log_mel(front_end, load(r.audio, sample_rate)), _with_phones(r)), on_error)
 
 
 def sample_items(
-    recordings: Iterable[Recording], sample_rate: int = SAMPLE_RATE
+    recordings: Iterable[Recording], sample_rate: int = SAMPLE_RATE, on_error: LeftOut | None = None
 ) -> tuple[PackKind, Iterator[tuple[npt.NDArray[np.int16], Clip]]]:
     """The kind and content of a pack of samples, for `write_pack`; phones only where they are timed."""
 
@@ -182,11 +216,11 @@ def sample_items(
         samples = np.clip(load(recording.audio, sample_rate), -1, 1)
         return np.round(samples * 32767).astype(np.int16)[:, None], _clip(recording)
 
-    return PackKind("samples", 1, float(sample_rate), (0.0,)), (item(r) for r in recordings)
+    return PackKind("samples", 1, float(sample_rate), (0.0,)), each(recordings, item, on_error)
 
 
 def token_items(
-    recordings: Iterable[Recording], codec: Mimi, device: str = "cpu"
+    recordings: Iterable[Recording], codec: Mimi, device: str = "cpu", on_error: LeftOut | None = None
 ) -> tuple[PackKind, Iterator[tuple[npt.NDArray[np.int64], Clip]]]:
     """The kind and content of a pack of codec tokens, for `write_pack`."""
     config: CodecConfig = codec.config
@@ -201,7 +235,7 @@ def token_items(
     # The codec remembers some seconds: only a long silence ends in the tokens that silence has.
     silence = encode(np.zeros(10 * config.sample_rate, np.float32))[-1]
     kind = PackKind("tokens", config.num_codebooks, config.frame_rate, tuple(map(float, silence)))
-    return kind, ((encode(load(r.audio, config.sample_rate)), _clip(r)) for r in recordings)
+    return kind, each(recordings, lambda r: (encode(load(r.audio, config.sample_rate)), _clip(r)), on_error)
 
 
 def write_wave(path: Path, samples: FloatArray, sample_rate: int = SAMPLE_RATE) -> None:
@@ -216,23 +250,27 @@ def write_wave(path: Path, samples: FloatArray, sample_rate: int = SAMPLE_RATE) 
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "`": "'", **dict.fromkeys('"«»“”*_', " ")})  # noqa: RUF001
 
 
-def _voice(options: SynthesisOptions, rng: np.random.Generator, draw: random.Random) -> Voice:
+def _voices(options: SynthesisOptions) -> tuple[str, ...]:
+    """The engine's voices of the language; of espeak-ng its accents."""
+    known = _VOICES.get(options.engine, {})
+    if options.language not in known:
+        there = ", ".join(known) or "none"
+        raise SlipstreamError(f"no voice of {options.engine} speaks {options.language!r}; its languages are {there}")
+    return known[options.language]
+
+
+def _voice(options: SynthesisOptions, voices: Sequence[str], rng: np.random.Generator, draw: random.Random) -> Voice:
     rate = _factor(rng, options.rate)
     if options.engine == "espeak-ng":
-        accents = ESPEAK_ACCENTS.get(options.language)
-        if accents is None:
-            raise SlipstreamError(f"no espeak-ng accents are listed for {options.language!r}")
-        accent = draw.choice(accents)
+        accent = draw.choice(voices)
         # Half of a hundred variants sound alike: one voice in eight is the plain one.
         name = accent if draw.random() < 1 / 8 else f"{accent}+{draw.choice(ESPEAK_VARIANTS)}"
         return Voice(options.engine, name, rate, float(rng.uniform(0.1, 0.95)), float(rng.uniform(0.2, 0.8)))
-    voices = _VOICES.get(options.engine, {}).get(options.language)
-    if voices is None:
-        raise SlipstreamError(f"no voice of {options.engine!r} speaks {options.language!r}")
     return Voice(options.engine, draw.choice(voices), rate, float(rng.random()))
 
 
 _VOICES: dict[str, dict[str, tuple[str, ...]]] = {
+    "espeak-ng": ESPEAK_ACCENTS,
     "flite": {"en": FLITE_VOICES},
     "festival": {"en": FESTIVAL_VOICES},
     "pico": PICO_VOICES,
