@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 import wave
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tests.fakes import tiny_tokenizer
 
 from slipstream.config import PAD_ID
+from slipstream.errors import AudioError, SlipstreamError
 from slipstream.evaluate.endurance import invented_words, long_stream
 from slipstream.evaluate.hearing import Heard, Speed, hear
-from slipstream.evaluate.metrics import ends_of_turn, error_rates, groups, normalise, word_times
+from slipstream.evaluate.hub import read_recordings
+from slipstream.evaluate.metrics import ends_of_turn, error_rates, groups, need_words, normalise, word_times
 from slipstream.evaluate.report import evaluate, to_html, to_json, to_text
 from slipstream.text import encode_stream
 from slipstream.train.manifest import Recording
@@ -148,6 +152,29 @@ def test_every_recording_is_heard_from_its_start_to_its_last_word(recordings: li
     assert "x real time" in to_text(evaluation)
 
 
+def test_what_cannot_be_read_is_left_out_and_told(recordings: list[Recording], tmp_path: Path) -> None:
+    spm = tiny_tokenizer()
+    runner = Script(encode_stream(recordings[0].words, spm, 4, 40).tolist())
+    missing = Recording(tmp_path / "missing.wav", "the dog")
+    left_out: list[Recording] = []
+    some = [recordings[0], missing, recordings[1]]
+    heard, speed = hear(runner, spm, some, on_error=lambda recording, _: left_out.append(recording))
+    assert left_out == [missing]
+    assert [one.text for one in heard] == ["the dog"] * 2
+    evaluation = evaluate(heard, speed, model="m", manifest="x.jsonl", frame_rate=12.5, left_out=len(left_out))
+    for written in (to_text(evaluation), to_html(evaluation)):
+        assert "recordings left out, as their audio cannot be read: 1" in written
+    with pytest.raises(AudioError, match=r"missing\.wav: no such file"):
+        hear(runner, spm, some)
+
+
+def test_errors_are_a_share_of_words_that_must_be_there() -> None:
+    silent, said = Recording(Path("a.wav"), "?!"), Recording(Path("a.wav"), "a word")
+    need_words([silent, said], "all.jsonl")
+    with pytest.raises(SlipstreamError, match=r"all\.jsonl: of 2 recordings none has a text with words"):
+        need_words([silent, silent], "all.jsonl")
+
+
 def test_the_page_escapes_what_was_said() -> None:
     heard = [_heard("a <b> & c", "a", dataset="<x>"), _heard("b", "b", dataset="y")]
     page = to_html(evaluate(heard, Speed(1, 1, 1), model="m", manifest="n", frame_rate=12.5))
@@ -173,3 +200,10 @@ def test_invented_words_are_counted_by_the_hour() -> None:
     assert invented_words(script, spm, 0.1) == dict.fromkeys(
         ("silence", "white noise", "brown noise", "music"), pytest.approx(1200)
     )
+
+
+def test_audio_of_the_hub_is_there_after_its_last_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"audio": {"sampling_rate": 8000, "array": [0.0, 0.5]}, "text": "a"}] * 2
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: rows))
+    recordings = list(read_recordings("hf:somebody/speech"))
+    assert [(recording.text, recording.audio.exists()) for recording in recordings] == [("a", True)] * 2

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from slipstream.cli.left_out import LeftOut
 from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model
 
 
@@ -17,8 +18,8 @@ def evaluate(
     model: Model = DEFAULT_MODEL,
     device: Device = "cpu",
     backend: Backend = "auto",
-    streams: Annotated[int, typer.Option(help="Recordings heard side by side.")] = 8,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many recordings.")] = None,
+    streams: Annotated[int, typer.Option(min=1, help="Recordings heard side by side.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many recordings.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Only recordings of this dataset.")] = None,
     split: Annotated[str | None, typer.Option(help="Only recordings of this split.")] = None,
     baseline: Annotated[
@@ -38,24 +39,35 @@ def evaluate(
     from slipstream.evaluate.endurance import invented_words, long_stream
     from slipstream.evaluate.hearing import hear
     from slipstream.evaluate.hub import read_recordings
+    from slipstream.evaluate.metrics import need_words
     from slipstream.evaluate.report import evaluate as measure
     from slipstream.evaluate.report import to_html, to_json, to_text
     from slipstream.loading import load_runner
     from slipstream.text import Tokenizer
+    from slipstream.train.manifest import matching
     from slipstream.weights.sources import resolve
 
     sources = resolve(model)
     tokenizer = Tokenizer(sources.tokenizer)
-    chosen = (
-        recording
-        for recording in read_recordings(manifest)
-        if dataset in (None, recording.dataset) and split in (None, recording.split)
-    )
-    recordings = list(islice(chosen, limit))
+    chosen = matching(read_recordings(manifest), manifest, dataset=dataset, split=split)
+    recordings, left_out = list(islice(chosen, limit)), LeftOut()
+    need_words(recordings, manifest)
+    if baseline:
+        need_words((r for r in recordings if r.lang == "en"), f"{manifest}, in English for the baseline")
     runner = load_runner(model, backend=backend, device=device, slots=streams, dtype="auto")
-    heard, speed = hear(runner, tokenizer, recordings, prefix_seconds=sources.config.silence_prefix_seconds)
-    evaluation = measure(heard, speed, model=model, manifest=manifest, frame_rate=runner.frame_rate)
+    prefix = sources.config.silence_prefix_seconds
+    heard, speed = hear(runner, tokenizer, recordings, prefix_seconds=prefix, on_error=left_out)
+    read = {one.recording for one in heard}
+    recordings = [recording for recording in recordings if recording in read]
+    need_words(recordings, f"{manifest}, without the {left_out.count} that cannot be read")
+    evaluation = measure(
+        heard, speed, model=model, manifest=manifest, frame_rate=runner.frame_rate, left_out=left_out.count
+    )
     typer.echo(to_text(evaluation))
+    for path, text in ((html, to_html), (json, to_json)):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text(evaluation), encoding="utf-8")
     if baseline:
         others, took = hear_pocketsphinx(recordings)
         rival = measure(others, took, model="pocketsphinx", manifest=manifest, frame_rate=runner.frame_rate)
@@ -66,7 +78,3 @@ def evaluate(
         typer.echo(f"\none stream of {stream.seconds:.0f} s, WER by tenth: {tenths}")
         for sound, count in invented_words(runner, tokenizer, endurance).items():
             typer.echo(f"{sound}: {count:.0f} words an hour")
-    for path, text in ((html, to_html), (json, to_json)):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text(evaluation), encoding="utf-8")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from slipstream.audio import load
 from slipstream.config import PAD_ID, WORD_ID
+from slipstream.errors import SlipstreamError
 from slipstream.text import PAUSE_FRAMES, Tokenizer, WordDecoder
-from slipstream.train.manifest import Recording
+from slipstream.train.manifest import Recording, each
 from slipstream.types import FloatArray, Runner, Word
 
 TAIL_SECONDS = 3.0
@@ -54,22 +55,28 @@ class Speed:
 
 
 def hear(
-    runner: Runner, tokenizer: Tokenizer, recordings: Iterable[Recording], *, prefix_seconds: float = 0.0
+    runner: Runner,
+    tokenizer: Tokenizer,
+    recordings: Iterable[Recording],
+    *,
+    prefix_seconds: float = 0.0,
+    on_error: Callable[[Recording, SlipstreamError], None] | None = None,
 ) -> tuple[list[Heard], Speed]:
     """Stream every recording through a slot of `runner`, as many side by side as it has slots.
 
-    `prefix_seconds`: silence that the model wants before speech. Raises `AudioError` for audio that cannot be read.
+    `prefix_seconds`: silence that the model wants before speech. `on_error` hears of each recording whose audio cannot
+    be read; without it, that raises `AudioError`.
     """
-    pending = iter(recordings)
+    pending = each(recordings, lambda r: _Stream(r, runner, tokenizer, prefix_seconds), on_error)
     streams: list[_Stream | None] = [None] * runner.slots
     done: list[Heard] = []
     taken = 0.0
     pcm_BS = np.zeros((runner.slots, runner.frame_samples), np.float32)
     while True:
         for slot, stream in enumerate(streams):
-            if stream is None and (recording := next(pending, None)) is not None:
+            if stream is None and (started := next(pending, None)) is not None:
                 runner.reset([slot])
-                streams[slot] = _Stream(recording, runner, tokenizer, prefix_seconds)
+                streams[slot] = started
         active_B = np.array([stream is not None for stream in streams])
         if not active_B.any():
             break

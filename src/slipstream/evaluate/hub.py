@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import tempfile
 import wave
 from collections.abc import Iterator
@@ -35,11 +36,12 @@ def _hub(name: str, config: str | None = None, split: str = "test") -> Iterator[
             "datasets of the Hugging Face hub need the package datasets: pip install datasets"
         ) from error
     rows = datasets.load_dataset(name, config or None, split=split, streaming=True)
-    with tempfile.TemporaryDirectory() as folder:
-        for number, row in enumerate(rows):
-            path = Path(folder) / f"{number}.wav"
-            _write(path, row["audio"])
-            yield Recording(path, _text(row, name), lang=str(row.get("locale", "en"))[:2], dataset=name, split=split)
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)  # audio is read, and read again, after the last row was given
+    for number, row in enumerate(rows):
+        path = Path(folder.name) / f"{number}.wav"
+        _write(path, row["audio"])
+        yield Recording(path, _text(row, name), lang=str(row.get("locale", "en"))[:2], dataset=name, split=split)
 
 
 def _text(row: dict[str, Any], name: str) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slipstream.errors import BackendError
+from slipstream.errors import BackendError, SlipstreamError
 from slipstream.evaluate.hearing import Heard
+from slipstream.train.manifest import Recording
 from slipstream.train.tokenizer import plain_word
 from slipstream.types import Word
 
@@ -81,7 +82,7 @@ class Group:
 def error_rates(heard: Sequence[Heard], seed: int = 0) -> Group:
     """Word and character error rates. Raises `BackendError` where jiwer or whisper-normalizer is not installed."""
     pairs = [(normalise(h.recording.text, h.recording.lang), normalise(h.text, h.recording.lang)) for h in heard]
-    pairs = [pair for pair in pairs if pair[0]]
+    pairs = [pair for pair in pairs if _has_words(pair[0])]
     jiwer = _jiwer()
     return Group(
         _rate(pairs, jiwer.process_words, seed),
@@ -167,6 +168,17 @@ def _normaliser(language: str) -> Callable[[str], str]:
         raise BackendError("evaluation needs whisper-normalizer: pip install 'slipstream-stt[train]'") from error
     basic: Callable[[str], str] = BasicTextNormalizer()
     return basic
+
+
+def need_words(recordings: Iterable[Recording], source: object) -> None:
+    """Raise `SlipstreamError` when not one of the recordings of `source` has words, of which errors are the share."""
+    texts = [(recording.text, recording.lang) for recording in recordings]
+    if not any(_has_words(normalise(text, language)) for text, language in texts):
+        raise SlipstreamError(f"{source}: of {len(texts)} recordings none has a text with words to compare with")
+
+
+def _has_words(normalised: str) -> bool:
+    return any(map(str.isalnum, normalised))  # Whisper's normaliser leaves a text of dots as it is
 
 
 def _jiwer() -> Any:

@@ -26,10 +26,11 @@ WORST = 40
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """All that was measured of one model on one manifest."""
+    """All that was measured of one model on one manifest. `left_out`: recordings whose audio cannot be read."""
 
     model: str
     manifest: str
+    left_out: int
     overall: Group
     datasets: dict[str, Group]
     languages: dict[str, Group]
@@ -40,7 +41,9 @@ class Evaluation:
     worst: list[dict[str, Any]]
 
 
-def evaluate(heard: Sequence[Heard], speed: Speed, *, model: str, manifest: str, frame_rate: float) -> Evaluation:
+def evaluate(
+    heard: Sequence[Heard], speed: Speed, *, model: str, manifest: str, frame_rate: float, left_out: int = 0
+) -> Evaluation:
     """Everything that can be said of what was heard. Pause heads are judged one by one, by their number."""
     heads = max((one.pause_TH.shape[1] for one in heard if one.pause_TH.size), default=0)
 
@@ -50,6 +53,7 @@ def evaluate(heard: Sequence[Heard], speed: Speed, *, model: str, manifest: str,
     return Evaluation(
         model=model,
         manifest=manifest,
+        left_out=left_out,
         overall=error_rates(heard),
         datasets=by(lambda one: one.recording.dataset),
         languages=by(lambda one: one.recording.lang),
@@ -73,6 +77,8 @@ def to_text(evaluation: Evaluation, turn_head: int = 2) -> str:
     for part in (evaluation.datasets, evaluation.languages):
         if len(part) > 1:
             lines += [_line(name, group) for name, group in part.items()]
+    if evaluation.left_out:
+        lines.append(_left_out(evaluation))
     times = evaluation.times
     if times.start_error is not None and times.delay is not None:
         f1 = ", ".join(f"F1 at {1000 * t:.0f} ms {value:.2f}" for t, value in times.f1.items())
@@ -98,6 +104,7 @@ def to_html(evaluation: Evaluation) -> str:
     """One page, complete in itself."""
     sections = [
         f"<h1>{html.escape(evaluation.model)} on {html.escape(evaluation.manifest)}</h1>",
+        f"<p>{_left_out(evaluation)}</p>" if evaluation.left_out else "",
         _table("Errors", ("", "WER", "95 %", "CER", "sub", "del", "ins", "words", "clips"), _error_rows(evaluation)),
         _bars("WER by dataset", evaluation.datasets),
         _bars("WER by language", evaluation.languages),
@@ -116,6 +123,10 @@ _STYLE = (
     "table{border-collapse:collapse}td,th{padding:.15rem .7rem;text-align:right;border-bottom:1px solid #8884}"
     "td:first-child,th:first-child,td.text{text-align:left}svg{display:block;margin:.5rem 0}"
 )
+
+
+def _left_out(evaluation: Evaluation) -> str:
+    return f"recordings left out, as their audio cannot be read: {evaluation.left_out}"
 
 
 def _line(name: str, group: Group) -> str:

@@ -1,0 +1,55 @@
+"""`slipstream evaluate`: what is said when there is little or nothing to measure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from slipstream.cli.evaluate import evaluate
+from slipstream.errors import SlipstreamError
+
+pytest.importorskip("jiwer")
+pytest.importorskip("whisper_normalizer")
+
+SAMPLE = Path(__file__).parents[2] / "examples" / "sample.opus"
+
+
+def _evaluate(folder: Path, *arguments: str, **text_of: str) -> Result:
+    """On a manifest with a line for each file's name (`sample` is the example) and its text."""
+    lines = [
+        json.dumps({"audio": str(SAMPLE if name == "sample" else folder / name), "text": text, "dataset": "own"})
+        for name, text in text_of.items()
+    ]
+    (folder / "all.jsonl").write_text("\n".join(lines))
+    app = typer.Typer()
+    app.command()(evaluate)
+    return CliRunner().invoke(app, [str(folder / "all.jsonl"), "--model", "tiny", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text_of", "message"),
+    [
+        ((), {}, "has no recordings"),
+        (("--dataset", "x"), {"sample": "good morning"}, "no recording is of dataset 'x'; there are own"),
+        ((), {"sample": "", "other": "..."}, "of 2 recordings none has a text"),
+        ((), {"missing": "good morning"}, "without the 1 that cannot be read: of 0 recordings"),
+    ],
+)
+def test_nothing_to_measure_is_an_error(
+    arguments: tuple[str, ...], text_of: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    result = _evaluate(tmp_path, *arguments, **text_of)
+    assert isinstance(result.exception, SlipstreamError)
+    assert message in str(result.exception)
+    assert "WER" not in result.output
+
+
+def test_a_missing_file_is_named_and_the_rest_measured(tmp_path: Path) -> None:
+    result = _evaluate(tmp_path, missing="nobody", sample="good morning")
+    assert result.exit_code == 0, result.output
+    assert f"all.jsonl, line 1: {tmp_path / 'missing'}: no such file" in result.output
+    assert "cannot be read: 1" in result.output
