@@ -94,7 +94,8 @@ def synthesise_texts(
     phones where the engine tells them.
 
     The files' names bear the texts' numbers, from `first` on; another `first` draws other voices. `on_error` hears of
-    each (number, text) that the engine cannot speak or time. Raises `SlipstreamError` when the engine has no voice for the language.
+    each (number, text) that the engine cannot speak or time. Raises `SlipstreamError` when the engine has no voice for
+    the language.
     """
     voices = _voices(options)
     folder.mkdir(parents=True, exist_ok=True)
