@@ -36,6 +36,12 @@ def test_a_manifest_gives_back_its_recordings(tmp_path: Path) -> None:
     assert list(read_manifest(tmp_path / "all.jsonl")) == recordings
 
 
+def test_what_is_null_is_not_known(tmp_path: Path) -> None:
+    line = {"audio": "1.wav", "text": "one", "words": None, "seconds": None, "speaker": None, "lang": None}
+    (tmp_path / "all.jsonl").write_text(json.dumps(line), encoding="utf-8")
+    assert list(read_manifest(tmp_path / "all.jsonl")) == [Recording(tmp_path / "1.wav", "one")]
+
+
 def test_times_beside_the_audio_are_read_where_a_line_has_none(tmp_path: Path) -> None:
     recording = Recording(tmp_path / "1.wav", "one two", WORDS)
     write_alignment(recording)
@@ -50,8 +56,8 @@ def test_times_beside_the_audio_are_read_where_a_line_has_none(tmp_path: Path) -
         ('{"audio": "1.wav"}', "line 2: expected an object with the strings audio and text"),
         ('{"audio": "1.wav", "text": "a", "words": [["a", 0]]}', r"line 2: words must be \[text, start, end\]"),
         ('{"audio": "1.wav", "text": "a", "phones": [["a"]]}', r"line 2: .*phones \[name, start\]"),
-        ('{"audio": "1.wav", "text": "a", "speaker": 5}', "line 2: speaker must be a string, not 5"),
-        ('{"audio": "1.wav", "text": "a", "lang": null}', "line 2: lang must be a string, not null"),
+        ('{"audio": "1.wav", "text": "a", "speaker": 5}', "line 2: speaker must be a string, or null, not 5"),
+        ('{"audio": "1.wav", "text": "a", "lang": []}', r"line 2: lang must be a string, or null, not \[\]"),
         ('{"audio": "1.wav", "text": "a", "seconds": "3"}', 'line 2: seconds must be a number .*, not "3"'),
         ('{"audio": "1.wav", "text": "a", "seconds": NaN}', "line 2: seconds must be a number .*, not NaN"),
         ('{"audio": "1.wav", "text": "a", "seconds": true}', "line 2: seconds must be a number .*, not true"),

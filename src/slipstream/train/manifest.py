@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, TypeVar
 
 from slipstream.audio import SAMPLE_RATE, load
@@ -272,8 +273,8 @@ def _recording(line: str, folder: Path, place: str) -> Recording:
     if not isinstance(raw, dict) or not isinstance(raw.get("audio"), str) or not isinstance(raw.get("text"), str):
         raise ManifestError(f"{place}: expected an object with the strings audio and text")
     for key in ("speaker", "lang", "dataset", "split"):
-        if not isinstance(raw.get(key, ""), str):
-            raise ManifestError(f"{place}: {key} must be a string, not {json.dumps(raw[key])}")
+        if not isinstance(raw.get(key), (str, NoneType)):
+            raise ManifestError(f"{place}: {key} must be a string, or null, not {json.dumps(raw[key])}")
     seconds = raw.get("seconds")
     if seconds is not None and not (type(seconds) in (int, float) and 0 <= seconds < math.inf):
         raise ManifestError(f"{place}: seconds must be a number from 0, or null, not {json.dumps(seconds)}")
@@ -291,10 +292,10 @@ def _recording(line: str, folder: Path, place: str) -> Recording:
         words or _beside(audio, place),
         phones,
         seconds,
-        raw.get("speaker", ""),
-        raw.get("lang", "en"),
-        raw.get("dataset", ""),
-        raw.get("split", ""),
+        raw.get("speaker") or "",
+        raw.get("lang") or "en",
+        raw.get("dataset") or "",
+        raw.get("split") or "",
         place,
     )
 
