@@ -178,3 +178,15 @@ def test_clips_that_cannot_be_drawn_are_counted(mel_packs: list[Pack], tmp_path:
     assert (sampler.timed, sampler.untimed) == (1, 1)
     with pytest.raises(ConfigError, match="no usable clip of it; 1 clips left out: longer than a row of 4 s"):
         RowSampler(packs[1:], PhoneInventory(["_", "t", "w"]), tokenizer, RowOptions(4.0, {"a": 1.0}, (6, 6)))
+
+
+def test_tokens_of_clips_without_word_times_are_left_out_by_number(tmp_path: Path) -> None:
+    kind = PackKind("tokens", 2, 12.5, (0.0, 0.0))
+    rows = np.ones((20, 2), np.int64)
+    timed = Clip(0, 0, "one", "en", "a", "s", (("one", 0.1, 0.4),))
+    untimed = Clip(0, 0, "two", "en", "a", "s")
+    write_pack(tmp_path / "pack", kind, [(rows, timed), (rows, untimed), (rows, untimed)])
+    tokenizer = Tokenizer(world.tokenizer(tmp_path))
+    sampler = TokenSampler([Pack(tmp_path / "pack")], tokenizer, RowOptions(4.0, {"a": 1.0}, (6, 6)))
+    assert sampler.remarks() == ["2 clips left out: no word times; `slipstream data align` finds them"]
+    assert sampler.batch(0, 2).codes_BKT.shape == (2, 2, 50)
