@@ -21,7 +21,7 @@ from slipstream.train.tokenizer import plain_word
 from slipstream.types import Word
 
 TIME_TOLERANCES = (0.08, 0.2)
-THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.82, 0.84, 0.86, 0.88, 0.9, 0.92, 0.95)
 BOOTSTRAP_DRAWS = 1000
 WARMUP_FRAMES = 12
 
