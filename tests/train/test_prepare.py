@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slipstream.audio import load
+from slipstream.audio import SAMPLE_RATE, load
 from slipstream.errors import CheckpointError, SlipstreamError
 from slipstream.train.features import Pack, write_pack
 from slipstream.train.manifest import Recording
-from slipstream.train.prepare import SAMPLE_RATE, cut, read_texts, sample_items, write_wave
+from slipstream.train.prepare import cut, read_texts, sample_items, write_wave
 from slipstream.types import Word
 
 LONGEST = 3.0

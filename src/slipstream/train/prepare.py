@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from slipstream.audio import load
+from slipstream.audio import SAMPLE_RATE, load
 from slipstream.config import CodecConfig, MelConfig
 from slipstream.errors import SlipstreamError
 from slipstream.torch_model.mimi import LogMel, Mimi
@@ -39,7 +39,6 @@ from slipstream.train.synthesis import (
 )
 from slipstream.types import FloatArray, Word
 
-SAMPLE_RATE = 24_000
 LeftOut = Callable[[Recording, SlipstreamError], None]
 """Hears of a recording that cannot be used, and why; without it, that error is raised."""
 POSITIONS_PER_SECOND = 25

@@ -36,7 +36,6 @@ UNKNOWN = -100
 HOW_TO_PACK = {
     "mel": "`slipstream data pack --config`",
     "tokens": "`slipstream data pack --model`",
-    "samples": "`slipstream data pack --samples`",
 }
 PAUSE_HORIZONS = (0.5, 1.0, 2.0, 3.0)
 """Seconds that each pause head looks ahead."""

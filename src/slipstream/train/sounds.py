@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from slipstream.audio import SAMPLE_RATE
 from slipstream.train.augment import WaveAugment, coloured_noise
 from slipstream.train.manifest import Recording
-from slipstream.train.prepare import SAMPLE_RATE, write_wave
+from slipstream.train.prepare import write_wave
 from slipstream.types import FloatArray
 
 Kind = Callable[[int, np.random.Generator], FloatArray]

@@ -424,8 +424,8 @@ def _pico(text: str, voice: Voice) -> Utterance:
     if all(voice.name not in names for names in PICO_VOICES.values()):
         known = ", ".join(name for names in PICO_VOICES.values() for name in names)
         raise SlipstreamError(f"pico has no voice {voice.name!r}; there are {known}")
-    # Pitch in percent; its voices carry three quarters to five quarters of their own well.
-    marked = f"<speed level='{round(100 * voice.rate)}'><pitch level='{round(75 + 50 * voice.pitch)}'>{_unmarked(text)}"
+    rate, pitch = _percents(voice)
+    marked = f"<speed level='{rate}'><pitch level='{pitch}'>{_unmarked(text)}"
     with tempfile.TemporaryDirectory() as folder:
         wave = Path(folder) / "speech.wav"
         command = ["pico2wave", "-l", voice.name, "-w", str(wave), f"{marked}</pitch></speed>"]
@@ -439,9 +439,15 @@ def _rhvoice(text: str, voice: Voice) -> Utterance:
     with tempfile.TemporaryDirectory() as folder:
         wave, said = Path(folder) / "speech.wav", Path(folder) / "speech.txt"
         said.write_text(text, encoding="utf-8")
-        settings = ["-p", voice.name, "-r", str(round(100 * voice.rate)), "-t", str(round(75 + 50 * voice.pitch))]
+        rate, pitch = _percents(voice)
+        settings = ["-p", voice.name, "-r", str(rate), "-t", str(pitch)]
         _run(["RHVoice-test", "-i", str(said), "-o", str(wave), *settings], text, "rhvoice")
         return Utterance(*_read_wave(wave, text, "RHVoice-test"), (), ())
+
+
+def _percents(voice: Voice) -> tuple[int, int]:
+    """Speed and pitch of the voice's own, which carries three quarters to five quarters of its pitch well."""
+    return round(100 * voice.rate), round(75 + 50 * voice.pitch)
 
 
 def _unmarked(text: str) -> str:
