@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import platform
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection, Request
@@ -23,10 +20,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Receive, Scope, Send
 
 from slipstream import __version__
-from slipstream.audio import decode
 from slipstream.engine.engine import Engine
-from slipstream.engine.session import SessionOptions
-from slipstream.errors import AudioError, Overloaded
 from slipstream.server.access import Access
 from slipstream.server.hub import Hub
 from slipstream.server.kyutai import KyutaiWire
@@ -35,13 +29,11 @@ from slipstream.server.metrics import Metrics
 from slipstream.server.plain import PlainWire, parse_format
 from slipstream.server.protocol import ProtocolError, StreamInfo, Wire
 from slipstream.server.stream import LiveStream
+from slipstream.server.uploads import Uploads
 from slipstream.server.websocket import Refused, WebSocket
-from slipstream.types import Event, Word
 
 KYUTAI_PATH = "/api/asr-streaming"
 PLAIN_PATH = "/v1/stream"
-UPLOAD_WAIT_SECONDS = 100.0
-"""How long a whole file waits for a slot, as in the reference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +107,11 @@ def create_app(service: Service, hub: Hub) -> Starlette:
 
     handlers = _Handlers(service, hub)
     routes: list[BaseRoute] = [
-        Route(service.kyutai_path, handlers.upload, methods=["POST"]),
+        Route(
+            service.kyutai_path,
+            Uploads(service.engine, service.access, service.limits, service.metrics),
+            methods=["POST"],
+        ),
         Route("/api/build_info", handlers.build_info),
         Route("/api/modules_info", handlers.modules_info),
         Route("/v1/info", handlers.info),
@@ -138,23 +134,6 @@ class _Handlers:
 
     def __init__(self, service: Service, hub: Hub) -> None:
         self._service, self._hub = service, hub
-
-    async def upload(self, request: Request) -> Response:
-        """A whole file in any format, its words as the reference's JSON."""
-        refusal = self._service.access.refusal(request)
-        if refusal is not None:
-            self._service.metrics.refusals.labels(refusal[0]).inc()
-            return PlainTextResponse(refusal[1], refusal[0])
-        with _Upload(max_size=_SPOOL_BYTES) as file:
-            if not await _save(request, file, self._service.limits.upload_bytes):
-                return PlainTextResponse(f"a file has at most {self._service.limits.upload_bytes} bytes", 413)
-            try:
-                events = await run_in_threadpool(self._transcribe, file)
-            except AudioError as error:
-                return PlainTextResponse(str(error), 422)
-            except Overloaded as error:
-                return PlainTextResponse(str(error), 503)
-        return JSONResponse([message for event in events for message in _upload_messages(event)])
 
     async def build_info(self, request: Request) -> Response:
         return JSONResponse(
@@ -196,48 +175,6 @@ class _Handlers:
         metrics = self._service.metrics
         metrics.queued.set(self._service.engine.waiting)
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    def _transcribe(self, file: IO[bytes]) -> list[Event]:
-        events: list[Event] = []
-        with self._service.engine.open(SessionOptions(partials=False), wait=UPLOAD_WAIT_SECONDS) as session:
-            for piece_CS in decode(cast(Any, file)):
-                session.send(piece_CS[0])
-                events += session.take()
-            session.finish()
-            events += session
-        return events
-
-
-_SPOOL_BYTES = 4 << 20
-
-
-class _Upload(tempfile.SpooledTemporaryFile[bytes]):
-    """A body on its way to the decoder, whose errors call it by its name."""
-
-    @property
-    def name(self) -> str:
-        return "the upload"
-
-
-async def _save(request: Request, file: IO[bytes], limit: int) -> bool:
-    """Write the body to `file`; False when it is larger than `limit`."""
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            return False
-        await run_in_threadpool(file.write, chunk)
-    file.seek(0)
-    return True
-
-
-def _upload_messages(event: Event) -> list[dict[str, Any]]:
-    if not isinstance(event, Word):
-        return []
-    return [
-        {"type": "Word", "text": event.text, "start_time": event.start},
-        {"type": "EndWord", "stop_time": event.end},
-    ]
 
 
 def _plain_status(good: bool) -> Response:
