@@ -1,0 +1,36 @@
+"""Audio in: any file, raw PCM, arrays or the microphone, as a stream of mono frames at the model's rate.
+
+Files are decoded by FFmpeg's libraries (through PyAV) piece by piece, so that an hour takes no more memory than a
+second, and resampled by soxr, whose stream gives the same samples for every way of cutting it.
+Shapes: C channels, S samples, T frames. Samples are float32, full scale is 1.
+"""
+
+from slipstream.audio.arrays import to_float
+from slipstream.audio.channels import Channels, mix
+from slipstream.audio.devices import InputDevice, input_devices, microphone
+from slipstream.audio.files import AudioInfo, decode, load, probe
+from slipstream.audio.pcm import Encoding, PcmDecoder, RawFormat
+from slipstream.audio.resample import Framer, Resampler
+from slipstream.audio.samples import FRAME_SAMPLES, SAMPLE_RATE
+from slipstream.audio.source import Source
+
+__all__ = [
+    "FRAME_SAMPLES",
+    "SAMPLE_RATE",
+    "AudioInfo",
+    "Channels",
+    "Encoding",
+    "Framer",
+    "InputDevice",
+    "PcmDecoder",
+    "RawFormat",
+    "Resampler",
+    "Source",
+    "decode",
+    "input_devices",
+    "load",
+    "microphone",
+    "mix",
+    "probe",
+    "to_float",
+]

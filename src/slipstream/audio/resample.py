@@ -1,0 +1,89 @@
+"""Change the sample rate of a stream, and cut it into frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from slipstream.audio.channels import Channels, mix
+from slipstream.audio.samples import FRAME_SAMPLES, SAMPLE_RATE, Piece, check_finite, check_rate
+from slipstream.errors import AudioError
+from slipstream.types import FloatArray
+
+
+class Resampler:
+    """A stream at one rate made a stream at another, in Hz. Its samples do not depend on how the stream is cut."""
+
+    def __init__(self, from_rate: int, to_rate: int = SAMPLE_RATE, channels: int = 1) -> None:
+        check_rate(from_rate)
+        self.from_rate, self.channels = from_rate, channels
+        self._soxr: Any = None
+        if from_rate != to_rate:
+            import soxr
+
+            stream: Any = soxr.ResampleStream
+            self._soxr = stream(from_rate, to_rate, channels, dtype="float32", quality="HQ")
+
+    def push(self, audio_CS: FloatArray) -> FloatArray:
+        """Take `[C, S]` in, give what is ready, `[C, S']`; the rest lags by at most 0.1 s."""
+        return audio_CS if self._soxr is None else self._resample(audio_CS, last=False)
+
+    def flush(self) -> FloatArray:
+        """Give what is left, `[C, S']`; nothing may be pushed after it."""
+        nothing = np.zeros((self.channels, 0), np.float32)
+        return nothing if self._soxr is None else self._resample(nothing, last=True)
+
+    def _resample(self, audio_CS: FloatArray, last: bool) -> FloatArray:
+        resampled: FloatArray = self._soxr.resample_chunk(np.ascontiguousarray(audio_CS.T), last=last)
+        return np.ascontiguousarray(resampled.T)
+
+
+class Framer:
+    """Cuts a mono stream, whatever its chunks, into frames of exactly `frame_samples`."""
+
+    def __init__(self, frame_samples: int = FRAME_SAMPLES) -> None:
+        self.frame_samples = frame_samples
+        self._rest = np.zeros(0, np.float32)
+
+    @property
+    def buffered(self) -> int:
+        """Samples that wait for their frame to fill, fewer than `frame_samples`."""
+        return len(self._rest)
+
+    def push(self, audio_S: FloatArray) -> FloatArray:
+        """Take `[S]` samples in, give the frames they complete, `[T, frame_samples]`, T from 0."""
+        samples = np.concatenate([self._rest, audio_S])
+        whole = len(samples) - len(samples) % self.frame_samples
+        self._rest = samples[whole:].copy()
+        return samples[:whole].reshape(-1, self.frame_samples)
+
+    def flush(self) -> tuple[FloatArray, int]:
+        """Give the last frame, `[T, frame_samples]` with T 0 or 1, zeros after its samples, and how many are real."""
+        real = self.buffered
+        padding = np.zeros(-real % self.frame_samples, np.float32)
+        return self.push(padding), real
+
+
+def resampled(pieces: Iterable[Piece], channels: Channels, sample_rate: int, name: str) -> Iterator[FloatArray]:
+    resampler: Resampler | None = None
+    seconds = 0.0
+    for audio_CS, rate in pieces:
+        if not audio_CS.shape[1]:
+            continue
+        check_finite(audio_CS, name, seconds, rate)
+        seconds += audio_CS.shape[1] / rate
+        if channels == "mix":
+            audio_CS = mix(audio_CS)
+        if resampler is None or (rate, len(audio_CS)) != (resampler.from_rate, resampler.channels):
+            if resampler is not None:
+                if len(audio_CS) != resampler.channels:
+                    raise AudioError(f"{name}: has {resampler.channels} channels, then {len(audio_CS)}: mix them")
+                yield resampler.flush()
+            resampler = Resampler(rate, sample_rate, len(audio_CS))
+        if (ready := resampler.push(audio_CS)).size:
+            yield ready
+    if resampler is None:
+        raise AudioError(f"{name}: holds no audio samples")
+    yield resampler.flush()
