@@ -1,0 +1,99 @@
+"""Attacks on a live server, by name.
+
+An attack is one function in a module of this package:
+
+    @attack
+    def pings(target: Target) -> None:
+        "Pings as fast as the socket takes them."
+        with target.websocket() as socket:
+            while target.running:
+                socket.sendall(frame(b"", PING) * 1000)
+
+It runs in a process of its own until `target.running` is false. It may raise `OSError`: an attacker whose connection is
+closed starts again, at most a hundred times a second. `python -m benchmarks.attacks NAME` measures it.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+TEXT, BINARY, CLOSE, PING = 1, 2, 8, 9
+CONTINUATION = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The server under attack. `until`: when the attack ends, in seconds of the monotonic clock."""
+
+    port: int
+    until: float
+
+    @property
+    def running(self) -> bool:
+        """Whether the attack goes on."""
+        return time.monotonic() < self.until
+
+    def connect(self) -> socket.socket:
+        """Open a TCP connection whose calls give up when the attack ends."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=max(0.1, self.until - time.monotonic()))
+
+    def request(self, method: str, path: str, *headers: str, body: bytes = b"", host: str = "localhost") -> bytes:
+        """Send a whole HTTP request and return the whole answer."""
+        with self.connect() as connection:
+            lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", "Connection: close", *headers]
+            if body:
+                lines.append(f"Content-Length: {len(body)}")
+            connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+            answer = b""
+            while data := connection.recv(1 << 16):
+                answer += data
+            return answer
+
+    def websocket(self, path: str = "/api/asr-streaming", *headers: str) -> socket.socket:
+        """Open a WebSocket; the caller writes its frames (`frame`) and reads what it likes."""
+        connection = self.connect()
+        lines = [f"GET {path} HTTP/1.1", "Host: localhost", *_UPGRADE, *headers, "", ""]
+        connection.sendall("\r\n".join(lines).encode("latin-1"))
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            if not (data := connection.recv(4096)):
+                connection.close()
+                raise ConnectionResetError("the server closed the connection in the handshake")
+            answer += data
+        return connection
+
+
+Attack = Callable[[Target], None]
+
+ATTACKS: dict[str, Attack] = {}
+"""All attacks, by the names of their functions."""
+
+
+def attack(function: Attack) -> Attack:
+    """Register a function as an attack."""
+    ATTACKS[function.__name__] = function
+    return function
+
+
+def frame(payload: bytes, opcode: int = BINARY, fin: bool = True) -> bytes:
+    """Build a client's frame (RFC 6455, section 5.2), masked with zeros, which leaves the payload as it is."""
+    head, size = bytes([fin << 7 | opcode]), len(payload)
+    if size < 126:
+        head += bytes([0x80 | size])
+    elif size < 1 << 16:
+        head += b"\xfe" + struct.pack(">H", size)
+    else:
+        head += b"\xff" + struct.pack(">Q", size)
+    return head + bytes(4) + payload
+
+
+_UPGRADE = (
+    "Upgrade: websocket",
+    "Connection: Upgrade",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Version: 13",
+)

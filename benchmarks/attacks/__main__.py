@@ -1,0 +1,232 @@
+"""What an attack does to everyone else: `python -m benchmarks.attacks` runs them all, `... pings listed_audio` two.
+
+Each attack gets a fresh server in a process of its own, whose model costs `--step-ms` a step. Well-behaved clients
+stream 80 ms of audio every 80 ms and `/healthz` is polled, first without the attack, then with it. Latencies in ms: of
+a stream from the write of a frame to the arrival of its `Step`, of `/healthz` from connect to the end of the answer.
+The attacker runs at the lowest priority, since its own processor time is not the server's. Memory in MiB: before the
+attack, its peak, and at the end. `leaked`: slots in use when all clients have gone. `SIGTERM`: seconds to the exit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from benchmarks.attacks import ATTACKS, Target
+from benchmarks.load import Client, connect, send_in_real_time
+
+from benchmarks import attacks
+
+WARM_UP_SECONDS = 2.0
+POLL_SECONDS = 0.05
+PATIENCE_SECONDS = 10.0
+"""How long to wait for slots to be freed, and for one answer of `/healthz`."""
+
+
+@dataclass
+class Latencies:
+    """Of one phase, in seconds. `lost`: steps that had not come when the phase was over."""
+
+    stream: list[float] = field(default_factory=list)
+    health: list[float] = field(default_factory=list)
+    lost: int = 0
+
+    def percentiles(self, kind: str) -> tuple[float, float]:
+        """The median and the 99th percentile in ms."""
+        p50, p99 = np.percentile(np.array(getattr(self, kind)) * 1000, [50, 99])
+        return float(p50), float(p99)
+
+
+@dataclass
+class Outcome:
+    """What one attack did."""
+
+    quiet: Latencies
+    attacked: Latencies
+    memory: tuple[float, float, float]
+    leaked: int
+    sigterm_seconds: float = 0.0
+    errors: list[str] = field(default_factory=list)
+
+
+def main() -> None:
+    for module in pkgutil.iter_modules(attacks.__path__):
+        if module.name != "__main__":
+            importlib.import_module(f"benchmarks.attacks.{module.name}")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("attacks", nargs="*", metavar="NAME", help=f"of {', '.join(sorted(ATTACKS))}; all by default")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each phase")
+    parser.add_argument("--streams", type=int, default=4, help="well-behaved ones")
+    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--step-ms", type=float, default=10.0)
+    parser.add_argument("--slot-ms", type=float, default=0.2)
+    parser.add_argument("--model", help="a model instead of the stand-in")
+    parser.add_argument("--attack-port", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.attacks) - set(ATTACKS):
+        parser.error(f"unknown attack {', '.join(sorted(unknown))}: choose from {', '.join(sorted(ATTACKS))}")
+    if arguments.attack_port:
+        run_attack(arguments.attacks[0], arguments.attack_port, arguments.seconds)
+        return
+    print(f"{arguments.seconds:g} s each; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print("| attack | stream p50 | p99 | p99 attacked | ratio | max | lost", end="")
+    print(" | healthz p50 | p99 | p99 attacked | ratio | max | memory | leaked | SIGTERM |")
+    print("|---" * 15 + "|")
+    for name in arguments.attacks or sorted(ATTACKS):
+        outcome = measure(name, arguments)
+        print(row(name, outcome), flush=True)
+        for line in outcome.errors[:10]:
+            print(f"    {line:.300}")
+
+
+def row(name: str, outcome: Outcome) -> str:
+    """One line of the table."""
+    cells = [name]
+    for kind in ("stream", "health"):
+        p50, before = outcome.quiet.percentiles(kind)
+        during = outcome.attacked.percentiles(kind)[1]
+        worst = 1000 * max(getattr(outcome.attacked, kind))
+        cells += [f"{p50:.1f}", f"{before:.1f}", f"{during:.1f}", f"{during / before:.2f}", f"{worst:.0f}"]
+        if kind == "stream":
+            cells.append(str(outcome.attacked.lost))
+    cells.append(" / ".join(f"{size:.0f}" for size in outcome.memory))
+    return f"| {' | '.join([*cells, str(outcome.leaked), f'{outcome.sigterm_seconds:.1f}'])} |"
+
+
+def measure(name: str, arguments: argparse.Namespace) -> Outcome:
+    """Run one attack on a fresh server."""
+    with server(arguments) as (process, port, log), attacker(name, port, arguments.seconds) as start:
+        outcome = asyncio.run(observe(port, process.pid, start, arguments))
+        began = time.monotonic()
+        process.terminate()
+        process.wait(60)
+        outcome.sigterm_seconds = time.monotonic() - began
+        outcome.errors = log.read_text().splitlines()
+    return outcome
+
+
+async def observe(port: int, process: int, start: Callable[[], None], arguments: argparse.Namespace) -> Outcome:
+    """Both phases, and what is left when all clients are gone."""
+    clients = await connect(port, arguments.streams)
+    sending = asyncio.create_task(send_in_real_time(clients))
+    await asyncio.sleep(WARM_UP_SECONDS)
+    quiet = await phase(clients, port, arguments.seconds)
+    before = resident_mib(process)
+    Path(f"/proc/{process}/clear_refs").write_text("5")  # sets the peak (VmHWM) to the present size: proc(5)
+    start()
+    attacked = await phase(clients, port, arguments.seconds)
+    sending.cancel()
+    for client in clients:
+        client.transport.abort()
+    leaked = await until_free(port)
+    return Outcome(quiet, attacked, (before, resident_mib(process, "VmHWM"), resident_mib(process)), leaked)
+
+
+@contextlib.contextmanager
+def attacker(name: str, port: int, seconds: float) -> Iterator[Callable[[], None]]:
+    """A process that attacks for so long once the function is called; it has loaded its code by then."""
+    command = ["nice", "-n", "19", sys.executable, "-m", "benchmarks.attacks", name]
+    command += ["--attack-port", str(port), "--seconds", str(seconds)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        try:
+            yield lambda: print(file=process.stdin, flush=True)
+        finally:
+            process.kill()
+
+
+def run_attack(name: str, port: int, seconds: float) -> None:
+    """Wait for a line, then attack until the time is up, again when the server closes the connection."""
+    sys.stdin.readline()
+    target = Target(port, time.monotonic() + seconds)
+    while target.running:
+        with contextlib.suppress(OSError):
+            ATTACKS[name](target)
+        time.sleep(0.01)
+
+
+async def phase(clients: list[Client], port: int, seconds: float) -> Latencies:
+    """The latencies of all clients and of `/healthz` for so long."""
+    sent_before = [len(client.sent) for client in clients]
+    for client in clients:
+        client.latencies = []
+        client.measuring = True
+    health = []
+    deadline = time.monotonic() + seconds
+    while (began := time.monotonic()) < deadline:
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
+            await asyncio.wait_for(get(port, "/healthz"), PATIENCE_SECONDS)
+        health.append(time.monotonic() - began)
+        await asyncio.sleep(POLL_SECONDS)
+    result = Latencies(health=health)
+    now = time.perf_counter()
+    for client, before in zip(clients, sent_before, strict=True):
+        client.measuring = False
+        # What has not come yet counts with the time it has waited so far.
+        waiting = [now - sent for sent in client.sent[max(client.heard, before) :]]
+        result.stream += client.latencies + waiting
+        result.lost += sum(seconds > 1 for seconds in waiting)
+    return result
+
+
+async def get(port: int, path: str) -> bytes:
+    """The body of an answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        return (await reader.read()).partition(b"\r\n\r\n")[2]
+    finally:
+        writer.close()
+
+
+async def until_free(port: int) -> int:
+    """Wait until no slot is in use; the number that still are when patience ends."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        (module,) = json.loads(await get(port, "/api/modules_info"))
+        if not (used := int(module["used_slots"])) or time.monotonic() > deadline:
+            return used
+        await asyncio.sleep(0.1)
+
+
+@contextlib.contextmanager
+def server(arguments: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str], int, Path]]:
+    """A fresh server: its process, its port, and what it writes to standard error."""
+    command = [sys.executable, "-m", "benchmarks.load", "--serve", str(arguments.slots)]
+    command += ["--step-ms", str(arguments.step_ms), "--slot-ms", str(arguments.slot_ms)]
+    if arguments.model:
+        command += ["--model", arguments.model]
+    with (
+        tempfile.NamedTemporaryFile("w") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            yield process, int(process.stdout.readline()), Path(log.name)
+        finally:
+            process.kill()
+
+
+def resident_mib(process: int, field: str = "VmRSS") -> float:
+    """Memory of a process now, or its peak (`VmHWM`)."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 1024
+    raise ProcessLookupError(f"process {process} has ended")
+
+
+if __name__ == "__main__":
+    main()
