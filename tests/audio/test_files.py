@@ -139,6 +139,25 @@ def test_a_gap_in_the_timestamps_is_silence(tmp_path: Path, caplog: pytest.LogCa
     assert "0.5 s of audio are missing" in caplog.text
 
 
+def test_a_limit_on_the_sum_of_gaps(tmp_path: Path) -> None:
+    path = write_encoded(tmp_path / "call.webm", "libopus", tones(2.0, 48_000), 48_000, gap=(1.0, 60.0))
+    assert sum(piece.shape[1] for piece in audio.decode(path, max_gap_seconds=61.0)) > 61 * audio.SAMPLE_RATE
+    with pytest.raises(AudioError, match=r"call.webm: the gaps between its timestamps add up to more than 59 s"):
+        list(audio.decode(path, max_gap_seconds=59.0))
+
+
+def test_a_packet_of_minutes_is_decoded_in_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "one_packet.mka"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.full((1, 8_000 * 120), 3_276, np.int16), format="s16", layout="mono")
+        frame.sample_rate, frame.pts = 8_000, 0
+        container.mux(stream.encode(frame))
+    pieces = [piece.shape[1] for piece in audio.decode(path)]
+    assert sum(pieces) == 120 * audio.SAMPLE_RATE
+    assert max(pieces) <= 1.1 * audio.SAMPLE_RATE
+
+
 def broken_files(folder: Path) -> dict[str, tuple[Path, str]]:
     sound = write_wav(folder / "sound.wav", tones(0.2, 16_000), 16_000)
     zero_hertz = bytearray(sound.read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -22,6 +23,8 @@ _TRUNCATION_SECONDS = 1.0
 # Shorter gaps between timestamps are the rounding of the container and the delay of the encoder; longer ones are
 # timestamps gone wrong, such as a counter that was set anew.
 _SHORTEST_GAP_SECONDS, _LONGEST_GAP_SECONDS = 0.1, 3600.0
+# FFmpeg decodes a packet at once, to up to four times its size.
+_LARGEST_PACKET_BYTES = 32 << 20
 # ADTS has no header to state a duration; FFmpeg guesses one from the first bit rates.
 GUESSED_DURATION = {"aac"}
 
@@ -85,7 +88,7 @@ def declared_seconds(stream: AudioStream, container: av.container.InputContainer
     return float(stream.duration * stream.time_base)
 
 
-def container_pieces(file: BinaryIO, name: str) -> Iterator[Piece]:
+def container_pieces(file: BinaryIO, name: str, max_gap_seconds: float = math.inf) -> Iterator[Piece]:
     with open_container(file, name) as container:
         stream = audio_stream(container, name)
         start = (container.start_time or 0) / 1_000_000
@@ -93,14 +96,19 @@ def container_pieces(file: BinaryIO, name: str) -> Iterator[Piece]:
         for packet_frames in _decoded_packets(container, stream):
             damaged += packet_frames is None
             for frame in packet_frames or ():
-                samples_CS, rate = _frame_samples(frame), frame.sample_rate
+                rate = frame.sample_rate
                 gap = 0.0 if frame.time is None else frame.time - start - seconds
                 if _SHORTEST_GAP_SECONDS < gap < _LONGEST_GAP_SECONDS:
-                    yield from _silence(gap, rate, len(samples_CS))
                     missing += gap
+                    if missing > max_gap_seconds:
+                        raise AudioError(
+                            f"{name}: the gaps between its timestamps add up to more than {max_gap_seconds:g} s"
+                        )
+                    yield from _silence(gap, rate, frame.layout.nb_channels)
                     seconds += gap
-                seconds += samples_CS.shape[1] / rate
-                yield samples_CS, rate
+                seconds += frame.samples / rate
+                for samples_CS in _frame_samples(frame):
+                    yield samples_CS, rate
         if damaged and not seconds:
             raise AudioError(f"{name}: none of its audio can be decoded{_pipe_hint(file)}")
         if damaged:
@@ -133,18 +141,24 @@ def _decoded_packets(container: av.container.InputContainer, stream: AudioStream
         except av.error.FFmpegError:
             yield None
             return
+        if packet.size > _LARGEST_PACKET_BYTES:
+            raise AudioError(f"a packet of {packet.size} bytes: expected at most {_LARGEST_PACKET_BYTES}")
         try:
             yield packet.decode()
         except av.error.FFmpegError:
             yield None
 
 
-def _frame_samples(frame: AudioFrame) -> FloatArray:
+def _frame_samples(frame: AudioFrame) -> Iterator[FloatArray]:
+    """The samples of a frame, `[C, S]`, in pieces of at most a second: one packet can hold hours."""
     array: npt.NDArray[Any] = frame.to_ndarray()
     if not frame.format.is_planar:
         array = array.reshape(-1, frame.layout.nb_channels).T
-    if array.dtype == np.uint8:
-        return from_integers(array.astype(np.int16) - 128 << 8)
-    if np.issubdtype(array.dtype, np.signedinteger):
-        return from_integers(array)
-    return array.astype(np.float32, copy=False)
+    for start in range(0, array.shape[1], frame.sample_rate):
+        piece = array[:, start : start + frame.sample_rate]
+        if piece.dtype == np.uint8:
+            yield from_integers(piece.astype(np.int16) - 128 << 8)
+        elif np.issubdtype(piece.dtype, np.signedinteger):
+            yield from_integers(piece)
+        else:
+            yield piece.astype(np.float32, copy=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -33,18 +34,25 @@ class AudioInfo:
 
 
 def decode(
-    source: Source, *, raw: RawFormat | None = None, channels: Channels = "mix", sample_rate: int = SAMPLE_RATE
+    source: Source,
+    *,
+    raw: RawFormat | None = None,
+    channels: Channels = "mix",
+    sample_rate: int = SAMPLE_RATE,
+    max_gap_seconds: float = math.inf,
 ) -> Iterator[FloatArray]:
     """Decode a file, or a binary file object such as a pipe, as a stream.
 
     Yields `[C, S]` pieces of any length at `sample_rate`; C is 1 for `mix`, the source's channels for `separate`.
     `raw` declares the format of audio without a header. What is damaged or missing is left out, or replaced by silence
     where the file's timestamps tell how long it was, with a warning in the log.
-    Raises `AudioError` when there is nothing to read, no audio in it, or a sample that is not a finite number.
+    `max_gap_seconds`: the most silence that may be inserted in total.
+    Raises `AudioError` when there is nothing to read, no audio in it, a sample that is not a finite number, or more
+    silence to insert than `max_gap_seconds`.
     """
     name = source_name(source)
     with opened(source, name) as file:
-        pieces = raw_pieces(file, raw, name) if raw else container_pieces(file, name)
+        pieces = raw_pieces(file, raw, name) if raw else container_pieces(file, name, max_gap_seconds)
         yield from resampled(pieces, channels, sample_rate, name)
 
 
