@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from slipstream.server.connection import NEXT, Connection, Phase, Signal
-from slipstream.server.protocol import Audio, Command, Finish, Marker, ProtocolError, Restart
+from slipstream.server.protocol import Audio, Command, Finish, Marker, Restart
 from slipstream.types import Final, Ready, Step
 
 AUDIO = Audio(np.zeros(1, np.float32))
@@ -29,19 +29,22 @@ def test_a_stream_from_the_first_frame_to_the_last_word() -> None:
 
 
 @pytest.mark.parametrize("command", [AUDIO, Marker(1), Restart(), Finish()])
-def test_nothing_may_follow_the_clients_end(command: Command) -> None:
+def test_commands_after_the_clients_end_are_ignored(command: Command) -> None:
     connection = Connection()
     connection.command(Finish())
     connection.event(Ready())  # a clip whose end came before its slot
-    with pytest.raises(ProtocolError, match="after the end of the stream"):
-        connection.command(command)
+    assert connection.ended
+    assert not connection.command(command)
+    connection.event(Final(1.0, 0.1))
+    assert connection.phase is Phase.CLOSED
 
 
 @pytest.mark.parametrize("command", [AUDIO, Marker(1), Restart(), Finish()])
-def test_what_follows_the_servers_end_is_passed_over(command: Command) -> None:
+def test_commands_after_the_servers_end_are_ignored(command: Command) -> None:
     connection = Connection()
     connection.event(Ready())
     connection.signal(Signal.DRAIN)
+    assert connection.ended
     assert not connection.command(command)
     connection.event(Final(1.0, 0.1))
     assert connection.phase is Phase.CLOSED
@@ -50,5 +53,5 @@ def test_what_follows_the_servers_end_is_passed_over(command: Command) -> None:
 def test_every_phase_can_end_and_every_command_is_considered() -> None:
     for phase, row in NEXT.items():
         assert row[Signal.END] is Phase.CLOSED
-        if phase in (Phase.WAITING, Phase.LIVE, Phase.DRAINING):
+        if phase in (Phase.WAITING, Phase.LIVE, Phase.FINISHING, Phase.DRAINING):
             assert set(get_args(Command)) <= row.keys()

@@ -1,7 +1,6 @@
-"""One connection's life as a table of legal steps: no sockets, no engine, no clock.
+"""The states of one connection, as a table: no sockets, no engine, no clock.
 
-Commands come from the client, events from the session, and `Signal`s from the server. What is not in `NEXT` is a
-breach of the protocol by the client, or a defect of ours; the two are told apart.
+Commands come from the client, events from the session, and `Signal`s from the server.
 """
 
 from __future__ import annotations
@@ -9,12 +8,12 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import TypeAlias
 
-from slipstream.server.protocol import Audio, Command, Finish, Marker, ProtocolError, Restart
+from slipstream.server.protocol import Audio, Command, Finish, Marker, Restart
 from slipstream.types import Event, Final, Ready
 
 
 class Phase(Enum):
-    """Where a connection stands. The client ends a stream in `FINISHING`, the server in `DRAINING`."""
+    """The state of a connection. `FINISHING`: the client has ended the stream; `DRAINING`: the server has."""
 
     WAITING = auto()
     LIVE = auto()
@@ -24,7 +23,7 @@ class Phase(Enum):
 
 
 class Signal(Enum):
-    """What the server tells a connection: finish what was heard; or it is over, for whatever reason."""
+    """What the server tells a connection: finish the audio received so far; or the stream is over, for any reason."""
 
     DRAIN = auto()
     END = auto()
@@ -54,6 +53,10 @@ NEXT: dict[Phase, dict[Trigger, Phase]] = {
         Signal.END: Phase.CLOSED,
     },
     Phase.FINISHING: {
+        Audio: Phase.FINISHING,
+        Marker: Phase.FINISHING,
+        Restart: Phase.FINISHING,
+        Finish: Phase.FINISHING,
         Ready: Phase.FINISHING,
         Final: Phase.CLOSED,
         Signal.DRAIN: Phase.FINISHING,
@@ -80,15 +83,19 @@ class Connection:
     def __init__(self) -> None:
         self.phase = Phase.WAITING
 
-    def command(self, command: Command) -> bool:
-        """Whether the session shall act on a command: not once the server is ending the stream.
+    @property
+    def ended(self) -> bool:
+        """Whether the client or the server has ended the stream: what the client sends from now on is ignored.
 
-        Raises `ProtocolError` for a command after the client's own `Finish`.
+        Any client may have audio in flight when a stream ends.
         """
-        if type(command) not in NEXT[self.phase]:
-            raise ProtocolError(f"{type(command).__name__} after the end of the stream")
+        return self.phase in (Phase.FINISHING, Phase.DRAINING, Phase.CLOSED)
+
+    def command(self, command: Command) -> bool:
+        """Follow a command. Returns whether the session must act on it: not after the end of the stream."""
+        ended = self.ended
         self.phase = NEXT[self.phase][type(command)]
-        return self.phase is not Phase.DRAINING
+        return not ended
 
     def event(self, event: Event) -> None:
         """Follow an event of the session."""
@@ -96,5 +103,5 @@ class Connection:
             self.phase = NEXT[self.phase][type(event)]
 
     def signal(self, signal: Signal) -> None:
-        """Follow the server."""
+        """Follow a signal of the server."""
         self.phase = NEXT[self.phase][signal]

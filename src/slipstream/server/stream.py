@@ -92,7 +92,7 @@ class LiveStream:
 
     def receive(self, message: Message) -> None:
         """Do what a message asks, as far as there is room for it."""
-        if self._connection.phase is Phase.CLOSED:
+        if self._connection.ended:
             return
         now = self._last_message = time.monotonic()
         if delay := self._pace.delay(now):
