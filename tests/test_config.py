@@ -70,7 +70,7 @@ PUBLISHED_2_6B: dict[str, Any] = {
     "mimi_name": "mimi-pytorch-e351c8d8@125.safetensors",
     "tokenizer_name": "tokenizer_en_audio_4000.model",
 }
-# That of kyutai/stt-1b-en_fr, where it differs. Its model_id is left out: nothing depends on it.
+# That of kyutai/stt-1b-en_fr-candle, where it differs. Its model_id is left out: nothing depends on it.
 PUBLISHED_1B = {
     **{key: value for key, value in PUBLISHED_2_6B.items() if key != "model_id"},
     "text_card": 8000,
@@ -180,7 +180,7 @@ def changed(raw: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 def test_presets_are_what_is_published() -> None:
-    assert parse_kyutai(PUBLISHED_1B) == PRESETS["kyutai/stt-1b-en_fr"]
+    assert parse_kyutai(PUBLISHED_1B) == PRESETS["kyutai/stt-1b-en_fr-candle"]
     assert parse_kyutai(PUBLISHED_2_6B) == PRESETS["kyutai/stt-2.6b-en"]
 
 
@@ -189,13 +189,13 @@ def test_default_codec_is_the_published_mimi() -> None:
 
 
 def test_rust_server_model_is_the_same_lm(rust_model: dict[str, Any]) -> None:
-    assert parse_rust_model(rust_model) == PRESETS["kyutai/stt-1b-en_fr"].lm
+    assert parse_rust_model(rust_model) == PRESETS["kyutai/stt-1b-en_fr-candle"].lm
 
 
 @pytest.mark.parametrize("key", sorted(PUBLISHED_1B.keys() | UNUSED_LM_KEYS))
 def test_every_published_key_is_known(key: str) -> None:
     raw = {**PUBLISHED_1B, key: PUBLISHED_1B.get(key)}
-    assert parse_kyutai(raw) == PRESETS["kyutai/stt-1b-en_fr"]
+    assert parse_kyutai(raw) == PRESETS["kyutai/stt-1b-en_fr-candle"]
 
 
 def test_dumped_preset_has_every_published_key_with_its_value() -> None:
@@ -220,7 +220,7 @@ def test_a_model_may_say_when_its_turns_end() -> None:
 def test_read_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(PUBLISHED_1B))
-    assert STTConfig.read(path) == PRESETS["kyutai/stt-1b-en_fr"]
+    assert STTConfig.read(path) == PRESETS["kyutai/stt-1b-en_fr-candle"]
     path.write_text(json.dumps({**PUBLISHED_1B, "dims": 3}))
     with pytest.raises(ConfigError, match=r"config\.json: unknown key 'dims' .* 'dim'"):
         STTConfig.read(path)

@@ -882,15 +882,21 @@ def _published(dim: int, heads: int, layers: int, context: int, text_vocab: int,
     )
 
 
-PRESETS: dict[str, STTConfig] = {
-    "kyutai/stt-1b-en_fr": STTConfig(
+def _published_1b(pause_heads: int) -> STTConfig:
+    return STTConfig(
         codec=CodecConfig(),
-        lm=_published(dim=2048, heads=16, layers=16, context=750, text_vocab=8000, pause_heads=4),
+        lm=_published(dim=2048, heads=16, layers=16, context=750, text_vocab=8000, pause_heads=pause_heads),
         delay_seconds=0.5,
         delay_frames=6,
         sampling=SamplingConfig(temperature=0.0, top_k=50),
         files=FileNames(codec="mimi-pytorch-e351c8d8@125.safetensors", tokenizer="tokenizer_en_fr_audio_8000.model"),
-    ),
+    )
+
+
+PRESETS: dict[str, STTConfig] = {
+    # The same model twice; only the second has the pause heads (131 and 135 tensors).
+    "kyutai/stt-1b-en_fr": _published_1b(pause_heads=0),
+    "kyutai/stt-1b-en_fr-candle": _published_1b(pause_heads=4),
     "kyutai/stt-2.6b-en": STTConfig(
         codec=CodecConfig(),
         lm=_published(dim=2048, heads=32, layers=48, context=375, text_vocab=4000, pause_heads=0),

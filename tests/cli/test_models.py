@@ -33,12 +33,12 @@ def put(cache: Path, repository: str, config: dict[str, object]) -> None:
 
 
 def test_published_models_are_on_the_hub_until_they_are_cached(cache: Path) -> None:
-    assert {model.name: model.place for model in known_models()}["kyutai/stt-1b-en_fr"] == "on the hub"
+    assert {model.name: model.place for model in known_models()}["kyutai/stt-1b-en_fr-candle"] == "on the hub"
     assert "about 2.4 GB to download" in production_hint()
 
-    put(cache, "kyutai/stt-1b-en_fr", dump_kyutai(PRESETS["kyutai/stt-1b-en_fr"]))
+    put(cache, "kyutai/stt-1b-en_fr-candle", dump_kyutai(PRESETS["kyutai/stt-1b-en_fr-candle"]))
 
-    assert {model.name: model.place for model in known_models()}["kyutai/stt-1b-en_fr"] == "cached"
+    assert {model.name: model.place for model in known_models()}["kyutai/stt-1b-en_fr-candle"] == "cached"
     assert "in your cache" in production_hint()
 
 

@@ -1,7 +1,8 @@
 """The laws of a Runner, for every backend, past the wrap of every ring.
 
 1. Streaming equals offline. 2. A slot's output is the same alone and beside any neighbours. 3. Pausing or resetting one
-slot changes no bit of another. 4. is a matter of the LM's positions: see the tests of each backend's LM.
+slot changes no bit of another's state, nor of its output at the same batch size (tests/torch_model/test_buckets.py
+covers a change of the batch size). 4. is a matter of the LM's positions: see the tests of each backend's LM.
 """
 
 from __future__ import annotations

@@ -18,7 +18,10 @@ LINES = [
     "from slipstream.moshi.models.lm import LMGen, LMModel",
     "from slipstream.moshi.models.compression import MimiModel",
     "from slipstream.moshi.conditioners import ConditionAttributes, ConditionTensors, ConditionType, TensorCondition",
-    "from slipstream.moshi.run_inference import get_condition_tensors",
+    "from slipstream.moshi.run_inference import InferenceState, get_condition_tensors, main",
+    "from slipstream.moshi.client_utils import AnyPrinter, Printer, RawPrinter, colorize, log, make_log",
+    "from slipstream.moshi.models.loaders import hf_get",
+    "from slipstream.moshi.models.lm import LMOutput",
     "import slipstream.moshi.models.loaders as loaders; assert loaders.FRAME_RATE == 12.5",
 ]
 

@@ -244,3 +244,26 @@ def test_files_that_are_not_there(folder, tmp_path):
         CheckpointInfo.from_hf_repo(str(folder), moshi_weights=tmp_path / "nothing.safetensors")
     with pytest.raises(CheckpointError, match="here: no such folder"):
         CheckpointInfo.from_hf_repo(str(tmp_path / "not" / "here"))
+
+
+def test_four_files_without_a_repository(folder, tmp_path):
+    whole = CheckpointInfo.from_hf_repo(str(folder))
+    files = (whole.moshi_weights, whole.mimi_weights, whole.tokenizer, folder / "config.json")
+    assert CheckpointInfo.from_hf_repo(None, *files) == whole
+    assert CheckpointInfo.from_hf_repo(None, *map(str, files)) == whole
+    with pytest.raises(CheckpointError, match="every file must be given; missing: mimi_weights, config_path"):
+        CheckpointInfo.from_hf_repo(None, files[0], tokenizer=files[2])
+
+
+def test_hf_get(folder, tmp_path, monkeypatch):
+    assert loaders.hf_get(folder / "x") == folder / "x"
+    assert loaders.hf_get(f"file://{folder}/x") == folder / "x"
+    assert loaders.hf_get("x") == Path("x")
+    assert loaders.hf_get("config.json", str(folder)) == folder / "config.json"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").touch()
+    assert loaders.hf_get("config.json", str(folder), check_local_file_exists=True) == Path("config.json")
+    with pytest.raises(CheckpointError, match="no such file"):
+        loaders.hf_get("none.json", str(folder))
+    with pytest.raises(CheckpointError, match="hf://owner/name does not name a file"):
+        loaders.hf_get("hf://owner/name")

@@ -71,7 +71,8 @@ def assert_same_logits(model, lm, config: STTConfig) -> None:
     text = torch.randint(0, config.lm.text_vocab + 1, (2, T, 1))
     audio = torch.randint(0, config.lm.audio_vocab + 1, (2, T, config.lm.num_codebooks))
     tokens = torch.cat([text, audio], dim=-1)
-    ours = model(input_ids=tokens).logits
+    unread = torch.randint(0, config.lm.audio_vocab, (2, T, config.codec.num_codebooks - config.lm.num_codebooks))
+    ours = model(input_ids=torch.cat([tokens, unread], dim=-1)).logits
     theirs = lm.forward_text(tokens.transpose(1, 2))[1][:, 0]
     assert not ours[..., -1].any(), "the initial token is never written"
     assert float((ours[..., :-1] - theirs).abs().max() / theirs.abs().max()) < 1e-4
@@ -127,8 +128,10 @@ def test_its_feature_extractor_knows_the_delay(tmp_path: Path) -> None:
     assert extractor.sampling_rate == 24_000
 
 
-def test_it_generates_from_what_we_write_what_our_runner_does(tmp_path: Path) -> None:
-    config = CONFIGS["small"]
+@pytest.mark.parametrize("codebooks", [5, 8])
+def test_it_generates_from_what_we_write_what_our_runner_does(codebooks: int, tmp_path: Path) -> None:
+    small = CONFIGS["small"]
+    config = small.model_copy(update={"codec": small.codec.model_copy(update={"num_codebooks": codebooks})})
     checkpoint = saved(config, tmp_path)
     frames = 40  # past the wrap of both contexts
     audio = noise_and_tones(frames * 0.08)

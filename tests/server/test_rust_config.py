@@ -73,7 +73,7 @@ def test_the_published_config(tmp_path: Path) -> None:
     assert config.keys == ("public_token",)
     assert config.lm_file == "hf://kyutai/stt-1b-en_fr-candle/model.safetensors"
     assert config.codec_file.endswith("@125.safetensors")
-    assert config.model.lm == PRESETS["kyutai/stt-1b-en_fr"].lm
+    assert config.model.lm == PRESETS["kyutai/stt-1b-en_fr-candle"].lm
     assert config.model.delay_frames == 6
     assert config.model.sampling.temperature == 0.25
 

@@ -135,7 +135,7 @@ def test_state_dict_is_the_canon():
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("kyutai/stt-1b-en_fr", 989_253_632), ("kyutai/stt-2.6b-en", 2_617_118_720)]
+    ("name", "count"), [("kyutai/stt-1b-en_fr-candle", 989_253_632), ("kyutai/stt-2.6b-en", 2_617_118_720)]
 )
 def test_published_sizes_build_with_their_parameter_counts(name, count):
     with torch.device("meta"):

@@ -7,6 +7,7 @@ import math
 from tests.models import codec_config, lm_config, mel_codec_config
 
 from slipstream.config import PRESETS
+from slipstream.weights.kyutai import lm_table
 from slipstream.weights.names import Shapes, codec_shapes, lm_shapes
 
 
@@ -15,7 +16,7 @@ def count(shapes: Shapes) -> int:
 
 
 def test_parameters_of_the_published_lms() -> None:
-    assert count(lm_shapes(PRESETS["kyutai/stt-1b-en_fr"].lm)) == 989_253_632
+    assert count(lm_shapes(PRESETS["kyutai/stt-1b-en_fr-candle"].lm)) == 989_253_632
     assert count(lm_shapes(PRESETS["kyutai/stt-2.6b-en"].lm)) == 2_617_118_720
 
 
@@ -30,3 +31,8 @@ def test_parts_that_are_not_there_have_no_names() -> None:
     assert "pause_heads.weight" in lm_shapes(lm_config())
     bare = lm_shapes(lm_config(pause_heads=0, conditioners=()))
     assert not any(name.startswith(("pause_heads", "conditioners")) for name in bare)
+
+
+def test_the_plain_1b_model_has_131_tensors_and_the_candle_one_135() -> None:
+    for name, tensors in (("kyutai/stt-1b-en_fr", 131), ("kyutai/stt-1b-en_fr-candle", 135)):
+        assert len(lm_table(PRESETS[name].lm).shapes) == tensors

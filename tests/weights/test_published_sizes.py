@@ -12,8 +12,8 @@ from slipstream.config import PRESETS
 from slipstream.weights.kyutai import codec_table, lm_table
 from slipstream.weights.tables import Table
 
-LM_1B, LM_2_6B = (PRESETS[f"kyutai/{name}"].lm for name in ("stt-1b-en_fr", "stt-2.6b-en"))
-MIMI = PRESETS["kyutai/stt-1b-en_fr"].codec
+LM_1B, LM_2_6B = (PRESETS[f"kyutai/{name}"].lm for name in ("stt-1b-en_fr-candle", "stt-2.6b-en"))
+MIMI = PRESETS["kyutai/stt-1b-en_fr-candle"].codec
 
 
 def file_size(table: Table, dtype: str) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.models import stt_config
 
@@ -16,6 +17,7 @@ from slipstream.config import FileNames, dump_codec, dump_kyutai
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.weights import sources
 from slipstream.weights.sources import Adapter, Sources, built_in_models, resolve
+from slipstream.weights.tensors import write_tensors
 from slipstream.weights.transformers_config import dump_config
 
 CONFIG = stt_config(conditioners=()).model_copy(
@@ -25,13 +27,19 @@ FILES = ("lm.safetensors", "mimi@1.safetensors", CONFIG.files.tokenizer)
 
 
 def fill(folder: Path, **changes: Any) -> Path:
-    """A folder with the files of a checkpoint, empty but for the configuration."""
+    """A folder with the files of a checkpoint: the configuration, an LM of only its pause heads, empty files."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(dump_kyutai(CONFIG) | changes))
     (folder / "mimi.json").write_text(json.dumps(dump_codec(CONFIG.codec)))
     for name in FILES:
         (folder / name).touch()
+    write_heads(folder, CONFIG.lm.pause_heads)
     return folder
+
+
+def write_heads(folder: Path, count: int) -> None:
+    weight = np.zeros((CONFIG.lm.pause_classes, CONFIG.lm.transformer.dim), np.float32)
+    write_tensors(folder / CONFIG.files.lm, {f"extra_heads.{k}.weight": weight for k in range(count)} | {"x": weight})
 
 
 def fill_transformers(folder: Path, *, shards: int = 1, extras: bool = True) -> Path:
@@ -128,6 +136,26 @@ def test_what_can_only_be_a_path_is_not_asked_of_the_hub(name: str) -> None:
 def test_a_near_miss_of_a_known_name_is_recognised() -> None:
     with pytest.raises(CheckpointError, match=r"; did you mean 'tiny'\?$"):
         resolve("tiyn")
+
+
+def test_a_folder_with_only_a_gguf_file_says_so(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "model")
+    (folder / "lm.safetensors").rename(folder / "lm-q4k.gguf")
+    with pytest.raises(CheckpointError, match=r"lm-q4k\.gguf is there, but GGUF files are not supported"):
+        resolve(folder)
+
+
+@pytest.mark.parametrize(
+    ("stated", "in_file", "expected"),
+    [(None, 0, 0), (None, 4, 4), (4, 4, 4), (4, 0, 0), (2, 4, 2), (0, 4, 0)],
+)
+def test_pause_heads_follow_the_file_where_the_configuration_does_not_say(
+    stated: int | None, in_file: int, expected: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = fill(tmp_path / "model", extra_heads_num_heads=stated)
+    write_heads(folder, in_file)
+    assert resolve(folder).config.lm.pause_heads == expected
+    assert ("turns without pause heads" in caplog.text) == (stated == 4 and in_file == 0)
 
 
 def test_a_built_in_model_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ def test_parsing_what_was_dumped_gives_the_same(config: STTConfig) -> None:
 
 def test_tokens_and_padding_stand_where_their_embedding_expects_them() -> None:
     raw = dump_config(stt_config(), "bfloat16")["config.json"]
-    V, K, A = 40, 5, 32
+    V, K, A = 40, stt_config().codec.num_codebooks, 32
     assert raw["bos_token_id"] == V
     assert raw["audio_bos_token_id"] == A
     assert raw["audio_pad_token_id"] == V + 1 + K * (A + 1)
@@ -91,6 +91,8 @@ def test_tokens_and_padding_stand_where_their_embedding_expects_them() -> None:
         ({"vocab_size": 1}, "text_card must be a whole number above 0, not 0"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' cannot be run here: only 'silu'"),
         ({"num_key_value_heads": 8}, "num_key_value_heads=8 cannot be run here: only 32"),
+        ({"head_dim": 128}, "head_dim=128 is not supported: 32 heads of a model 2048 wide must have head_dim=64"),
+        ({"codec_config": {"head_dim": 32}}, "codec_config: head_dim=32 is not supported: 8 heads .* head_dim=64"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn': only 'default' is supported"),
         ({"rope_parameters": {"rope_theta": "1e5"}}, "rope_theta must be a number above 0"),
         ({"codec_config": 3}, "codec_config must be a table"),
@@ -105,6 +107,16 @@ def test_tokens_and_padding_stand_where_their_embedding_expects_them() -> None:
 def test_what_is_wrong_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config(PUBLISHED_2_6B | change, DELAYS)
+
+
+def test_the_context_of_a_known_model_wins_over_a_wrong_sliding_window(caplog: pytest.LogCaptureFixture) -> None:
+    assert parse_config(PUBLISHED_2_6B, DELAYS).lm.transformer.context == 375
+    assert not caplog.text
+    assert parse_config(PUBLISHED_2_6B | {"sliding_window": 3000}, DELAYS).lm.transformer.context == 375
+    assert "sliding_window=3000 contradicts kyutai/stt-2.6b-en" in caplog.text
+    # A model of our own says what its context is.
+    own = PUBLISHED_2_6B | {"sliding_window": 3000, "slipstream": {"model_id": {"sig": "own"}}}
+    assert parse_config(own, DELAYS).lm.transformer.context == 3000
 
 
 def test_a_delay_must_be_given() -> None:

@@ -13,8 +13,13 @@ from slipstream.cli.options import DEFAULT_MODEL
 if TYPE_CHECKING:
     from slipstream.config import STTConfig
 
-PRODUCTION_MODEL = "kyutai/stt-1b-en_fr"
-_LANGUAGES = {"tiny": "en, fr", "kyutai/stt-1b-en_fr": "en, fr", "kyutai/stt-2.6b-en": "en"}
+PRODUCTION_MODEL = "kyutai/stt-1b-en_fr-candle"
+_LANGUAGES = {
+    "tiny": "en, fr",
+    "kyutai/stt-1b-en_fr": "en, fr",
+    "kyutai/stt-1b-en_fr-candle": "en, fr",
+    "kyutai/stt-2.6b-en": "en",
+}
 
 
 @dataclass(frozen=True, slots=True)

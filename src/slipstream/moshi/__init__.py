@@ -4,17 +4,17 @@ A script written for `moshi.models` runs after changing only its imports. Here, 
 initial tokens instead of the first frame, and streaming state lives in an object that is put into a mode.
 """
 
-from slipstream.moshi import conditioners, models, run_inference
+from slipstream.moshi import client_utils, conditioners, models
 from slipstream.moshi.models import LMGen, LMModel, MimiModel, get_mimi, get_moshi_lm, loaders
 
 __all__ = [
     "LMGen",
     "LMModel",
     "MimiModel",
+    "client_utils",
     "conditioners",
     "get_mimi",
     "get_moshi_lm",
     "loaders",
     "models",
-    "run_inference",
 ]

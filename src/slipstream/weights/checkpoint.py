@@ -17,7 +17,7 @@ from slipstream.weights.lora import fuse
 from slipstream.weights.quantization import GROUP_SIZES
 from slipstream.weights.sources import Origin, Ref, resolve
 from slipstream.weights.tensors import DTYPES, Array, Tensors, read_tensors, write_tensors
-from slipstream.weights.transformers import EXTRAS_FILE, is_extra
+from slipstream.weights.transformers import EXTRAS_FILE, is_extra, with_unread_codebooks
 from slipstream.weights.transformers_config import dump_config
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def save_checkpoint(
     if dtype is not None and dtype not in DTYPES:
         raise CheckpointError(f"no dtype is called {dtype!r}; there are {', '.join(DTYPES)}")
     config = checkpoint.config
-    lm = tables.lm(config.lm).write(_cast(checkpoint.lm, dtype))
+    lm: Tensors = tables.lm(config.lm).write(_cast(checkpoint.lm, dtype))
     codec = tables.codec(config.codec).write(checkpoint.codec)
     if quantize is not None:
         lm = mlx.quantized(lm, quantize)
@@ -99,15 +99,16 @@ def save_checkpoint(
     config = config.model_copy(update={"files": files})
     texts: dict[str, dict[str, Any]]
     if layout == "transformers":
+        lm = with_unread_codebooks(lm, config.lm, config.codec)
         texts = dump_config(config, lm["lm_head.weight"].dtype.name)
-        tensors = {files.lm: {name: array for name, array in (lm | codec).items() if not is_extra(name)}}
+        tensors = {files.lm: {name: array for name, array in {**lm, **codec}.items() if not is_extra(name)}}
         if extras := {name: array for name, array in lm.items() if is_extra(name)}:
             tensors[EXTRAS_FILE] = extras
     else:
         texts = {"config.json": dump_kyutai(config)}
         if files.codec_config:
             texts[files.codec_config] = dump_codec(config.codec)
-        tensors = {files.lm: lm, files.codec: codec}
+        tensors = {files.lm: dict(lm), files.codec: codec}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in texts.items():

@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 
 from slipstream.config import PRESETS, STTConfig, parse_kyutai, read_json
 from slipstream.errors import CheckpointError, ConfigError
+from slipstream.weights.kyutai import with_pause_heads_of
 from slipstream.weights.transformers import EXTRAS_FILE
 from slipstream.weights.transformers_config import MODEL_FILE, is_transformers, parse_config
 
@@ -91,9 +92,12 @@ def resolve(
             codec=(codec_path,) if codec_path else shared,
             tokenizer=find_given(tokenizer, place) or _tokenizer(place, files.tokenizer),
         )
+    lm_path = lm_path or find_named(place, files.lm)
+    stated = raw.get("extra_heads_num_heads") is not None
+    parsed = parsed.model_copy(update={"lm": with_pause_heads_of(parsed.lm, lm_path, stated=stated)})
     return Sources(
         config=parsed,
-        lm=(lm_path or find_named(place, files.lm),),
+        lm=(lm_path,),
         codec=(codec_path or find_named(place, files.codec),),
         tokenizer=find_given(tokenizer, place) or find_named(place, files.tokenizer),
         adapter=_adapter(raw, files.lora, place, config_path),
@@ -157,7 +161,9 @@ class _Folder:
     def get(self, name: str) -> Path:
         path = self.path / name
         if not path.is_file():
-            raise _NotThereError(f"{path}: no such file")
+            gguf = next(self.path.glob("*.gguf"), None) if path.suffix == ".safetensors" else None
+            hint = f"; {gguf.name} is there, but GGUF files are not supported: get the safetensors file" if gguf else ""
+            raise _NotThereError(f"{path}: no such file{hint}")
         return path
 
 

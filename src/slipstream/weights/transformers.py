@@ -15,11 +15,12 @@ import numpy as np
 
 from slipstream.config import CodecConfig, LMConfig
 from slipstream.weights.mimi import codebook_flags, numbered
-from slipstream.weights.names import codec_shapes, lm_shapes
+from slipstream.weights.names import Shapes, codec_shapes, lm_shapes
 from slipstream.weights.tables import Entries, Same, Shape, Table, make_rules
-from slipstream.weights.tensors import Array
+from slipstream.weights.tensors import Array, Tensors
 
 EXTRAS_FILE = "extras.safetensors"
+_EMBEDDINGS = "model.embed_tokens.embed_tokens.weight"
 _CODEC = "codec_model."
 
 
@@ -94,7 +95,7 @@ def lm_table(config: LMConfig) -> Table:
     layer = "model.layers.{i}."
     attention = layer + "self_attn.{}_proj.linear.weight"
     entries: Entries = {
-        ("text_emb.weight", "audio_emb.weight"): Joined("model.embed_tokens.embed_tokens.weight"),
+        ("text_emb.weight", "audio_emb.weight"): Joined(_EMBEDDINGS),
         "transformer.layers.{i}.norm1.weight": Same(layer + "input_layernorm.weight"),
         "transformer.layers.{i}.attn.in_proj.weight": Rotated(attention, config.transformer.num_heads),
         "transformer.layers.{i}.attn.out_proj.weight": Same(attention.replace("{}", "o")),
@@ -108,7 +109,26 @@ def lm_table(config: LMConfig) -> Table:
         "conditioners.{name}.{leaf}": Same("conditioners.{name}.{leaf}"),
         "conditioners.{name}.{module}.{leaf}": Same("conditioners.{name}.{module}.{leaf}"),
     }
-    return Table(make_rules(lm_shapes(config), entries), skipped=_CODEC.replace(".", r"\."))
+    return Table(make_rules(lm_shapes(config), entries), skipped=_CODEC.replace(".", r"\."), decode=_read_codebooks)
+
+
+def with_unread_codebooks(lm: Tensors, config: LMConfig, codec: CodecConfig) -> Tensors:
+    """Add rows of zeros to the embeddings, for the codebooks of the codec that the LM does not read.
+
+    `model.generate` encodes with every codebook of its codec, and embeds them all.
+    """
+    surplus = codec.num_codebooks - config.num_codebooks
+    table = lm[_EMBEDDINGS]
+    zeros = np.zeros((surplus * (config.audio_vocab + 1), table.shape[1]), table.dtype)
+    return {**lm, _EMBEDDINGS: np.concatenate([table, zeros])}
+
+
+def _read_codebooks(tensors: Tensors, shapes: Shapes) -> Tensors:
+    """Undo `with_unread_codebooks`."""
+    rows, table = shapes[_EMBEDDINGS][0], tensors.get(_EMBEDDINGS)
+    if table is None or len(table) <= rows or table[rows:].any():
+        return tensors
+    return {**tensors, _EMBEDDINGS: table[:rows]}
 
 
 def codec_table(config: CodecConfig) -> Table:

@@ -6,12 +6,14 @@ under one key more, `slipstream`, in the words of Kyutai's `config.json`; `trans
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from slipstream.config import (
     PAD_ID,
+    PRESETS,
     CodecConfig,
     Kind,
     STTConfig,
@@ -25,6 +27,8 @@ from slipstream.config import (
     require,
 )
 from slipstream.errors import CheckpointError, ConfigError
+
+logger = logging.getLogger(__name__)
 
 MODEL_TYPE = "kyutai_speech_to_text"
 MODEL_FILE = "model.safetensors"
@@ -45,6 +49,7 @@ def parse_config(raw: Mapping[str, Any], processor: Mapping[str, Any]) -> STTCon
     require(raw, (*_LM_FIELDS, "vocab_size", "codebook_vocab_size", "ffn_dim"), "config.json")
     heads = raw["num_attention_heads"]
     check_constants(raw, {**_LM_CONSTANTS, "num_key_value_heads": heads}, "config.json")
+    _check_head_dim(raw, "config.json")
     extras = raw.get("slipstream", {})
     check_keys(extras, _EXTRA_KEYS, "config.json: slipstream")
     extras = checked(extras, {"stt_config": "table"}, "config.json: slipstream")
@@ -65,7 +70,8 @@ def parse_config(raw: Mapping[str, Any], processor: Mapping[str, Any]) -> STTCon
         **extras,
         "stt_config": stt,
     }
-    return parse_kyutai(kyutai, codec.model_dump(mode="json"))
+    config = parse_kyutai(kyutai, codec.model_dump(mode="json"))
+    return config if extras else _with_known_context(config)
 
 
 def dump_config(config: STTConfig, dtype: str) -> dict[str, dict[str, Any]]:
@@ -75,6 +81,7 @@ def dump_config(config: STTConfig, dtype: str) -> dict[str, dict[str, Any]]:
     """
     _check(config)
     lm, kyutai = config.lm, dump_kyutai(config)
+    codebooks = config.codec.num_codebooks  # `model.generate` embeds all of them, read by the LM or not
     return {
         "config.json": {
             "architectures": ["KyutaiSpeechToTextForConditionalGeneration"],
@@ -82,6 +89,7 @@ def dump_config(config: STTConfig, dtype: str) -> dict[str, dict[str, Any]]:
             "dtype": dtype,
             **{theirs: kyutai[ours] for theirs, ours in _LM_FIELDS.items()},
             **_LM_CONSTANTS,
+            "num_codebooks": codebooks,
             "num_key_value_heads": lm.transformer.num_heads,
             "vocab_size": lm.text_vocab + 1,
             "codebook_vocab_size": lm.audio_vocab + 1,
@@ -91,7 +99,7 @@ def dump_config(config: STTConfig, dtype: str) -> dict[str, dict[str, Any]]:
             "bos_token_id": lm.text_initial_id,
             "pad_token_id": PAD_ID,
             "audio_bos_token_id": lm.audio_initial_id,
-            "audio_pad_token_id": lm.text_vocab + 1 + lm.num_codebooks * (lm.audio_vocab + 1),
+            "audio_pad_token_id": lm.text_vocab + 1 + codebooks * (lm.audio_vocab + 1),
             "codec_config": _dump_codec(config.codec),
             "slipstream": {key: kyutai[key] for key in _EXTRA_KEYS if key in kyutai},
         },
@@ -137,6 +145,7 @@ _EXTRA_KEYS = (
     "fuser",
     "lm_gen_config",
     "model_id",
+    "n_q",
     "stt_config",
     "tokenizer_name",
 )
@@ -186,6 +195,7 @@ _STRIDE = 2  # from SEANet's rate to the frame rate: the only one that their cod
 def _parse_codec(raw: Mapping[str, Any]) -> CodecConfig:
     """Keys that are absent are as in the published Mimi: `transformers` does not write out what is usual."""
     usual = CodecConfig().model_dump(mode="json")
+    _check_head_dim({"hidden_size": 512, "num_attention_heads": 8, **raw}, "codec_config")
     fields = usual | {ours: raw[theirs] for theirs, ours in _CODEC_FIELDS.items() if theirs in raw}
     fields["ratios"] = raw.get("upsampling_ratios", fields["ratios"])
     fields["transformer"] |= {ours: raw[theirs] for theirs, ours in _CODEC_TRANSFORMER_FIELDS.items() if theirs in raw}
@@ -204,6 +214,34 @@ def _parse_codec(raw: Mapping[str, Any]) -> CodecConfig:
         "codec_config",
     )
     return parse_codec(fields)
+
+
+def _check_head_dim(raw: Mapping[str, Any], where: str) -> None:
+    head_dim, width, heads = raw.get("head_dim"), raw["hidden_size"], raw["num_attention_heads"]
+    if head_dim is not None and head_dim * heads != width:
+        raise ConfigError(
+            f"{where}: head_dim={head_dim} is not supported: {heads} heads of a model {width} wide must have "
+            f"head_dim={width // heads}"
+        )
+
+
+def _with_known_context(config: STTConfig) -> STTConfig:
+    """Correct the context of a published model whose `sliding_window` contradicts Kyutai's own configuration."""
+    for name, known in PRESETS.items():
+        same_model = known.lm.model_copy(update={"pause_heads": config.lm.pause_heads})
+        lm = same_model.model_copy(update={"transformer": config.lm.transformer})
+        context = known.lm.transformer.context
+        transformer = config.lm.transformer.model_copy(update={"context": context})
+        if lm == config.lm and transformer == known.lm.transformer and config.lm.transformer.context != context:
+            logger.warning(
+                "config.json: sliding_window=%d contradicts %s, trained with a context of %d frames; using %d",
+                config.lm.transformer.context,
+                name,
+                context,
+                context,
+            )
+            return config.model_copy(update={"lm": config.lm.model_copy(update={"transformer": transformer})})
+    return config
 
 
 def _dump_codec(codec: CodecConfig) -> dict[str, Any]:

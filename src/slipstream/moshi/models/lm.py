@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -20,6 +21,30 @@ from slipstream.torch_model.state import State
 UNGENERATED = -2
 
 TextHook = Callable[[Tensor], object]
+
+
+@dataclass
+class LMOutput:
+    """Scores of a training pass, aligned with the codes that they predict; B rows, T frames.
+
+    A speech-to-text model predicts no audio: `logits` is `[B, 0, T, card]` and `mask` `[B, 0, T]`. `text_logits` is
+    `[B, 1, T, text_card]`; `text_mask`, `[B, 1, T]`, is true where the codes hold a text token.
+    """
+
+    logits: Tensor
+    mask: Tensor
+    text_logits: Tensor
+    text_mask: Tensor
+
+
+class Embedding:
+    """The embedding of one stream, callable as Kyutai's modules are: tokens `[B, T]` to vectors `[B, T, dim]`."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens.clamp(min=0), self.weight) * (tokens != NO_TOKEN)[..., None]
 
 
 class LMModel(nn.Module):
@@ -120,6 +145,53 @@ class LMModel(nn.Module):
             return []
         return [partial(F.linear, weight=weight) for weight in self.lm.pause_heads.weight]
 
+    @property
+    def emb(self) -> list[Embedding]:
+        """The embedding of each audio stream."""
+        return [Embedding(weight) for weight in self.lm.audio_emb.weight]
+
+    @property
+    def text_emb(self) -> nn.Embedding:
+        """The embedding of the text stream."""
+        return self.lm.text_emb
+
+    @property
+    def transformer(self) -> nn.Module:
+        return self.lm.transformer
+
+    @property
+    def out_norm(self) -> nn.Module:
+        return self.lm.out_norm
+
+    @property
+    def text_linear(self) -> nn.Linear:
+        """The projection from the Transformer's output to text scores."""
+        return self.lm.text_linear
+
+    def forward(self, codes: Tensor, condition_tensors: ConditionTensors | None = None) -> LMOutput:
+        """Score whole sequences, for training.
+
+        Args:
+            codes: All streams, `[B, num_codebooks, T]`: the text, then the audio. `zero_token_id` marks no token.
+            condition_tensors: The conditions of each row. Without any, those of the checkpoint's configuration.
+
+        Returns:
+            The scores of each code given those before it: nothing needs to be shifted.
+
+        Raises:
+            ValueError: `codes` has another number of streams.
+        """
+        B, K, T = codes.shape
+        if self.num_codebooks != K:
+            raise ValueError(f"codes of shape {list(codes.shape)}: expected [B, {self.num_codebooks}, T]")
+        text, audio = self.lm.initial_tokens(B)
+        sequence = torch.cat([torch.cat([text[:, None], audio], dim=1), codes[:, :, :-1]], dim=2)
+        condition_BD = _sum_conditions(self, condition_tensors or {})
+        _, text_logits = self.forward_text(sequence, None if condition_BD is None else condition_BD[:, None])
+        audio_logits = text_logits.new_zeros(B, 0, T, self.card)
+        text_mask = codes[:, :1] != self.zero_token_id
+        return LMOutput(audio_logits, text_mask[:, :0], text_logits, text_mask)
+
     def forward_text(self, sequence: Tensor, sum_condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """All streams `[B, num_codebooks, T]`, whole, to the output `[B, T, dim]` and text scores `[B, 1, T, V]`.
 
@@ -179,7 +251,8 @@ class LMGen(Streaming):
         self.on_text_logits_hook = on_text_logits_hook
         self.support_out_of_sync = support_out_of_sync
         self.max_delay = max(lm_model.delays)
-        self._condition = _sum_conditions(lm_model, condition_tensors or {})
+        with torch.no_grad():
+            self._condition = _sum_conditions(lm_model, condition_tensors or {})
 
     def step(self, input_tokens: Tensor, depformer_replace_tokens: Tensor | None = None) -> Tensor:
         """Audio tokens `[B, n_q, 1]` of one frame (further rows are ignored) to the text token `[B, 1, 1]`.
@@ -253,7 +326,6 @@ class LMGen(Streaming):
         return self.lm_model.device
 
 
-@torch.no_grad()
 def _sum_conditions(lm_model: LMModel, conditions: ConditionTensors) -> Tensor | None:
     """What conditions add to every input, `[B, D]` or `[1, D]`; without any given, those of the checkpoint's config."""
     if not conditions:

@@ -18,6 +18,7 @@ from slipstream.torch_model.build import build_codec, build_lm
 from slipstream.torch_model.lm import LM
 from slipstream.torch_model.mimi import Mimi
 from slipstream.weights.checkpoint import read_codec, read_lm
+from slipstream.weights.kyutai import with_pause_heads_of
 from slipstream.weights.lora import fuse
 from slipstream.weights.sources import find_given, find_named, find_place
 from slipstream.weights.tensors import read_tensors
@@ -48,6 +49,40 @@ _OTHER_KEYS = (
 Config = dict[str, Any]
 
 
+def hf_get(
+    filename: str | Path,
+    hf_repo: str | None = None,
+    check_local_file_exists: bool = False,
+    revision: str | None = None,
+) -> Path:
+    """Return the local path of a file, downloading it from the Hugging Face Hub if necessary.
+
+    Args:
+        filename: A path, `file://path`, `hf://owner/repo/file`, or a file name in `hf_repo`.
+        hf_repo: The repository that holds `filename`; without it, `filename` is a local path.
+        check_local_file_exists: Prefer a local file called `filename` over one in `hf_repo`.
+        revision: Branch, tag or commit of the repository.
+
+    Raises:
+        CheckpointError: The repository or the file in it cannot be found.
+
+    Example:
+        >>> hf_get("hf://kyutai/stt-1b-en_fr-candle/config.json")  # doctest: +SKIP
+    """
+    if isinstance(filename, Path):
+        return filename
+    if filename.startswith("hf://"):
+        owner, name, rest = [*filename.removeprefix("hf://").split("/", 2), "", ""][:3]
+        if not rest:
+            raise CheckpointError(f"{filename} does not name a file: expected hf://owner/repo/file")
+        return find_place(f"{owner}/{name}", revision).get(rest)
+    if filename.startswith("file://"):
+        return Path(filename.removeprefix("file://"))
+    if hf_repo is None or (check_local_file_exists and Path(filename).exists()):
+        return Path(filename)
+    return find_place(hf_repo, revision).get(filename)
+
+
 @dataclass
 class CheckpointInfo:
     """The files of a checkpoint, and what its `config.json` says."""
@@ -67,7 +102,7 @@ class CheckpointInfo:
 
     @staticmethod
     def from_hf_repo(
-        hf_repo: str,
+        hf_repo: str | None,
         moshi_weights: Path | str | None = None,
         mimi_weights: Path | str | None = None,
         tokenizer: Path | str | None = None,
@@ -76,12 +111,27 @@ class CheckpointInfo:
         lora_weights: Path | str | None = None,
         revision: str | None = None,
     ) -> CheckpointInfo:
-        """Find a checkpoint's files; download those that are not in the hub's cache.
+        """Find the files of a checkpoint; download those that are not in the Hub's cache.
 
-        `hf_repo`: a repository's id or a folder. The others take the place of single files: a path, `file://path` or
-        `hf://owner/repo/file`. Raises `CheckpointError` for what cannot be found.
+        Args:
+            hf_repo: A repository id or a folder. None if the four files are given.
+            moshi_weights, mimi_weights, tokenizer, config_path, mimi_config_path, lora_weights: Replace single files:
+                a path, `file://path` or `hf://owner/repo/file`.
+            revision: Branch, tag or commit of `hf_repo`.
+
+        Raises:
+            CheckpointError: A file cannot be found, or `hf_repo` is None and a file is not given.
         """
-        place = find_place(hf_repo, revision)
+        given = {
+            "moshi_weights": moshi_weights,
+            "mimi_weights": mimi_weights,
+            "tokenizer": tokenizer,
+            "config_path": config_path,
+        }
+        if hf_repo is None and (missing := [name for name, path in given.items() if path is None]):
+            raise CheckpointError(f"hf_repo is None, so every file must be given; missing: {', '.join(missing)}")
+        # Without a repository, names in the configuration are relative to its folder.
+        place = find_place(hf_repo if hf_repo is not None else hf_get(str(config_path)).parent, revision)
         raw = read_json(find_given(config_path, place) or place.get("config.json"))
         mimi_config, lora = find_given(mimi_config_path, place), find_given(lora_weights, place)
         if mimi_config is None and raw.get("mimi_config_name"):
@@ -174,6 +224,7 @@ def get_moshi_lm(
     config = parse_lm(raw)
     if filename is None:
         return LMModel(LM(config).to(device, dtype).requires_grad_(False)).eval()
+    config = with_pause_heads_of(config, Path(filename), stated=raw.get("extra_heads_num_heads") is not None)
     weights = read_lm([Path(filename)], config)
     if bool(raw.get("lora")) != (lora_weights is not None):
         raise CheckpointError(
