@@ -56,7 +56,7 @@ def models() -> None:
 
     table = Table(box=None, pad_edge=False)
     table.add_column("model", no_wrap=True)
-    for title in ("languages", "delay", "pause heads", "parameters", "where"):
+    for title in ("languages", "delay", "pause\nheads", "size", "where"):
         table.add_column(title)
     for model in known_models():
         table.add_row(
