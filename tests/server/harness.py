@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +92,21 @@ def solo(audio_S: FloatArray, delay_frames: int = 6) -> list[Word]:
     """The words of a recording that is alone on its runner."""
     runner = ScriptRunner(delay_frames=delay_frames)
     return words_of(drive(new_session(runner), runner, [audio_S]))
+
+
+def get(address: str, data: bytes | None = None, **headers: str) -> tuple[int, bytes, Any]:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, data, named), timeout=20) as response:
+            return response.status, response.read(), response.headers
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read(), error.headers
+
+
+def metric_samples(text: str) -> dict[str, float]:
+    lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in lines}
 
 
 # ------------------------------------------------------------ Kyutai's protocol, as its clients speak it: msgpack only

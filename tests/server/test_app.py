@@ -5,14 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import io
 import json
 import socket
 import threading
 import time
-import urllib.error
-import urllib.request
-import wave
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +21,9 @@ from tests.server.harness import (
     audio_message,
     chunks,
     expected,
+    get,
     kyutai,
+    metric_samples,
     pack,
     receive,
     serving,
@@ -38,29 +36,9 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from slipstream.client import Queued, ServerError, open_async_stream, open_stream, transcribe
-from slipstream.server.keys import KeyRing
 from slipstream.server.limits import Limits
 from slipstream.server.stream import LiveStream
 from slipstream.types import EndOfTurn, Event, Final, FloatArray, MarkerReached, PartialWord, Ready, Step, Turn, Word
-
-
-def get(address: str, data: bytes | None = None, **headers: str) -> tuple[int, bytes, Any]:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(address, data, named), timeout=20) as response:
-            return response.status, response.read(), response.headers
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read(), error.headers
-
-
-def wav(audio_S: FloatArray) -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setparams((1, 2, RATE, 0, "NONE", ""))
-        out.writeframes((audio_S * 32768).astype("<i2").tobytes())
-    return file.getvalue()
-
 
 # ------------------------------------------------------------------------------------------------------- plain streams
 
@@ -301,25 +279,6 @@ def test_neighbours_are_heard_as_if_alone() -> None:
 # ----------------------------------------------------------------------------------------------------- HTTP addresses
 
 
-def test_a_whole_file_is_posted() -> None:
-    audio_S = np.round(speech(seed=1, words=6) * 32768).astype(np.float32) / 32768
-    with serving(keys=KeyRing.of(["open"])) as running:
-        address = f"{running.http}/api/asr-streaming"
-        status, body, _ = get(address, wav(audio_S), kyutai_api_key="open")
-        assert status == 200
-        assert words_heard(json.loads(body)) == expected(solo(audio_S))
-        assert get(address, wav(audio_S))[0] == 401
-        status, body, _ = get(address, b"not audio", kyutai_api_key="open")
-        assert status == 422
-        assert body.startswith(b"the upload: not audio that FFmpeg can read")
-        assert get(address, b"", kyutai_api_key="open")[0] == 422
-
-
-def test_a_file_too_large_is_refused() -> None:
-    with serving(limits=Limits(upload_bytes=1000)) as running:
-        assert get(f"{running.http}/api/asr-streaming", bytes(1001))[0] == 413
-
-
 def test_what_the_server_says_of_itself() -> None:
     with serving(ScriptRunner(slots=3)) as running, open_stream(running.http) as stream:
         stream.send(speech(seed=1, words=3))
@@ -341,11 +300,6 @@ def test_what_the_server_says_of_itself() -> None:
     assert samples["slipstream_flush_seconds_count"] >= 1
     assert "asr_model_step_duration_count" in samples
     assert "asr_connection_num_steps_count" in samples
-
-
-def metric_samples(text: str) -> dict[str, float]:
-    lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
-    return {name: float(value) for name, value in lines}
 
 
 def test_the_page_and_its_parts_come_from_here_alone() -> None:

@@ -88,6 +88,18 @@ def declared_seconds(stream: AudioStream, container: av.container.InputContainer
     return float(stream.duration * stream.time_base)
 
 
+def is_longer(file: BinaryIO, name: str, seconds: float) -> bool:
+    """Whether the packets of a file say that it holds more audio than that; FFmpeg's own duration can be a guess."""
+    with open_container(file, name) as container:
+        stream = audio_stream(container, name)
+        for packet in container.demux(stream):
+            if packet.duration and packet.time_base:
+                seconds -= float(packet.duration * packet.time_base)
+            if seconds < 0:
+                return True
+    return False
+
+
 def container_pieces(file: BinaryIO, name: str, max_gap_seconds: float = math.inf) -> Iterator[Piece]:
     with open_container(file, name) as container:
         stream = audio_stream(container, name)

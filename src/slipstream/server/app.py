@@ -104,14 +104,12 @@ def create_app(service: Service, hub: Hub) -> Starlette:
         sweeping.cancel()
         with suppress(asyncio.CancelledError):
             await sweeping
+        uploads.close()
 
+    uploads = Uploads(service.engine, hub, service.access, service.limits, service.metrics)
     handlers = _Handlers(service, hub)
     routes: list[BaseRoute] = [
-        Route(
-            service.kyutai_path,
-            Uploads(service.engine, service.access, service.limits, service.metrics),
-            methods=["POST"],
-        ),
+        Route(service.kyutai_path, uploads, methods=["POST"]),
         Route("/api/build_info", handlers.build_info),
         Route("/api/modules_info", handlers.modules_info),
         Route("/v1/info", handlers.info),

@@ -13,10 +13,16 @@ class Limits:
     closed. Over `buffered_seconds` of audio or `messages_per_second` the server stops reading from it, so that the
     client waits: nothing is lost. `droppable_messages` and `unsent_messages` bound what a slow reader leaves unread:
     above the first, `Step` and partial words are left out; above the second, it is closed.
+
+    An upload has at most `upload_bytes`, and `upload_seconds` of audio; the gaps between its timestamps, which become
+    silence, add up to at most `upload_gap_seconds`. `uploads` are served at once.
     """
 
     message_bytes: int = 4 << 20
     upload_bytes: int = 512 << 20
+    upload_seconds: float = 4 * 3600.0
+    upload_gap_seconds: float = 600.0
+    uploads: int = 4
     messages_per_second: float = 1000.0
     buffered_seconds: float = 30.0
     idle_seconds: float = 120.0

@@ -48,6 +48,9 @@ class Metrics:
         self.closes = Counter(
             "slipstream_closes", "Connections the server closed, by code.", ["code"], registry=registry
         )
+        self.uploads = Counter(
+            "slipstream_uploads", "Uploads, by HTTP status or `disconnected`.", ["status"], registry=registry
+        )
         self.refusals = Counter(
             "slipstream_refusals", "Requests refused, by HTTP status.", ["status"], registry=registry
         )
