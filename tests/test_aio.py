@@ -11,7 +11,7 @@ from tests.fakes import ScriptRunner, drive, new_session, silence, sound_of, spe
 
 from slipstream.aio import AsyncSession
 from slipstream.engine.session import SessionOptions
-from slipstream.errors import EngineError, Overloaded, SessionClosed
+from slipstream.errors import AudioError, EngineError, Overloaded, SessionClosed
 from slipstream.transcriber import Transcriber
 from slipstream.types import Event, Final, Flushed, MarkerReached, Ready, Word
 
@@ -132,3 +132,75 @@ async def test_a_failing_engine_reaches_the_reader() -> None:
         await session.send(silence(10))
         with pytest.raises(EngineError, match="on fire"):
             await read(session)
+
+
+# ------------------------------------------------------------------------------------------------------ failing senders
+
+BAD = {
+    "not a number": (np.array([0.0, np.nan]), "0.080 s is nan"),
+    "text": (np.array(["a"]), "expected floats"),
+    "two channels": (np.zeros((2, 100)), "one channel"),
+    "16 bits as floats": (np.array([3000.0]), "divide 16-bit values"),
+}
+
+
+@in_loop
+async def test_int16_samples_are_scaled() -> None:
+    audio_S = np.round(speech(1, words=5) * 32767).astype(np.int16)
+    async with hearing(ScriptRunner()) as transcriber, transcriber.async_session(QUIET) as session:
+        _, events = await asyncio.gather(session.feed(np.array_split(audio_S, 5)), read(session))
+    words = words_of(events)
+    assert words == solo((audio_S / 32768).astype(np.float32))
+    assert words
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_reader_gets_the_error_of_a_sender_in_another_task(kind: str) -> None:
+    @in_loop
+    async def run() -> None:
+        chunk, message = BAD[kind]
+
+        async def send(session: AsyncSession) -> None:
+            await session.send(silence(1))
+            await session.send(chunk)
+
+        async with hearing(ScriptRunner()) as transcriber:
+            async with transcriber.async_session(QUIET) as session:
+                sending = asyncio.create_task(send(session))
+                with pytest.raises(AudioError, match=message):
+                    await read(session)
+                with pytest.raises(AudioError, match=message):
+                    await sending
+            assert transcriber.engine.active == 0
+
+    run()
+
+
+@in_loop
+async def test_a_reader_gets_the_error_of_the_chunks() -> None:
+    async def chunks() -> AsyncIterator[np.ndarray]:
+        yield silence(1)
+        raise OSError("the socket is gone")
+
+    async with hearing(ScriptRunner()) as transcriber, transcriber.async_session(QUIET) as session:
+        feeding = asyncio.create_task(session.feed(chunks()))
+        with pytest.raises(OSError, match="the socket is gone"):
+            await read(session)
+        with pytest.raises(OSError, match="the socket is gone"):
+            await feeding
+
+
+@in_loop
+async def test_a_cancelled_sender_ends_its_reader() -> None:
+    started = asyncio.Event()
+
+    async def chunks() -> AsyncIterator[np.ndarray]:
+        yield silence(1)
+        started.set()
+        await asyncio.sleep(60)
+
+    async with hearing(ScriptRunner()) as transcriber, transcriber.async_session(QUIET) as session:
+        feeding = asyncio.create_task(session.feed(chunks()))
+        await started.wait()
+        feeding.cancel()
+        assert await read(session) == [Ready()]

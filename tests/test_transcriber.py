@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import gc
+import io
 import logging
 import math
+import threading
 import time
 import wave
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +91,54 @@ def test_a_file_is_heard_as_its_samples_are(transcriber: Transcriber, tmp_path: 
     assert [word.text for word in from_file.words] == [word.text for word in solo(audio_S)]
 
 
+def test_a_file_object_and_bytes_are_read_as_the_file_is(transcriber: Transcriber, tmp_path: Path) -> None:
+    path = as_wav(tmp_path / "speech.wav", speech(2, words=6))
+    expected = transcriber.transcribe(path)
+    assert expected.words
+    data = path.read_bytes()
+    assert all(transcriber.transcribe(form) == expected for form in (data, bytearray(data), memoryview(data)))
+    assert transcriber.transcribe(io.BytesIO(data)) == expected
+    with path.open("rb") as file:
+        assert transcriber.transcribe(file) == expected
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.int64, np.float64])
+def test_every_entry_point_scales_samples_alike(transcriber: Transcriber, dtype: type) -> None:
+    audio_S = quantised(speech(2, words=6))
+    samples = audio_S / 32768 if dtype is np.float64 else audio_S.astype(dtype)
+    words = transcriber.transcribe(audio_S, 24_000).words
+    assert words
+    assert transcriber.transcribe(samples, 24_000).words == words
+    chunks = np.array_split(samples, 9)
+    assert tuple(words_of(list(transcriber.stream(chunks, 24_000)))) == words
+    with transcriber.session() as session:
+        session.feed(chunks)
+        assert tuple(words_of(list(session))) == words
+
+
+def test_int32_samples_at_full_scale(transcriber: Transcriber) -> None:
+    audio_S = speech(2, words=6)
+    wide = (audio_S.astype(np.float64) * (1 << 31)).astype(np.int32)
+    assert transcriber.transcribe(wide, 24_000).text == transcriber.transcribe(audio_S, 24_000).text != ""
+
+
+@pytest.mark.parametrize("rate", ["24000", 0, -1, math.nan, True])
+def test_a_sample_rate_that_is_none(transcriber: Transcriber, rate: Any) -> None:
+    with pytest.raises(AudioError, match="expected a whole number of Hz"):
+        transcriber.transcribe(silence(5), rate)
+    with pytest.raises(AudioError, match="expected a whole number of Hz"):
+        transcriber.stream([silence(5)], rate)
+    assert transcriber.engine.active == 0
+
+
+@pytest.mark.parametrize("one", ["a.wav", Path("a.wav"), b"RIFF", io.BytesIO(b"RIFF"), silence(5)])
+def test_one_recording_where_several_are_expected(transcriber: Transcriber, one: Any) -> None:
+    with pytest.raises(AudioError, match=r"transcribe_many takes several recordings, not one .*: pass a list of them"):
+        transcriber.transcribe_many(one)
+    with pytest.raises(AudioError, match="stream takes an iterable of arrays, not one"):
+        transcriber.stream(one, 24_000)
+
+
 def test_channels_are_mixed_and_rates_converted(transcriber: Transcriber) -> None:
     audio_S = np.concatenate([silence(5), sound_of("fox", 10), silence(5), sound_of("dog", 10)])
     other_rate = np.repeat(audio_S, 2)
@@ -109,7 +162,12 @@ def test_what_is_no_recording_is_said_so(transcriber: Transcriber, tmp_path: Pat
         (tmp_path / "text.wav", None, "not audio"),
         (tmp_path / "text.wav", 16_000, "its own sample rate"),
         (silence(5), None, "pass sample_rate"),
-        (np.array([0.0, np.nan]), 24_000, "not a finite number"),
+        (np.array([0.0, np.nan]), 24_000, "0.000 s is nan, not a finite number"),
+        (b"", None, "not audio|empty"),
+        (b"this is no audio", None, "not audio"),
+        (io.BytesIO(b"this is no audio"), None, "not audio"),
+        (io.StringIO("this is no audio"), None, "open it in mode 'rb'"),
+        (b"RIFF", 24_000, "a file states its own sample rate"),
     ):
         with pytest.raises(AudioError, match=message):
             transcriber.transcribe(source, rate)
@@ -223,6 +281,81 @@ def test_sessions_share_the_engine_and_the_house_can_be_full(transcriber: Transc
         events = list(session)
         assert (type(events[0]), type(events[-1])) == (Ready, Final)
         assert tuple(words_of(events)) == solo(speech(number, words=3))
+
+
+# ------------------------------------------------------------------------------------------------------------ sessions
+
+
+@pytest.mark.parametrize(
+    ("chunk", "message"),
+    [
+        (np.array([0.0, np.nan], np.float32), "0.080 s is nan"),
+        (np.array(["a"]), "expected floats"),
+        (np.zeros((2, 100)), "one channel"),
+        (np.array([3000.0]), "divide 16-bit values"),
+    ],
+)
+@pytest.mark.parametrize("feed", [False, True])
+def test_a_reader_in_another_thread_gets_the_error_of_its_sender(
+    transcriber: Transcriber, chunk: np.ndarray, message: str, feed: bool
+) -> None:
+    def send(session: LiveSession) -> None:
+        if not feed:
+            session.send(silence(1))
+        with pytest.raises(AudioError, match=message):
+            session.feed([silence(1), chunk, silence(1)]) if feed else session.send(chunk)
+
+    with transcriber.session() as session:
+        sender = threading.Thread(target=send, args=(session,))
+        sender.start()
+        with pytest.raises(AudioError, match=message):
+            list(session)
+        sender.join()
+    assert transcriber.engine.active == 0
+
+
+def test_a_reader_gets_the_error_of_the_chunks(transcriber: Transcriber) -> None:
+    def chunks() -> Iterator[np.ndarray]:
+        yield silence(1)
+        raise OSError("the disk is gone")
+
+    with transcriber.session() as session:
+        with pytest.raises(OSError, match="the disk is gone"):
+            session.feed(chunks())
+        with pytest.raises(OSError, match="the disk is gone"):
+            list(session)
+
+
+# ------------------------------------------------------------------------------------------------------------- garbage
+
+
+def dropped(transcriber: Transcriber) -> tuple[threading.Thread, weakref.ref[ScriptRunner]]:
+    """What a transcriber that is no longer referenced must free: its engine's thread, its model."""
+    return transcriber.engine._thread, weakref.ref(transcriber.engine._runner)  # type: ignore[arg-type]
+
+
+def test_a_dropped_transcriber_frees_its_engine_and_its_thread() -> None:
+    thread, runner = dropped(Transcriber(ScriptRunner(), tiny_tokenizer(), model="levels"))
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+    gc.collect()
+    assert runner() is None
+
+
+def test_a_session_outlives_the_transcriber_that_opened_it() -> None:
+    transcriber = Transcriber(ScriptRunner(), tiny_tokenizer(), model="levels")
+    thread, runner = dropped(transcriber)
+    session = transcriber.session()
+    del transcriber
+    gc.collect()
+    session.feed([speech(1, words=3)])
+    assert tuple(words_of(list(session))) == solo(speech(1, words=3))
+    thread.join(10)
+    assert not thread.is_alive()
+    del session
+    gc.collect()
+    assert runner() is None
 
 
 # ------------------------------------------------------------------------------------------------------------- by name

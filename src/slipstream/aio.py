@@ -1,13 +1,12 @@
-"""Sessions for asyncio: the same streams, awaited instead of waited for."""
+"""Sessions for asyncio: sending and reading are coroutines, which leave the event loop free."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable, Iterable
 from types import TracebackType
 
-import numpy as np
 import numpy.typing as npt
 
 from slipstream.engine.engine import LiveSession
@@ -21,6 +20,7 @@ class AsyncSession:
     """One stream on an engine, for a coroutine that sends and another that reads; made in a running event loop.
 
     Iterate over it with `async for` for its events, up to `Final`. Leaving its context frees its slot in any case.
+    See `Transcriber.async_session` for an example.
     """
 
     def __init__(self, open: Open) -> None:
@@ -30,7 +30,7 @@ class AsyncSession:
 
     @property
     def clock(self) -> float:
-        """Seconds of its audio heard so far."""
+        """Seconds of its audio transcribed so far."""
         return self._session.clock
 
     @property
@@ -39,17 +39,43 @@ class AsyncSession:
         return self._session.queue_position
 
     async def send(self, samples: npt.ArrayLike) -> None:
-        """Send audio, waiting while there is no room for it: mono float32 `[S]` within [-1, 1] at the model's rate.
+        """Send audio, waiting while there is no room for it.
 
-        Raises `SessionClosed` after `finish` or the end, `AudioError` for what is not audio.
+        Args:
+            samples: mono `[S]` at the model's rate: floats within [-1, 1], int8, int16, int32 or uint8.
+
+        Raises:
+            SessionClosed: after `finish` or the end.
+            AudioError: for what is not audio; the session ends with it, so that its reader gets the error, too.
         """
-        audio_S = np.asarray(samples, np.float32)
+        audio_S = self._session.convert(samples)
         while True:
             self._bell.rung.clear()
             audio_S = audio_S[self._session.offer(audio_S) :]
             if not len(audio_S):
                 return
             await self._bell.rung.wait()
+
+    async def feed(self, chunks: Iterable[npt.ArrayLike] | AsyncIterable[npt.ArrayLike]) -> None:
+        """Send all chunks, then `finish`: the whole work of a task that sends while another one reads.
+
+        An error on the way, of `chunks` too, ends the session with it, so that the reader gets it instead of waiting.
+        """
+        try:
+            if isinstance(chunks, AsyncIterable):
+                async for chunk in chunks:
+                    await self.send(chunk)
+            else:
+                for chunk in chunks:
+                    await self.send(chunk)
+                    await asyncio.sleep(0)  # the reader's turn, even while there is room
+            self.finish()
+        except Exception as error:
+            self.fail(error)
+            raise
+        except BaseException:  # cancelled or interrupted
+            self.cancel()
+            raise
 
     def flush(self) -> None:
         """Ask for all text of the audio sent so far at once; `Flushed` tells that it is out. The stream goes on."""
@@ -68,8 +94,12 @@ class AsyncSession:
         self._session.restart()
 
     def cancel(self) -> None:
-        """End at once, heard or not, and free the slot. Harmless after the end."""
+        """End at once, transcribed or not, and free the slot. Harmless after the end."""
         self._session.cancel()
+
+    def fail(self, error: BaseException) -> None:
+        """End at once and free the slot, like `cancel`; the reader gets `error`. Harmless after the end."""
+        self._session.fail(error)
 
     def __aiter__(self) -> AsyncSession:
         return self

@@ -6,7 +6,7 @@
         for event in stream:
             print(event)
 
-Samples are float32 with full scale 1, mono. Needs the extra `server` (for websockets).
+Samples are mono: floats within [-1, 1], int8, int16, int32 or uint8. Needs the extra `server` (for websockets).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
-import numpy as np
 import numpy.typing as npt
 from websockets.asyncio.client import ClientConnection as AsyncConnection
 from websockets.asyncio.client import connect as connect_async
@@ -26,7 +25,8 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.sync.client import ClientConnection as SyncConnection
 from websockets.sync.client import connect as connect_sync
 
-from slipstream.errors import SlipstreamError
+from slipstream.audio.arrays import SampleConverter, check_range
+from slipstream.errors import AudioError, SlipstreamError
 from slipstream.formats import Transcript
 from slipstream.types import (
     EndOfTurn,
@@ -65,11 +65,15 @@ class AsyncStream:
 
     def __init__(self, socket: AsyncConnection) -> None:
         self._socket = socket
+        self._converter = SampleConverter()
         self.model, self.delay_seconds = "", 0.0
 
     async def send(self, samples: npt.ArrayLike) -> None:
-        """Send audio `[S]`. Waits while the server is behind. Raises `ServerError` once the server has closed."""
-        await self._send(_pcm(samples))
+        """Send audio `[S]`. Waits while the server is behind.
+
+        Raises `ServerError` once the server has closed, `AudioError` for what is not audio.
+        """
+        await self._send(_pcm(self._converter, samples))
 
     async def flush(self, id: int = 0) -> None:
         """Ask for the text of all that was sent; `MarkerReached` with `id` comes after it."""
@@ -109,11 +113,15 @@ class Stream:
 
     def __init__(self, socket: SyncConnection) -> None:
         self._socket = socket
+        self._converter = SampleConverter()
         self.model, self.delay_seconds = "", 0.0
 
     def send(self, samples: npt.ArrayLike) -> None:
-        """Send audio `[S]`. Waits while the server is behind. Raises `ServerError` once the server has closed."""
-        self._send(_pcm(samples))
+        """Send audio `[S]`. Waits while the server is behind.
+
+        Raises `ServerError` once the server has closed, `AudioError` for what is not audio.
+        """
+        self._send(_pcm(self._converter, samples))
 
     def flush(self, id: int = 0) -> None:
         """Ask for the text of all that was sent; `MarkerReached` with `id` comes after it."""
@@ -233,8 +241,12 @@ def _headers(key: str | None) -> dict[str, str]:
     return {"kyutai-api-key": key} if key else {}
 
 
-def _pcm(samples: npt.ArrayLike) -> bytes:
-    return np.ascontiguousarray(samples, "<f4").tobytes()
+def _pcm(converter: SampleConverter, samples: npt.ArrayLike) -> bytes:
+    audio_CS = converter.convert(samples)
+    check_range(audio_CS)
+    if len(audio_CS) != 1:
+        raise AudioError(f"audio has shape {audio_CS.shape}: a stream takes one channel, [samples]")
+    return audio_CS.astype("<f4").tobytes()
 
 
 def _control(type: str, **fields: int) -> str:

@@ -1,20 +1,24 @@
-"""What a user holds: recordings to transcripts, streams to events, sessions over one engine."""
+"""The Python interface: recordings to transcripts, streams to events, sessions over one engine."""
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Literal, overload
+from typing import Any, BinaryIO, Literal, cast, overload
 
 import numpy.typing as npt
 
 from slipstream.aio import AsyncSession
-from slipstream.audio import Resampler, decode, mix, to_float
+from slipstream.audio import Resampler, decode, mix
+from slipstream.audio.arrays import SampleConverter, check_range
+from slipstream.audio.samples import check_rate
 from slipstream.engine.engine import Engine, LiveSession
 from slipstream.engine.session import SessionOptions
 from slipstream.errors import AudioError, SlipstreamError
@@ -23,18 +27,22 @@ from slipstream.text import Tokenizer
 from slipstream.turns import TurnOptions
 from slipstream.types import Event, Final, FloatArray, Recovered, Runner, Turn, Word
 
-Source = str | os.PathLike[str] | npt.ArrayLike
-"""A recording: a file, or its samples as an array `[S]` or `[C, S]`."""
+Source = str | os.PathLike[str] | bytes | BinaryIO | npt.ArrayLike
+"""A recording: the path of a file, the bytes of one, a binary file object, or samples as an array `[S]` or `[C, S]`."""
 
 logger = logging.getLogger(__name__)
 
 
 class Transcriber:
-    """A model ready to hear, as many streams at once as its Runner has slots.
+    """A model ready to transcribe as many streams at once as its runner has slots.
 
-    `model`: its name, for transcripts. `silence_prefix_seconds`: silence that the model wants before speech.
-    `turns`: when a turn ends, for sessions that set nothing of their own.
-    As a context manager it stops its engine in the end.
+    Its engine stops when it is closed, at the end of its context, or when it is no longer referenced and the last of
+    its sessions has ended.
+
+    Args:
+        model: its name, for transcripts.
+        silence_prefix_seconds: silence that the model needs before speech.
+        turns: when a turn ends, for sessions that set nothing of their own.
     """
 
     def __init__(
@@ -52,15 +60,24 @@ class Transcriber:
         self.sample_rate = round(runner.frame_rate * runner.frame_samples)
         self.delay = runner.delay_frames / runner.frame_rate
         self.engine = Engine(runner, tokenizer, silence_prefix_seconds=silence_prefix_seconds, turns=turns)
+        weakref.finalize(self, self.engine.retire).atexit = False
 
     def transcribe(
         self, source: Source, sample_rate: int | None = None, *, options: SessionOptions | None = None
     ) -> Transcript:
-        """Transcribe a recording: a file (audio or video, anything FFmpeg reads), or an array.
+        """Transcribe a recording. When every slot is taken it waits for one.
 
-        `source`: a path, or samples `[S]` or `[C, S]`, floats within [-1, 1] or signed integers, at `sample_rate` Hz,
-        which an array needs and a file does not. Channels are mixed. When every slot is taken it waits for one.
-        Raises `AudioError` for what is no audio.
+        Args:
+            source: a file (audio or video, anything FFmpeg reads) as its path, its bytes or a binary file object; or
+                samples `[S]` or `[C, S]`: floats within [-1, 1], int8, int16, int32 or uint8. Channels are mixed.
+            sample_rate: of samples, in Hz; a file states its own.
+
+        Raises:
+            AudioError: for what is not audio.
+
+        Example:
+            >>> transcript = transcriber.transcribe("talk.mp3")
+            >>> transcript = transcriber.transcribe(samples, sample_rate=16_000)
         """
         return self._transcribe(source, sample_rate, options, threading.Event())
 
@@ -73,11 +90,17 @@ class Transcriber:
     def transcribe_many(
         self, sources: Iterable[Source], sample_rate: int | None = None, *, return_exceptions: bool = False
     ) -> Iterator[Transcript | SlipstreamError]:
-        """Transcribe recordings, as many at once as there are slots; their transcripts in the order of `sources`.
+        """Transcribe recordings, as many at once as there are slots; yields transcripts in the order of `sources`.
 
-        A recording that fails raises when its turn comes; with `return_exceptions` its error stands in its place, and
-        the others go on.
+        A recording that fails raises when its turn comes; with `return_exceptions` its error takes its place, and the
+        others go on. Raises `AudioError` at once where `sources` is a single recording.
         """
+        _refuse_single(sources, "transcribe_many takes several recordings", "pass a list of them")
+        return self._transcribe_all(sources, sample_rate, return_exceptions)
+
+    def _transcribe_all(
+        self, sources: Iterable[Source], sample_rate: int | None, return_exceptions: bool
+    ) -> Iterator[Transcript | SlipstreamError]:
         stop = threading.Event()
         with ThreadPoolExecutor(self.slots, "slipstream-transcribe") as pool:
             futures = [pool.submit(self._transcribe, source, sample_rate, None, stop) for source in sources]
@@ -97,10 +120,16 @@ class Transcriber:
     ) -> Iterator[Event]:
         """Transcribe a stream as it comes: arrays `[S]` or `[C, S]` of any lengths, at `sample_rate` Hz.
 
-        Yields the events that are there after each chunk, and after the last one all that are left, up to `Final`.
-        When every slot is taken it waits for one, and says so in the log: streams that one thread reads by turns need a
-        slot each.
+        Yields the events that there are after each chunk, and after the last one all that are left, up to `Final`.
+        When every slot is taken it waits for one, with a warning in the log: streams that one thread reads in turn
+        need a slot each. Raises `AudioError` at once for a sample rate that is none, or where `chunks` is one array.
         """
+        _refuse_single(chunks, "stream takes an iterable of arrays", "pass a list with it")
+        return self._stream(chunks, check_rate(sample_rate), options)
+
+    def _stream(
+        self, chunks: Iterable[npt.ArrayLike], sample_rate: int, options: SessionOptions | None
+    ) -> Iterator[Event]:
         if self.engine.active >= self.slots:
             logger.warning("all %d slots are taken: this stream waits for one; load more with slots=", self.slots)
         with self.session(options, wait=math.inf) as session:
@@ -111,15 +140,29 @@ class Transcriber:
             yield from session
 
     def session(self, options: SessionOptions | None = None, *, wait: float = 0.0) -> LiveSession:
-        """Open a session, to be sent mono audio at `self.sample_rate`; its events are read from it.
+        """Open a session: send it mono audio at `self.sample_rate`, and iterate over it for its events.
 
-        When every slot is taken it waits its turn, for up to `wait` seconds.
+        Send in one thread and read in another, with `LiveSession.feed` for a sender whose errors reach the reader; or
+        send and `take` in turn in one thread. When every slot is taken it waits its turn, for up to `wait` seconds.
         Raises `Overloaded` when there is neither a slot nor a place to wait.
         """
         return self.engine.open(options, wait=wait)
 
     def async_session(self, options: SessionOptions | None = None, *, wait: float = 0.0) -> AsyncSession:
-        """`session` for asyncio; called in a running event loop."""
+        """Open a session for asyncio; called in a running event loop.
+
+        Send in one task and read in another. `feed` sends all chunks; when it fails, or a chunk cannot be sent, the
+        reader gets the error. A `TaskGroup` (Python 3.11), or `gather` as here, ends both when either fails.
+
+        Example:
+            >>> async def transcribe(chunks):
+            ...     async def read():
+            ...         return [event.text async for event in session if isinstance(event, Word)]
+            ...
+            ...     async with transcriber.async_session() as session:
+            ...         _, words = await asyncio.gather(session.feed(chunks), read())
+            ...     return words
+        """
         return AsyncSession(lambda wake: self.engine.open(options, wait=wait, wake=wake))
 
     def close(self) -> None:
@@ -148,7 +191,7 @@ class Transcriber:
             events += session
         for event in events:
             if isinstance(event, Recovered):
-                logger.warning("%s at %.1f s: the model was started afresh", event.reason, event.time)
+                logger.warning("%s at %.1f s: the model was reset", event.reason, event.time)
         return Transcript(
             words=tuple(event for event in events if isinstance(event, Word)),
             turns=tuple(event for event in events if isinstance(event, Turn)),
@@ -159,17 +202,33 @@ class Transcriber:
 
     def _read(self, source: Source, sample_rate: int | None) -> Iterator[FloatArray]:
         """Mono pieces `[S]` at the model's rate."""
-        if isinstance(source, (str, os.PathLike)):
+        file: Any = io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source
+        if isinstance(file, io.TextIOBase):
+            raise AudioError(f"{getattr(file, 'name', 'the stream')}: is open as text: open it in mode 'rb'")
+        if isinstance(file, (str, os.PathLike)) or hasattr(file, "read"):
             if sample_rate is not None:
-                raise AudioError(f"{source}: a file states its own sample rate; sample_rate is for arrays")
-            return (audio_CS[0] for audio_CS in decode(source, sample_rate=self.sample_rate))
+                name = file if isinstance(file, (str, os.PathLike)) else "the file"
+                raise AudioError(f"{name}: a file states its own sample rate; sample_rate is for arrays")
+            return (audio_CS[0] for audio_CS in decode(cast(BinaryIO, file), sample_rate=self.sample_rate))
         if sample_rate is None:
             raise AudioError("an array does not state its sample rate: pass sample_rate")
-        return self._resampled([source], sample_rate)
+        return self._resampled([file], sample_rate)
 
     def _resampled(self, chunks: Iterable[npt.ArrayLike], sample_rate: int) -> Iterator[FloatArray]:
-        """Chunks of any shape `to_float` takes to mono pieces `[S]` at the model's rate."""
-        resampler = Resampler(sample_rate, self.sample_rate)
+        """Convert the chunks of one stream (see `SampleConverter`) to mono pieces `[S]` at the model's rate."""
+        resampler, converter, samples = Resampler(sample_rate, self.sample_rate), SampleConverter(), 0
         for chunk in chunks:
-            yield resampler.push(mix(to_float(chunk)))[0]
+            audio_CS = converter.convert(chunk)
+            check_range(audio_CS, samples / resampler.from_rate, resampler.from_rate)
+            samples += audio_CS.shape[1]
+            yield resampler.push(mix(audio_CS))[0]
         yield resampler.flush()[0]
+
+
+def _refuse_single(sources: object, takes: str, remedy: str) -> None:
+    """Raise `AudioError` for one recording or array where several are expected: iterating over it gives its letters,
+    lines, bytes or samples."""
+    if isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(sources, "read"):
+        raise AudioError(f"{takes}, not one of type {type(sources).__name__}: {remedy}")
+    if getattr(sources, "ndim", None) == 1:
+        raise AudioError(f"{takes}, not one array of shape {tuple(sources.shape)}: {remedy}")  # type: ignore[attr-defined]

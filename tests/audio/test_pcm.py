@@ -68,7 +68,7 @@ def test_raw_file_with_declared_format(tmp_path: Path, caplog: pytest.LogCapture
     ("fields", "message"),
     [
         ({"encoding": "pcm_s8"}, "choose one of pcm_s16le, pcm_s24le"),
-        ({"sample_rate": 0}, "0 Hz"),
+        ({"sample_rate": "8000"}, "sample_rate=.8000.: expected a whole number of Hz"),
         ({"channels": 0}, "at least one"),
     ],
 )

@@ -277,13 +277,16 @@ def test_a_session_that_fails_leaves_its_neighbours_alone(start: Callable[..., E
             list(broken)
 
 
-def test_audio_that_is_none_is_the_senders_error_and_the_session_lives(start: Callable[..., Engine]) -> None:
-    with start(ScriptRunner()).open(QUIET) as session:
-        with pytest.raises(AudioError):
+def test_audio_that_is_none_ends_its_session_only(start: Callable[..., Engine]) -> None:
+    engine = start(ScriptRunner(slots=2))
+    with engine.open(QUIET) as session, engine.open(QUIET) as other:
+        with pytest.raises(AudioError, match="not a finite number"):
             session.send(np.array([np.nan], np.float32))
-        session.send(sound_of("fox", 3))
-        session.finish()
-        assert [word.text for word in words_of(session)] == ["fox"]
+        with pytest.raises(AudioError, match="not a finite number"):
+            list(session)
+        other.send(sound_of("fox", 3))
+        other.finish()
+        assert [word.text for word in words_of(other)] == ["fox"]
 
 
 def test_closing_the_engine_ends_its_sessions(start: Callable[..., Engine]) -> None:

@@ -1,38 +1,105 @@
-"""Arrays of samples as audio."""
+"""Arrays of samples, of any numeric type, to float32: the one conversion behind every entry point."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from slipstream.audio.samples import check_finite, from_integers
+from slipstream.audio.samples import logger
 from slipstream.errors import AudioError
 from slipstream.types import FloatArray
 
+_INT16_PEAK = 32_768
+_LOUDEST = 100.0  # lossy decoders overshoot 1 a little; 16-bit integers stored as floats reach thousands
 _MOST_CHANNELS = 64
-_LOUDEST = 100.0  # lossy decoders overshoot 1 a little; integers stored as floats reach thousands
+
+
+class SampleConverter:
+    """Converts the arrays of one stream to float32 with full scale 1.
+
+    Floats lie within [-1, 1]. The full scale of int8, int16 and int32 is that of the type; uint8 is centred on 128, as
+    in a WAV file. Many libraries return 16-bit samples in wider arrays: int32 samples whose first values fit in 16
+    bits are taken as 16-bit samples, with a warning in the log, and larger values after that are an error; int64
+    samples are always taken so.
+    """
+
+    def __init__(self) -> None:
+        self._full_scale: int | None = None  # of int32 and int64; None before the first value other than 0
+
+    def convert(self, samples: npt.ArrayLike) -> FloatArray:
+        """Convert `[S]` or `[C, S]` to `[C, S]`, without a look at the range of floats (`check_range`).
+
+        Raises `AudioError` for another shape or type.
+        """
+        array = _as_array(samples)
+        if array.dtype.kind not in "fi" and array.dtype != np.uint8:
+            raise AudioError(f"audio of type {array.dtype}: expected floats within [-1, 1], signed integers or uint8")
+        if array.ndim == 1:
+            array = array[None]
+        if array.ndim != 2 or not len(array):
+            raise AudioError(f"audio has shape {np.shape(array)}: expected [samples] or [channels, samples]")
+        if len(array) > max(_MOST_CHANNELS, array.shape[1]):
+            raise AudioError(f"audio of shape {array.shape} has channels last: pass its transpose, [channels, samples]")
+        if array.dtype.kind == "f":
+            with np.errstate(over="ignore"):  # what overflows float32 is out of range, too
+                return array.astype(np.float32, copy=False)
+        if array.dtype == np.uint8:
+            return ((array.astype(np.float32) - 128) / 128).astype(np.float32)
+        wide = array.dtype.itemsize > 2
+        return (array / (self._wide_scale(array) if wide else -int(np.iinfo(array.dtype).min))).astype(np.float32)
+
+    def _wide_scale(self, array: npt.NDArray[Any]) -> int:
+        peak = max(int(array.max()), -int(array.min())) if array.size else 0
+        if self._full_scale is None and peak:
+            self._full_scale = _INT16_PEAK if peak <= _INT16_PEAK or array.dtype.itemsize > 4 else 1 << 31
+            if peak <= _INT16_PEAK:
+                logger.warning("%s audio with a peak of %d is taken as 16-bit samples", array.dtype, peak)
+        if peak > (self._full_scale or 0):
+            raise AudioError(
+                f"audio of type {array.dtype} reaches {peak}, where 16-bit samples are expected: "
+                "convert it to float32 within [-1, 1], or to int16"
+            )
+        return self._full_scale or 1
 
 
 def to_float(samples: npt.ArrayLike) -> FloatArray:
-    """Check an array of samples and bring it to float32 `[C, S]`.
+    """Convert a whole recording, or a chunk that is not one of several, to float32 `[C, S]`; see `SampleConverter`.
 
-    `samples`: `[S]` or `[C, S]`; floats within [-1, 1], or signed integers of 8 to 32 bits, whose type is full scale.
-    Raises `AudioError` for another shape or type, integers in disguise, and values that are not finite numbers.
+    Raises `AudioError` for another shape or type, and for values that are not finite or far outside [-1, 1].
     """
-    array = np.asarray(samples)
-    if array.ndim == 1:
-        array = array[None]
-    if array.ndim != 2 or not len(array):
-        raise AudioError(f"audio has shape {np.shape(samples)}: expected [samples] or [channels, samples]")
-    if len(array) > max(_MOST_CHANNELS, array.shape[1]):
-        raise AudioError(f"audio of shape {array.shape} has channels last: pass its transpose, [channels, samples]")
-    if array.dtype == np.int64:
-        raise AudioError("audio of type int64 does not say its full scale: pass 16-bit samples as int16")
-    if np.issubdtype(array.dtype, np.signedinteger):
-        return from_integers(array)
-    if not np.issubdtype(array.dtype, np.floating):
-        raise AudioError(f"audio of type {array.dtype}: expected floats within [-1, 1] or signed integers")
-    check_finite(array, "the array")
-    if array.size and (peak := float(np.abs(array).max())) > _LOUDEST:
-        raise AudioError(f"float audio lies within [-1, 1], but its peak is {peak:.4g}: divide 16-bit values by 32768")
-    return array.astype(np.float32, copy=False)
+    audio_CS = SampleConverter().convert(samples)
+    check_range(audio_CS)
+    return audio_CS
+
+
+def check_range(audio_CS: FloatArray, second: float | None = None, sample_rate: float = 1.0) -> None:
+    """Raise `AudioError` for the first sample that is not finite or far outside [-1, 1].
+
+    The message names its time where the array starts at `second` of a stream, its index otherwise.
+    """
+    if not audio_CS.size or np.abs(audio_CS).max() <= _LOUDEST:  # false for NaN
+        return
+    bad_S = ~(np.abs(audio_CS) <= _LOUDEST).all(axis=tuple(range(audio_CS.ndim - 1)))
+    first = int(np.argmax(bad_S))
+    where = f"index {first}" if second is None else f"{second + first / sample_rate:.3f} s"
+    column = audio_CS[..., first].ravel()
+    value = column[np.argmin(np.abs(column) <= _LOUDEST)]
+    if not np.isfinite(value):
+        raise AudioError(f"the sample at {where} is {value:g}, not a finite number")
+    raise AudioError(
+        f"the sample at {where} is {value:g}: float audio lies within [-1, 1]; divide 16-bit values by 32768, "
+        "or pass them as int16"
+    )
+
+
+def _as_array(samples: npt.ArrayLike) -> npt.NDArray[Any]:
+    tensor: Any = samples
+    if hasattr(tensor, "detach"):  # of torch, on any device and with or without a gradient
+        tensor = tensor.detach().cpu()
+        tensor = tensor.float() if tensor.is_floating_point() else tensor  # NumPy has no bfloat16
+    try:
+        return np.asarray(tensor)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise AudioError(f"audio of type {type(samples).__name__} cannot become an array: {error}") from error

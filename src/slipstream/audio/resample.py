@@ -17,7 +17,7 @@ class Resampler:
     """A stream at one rate made a stream at another, in Hz. Its samples do not depend on how the stream is cut."""
 
     def __init__(self, from_rate: int, to_rate: int = SAMPLE_RATE, channels: int = 1) -> None:
-        check_rate(from_rate)
+        from_rate = check_rate(from_rate)
         self.from_rate, self.channels = from_rate, channels
         self._soxr: Any = None
         if from_rate != to_rate:

@@ -22,9 +22,13 @@ Piece = tuple[FloatArray, int]
 logger = logging.getLogger("slipstream.audio")
 
 
-def check_rate(rate: int) -> None:
-    if not 1_000 <= rate <= 768_000:
-        raise AudioError(f"a sample rate of {rate} Hz: expected one between 1000 and 768000")
+def check_rate(rate: Any, name: str = "sample_rate") -> int:
+    """Return a sample rate in Hz as an integer. Raises `AudioError` for what is not one between 1000 and 768000."""
+    low, high = 1_000, 768_000
+    number = isinstance(rate, (int, float, np.integer, np.floating)) and not isinstance(rate, bool)
+    if not (number and low <= rate <= high and rate == int(rate)):  # false for NaN
+        raise AudioError(f"{name}={rate!r}: expected a whole number of Hz between {low} and {high}")
+    return int(rate)
 
 
 def check_finite(audio_CS: npt.NDArray[Any], name: str, seconds: float = 0.0, rate: int = 0) -> None:

@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from slipstream.engine.scheduler import Scheduler
 from slipstream.engine.session import Session, SessionOptions, SlotOp, StreamFormat
-from slipstream.errors import EngineError, Overloaded, SessionClosed
+from slipstream.errors import AudioError, EngineError, Overloaded, SessionClosed
 from slipstream.text import Tokenizer
 from slipstream.turns import TurnOptions
-from slipstream.types import Event, PartialWord, Runner, State, Step, StepOutput
+from slipstream.types import Event, FloatArray, PartialWord, Runner, State, Step, StepOutput
 
 MAX_UNREAD_EVENTS = 20_000
 """Events a session keeps for a reader that does not come: more than an hour of words. From half of it on, partial words
@@ -80,6 +80,7 @@ class Engine:
         self._given_up: deque[Session] = deque()
         self._draining = False
         self._closing = False
+        self._retired = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="slipstream-engine", daemon=True)
         self._thread.start()
@@ -154,6 +155,12 @@ class Engine:
             self._work.notify()
         self._thread.join()
 
+    def retire(self) -> None:
+        """Stop without waiting once no session is open. Called by the garbage collector, at any time and place."""
+        self._retired = True
+        with self._lock:
+            self._work.notify()
+
     def __enter__(self) -> Engine:
         return self
 
@@ -177,9 +184,9 @@ class Engine:
         """Sleep until a step is due; None when the engine closes."""
         while True:
             with self._changing:
-                if self._closing:
-                    return None
                 self._end_given_up()
+                if self._closing or (self._retired and not self._ports):
+                    return None
                 now = time.monotonic()
                 self._expire(now)
                 lag = self._scheduler.oldest_wait(now)
@@ -373,35 +380,76 @@ class LiveSession:
     def offer(self, samples: npt.ArrayLike) -> int:
         """Send as much of the audio as there is room for; returns how many samples that was.
 
-        `samples`: mono float32 `[S]` within [-1, 1] at the model's rate. When some are left, the session's `wake` is
-        called once there is room again.
-        Raises `SessionClosed` after `finish` or the end, `AudioError` for what is not audio.
+        `samples`: as of `send`. When some are left, the session's `wake` is called once there is room again. Raises
+        `SessionClosed` after `finish` or the end. What is not audio raises `AudioError`, and ends the session with it.
         """
-        audio_S = np.asarray(samples, np.float32)
+        audio_S = self.convert(samples)
         port, session = self._port, self._port.session
         with self._engine._changing:
             port.check_open()
             taken = min(len(audio_S), session.room)
-            session.push(audio_S[:taken])
+            try:
+                session.push(audio_S[:taken])
+            except AudioError as error:
+                self._engine._end(session, error)
+                raise
             port.wanted_room = min(len(audio_S) - taken, session.capacity // 2)
             self._engine._changed(port)
         return taken
 
+    def convert(self, samples: npt.ArrayLike) -> FloatArray:
+        """Convert one chunk, as of `send`, to float32 `[S]`, once for all of the `offer` calls it takes.
+
+        What is not audio raises `AudioError`, and ends the session with it: its reader must not wait for the rest.
+        """
+        try:
+            return self._port.session.convert(samples)
+        except AudioError as error:
+            self.fail(error)
+            raise
+
     def send(self, samples: npt.ArrayLike, timeout: float | None = None) -> None:
         """Send audio, waiting for room for up to `timeout` seconds (None: as long as it takes; 0: not at all).
 
-        `samples`: mono float32 `[S]` within [-1, 1] at the model's rate. Raises as `offer` does, and `Overloaded`
-        when the time is up: the rest of the audio was not taken.
+        Args:
+            samples: mono `[S]` at the model's rate: floats within [-1, 1], int8, int16, int32 or uint8.
+            timeout: in seconds.
+
+        Raises:
+            SessionClosed: after `finish` or the end.
+            AudioError: for what is not audio; the session ends with it, so that its reader gets the error, too.
+            Overloaded: when the time is up. The rest of the audio was not taken.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        audio_S = np.asarray(samples, np.float32)
+        audio_S = self.convert(samples)
         while (taken := self.offer(audio_S)) < len(audio_S):
             audio_S = audio_S[taken:]
             if not self._port.wait(lambda port: port.wanted_room == 0 or port.ended, deadline):
                 raise Overloaded(
-                    f"{self._port.session.options.max_buffered_seconds:g} s of audio wait to be heard: "
-                    "it comes faster than the model can hear it"
+                    f"{self._port.session.options.max_buffered_seconds:g} s of audio wait to be transcribed: "
+                    "it arrives faster than the model can process it"
                 )
+
+    def feed(self, chunks: Iterable[npt.ArrayLike]) -> None:
+        """Send all chunks, then `finish`: the whole work of a thread that sends while another one reads.
+
+        An error on the way, of `chunks` too, ends the session with it, so that the reader gets it instead of waiting.
+        """
+        try:
+            for chunk in chunks:
+                self.send(chunk)
+            self.finish()
+        except Exception as error:
+            self.fail(error)
+            raise
+        except BaseException:  # cancelled or interrupted
+            self.cancel()
+            raise
+
+    def fail(self, error: BaseException) -> None:
+        """End at once and free the slot, like `cancel`; the reader gets `error`. Harmless after the end."""
+        with self._engine._changing:
+            self._engine._end(self._port.session, error)
 
     def flush(self) -> None:
         """Ask for all text of the audio sent so far at once; `Flushed` tells that it is out. The stream goes on."""

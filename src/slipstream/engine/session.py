@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slipstream.audio import Framer
+from slipstream.audio.arrays import SampleConverter, check_range
 from slipstream.config import PAD_ID, WORD_ID
 from slipstream.engine.reconcile import Reconciler
 from slipstream.engine.watchdog import Watchdog, WatchdogOptions
@@ -31,9 +32,6 @@ from slipstream.types import (
     Step,
     Word,
 )
-
-LOUDEST = 100.0
-"""No sample is beyond it: lossy decoders overshoot 1 a little, 16-bit integers taken for floats reach thousands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +102,7 @@ class Session:
         self.saved: State = None
         self.slot: int | None = None
         self.capacity = round(options.max_buffered_seconds * format.frame_rate * format.frame_samples)
+        self._converter = SampleConverter()
         self._begin()
 
     def _begin(self) -> None:
@@ -145,19 +144,22 @@ class Session:
         """Samples that may be pushed before `max_buffered_seconds` wait to be heard."""
         return max(0, self.capacity - (self._received - self._heard))
 
+    def convert(self, samples: npt.ArrayLike) -> FloatArray:
+        """Convert one chunk to float32 `[S]`; see `SampleConverter`. Raises `AudioError` for another shape or type."""
+        audio_CS = self._converter.convert(samples)
+        if len(audio_CS) != 1:
+            raise AudioError(f"audio has shape {audio_CS.shape}: a session takes one channel, [samples]")
+        audio_S: FloatArray = audio_CS[0]
+        return audio_S
+
     def push(self, samples: npt.ArrayLike) -> None:
         """Take more audio: mono, `[S]`, at the model's rate.
 
         Raises `SessionClosed` after `finish`, `AudioError` for another shape or samples that are not audio.
         """
         self._check_open("audio was sent to")
-        audio_S = np.asarray(samples, np.float32)
-        if audio_S.ndim != 1:
-            raise AudioError(f"audio has shape {audio_S.shape}: a session takes one channel, [samples]")
-        if audio_S.size and not np.abs(audio_S).max() <= LOUDEST:  # written so that NaN is caught
-            first = int(np.argmin(np.abs(audio_S) <= LOUDEST))
-            second = self._seconds(self._received + first)
-            raise AudioError(f"the sample at {second:.3f} s is {audio_S[first]:g}: audio lies within [-1, 1]")
+        audio_S = self.convert(samples)
+        check_range(audio_S, self._seconds(self._received), self.format.frame_rate * self.format.frame_samples)
         self._frames.extend(self._framer.push(audio_S))
         self._received += len(audio_S)
 
