@@ -61,12 +61,15 @@ StreamEvent: TypeAlias = Event | Queued
 
 
 class AsyncStream:
-    """One live stream, as `open_async_stream` gives it. Iterate over it for its events, up to `Final`."""
+    """One live stream, as `open_async_stream` gives it. Iterate over it for its events, up to `Final`.
+
+    Once the first event has come, `request_id` identifies the stream in the server's log.
+    """
 
     def __init__(self, socket: AsyncConnection) -> None:
         self._socket = socket
         self._converter = SampleConverter()
-        self.model, self.delay_seconds = "", 0.0
+        self.model, self.delay_seconds, self.request_id = "", 0.0, ""
 
     async def send(self, samples: npt.ArrayLike) -> None:
         """Send audio `[S]`. Waits while the server is behind.
@@ -108,13 +111,14 @@ class AsyncStream:
 class Stream:
     """One live stream, as `open_stream` gives it. Iterate over it for its events, up to `Final`.
 
-    Sending and iterating may happen in two threads.
+    Sending and iterating may happen in two threads. Once the first event has come, `request_id` identifies the stream
+    in the server's log.
     """
 
     def __init__(self, socket: SyncConnection) -> None:
         self._socket = socket
         self._converter = SampleConverter()
-        self.model, self.delay_seconds = "", 0.0
+        self.model, self.delay_seconds, self.request_id = "", 0.0, ""
 
     def send(self, samples: npt.ArrayLike) -> None:
         """Send audio `[S]`. Waits while the server is behind.
@@ -258,6 +262,7 @@ def _parse(stream: AsyncStream | Stream, message: bytes | str) -> StreamEvent:
     kind = fields.pop("type")
     if kind == "error":
         raise ServerError(fields["message"], fields["code"])
+    stream.request_id = fields.pop("request_id", stream.request_id)
     if kind == "ready":
         stream.model, stream.delay_seconds = fields["model"], fields["delay"]
         return Ready()

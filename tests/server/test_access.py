@@ -6,7 +6,7 @@ import pytest
 from starlette.requests import HTTPConnection
 
 from slipstream.errors import ConfigError
-from slipstream.server.access import Access
+from slipstream.server.access import Access, Refused
 from slipstream.server.keys import KeyRing
 
 KEYS = KeyRing.of(["secret"])
@@ -15,8 +15,11 @@ KEYS = KeyRing.of(["secret"])
 def status(access: Access, query: str = "", **headers: str) -> int | None:
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     request = HTTPConnection({"type": "websocket", "headers": raw, "query_string": query.encode()})
-    refusal = access.refusal(request)
-    return refusal and refusal[0]
+    try:
+        access.check(request)
+    except Refused as refused:
+        return refused.status
+    return None
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.org", ""])

@@ -252,12 +252,14 @@ def websocket_frame(payload: bytes) -> bytes:
     return b"\x82\xff" + len(payload).to_bytes(8, "big") + bytes(4) + payload
 
 
-def test_an_engine_that_fails_says_so_and_is_no_longer_healthy() -> None:
+def test_a_model_that_fails_is_logged_and_stops_the_server(caplog: pytest.LogCaptureFixture) -> None:
     with serving(ScriptRunner(slots=1, crash_after=5)) as running:
-        with pytest.raises(ServerError, match="the device is on fire") as failed:
+        with pytest.raises(ServerError, match=r"^the server failed; try again$") as failed:
             transcribe(running.http, [speech(seed=1, words=5)])
         assert failed.value.code == 1011
-        assert get(f"{running.http}/healthz")[0] == 503
+        wait_for(lambda: running.server.should_exit)
+    (record,) = [record for record in caplog.records if record.levelname == "CRITICAL"]
+    assert "the device is on fire" in str(record.exc_info)
 
 
 def test_neighbours_are_heard_as_if_alone() -> None:

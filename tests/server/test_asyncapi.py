@@ -10,6 +10,7 @@ import msgpack
 import pytest
 
 from slipstream.audio import RawFormat
+from slipstream.server import app
 from slipstream.server.kyutai import KyutaiWire
 from slipstream.server.plain import PlainWire
 from slipstream.server.protocol import CloseCode, StreamInfo, Wire
@@ -28,7 +29,7 @@ from slipstream.types import (
 )
 
 yaml = pytest.importorskip("yaml")
-API = yaml.safe_load((Path(__file__).parents[2] / "docs" / "asyncapi.yaml").read_text(encoding="utf-8"))
+API = yaml.safe_load((Path(app.__file__).parent / "api" / "asyncapi.yaml").read_text(encoding="utf-8"))
 FULL = "all 8 slots are taken"
 KYUTAI: list[Event] = [
     Ready(),
@@ -55,7 +56,7 @@ def kyutai() -> KyutaiWire:
 
 
 def plain() -> PlainWire:
-    return PlainWire(RawFormat("pcm_s16le", 24_000), StreamInfo("tiny", 0.5, 0.08))
+    return PlainWire(RawFormat("pcm_s16le", 24_000), StreamInfo("tiny", 0.5, 0.08), "3f2a9c0d71e84b56")
 
 
 def examples(operation: str) -> list[Any]:

@@ -18,7 +18,7 @@ INFO = StreamInfo(model="tiny", delay_seconds=0.5, frame_seconds=0.08)
 
 
 def wire(encoding: str = "pcm_s16le", rate: int = 24_000) -> PlainWire:
-    return PlainWire(parse_format({"encoding": encoding, "sample_rate": str(rate)}), INFO)
+    return PlainWire(parse_format({"encoding": encoding, "sample_rate": str(rate)}), INFO, "7f")
 
 
 def heard(commands: list[Command]) -> list[float]:
@@ -66,7 +66,7 @@ def test_events() -> None:
     ]
     messages = [json.loads(message) for event in events if (message := stream.encode(event)) is not None]
     assert messages == [
-        {"type": "ready", "model": "tiny", "delay": 0.5},
+        {"type": "ready", "model": "tiny", "delay": 0.5, "request_id": "7f"},
         {"type": "partial", "text": "hel", "start": 1.0},
         {"type": "partial", "text": "hello", "start": 1.0},
         {"type": "word", "text": "hello", "start": 1.0, "end": 1.4, "confidence": 0.9},
@@ -77,7 +77,7 @@ def test_events() -> None:
         {"type": "done", "duration": 2.5, "flush_seconds": 0.02},
     ]
     assert json.loads(stream.error("no", CloseCode.TOO_BIG)) == {"type": "error", "message": "no", "code": 1009}
-    assert json.loads(stream.queued(3)) == {"type": "queued", "position": 3}
+    assert json.loads(stream.queued(3)) == {"type": "queued", "position": 3, "request_id": "7f"}
 
 
 def test_format_defaults() -> None:

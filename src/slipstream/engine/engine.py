@@ -26,6 +26,9 @@ MAX_UNREAD_EVENTS = 20_000
 """Events a session keeps for a reader that does not come: more than an hour of words. From half of it on, partial words
 and steps are left out; beyond it the session ends with `Overloaded`."""
 
+CLOSE_SECONDS = 10.0
+"""How long `close` waits for the step in progress."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
@@ -81,7 +84,9 @@ class Engine:
         self._draining = False
         self._closing = False
         self._retired = False
-        self._failure: BaseException | None = None
+        self._step_began = 0.0
+        self.failure: BaseException | None = None
+        """What a step raised, which has stopped the engine."""
         self._thread = threading.Thread(target=self._run, name="slipstream-engine", daemon=True)
         self._thread.start()
 
@@ -104,6 +109,12 @@ class Engine:
         """Whether it runs: it has neither failed nor been closed."""
         return self._thread.is_alive()
 
+    @property
+    def step_seconds(self) -> float:
+        """How long the step in progress has taken so far; 0 between steps."""
+        began = self._step_began
+        return time.monotonic() - began if began else 0.0
+
     def open(
         self,
         options: SessionOptions | None = None,
@@ -122,8 +133,8 @@ class Engine:
         session = Session(self.format, options or SessionOptions())
         port = _Port(session, wake)
         with self._changing:
-            if self._failure is not None:
-                raise _engine_error(self._failure)
+            if self.failure is not None:
+                raise _engine_error(self.failure)
             if self._draining:
                 raise Overloaded("the engine is about to stop: it takes no more sessions")
             if self._closing:
@@ -149,11 +160,14 @@ class Engine:
         return all(port.wait(lambda port: port.ended, deadline) for port in ports)
 
     def close(self) -> None:
-        """Stop at once: sessions that are still open end with `SessionClosed`."""
+        """Stop at once: sessions that are still open end with `SessionClosed`.
+
+        A step that hangs is abandoned after `CLOSE_SECONDS`; its thread ends with the process.
+        """
         with self._lock:
             self._closing = True
             self._work.notify()
-        self._thread.join()
+        self._thread.join(CLOSE_SECONDS)
 
     def retire(self) -> None:
         """Stop without waiting once no session is open. Called by the garbage collector, at any time and place."""
@@ -174,10 +188,13 @@ class Engine:
     def _run(self) -> None:
         try:
             while (batch := self._next_batch()) is not None:
+                self._step_began = time.monotonic()
                 self._step(batch)
+                self._step_began = 0.0
             self._end_all(lambda: SessionClosed("the engine was closed"))
         except BaseException as error:  # whatever stops this thread, no session may wait for it for ever
-            self._failure = error
+            self._step_began = 0.0
+            self.failure = error
             self._end_all(partial(_engine_error, error))
 
     def _next_batch(self) -> _Batch | None:

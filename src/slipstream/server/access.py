@@ -1,27 +1,72 @@
-"""Who may connect: keys, the pages that may ask (Origin), and the names the server answers to (Host)."""
+"""Access control: API keys and their limits, page origins (Origin), and the names the server answers to (Host)."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
-from urllib.parse import urlsplit
+import math
+import re
+import time
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from starlette.requests import HTTPConnection
 
-from slipstream.errors import ConfigError
-from slipstream.server.keys import KeyRing
+from slipstream.errors import ConfigError, SlipstreamError
+from slipstream.server.keys import Key, KeyRing
 
 KEY_HEADER = "kyutai-api-key"
 KEY_PARAMETER = "auth_id"
 """For browsers, which cannot set a header on a WebSocket."""
+ID_HEADER = "x-request-id"
+_KEY_SCHEMES = ("bearer", "token")
+_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{0,5})?", re.IGNORECASE)
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?P<authority>(\[[0-9a-f:.]+\]|[a-z0-9._-]*)(:\d{1,5})?)", re.IGNORECASE)
+
+
+class Refused(SlipstreamError):
+    """A request is refused with an HTTP status; the message is the reason, `headers` go into the response."""
+
+    def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(reason)
+        self.status, self.reason, self.headers = status, reason, dict(headers or {})
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """The sender of a request, as log lines state it.
+
+    Args:
+        id: Identifies the request. The client receives it too, in the response header `x-request-id`.
+        address: IP address of the connection's other end.
+        key: The API key it used; None on a server without keys.
+    """
+
+    id: str = ""
+    address: str = ""
+    key: Key | None = None
+
+    @property
+    def log_fields(self) -> dict[str, str | None]:
+        return {"id": self.id, "client": self.key.name if self.key else None, "address": self.address}
+
+
+@dataclass(slots=True)
+class _Usage:
+    """What one key uses: the streams and uploads that are open, and when the latest ones started."""
+
+    open: int = 0
+    starts: deque[float] = field(default_factory=deque)
 
 
 class Access:
-    """Decides whether a request is let in.
+    """Decides whether a request is accepted, and keeps the limits of each key.
 
-    Without `keys` everyone on this machine is, so the server must listen on a loopback address, and answers only to
-    loopback names: else a page elsewhere could reach it by a name of its own that resolves to 127.0.0.1.
-    `origins`: pages of other hosts that may connect, besides the server's own; `*` is every page.
+    Args:
+        host: Address to listen on. Without `keys` it must be a loopback address, and the server answers only to
+            loopback names: otherwise a page elsewhere could reach it by a name that resolves to 127.0.0.1.
+        keys: The accepted keys.
+        origins: Pages of other hosts that may connect, besides the server's own; `*` is every page.
     """
 
     def __init__(self, host: str, keys: KeyRing | None = None, origins: Sequence[str] = ()) -> None:
@@ -31,24 +76,69 @@ class Access:
                 "lines made by `slipstream api-key NAME`, or listen on 127.0.0.1"
             )
         self.keys, self.origins = keys, tuple(origins)
+        self._usage: defaultdict[str, _Usage] = defaultdict(_Usage)
 
-    def refusal(self, request: HTTPConnection) -> tuple[int, str] | None:
-        """The HTTP status and reason to refuse a request with, or None to let it in."""
-        host = urlsplit(f"//{request.headers.get('host', '')}")
-        if self.keys is None and not is_loopback(host.hostname or ""):
-            return 421, "this server has no keys and answers only to localhost"
-        origin = request.headers.get("origin")
-        if origin is not None and not {"*", origin} & set(self.origins) and urlsplit(origin).netloc != host.netloc:
-            return 403, f"pages of {origin} may not connect: see --allow-origin"
-        key = request.headers.get(KEY_HEADER) or request.query_params.get(KEY_PARAMETER)
-        if self.keys is not None and self.keys.name_of(key) is None:
-            return 401, f"no valid key in the header {KEY_HEADER} or the query {KEY_PARAMETER}"
-        return None
+    def check(self, request: HTTPConnection) -> Client:
+        """Identify the client of a request. Raises `Refused` with status 400, 401, 403 or 421."""
+        host = request.headers.get("host", "")
+        parsed = _HOST.fullmatch(host)
+        if host and parsed is None:
+            raise Refused(400, f"malformed Host header {host!r:.80}: expected a name or an address, and a port")
+        if self.keys is None and not (parsed and is_loopback(parsed["name"].strip("[]"))):
+            raise Refused(421, "this server has no keys and answers only to localhost")
+        self._check_origin(request.headers.get("origin"), host)
+        key = None
+        if self.keys is not None and (key := self.keys.find(_sent_key(request))) is None:
+            reason = f"no valid key in the header {KEY_HEADER}, the header Authorization or the query {KEY_PARAMETER}"
+            raise Refused(401, reason, {"www-authenticate": "Bearer"})
+        return Client(request.scope.get("id", ""), (request.scope.get("client") or ("",))[0], key)
+
+    def enter(self, client: Client, now: float | None = None) -> None:
+        """Count a stream or an upload that starts; `leave` must follow. Raises `Refused` (429) over the key's limits.
+
+        Args:
+            now: Seconds on a monotonic clock.
+        """
+        if (key := client.key) is None:
+            return
+        usage, now = self._usage[key.name], time.monotonic() if now is None else now
+        if key.streams is not None and usage.open >= key.streams:
+            raise Refused(429, f"the key {key.name} has {usage.open} of {key.streams} streams open")
+        if key.per_minute is not None:
+            while usage.starts and (len(usage.starts) > key.per_minute or now - usage.starts[0] >= 60):
+                usage.starts.popleft()
+            if len(usage.starts) == key.per_minute:
+                wait = math.ceil(60 - (now - usage.starts[0]))
+                reason = f"the key {key.name} starts at most {key.per_minute} streams per minute"
+                raise Refused(429, reason, {"retry-after": str(wait)})
+            usage.starts.append(now)
+        usage.open += 1
+
+    def leave(self, client: Client) -> None:
+        """Count the end of what `enter` counted."""
+        if client.key is not None:
+            self._usage[client.key.name].open -= 1
+
+    def _check_origin(self, origin: str | None, host: str) -> None:
+        if origin is None or {"*", origin} & set(self.origins):
+            return
+        parsed = _ORIGIN.fullmatch(origin)
+        if parsed is None and origin != "null":
+            raise Refused(400, f"malformed Origin header {origin!r:.80}: expected scheme://host:port")
+        if parsed is None or parsed["authority"].lower() != host.lower():
+            raise Refused(403, f"pages of {origin:.80} may not connect: see --allow-origin")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address means this machine only."""
+    """Return whether a host name or address means this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower() == "localhost"
+
+
+def _sent_key(request: HTTPConnection) -> str | None:
+    if key := request.headers.get(KEY_HEADER):
+        return key
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() in _KEY_SCHEMES else request.query_params.get(KEY_PARAMETER)

@@ -1,44 +1,55 @@
-"""The server's addresses: both wires, whole files, what it is, how it is, and the page."""
+"""The server's routes: WebSocket streams, uploads, information, health, metrics, API descriptions and the page."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import platform
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Mount, Route, request_response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Receive, Scope, Send
 
 from slipstream import __version__
 from slipstream.engine.engine import Engine
-from slipstream.server.access import Access
+from slipstream.server.access import ID_HEADER, Access, Client, Refused
 from slipstream.server.hub import Hub
 from slipstream.server.kyutai import KyutaiWire
 from slipstream.server.limits import Limits
 from slipstream.server.metrics import Metrics
 from slipstream.server.plain import PlainWire, parse_format
 from slipstream.server.protocol import ProtocolError, StreamInfo, Wire
-from slipstream.server.stream import LiveStream
+from slipstream.server.requests import Guarded, Requests, failure_handlers, scope_client
+from slipstream.server.stream import INTERNAL_ERROR, LiveStream
 from slipstream.server.uploads import Uploads
-from slipstream.server.websocket import Refused, WebSocket
+from slipstream.server.websocket import WebSocket
 
 KYUTAI_PATH = "/api/asr-streaming"
 PLAIN_PATH = "/v1/stream"
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """All that a server needs. `queue_seconds`: how long a stream may wait for a slot; 0 refuses it at once."""
+    """The parts of a server.
+
+    Args:
+        queue_seconds: How long a stream may wait for a slot; 0 refuses it at once.
+        ready_when_free: Whether `/readyz` reports 503 while no slot is free.
+        metrics_elsewhere: Whether `/metrics` has a listener of its own.
+    """
 
     engine: Engine
     model: str
@@ -47,55 +58,77 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     queue_seconds: float = 0.0
     kyutai_path: str = KYUTAI_PATH
+    ready_when_free: bool = False
+    metrics_elsewhere: bool = False
 
     @property
     def info(self) -> StreamInfo:
         format = self.engine.format
         return StreamInfo(self.model, format.delay_frames / format.frame_rate, 1 / format.frame_rate)
 
+    @property
+    def trouble(self) -> str:
+        """Why the process must be restarted; empty while the model works."""
+        if not self.engine.alive:
+            return "the model has stopped"
+        if (seconds := self.engine.step_seconds) > self.limits.step_seconds:
+            return (
+                f"the model's step has taken {seconds:.1f} s so far, over the limit of {self.limits.step_seconds:g} s"
+            )
+        return ""
+
 
 class Streams:
-    """The WebSocket addresses: gives each connection a stream in its dialect, which joins `hub`, or refuses it."""
+    """The WebSocket routes: gives each connection a stream in its dialect, which joins `hub`, or refuses it."""
 
     def __init__(self, service: Service, hub: Hub) -> None:
         self._service, self._hub = service, hub
         self._wires: dict[str, Callable[[HTTPConnection], Wire]] = {
             service.kyutai_path: lambda request: KyutaiWire(),
-            PLAIN_PATH: lambda request: PlainWire(parse_format(request.query_params), service.info),
+            PLAIN_PATH: lambda request: PlainWire(
+                parse_format(request.query_params), service.info, request.scope["id"]
+            ),
         }
 
     def accept(self, request: HTTPConnection, socket: WebSocket) -> LiveStream:
-        """The stream of a new connection. Raises `Refused`."""
+        """Make the stream of a new connection. Raises `Refused`."""
+        access, metrics = self._service.access, self._service.metrics
         try:
-            wire = self._wire(request)
+            wire, client = self._open(request)
         except Refused as refused:
-            self._service.metrics.refusals.labels(refused.status).inc()
+            metrics.refuse(refused.status, refused.reason, scope_client(request.scope))
             raise
+        except Exception as error:
+            logger.exception("request failed", extra=scope_client(request.scope).log_fields)
+            raise Refused(500, INTERNAL_ERROR) from error
         return LiveStream(
             wire,
             socket,
             engine=self._service.engine,
             hub=self._hub,
             limits=self._service.limits,
-            metrics=self._service.metrics,
+            metrics=metrics,
             queue_seconds=self._service.queue_seconds,
+            client=client,
+            over=lambda: access.leave(client),
         )
 
-    def _wire(self, request: HTTPConnection) -> Wire:
+    def _open(self, request: HTTPConnection) -> tuple[Wire, Client]:
         if self._hub.draining:
             raise Refused(503, "the server is about to stop")
-        if (refusal := self._service.access.refusal(request)) is not None:
-            raise Refused(*refusal)
         if (make_wire := self._wires.get(request.scope["path"])) is None:
             raise Refused(404, f"streams are at {' and '.join(self._wires)}")
+        client = request.scope["sender"] = self._service.access.check(request)
         try:
-            return make_wire(request)
+            wire = make_wire(request)
         except ProtocolError as error:
             raise Refused(400, str(error)) from error
+        self._service.access.enter(client)
+        return wire, client
 
 
-def create_app(service: Service, hub: Hub) -> Starlette:
-    """The ASGI application of `service`: its HTTP addresses, and the care for the streams of `hub`."""
+def create_app(service: Service, hub: Hub) -> Requests:
+    """Create the ASGI application of `service`: its HTTP routes, and the task that sweeps `hub`."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -106,16 +139,13 @@ def create_app(service: Service, hub: Hub) -> Starlette:
             await sweeping
         uploads.close()
 
-    uploads = Uploads(service.engine, hub, service.access, service.limits, service.metrics)
-    handlers = _Handlers(service, hub)
+    uploads = Uploads(service.engine, hub, service.limits, service.metrics)
     routes: list[BaseRoute] = [
-        Route(service.kyutai_path, uploads, methods=["POST"]),
-        Route("/api/build_info", handlers.build_info),
-        Route("/api/modules_info", handlers.modules_info),
-        Route("/v1/info", handlers.info),
-        Route("/healthz", handlers.health),
-        Route("/readyz", handlers.readiness),
-        Route("/metrics", handlers.metrics),
+        Route(service.kyutai_path, Guarded(uploads, service.access, counted=True), methods=["POST"]),
+        Route(service.kyutai_path, _needs_upgrade, methods=["GET"]),
+        Route(PLAIN_PATH, _needs_upgrade, methods=["GET"]),
+        *_operations(service, hub, service.access, with_metrics=not service.metrics_elsewhere),
+        *(Route(f"/{file.name}", _describe(file), methods=["GET"]) for file in sorted(_API.glob("*.yaml"))),
         Mount("/", _Page(directory=Path(__file__).parent / "page", html=True)),
     ]
     cors = Middleware(
@@ -123,12 +153,43 @@ def create_app(service: Service, hub: Hub) -> Starlette:
         allow_origins=list(service.access.origins),
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
+        expose_headers=[ID_HEADER],
     )
-    return Starlette(routes=routes, middleware=[cors], lifespan=lifespan)
+    handlers = failure_handlers(service.metrics)
+    app = Starlette(routes=routes, middleware=[cors], lifespan=lifespan, exception_handlers=handlers)
+    return Requests(app, service.limits.header_bytes)
+
+
+def create_operations_app(service: Service, hub: Hub, access: Access | None) -> Requests:
+    """Create the application of a second listener for operators, which needs no key: metrics, health, information.
+
+    Args:
+        access: Checks the Host where the listener is on a loopback address.
+    """
+    routes = _operations(service, hub, access, with_metrics=True)
+    return Requests(
+        Starlette(routes=routes, exception_handlers=failure_handlers(service.metrics)), service.limits.header_bytes
+    )
+
+
+def _operations(service: Service, hub: Hub, access: Access | None, *, with_metrics: bool) -> list[BaseRoute]:
+    handlers = _Handlers(service, hub)
+    guarded = {
+        "/api/build_info": handlers.build_info,
+        "/api/modules_info": handlers.modules_info,
+        "/v1/info": handlers.info,
+    }
+    if with_metrics:
+        guarded["/metrics"] = handlers.metrics
+    routes: list[BaseRoute] = []
+    for path, handler in guarded.items():
+        endpoint = request_response(handler)
+        routes.append(Route(path, Guarded(endpoint, access) if access else endpoint, methods=["GET"]))
+    return [*routes, Route("/healthz", handlers.health), Route("/readyz", handlers.readiness)]
 
 
 class _Handlers:
-    """The HTTP addresses."""
+    """The handlers of information, health and metrics."""
 
     def __init__(self, service: Service, hub: Hub) -> None:
         self._service, self._hub = service, hub
@@ -162,21 +223,38 @@ class _Handlers:
         return JSONResponse({"model": info.model, "delay": info.delay_seconds, "needs_key": needs_key})
 
     async def health(self, request: Request) -> Response:
-        """Whether the engine lives: 503 asks for a restart."""
-        return _plain_status(self._service.engine.alive)
+        """Return 503 when the process must be restarted."""
+        return _status(self._service.trouble)
 
     async def readiness(self, request: Request) -> Response:
-        """Whether new streams are taken: 503 sends them elsewhere."""
-        return _plain_status(self._service.engine.alive and not self._hub.draining)
+        """Return 503 when new streams should go elsewhere."""
+        engine = self._service.engine
+        full = self._service.ready_when_free and engine.active >= engine.slots
+        stopping = "the server is about to stop" if self._hub.draining else ""
+        return _status(self._service.trouble or stopping or ("all slots are in use" if full else ""))
 
     async def metrics(self, request: Request) -> Response:
         metrics = self._service.metrics
-        metrics.queued.set(self._service.engine.waiting)
+        metrics.observe_engine(self._service.engine)
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _plain_status(good: bool) -> Response:
-    return PlainTextResponse("ok" if good else "no", 200 if good else 503)
+async def _needs_upgrade(request: Request) -> Response:
+    return PlainTextResponse("this address takes WebSockets", 426, {"upgrade": "websocket", "connection": "upgrade"})
+
+
+_API = Path(__file__).parent / "api"
+
+
+def _describe(file: Path) -> Callable[[Request], Awaitable[Response]]:
+    async def describe(request: Request) -> Response:
+        return FileResponse(file, media_type="application/yaml")
+
+    return describe
+
+
+def _status(trouble: str) -> Response:
+    return PlainTextResponse(trouble or "ok", 503 if trouble else 200)
 
 
 class _Page(StaticFiles):
@@ -189,6 +267,11 @@ class _Page(StaticFiles):
             await send(message)
 
         await super().__call__(scope, receive, send_guarded)
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        if "\0" in path or (scope["method"] not in ("GET", "HEAD") and not self.lookup_path(path)[1]):
+            raise HTTPException(404)
+        return await super().get_response(path, scope)
 
 
 _PAGE_HEADERS = [

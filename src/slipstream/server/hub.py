@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from slipstream.server.limits import Limits
 from slipstream.server.protocol import Close, CloseCode
 
 SWEEP_SECONDS = 0.5
+logger = logging.getLogger(__name__)
 _STOPPING = Close(CloseCode.RESTARTING, "the server is about to stop")
 
 
@@ -72,7 +74,7 @@ class Hub:
             await asyncio.sleep(SWEEP_SECONDS)
             now = time.monotonic()
             for member in list(self._members):
-                member.sweep(now)
+                _guarded(member.sweep, now)
 
     async def drain(self) -> bool:
         """Take no more connections, finish those there are. Returns whether all ended within `drain_seconds`."""
@@ -87,4 +89,12 @@ class Hub:
     def _deliver(self) -> None:
         self._scheduled = False
         while self._woken:
-            self._woken.popleft().deliver()
+            _guarded(self._woken.popleft().deliver)
+
+
+def _guarded(call: Callable[..., None], *arguments: float) -> None:
+    """Call a member; a defect in one must not stop the others."""
+    try:
+        call(*arguments)
+    except Exception:
+        logger.exception("a connection failed")

@@ -1,6 +1,7 @@
 """API keys: shown once when made, kept as hashes, compared in constant time.
 
-A key file has a line for each key, `name sha256:<hex>`; what follows a `#` is a comment.
+A key file has one line per key, `name sha256:<hex> [streams=N] [per_minute=N]`; text after a `#` is a comment.
+`streams` limits the streams and uploads that are open at once, `per_minute` those that start within a minute.
 """
 
 from __future__ import annotations
@@ -8,74 +9,102 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from slipstream.errors import ConfigError
 
 _ALGORITHM = "sha256"
+_FORMAT = f"name {_ALGORITHM}:<64 hex digits> [streams=N] [per_minute=N]"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key by its name and hash, and its limits; None is unlimited."""
+
+    name: str
+    digest: bytes
+    streams: int | None = None
+    per_minute: int | None = None
 
 
 class KeyRing:
-    """The keys that may use a server, by name. Holds no key itself, only hashes."""
+    """The accepted keys. Holds only hashes of them."""
 
-    def __init__(self, hashes: Mapping[str, bytes]) -> None:
-        self._hashes = dict(hashes)
+    def __init__(self, keys: Iterable[Key], path: Path | None = None) -> None:
+        self._keys, self._path = tuple(keys), path
 
     @classmethod
     def read(cls, path: Path) -> KeyRing:
         """Read a key file. Raises `ConfigError` that names the line."""
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read as a key file: {error}") from error
-        hashes: dict[str, bytes] = {}
-        for number, line in enumerate(lines, start=1):
-            fields = line.partition("#")[0].split()
-            if not fields:
-                continue
-            digest = _parse_hash(fields[1]) if len(fields) == 2 else None
-            if digest is None:
-                raise ConfigError(f"{path}:{number}: expected `name {_ALGORITHM}:<64 hex digits>`")
-            if fields[0] in hashes:
-                raise ConfigError(f"{path}:{number}: a second key named {fields[0]!r}")
-            hashes[fields[0]] = digest
-        if not hashes:
-            raise ConfigError(f"{path}: holds no key")
-        return cls(hashes)
+        return cls(_read(path), path)
 
     @classmethod
     def of(cls, keys: Iterable[str]) -> KeyRing:
-        """The ring of keys that are known in clear, as the Rust server's `authorized_ids` are; named by their order."""
-        return cls({f"key-{number}": _hash(key) for number, key in enumerate(keys, start=1)})
+        """Make a ring of keys in clear text, such as the Rust server's `authorized_ids`, named by their order."""
+        return cls(Key(f"key-{number}", _hash(key)) for number, key in enumerate(keys, start=1))
 
-    def name_of(self, key: str | None) -> str | None:
-        """The name of `key`, or None when it is not on the ring. Takes as long for either."""
+    def reload(self) -> None:
+        """Read the key file again, if there is one. Raises `ConfigError` and keeps the keys if it is invalid."""
+        if self._path is not None:
+            self._keys = tuple(_read(self._path))
+
+    def find(self, key: str | None) -> Key | None:
+        """Return the entry of `key`, or None for an unknown key. Takes equally long for both."""
         digest, found = _hash(key or ""), None
-        for name, known in self._hashes.items():
-            if hmac.compare_digest(digest, known):
-                found = name
+        for known in self._keys:
+            if hmac.compare_digest(digest, known.digest):
+                found = known
         return found if key else None
 
 
-def new_key(name: str) -> tuple[str, str]:
-    """Make a key of 256 random bits. Returns the key, and the line that lets it in."""
+def new_key(name: str, streams: int | None = None, per_minute: int | None = None) -> tuple[str, str]:
+    """Make a key of 256 random bits. Returns the key and its line in a key file."""
     if not name or len(name.split()) != 1 or "#" in name:
         raise ConfigError(f"a key's name is one word without '#', not {name!r}")
     key = secrets.token_urlsafe(32)
-    return key, f"{name} {_ALGORITHM}:{_hash(key).hex()}"
+    limits = {"streams": streams, "per_minute": per_minute}
+    shown = [f" {field}={value}" for field, value in limits.items() if value is not None]
+    return key, f"{name} {_ALGORITHM}:{_hash(key).hex()}{''.join(shown)}"
+
+
+def _read(path: Path) -> list[Key]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a key file: {error}") from error
+    keys: dict[str, Key] = {}
+    for number, line in enumerate(lines, start=1):
+        fields = line.partition("#")[0].split()
+        if not fields:
+            continue
+        try:
+            key = _parse(*fields)
+        except (TypeError, ValueError):
+            raise ConfigError(f"{path}:{number}: expected `{_FORMAT}`") from None
+        if key.name in keys:
+            raise ConfigError(f"{path}:{number}: a second key named {key.name!r}")
+        keys[key.name] = key
+    if not keys:
+        raise ConfigError(f"{path}: holds no key")
+    return list(keys.values())
+
+
+def _parse(name: str, digest: str, *limits: str) -> Key:
+    """Parse the fields of a line. Raises `TypeError` or `ValueError` for any other fields."""
+    algorithm, _, digits = digest.partition(":")
+    if algorithm != _ALGORITHM or len(digits) != 64:
+        raise ValueError(digest)
+    bounds: dict[str, int] = {}
+    for limit in limits:
+        field, _, value = limit.partition("=")
+        if field not in ("streams", "per_minute") or field in bounds or int(value) < 1:
+            raise ValueError(limit)
+        bounds[field] = int(value)
+    return Key(name, bytes.fromhex(digits), **bounds)
 
 
 def _hash(key: str) -> bytes:
     # One round is enough: a key of 256 random bits cannot be guessed, however fast the guesses.
     return hashlib.new(_ALGORITHM, key.encode("utf-8", "surrogateescape")).digest()
-
-
-def _parse_hash(text: str) -> bytes | None:
-    algorithm, _, digits = text.partition(":")
-    if algorithm != _ALGORITHM or len(digits) != 64:
-        return None
-    try:
-        return bytes.fromhex(digits)
-    except ValueError:
-        return None

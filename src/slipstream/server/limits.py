@@ -16,6 +16,10 @@ class Limits:
 
     An upload has at most `upload_bytes`, and `upload_seconds` of audio; the gaps between its timestamps, which become
     silence, add up to at most `upload_gap_seconds`. `uploads` are served at once.
+
+    The server has at most `connections`, and `connections_per_address` of them from one IPv4 address or IPv6 /64
+    network. A request's head has `header_seconds` and `header_bytes`. Its body has `body_seconds`, and a second more
+    for every `body_bytes_per_second`. A step of the model that takes more than `step_seconds` counts as a hang.
     """
 
     message_bytes: int = 4 << 20
@@ -30,6 +34,13 @@ class Limits:
     droppable_messages: int = 100
     unsent_messages: int = 2000
     drain_seconds: float = 30.0
+    connections: int = 4096
+    connections_per_address: int = 1024
+    header_seconds: float = 10.0
+    header_bytes: int = 32 << 10
+    body_seconds: float = 20.0
+    body_bytes_per_second: float = 1000.0
+    step_seconds: float = 10.0
 
 
 class Pace:

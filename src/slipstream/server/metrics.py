@@ -1,15 +1,23 @@
-"""What Prometheus sees. The first four have the names, labels and units of Kyutai's server, so that its boards work."""
+"""Prometheus metrics. The first four have the names, labels and units of Kyutai's server, so that its boards work."""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import logging
+import time
 
-from slipstream.engine.engine import StepReport
+from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, ProcessCollector
+
+from slipstream.engine.engine import Engine, StepReport
+from slipstream.server.access import Client
 
 _STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.16)
 _CONNECTION_STEPS = (2, 25, 125, 250, 500, 750, 1125, 1500, 2250, 3000, 4500, 45_000)
 _LAG_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.4, 1, 4, 10, 30)
 _FLUSH_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2.5)
+_REFUSALS_LOGGED = 10
+"""Refusals logged per second; the counter has them all."""
+
+logger = logging.getLogger(__name__)
 
 
 class Metrics:
@@ -21,7 +29,7 @@ class Metrics:
         # Gauges, though they count: a Counter would be written as asr_connect_total.
         connects = Gauge("asr_connect", "Connections so far.", ["handler"], registry=registry)
         self.connects = connects.labels("all")
-        open_channels = Gauge("asr_open_channels", "Connections with a session now.", ["handler"], registry=registry)
+        open_channels = Gauge("asr_open_channels", "Streams that have a slot.", ["handler"], registry=registry)
         self.open_channels = open_channels.labels("all")
         self.step_seconds = Histogram(
             "asr_model_step_duration", "One step of the model, in seconds.", buckets=_STEP_SECONDS, registry=registry
@@ -29,7 +37,13 @@ class Metrics:
         self.connection_steps = Histogram(
             "asr_connection_num_steps", "Frames heard in a connection.", buckets=_CONNECTION_STEPS, registry=registry
         )
-        self.queued = Gauge("slipstream_queued", "Connections that wait for a slot.", registry=registry)
+        self.queued = Gauge("slipstream_queued", "Streams and uploads that wait for a slot.", registry=registry)
+        self.slots = Gauge("slipstream_slots", "Slots of the model.", registry=registry)
+        self.slots_used = Gauge("slipstream_slots_used", "Slots in use by streams and uploads.", registry=registry)
+        self.step_running = Gauge(
+            "slipstream_step_running_seconds", "How long the step in progress has taken so far.", registry=registry
+        )
+        self.connections = Gauge("slipstream_connections", "Open TCP connections.", registry=registry)
         self.lag_seconds = Histogram(
             "slipstream_lag_seconds",
             "How long the oldest frame had waited when its step began.",
@@ -54,8 +68,27 @@ class Metrics:
         self.refusals = Counter(
             "slipstream_refusals", "Requests refused, by HTTP status.", ["status"], registry=registry
         )
+        ProcessCollector(registry=registry)
+        GCCollector(registry=registry)
+        self._log_second = self._logged = 0
 
     def observe_step(self, report: StepReport) -> None:
-        """What the engine tells of each step, in its own thread."""
+        """Record a step; called in the engine's thread."""
         self.step_seconds.observe(report.seconds)
         self.lag_seconds.observe(report.lag_seconds)
+
+    def observe_engine(self, engine: Engine) -> None:
+        """Record how the engine is used now."""
+        self.queued.set(engine.waiting)
+        self.slots.set(engine.slots)
+        self.slots_used.set(engine.active)
+        self.step_running.set(engine.step_seconds)
+
+    def refuse(self, status: int, reason: str, client: Client) -> None:
+        """Count a refused request, and log it, unless refusals come so fast that they would fill the log."""
+        self.refusals.labels(status).inc()
+        if (second := int(time.monotonic())) != self._log_second:
+            self._log_second, self._logged = second, 0
+        self._logged += 1
+        if self._logged <= _REFUSALS_LOGGED:
+            logger.info("request refused", extra={**client.log_fields, "status": status, "reason": reason})

@@ -33,7 +33,8 @@ class Outbox:
         self._socket = socket
         self._limits = limits
         self._unsent: deque[Message] = deque()
-        self._close: Close | None = None
+        self.ending: Close | None = None
+        """The end that was put, sent or not."""
         self.dropped = 0
         self.overflowed = False
 
@@ -43,7 +44,7 @@ class Outbox:
     def put(self, message: Message, droppable: bool = False) -> None:
         """Send a message, or keep it for later, or drop it where the bounds say so, or because the end was put."""
         unsent = len(self._unsent)
-        if self._close is not None:
+        if self.ending is not None:
             return
         if not unsent and not self._socket.congested:
             self._socket.send(message)
@@ -58,13 +59,13 @@ class Outbox:
 
     def close(self, close: Close) -> None:
         """Put the end, once."""
-        if self._close is None:
-            self._close = close
+        if self.ending is None:
+            self.ending = close
             self.send_on()
 
     def send_on(self) -> None:
         """Send what was kept, as far as the client reads."""
         while self._unsent and not self._socket.congested:
             self._socket.send(self._unsent.popleft())
-        if self._close is not None and not self._unsent and not self._socket.congested:
-            self._socket.close(self._close)
+        if self.ending is not None and not self._unsent and not self._socket.congested:
+            self._socket.close(self.ending)

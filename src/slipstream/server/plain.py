@@ -44,12 +44,12 @@ DEFAULT_RATE = 24_000
 
 
 class PlainWire:
-    """One connection in the plain dialect, its audio in `format`."""
+    """One connection in the plain dialect, its audio in `format`; `id` identifies it in the server's log."""
 
     droppable: tuple[type[Event], ...] = (Step, PartialWord, OpenWord)
 
-    def __init__(self, format: RawFormat, info: StreamInfo) -> None:
-        self._format, self._info = format, info
+    def __init__(self, format: RawFormat, info: StreamInfo, id: str = "") -> None:
+        self._format, self._info, self._id = format, info, id
         self._restart()
 
     def decode(self, message: Message) -> list[Command]:
@@ -85,13 +85,13 @@ class PlainWire:
         if isinstance(event, Recovered):
             return _json("recovered", time=event.time, reason=event.reason)
         if isinstance(event, Ready):
-            return _json("ready", model=self._info.model, delay=self._info.delay_seconds)
+            return _json("ready", model=self._info.model, delay=self._info.delay_seconds, request_id=self._id)
         if isinstance(event, Final):
             return _json("done", duration=event.duration, flush_seconds=event.flush_seconds)
         return None
 
     def queued(self, position: int) -> str:
-        return _json("queued", position=position)
+        return _json("queued", position=position, request_id=self._id)
 
     def error(self, message: str, code: CloseCode) -> str:
         return _json("error", message=message, code=int(code))

@@ -1,4 +1,4 @@
-"""Serve until told to stop: sockets, TLS, signals, drain and logs."""
+"""Run the server: sockets, TLS, signals, drain, health and logs."""
 
 from __future__ import annotations
 
@@ -6,25 +6,35 @@ import asyncio
 import gc
 import json
 import logging
+import math
+import signal
 import socket
+import ssl
 import sys
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
 import uvicorn
-from uvicorn.server import ServerState
 
-from slipstream.errors import ConfigError
-from slipstream.server.app import Service, Streams, create_app
+from slipstream.errors import ConfigError, EngineError
+from slipstream.server import systemd
+from slipstream.server.access import Access, Client
+from slipstream.server.app import Service, Streams, create_app, create_operations_app
+from slipstream.server.connections import Acceptor, Gate, HttpConnection, connections_that_fit
 from slipstream.server.hub import Hub
-from slipstream.server.websocket import WebSocket
+from slipstream.server.requests import Requests
+from slipstream.server.websocket import CLOSE_SECONDS, WebSocket
 
 DEAD_PEER_SECONDS = 30
 """After how long the kernel gives up a peer that acknowledges nothing, or leaves its window closed."""
 BACKLOG = 2048
+OPERATIONS_CONNECTIONS = 32
 SWITCH_SECONDS = 0.001
 
 logger = logging.getLogger(__name__)
@@ -38,13 +48,28 @@ class Tls:
     key: Path
 
 
-def serve(service: Service, listener: socket.socket, tls: Tls | None = None) -> None:
-    """Serve on `listener` until SIGTERM or SIGINT, then drain; a second SIGINT stops at once."""
+def serve(
+    service: Service,
+    listener: socket.socket,
+    tls: Tls | None = None,
+    operations: tuple[socket.socket, Access | None] | None = None,
+) -> None:
+    """Serve on `listener` until SIGTERM or SIGINT, then drain; a second SIGINT stops at once.
+
+    SIGHUP reads the keys and the certificate again.
+
+    Args:
+        operations: A second listener for metrics, health and information, without keys, and its Host check.
+
+    Raises `EngineError` when the model failed or hung.
+    """
     # The engine's thread and the event loop take turns: at Python's 5 ms, each socket call would wait for a whole turn.
     sys.setswitchinterval(SWITCH_SECONDS)
     # What is loaded by now stays: each full collection would walk over it for 16 ms, in which no stream is served.
     gc.freeze()
-    Server(service, tls).run(sockets=[listener])
+    Server(service, tls, operations).run(sockets=[listener])
+    if service.trouble:
+        raise EngineError(f"the server ended because {service.trouble}") from service.engine.failure
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -62,25 +87,32 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which on its own closes WebSockets as soon as it is told to stop: here they are drained first."""
+    """uvicorn with its own acceptors, connections, drain and health; uvicorn alone would close WebSockets at once."""
 
-    def __init__(self, service: Service, tls: Tls | None = None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        tls: Tls | None = None,
+        operations: tuple[socket.socket, Access | None] | None = None,
+    ) -> None:
+        self._service, self._tls, self._operations = service, tls, operations
         self._hub = Hub(service.limits)
+        self._streams = Streams(service, self._hub)
+        capacity = connections_that_fit(service.limits.connections)
+        self._gate = Gate(capacity, min(service.limits.connections_per_address, capacity))
+        service.metrics.connections.set_function(lambda: len(self._gate))
         self._told_to_stop = False
+        self._failing = False
         self._drain: asyncio.Task[bool] | None = None
-        streams = Streams(service, self._hub)
-
-        def new_websocket(*, server_state: ServerState, **_: Any) -> WebSocket:
-            return WebSocket(streams.accept, service.limits.message_bytes, server_state.connections)
-
+        self._last_alive = 0.0
         super().__init__(
             uvicorn.Config(
                 create_app(service, self._hub),
-                ws=cast(Any, new_websocket),  # declared as a class, only ever called
-                timeout_graceful_shutdown=int(service.limits.drain_seconds),
+                ws=cast(Any, WebSocket),  # so that uvicorn hands over upgrades
+                timeout_graceful_shutdown=math.ceil(CLOSE_SECONDS),  # after the drain
+                h11_max_incomplete_event_size=service.limits.header_bytes,
                 ssl_certfile=tls.certificate if tls else None,
                 ssl_keyfile=tls.key if tls else None,
-                backlog=BACKLOG,
                 log_config=None,
                 access_log=False,  # its lines hold the query, and so keys
                 server_header=False,
@@ -92,14 +124,87 @@ class Server(uvicorn.Server):
             super().handle_exit(sig, frame)
         self._told_to_stop = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
+        self.servers: list[Any] = []  # uvicorn closes them, and waits for them
+        for listener in sockets or []:
+            refused = partial(self._refuse_connection, "too many connections")
+            self.servers.append(Acceptor(listener, self._gate, self._new_connection, refused, self.config.ssl))
+        if self._operations is not None:
+            listener, access = self._operations
+            app = create_operations_app(self._service, self._hub, access)
+            gate = Gate(OPERATIONS_CONNECTIONS, OPERATIONS_CONNECTIONS)
+            refused = partial(self._refuse_connection, "too many connections to the metrics port")
+            self.servers.append(Acceptor(listener, gate, partial(self._new_connection, app=app), refused))
+        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
+        self.started = True
+        systemd.notify("READY=1")
+
     async def on_tick(self, counter: int) -> bool:
+        now = time.monotonic()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, HttpConnection):
+                connection.sweep(now)
+        self._watch(now)
         if self._told_to_stop and self._drain is None:
+            systemd.notify("STOPPING=1")
             logger.info("draining", extra={"streams": len(self._hub)})
             self._drain = asyncio.create_task(self._hub.drain())
         if self._drain is not None and self._drain.done():
             logger.info("drained", extra={"complete": self._drain.result()})
             self.should_exit = True
+        elif self._drain is not None and self._service.trouble:
+            self._drain.cancel()  # nothing more comes out of this model
+            self.should_exit = True
         return await super().on_tick(counter)
+
+    def reload(self) -> None:
+        """Read the keys and the TLS certificate again. What is invalid is logged, and the old one stays."""
+        systemd.notify_reloading()
+        try:
+            if self._service.access.keys is not None:
+                self._service.access.keys.reload()
+            if self._tls is not None and self.config.ssl is not None:
+                check = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # a mismatched pair would break the one in use
+                check.load_cert_chain(self._tls.certificate, self._tls.key)
+                self.config.ssl.load_cert_chain(self._tls.certificate, self._tls.key)
+        except (ConfigError, OSError) as error:  # TLS errors are OSErrors
+            logger.error("reload failed: the old keys or certificate stay", extra={"error": str(error)})
+        else:
+            logger.info("reloaded keys and certificate")
+        systemd.notify("READY=1")
+
+    def _watch(self, now: float) -> None:
+        """Stop when the model has failed; tell systemd that all is well, unless the model hangs."""
+        engine = self._service.engine
+        if engine.failure is not None and not self._failing:
+            self._failing = self._told_to_stop = True
+            logger.critical("the model failed: the server stops", exc_info=engine.failure)
+        every = systemd.watchdog_seconds()
+        if every is not None and now - self._last_alive >= every and not self._service.trouble:
+            self._last_alive = now
+            systemd.notify("WATCHDOG=1", f"STATUS={engine.active} of {engine.slots} slots in use")
+
+    def _new_connection(self, lost: Callable[[], None], app: Requests | None = None) -> HttpConnection:
+        connection = HttpConnection(
+            self.config,
+            self.server_state,
+            self.lifespan.state,
+            limits=self._service.limits,
+            new_websocket=self._new_websocket,
+            lost=lost,
+        )
+        if app is not None:
+            connection.serve_only(app)
+        return connection
+
+    def _new_websocket(self, scope: dict[str, Any], lost: Callable[[], None]) -> WebSocket:
+        limits, connections = self._service.limits, self.server_state.connections
+        return WebSocket(self._streams.accept, limits.message_bytes, scope, cast(set[Any], connections), lost)
+
+    def _refuse_connection(self, reason: str, address: str) -> None:
+        self._service.metrics.refuse(503, reason, Client(address=address))
 
 
 class JsonFormatter(logging.Formatter):
@@ -119,13 +224,14 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_to_stderr(level: str) -> None:
-    """Log as JSON lines. No audio, no text and no key is ever logged."""
+    """Log as JSON lines. No audio, no text and no key is logged at any level."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    # Below that they write addresses, whose query may hold a key, and at DEBUG whole messages.
+    # Below that they write addresses, whose query may hold a key, at DEBUG whole messages, and a warning for every
+    # malformed request, which lets a client fill the log.
     for name in ("uvicorn.error", "websockets.server"):
-        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
+        logging.getLogger(name).setLevel(max(logging.ERROR, logging.getLogger().level))
 
 
 _RECORD_FIELDS = set(vars(logging.makeLogRecord({}))) | {"message", "taskName"}

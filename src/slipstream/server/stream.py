@@ -7,10 +7,12 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 
 from slipstream.engine.engine import Engine, LiveSession
 from slipstream.engine.session import SessionOptions
 from slipstream.errors import AudioError, Overloaded, SessionClosed, SlipstreamError
+from slipstream.server.access import Client
 from slipstream.server.connection import Connection, Phase, Signal
 from slipstream.server.hub import Hub
 from slipstream.server.limits import Limits, Pace
@@ -29,8 +31,9 @@ from slipstream.server.protocol import (
     Wire,
 )
 from slipstream.server.websocket import WebSocket
-from slipstream.types import Event, Final, Flushed, Recovered, Step, Word
+from slipstream.types import Event, Final, Flushed, Ready, Recovered, Step, Word
 
+INTERNAL_ERROR = "the server failed; try again"
 PING_SECONDS = 10.0
 """How often a client is pinged, as in the reference: it keeps proxies from closing an idle connection. No pong is
 waited for: it queues behind audio that a busy server makes its client hold back. Dead peers are the kernel's part
@@ -43,7 +46,8 @@ class LiveStream:
     """Runs one accepted WebSocket from its first message to its close, on calls from the socket and from the hub.
 
     A message is decoded and given to the session where it is read; what the session tells is encoded and written where
-    it is delivered. `queue_seconds`: how long to wait for a slot, 0 for not at all.
+    it is delivered. `queue_seconds`: how long to wait for a slot, 0 for not at all. `client`: for the log. `over` is
+    called once, when the connection has ended.
     """
 
     def __init__(
@@ -56,6 +60,8 @@ class LiveStream:
         limits: Limits,
         metrics: Metrics,
         queue_seconds: float,
+        client: Client,
+        over: Callable[[], None],
     ) -> None:
         self._wire = wire
         self._socket = socket
@@ -64,6 +70,8 @@ class LiveStream:
         self._limits = limits
         self._metrics = metrics
         self._queue_seconds = queue_seconds
+        self._client = client
+        self._over = over
         self._connection = Connection()
         self._outbox = Outbox(socket, limits)
         self._close = Close(CloseCode.NORMAL)
@@ -75,6 +83,7 @@ class LiveStream:
         self._frames_heard = 0
         self._words = 0
         self._session: LiveSession | None = None
+        self._had_slot = False
 
     # -------------------------------------------------------------------------------------- what the socket calls
 
@@ -84,10 +93,9 @@ class LiveStream:
         options = SessionOptions(steps=True, max_buffered_seconds=self._limits.buffered_seconds)
         try:
             self._session = self._engine.open(options, wait=self._queue_seconds, wake=self._hub.waker(self))
-        except SlipstreamError as error:
+        except Exception as error:
             self._fail(error)
         else:
-            self._metrics.open_channels.inc()
             self._hub.join(self)
 
     def receive(self, message: Message) -> None:
@@ -101,7 +109,7 @@ class LiveStream:
             asyncio.get_running_loop().call_later(delay, self._slowed_down)
         try:
             self._commands.extend(self._wire.decode(message))
-        except SlipstreamError as error:
+        except Exception as error:
             self._fail(error)
         else:
             self._obey()
@@ -115,9 +123,9 @@ class LiveStream:
         self._stop()
         if code is not None:
             self._metrics.closes.labels(code).inc()
-        if self._session is not None:
-            self._hub.leave(self)
-            self._record()
+        self._hub.leave(self)
+        self._over()
+        self._record(code)
 
     # ------------------------------------------------------------------------------------------ what the hub calls
 
@@ -127,7 +135,7 @@ class LiveStream:
             return
         try:
             events = self._session.take()
-        except SlipstreamError as error:
+        except Exception as error:
             self._fail(error)
             return
         for event in events:
@@ -159,7 +167,7 @@ class LiveStream:
         self._obey()
         try:
             self._session.finish()
-        except SlipstreamError as error:
+        except Exception as error:
             self._fail(error)
 
     # -------------------------------------------------------------------------------------------------- in detail
@@ -177,7 +185,7 @@ class LiveStream:
                     return
         except SessionClosed:
             self._commands.clear()  # it has ended in the meantime: `deliver` says why
-        except SlipstreamError as error:
+        except Exception as error:
             self._fail(error)
         if self._last_message == math.inf:
             self._last_message = time.monotonic()
@@ -206,6 +214,9 @@ class LiveStream:
 
     def _tell(self, event: Event) -> None:
         self._connection.event(event)
+        if isinstance(event, Ready) and not self._had_slot:
+            self._had_slot = True
+            self._metrics.open_channels.inc()
         if isinstance(event, Step):
             self._frames_heard = event.index
         elif isinstance(event, Word):
@@ -227,11 +238,16 @@ class LiveStream:
             self._place_told = place
             self._outbox.put(self._wire.queued(place))
 
-    def _fail(self, error: SlipstreamError) -> None:
+    def _fail(self, error: Exception) -> None:
         """Say what is wrong and close, without what the stream still owes."""
         code = error.code if isinstance(error, ProtocolError) else _CODES.get(type(error), CloseCode.INTERNAL_ERROR)
-        self._outbox.put(self._wire.error(str(error), code))
-        self._outbox.close(Close(code, str(error).encode()[:_REASON_BYTES].decode("utf-8", "ignore")))
+        message = str(error)
+        if code is CloseCode.INTERNAL_ERROR:  # its text is for the operator alone
+            message = INTERNAL_ERROR
+            if not isinstance(error, SlipstreamError):
+                logger.error("stream failed", extra=self._client.log_fields, exc_info=error)
+        self._outbox.put(self._wire.error(message, code))
+        self._outbox.close(Close(code, message.encode()[:_REASON_BYTES].decode("utf-8", "ignore")))
         self._give_up()
 
     def _give_up(self) -> None:
@@ -246,23 +262,31 @@ class LiveStream:
         if self._session is not None:
             self._session.cancel()
 
-    def _record(self) -> None:
-        self._metrics.open_channels.dec()
-        self._metrics.connection_steps.observe(self._frames_heard)
+    def _record(self, code: int | None) -> None:
+        if self._had_slot:
+            self._metrics.open_channels.dec()
+            self._metrics.connection_steps.observe(self._frames_heard)
         self._metrics.dropped.inc(self._outbox.dropped)
-        logger.info(
-            "stream closed",
-            extra={
-                "wire": type(self._wire).__name__,
-                "seconds": round(time.monotonic() - self._began, 3),
-                "frames": self._frames_heard,
-                "words": self._words,
-                "dropped": self._outbox.dropped,
-            },
-        )
+        ended_by, reason = "server", self._socket.sent_reason
+        if code is None and (close := self._outbox.ending):  # the client was cut off before it could read that
+            code, reason = close.code, close.reason
+        elif code is None:
+            ended_by, code, reason = "client", self._socket.client_code, ""
+        fields = {
+            **self._client.log_fields,
+            "wire": type(self._wire).__name__,
+            "ended_by": ended_by,
+            "code": int(code),
+            "reason": reason,
+            "seconds": round(time.monotonic() - self._began, 3),
+            "frames": self._frames_heard,
+            "words": self._words,
+            "dropped": self._outbox.dropped,
+        }
+        logger.info("stream closed", extra=fields)
 
 
-_CODES: dict[type[SlipstreamError], CloseCode] = {
+_CODES: dict[type[Exception], CloseCode] = {
     AudioError: CloseCode.INVALID_PAYLOAD,
     Overloaded: CloseCode.TRY_LATER,
 }

@@ -22,7 +22,7 @@ from slipstream.audio.container import is_longer
 from slipstream.engine.engine import Engine, LiveSession
 from slipstream.engine.session import SessionOptions
 from slipstream.errors import AudioError, Overloaded, SessionClosed, SlipstreamError
-from slipstream.server.access import Access
+from slipstream.server.access import Client, Refused
 from slipstream.server.hub import Hub
 from slipstream.server.limits import Limits
 from slipstream.server.metrics import Metrics
@@ -39,6 +39,7 @@ BODY_GRACE_SECONDS, BODY_BYTES_PER_SECOND = 20.0, 16_384
 INCOMPLETE_HEADER = "transcript-incomplete"
 """Says why a transcript ends before its audio, and after how many seconds."""
 _SPOOL_BYTES = 4 << 20
+_RETRY = {"retry-after": str(RETRY_AFTER_SECONDS)}
 
 _T = TypeVar("_T")
 logger = logging.getLogger(__name__)
@@ -51,22 +52,18 @@ class Uploads:
     refused with 503 and `Retry-After`, before their body is read.
     """
 
-    def __init__(self, engine: Engine, hub: Hub, access: Access, limits: Limits, metrics: Metrics) -> None:
-        self._engine, self._hub, self._access, self._limits, self._metrics = engine, hub, access, limits, metrics
+    def __init__(self, engine: Engine, hub: Hub, limits: Limits, metrics: Metrics) -> None:
+        self._engine, self._hub, self._limits, self._metrics = engine, hub, limits, metrics
         self._pool = ThreadPoolExecutor(limits.uploads, thread_name_prefix="slipstream-upload")
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        refusal = self._access.refusal(request)
-        if refusal is None and self._hub.draining:
-            refusal = 503, _STOPPING
-        if refusal is None and self._open >= self._limits.uploads:
-            refusal = 503, f"{self._open} uploads are being served, the most this server takes at once"
-        if refusal is not None:
-            self._metrics.refusals.labels(refusal[0]).inc()
-            await _refuse(*refusal)(scope, receive, send)
-            return
+        if self._hub.draining:
+            raise Refused(503, _STOPPING, _RETRY)
+        if self._open >= self._limits.uploads:
+            reason = f"{self._open} uploads are being served, the most this server takes at once"
+            raise Refused(503, reason, _RETRY)
         self._open += 1
         upload = _Upload(request, self._engine, self._hub, self._pool, self._limits, self._metrics)
         try:
@@ -88,6 +85,7 @@ class _Upload:
         self, request: Request, engine: Engine, hub: Hub, pool: ThreadPoolExecutor, limits: Limits, metrics: Metrics
     ) -> None:
         self._request, self._engine, self._hub, self._pool = request, engine, hub, pool
+        self._client: Client = request.scope["sender"]
         self._limits, self._metrics = limits, metrics
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[_Ended] = self._loop.create_future()  # early, and why
@@ -302,6 +300,7 @@ class _Upload:
         logger.info(
             "upload closed",
             extra={
+                **self._client.log_fields,
                 "status": status,
                 "reason": reason,
                 "seconds": round(time.monotonic() - self._began, 3),
@@ -353,5 +352,4 @@ async def _receive(request: Request) -> Any:
 
 
 def _refuse(status: int, reason: str) -> Response:
-    headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if status == 503 else None
-    return PlainTextResponse(reason, status, headers)
+    return PlainTextResponse(reason, status, _RETRY if status == 503 else None)

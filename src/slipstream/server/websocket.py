@@ -9,7 +9,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, cast
-from urllib.parse import unquote
 
 from starlette.requests import HTTPConnection
 from websockets.frames import CloseCode as StandardCode
@@ -18,18 +17,11 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
+from slipstream.server.access import ID_HEADER, Refused
 from slipstream.server.protocol import Close, CloseCode, Message
 
 CLOSE_SECONDS = 5.0
 """How long a client has to read the last messages and answer the close, before the connection is cut."""
-
-
-class Refused(Exception):
-    """A connection is not let in: the HTTP status and reason that say why."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status, self.reason = status, reason
 
 
 class Listener(Protocol):
@@ -59,12 +51,26 @@ Accept: TypeAlias = Callable[[HTTPConnection, "WebSocket"], Listener]
 class WebSocket(asyncio.Protocol):
     """One connection, which uvicorn hands over at its upgrade request.
 
-    `connections`: where uvicorn keeps those it must see closed before it stops; it calls `shutdown` on each.
+    Args:
+        accept: Makes the listener.
+        max_size: Of a message, in bytes.
+        scope: The upgrade request as ASGI has it, with the request's ID as `id`.
+        connections: Where uvicorn keeps those it must see closed before it stops; it calls `shutdown` on each.
+        lost: Called when the connection is over.
     """
 
-    def __init__(self, accept: Accept, max_size: int, connections: set[Any]) -> None:
+    def __init__(
+        self,
+        accept: Accept,
+        max_size: int,
+        scope: dict[str, Any],
+        connections: set[Any],
+        lost: Callable[[], None] = lambda: None,
+    ) -> None:
         self._accept = accept
+        self._scope = scope
         self._connections = connections
+        self._lost = lost
         self._protocol = ServerProtocol(max_size=max_size)
         self._transport: asyncio.Transport
         self._listener: Listener | None = None
@@ -118,6 +124,18 @@ class WebSocket(asyncio.Protocol):
         if not self._paused:
             self._transport.resume_reading()
 
+    @property
+    def client_code(self) -> int:
+        """The close code that the client sent, or 1006 if it sent none (RFC 6455, section 7.1.5)."""
+        received = self._protocol.close_rcvd
+        return received.code if received else int(StandardCode.ABNORMAL_CLOSURE)
+
+    @property
+    def sent_reason(self) -> str:
+        """The reason in the close frame that the server sent."""
+        sent = self._protocol.close_sent
+        return sent.reason if sent else ""
+
     # ------------------------------------------------------------------------------ what uvicorn and its transport call
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -136,6 +154,7 @@ class WebSocket(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._connections.discard(self)
+        self._lost()
         if self._last_call is not None:
             self._last_call.cancel()
         self._end(None)
@@ -176,11 +195,11 @@ class WebSocket(asyncio.Protocol):
         response = self._protocol.accept(request)
         if response.status_code == 101:
             try:
-                listener = self._accept(_http_connection(request), self)
+                self._listener = self._accept(HTTPConnection(self._scope), self)
             except Refused as refused:
                 response = self._protocol.reject(refused.status, refused.reason)
-            else:
-                self._listener = listener
+                response.headers.update(refused.headers)
+        response.headers[ID_HEADER] = self._scope["id"]
         self._protocol.send_response(response)
         self._write()
         if self._listener is not None:
@@ -212,16 +231,3 @@ class WebSocket(asyncio.Protocol):
             self.resume()  # the client's answer to the close comes after what it was kept waiting with
         if listener is not None:
             listener.closed(code)
-
-
-def _http_connection(request: Request) -> HTTPConnection:
-    path, _, query = request.path.partition("?")
-    headers = [(name.lower(), value) for name, value in request.headers.raw_items()]
-    return HTTPConnection(
-        {
-            "type": "websocket",
-            "path": unquote(path),
-            "query_string": query.encode("latin-1", "replace"),
-            "headers": [tuple(text.encode("latin-1", "replace") for text in header) for header in headers],
-        }
-    )

@@ -1,0 +1,85 @@
+"""What happens to every HTTP request: its ID, the limits on its head, the access check, and what a failure returns."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from slipstream.errors import EngineError
+from slipstream.server.access import ID_HEADER, Access, Client, Refused
+from slipstream.server.connections import head_fits, new_id
+from slipstream.server.metrics import Metrics
+from slipstream.server.stream import INTERNAL_ERROR
+
+logger = logging.getLogger(__name__)
+
+
+class Requests:
+    """ASGI middleware: gives every HTTP request an ID, refuses a head that is too large, and logs what fails."""
+
+    def __init__(self, app: ASGIApp, header_bytes: int) -> None:
+        self.app, self._header_bytes = app, header_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        scope["id"] = new_id()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), (ID_HEADER.encode(), scope["id"].encode())]
+            await send(message)
+
+        if not head_fits(scope, self._header_bytes):
+            await PlainTextResponse("the request's headers are too large", 431)(scope, receive, send_with_id)
+            return
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception:  # Starlette has sent status 500
+            logger.exception("request failed", extra={"id": scope["id"], "path": scope["path"]})
+
+
+class Guarded:
+    """ASGI endpoint behind the access check; it finds its `Client` in `scope["sender"]`.
+
+    Args:
+        counted: Whether a request counts as one of the key's streams.
+    """
+
+    def __init__(self, endpoint: ASGIApp, access: Access, *, counted: bool = False) -> None:
+        self._endpoint, self._access, self._counted = endpoint, access, counted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = self._access.check(Request(scope))
+        scope["sender"] = client
+        if not self._counted:
+            await self._endpoint(scope, receive, send)
+            return
+        self._access.enter(client)
+        try:
+            await self._endpoint(scope, receive, send)
+        finally:
+            self._access.leave(client)
+
+
+def failure_handlers(metrics: Metrics) -> dict[Any, Any]:
+    """Return Starlette's exception handlers for refusals and for a model that failed."""
+
+    async def refused(request: Request, error: Refused) -> Response:
+        metrics.refuse(error.status, error.reason, scope_client(request.scope))
+        return PlainTextResponse(error.reason, error.status, error.headers)
+
+    async def engine_failed(request: Request, error: EngineError) -> Response:
+        return PlainTextResponse(INTERNAL_ERROR, 503, {"retry-after": "10"})
+
+    return {Refused: refused, EngineError: engine_failed}
+
+
+def scope_client(scope: Scope) -> Client:
+    """Return the client of a request for the log, whether or not it passed the access check."""
+    return scope.get("sender") or Client(scope.get("id", ""), (scope.get("client") or ("",))[0])
