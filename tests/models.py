@@ -12,6 +12,7 @@ from slipstream.config import (
     SamplingConfig,
     STTConfig,
     TransformerConfig,
+    WhisperConfig,
 )
 from slipstream.weights.names import Shapes, codec_shapes, lm_shapes
 
@@ -45,6 +46,12 @@ def mel_codec_config() -> CodecConfig:
     return codec_config(mel=MelConfig(n_mels=20), ratios=(2, 2))
 
 
+def whisper_codec_config() -> CodecConfig:
+    """A narrow Whisper encoder; its rings wrap after five frames, its output is three frames late."""
+    whisper = WhisperConfig(n_mels=20, dim=24, num_heads=3, num_layers=3, ffn_dim=40, context=11, lookahead=4)
+    return CodecConfig(whisper=whisper, codebook_dim=10, codebook_size=32, num_codebooks=6)
+
+
 def lm_config(**changes: object) -> LMConfig:
     """An odd LM: three heads, five codebooks, context 7, a width that is no power of two, pause heads, a condition."""
     fields: dict[str, object] = {
@@ -69,9 +76,13 @@ def lm_config(**changes: object) -> LMConfig:
     return LMConfig(**(fields | changes))
 
 
-def stt_config(*, mel: bool = False, **lm_changes: object) -> STTConfig:
+CODECS = {"waveform": codec_config(), "log-mel": mel_codec_config(), "whisper": whisper_codec_config()}
+"""A small codec with each kind of encoder."""
+
+
+def stt_config(*, codec: str = "waveform", **lm_changes: object) -> STTConfig:
     return STTConfig(
-        codec=mel_codec_config() if mel else codec_config(),
+        codec=CODECS[codec],
         lm=lm_config(**lm_changes),
         delay_seconds=0.5,
         delay_frames=6,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.models import codec_config, lm_config, mel_codec_config, stt_config
+from tests.models import CODECS, codec_config, lm_config, mel_codec_config, stt_config
 
 from slipstream.config import (
     PRESETS,
@@ -24,6 +24,7 @@ from slipstream.config import (
     SamplingConfig,
     STTConfig,
     TransformerConfig,
+    WhisperConfig,
     delay_in_frames,
     dump_codec,
     dump_kyutai,
@@ -461,6 +462,34 @@ def test_wrong_codec_names_what_is_wrong(key: str, value: Any, message: str) -> 
         parse_codec(raw)
 
 
+def test_a_whisper_encoder_sets_width_rate_and_delay() -> None:
+    codec = CodecConfig(whisper=WhisperConfig())
+    assert (codec.dim, codec.hop_samples, codec.stride, codec.has_decoder) == (512, 480, 4, False)
+    assert codec.delay_frames == 6.0
+    assert CodecConfig().delay_frames == 0.0
+    assert "ratios" not in dump_codec(codec)
+    assert parse_codec(dump_codec(codec)) == codec
+    stt_config(codec="whisper")
+    with pytest.raises(ValueError, match="delay_frames=6 is less than the encoder's own delay of 12 frames"):
+        STTConfig(
+            codec=codec_config(whisper=WhisperConfig(lookahead=8)), lm=lm_config(), delay_seconds=0.5, delay_frames=6
+        )
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"whisper": {"dim": 512, "num_heads": 7}}, "dim=512 must be a multiple of num_heads=7"),
+        ({"whisper": {"lookahed": 4}}, "lookahed"),
+        ({"whisper": {}, "mel": {}}, "mel and whisper exclude each other"),
+        ({"whisper": {}, "sample_rate": 8000}, "sample rate of at least 16000"),
+    ],
+)
+def test_a_wrong_whisper_encoder_names_what_is_wrong(raw: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_codec(raw)
+
+
 def test_own_form_of_a_codec_is_checked_too() -> None:
     dumped = dump_codec(mel_codec_config())
     assert parse_codec(dumped) == mel_codec_config()
@@ -559,7 +588,7 @@ def configs(draw: st.DrawFn) -> STTConfig:
         norm="rms_norm",
         gated=True,
     )
-    codec = draw(st.sampled_from([CodecConfig(), codec_config(), mel_codec_config(), codec_config(num_semantic=2)]))
+    codec = draw(st.sampled_from([CodecConfig(), *CODECS.values(), codec_config(num_semantic=2)]))
     made = draw(conditioners())
     return STTConfig(
         codec=codec,
@@ -573,7 +602,7 @@ def configs(draw: st.DrawFn) -> STTConfig:
             conditioners=made,
         ),
         delay_seconds=draw(st.floats(0, 10)),
-        delay_frames=draw(st.integers(0, 100)),
+        delay_frames=draw(st.integers(math.ceil(codec.delay_frames), 100)),
         silence_prefix_seconds=draw(st.floats(0, 10)),
         sampling=SamplingConfig(temperature=draw(st.floats(0, 2)), top_k=draw(st.integers(0, 50))),
         files=FileNames(lm=draw(names), codec=draw(names), codec_config="mimi.json", tokenizer=draw(names)),

@@ -29,6 +29,8 @@ PAD_ID = 3
 """Text token that says: nothing here."""
 WORD_ID = 0
 """Text token that says: a word comes next. It stands one frame before the word's first token."""
+WHISPER_RATE = 50
+"""Positions a second of Whisper's encoder, at half the rate of its log-mel frames."""
 END_OF_TURN_ABOVE = 0.6
 """What the published models' pause head must say for a turn to end."""
 
@@ -80,12 +82,45 @@ class MelConfig(_Config):
     f_max: Annotated[float, Field(gt=0)] = 8000.0
 
 
+class WhisperConfig(_Config):
+    """Whisper's audio encoder with limited context: log-mel bands at 100 Hz, two convolutions, layers at 50 Hz.
+
+    The defaults are the size of Whisper base. A position sees `context` positions of the layer below, itself included,
+    and `lookahead` positions after it. `mel_floor` replaces Whisper's floor, which depends on the maximum of the clip:
+    bands below it (log10 of the power) are raised to it.
+    """
+
+    n_mels: Positive = 80
+    dim: Annotated[int, Field(ge=4, multiple_of=2)] = 512
+    num_heads: Positive = 8
+    num_layers: Positive = 6
+    ffn_dim: Positive = 2048
+    context: Positive = 250
+    lookahead: Annotated[int, Field(ge=0)] = 4
+    mel_floor: float = -7.0
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @property
+    def delay(self) -> int:
+        """Positions by which a stream's output lags behind its input (24: 0.48 s)."""
+        return self.num_layers * self.lookahead
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> WhisperConfig:
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim={self.dim} must be a multiple of num_heads={self.num_heads}")
+        return self
+
+
 class CodecConfig(_Config):
     """Mimi: SEANet, a Transformer, a strided convolution to the frame rate, a split residual quantiser.
 
     The defaults are the published Mimi (24 kHz, 12.5 frames/s). `ratios` are in the decoder's order; the encoder
     strides by them in reverse. With `mel` set, SEANet's encoder reads log-mel frames instead of samples and there is
-    no decoder.
+    no decoder. With `whisper` set, Whisper's encoder replaces SEANet and the Transformer, and there is no decoder.
     """
 
     sample_rate: Positive = 24_000
@@ -114,15 +149,18 @@ class CodecConfig(_Config):
     num_codebooks: Positive = 32
     num_semantic: Positive = 1
     mel: MelConfig | None = None
+    whisper: WhisperConfig | None = None
 
     @property
     def dim(self) -> int:
-        """Width of the latent between SEANet, the Transformers and the quantiser."""
-        return self.transformer.dim
+        """Width of the latent between the encoder and the quantiser."""
+        return self.whisper.dim if self.whisper else self.transformer.dim
 
     @property
     def hop_samples(self) -> int:
-        """Samples for each position of the codec's Transformers (960: 25 Hz)."""
+        """Samples for each position of the codec's Transformers (960: 25 Hz; with `whisper` 480: 50 Hz)."""
+        if self.whisper:
+            return self.sample_rate // WHISPER_RATE
         return math.prod(self.ratios) * (self.mel.hop if self.mel else 1)
 
     @property
@@ -137,7 +175,20 @@ class CodecConfig(_Config):
 
     @property
     def has_decoder(self) -> bool:
-        return self.mel is None
+        return self.mel is None and self.whisper is None
+
+    @property
+    def delay_frames(self) -> float:
+        """Frames by which the encoder's output lags behind the audio (Whisper base: 6.0), a part of the text delay."""
+        return self.whisper.delay / self.stride if self.whisper else 0.0
+
+    @model_validator(mode="after")
+    def _one_encoder(self) -> CodecConfig:
+        if self.whisper and self.mel:
+            raise ValueError("mel and whisper exclude each other: whisper has a log-mel front end of its own")
+        if self.whisper and (self.sample_rate % 200 or self.sample_rate < 16_000):
+            raise ValueError(f"whisper needs a sample rate of at least 16000 and a multiple of 200: {self.sample_rate}")
+        return self
 
     @model_validator(mode="after")
     def _rates_divide(self) -> CodecConfig:
@@ -251,6 +302,11 @@ class STTConfig(_Config):
             raise ValueError(
                 f"the LM's audio vocabulary is {self.lm.audio_vocab}, the codec's codebooks hold "
                 f"{self.codec.codebook_size}"
+            )
+        if self.delay_frames < self.codec.delay_frames:
+            raise ValueError(
+                f"delay_frames={self.delay_frames} is less than the encoder's own delay of "
+                f"{self.codec.delay_frames:g} frames: the LM would have to write words before it reads them"
             )
         return self
 
@@ -621,8 +677,8 @@ def parse_codec(raw: Mapping[str, Any]) -> CodecConfig:
 
 def dump_codec(config: CodecConfig) -> dict[str, Any]:
     """The inverse of `parse_codec`: in Kyutai's form where it can say it, else (log-mel, say) in ours."""
-    if config.mel is not None or config.transformer.norm != "layer_norm" or config.transformer.gated:
-        dumped: dict[str, Any] = json.loads(config.model_dump_json())
+    if not config.has_decoder or config.transformer.norm != "layer_norm" or config.transformer.gated:
+        dumped: dict[str, Any] = json.loads(config.model_dump_json(exclude=_SEANET_ONLY if config.whisper else set()))
         return dumped
     transformer = config.transformer
     return {
@@ -664,6 +720,19 @@ def dump_codec(config: CodecConfig) -> dict[str, Any]:
     }
 
 
+# Fields of `CodecConfig` that a Whisper encoder does not read.
+_SEANET_ONLY = {
+    "num_filters",
+    "ratios",
+    "kernel_size",
+    "last_kernel_size",
+    "residual_kernel_size",
+    "num_residual_layers",
+    "dilation_base",
+    "compress",
+    "transformer",
+    "mel",
+}
 _SEANET_CONSTANTS: dict[str, Any] = {
     "channels": 1,
     "causal": True,

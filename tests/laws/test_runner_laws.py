@@ -22,14 +22,14 @@ SLOTS = 4
 
 pytestmark = pytest.mark.parametrize("make", BACKENDS)
 
-_runners: dict[tuple[MakeRunner, int, bool], Runner] = {}
+_runners: dict[tuple[MakeRunner, int, str], Runner] = {}
 
 
-def runner_for(make: MakeRunner, slots: int, mel: bool = False) -> Runner:
+def runner_for(make: MakeRunner, slots: int, codec: str = "waveform") -> Runner:
     """One runner a backend and size: making it costs more than a test's steps, and `reset` must make it fresh."""
-    key = (make, slots, mel)
+    key = (make, slots, codec)
     if key not in _runners:
-        _runners[key] = make(stt_config(mel=mel), slots=slots)
+        _runners[key] = make(stt_config(codec=codec), slots=slots)
     runner = _runners[key]
     runner.reset(range(slots))
     return runner
@@ -39,8 +39,8 @@ def audio(seed: int, frames: int = FRAMES) -> np.ndarray:
     return noise_and_tones(frames * 0.08, seed=seed).reshape(frames, 1920)
 
 
-def run_alone(make: MakeRunner, frames_TS: np.ndarray, mel: bool = False) -> list[tuple]:
-    runner = runner_for(make, 1, mel)
+def run_alone(make: MakeRunner, frames_TS: np.ndarray, codec: str = "waveform") -> list[tuple]:
+    runner = runner_for(make, 1, codec)
     outputs = []
     for frame in frames_TS:
         out = runner.step(frame[None], np.array([True]))
@@ -67,17 +67,17 @@ def test_shape_of_the_waist(make: MakeRunner):
     assert ((out.pause_BH >= 0) & (out.pause_BH <= 1)).all()
 
 
-@pytest.mark.parametrize("mel", [False, True], ids=["waveform", "log-mel"])
-def test_streaming_equals_offline(make: MakeRunner, mel: bool):
+@pytest.mark.parametrize("codec", ["waveform", "log-mel"])
+def test_streaming_equals_offline(make: MakeRunner, codec: str):
     torch = pytest.importorskip("torch", reason="the offline forward is the PyTorch model's")
     from slipstream.torch_model.build import build_codec, build_lm
 
-    config = stt_config(mel=mel)
+    config = stt_config(codec=codec)
     lm_weights, codec_weights = random_model(config)
-    codec, lm = build_codec(config.codec, codec_weights), build_lm(config.lm, lm_weights)
-    streamed = run_alone(make, audio(5), mel)
+    encoder, lm = build_codec(config.codec, codec_weights), build_lm(config.lm, lm_weights)
+    streamed = run_alone(make, audio(5), codec)
     with torch.inference_mode():
-        codes, _ = codec.encode(torch.from_numpy(audio(5)).reshape(1, -1), num_codebooks=config.lm.num_codebooks)
+        codes, _ = encoder.encode(torch.from_numpy(audio(5)).reshape(1, -1), num_codebooks=config.lm.num_codebooks)
         text, initial = lm.initial_tokens(1)
         first = lm.text_logits(lm(text, initial, None, lm.condition())[0])[0, -1].argmax()
         said = torch.tensor([[int(text), int(first), *(token for token, _, _ in streamed[:-1])]])

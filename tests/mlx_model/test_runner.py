@@ -31,12 +31,12 @@ def tokens(runner: MLXRunner, frames_T1S: np.ndarray) -> list[int]:
     return [int(runner.step(frame, ON).token_B[0]) for frame in frames_T1S]
 
 
-@pytest.mark.parametrize(("mel", "steps"), [(False, 300), (True, 60)], ids=["waveform", "log-mel"])
-def test_tokens_are_those_of_the_pytorch_runner(mel: bool, steps: int):
+@pytest.mark.parametrize(("codec", "steps"), [("waveform", 300), ("log-mel", 60)])
+def test_tokens_are_those_of_the_pytorch_runner(codec: str, steps: int):
     torch_runner = pytest.importorskip("slipstream.torch_model.runner", reason="the reference is the PyTorch model")
     from slipstream.torch_model.build import build_codec, build_lm
 
-    config = stt_config(mel=mel)
+    config = stt_config(codec=codec)
     lm, codec = random_model(config)
     runner = MLXRunner(config, lm, codec, slots=3)
     reference = torch_runner.TorchRunner(config, build_codec(config.codec, codec), build_lm(config.lm, lm), slots=3)

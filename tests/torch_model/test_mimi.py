@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from tests.models import codec_config, mel_codec_config, noise_and_tones, random_weights  # noqa: E402
+from tests.models import CODECS, codec_config, mel_codec_config, noise_and_tones, random_weights  # noqa: E402
 
 from slipstream.config import PRESETS  # noqa: E402
 from slipstream.torch_model.build import build_codec  # noqa: E402
@@ -26,7 +26,7 @@ def audio(batch: int = 2, frames: int = FRAMES):
     return torch.stack([torch.from_numpy(noise_and_tones(frames * 0.08, seed=b)) for b in range(batch)])
 
 
-@pytest.mark.parametrize("config", [codec_config(), mel_codec_config()], ids=["waveform", "log-mel"])
+@pytest.mark.parametrize("config", CODECS.values(), ids=CODECS)
 @settings(max_examples=8)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=12))
 def test_encoding_a_stream_equals_encoding_the_whole(config, pieces):

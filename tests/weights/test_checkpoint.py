@@ -63,12 +63,15 @@ def test_a_chain_of_conversions_through_every_layout_changes_no_bit(tmp_path: Pa
     assert_same(load_checkpoint(tmp_path / "6"), checkpoint)
 
 
-def test_a_log_mel_codec_is_kept_by_kyutais_layouts(tmp_path: Path) -> None:
-    checkpoint = make(stt_config(mel=True), tmp_path)
+@pytest.mark.parametrize(
+    ("codec", "called"), [("log-mel", "log-mel codec"), ("whisper", "codec with a Whisper encoder")]
+)
+def test_our_own_codecs_are_kept_by_kyutais_layouts(tmp_path: Path, codec: str, called: str) -> None:
+    checkpoint = make(stt_config(codec=codec), tmp_path)
     for layout in ("kyutai", "candle", "mlx"):
         save_checkpoint(checkpoint, tmp_path / layout, layout)
         assert_same(load_checkpoint(tmp_path / layout), checkpoint)
-    with pytest.raises(CheckpointError, match="transformers has no model with a log-mel codec"):
+    with pytest.raises(CheckpointError, match=f"transformers has no model with a {called}"):
         save_checkpoint(checkpoint, tmp_path / "transformers", "transformers")
     assert not (tmp_path / "transformers").exists()
 

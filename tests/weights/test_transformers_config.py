@@ -136,7 +136,7 @@ PLAIN = codec_config().transformer
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (stt_config(mel=True), "no model with a log-mel codec"),
+        (stt_config(codec="log-mel"), "no model with a log-mel codec"),
         (with_codec(codec_config(ratios=(8, 6, 5, 2))), "by a stride of 4, not 2"),
         (with_codec(codec_config(codebook_size=48)), "a codebook of 48, not a power of two"),
         (with_codec(codec_config(codebook_dim=24)), r"codebook vectors as wide as the codec \(24\)"),

@@ -131,14 +131,16 @@ class Attention(nn.Module):
         if ring is not None:
             ring.write(columns_BT, k, v)
             k, v = ring.k, ring.v
-        attend = _attend_to_learn if x_BTD.is_cpu and x_BTD.requires_grad else F.scaled_dot_product_attention
         y = attend(q, k, v, mask)
         projected: Tensor = self.out_proj(y.transpose(1, 2).reshape(B, T, D))
         return projected
 
 
-def _attend_to_learn(q_BHTD: Tensor, k_BHCD: Tensor, v_BHCD: Tensor, mask_B1TC: Tensor) -> Tensor:
-    """The same by matrix products: on CPU the library's kernel takes three times as long to differentiate."""
+def attend(q_BHTD: Tensor, k_BHCD: Tensor, v_BHCD: Tensor, mask_B1TC: Tensor) -> Tensor:
+    """Scaled dot-product attention; `mask_B1TC` is added to the scores."""
+    if not (q_BHTD.is_cpu and q_BHTD.requires_grad):
+        return F.scaled_dot_product_attention(q_BHTD, k_BHCD, v_BHCD, mask_B1TC)
+    # On CPU the library's kernel takes three times as long to differentiate as these matrix products.
     B, H, T, D = q_BHTD.shape
     mask = mask_B1TC.expand(B, H, T, -1).flatten(0, 1)
     scores = torch.baddbmm(mask, q_BHTD.flatten(0, 1), k_BHCD.flatten(0, 1).transpose(1, 2), alpha=D**-0.5)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from slipstream.config import CodecConfig, MelConfig
 from slipstream.torch_model.layers import CausalConv1d, CausalConvTranspose1d, Transformer
 from slipstream.torch_model.state import State
+from slipstream.torch_model.whisper import WhisperEncoder, WhisperMel
 
 CODEBOOK_EPS = 1e-5
 
@@ -26,9 +27,15 @@ class Mimi(nn.Module):
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.config = config
-        self.mel = LogMel(config.mel, config.sample_rate) if config.mel else None
-        self.encoder = SEANetEncoder(config)
-        self.encoder_transformer = Transformer(config.transformer)
+        self.mel: LogMel | WhisperMel | None = None
+        self.encoder: SEANetEncoder | WhisperEncoder
+        if config.whisper:
+            self.mel = WhisperMel(config.whisper, config.sample_rate)
+            self.encoder = WhisperEncoder(config.whisper)
+        else:
+            self.mel = LogMel(config.mel, config.sample_rate) if config.mel else None
+            self.encoder = SEANetEncoder(config)
+            self.encoder_transformer = Transformer(config.transformer)
         self.quantizer = SplitResidualVQ(config)
         if config.stride > 1:
             self.downsample = CausalConv1d(
@@ -44,10 +51,12 @@ class Mimi(nn.Module):
 
     def encoder_state(self, batch: int) -> State:
         """State of `batch` fresh streams to encode."""
-        state: dict[str, State] = {
-            "encoder": self.encoder.init_state(batch),
-            "transformer": self.encoder_transformer.init_state(batch, self.config.stride),
-        }
+        state: dict[str, State] = {}
+        if isinstance(self.encoder, WhisperEncoder):
+            state["encoder"] = self.encoder.init_state(batch, self.config.stride)
+        else:
+            state["encoder"] = self.encoder.init_state(batch)
+            state["transformer"] = self.encoder_transformer.init_state(batch, self.config.stride)
         if self.mel is not None:
             state["mel"] = self.mel.init_state(batch)
         if self.config.stride > 1:
@@ -95,7 +104,8 @@ class Mimi(nn.Module):
         if self.mel is not None:
             x, new["mel"] = self.mel(x, old["mel"])
         x, new["encoder"] = self.encoder(x, old["encoder"])
-        x, new["transformer"] = self.encoder_transformer(x.transpose(1, 2), old["transformer"])
+        if self.config.whisper is None:
+            x, new["transformer"] = self.encoder_transformer(x.transpose(1, 2), old["transformer"])
         x = x.transpose(1, 2)
         if self.config.stride > 1:
             x, new["downsample"] = self.downsample(x, old["downsample"])
@@ -104,7 +114,7 @@ class Mimi(nn.Module):
     def decode(self, codes_BKT: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
         """Codes `[B, K, T]` to samples `[B, S]`, S = T frames. K may be fewer than all codebooks."""
         if not self.config.has_decoder:
-            raise ValueError("this codec has a log-mel front end and no decoder")
+            raise ValueError("this codec reads log-mel frames and has no decoder")
         x_BDT = self.quantizer.decode(codes_BKT)
         if state is None:
             y, _ = self._decode(x_BDT, None)
@@ -279,8 +289,11 @@ class LogMel(nn.Module):
         x = torch.cat([self.init_state(x.shape[0]) if state is None else state, x], dim=-1)
         real, imaginary = F.conv1d(x, self.fourier, stride=self.hop).chunk(2, dim=1)
         power = real.square() + imaginary.square()
-        log_mel = (self.bands @ power).clamp(min=1e-5).log()
-        return (log_mel + 4.0) / 4.0, x[..., x.shape[-1] - self.context :]
+        return self.scale(self.bands @ power), x[..., x.shape[-1] - self.context :]
+
+    def scale(self, mel: Tensor) -> Tensor:
+        """The power in each band, as the encoder reads it."""
+        return (mel.clamp(min=1e-5).log() + 4.0) / 4.0
 
 
 def mel_bands(config: MelConfig, sample_rate: int) -> Tensor:

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from slipstream.errors import CheckpointError
 from slipstream.torch_model.mimi import LogMel
+from slipstream.torch_model.whisper import WhisperMel
 from slipstream.types import FloatArray
 
 
@@ -107,14 +107,12 @@ def write_pack(folder: Path, kind: PackKind, items: Iterable[tuple[npt.NDArray[A
 
 
 @torch.inference_mode()
-def log_mel(front_end: LogMel, samples: FloatArray) -> FloatArray:
+def log_mel(front_end: LogMel | WhisperMel, samples: FloatArray) -> FloatArray:
     """The front end's frames `[F, M]` of samples `[S]`: the same numbers by a Fourier transform, ten times faster."""
-    window = front_end.context + front_end.hop
-    hann = torch.hann_window(window)
+    hann = front_end.fourier[0, 0]  # the cosine at 0 Hz is the window itself
     x = torch.nn.functional.pad(torch.from_numpy(samples), (front_end.context, -len(samples) % front_end.hop))
-    power = torch.fft.rfft(x.unfold(0, window, front_end.hop) * hann).abs().square()
-    bands: Tensor = power @ front_end.bands.T
-    scaled: FloatArray = ((bands.clamp(min=1e-5).log() + 4.0) / 4.0).numpy()
+    power = torch.fft.rfft(x.unfold(0, len(hann), front_end.hop) * hann).abs().square()
+    scaled: FloatArray = front_end.scale(power[:, : front_end.bands.shape[1]] @ front_end.bands.T).numpy()
     return scaled
 
 

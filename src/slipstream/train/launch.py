@@ -18,6 +18,7 @@ from slipstream.torch_model.build import build_codec, build_lm
 from slipstream.torch_model.layers import Transformer
 from slipstream.torch_model.lm import LM, PauseHeads
 from slipstream.torch_model.mimi import Mimi
+from slipstream.torch_model.whisper import WhisperEncoder
 from slipstream.train.adversary import Discriminator
 from slipstream.train.augment import WaveAugment
 from slipstream.train.estimate import estimate
@@ -170,7 +171,7 @@ def _based_lm(base: Checkpoint, config: LMConfig, options: LMRun) -> LM:
 def _run(task: Task, options: RunOptions, report: Report, remarks: Sequence[str] = ()) -> Path:
     if options.checkpoint_layers:
         for module in task.module.modules():
-            if isinstance(module, Transformer):
+            if isinstance(module, Transformer | WhisperEncoder):
                 module.checkpointing = True
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f'run.device = "{options.device}", but PyTorch finds no CUDA device here; there is "cpu"')

@@ -20,6 +20,7 @@ from slipstream.audio import SAMPLE_RATE, load
 from slipstream.config import CodecConfig, MelConfig
 from slipstream.errors import SlipstreamError
 from slipstream.torch_model.mimi import LogMel, Mimi
+from slipstream.torch_model.whisper import WhisperMel
 from slipstream.train.alignment import align_words
 from slipstream.train.augment import WaveAugment, resample_speech
 from slipstream.train.features import Clip, PackKind, log_mel
@@ -282,7 +283,7 @@ def _factor(rng: np.random.Generator, largest: float) -> float:
     return float(np.exp(rng.uniform(-np.log(largest), np.log(largest))))
 
 
-def _front_end(codec: Mimi) -> LogMel:
+def _front_end(codec: Mimi) -> LogMel | WhisperMel:
     if codec.mel is None:
         raise SlipstreamError("an aligner is a log-mel codec with phone heads: this one hears samples")
     return codec.mel

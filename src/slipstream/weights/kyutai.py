@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from slipstream.config import CodecConfig, LMConfig
-from slipstream.weights.mimi import codebook_flags, numbered
+from slipstream.weights.mimi import codebook_flags, numbered, whisper_entries
 from slipstream.weights.names import codec_shapes, lm_shapes
 from slipstream.weights.tables import Entries, Same, Stacked, Table, make_rules
 from slipstream.weights.tensors import read_tensors
@@ -55,6 +55,7 @@ def lm_table(config: LMConfig) -> Table:
 def codec_table(config: CodecConfig) -> Table:
     """Mimi's tensors in the one file that all of Kyutai's repositories hold, whatever the LM's layout is."""
     entries: Entries = {
+        **whisper_entries(config),
         "downsample.weight": Same("downsample.conv.conv.conv.weight"),
         "upsample.weight": Same("upsample.convtr.convtr.convtr.weight"),
         "decoder.{n}.resample.{leaf}": Same("decoder.model.{n}.convtr.convtr.{leaf}"),

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from slipstream.config import CodecConfig
-from slipstream.weights.tables import Rule
+from slipstream.weights.names import whisper_shapes
+from slipstream.weights.tables import Entries, Rule, Same
 from slipstream.weights.tensors import Array
 
 
@@ -33,6 +34,11 @@ def numbered(name: str, config: CodecConfig) -> str:
         return f"{side}.{resample}.{leaf if side == 'encoder' else f'resample.{leaf}'}"
     block = first + int(residual) + (0 if side == "encoder" else 2)
     return f"{side}.{block}.block.{2 * int(conv) - 1}.{leaf}"
+
+
+def whisper_entries(config: CodecConfig) -> Entries:
+    """Entries for a Whisper encoder's tensors, which keep their canonical names: nobody publishes such a codec."""
+    return {name: Same(name) for name in whisper_shapes(config.whisper)} if config.whisper else {}
 
 
 def codebook_flags(rules: Sequence[Rule], flag: str) -> dict[str, Array]:

@@ -6,7 +6,7 @@ Shapes: V text vocabulary, D width, K codebooks, F feed-forward width, H pause h
 
 from __future__ import annotations
 
-from slipstream.config import CodecConfig, LMConfig, TransformerConfig
+from slipstream.config import CodecConfig, LMConfig, TransformerConfig, WhisperConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -35,8 +35,11 @@ def lm_shapes(config: LMConfig) -> Shapes:
 def codec_shapes(config: CodecConfig) -> Shapes:
     """Names and shapes of the codec's tensors, in the order of the forward pass: encode, then decode."""
     shapes: Shapes = {}
-    _seanet_encoder(shapes, config)
-    shapes |= _transformer("encoder_transformer.", config.transformer)
+    if config.whisper:
+        shapes |= whisper_shapes(config.whisper)
+    else:
+        _seanet_encoder(shapes, config)
+        shapes |= _transformer("encoder_transformer.", config.transformer)
     if config.stride > 1:
         shapes["downsample.weight"] = (config.dim, config.dim, 2 * config.stride)
     for part, count in (
@@ -55,6 +58,25 @@ def codec_shapes(config: CodecConfig) -> Shapes:
         shapes |= _transformer("decoder_transformer.", config.transformer)
         _seanet_decoder(shapes, config)
     return shapes
+
+
+def whisper_shapes(config: WhisperConfig) -> Shapes:
+    """Names and shapes of the tensors of a codec's Whisper encoder."""
+    D, F = config.dim, config.ffn_dim
+    shapes: Shapes = {}
+    _conv(shapes, "encoder.conv1", D, config.n_mels, 3)
+    _conv(shapes, "encoder.conv2", D, D, 3)
+    linears = {"attn.q_proj": (D, D), "attn.k_proj": (D, D), "attn.v_proj": (D, D), "attn.out_proj": (D, D)}
+    linears |= {"ffn.linear_in": (F, D), "ffn.linear_out": (D, F)}
+    for i in range(config.num_layers):
+        layer = f"encoder.layers.{i}."
+        for name, (rows, columns) in linears.items():
+            shapes[f"{layer}{name}.weight"] = (rows, columns)
+            if name != "attn.k_proj":
+                shapes[f"{layer}{name}.bias"] = (rows,)
+        for norm in ("norm1", "norm2"):
+            shapes |= {f"{layer}{norm}.weight": (D,), f"{layer}{norm}.bias": (D,)}
+    return shapes | {"encoder.norm.weight": (D,), "encoder.norm.bias": (D,)}
 
 
 def _transformer(prefix: str, config: TransformerConfig) -> Shapes:

@@ -84,7 +84,7 @@ def resolve(
     files = parsed.files
     lm_path, codec_path = find_given(lm, place), find_given(codec, place)
     if is_transformers(raw):
-        shared = () if lm_path and codec_path else _shards(place)
+        shared = () if lm_path and codec_path else find_shards(place)
         extras = (place.get(EXTRAS_FILE),) if parsed.lm.pause_heads or parsed.lm.conditioners else ()
         return Sources(
             config=parsed,
@@ -142,6 +142,14 @@ def find_given(ref: Ref | None, place: Place) -> Path | None:
     if ref is None:
         return None
     return _elsewhere(os.fspath(ref), place) or _Folder(Path()).get(os.fspath(ref))
+
+
+def find_optional(place: Place, name: str) -> Path | None:
+    """A file of a place, or None where it has no such file."""
+    try:
+        return place.get(name)
+    except _NotThereError:
+        return None
 
 
 def _near(name: str) -> str:
@@ -243,7 +251,7 @@ def _feature_extractor(place: Place) -> Mapping[str, Any]:
         return inner if isinstance(inner, Mapping) else {}
 
 
-def _shards(place: Place) -> tuple[Path, ...]:
+def find_shards(place: Place) -> tuple[Path, ...]:
     """The file of the weights, or the files: `transformers` cuts large models into several, listed in an index."""
     try:
         return (place.get(MODEL_FILE),)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slipstream.config import CodecConfig, LMConfig
-from slipstream.weights.mimi import codebook_flags, numbered
+from slipstream.weights.mimi import codebook_flags, numbered, whisper_entries
 from slipstream.weights.names import Shapes, codec_shapes, lm_shapes
 from slipstream.weights.tables import Entries, Same, Shape, Table, make_rules
 from slipstream.weights.tensors import Array, Tensors
@@ -134,6 +134,7 @@ def _read_codebooks(tensors: Tensors, shapes: Shapes) -> Tensors:
 def codec_table(config: CodecConfig) -> Table:
     """Mimi's tensors, from the LM's file (`codec_model.`) or a repository of its own (without the prefix)."""
     entries: Entries = {
+        **whisper_entries(config),
         "downsample.weight": Same(_CODEC + "downsample.conv.weight"),
         "upsample.weight": Same(_CODEC + "upsample.conv.weight"),
         "decoder.{n}.resample.{leaf}": Same(_CODEC + "decoder.layers.{n}.conv.{leaf}"),

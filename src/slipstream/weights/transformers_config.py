@@ -264,6 +264,7 @@ def _check(config: STTConfig) -> None:
     transformer = codec.transformer
     refused = {
         "a log-mel codec": codec.mel is not None,
+        "a codec with a Whisper encoder": codec.whisper is not None,
         f"a codec that goes from {codec.hop_samples} samples to a frame by a stride of {codec.stride}, not {_STRIDE}": (
             codec.stride != _STRIDE
         ),
