@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -41,7 +43,8 @@ def serve(
         Path | None, typer.Option("--config", metavar="TOML", help="A configuration of Kyutai's Rust server.")
     ] = None,
     api_keys: Annotated[
-        Path | None, typer.Option("--api-keys", metavar="FILE", help="Who may connect: lines of `slipstream api-key`.")
+        Path | None,
+        typer.Option("--api-keys", metavar="FILE", help="Accepted keys: lines made by `slipstream api-key`."),
     ] = None,
     allow_origin: Annotated[
         list[str] | None, typer.Option("--allow-origin", help="A page's origin that may connect; * is every page.")
@@ -55,14 +58,28 @@ def serve(
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", metavar="PEM", help="Certificate chain.")] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="PEM", help="Its key.")] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port", min=0, max=65535, help="A second port for metrics, health and information, without keys."
+        ),
+    ] = None,
+    metrics_host: Annotated[str, typer.Option("--metrics-host", help="Address of the metrics port.")] = "127.0.0.1",
+    ready_when_free: Annotated[
+        bool, typer.Option("--ready-when-free", help="Report 503 at /readyz while all slots are in use.")
+    ] = False,
     log_level: Annotated[_Level, typer.Option("--log-level", help="Logs are JSON lines, without audio or text.")] = (
         "info"
     ),
 ) -> None:
-    """Serve live transcription: Kyutai's protocol, plain PCM with JSON, whole files, and a page."""
+    """Serve live transcription: Kyutai's protocol, plain PCM with JSON, whole files, and a page.
+
+    SIGTERM and Ctrl-C finish the open streams first. SIGHUP reads the keys and the certificate again. When the model
+    fails, the exit code is 1.
+    """
     with needs_extra("server", "serving"):
         from slipstream.engine.engine import Engine
-        from slipstream.server.access import Access
+        from slipstream.server.access import Access, is_loopback
         from slipstream.server.app import KYUTAI_PATH, Service
         from slipstream.server.keys import KeyRing
         from slipstream.server.metrics import Metrics
@@ -81,7 +98,12 @@ def serve(
     if served.name == DEFAULT_MODEL:
         notice(production_hint())
     metrics = Metrics()
-    with listen(host, port) as listener:
+    with ExitStack() as stack:
+        listener = stack.enter_context(listen(host, port))
+        operations = None
+        if metrics_port is not None:
+            second = stack.enter_context(listen(metrics_host, metrics_port))
+            operations = second, Access(metrics_host) if is_loopback(metrics_host) else None
         runner, sources = served.load(backend=backend, device=device, slots=slots or served.slots)
         with Engine(
             runner,
@@ -99,18 +121,28 @@ def serve(
                 metrics=metrics,
                 queue_seconds=queue_seconds,
                 kyutai_path=served.path or KYUTAI_PATH,
+                ready_when_free=ready_when_free,
+                metrics_elsewhere=operations is not None,
             )
-            address, bound_port = listener.getsockname()[:2]
-            shown = f"[{address}]" if ":" in address else address
-            notice(f"Serving {served.name} on {'https' if tls_cert else 'http'}://{shown}:{bound_port}")
-            run(service, listener, Tls(tls_cert, tls_key) if tls_cert and tls_key else None)
+            notice(f"Serving {served.name} on {'https' if tls_cert else 'http'}://{_shown(listener)}")
+            if operations is not None:
+                notice(f"Metrics are on http://{_shown(operations[0])}/metrics")
+            run(service, listener, Tls(tls_cert, tls_key) if tls_cert and tls_key else None, operations)
 
 
-def api_key(name: Annotated[str, typer.Argument(help="Whose key it is: one word.")]) -> None:
+def api_key(
+    name: Annotated[str, typer.Argument(help="Name of the key's owner, one word. It appears in the server's log.")],
+    streams: Annotated[
+        int | None, typer.Option("--streams", min=1, help="Streams and uploads that may be open at once.")
+    ] = None,
+    per_minute: Annotated[
+        int | None, typer.Option("--per-minute", min=1, help="Streams and uploads that may start within a minute.")
+    ] = None,
+) -> None:
     """Make a key for `slipstream serve --api-keys`: the key itself is shown once, its line goes to standard output."""
     from slipstream.server.keys import new_key
 
-    key, line = new_key(name)
+    key, line = new_key(name, streams, per_minute)
     notice(f"The key, which is stored nowhere: {key}")
     typer.echo(line)
 
@@ -136,6 +168,11 @@ class _Served:
                 self.ref, backend=backend, device=device, slots=slots, dtype="auto", progress=progress, **self.origin
             )
         return runner, sources
+
+
+def _shown(listener: socket.socket) -> str:
+    address, port = listener.getsockname()[:2]
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _from_model(model: str) -> _Served:
