@@ -5,6 +5,7 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.models import stt_config
 
 from slipstream.errors import ConfigError
 from slipstream.turns import TurnBuilder, TurnDetector, TurnOptions, VoiceLevel
@@ -63,6 +64,13 @@ def test_thresholds_and_head_are_options() -> None:
 def test_a_head_the_model_does_not_have_is_an_error() -> None:
     with pytest.raises(ConfigError, match="only pause heads 0 to 3"):
         detector(head=4).push((0, 0, 0, 0), False, None)
+
+
+@pytest.mark.parametrize(("heads", "head"), [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2)])
+def test_a_model_with_fewer_heads_uses_its_last(heads: int, head: int) -> None:
+    options = TurnOptions.of(stt_config(pause_heads=heads))
+    assert options.head == head
+    TurnDetector(options, delay_frames=6, frame_rate=12.5).push((0.5,) * heads, False, None)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def load(
         tokenizer,
         model=os.fspath(model),
         silence_prefix_seconds=sources.config.silence_prefix_seconds,
-        turns=TurnOptions(end_above=sources.config.end_of_turn_above),
+        turns=TurnOptions.of(sources.config),
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from slipstream.config import END_OF_TURN_ABOVE
+from slipstream.config import END_OF_TURN_ABOVE, STTConfig
 from slipstream.errors import ConfigError
 from slipstream.types import Turn, Word
 
@@ -28,6 +28,12 @@ class TurnOptions:
     warmup_frames: int = 12
     quiet_seconds: float = 0.8
     blank_seconds: float = 3.0
+
+    @classmethod
+    def of(cls, config: STTConfig) -> TurnOptions:
+        """The options of a model: its own threshold, and its last pause head where it has fewer than three."""
+        usual = cls(end_above=config.end_of_turn_above)
+        return replace(usual, head=min(usual.head, max(0, config.lm.pause_heads - 1)))
 
     def __post_init__(self) -> None:
         if not 0 <= self.resume_below <= self.end_above <= 1:

@@ -143,6 +143,17 @@ def test_low_latency_brings_a_turns_last_words_at_once_and_no_word_twice() -> No
     assert told == [EndOfTurn, OpenWord, Word, Turn, Flushed]
 
 
+def test_a_flush_after_silence_comes_once_for_each_silence_and_leaves_no_trace() -> None:
+    audio_S = np.concatenate([silence(20), sound_of("fox", 3), silence(30), sound_of("dog", 4), silence(10)])
+    events = drive(new_session(ScriptRunner(delay_frames=20)), ScriptRunner(delay_frames=20), [audio_S])
+    runner = ScriptRunner(delay_frames=20)
+    flushed = drive(new_session(runner, flush_after_silence=1.0), runner, [audio_S])
+    assert words_of(flushed) == words_of(events)
+    times = [event.time for event in flushed if isinstance(event, Flushed)]
+    assert times == [pytest.approx((20 + 3 + 13) * 0.08), pytest.approx(len(audio_S) / 24_000)]
+    assert [isinstance(event, Flushed) for event in flushed if isinstance(event, (Word, Flushed))][:2] == [False, True]
+
+
 @pytest.mark.parametrize("low_latency", [False, True])
 def test_turns_span_their_words(low_latency: bool) -> None:
     audio_S = np.concatenate([sound_of("fox", 15), sound_of("dog", 5), silence(25), sound_of("sea", 5), silence(25)])

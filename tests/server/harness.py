@@ -57,6 +57,7 @@ def serving(
     limits: Limits | None = None,
     keys: KeyRing | None = None,
     queue_seconds: float = 0.0,
+    flush_after_silence: float = 0.0,
     max_waiting: int = 64,
 ) -> Iterator[Running]:
     """Serve on a free loopback port until the block ends."""
@@ -68,6 +69,7 @@ def serving(
             access=Access("127.0.0.1", keys),
             limits=limits or Limits(),
             queue_seconds=queue_seconds,
+            flush_after_silence=flush_after_silence,
         )
         server = Server(service)
         with listen("127.0.0.1", 0) as listener:

@@ -6,9 +6,10 @@ import asyncio
 import time
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
-from tests.fakes import ScriptRunner, speech
+from tests.fakes import ScriptRunner, silence, sound_of, speech
 from tests.server.harness import (
     RATE,
     SILENCE,
@@ -124,19 +125,45 @@ def test_a_marker_is_never_early() -> None:
         assert told >= texts_before
 
 
-def test_a_model_without_pause_heads_sends_steps_too() -> None:
+def test_a_model_without_pause_heads_sends_no_steps() -> None:
+    """As their server: Unmute and their microphone script read `prs[2]` of every `Step`."""
+    audio_S = speech(seed=1, words=8)
+
+    async def unmute(address: str) -> tuple[list[str], list[float]]:
+        texts, pauses = [], []
+        async with kyutai(address) as socket:
+            await socket.send(audio_message(audio_S))
+            await socket.send(pack(type="Marker", id=1))
+            async for data in socket:
+                message = msgpack.unpackb(data)
+                if message["type"] == "Word":
+                    texts.append(message["text"])
+                elif message["type"] == "Step":
+                    pauses.append(message["prs"][2])
+                elif message["type"] == "Marker":
+                    break
+        return texts, pauses
+
+    for heads in (0, 4):
+        with serving(ScriptRunner(slots=1, pause_heads=heads)) as running:
+            texts, pauses = asyncio.run(unmute(running.address))
+        assert texts == [word.text for word in solo(audio_S)]
+        assert len(pauses) == (len(audio_S) // 1920 if heads else 0)
+
+
+@pytest.mark.parametrize("then", ["silent audio", "no audio"])
+def test_a_client_that_goes_silent_without_a_marker_gets_its_last_word(then: str) -> None:
     async def client(address: str) -> list[dict[str, Any]]:
         async with kyutai(address) as socket:
-            await socket.send(audio_message(SILENCE))
-            await socket.send(pack(type="Marker", id=1))
-            return await until(socket, "Marker")
+            await socket.send(audio_message(sound_of("fox", 3)))
+            if then == "silent audio":
+                await socket.send(audio_message(silence(13)))  # a second: the model's delay is eight
+            return await until(socket, "EndWord")
 
-    with serving(ScriptRunner(slots=1, pause_heads=0)) as running:
+    runner = ScriptRunner(slots=1, delay_frames=100)
+    with serving(runner, flush_after_silence=1.0) as running:
         messages = asyncio.run(client(running.address))
-    steps = [message for message in messages if message["type"] == "Step"]
-    assert len(steps) == 12
-    assert all(step["prs"] == [] for step in steps)
-    assert steps[-1]["buffered_pcm"] == RATE - 12 * 1920
+    assert [text for text, _, _ in words_heard(messages)] == ["fox"]
 
 
 def test_init_begins_afresh_queue_included() -> None:

@@ -78,6 +78,26 @@ def test_the_published_config(tmp_path: Path) -> None:
     assert config.model.sampling.temperature == 0.25
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "codebooks", "heads", "dtype"),
+    [
+        ("audio_codebooks = 32", "audio_codebooks = 20", 20, 4, "auto"),  # as Unmute deploys it
+        (PUBLISHED[PUBLISHED.index("[modules.asr.model.extra_heads]") :], "", 32, 0, "auto"),
+        ("num_heads = 4\n", "num_heads = 2\n", 32, 2, "auto"),
+        ("batch_size = 64", 'batch_size = 64\ndtype_override = "bf16"', 32, 4, "bfloat16"),
+        ("batch_size = 64", 'batch_size = 64\ndtype_override = "f32"', 32, 4, "float32"),
+    ],
+)
+def test_configs_as_they_are_deployed(
+    tmp_path: Path, old: str, new: str, codebooks: int, heads: int, dtype: str
+) -> None:
+    assert old in PUBLISHED
+    config = read(tmp_path, PUBLISHED.replace(old, new))
+    assert (config.model.lm.num_codebooks, config.model.lm.pause_heads) == (codebooks, heads)
+    assert config.model.codec.num_codebooks == 32
+    assert config.dtype == dtype
+
+
 def test_one_stream_at_a_time(tmp_path: Path) -> None:
     text = PUBLISHED.replace("BatchedAsr", "Asr").replace("batch_size = 64\n", "")
     assert read(tmp_path, text).slots == 1
@@ -108,6 +128,7 @@ def test_a_delay_that_conditions_the_model(tmp_path: Path) -> None:
         ("batch_size = 64", "batch_size = true", "wrong type"),
         ("asr_delay_in_tokens = 6", "asr_delay_in_tokens = -6", "negative"),
         ("asr_delay_in_tokens = 6", "asr_delay_in_tokens = 6.0", "wrong type"),
+        ("batch_size = 64", 'batch_size = 64\ndtype_override = "q8"', "dtype_override='q8': expected one of bf16, f32"),
         ('"BatchedAsr"', '"Tts"', "type 'Tts' is not served here"),
         ('"/api/asr-streaming"', '"api"', "must begin with '/'"),
         ("hf://kyutai/stt-1b-en_fr-candle/model", "hf://model", "expected hf://owner/repo/file"),

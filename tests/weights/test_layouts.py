@@ -169,6 +169,22 @@ def test_a_depformer_projection_that_nothing_reads_is_passed_over() -> None:
         table.read(theirs | {"depformer.layers.0.norm1.alpha": np.zeros((1, 1, 3), np.float32)}, "here")
 
 
+@pytest.mark.parametrize(("codebooks", "heads"), [(3, 4), (5, 2), (3, 0)])
+def test_more_codebooks_and_heads_than_asked_for_are_skipped(
+    codebooks: int, heads: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Kyutai's deployed server reads 20 codebooks of a file with 32."""
+    whole = bits(lm_shapes(lm_config()), np.dtype(np.float32))
+    asked = lm_config(num_codebooks=codebooks, pause_heads=heads)
+    back = kyutai.lm_table(asked).read(kyutai.lm_table(lm_config()).write(whole), "model.safetensors")
+    assert {name: array.shape for name, array in back.items()} == lm_shapes(asked)
+    for name, array in back.items():
+        assert np.array_equal(array, whole[name][: len(array)])
+    (record,) = caplog.records
+    assert "model.safetensors: " in record.getMessage()
+    assert "not used, since the configuration asks for fewer" in record.getMessage()
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

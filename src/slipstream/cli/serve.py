@@ -52,6 +52,15 @@ def serve(
     queue_seconds: Annotated[
         float, typer.Option("--queue-seconds", min=0, help="How long a stream waits for a slot; 0 refuses it at once.")
     ] = 0.0,
+    flush_after_silence: Annotated[
+        float,
+        typer.Option(
+            "--flush-after-silence",
+            metavar="SECONDS",
+            min=0,
+            help="Flush a stream's text after this much silence, for clients that send no Marker; 0 never does.",
+        ),
+    ] = 0.0,
     max_waiting: Annotated[int, typer.Option("--max-waiting", min=0, help="Streams that may wait at once.")] = 64,
     limit: Annotated[
         list[str] | None, typer.Option("--limit", metavar="NAME=VALUE", help="A bound, such as idle_seconds=60.")
@@ -109,7 +118,7 @@ def serve(
             runner,
             Tokenizer(sources.tokenizer),
             silence_prefix_seconds=sources.config.silence_prefix_seconds,
-            turns=TurnOptions(end_above=sources.config.end_of_turn_above),
+            turns=TurnOptions.of(sources.config),
             max_waiting=max_waiting,
             observer=metrics.observe_step,
         ) as engine:
@@ -120,6 +129,7 @@ def serve(
                 limits=limits,
                 metrics=metrics,
                 queue_seconds=queue_seconds,
+                flush_after_silence=flush_after_silence,
                 kyutai_path=served.path or KYUTAI_PATH,
                 ready_when_free=ready_when_free,
                 metrics_elsewhere=operations is not None,
@@ -157,15 +167,22 @@ class _Served:
     slots: int = 8
     path: str | None = None
     keys: KeyRing | None = None
+    dtype: str = "auto"
 
     def load(self, *, backend: str, device: str, slots: int) -> tuple[Any, Sources]:
-        from slipstream.loading import load_runner
+        from slipstream.loading import choose, load_runner
         from slipstream.weights.sources import resolve
 
         sources = resolve(self.ref, **self.origin)
+        if backend == "auto":
+            backend, device = choose(device)
+        dtype = self.dtype
+        if backend == "onnx" and dtype == "bfloat16":
+            notice("dtype_override is not used: the onnx backend computes in float32")
+            dtype = "auto"
         with counting_bar("Converting") as progress:
             runner = load_runner(
-                self.ref, backend=backend, device=device, slots=slots, dtype="auto", progress=progress, **self.origin
+                self.ref, backend=backend, device=device, slots=slots, dtype=dtype, progress=progress, **self.origin
             )
         return runner, sources
 
@@ -199,6 +216,7 @@ def _from_rust_config(path: Path) -> _Served:
         slots=rust.slots,
         path=rust.path,
         keys=KeyRing.of(rust.keys) if rust.keys else None,
+        dtype=rust.dtype,
     )
 
 

@@ -55,7 +55,8 @@ class SessionOptions:
 
     `partials`: tell words while they are being written. `steps`: tell every frame. `low_latency`: flush at each end of
     turn, so that its last words come at once. `turns`: None leaves it to the model's configuration. `watchdog`: None
-    turns it off. `max_buffered_seconds`: the most audio that waits to be heard.
+    turns it off. `max_buffered_seconds`: the most audio that waits to be heard. `flush_after_silence`: after how many
+    seconds of audio without voice the text is flushed once, so that the last word comes although no marker asks for it.
     """
 
     partials: bool = True
@@ -64,8 +65,11 @@ class SessionOptions:
     turns: TurnOptions | None = None
     watchdog: WatchdogOptions | None = field(default_factory=WatchdogOptions)
     max_buffered_seconds: float = 30.0
+    flush_after_silence: float | None = None
 
     def __post_init__(self) -> None:
+        if self.flush_after_silence is not None and not self.flush_after_silence > 0:
+            raise ConfigError(f"flush_after_silence={self.flush_after_silence} must be more than 0 seconds")
         if self.max_buffered_seconds < 1:
             raise ConfigError(f"max_buffered_seconds={self.max_buffered_seconds} must be at least 1")
 
@@ -118,6 +122,8 @@ class Session:
         self._decoder = self._new_decoder()
         self._reconciler = Reconciler()
         self._voice = VoiceLevel()
+        self._quiet_frames = 0
+        self._spoke = False
         self._turn_detector = TurnDetector(options.turns or format.turns, format.delay_frames, format.frame_rate)
         self._turn_builder = TurnBuilder()
         self._watchdog = (
@@ -280,10 +286,19 @@ class Session:
             self._turn_builder.end(self.clock)
             if self.options.low_latency:
                 self._barriers.appendleft(_Barrier(self._heard, final=False))
+        if self.options.flush_after_silence is not None:
+            self._flush_if_silent(voiced, self.options.flush_after_silence)
         if self._watchdog is not None:
             carries_text = token not in (PAD_ID, WORD_ID)
             if reason := self._watchdog.push(token if carries_text else None, voiced):
                 self._recover(reason)
+
+    def _flush_if_silent(self, voiced: bool, seconds: float) -> None:
+        self._quiet_frames = 0 if voiced else self._quiet_frames + 1
+        self._spoke |= voiced
+        if self._spoke and self._quiet_frames >= seconds * self.format.frame_rate:
+            self._spoke = False
+            self._barriers.appendleft(_Barrier(self._heard, final=False))
 
     def _recover(self, reason: str) -> None:
         for event in self._decoder.flush():

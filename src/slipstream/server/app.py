@@ -47,6 +47,7 @@ class Service:
 
     Args:
         queue_seconds: How long a stream may wait for a slot; 0 refuses it at once.
+        flush_after_silence: After how many seconds of silence a stream's text is flushed; 0 for never.
         ready_when_free: Whether `/readyz` reports 503 while no slot is free.
         metrics_elsewhere: Whether `/metrics` has a listener of its own.
     """
@@ -57,6 +58,7 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     metrics: Metrics = field(default_factory=Metrics)
     queue_seconds: float = 0.0
+    flush_after_silence: float = 0.0
     kyutai_path: str = KYUTAI_PATH
     ready_when_free: bool = False
     metrics_elsewhere: bool = False
@@ -111,6 +113,7 @@ class Streams:
             queue_seconds=self._service.queue_seconds,
             client=client,
             over=lambda: access.leave(client),
+            flush_after_silence=self._service.flush_after_silence,
         )
 
     def _open(self, request: HTTPConnection) -> tuple[Wire, Client]:

@@ -60,7 +60,8 @@ class KyutaiWire:
     def encode(self, event: Event) -> bytes | None:
         """Give the message that tells an event; None for partial words, turns and what else this dialect cannot say."""
         if isinstance(event, Step):
-            return step(event.index, event.pause, event.buffered)
+            # Their server sends none for a model without pause heads, and their clients index into `prs`.
+            return step(event.index, event.pause, event.buffered) if event.pause else None
         if isinstance(event, OpenWord):
             return self._word(event)
         if isinstance(event, Word):

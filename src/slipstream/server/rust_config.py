@@ -27,6 +27,7 @@ class RustConfig:
 
     `path`: where the WebSocket listens. `slots`: streams at once. `lm_file`, `codec_file`, `tokenizer_file`: paths,
     or `hf://owner/repo/file`. `keys`: those that may connect, in clear. `instance_name`: for logs and metrics.
+    `dtype`: of the LM's weights, as `load_runner` takes it.
     """
 
     path: str
@@ -37,6 +38,7 @@ class RustConfig:
     tokenizer_file: str
     keys: tuple[str, ...]
     instance_name: str
+    dtype: str = "auto"
 
 
 def read_rust_config(path: Path) -> RustConfig:
@@ -74,7 +76,9 @@ _OPTIONAL_MODULE_KEYS: dict[str, type | tuple[type, ...]] = {
     "conditioning_learnt_padding": bool,
     "temperature": (int, float),
     "batch_size": int,
+    "dtype_override": str,
 }
+_DTYPES = {"bf16": "bfloat16", "f32": "float32", "f16": "auto"}  # no backend here has float16
 
 
 def _parse(raw: Mapping[str, Any]) -> RustConfig:
@@ -91,6 +95,9 @@ def _parse(raw: Mapping[str, Any]) -> RustConfig:
         raise ConfigError(f"{where}.batch_size={slots}: there must be at least one")
     if not module["path"].startswith("/"):
         raise ConfigError(f"{where}.path={module['path']!r} must begin with '/'")
+    dtype = module.get("dtype_override")
+    if dtype is not None and dtype not in _DTYPES:
+        raise ConfigError(f"{where}.dtype_override={dtype!r}: expected one of {', '.join(_DTYPES)}")
     return RustConfig(
         path=module["path"],
         slots=slots,
@@ -100,6 +107,7 @@ def _parse(raw: Mapping[str, Any]) -> RustConfig:
         tokenizer_file=_expand(module["text_tokenizer_file"]),
         keys=tuple(top["authorized_ids"]),
         instance_name=_expand(top["instance_name"]),
+        dtype=_DTYPES[dtype] if dtype else "auto",
     )
 
 

@@ -8,6 +8,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from slipstream.engine.engine import Engine, LiveSession
 from slipstream.engine.session import SessionOptions
@@ -46,7 +47,8 @@ class LiveStream:
     """Runs one accepted WebSocket from its first message to its close, on calls from the socket and from the hub.
 
     A message is decoded and given to the session where it is read; what the session tells is encoded and written where
-    it is delivered. `queue_seconds`: how long to wait for a slot, 0 for not at all. `client`: for the log. `over` is
+    it is delivered. `queue_seconds`: how long to wait for a slot, 0 for not at all. `flush_after_silence`: after how
+    many seconds without voice, or without audio, the text is flushed; 0 for never. `client`: for the log. `over` is
     called once, when the connection has ended.
     """
 
@@ -62,6 +64,7 @@ class LiveStream:
         queue_seconds: float,
         client: Client,
         over: Callable[[], None],
+        flush_after_silence: float = 0.0,
     ) -> None:
         self._wire = wire
         self._socket = socket
@@ -72,6 +75,8 @@ class LiveStream:
         self._queue_seconds = queue_seconds
         self._client = client
         self._over = over
+        self._flush_after_silence = flush_after_silence
+        self._last_audio = math.inf  # infinite once flushed
         self._connection = Connection()
         self._outbox = Outbox(socket, limits)
         self._close = Close(CloseCode.NORMAL)
@@ -90,7 +95,11 @@ class LiveStream:
     def opened(self) -> None:
         """Ask for a slot."""
         self._metrics.connects.inc()
-        options = SessionOptions(steps=True, max_buffered_seconds=self._limits.buffered_seconds)
+        options = SessionOptions(
+            steps=True,
+            max_buffered_seconds=self._limits.buffered_seconds,
+            flush_after_silence=self._flush_after_silence or None,
+        )
         try:
             self._session = self._engine.open(options, wait=self._queue_seconds, wake=self._hub.waker(self))
         except Exception as error:
@@ -154,6 +163,9 @@ class LiveStream:
             self.end(Close(CloseCode.TIMED_OUT, f"nothing was received for {self._limits.idle_seconds:g} s"))
         elif now - self._began > self._limits.session_seconds:
             self.end(Close(CloseCode.TIMED_OUT, f"a stream lasts at most {self._limits.session_seconds:g} s"))
+        if self._flush_after_silence and now - self._last_audio > self._flush_after_silence and not self._commands:
+            self._last_audio = math.inf
+            self._flush()
         if now - self._last_ping > PING_SECONDS and not self._socket.congested:
             self._last_ping = now
             self._socket.ping()
@@ -195,6 +207,7 @@ class LiveStream:
         """Do what a command asks; gives the audio for which there was no room."""
         if isinstance(command, Audio):
             taken = session.offer(command.pcm_S)
+            self._last_audio = time.monotonic()
             return Audio(command.pcm_S[taken:]) if taken < len(command.pcm_S) else None
         if isinstance(command, Marker):
             session.mark(command.id)
@@ -203,6 +216,11 @@ class LiveStream:
         elif isinstance(command, Finish):
             session.finish()
         return None
+
+    def _flush(self) -> None:
+        if self._session is not None and self._connection.phase is Phase.LIVE:
+            with suppress(SessionClosed):  # it has ended in the meantime: `deliver` says why
+                self._session.flush()
 
     def _slowed_down(self) -> None:
         self._too_fast = False

@@ -26,6 +26,7 @@ _ALIASES = (
     (r"_codebook\.cluster_size$", "_codebook.cluster_usage"),
     (r"_codebook\.embed(ding)?_(avg|sum)$", "_codebook.embedding_sum"),
 )
+_SURPLUS = r"(emb|extra_heads)\.\d+\.weight$"
 
 
 def lm_table(config: LMConfig) -> Table:
@@ -49,7 +50,7 @@ def lm_table(config: LMConfig) -> Table:
         "pause_heads.weight": Stacked("extra_heads.{k}.weight", config.pause_heads),
     }
     # `depformer_in` is there in models that were trained to speak too; nothing reads it.
-    return Table(make_rules(lm_shapes(config), entries), aliases=_ALIASES, skipped=r"depformer_in\.")
+    return Table(make_rules(lm_shapes(config), entries), aliases=_ALIASES, skipped=r"depformer_in\.", surplus=_SURPLUS)
 
 
 def codec_table(config: CodecConfig) -> Table:

@@ -6,6 +6,7 @@ opened, so that reading can say everything that is wrong with a file at once.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ import numpy as np
 from slipstream.errors import CheckpointError
 from slipstream.weights.names import Shapes
 from slipstream.weights.tensors import Array, Tensors, is_finite
+
+logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 
@@ -99,15 +102,17 @@ class Table:
     """One part (LM or codec) of a checkpoint in one layout.
 
     `constants` are written and, when read, skipped: they carry nothing. `aliases` are patterns of other spellings
-    that are read too. `skipped` is a pattern of names that belong elsewhere. `decode` turns a file's tensors into
-    plain ones before they are looked at (quantised weights), given the names and shapes to be found. `packed` names the
-    tensors that hold whole numbers: the others are floats.
+    that are read too. `skipped` is a pattern of names that belong elsewhere. `surplus` is a pattern of names of which a
+    file may have more than the configuration asks for: a model can run with the first of its codebooks or pause heads.
+    `decode` turns a file's tensors into plain ones before they are looked at (quantised weights), given the names and
+    shapes to be found. `packed` names the tensors that hold whole numbers: the others are floats.
     """
 
     rules: tuple[Rule, ...]
     constants: Mapping[str, Array] = field(default_factory=dict)
     aliases: tuple[tuple[str, str], ...] = ()
     skipped: str = r"(?!)"
+    surplus: str = r"(?!)"
     decode: Callable[[Tensors, Shapes], Tensors] = lambda tensors, _: tensors
     packed: frozenset[str] = frozenset()
 
@@ -130,12 +135,18 @@ class Table:
         """
         shapes = self.shapes
         found = self.decode({self.spelled(name): array for name, array in tensors.items()}, shapes)
+        surplus = [name for name in found if name not in shapes and re.match(self.surplus, name)]
+        if surplus:
+            logger.warning(
+                "%s: %s to %s are not used, since the configuration asks for fewer", where, surplus[0], surplus[-1]
+            )
         problems = {
             "missing": [f"{name} {list(shape)}" for name, shape in shapes.items() if name not in found],
             "not known": [
                 f"{name} {list(array.shape)}"
                 for name, array in found.items()
-                if name not in shapes and name not in self.constants and not re.match(self.skipped, name)
+                if name not in shapes and name not in self.constants and name not in surplus
+                if not re.match(self.skipped, name)
             ],
             "of a wrong shape": [
                 f"{name} {list(found[name].shape)}, expected {list(shape)}"
