@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import platform
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.fakes import tokenizer_path
 from tests.models import noise_and_tones, random_model, stt_config
+from typer.testing import CliRunner
 
 from slipstream import loading
+from slipstream.cli import app
 from slipstream.config import SamplingConfig
 from slipstream.errors import BackendError, CheckpointError, ConfigError
+from slipstream.text import Tokenizer
 from slipstream.weights.checkpoint import Checkpoint, save_checkpoint
 
 
@@ -32,11 +39,11 @@ def said(runner, frames: int = 12) -> list[int]:
 
 def test_every_backend_says_the_same_of_the_same_folder(folder: Path):
     pytest.importorskip("torch", reason="pip install 'slipstream-stt[torch]'")
-    expected = said(loading.load_runner(folder))
+    expected = said(loading.load_runner(folder, backend="torch", device="cpu"))
     assert len(set(expected)) > 3
     assert said(loading.load_runner(folder, backend="onnx")) == expected
     if loading.has("mlx"):
-        assert said(loading.load_runner(folder, backend="mlx")) == expected
+        assert said(loading.load_runner(folder, backend="mlx", dtype="float32")) == expected
 
 
 @pytest.mark.skipif(not loading.has("mlx"), reason="pip install 'slipstream-stt[mlx]'")
@@ -80,6 +87,7 @@ def test_a_large_model_on_the_cpu_is_converted_once(folder: Path, tmp_path: Path
     [
         ({"backend": "tensorflow"}, ConfigError, "expected auto, torch, onnx, mlx"),
         ({"backend": "onnx", "device": "cuda"}, BackendError, "use backend='torch' for CUDA"),
+        ({"backend": "onnx", "device": "gpu"}, BackendError, "with backend='onnx': not on this machine; available: "),
         ({"backend": "onnx", "dtype": "bfloat16"}, ConfigError, "quantize='int8'"),
         ({"backend": "torch", "dtype": "float64"}, ConfigError, "float32 or bfloat16"),
         ({"backend": "torch", "quantize": "int4"}, ConfigError, "does not quantise; onnx and mlx do"),
@@ -109,19 +117,87 @@ def test_a_model_that_does_not_exist_is_named(tmp_path: Path):
         loading.load_runner(tmp_path / "nowhere", backend="onnx")
 
 
+LINUX, APPLE = ("Linux", "x86_64"), ("Darwin", "arm64")
+
+
+@dataclass(frozen=True)
+class Machine:
+    system: tuple[str, str] = LINUX
+    installed: tuple[str, ...] = ()
+    cuda: bool = False
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Machine], None]:
+    def be(machine: Machine) -> None:
+        monkeypatch.setattr(loading, "has", lambda backend: backend in ("onnx", *machine.installed))
+        monkeypatch.setattr(loading, "_has_cuda", lambda: machine.cuda)
+        monkeypatch.setattr(platform, "system", lambda: machine.system[0])
+        monkeypatch.setattr(platform, "machine", lambda: machine.system[1])
+
+    return be
+
+
 @pytest.mark.parametrize(
-    ("device", "installed", "machine", "expected"),
+    ("where", "device", "backend", "expected"),
     [
-        ("auto", (), ("Linux", "x86_64"), ("onnx", "cpu")),
-        ("auto", ("mlx",), ("Darwin", "arm64"), ("mlx", "gpu")),
-        ("auto", ("mlx",), ("Linux", "x86_64"), ("onnx", "cpu")),
-        ("cpu", ("torch", "mlx"), ("Darwin", "arm64"), ("onnx", "cpu")),
-        ("cuda:1", ("torch",), ("Linux", "x86_64"), ("torch", "cuda:1")),
-        ("gpu", ("mlx",), ("Darwin", "arm64"), ("mlx", "gpu")),
+        (Machine(), "auto", "auto", ("onnx", "cpu")),
+        (Machine(APPLE, ("mlx",)), "auto", "auto", ("mlx", "gpu")),
+        (Machine(installed=("mlx",)), "auto", "auto", ("onnx", "cpu")),
+        (Machine(installed=("torch",), cuda=True), "auto", "auto", ("torch", "cuda")),
+        (Machine(installed=("torch",)), "auto", "torch", ("torch", "cpu")),
+        (Machine(installed=("torch",), cuda=True), "auto", "torch", ("torch", "cuda")),
+        (Machine(installed=("torch",), cuda=True), "auto", "onnx", ("onnx", "cpu")),
+        (Machine(installed=("mlx",)), "auto", "mlx", ("mlx", "cpu")),
+        (Machine(APPLE, ("torch", "mlx")), "cpu", "auto", ("onnx", "cpu")),
+        (Machine(installed=("torch",), cuda=True), "cpu", "torch", ("torch", "cpu")),
+        (Machine(installed=("torch",)), "cuda:1", "auto", ("torch", "cuda:1")),
+        (Machine(APPLE, ("torch", "mlx")), "gpu", "auto", ("mlx", "gpu")),
+        (Machine(APPLE, ("torch", "mlx")), "mps", "auto", ("mlx", "gpu")),
+        (Machine(installed=("torch", "mlx"), cuda=True), "gpu", "auto", ("torch", "cuda")),
+        (Machine(installed=("torch",), cuda=True), "gpu", "torch", ("torch", "cuda")),
     ],
 )
-def test_the_device_chooses_the_backend(device, installed, machine, expected, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loading, "has", lambda backend: backend in installed)
-    monkeypatch.setattr(platform, "system", lambda: machine[0])
-    monkeypatch.setattr(platform, "machine", lambda: machine[1])
-    assert loading.choose(device) == expected
+def test_the_device_chooses_the_backend(where, device, backend, expected, machine):
+    machine(where)
+    assert loading.choose(device, backend) == expected
+
+
+@pytest.mark.parametrize(
+    ("where", "device", "backend", "message"),
+    [
+        (Machine(), "gpu", "auto", r"device='gpu': not on this machine; available: cpu \(onnx\)$"),
+        (Machine(installed=("torch",)), "gpu", "auto", r"available: cpu \(onnx\), cpu \(torch\)$"),
+        (Machine(installed=("torch", "mlx")), "gpu", "auto", "not on this machine"),
+        (Machine(installed=("torch",), cuda=True), "mps", "torch", r"with backend='torch'.*: cuda \(torch\), cpu"),
+        (Machine(APPLE, ("mlx",)), "cpu", "mlx", r"device='cpu' with backend='mlx'.* available: gpu \(mlx\), cpu"),
+        (Machine(APPLE, ("mlx",)), "cuda", "mlx", "the mlx backend has no CUDA"),
+        (Machine(), "cuda", "auto", r"pip install 'slipstream-stt\[torch\]'"),
+        (Machine(), "cuda:x", "auto", "expected auto, cpu, gpu, cuda or cuda:N"),
+        (Machine(), "", "auto", "expected auto, cpu, gpu, cuda or cuda:N"),
+    ],
+)
+def test_a_device_that_is_not_there_is_an_error_that_lists_what_is(where, device, backend, message, machine):
+    machine(where)
+    with pytest.raises(BackendError, match=message):
+        loading.choose(device, backend)
+
+
+def test_load_and_load_runner_share_their_defaults():
+    load, load_runner = (inspect.signature(function).parameters for function in (loading.load, loading.load_runner))
+    shared = load.keys() & load_runner.keys()
+    assert shared >= {"device", "backend", "slots", "dtype", "quantize", "threads", "progress", "origin"}
+    for name in shared:
+        assert load[name].default == load_runner[name].default, name
+
+
+@pytest.mark.parametrize("command", [["serve", "--port", "0", "--model"], ["evaluate", "MANIFEST", "--model"]])
+def test_commands_refuse_a_tokenizer_of_another_model(tmp_path: Path, command: list[str]):
+    pytest.importorskip("jiwer", reason="pip install 'slipstream-stt[train]'")
+    config = stt_config(text_vocab=Tokenizer(tokenizer_path()).vocab_size + 1)
+    save_checkpoint(Checkpoint(config, *random_model(config), tokenizer_path()), tmp_path / "model", "kyutai")
+    (tmp_path / "all.jsonl").write_text(json.dumps({"audio": "a.wav", "text": "good morning"}))
+    arguments = [str(tmp_path / "all.jsonl") if part == "MANIFEST" else part for part in command]
+    result = CliRunner().invoke(app, [*arguments, str(tmp_path / "model")])
+    assert isinstance(result.exception, CheckpointError)
+    assert "the two do not belong together" in str(result.exception)

@@ -7,6 +7,7 @@ import importlib.util
 import math
 import os
 import platform
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from slipstream.types import Runner
 
 Progress = Callable[[int, int], None]
-"""Hears how many parameters are converted, and of how many."""
+"""Called with how many parameters are converted, and of how many."""
 
 BACKENDS = ("torch", "onnx", "mlx")
 QUANTIZE_ABOVE = 100_000_000
@@ -36,10 +37,10 @@ QUANTIZE_ABOVE = 100_000_000
 def load_runner(
     ref: Ref = "tiny",
     *,
-    backend: str = "torch",
-    device: str = "cpu",
+    device: str = "auto",
+    backend: str = "auto",
     slots: int = 1,
-    dtype: str = "float32",
+    dtype: str = "auto",
     quantize: Literal["int8", "int4", "none"] | None = None,
     threads: int | None = None,
     sampling: SamplingConfig | None = None,
@@ -47,19 +48,29 @@ def load_runner(
     progress: Progress | None = None,
     **origin: Unpack[Origin],
 ) -> Runner:
-    """Load a model as a Runner of `slots` streams.
+    """Load a model as a Runner, for code that steps it itself; `load` gives a `Transcriber`.
 
-    `ref`: a folder, a repository id or a built-in name; `origin` says where single parts come from (`resolve`).
-    `backend`: `torch` (devices `cpu`, `cuda`, `cuda:1`, ...), `onnx` (CPU), `mlx` (Apple silicon), or `auto`.
-    `dtype`: of the LM's weights and keys, `float32`, `bfloat16` (torch and mlx), or `auto`: the published `bfloat16`
-    on CUDA and Apple silicon, else `float32`. `quantize`: keep the LM's weights in
-    8 or 4 bits (onnx and mlx); on onnx a large LM is kept in int8 unless `none` is asked for. `threads`: for onnx.
-    `sampling`: greedy unless the model or the caller says otherwise.
-    Raises `BackendError` for a backend or device that this installation lacks, `ConfigError` for a setting that the
-    backend does not have, and what `load_checkpoint` raises.
+    Args:
+        ref: a folder, a repository id or a built-in name; `origin` says where single parts come from (`resolve`).
+        device: `cpu`, `cuda`, `cuda:N`, `gpu` (CUDA or Apple silicon), or `auto`: a GPU if there is one, else the CPU.
+        backend: `torch` (CPU and CUDA), `onnx` (CPU), `mlx` (Apple silicon), or `auto`.
+        slots: how many streams it steps at once.
+        dtype: of the LM's weights and keys: `float32`, `bfloat16` (torch and mlx), or `auto`: the published `bfloat16`
+            on CUDA and Apple silicon, else `float32`.
+        quantize: keep the LM's weights in 8 or 4 bits (onnx and mlx). On onnx a large LM is kept in int8 unless this is
+            `none`.
+        threads: of the processor, for onnx.
+        sampling: greedy unless the model or the caller says otherwise.
+
+    Raises:
+        BackendError: for a backend or device that this installation or machine lacks.
+        ConfigError: for a setting that the backend does not have.
+        CheckpointError: as `load_checkpoint` does, and where model and tokenizer do not belong together.
     """
+    sources = resolve(ref, **origin)
+    load_tokenizer(sources)
     return open_model(
-        resolve(ref, **origin),
+        sources,
         partial(load_checkpoint, ref, **origin),
         backend=backend,
         device=device,
@@ -85,18 +96,14 @@ def load(
     progress: Progress | None = None,
     **origin: Unpack[Origin],
 ) -> Transcriber:
-    """Load a model ready to transcribe `slots` streams at once, on the fastest device there is unless told otherwise.
+    """Load a model ready to transcribe `slots` streams at once. Arguments and errors are those of `load_runner`.
 
-    Arguments as of `load_runner`. Raises as that does, and `CheckpointError` where model and tokenizer do not belong
-    together.
+    Example:
+        >>> with slipstream.load("kyutai/stt-1b-en_fr-candle", slots=4) as transcriber:
+        ...     print(transcriber.transcribe("talk.mp3").text)
     """
     sources = resolve(model, **origin)
-    tokenizer = Tokenizer(sources.tokenizer)
-    if tokenizer.vocab_size < sources.config.lm.text_vocab:
-        raise CheckpointError(
-            f"{sources.tokenizer} has {tokenizer.vocab_size} tokens, but the model writes "
-            f"{sources.config.lm.text_vocab}: the two do not belong together"
-        )
+    tokenizer = load_tokenizer(sources)
     runner = open_model(
         sources,
         partial(load_checkpoint, model, **origin),
@@ -117,14 +124,25 @@ def load(
     )
 
 
+def load_tokenizer(sources: Sources) -> Tokenizer:
+    """Load a checkpoint's tokenizer. Raises `CheckpointError` where it has fewer tokens than the model writes."""
+    tokenizer = Tokenizer(sources.tokenizer)
+    if tokenizer.vocab_size < sources.config.lm.text_vocab:
+        raise CheckpointError(
+            f"{sources.tokenizer} has {tokenizer.vocab_size} tokens, but the model writes "
+            f"{sources.config.lm.text_vocab}: the two do not belong together"
+        )
+    return tokenizer
+
+
 def open_model(
     sources: Sources,
     load: Callable[..., Checkpoint],
     *,
-    backend: str,
-    device: str,
-    slots: int,
-    dtype: str,
+    backend: str = "auto",
+    device: str = "auto",
+    slots: int = 1,
+    dtype: str = "auto",
     quantize: Literal["int8", "int4", "none"] | None = None,
     threads: int | None = None,
     sampling: SamplingConfig | None = None,
@@ -132,11 +150,7 @@ def open_model(
     progress: Progress | None = None,
 ) -> Runner:
     """`load_runner` for sources that are resolved already. `load`: `load_checkpoint` of them, if tensors are needed."""
-    if backend == "auto":
-        backend, device = choose(device)
-    if backend not in BACKENDS:
-        raise ConfigError(f"backend={backend!r}: expected auto, {', '.join(BACKENDS)}")
-    require(backend)
+    backend, device = choose(device, backend)
     if dtype == "auto":
         dtype = "bfloat16" if backend == "mlx" or device.startswith("cuda") else "float32"
     if dtype not in ("float32", "bfloat16"):
@@ -154,30 +168,55 @@ def open_model(
 
         checkpoint = load(keep_quantized=True)
         return MLXRunner(sources.config, checkpoint.lm, checkpoint.codec, dtype=dtype, quantize=bits, **common)
-    if device not in ("cpu", "auto"):
-        raise BackendError(f"device={device!r}: the onnx backend runs on the CPU; use backend='torch' for CUDA")
     if dtype != "float32":
         raise ConfigError(f"dtype={dtype!r}: the onnx backend has float32; for less memory use quantize='int8'")
     return _onnx(sources, load, quantize, progress, common | {"threads": threads})
 
 
-def choose(device: str = "auto") -> tuple[str, str]:
-    """The backend and device for a device name: the fastest that this machine and installation have.
+def choose(device: str = "auto", backend: str = "auto") -> tuple[str, str]:
+    """Choose the backend and device for what was asked: the fastest that this machine and installation have.
 
-    `auto`: CUDA with torch, Apple silicon with MLX, else the CPU with ONNX Runtime.
+    CUDA with torch comes first, then Apple silicon with MLX; `auto` takes the CPU with ONNX Runtime where there is
+    neither, `gpu` raises.
+
+    Raises:
+        ConfigError: for an unknown backend.
+        BackendError: for an unknown device, a backend that is not installed or does not run on the device, and for
+            `gpu` where there is none.
     """
+    if backend not in ("auto", *BACKENDS):
+        raise ConfigError(f"backend={backend!r}: expected auto, {', '.join(BACKENDS)}")
+    if not re.fullmatch(r"auto|cpu|gpu|mps|metal|cuda(:\d+)?", device):
+        raise BackendError(f"device={device!r}: expected auto, cpu, gpu, cuda or cuda:N")
+    if backend != "auto":
+        require(backend)
     if device.startswith("cuda"):
+        if backend not in ("auto", "torch"):
+            raise BackendError(f"device={device!r}: the {backend} backend has no CUDA; use backend='torch' for CUDA")
+        require("torch")
         return "torch", device
-    if device == "auto":
-        if has("torch") and _has_cuda():
-            return "torch", "cuda"
-        if has("mlx") and platform.system() == "Darwin" and platform.machine() == "arm64":
-            return "mlx", "gpu"
-    elif device in ("gpu", "mps", "metal"):
-        return "mlx", "gpu"
-    elif device != "cpu":
-        raise BackendError(f"device={device!r}: expected auto, cpu, gpu (Apple silicon), cuda or cuda:N")
-    return "onnx", "cpu"
+    wanted = {"gpu": ("cuda", "gpu"), "mps": ("gpu",), "metal": ("gpu",)}.get(device, (device,))
+    available = _available()
+    for has_backend, has_device in available:
+        if backend in ("auto", has_backend) and (device == "auto" or has_device in wanted):
+            return has_backend, has_device
+    there = ", ".join(f"{has_device} ({has_backend})" for has_backend, has_device in available)
+    asked = f"device={device!r}" + ("" if backend == "auto" else f" with backend={backend!r}")
+    raise BackendError(f"{asked}: not on this machine; available: {there}")
+
+
+def _available() -> list[tuple[str, str]]:
+    """The installed backends with their devices, the fastest first."""
+    apple = platform.system() == "Darwin" and platform.machine() == "arm64"
+    found = [("torch", "cuda")] if has("torch") and _has_cuda() else []
+    if has("mlx") and apple:
+        found.append(("mlx", "gpu"))
+    found.append(("onnx", "cpu"))
+    if has("torch"):
+        found.append(("torch", "cpu"))
+    if has("mlx") and not apple:
+        found.append(("mlx", "cpu"))
+    return found
 
 
 def has(backend: str) -> bool:
@@ -217,8 +256,6 @@ def _torch(config: STTConfig, checkpoint: Checkpoint, device: str, dtype: str, o
     from slipstream.torch_model.build import build_codec, build_lm
     from slipstream.torch_model.runner import TorchRunner
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -15,7 +15,7 @@ from tests.fakes import tiny_tokenizer
 
 from slipstream.config import PAD_ID
 from slipstream.errors import AudioError, SlipstreamError
-from slipstream.evaluate.endurance import invented_words, long_stream
+from slipstream.evaluate.endurance import LongStream, invented_words, long_stream
 from slipstream.evaluate.hearing import Heard, Speed, hear
 from slipstream.evaluate.hub import read_recordings
 from slipstream.evaluate.metrics import ends_of_turn, error_rates, groups, need_words, normalise, word_times
@@ -149,7 +149,28 @@ def test_every_recording_is_heard_from_its_start_to_its_last_word(recordings: li
     assert evaluation.times.start_error == pytest.approx(0.02, abs=0.03)
     assert list(evaluation.datasets) == ["set0", "set1"]
     assert json.loads(to_json(evaluation))["overall"]["words"]["recordings"] == 3
+    assert "baseline" not in json.loads(to_json(evaluation))
     assert "x real time" in to_text(evaluation)
+
+
+def test_json_has_each_rate_with_its_interval() -> None:
+    heard = [_heard("the cat sat on the mat", "the cat sat on a mat"), _heard("good morning", "good morning")]
+    speed = Speed(8.0, 2.0, 1)
+    evaluation = evaluate(heard, speed, model="m", manifest="x.jsonl", frame_rate=12.5)
+    body = json.loads(to_json(evaluation, baseline=evaluation, stream=LongStream(8.0, [evaluation.overall.words])))
+    overall = body["overall"]
+    assert overall["words"] == {
+        "substitutions": 1, "deletions": 0, "insertions": 0, "reference": 8, "recordings": 2
+    }  # fmt: skip
+    low, high = evaluation.overall.words.low, evaluation.overall.words.high
+    assert overall["wer"] == {"rate": 1 / 8, "low": low, "high": high}
+    assert low <= 1 / 8 <= high
+    assert overall["cer"]["rate"] == pytest.approx(evaluation.overall.characters.rate)
+    assert overall["cer"].keys() == {"rate", "low", "high"}
+    for name in ("datasets", "languages", "speakers"):
+        assert all(group.keys() == overall.keys() for group in body[name].values())
+    assert body["baseline"]["overall"] == overall
+    assert body["stream"] == {"seconds": 8.0, "wer": [overall["wer"]]}
 
 
 def test_what_cannot_be_read_is_left_out_and_told(recordings: list[Recording], tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from slipstream.config import STTConfig  # noqa: E402
 from slipstream.errors import CheckpointError, ConfigError  # noqa: E402
 from slipstream.moshi import LMGen, loaders  # noqa: E402
 from slipstream.moshi.models.loaders import CheckpointInfo  # noqa: E402
+from slipstream.weights import sources  # noqa: E402
 from slipstream.weights.checkpoint import Checkpoint, save_checkpoint  # noqa: E402
 from slipstream.weights.tensors import read_tensors, write_tensors  # noqa: E402
 
@@ -117,10 +118,11 @@ def test_other_weights_give_other_text(folder, tmp_path):
 def test_a_repository_is_read_at_its_revision(folder, monkeypatch):
     asked = []
 
-    def download(repo: str, name: str, revision: str | None = None) -> str:
+    def download(repo: str, name: str, revision: str | None = None, **_: object) -> str:
         asked.append((repo, revision))
         return str(folder / name)
 
+    monkeypatch.setattr(sources, "_hub_answers", lambda minute: True)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     info = CheckpointInfo.from_hf_repo("someone/stt", revision="abc", tokenizer="hf://other/repo/tokenizer.model")
     assert info.moshi_weights == folder / "model.safetensors"

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -254,9 +260,45 @@ def test_what_the_hub_refuses_is_put_in_words(error: str, message: str, monkeypa
     def refuse(*_: object, **__: object) -> None:
         raise kind("server down", response=SimpleNamespace(headers={}, request=None))
 
+    monkeypatch.setattr(sources, "_hub_answers", lambda minute: True)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
     with pytest.raises(CheckpointError, match=message):
         resolve("owner/name", revision="v2")
+
+
+def test_an_unreachable_hub_is_asked_once_and_the_message_has_the_close_matches(tmp_path: Path) -> None:
+    """In a process of its own: the hub library reads its settings when it is imported, and logs to standard error."""
+    (tmp_path / "hub/models--someone--stt-1b-en_fr-mine").mkdir(parents=True)
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        asked = []
+
+        def hang_up() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = hub.accept()
+                    asked.append(connection.recv(4))
+                    connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        run = subprocess.run(
+            [sys.executable, "-m", "slipstream", "transcribe", __file__, "--model", "someone/stt-1b-en_fr-mime"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env={
+                **{name: value for name, value in os.environ.items() if "proxy" not in name.lower()},
+                "HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}",
+                "HF_HUB_CACHE": str(tmp_path / "hub"),
+                "HF_HUB_OFFLINE": "0",
+            },
+        )
+    assert run.returncode == 1
+    assert run.stdout == ""
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("error: config.json of someone/stt-1b-en_fr-mime on the hub is not in the hub's cache")
+    assert line.endswith("; did you mean 'someone/stt-1b-en_fr-mine'?")
+    assert asked.count(b"HEAD") == 1
 
 
 # ------------------------------------------------------------------------------------------------------- transformers

@@ -16,7 +16,7 @@ def evaluate(
         str, typer.Argument(help="A JSONL manifest, or hf:NAME[:CONFIG[:SPLIT]] of the Hugging Face hub.")
     ],
     model: Model = DEFAULT_MODEL,
-    device: Device = "cpu",
+    device: Device = "auto",
     backend: Backend = "auto",
     streams: Annotated[int, typer.Option(min=1, help="Recordings heard side by side.")] = 8,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many recordings.")] = None,
@@ -30,7 +30,9 @@ def evaluate(
         typer.Option(help="Also hear all as one stream, and so many minutes each of silence, noise and music."),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with tables and plots.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write every number.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Write every number: WER and CER with their intervals, counts, times.")
+    ] = None,
 ) -> None:
     """Measure a model: word and character errors with intervals, word times, delay, ends of turn, speed."""
     from itertools import islice
@@ -42,19 +44,18 @@ def evaluate(
     from slipstream.evaluate.metrics import need_words
     from slipstream.evaluate.report import evaluate as measure
     from slipstream.evaluate.report import to_html, to_json, to_text
-    from slipstream.loading import load_runner
-    from slipstream.text import Tokenizer
+    from slipstream.loading import load_runner, load_tokenizer
     from slipstream.train.manifest import matching
     from slipstream.weights.sources import resolve
 
     sources = resolve(model)
-    tokenizer = Tokenizer(sources.tokenizer)
+    tokenizer = load_tokenizer(sources)
     chosen = matching(read_recordings(manifest), manifest, dataset=dataset, split=split)
     recordings, left_out = list(islice(chosen, limit)), LeftOut()
     need_words(recordings, manifest)
     if baseline:
         need_words((r for r in recordings if r.lang == "en"), f"{manifest}, in English for the baseline")
-    runner = load_runner(model, backend=backend, device=device, slots=streams, dtype="auto")
+    runner = load_runner(model, backend=backend, device=device, slots=streams)
     prefix = sources.config.silence_prefix_seconds
     heard, speed = hear(runner, tokenizer, recordings, prefix_seconds=prefix, on_error=left_out)
     read = {one.recording for one in heard}
@@ -64,10 +65,7 @@ def evaluate(
         heard, speed, model=model, manifest=manifest, frame_rate=runner.frame_rate, left_out=left_out.count
     )
     typer.echo(to_text(evaluation))
-    for path, text in ((html, to_html), (json, to_json)):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text(evaluation), encoding="utf-8")
+    rival = stream = invented = None
     if baseline:
         others, took = hear_pocketsphinx(recordings)
         rival = measure(others, took, model="pocketsphinx", manifest=manifest, frame_rate=runner.frame_rate)
@@ -76,5 +74,15 @@ def evaluate(
         stream = long_stream(runner, tokenizer, recordings)
         tenths = ", ".join(f"{part.rate:.0%} ({part.low:.0%} to {part.high:.0%})" for part in stream.parts)
         typer.echo(f"\none stream of {stream.seconds:.0f} s, WER by tenth: {tenths}")
-        for sound, count in invented_words(runner, tokenizer, endurance).items():
+        invented = invented_words(runner, tokenizer, endurance)
+        for sound, count in invented.items():
             typer.echo(f"{sound}: {count:.0f} words an hour")
+    if html is not None:
+        _write(html, to_html(evaluation))
+    if json is not None:
+        _write(json, to_json(evaluation, baseline=rival, stream=stream, invented_words=invented))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

@@ -11,7 +11,7 @@ DEFAULT_MODEL = "tiny"
 Model = Annotated[
     str, typer.Option("--model", "-m", help="A name that `slipstream models` lists, a repository id, or a folder.")
 ]
-Device = Annotated[str, typer.Option("--device", "-d", help="auto, cpu, gpu (Apple silicon), cuda or cuda:N.")]
+Device = Annotated[str, typer.Option("--device", "-d", help="auto, cpu, gpu (CUDA or Apple silicon), cuda or cuda:N.")]
 Backend = Annotated[str, typer.Option("--backend", help="auto, onnx, torch or mlx.")]
 Quantize = Annotated[
     Literal["int4", "int8", "none"] | None,

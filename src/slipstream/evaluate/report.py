@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from slipstream.evaluate.endurance import LongStream
 from slipstream.evaluate.hearing import Heard, Speed
 from slipstream.evaluate.metrics import (
     EndOfTurn,
@@ -65,9 +66,50 @@ def evaluate(
     )
 
 
-def to_json(evaluation: Evaluation) -> str:
-    """Everything, as one JSON object."""
-    return json.dumps(asdict(evaluation), indent=2, ensure_ascii=False)
+def to_json(
+    evaluation: Evaluation,
+    *,
+    baseline: Evaluation | None = None,
+    stream: LongStream | None = None,
+    invented_words: dict[str, float] | None = None,
+) -> str:
+    """Everything, as one JSON object.
+
+    Each group of recordings has its `wer` and `cer`, with `rate`, `low` and `high` (the interval of 95 %), and the
+    counts behind them in `words` and `characters`.
+
+    Args:
+        baseline: another recogniser on the same recordings; None leaves it out, as of the others.
+        stream: all recordings as one stream, with a `wer` for each tenth.
+        invented_words: words an hour, by the sound they were written in.
+    """
+    body = _fields(evaluation)
+    if baseline is not None:
+        body["baseline"] = _fields(baseline)
+    if stream is not None:
+        body["stream"] = {"seconds": stream.seconds, "wer": [_interval(part) for part in stream.parts]}
+    if invented_words is not None:
+        body["invented_words_an_hour"] = invented_words
+    return json.dumps(body, indent=2, ensure_ascii=False)
+
+
+def _fields(evaluation: Evaluation) -> dict[str, Any]:
+    fields = asdict(evaluation) | {"overall": _group_fields(evaluation.overall)}
+    for name in ("datasets", "languages", "speakers"):
+        fields[name] = {key: _group_fields(group) for key, group in getattr(evaluation, name).items()}
+    return fields
+
+
+def _group_fields(group: Group) -> dict[str, Any]:
+    rates = {"wer": _interval(group.words), "cer": _interval(group.characters)}
+    counts = {name: asdict(rate) for name, rate in (("words", group.words), ("characters", group.characters))}
+    for fields in counts.values():
+        del fields["low"], fields["high"]
+    return rates | counts
+
+
+def _interval(rate: ErrorRate) -> dict[str, float]:
+    return {"rate": rate.rate, "low": rate.low, "high": rate.high}
 
 
 def to_text(evaluation: Evaluation, turn_head: int = 2) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -21,6 +24,8 @@ BUILT_IN = Path(__file__).parent.parent / "models"
 
 LORA_SCALING = 2.0
 """What Kyutai's loader takes for `lora_scaling` where a configuration has none."""
+
+logger = logging.getLogger(__name__)
 
 Ref = str | os.PathLike[str]
 
@@ -153,9 +158,32 @@ def find_optional(place: Place, name: str) -> Path | None:
 
 
 def _near(name: str) -> str:
-    """A question after the known name nearest to one that is unknown; empty where none is near."""
-    near = get_close_matches(name, [*built_in_models(), *PRESETS], n=1)
-    return f"; did you mean {near[0]!r}?" if near and near[0] != name else ""
+    """A question with the known names close to an unknown one; empty where none is close."""
+    known = dict.fromkeys([*built_in_models(), *PRESETS, *_cached_repositories()])
+    near = [] if name in known else get_close_matches(name, known, n=3, cutoff=0.7)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def _cached_repositories() -> list[str]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folders = Path(HF_HUB_CACHE).glob("models--*--*")
+    return [folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders]
+
+
+@functools.lru_cache(1)
+def _hub_answers(minute: int) -> bool:
+    """Whether the hub can be reached, by one request a `minute`: `hf_hub_download` repeats its own for 24 s."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=constants.DEFAULT_ETAG_TIMEOUT)
+    except Exception as error:  # of requests or httpx, by the version of huggingface_hub
+        logger.debug("%s cannot be reached: %s", constants.ENDPOINT, error)
+        return False
+    return True
 
 
 class _NotThereError(CheckpointError):
@@ -185,7 +213,8 @@ class _Repository:
 
         where = f"{self.name} on the hub" + (f" at revision {self.revision}" if self.revision else "")
         try:
-            return Path(hf_hub_download(self.name, name, revision=self.revision))
+            local = not _hub_answers(int(time.monotonic() / 60))
+            return Path(hf_hub_download(self.name, name, revision=self.revision, local_files_only=local))
         except errors.GatedRepoError as error:
             raise CheckpointError(
                 f"{self.name} is gated: accept its terms at https://huggingface.co/{self.name}, then log in "
@@ -201,7 +230,7 @@ class _Repository:
         except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
             raise _NotThereError(
                 f"{name} of {where} is not in the hub's cache, and the hub cannot be reached (HF_HUB_OFFLINE is set, "
-                "or there is no connection): fetch it once with a connection, or give the path of a copy"
+                f"or there is no connection): fetch it once with a connection, or give a folder{_near(self.name)}"
             ) from error
         except errors.EntryNotFoundError as error:
             raise _NotThereError(f"{where} has no file {name}") from error
