@@ -1,17 +1,14 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
-import re
 from dataclasses import FrozenInstanceError
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from slipstream.errors import ConfigError
-from slipstream.formats import CUE_LINES, LINE_CHARS, MAX_CUE_SECONDS, MIN_CUE_SECONDS, Transcript, cues
+from slipstream.formats import Transcript
+from slipstream.subtitles import SubtitleLayout
 from slipstream.types import Turn, Word
 
 
@@ -108,72 +105,14 @@ def test_an_empty_transcript_in_every_format() -> None:
     assert json.loads(empty.to_json())["words"] == []
 
 
-# ----------------------------------------------------------------------------------------------------- subtitles
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.text("abcdefgh.,?!-", min_size=1, max_size=15),
-            st.floats(0, 2.5, allow_nan=False),
-            st.floats(0, 1, allow_nan=False),
-        ),
-        max_size=60,
-    ),
-    st.sets(st.integers(0, 59)),
-)
-def test_subtitles_fit_the_screen_keep_every_word_and_do_not_overlap(
-    drawn: list[tuple[str, float, float]], ends_of_turn: set[int]
-) -> None:
-    words, time = [], 0.0
-    for text, gap, length in drawn:
-        words.append(Word(text, time + gap, time + gap + length))
-        time += gap + length
-    bounds = [0, *sorted(end for end in ends_of_turn if end < len(words)), len(words)]
-    groups = [words[first:last] for first, last in itertools.pairwise(bounds) if first < last]
-    made = transcript(words, [Turn(group[0].start, group[-1].end) for group in groups])
-    found = cues(made)
-    assert " ".join(cue.text.replace("\n", " ") for cue in found) == made.text
-    for cue, after in itertools.zip_longest(found, found[1:]):
-        lines = cue.text.split("\n")
-        assert len(lines) <= CUE_LINES
-        assert all(len(line) <= LINE_CHARS for line in lines)
-        assert cue.start <= cue.end <= cue.start + MAX_CUE_SECONDS
-        if after is not None:
-            assert cue.end <= after.start
-        free = after.start if after is not None else made.duration
-        assert cue.end >= min(cue.start + MIN_CUE_SECONDS, free)
-
-
-def test_a_cue_ends_with_a_sentence_once_a_line_is_full() -> None:
-    text = "Short. This sentence is quite long, but it ends here. And then another begins"
-    assert [cue.text.replace("\n", " ") for cue in cues(transcript(spoken(text, seconds=0.2)))] == [
-        "Short. This sentence is quite long, but it ends here.",
-        "And then another begins",
-    ]
-
-
-def test_a_cue_ends_at_a_pause() -> None:
-    words = spoken("before the pause") + spoken("after it", start=3.0)
-    assert [cue.text for cue in cues(transcript(words))] == ["before the pause", "after it"]
-
-
-def test_lines_are_about_equally_long() -> None:
-    (cue,) = cues(transcript(spoken("one two three four five six seven eight nine ten", seconds=0.2)))
-    assert cue.text == "one two three four five\nsix seven eight nine ten"
-
-
-def test_a_word_longer_than_a_line_is_cut() -> None:
-    (cue,) = cues(transcript([Word("x" * 60, 0, 2)]))
-    assert cue.text == "x" * LINE_CHARS + "\n" + "x" * (60 - LINE_CHARS)
-
-
-def test_the_last_cue_stays_within_the_recording() -> None:
-    (cue,) = cues(transcript([Word("end", 9.5, 9.7)], duration=10.0))
-    assert cue.end == 10.0
-
-
-def test_srt_is_well_formed() -> None:
-    block = r"\d+\n(\d\d:){2}\d\d,\d{3} --> (\d\d:){2}\d\d,\d{3}\n.+(\n.+)?\n"
-    long = transcript(spoken("word " * 300))
-    assert re.fullmatch(rf"({block}\n)*{block}", long.to_srt())
+def test_subtitles_in_a_layout() -> None:
+    made = transcript(spoken("one two three four", seconds=1.0))
+    assert made.to_srt(max_words=2) == (
+        "1\n00:00:00,000 --> 00:00:02,000\none two\n\n2\n00:00:02,000 --> 00:00:04,000\nthree four\n"
+    )
+    assert made.to_vtt(max_line_width=9, max_line_count=1) == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:02.000\none two\n\n00:00:02.000 --> 00:00:03.000\nthree\n\n"
+        "00:00:03.000 --> 00:00:04.000\nfour\n"
+    )
+    assert made.render("srt", SubtitleLayout(max_words=2)) == made.to_srt(max_words=2)
+    assert made.render("txt", SubtitleLayout(max_words=2)) == made.to_txt()

@@ -6,20 +6,21 @@ import bisect
 import html
 import itertools
 import json
-import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from slipstream.errors import ConfigError
+from slipstream.subtitles import Cue, SubtitleLayout, cues
 from slipstream.types import Turn, Word
 
 Format = Literal["txt", "json", "jsonl", "srt", "vtt", "tsv"]
+SUBTITLES = ("srt", "vtt")
 
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What was said in a recording of `duration` seconds, as heard by `model`, whose text lags `delay` seconds."""
+    """The words of a recording of `duration` seconds, as transcribed by `model`, whose text lags `delay` seconds."""
 
     words: tuple[Word, ...]
     turns: tuple[Turn, ...]
@@ -59,25 +60,45 @@ class Transcript:
         rows = (f"{w.start:.3f}\t{w.end:.3f}\t{w.confidence:.3f}\t{' '.join(w.text.split())}\n" for w in self.words)
         return "start\tend\tconfidence\ttext\n" + "".join(rows)
 
-    def to_srt(self) -> str:
-        """SubRip subtitles."""
+    def to_srt(self, *, max_line_width: int = 42, max_line_count: int = 2, max_words: int | None = None) -> str:
+        """Write SubRip subtitles.
+
+        Args:
+            max_line_width: in columns; East Asian wide letters and emoji take two.
+            max_line_count: lines of a subtitle.
+            max_words: words of a subtitle; None for as many as fit.
+
+        Example:
+            >>> Path("talk.srt").write_text(transcript.to_srt(max_line_width=32, max_line_count=1))
+        """
+        layout = SubtitleLayout(max_line_width, max_line_count, max_words)
         return "\n".join(
             f"{number}\n{_clock(cue.start, ',')} --> {_clock(cue.end, ',')}\n{cue.text}\n"
-            for number, cue in enumerate(cues(self), start=1)
+            for number, cue in enumerate(self.cues(layout), start=1)
         )
 
-    def to_vtt(self) -> str:
-        """WebVTT subtitles."""
+    def to_vtt(self, *, max_line_width: int = 42, max_line_count: int = 2, max_words: int | None = None) -> str:
+        """Write WebVTT subtitles; the arguments are those of `to_srt`."""
+        layout = SubtitleLayout(max_line_width, max_line_count, max_words)
         return "WEBVTT\n" + "".join(
             f"\n{_clock(cue.start, '.')} --> {_clock(cue.end, '.')}\n{html.escape(cue.text, quote=False)}\n"
-            for cue in cues(self)
+            for cue in self.cues(layout)
         )
 
-    def render(self, format: Format) -> str:
-        """Write in the format of that name. Raises `ConfigError` for another name, listing those there are."""
-        if format not in _WRITERS:
+    def cues(self, layout: SubtitleLayout | None = None) -> list[Cue]:
+        """Cut the words into subtitles; see `subtitles.cues`."""
+        return cues(self._by_turn(), self.duration, layout or SubtitleLayout())
+
+    def render(self, format: Format, layout: SubtitleLayout | None = None) -> str:
+        """Write in the format of that name; `layout` is for subtitles.
+
+        Raises `ConfigError` for another name, listing those there are.
+        """
+        if format not in get_args(Format):
             raise ConfigError(f"unknown format {format!r}: choose one of {', '.join(get_args(Format))}")
-        return _WRITERS[format](self)
+        if layout and format in SUBTITLES:
+            return str(getattr(self, f"to_{format}")(**asdict(layout)))
+        return str(getattr(self, f"to_{format}")())
 
     def _by_turn(self) -> Iterator[list[Word]]:
         """Words grouped by the turn they belong to."""
@@ -86,81 +107,8 @@ class Transcript:
             yield list(words)
 
 
-@dataclass(frozen=True, slots=True)
-class Cue:
-    """One subtitle: up to two lines of text, shown from `start` to `end` seconds."""
-
-    text: str
-    start: float
-    end: float
-
-
-LINE_CHARS = 42  # subtitling practice: what is read at one glance (Netflix and BBC guides)
-CUE_LINES = 2
-MIN_CUE_SECONDS = 1.0
-MAX_CUE_SECONDS = 7.0
-PAUSE_SECONDS = 1.0
-"""A pause this long between two words starts a new cue."""
-
-
-def cues(transcript: Transcript) -> list[Cue]:
-    """Cut a transcript into subtitles.
-
-    A cue ends with a turn, at a pause of `PAUSE_SECONDS`, after the end of a sentence once a line is full, and before
-    it would not fit `CUE_LINES` of `LINE_CHARS` or last longer than `MAX_CUE_SECONDS`. A short one stays for
-    `MIN_CUE_SECONDS` where the next one and the recording leave it the time. Cues do not overlap. A word too long for
-    a line is cut into several.
-    """
-    groups = [group for words in transcript._by_turn() for group in _cue_words(words)]
-    starts = [group[0].start for group in groups]
-    limits = itertools.chain(starts[1:], [transcript.duration])
-    found = []
-    for group, start, limit in zip(groups, starts, limits, strict=False):
-        spoken = min(group[-1].end, start + MAX_CUE_SECONDS)
-        end = max(spoken, min(start + MIN_CUE_SECONDS, limit))
-        found.append(Cue("\n".join(_balanced_lines(group)), start, end))
-    return found
-
-
-def _cue_words(words: Sequence[Word]) -> Iterator[list[Word]]:
-    """Cut one turn's words into the words of its cues."""
-    group: list[Word] = []
-    for word in words:
-        if group and _cue_ends(group, word):
-            yield group
-            group = []
-        group.append(word)
-    if group:
-        yield group
-
-
-def _cue_ends(group: Sequence[Word], following: Word) -> bool:
-    text = _text(group)
-    return (
-        following.start - group[-1].end >= PAUSE_SECONDS
-        or following.end - group[0].start > MAX_CUE_SECONDS
-        or (text.endswith((".", "?", "!", "…")) and len(text) >= LINE_CHARS)
-        or len(_wrap(_text([*group, following]), LINE_CHARS)) > CUE_LINES
-    )
-
-
-def _balanced_lines(words: Sequence[Word]) -> list[str]:
-    """Break words into as few lines as they need, the lines about equally long."""
-    text = _text(words)
-    lines = _wrap(text, LINE_CHARS)
-    for width in range(min(LINE_CHARS, max(map(len, text.split()), default=1)), LINE_CHARS):
-        narrower = _wrap(text, width)
-        if len(narrower) == len(lines):
-            return narrower
-    return lines
-
-
 def _text(words: Sequence[Word]) -> str:
     return " ".join(word.text for word in words)
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
 def _clock(seconds: float, decimal_mark: str) -> str:
@@ -177,13 +125,3 @@ def _word_fields(word: Word) -> dict[str, Any]:
 
 def _rounded(fields: dict[str, Any]) -> dict[str, Any]:
     return {key: round(value, 3) if isinstance(value, float) else value for key, value in fields.items()}
-
-
-_WRITERS: dict[Format, Callable[[Transcript], str]] = {
-    "txt": Transcript.to_txt,
-    "json": Transcript.to_json,
-    "jsonl": Transcript.to_jsonl,
-    "srt": Transcript.to_srt,
-    "vtt": Transcript.to_vtt,
-    "tsv": Transcript.to_tsv,
-}

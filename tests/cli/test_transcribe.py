@@ -160,12 +160,25 @@ def test_an_error_in_mid_file_keeps_what_was_heard(cli: Cli, sound: Sound, loade
         (["--slots", "0"], "slots"),
         (["--raw-rate", "8000"], "give --raw too"),
         (["-o", __file__], "is not a folder"),
+        (["--max-line-width", "40"], "only subtitles (srt, vtt) have it, not txt"),
+        (["-f", "srt", "--max-words", "0"], "max-words"),
     ],
 )
 def test_wrong_usage(cli: Cli, sound: Sound, loaded: Loaded, arguments: list[str], message: str) -> None:
     outcome = cli("transcribe", sound("a.wav", [0.1]), *arguments)
     assert outcome.code == 2
     assert message in " ".join(outcome.err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--max-line-width", "5", "--max-line-count", "1"], ["--max_line_width", "5", "--max_words_per_line", "2"]],
+)
+def test_subtitles_in_a_layout(cli: Cli, sound: Sound, loaded: Loaded, options: list[str]) -> None:
+    outcome = cli("transcribe", sound("a.wav", [0.1, 0.2, 0.3, 0.4]), "-f", "srt", *options)
+    assert [line for line in outcome.out.splitlines() if line[:1].isdigit() and " --> " not in line] == [
+        "1", "10 20", "2", "30 40"
+    ]  # fmt: skip
 
 
 def test_several_subtitles_need_a_folder(cli: Cli, sound: Sound, loaded: Loaded) -> None:

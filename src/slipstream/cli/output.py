@@ -12,16 +12,17 @@ from slipstream.errors import SlipstreamError
 
 if TYPE_CHECKING:
     from slipstream.formats import Format, Transcript
+    from slipstream.subtitles import SubtitleLayout
 
 
 class OutputError(SlipstreamError):
     """A transcript cannot be written."""
 
 
-def render(transcript: Transcript, format: Format, words: bool) -> str:
-    """A transcript in a format; with `words`, a line for each word: start, end, confidence, text."""
+def render(transcript: Transcript, format: Format, words: bool, layout: SubtitleLayout | None) -> str:
+    """A transcript in a format, subtitles in a layout; with `words`, a line a word: start, end, confidence, text."""
     if not words:
-        return transcript.render(format)
+        return transcript.render(format, layout)
     return "".join(
         f"{word.start:8.2f} {word.end:8.2f}  {word.confidence:4.2f}  {word.text}\n" for word in transcript.words
     )

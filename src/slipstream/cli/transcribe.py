@@ -53,6 +53,20 @@ def transcribe(
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write a file for each input into this folder.")
     ] = None,
     words: Annotated[bool, typer.Option("--words", help="With txt: a line for each word, with its times.")] = False,
+    max_line_width: Annotated[
+        int | None,
+        typer.Option("--max-line-width", "--max_line_width", min=2, help="Subtitles: columns of a line. Default: 42."),
+    ] = None,
+    max_line_count: Annotated[
+        int | None,
+        typer.Option("--max-line-count", "--max_line_count", min=1, help="Subtitles: lines of a cue. Default: 2."),
+    ] = None,
+    max_words: Annotated[
+        int | None,
+        typer.Option(
+            "--max-words", "--max_words_per_line", min=1, help="Subtitles: words of a cue. Default: as many as fit."
+        ),
+    ] = None,
     slots: Annotated[int, typer.Option("--slots", min=1, help="How many files to hear at once.")] = 1,
     channels: Annotated[
         Literal["mix", "separate"], typer.Option("--channels", help="Mix the channels, or transcribe each by itself.")
@@ -74,6 +88,11 @@ def transcribe(
     """Transcribe recordings: their words, with times."""
     if words and format != "txt":
         raise typer.BadParameter(f"only txt changes with it, not {format}", param_hint="--words")
+    asked = {"max_line_width": max_line_width, "max_line_count": max_line_count, "max_words": max_words}
+    layout = {name: value for name, value in asked.items() if value is not None}
+    if layout and format not in ("srt", "vtt"):
+        option = f"--{next(iter(layout)).replace('_', '-')}"
+        raise typer.BadParameter(f"only subtitles (srt, vtt) have it, not {format}", param_hint=option)
     if server and model != DEFAULT_MODEL:
         raise typer.BadParameter("a server has its own model", param_hint="--model")
     for option, value in (("--raw-rate", raw_rate), ("--raw-channels", raw_channels)):
@@ -85,6 +104,7 @@ def transcribe(
         raise typer.BadParameter("without -o there are no files to go on from", param_hint="--resume")
 
     from slipstream.audio import RawFormat
+    from slipstream.subtitles import SubtitleLayout
 
     rate, count = 24_000 if raw_rate is None else raw_rate, 1 if raw_channels is None else raw_channels
     raw_format = RawFormat(raw, rate, count) if raw else None
@@ -100,7 +120,7 @@ def transcribe(
             jobs = _left_to_do(jobs, output, format)
 
         def deliver(job: Job, heard: Heard) -> None:
-            text = render(heard.transcript, format, words)
+            text = render(heard.transcript, format, words, SubtitleLayout(**layout) if layout else None)
             if output:
                 write_file(job.output(output, format, partial=not heard.complete), text)
                 if heard.complete:
