@@ -5,9 +5,7 @@ An attack is one function in a module of this package:
     @attack
     def pings(target: Target) -> None:
         "Pings as fast as the socket takes them."
-        with target.websocket() as socket:
-            while target.running:
-                socket.sendall(frame(b"", PING) * 1000)
+        target.flood(frame(b"", PING) * 1000)
 
 It runs in a process of its own until `target.running` is false. It may raise `OSError`: an attacker whose connection is
 closed starts again, at most a hundred times a second. `python -m benchmarks.attacks NAME` measures it.
@@ -15,11 +13,14 @@ closed starts again, at most a hundred times a second. `python -m benchmarks.att
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Thread
 
 TEXT, BINARY, CLOSE, PING = 1, 2, 8, 9
 CONTINUATION = 0
@@ -65,6 +66,24 @@ class Target:
                 raise ConnectionResetError("the server closed the connection in the handshake")
             answer += data
         return connection
+
+    def flood(self, message: bytes, path: str = "/api/asr-streaming", connections: int = 1) -> None:
+        """Send frames over and over as fast as the server takes them, on several WebSockets; answers are discarded."""
+        with ThreadPoolExecutor(connections) as senders:
+            for result in [senders.submit(self._flood, message, path) for _ in range(connections)]:
+                result.result()
+
+    def _flood(self, message: bytes, path: str) -> None:
+        with self.websocket(path) as connection:
+            Thread(target=_discard, args=(connection,), daemon=True).start()
+            while self.running:
+                connection.sendall(message)
+
+
+def _discard(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while connection.recv(1 << 20):
+            pass
 
 
 Attack = Callable[[Target], None]

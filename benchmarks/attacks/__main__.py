@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,8 +108,8 @@ def row(name: str, outcome: Outcome) -> str:
 
 def measure(name: str, arguments: argparse.Namespace) -> Outcome:
     """Run one attack on a fresh server."""
-    with server(arguments) as (process, port, log), attacker(name, port, arguments.seconds) as start:
-        outcome = asyncio.run(observe(port, process.pid, start, arguments))
+    with server(arguments) as (process, port, log), attacker(name, port, arguments.seconds) as attacking:
+        outcome = asyncio.run(observe(port, process.pid, attacking, arguments))
         began = time.monotonic()
         process.terminate()
         process.wait(60)
@@ -118,7 +118,7 @@ def measure(name: str, arguments: argparse.Namespace) -> Outcome:
     return outcome
 
 
-async def observe(port: int, process: int, start: Callable[[], None], arguments: argparse.Namespace) -> Outcome:
+async def observe(port: int, process: int, attacking: subprocess.Popen[str], arguments: argparse.Namespace) -> Outcome:
     """Both phases, and what is left when all clients are gone."""
     clients = await connect(port, arguments.streams)
     sending = asyncio.create_task(send_in_real_time(clients))
@@ -126,8 +126,10 @@ async def observe(port: int, process: int, start: Callable[[], None], arguments:
     quiet = await phase(clients, port, arguments.seconds)
     before = resident_mib(process)
     Path(f"/proc/{process}/clear_refs").write_text("5")  # sets the peak (VmHWM) to the present size: proc(5)
-    start()
+    assert attacking.stdin is not None
+    print(file=attacking.stdin, flush=True)
     attacked = await phase(clients, port, arguments.seconds)
+    attacking.kill()
     sending.cancel()
     for client in clients:
         client.transport.abort()
@@ -136,14 +138,13 @@ async def observe(port: int, process: int, start: Callable[[], None], arguments:
 
 
 @contextlib.contextmanager
-def attacker(name: str, port: int, seconds: float) -> Iterator[Callable[[], None]]:
-    """A process that attacks for so long once the function is called; it has loaded its code by then."""
+def attacker(name: str, port: int, seconds: float) -> Iterator[subprocess.Popen[str]]:
+    """A process that attacks for so long once it is sent a line; it has loaded its code by then."""
     command = ["nice", "-n", "19", sys.executable, "-m", "benchmarks.attacks", name]
     command += ["--attack-port", str(port), "--seconds", str(seconds)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
         try:
-            yield lambda: print(file=process.stdin, flush=True)
+            yield process
         finally:
             process.kill()
 

@@ -107,7 +107,7 @@ def test_telephone_audio_is_resampled() -> None:
 def test_a_wrong_format_is_refused_before_the_socket_opens() -> None:
     with (
         serving() as running,
-        pytest.raises(ServerError, match="refused with 400: sample_rate=5") as refused,
+        pytest.raises(ServerError, match="refused with 400: sample_rate=5: expected at least 4000 Hz") as refused,
         open_stream(running.http, sample_rate=5),
     ):
         pass

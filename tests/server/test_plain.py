@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -11,7 +13,17 @@ from hypothesis import strategies as st
 
 from slipstream.audio import RawFormat
 from slipstream.server.plain import PlainWire, parse_format
-from slipstream.server.protocol import Audio, CloseCode, Command, Finish, Marker, ProtocolError, Restart, StreamInfo
+from slipstream.server.protocol import (
+    PIECE_SAMPLES,
+    Audio,
+    CloseCode,
+    Command,
+    Finish,
+    Marker,
+    ProtocolError,
+    Restart,
+    StreamInfo,
+)
 from slipstream.types import EndOfTurn, Final, Flushed, MarkerReached, OpenWord, PartialWord, Ready, Step, Turn, Word
 
 INFO = StreamInfo(model="tiny", delay_seconds=0.5, frame_seconds=0.08)
@@ -21,7 +33,7 @@ def wire(encoding: str = "pcm_s16le", rate: int = 24_000) -> PlainWire:
     return PlainWire(parse_format({"encoding": encoding, "sample_rate": str(rate)}), INFO, "7f")
 
 
-def heard(commands: list[Command]) -> list[float]:
+def heard(commands: Iterable[Command]) -> list[float]:
     audio = [command.pcm_S for command in commands if isinstance(command, Audio)]
     return list(np.concatenate([np.zeros(0), *audio]))
 
@@ -29,24 +41,25 @@ def heard(commands: list[Command]) -> list[float]:
 def test_pcm_may_be_cut_inside_a_sample() -> None:
     data = np.array([0, 16384, -32768], "<i2").tobytes()
     stream = wire()
-    assert heard([command for byte in data for command in stream.decode(bytes([byte]))]) == [0.0, 0.5, -1.0]
+    assert heard(command for byte in data for command in stream.decode(bytes([byte]))) == [0.0, 0.5, -1.0]
 
 
 def test_a_flush_brings_what_the_resampler_holds() -> None:
     stream = wire("mulaw", 8_000)
     before = heard(stream.decode(b"\xff" * 4_000))
-    commands = stream.decode('{"type": "flush", "id": 5}')
+    commands = list(stream.decode('{"type": "flush", "id": 5}'))
     assert len(before) + len(heard(commands)) == 12_000
     assert commands[-1] == Marker(5)
-    assert len(heard(stream.decode(b"\xff" * 4_000) + stream.decode('{"type": "close"}'))) == 12_000
+    again = [*stream.decode(b"\xff" * 4_000), *stream.decode('{"type": "close"}')]
+    assert len(heard(again)) == 12_000
 
 
 def test_controls() -> None:
-    assert isinstance(wire().decode('{"type": "close"}')[-1], Finish)
-    assert wire().decode('{"type": "flush"}')[-1] == Marker(0)
+    assert list(wire().decode('{"type": "close"}')) == [Finish()]
+    assert list(wire().decode('{"type": "flush"}')) == [Marker(0)]
     stream = wire()
-    stream.decode(b"\1")
-    assert stream.decode('{"type": "restart"}') == [Restart()]
+    list(stream.decode(b"\1"))
+    assert list(stream.decode('{"type": "restart"}')) == [Restart()]
     assert heard(stream.decode(b"\0\x40")) == [0.5]  # the half sample before the restart is forgotten
 
 
@@ -91,7 +104,10 @@ def test_format_defaults() -> None:
         ({"sample_rate": "fast"}, "sample_rate='fast'"),
         ({"sample_rate": "-8000"}, "sample_rate='-8000'"),
         ({"sample_rate": "٣"}, "sample_rate"),
-        ({"sample_rate": "0"}, "between 1000 and 768000"),
+        ({"sample_rate": "0"}, "sample_rate=0: expected at least 4000 Hz"),
+        ({"sample_rate": "1000"}, "sample_rate=1000: expected at least 4000 Hz"),
+        ({"sample_rate": "3999"}, "sample_rate=3999: expected at least 4000 Hz"),
+        ({"sample_rate": "800000"}, "between 1000 and 768000"),
         ({"sample_rate": "9" * 400}, "sample_rate"),
         ({"channels": "0"}, "expected 1 to 8"),
         ({"channels": "9"}, "expected 1 to 8"),
@@ -110,6 +126,7 @@ def test_a_wrong_format_is_named(query: dict[str, str], says: str) -> None:
         ("[]", "not list"),
         ("{}", "unknown type None"),
         ('{"type": "stop"}', "unknown type 'stop'"),
+        ('{"type": "restart", "x": [[]]}', "unknown key 'x'"),
         ('{"type": "flush", "id": "a"}', "64 bits"),
         ('{"type": "flush", "id": 9223372036854775808}', "64 bits"),
         ('{"type": "flush", "id": ' + "9" * 5000 + "}", "not a JSON message"),
@@ -119,7 +136,17 @@ def test_a_wrong_format_is_named(query: dict[str, str], says: str) -> None:
 )
 def test_errors_say_what_was_wrong(message: bytes | str, says: str) -> None:
     with pytest.raises(ProtocolError, match=says):
-        wire("pcm_f32le").decode(message)
+        list(wire("pcm_f32le").decode(message))
+
+
+@pytest.mark.parametrize("channels", ["1", "8"])
+@pytest.mark.parametrize("rate", ["4000", "24000", "768000"])
+def test_a_long_message_is_decoded_in_pieces(rate: str, channels: str) -> None:
+    stream = PlainWire(parse_format({"encoding": "mulaw", "sample_rate": rate, "channels": channels}), INFO)
+    pieces = stream.decode(b"\xff" * (4 << 20))
+    sizes = [len(piece.pcm_S) for piece in islice(pieces, 20) if isinstance(piece, Audio)]
+    assert len(sizes) == 20
+    assert max(sizes) <= PIECE_SAMPLES + 2400  # what the resampler held back
 
 
 JSON = st.recursive(
@@ -142,6 +169,6 @@ def test_any_messages_are_commands_or_a_clean_error(encoding: str, rate: int, me
     stream = wire(encoding, rate)
     for message in messages:
         try:
-            stream.decode(message)
+            list(stream.decode(message))
         except ProtocolError:
             return

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from slipstream.server.fair import RoundRobin
 from slipstream.server.limits import Limits
 from slipstream.server.protocol import Close, CloseCode
 
@@ -34,7 +35,10 @@ class Member(Protocol):
 
 
 class Hub:
-    """Wakes the event loop once for all sessions of a step, keeps the time of all connections, and drains them."""
+    """Wakes the event loop once for all sessions of a step, keeps the time of all connections, and drains them.
+
+    `turns`: where a connection waits that has more to do than it may do at once.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -42,6 +46,7 @@ class Hub:
         self._woken: deque[Member] = deque()
         self._scheduled = False
         self.draining = False
+        self.turns = RoundRobin()
 
     def __len__(self) -> int:
         return len(self._members)

@@ -7,13 +7,13 @@ what the Rust server writes: fields in its order, times as float64, `prs` as flo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgpack
-import numpy as np
 
 from slipstream.server.ogg import OggOpusDecoder
+from slipstream.server.packed import octets, parse, samples
 from slipstream.server.protocol import (
     Audio,
     CloseCode,
@@ -24,7 +24,7 @@ from slipstream.server.protocol import (
     Restart,
     check_audio,
 )
-from slipstream.types import Event, FloatArray, MarkerReached, OpenWord, Ready, Step, Word
+from slipstream.types import Event, MarkerReached, OpenWord, Ready, Step, Word
 
 
 class KyutaiWire:
@@ -36,26 +36,27 @@ class KyutaiWire:
         self._opus: OggOpusDecoder | None = None
         self._open: OpenWord | None = None
 
-    def decode(self, message: Message) -> list[Command]:
-        """Give the commands a message means. Raises `ProtocolError` for all that are not of the protocol."""
+    def decode(self, message: Message) -> Iterator[Command]:
+        """Give the commands of a message, as `Wire.decode`."""
         if isinstance(message, str):  # which the reference ignores
-            return []
-        pcm_S = _float32_audio(message)
-        if pcm_S is not None:
-            return [Audio(check_audio(pcm_S))]
-        fields = _unpack(message)
-        kind = fields.get("type")
+            return
+        kind, value = parse(message, _KEY_OF)
         if kind == "Audio":
-            return [Audio(check_audio(_samples(fields.get("pcm"))))]
-        if kind == "OggOpus":
+            for piece_S in samples(value):
+                yield Audio(check_audio(piece_S))
+        elif kind == "OggOpus":
             self._opus = self._opus or OggOpusDecoder()
-            return [Audio(self._opus.push(_bytes(fields.get("data"))))]
-        if kind == "Marker":
-            return [*self._lagging_audio(), Marker(_int64(fields.get("id")))]
-        if kind == "Init":
+            for piece in octets(value):
+                for piece_S in self._opus.push(piece):
+                    yield Audio(piece_S)
+        elif kind == "Marker":
+            marker = Marker(_int64(value))
+            if self._opus is not None:
+                yield Audio(self._opus.flush())
+            yield marker
+        else:
             self._opus = None
-            return [Restart()]
-        raise ProtocolError(f"unknown type {kind!r:.40}: expected Init, Audio, OggOpus or Marker")
+            yield Restart()
 
     def encode(self, event: Event) -> bytes | None:
         """Give the message that tells an event; None for partial words, turns and what else this dialect cannot say."""
@@ -86,9 +87,6 @@ class KyutaiWire:
         sent = self._open.text if self._open and self._open.start == opened.start else ""
         self._open = opened
         return word(opened.text.removeprefix(sent), opened.start)
-
-    def _lagging_audio(self) -> list[Command]:
-        return [Audio(self._opus.flush())] if self._opus else []
 
 
 def ready() -> bytes:
@@ -123,20 +121,12 @@ def error(message: str) -> bytes:
 
 # -------------------------------------------------------------------------------------------------------------- details
 
-_FLOAT32 = b"\xca"
 _STEP = b"\x84\xa4type\xa4Step\xa8step_idx"
 _PRS = b"\xa3prs"
 _BUFFERED_PCM = b"\xacbuffered_pcm"
 _SINGLE = msgpack.Packer(use_single_float=True)
 
-_AUDIO = b"\x82\xa4type\xa5Audio\xa3pcm"
-_TAGGED_FLOAT = np.dtype([("tag", "u1"), ("value", ">f4")])
-_ARRAY16, _ARRAY32 = 0xDC, 0xDD
-
-_MAX_KEYS = 8  # the largest message has two
-# Lists that are not read in place cost 0.1 us an element, in which every other stream waits.
-_MAX_SAMPLES = 480_000
-_MAX_LISTED_BYTES = 65_536
+_KEY_OF = {"Init": None, "Audio": "pcm", "OggOpus": "data", "Marker": "id"}
 
 
 def _pack(value: Any) -> bytes:
@@ -147,59 +137,6 @@ def _pack(value: Any) -> bytes:
 def _pack_single(values: list[float]) -> bytes:
     packed: bytes = _SINGLE.pack(values)
     return packed
-
-
-def _float32_audio(data: bytes) -> FloatArray | None:
-    """The samples of an `Audio` message as Kyutai's clients write it, or None for any other.
-
-    Reads the array of float32 in place: 4 us for a frame, where unpacking makes 1920 Python floats in 110 us.
-    """
-    if not data.startswith(_AUDIO) or len(data) < len(_AUDIO) + 1:
-        return None
-    size = {_ARRAY16: 2, _ARRAY32: 4}.get(data[len(_AUDIO)])
-    if size is None:
-        return None
-    start = len(_AUDIO) + 1 + size
-    length = int.from_bytes(data[len(_AUDIO) + 1 : start], "big")
-    # As bytes, since a comparison of numpy's costs four times as much.
-    if len(data) != start + 5 * length or data[start::5] != _FLOAT32 * length:
-        return None
-    return np.frombuffer(data, _TAGGED_FLOAT, offset=start)["value"].astype(np.float32)
-
-
-def _unpack(data: bytes) -> dict[str, Any]:
-    try:
-        message = msgpack.unpackb(data, max_array_len=_MAX_SAMPLES, max_map_len=_MAX_KEYS, max_ext_len=0)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise ProtocolError(f"not a msgpack message: {str(error) or type(error).__name__}") from error
-    if not isinstance(message, dict):
-        raise ProtocolError(f"a message is a msgpack map with a type, not {type(message).__name__}")
-    return message
-
-
-def _samples(pcm: Any) -> FloatArray:
-    if isinstance(pcm, bytes):
-        if len(pcm) % 4:
-            raise ProtocolError(f"binary pcm is float32, 4 bytes a sample: {len(pcm)} bytes do not divide")
-        return np.frombuffer(pcm, "<f4").astype(np.float32)
-    if not isinstance(pcm, list):
-        raise ProtocolError(f"pcm is a list of floats or binary float32, not {type(pcm).__name__}")
-    if not all(type(sample) in (float, int) for sample in pcm):
-        raise ProtocolError("pcm holds something that is not a number")
-    # An integer beyond float64 cannot come out of msgpack, one beyond float32 becomes infinite: no audio either.
-    with np.errstate(over="ignore"):
-        return np.array(pcm, np.float64).astype(np.float32)
-
-
-def _bytes(data: Any) -> bytes:
-    """`data` as binary, or as the list of bytes that the reference's own clients write."""
-    if isinstance(data, bytes):
-        return data
-    if not isinstance(data, list) or len(data) > _MAX_LISTED_BYTES:
-        raise ProtocolError(f"data is binary, or a list of at most {_MAX_LISTED_BYTES} bytes")
-    if not all(type(byte) is int and 0 <= byte <= 255 for byte in data):
-        raise ProtocolError("data holds something that is not a byte")
-    return bytes(data)
 
 
 def _int64(id: Any) -> int:

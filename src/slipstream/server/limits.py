@@ -9,10 +9,12 @@ from dataclasses import dataclass
 class Limits:
     """The bounds on a connection. Times in seconds.
 
-    Over `message_bytes` and `idle_seconds` a connection is closed. At `session_seconds` its stream is finished, then
-    closed. Over `buffered_seconds` of audio or `messages_per_second` the server stops reading from it, so that the
-    client waits: nothing is lost. `droppable_messages` and `unsent_messages` bound what a slow reader leaves unread:
-    above the first, `Step` and partial words are left out; above the second, it is closed.
+    Over `message_bytes`, `text_bytes` (of a text message), `message_fragments` and `idle_seconds` a connection is
+    closed. At `session_seconds` its stream is finished, then closed. Over `buffered_seconds` of audio,
+    `bytes_per_second`, `messages_per_second` (fragments, pings and pongs count as messages), `restarts_per_second` or
+    `pending_markers` the server stops reading from it, so that the client waits: nothing is lost. `droppable_messages`
+    and `unsent_messages` bound what a slow reader leaves unread: above the first, `Step` and partial words are left
+    out; above the second, it is closed.
 
     An upload has at most `upload_bytes`, and `upload_seconds` of audio; the gaps between its timestamps, which become
     silence, add up to at most `upload_gap_seconds`. `uploads` are served at once.
@@ -27,7 +29,12 @@ class Limits:
     upload_seconds: float = 4 * 3600.0
     upload_gap_seconds: float = 600.0
     uploads: int = 4
+    text_bytes: int = 4096
+    message_fragments: int = 1024
+    bytes_per_second: float = float(8 << 20)
     messages_per_second: float = 1000.0
+    restarts_per_second: float = 1.0
+    pending_markers: int = 1000
     buffered_seconds: float = 30.0
     idle_seconds: float = 120.0
     session_seconds: float = 4 * 3600.0
@@ -44,13 +51,17 @@ class Limits:
 
 
 class Pace:
-    """A token bucket: how long to wait so that events keep to `rate` a second, with a second's worth at once."""
+    """A token bucket: how long to wait so that amounts keep to `rate` a second, with `burst` at once.
 
-    def __init__(self, rate: float, now: float) -> None:
-        self._rate, self._tokens, self._last = rate, rate, now
+    `burst`: by default a second's worth, at least 1.
+    """
 
-    def delay(self, now: float) -> float:
-        """Count one event at `now` (seconds of a monotonic clock). Returns the seconds to wait before the next."""
-        self._tokens = min(self._rate, self._tokens + (now - self._last) * self._rate) - 1.0
+    def __init__(self, rate: float, now: float, burst: float | None = None) -> None:
+        self._rate, self._full = rate, max(rate, 1.0) if burst is None else burst
+        self._tokens, self._last = self._full, now
+
+    def delay(self, now: float, amount: float = 1.0) -> float:
+        """Count an amount at `now` (seconds of a monotonic clock). Returns the seconds to wait before the next."""
+        self._tokens = min(self._full, self._tokens + (now - self._last) * self._rate) - amount
         self._last = now
         return max(0.0, -self._tokens / self._rate)

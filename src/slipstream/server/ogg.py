@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slipstream.audio import Resampler
-from slipstream.server.protocol import ProtocolError
+from slipstream.audio import SAMPLE_RATE, Resampler
+from slipstream.server.protocol import PIECE_SAMPLES, ProtocolError
 from slipstream.types import FloatArray
 
 if TYPE_CHECKING:
     from av.audio.codeccontext import AudioCodecContext
 
 OPUS_RATE = 48_000
+_PIECE_SAMPLES = PIECE_SAMPLES * OPUS_RATE // SAMPLE_RATE
+_PIECE_COST = 20
+"""Packets and pages to decode before others have a turn, and what a new decoder counts as."""
 MAX_PACKET_BYTES = 61_440
 """The largest packet a decoder need accept (RFC 7845, section 6)."""
 
@@ -34,22 +37,39 @@ class OggOpusDecoder:
         self._codec: AudioCodecContext | None = None
         self._resampler = Resampler(OPUS_RATE)
 
-    def push(self, data: bytes) -> FloatArray:
-        """Take bytes, give the samples `[S]` they complete; the rest lags by up to 0.1 s."""
-        decoded = [np.zeros((1, 0), np.float32)]
+    def push(self, data: bytes) -> Iterator[FloatArray]:
+        """Take bytes, give the samples they complete in pieces `[S]`, some of them empty; the rest lags by up to 0.1 s.
+
+        One byte may hold 60 ms of audio, and 27 an empty page: a piece ends by its samples, or by what it cost.
+        """
+        decoded: list[FloatArray] = []
+        samples = cost = 0
         for packet, starts_stream in self._packets.push(data):
-            if starts_stream:
+            cost += 1
+            if packet is None:
+                pass
+            elif starts_stream:
                 self._codec = _opus_codec(packet)
+                cost += _PIECE_COST
             elif packet[:8] != b"OpusTags":
-                decoded += self._decode(packet)
-        mono_S: FloatArray = self._resampler.push(np.concatenate(decoded, axis=1))[0]
-        return mono_S
+                frames = self._decode(packet)
+                decoded += frames
+                samples += sum(frame.shape[1] for frame in frames)
+            if cost >= _PIECE_COST or samples >= _PIECE_SAMPLES:
+                yield self._resampled(decoded)
+                decoded, samples, cost = [], 0, 0
+        yield self._resampled(decoded)
 
     def flush(self) -> FloatArray:
         """Give the samples `[S]` that lag; the stream may go on."""
         rest_S: FloatArray = self._resampler.flush()[0]
         self._resampler = Resampler(OPUS_RATE)
         return rest_S
+
+    def _resampled(self, decoded: list[FloatArray]) -> FloatArray:
+        nothing = np.zeros((1, 0), np.float32)
+        mono_S: FloatArray = self._resampler.push(np.concatenate([nothing, *decoded], axis=1))[0]
+        return mono_S
 
     def _decode(self, packet: bytes) -> list[FloatArray]:
         import av
@@ -70,8 +90,8 @@ class OggPackets:
         self._bytes = bytearray()
         self._packet = bytearray()
 
-    def push(self, data: bytes) -> Iterator[tuple[bytes, bool]]:
-        """Take bytes, yield the packets they complete, each with whether it opens a logical stream.
+    def push(self, data: bytes) -> Iterator[tuple[bytes | None, bool]]:
+        """Take bytes, yield the packets they complete, each with whether it opens a logical stream; None ends a page.
 
         Raises `ProtocolError` where a page does not begin, or a packet is too long.
         """
@@ -88,6 +108,7 @@ class OggPackets:
                     yield bytes(self._packet), begins
                     self._packet.clear()
                     begins = False
+            yield None, False
 
     def _next_page(self) -> tuple[bool, bytes, bytes] | None:
         """Whether it begins a stream, its lacing values and its body; None until all of it has come."""

@@ -8,12 +8,13 @@ In: audio as the address declares it (`?encoding=pcm_s16le&sample_rate=16000`), 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from slipstream.audio import Encoding, PcmDecoder, RawFormat, Resampler, mix
+from slipstream.audio import SAMPLE_RATE, Encoding, PcmDecoder, RawFormat, Resampler, mix
 from slipstream.errors import AudioError
 from slipstream.server.protocol import (
+    PIECE_SAMPLES,
     Audio,
     CloseCode,
     Command,
@@ -29,7 +30,6 @@ from slipstream.types import (
     EndOfTurn,
     Event,
     Final,
-    FloatArray,
     MarkerReached,
     OpenWord,
     PartialWord,
@@ -50,21 +50,30 @@ class PlainWire:
 
     def __init__(self, format: RawFormat, info: StreamInfo, id: str = "") -> None:
         self._format, self._info, self._id = format, info, id
+        piece_frames = format.sample_rate * PIECE_SAMPLES // SAMPLE_RATE
+        self._piece_bytes = min(piece_frames * format.channels * format.sample_bytes, _PIECE_BYTES)
         self._restart()
 
-    def decode(self, message: Message) -> list[Command]:
-        """Give the commands a message means. Raises `ProtocolError` for all that are not of the protocol."""
+    def decode(self, message: Message) -> Iterator[Command]:
+        """Give the commands of a message, as `Wire.decode`."""
         if isinstance(message, bytes):
-            return [Audio(_mono(self._resampler.push(mix(self._samples(message)))))]
+            for start in range(0, len(message), self._piece_bytes):
+                self._lags = True
+                samples_CS = self._pcm.push(message[start : start + self._piece_bytes])
+                check_audio(samples_CS.reshape(-1))
+                yield Audio(self._resampler.push(mix(samples_CS))[0])
+            return
         kind, id = _control(message)
-        if kind == "flush":
-            return [Audio(self._lagging_audio()), Marker(id)]
-        if kind == "close":
-            return [Audio(self._lagging_audio()), Finish()]
         if kind == "restart":
             self._restart()
-            return [Restart()]
-        raise ProtocolError(f"unknown type {kind!r:.40}: expected flush, restart or close")
+            yield Restart()
+            return
+        if kind not in ("flush", "close"):
+            raise ProtocolError(f"unknown type {kind!r:.40}: expected flush, restart or close")
+        if self._lags:
+            yield Audio(self._resampler.flush()[0])
+            self._new_resampler()
+        yield Marker(id) if kind == "flush" else Finish()
 
     def encode(self, event: Event) -> str | None:
         """Give the message that tells an event; None for the one that has none (`Flushed`)."""
@@ -98,16 +107,11 @@ class PlainWire:
 
     def _restart(self) -> None:
         self._pcm = PcmDecoder(self._format)
+        self._new_resampler()
+
+    def _new_resampler(self) -> None:
         self._resampler = Resampler(self._format.sample_rate)
-
-    def _samples(self, data: bytes) -> FloatArray:
-        samples_CS = self._pcm.push(data)
-        check_audio(samples_CS.reshape(-1))
-        return samples_CS
-
-    def _lagging_audio(self) -> FloatArray:
-        rest_CS, self._resampler = self._resampler.flush(), Resampler(self._format.sample_rate)
-        return _mono(rest_CS)
+        self._lags = False  # whether it holds audio back
 
 
 def parse_format(query: Mapping[str, str]) -> RawFormat:
@@ -123,6 +127,8 @@ def parse_format(query: Mapping[str, str]) -> RawFormat:
         numbers[name] = int(text)
     if not 1 <= numbers["channels"] <= MAX_CHANNELS:
         raise ProtocolError(f"channels={numbers['channels']}: expected 1 to {MAX_CHANNELS}")
+    if numbers["sample_rate"] < LOWEST_RATE:
+        raise ProtocolError(f"sample_rate={numbers['sample_rate']}: expected at least {LOWEST_RATE} Hz")
     try:
         return RawFormat(encoding, numbers["sample_rate"], numbers["channels"])
     except AudioError as error:
@@ -130,15 +136,13 @@ def parse_format(query: Mapping[str, str]) -> RawFormat:
 
 
 MAX_CHANNELS = 8
+LOWEST_RATE = 4_000
+"""Below it, speech cannot be recognised, and a byte would stand for more than 6 samples at the model's rate."""
+_PIECE_BYTES = 1 << 16
 
 
 def _json(type: str, **fields: Any) -> str:
     return json.dumps({"type": type, **fields}, ensure_ascii=False, separators=(",", ":"))
-
-
-def _mono(audio_CS: FloatArray) -> FloatArray:
-    mono_S: FloatArray = audio_CS[0]
-    return mono_S
 
 
 def _control(text: str) -> tuple[Any, int]:
@@ -148,6 +152,8 @@ def _control(text: str) -> tuple[Any, int]:
         raise ProtocolError(f"not a JSON message: {error}") from error
     if not isinstance(message, dict):
         raise ProtocolError(f"a control message is a JSON object with a type, not {type(message).__name__}")
+    if unknown := message.keys() - {"type", "id"}:
+        raise ProtocolError(f"unknown key {unknown.pop()!r:.40}: expected type or id")
     id = message.get("id", 0)
     if type(id) is not int or not -(2**63) <= id < 2**63:
         raise ProtocolError(f"id is an integer of 64 bits, not {id!r:.40}")

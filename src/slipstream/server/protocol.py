@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol, TypeAlias
@@ -13,6 +14,9 @@ from slipstream.types import Event, FloatArray
 
 LOUDEST = 100.0
 """Float audio has full scale 1. Decoders overshoot it a little; integers sent as floats reach thousands."""
+
+PIECE_SAMPLES = 6_000
+"""How much audio is decoded at a time: 0.25 s."""
 
 
 class CloseCode(IntEnum):
@@ -91,8 +95,13 @@ class Wire(Protocol):
         """Events that a slow reader may miss: the next of their kind makes up for them."""
         ...
 
-    def decode(self, message: Message) -> list[Command]:
-        """Give the commands a client's message means. Raises `ProtocolError`."""
+    def decode(self, message: Message) -> Iterator[Command]:
+        """Give the commands of a client's message, lazily: audio in pieces of at most about `PIECE_SAMPLES`.
+
+        Between two commands little is computed (about 0.3 ms), however much audio a message holds, so that other
+        connections can be served in between. A command may be empty audio.
+        Raises `ProtocolError`, possibly after the first commands.
+        """
         ...
 
     def encode(self, event: Event) -> Message | None:

@@ -201,7 +201,8 @@ class Server(uvicorn.Server):
 
     def _new_websocket(self, scope: dict[str, Any], lost: Callable[[], None]) -> WebSocket:
         limits, connections = self._service.limits, self.server_state.connections
-        return WebSocket(self._streams.accept, limits.message_bytes, scope, cast(set[Any], connections), lost)
+        turns = self._hub.turns
+        return WebSocket(self._streams.accept, limits, turns, scope, cast(set[Any], connections), lost)
 
     def _refuse_connection(self, reason: str, address: str) -> None:
         self._service.metrics.refuse(503, reason, Client(address=address))

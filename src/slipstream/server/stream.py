@@ -6,8 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from slipstream.engine.engine import Engine, LiveSession
@@ -15,6 +14,7 @@ from slipstream.engine.session import SessionOptions
 from slipstream.errors import AudioError, Overloaded, SessionClosed, SlipstreamError
 from slipstream.server.access import Client
 from slipstream.server.connection import Connection, Phase, Signal
+from slipstream.server.fair import TURN_SECONDS
 from slipstream.server.hub import Hub
 from slipstream.server.limits import Limits, Pace
 from slipstream.server.metrics import Metrics
@@ -32,7 +32,7 @@ from slipstream.server.protocol import (
     Wire,
 )
 from slipstream.server.websocket import WebSocket
-from slipstream.types import Event, Final, Flushed, Ready, Recovered, Step, Word
+from slipstream.types import Event, Final, Flushed, MarkerReached, Ready, Recovered, Step, Word
 
 INTERNAL_ERROR = "the server failed; try again"
 PING_SECONDS = 10.0
@@ -46,10 +46,11 @@ logger = logging.getLogger(__name__)
 class LiveStream:
     """Runs one accepted WebSocket from its first message to its close, on calls from the socket and from the hub.
 
-    A message is decoded and given to the session where it is read; what the session tells is encoded and written where
-    it is delivered. `queue_seconds`: how long to wait for a slot, 0 for not at all. `flush_after_silence`: after how
-    many seconds without voice, or without audio, the text is flushed; 0 for never. `client`: for the log. `over` is
-    called once, when the connection has ended.
+    A message is decoded lazily, as far as the session has room for its audio. What fits in one turn is decoded where it
+    is read; the rest in turn with other connections, and the socket is paused until then. What the session tells is
+    encoded and written where it is delivered. `queue_seconds`: how long to wait for a slot, 0 for not at all.
+    `flush_after_silence`: after how many seconds without voice, or without audio, the text is flushed; 0 for never.
+    `client`: for the log. `over` is called once, when the connection has ended.
     """
 
     def __init__(
@@ -81,9 +82,11 @@ class LiveStream:
         self._outbox = Outbox(socket, limits)
         self._close = Close(CloseCode.NORMAL)
         self._began = self._last_message = self._last_ping = time.monotonic()
-        self._pace = Pace(limits.messages_per_second, self._began)
-        self._too_fast = False
-        self._commands: deque[Command] = deque()
+        self._restart_pace = Pace(limits.restarts_per_second, self._began, _RESTARTS_AT_ONCE)
+        self._commands: Iterator[Command] | None = None  # of the message that is being worked on
+        self._unfinished: Command | None = None
+        self._full = self._too_fast = False
+        self._pending_markers = 0
         self._place_told = 0
         self._frames_heard = 0
         self._words = 0
@@ -108,20 +111,16 @@ class LiveStream:
             self._hub.join(self)
 
     def receive(self, message: Message) -> None:
-        """Do what a message asks, as far as there is room for it."""
+        """Do what a message asks; if that takes more than a turn, or room that there is not, read no further yet."""
         if self._connection.ended:
             return
-        now = self._last_message = time.monotonic()
-        if delay := self._pace.delay(now):
-            self._too_fast = True
+        self._last_message = time.monotonic()
+        self._commands = self._wire.decode(message)
+        if self.work(time.perf_counter() + TURN_SECONDS):
+            self._hub.turns.add(self)
+        if self._commands is not None or self._too_fast:
+            self._last_message = math.inf  # it is the server that keeps the client waiting
             self._socket.pause()
-            asyncio.get_running_loop().call_later(delay, self._slowed_down)
-        try:
-            self._commands.extend(self._wire.decode(message))
-        except Exception as error:
-            self._fail(error)
-        else:
-            self._obey()
 
     def writable(self) -> None:
         """The client reads again."""
@@ -152,8 +151,9 @@ class LiveStream:
             if self._outbox.overflowed:
                 self._give_up()
                 return
-        if self._commands:
-            self._obey()
+        if self._full:
+            self._full = False
+            self._hub.turns.add(self)
 
     def sweep(self, now: float) -> None:
         """Look at the clock: time limits, the place in the queue, a ping."""
@@ -163,7 +163,7 @@ class LiveStream:
             self.end(Close(CloseCode.TIMED_OUT, f"nothing was received for {self._limits.idle_seconds:g} s"))
         elif now - self._began > self._limits.session_seconds:
             self.end(Close(CloseCode.TIMED_OUT, f"a stream lasts at most {self._limits.session_seconds:g} s"))
-        if self._flush_after_silence and now - self._last_audio > self._flush_after_silence and not self._commands:
+        if self._flush_after_silence and now - self._last_audio > self._flush_after_silence and self._commands is None:
             self._last_audio = math.inf
             self._flush()
         if now - self._last_ping > PING_SECONDS and not self._socket.congested:
@@ -176,7 +176,8 @@ class LiveStream:
             return  # it ends already
         self._connection.signal(Signal.DRAIN)
         self._close = close
-        self._obey()
+        self._drop_message()
+        self._read_on()
         try:
             self._session.finish()
         except Exception as error:
@@ -184,35 +185,46 @@ class LiveStream:
 
     # -------------------------------------------------------------------------------------------------- in detail
 
-    def _obey(self) -> None:
-        """Act on the commands, up to audio for which there is no room: then the client's own sending waits too."""
+    def work(self, until: float) -> bool:
+        """Act on the commands of the last message, up to one for which there is no room yet."""
         try:
-            while self._commands and self._session is not None:
-                command = self._commands.popleft()
-                rest = self._act(self._session, command) if self._connection.command(command) else None
-                if rest is not None:
-                    self._commands.appendleft(rest)
-                    self._last_message = math.inf  # it is the server that keeps the client waiting
-                    self._socket.pause()
-                    return
+            while self._commands is not None and self._session is not None:
+                command = self._unfinished or next(self._commands, None)
+                self._unfinished = None
+                if command is None:
+                    self._commands = None
+                    break
+                if self._connection.command(command):
+                    self._unfinished = self._act(self._session, command)
+                    self._full = self._unfinished is not None
+                    if self._full:
+                        return False
+                if time.perf_counter() > until:
+                    return True
         except SessionClosed:
-            self._commands.clear()  # it has ended in the meantime: `deliver` says why
+            self._drop_message()  # the session has ended in the meantime: `deliver` says why
         except Exception as error:
             self._fail(error)
-        if self._last_message == math.inf:
-            self._last_message = time.monotonic()
-            self._read_on()
+        self._read_on()
+        return False
 
-    def _act(self, session: LiveSession, command: Command) -> Audio | None:
-        """Do what a command asks; gives the audio for which there was no room."""
+    def _act(self, session: LiveSession, command: Command) -> Command | None:
+        """Do what a command asks. Returns what is left of it, for which there is no room."""
         if isinstance(command, Audio):
             taken = session.offer(command.pcm_S)
             self._last_audio = time.monotonic()
             return Audio(command.pcm_S[taken:]) if taken < len(command.pcm_S) else None
         if isinstance(command, Marker):
+            if self._pending_markers >= self._limits.pending_markers:
+                return command
+            self._pending_markers += 1
             session.mark(command.id)
         elif isinstance(command, Restart):
+            self._pending_markers = 0
             session.restart()
+            if delay := self._restart_pace.delay(time.monotonic()):
+                self._too_fast = True
+                asyncio.get_running_loop().call_later(delay, self._slowed_down)
         elif isinstance(command, Finish):
             session.finish()
         return None
@@ -227,8 +239,15 @@ class LiveStream:
         self._read_on()
 
     def _read_on(self) -> None:
-        if not self._too_fast and not self._commands and self._connection.phase is not Phase.CLOSED:
+        if self._last_message == math.inf:
+            self._last_message = time.monotonic()
+        if not self._too_fast and self._commands is None and self._connection.phase is not Phase.CLOSED:
             self._socket.resume()
+
+    def _drop_message(self) -> None:
+        self._commands = self._unfinished = None
+        self._full = False
+        self._hub.turns.remove(self)
 
     def _tell(self, event: Event) -> None:
         self._connection.event(event)
@@ -244,6 +263,8 @@ class LiveStream:
             self._metrics.flush_seconds.observe(event.seconds)
         elif isinstance(event, Recovered):
             self._metrics.recoveries.inc()
+        elif isinstance(event, MarkerReached):
+            self._pending_markers -= 1
         message = self._wire.encode(event)
         if message is not None:
             self._outbox.put(message, isinstance(event, self._wire.droppable))
@@ -274,9 +295,9 @@ class LiveStream:
         self._socket.cut_off_later()
 
     def _stop(self) -> None:
-        """Free the slot and heed no more messages."""
+        """Free the slot and act on no more messages."""
         self._connection.signal(Signal.END)
-        self._commands.clear()
+        self._drop_message()
         if self._session is not None:
             self._session.cancel()
 
@@ -309,3 +330,4 @@ _CODES: dict[type[Exception], CloseCode] = {
     Overloaded: CloseCode.TRY_LATER,
 }
 _REASON_BYTES = 123
+_RESTARTS_AT_ONCE = 5.0

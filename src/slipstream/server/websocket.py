@@ -6,20 +6,26 @@ The protocol itself (RFC 6455) is the websockets library's; here it meets the tr
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, cast
 
 from starlette.requests import HTTPConnection
 from websockets.frames import CloseCode as StandardCode
 from websockets.frames import Frame, Opcode
-from websockets.http11 import Request, Response
+from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from slipstream.server.access import ID_HEADER, Refused
+from slipstream.server.fair import TURN_SECONDS, RoundRobin
+from slipstream.server.frames import FrameCutter, FrameHead, FramePart
+from slipstream.server.limits import Limits, Pace
 from slipstream.server.protocol import Close, CloseCode, Message
 
+DIRECT_SHARE = 0.01
+"""How much of the event loop's time a connection may take when its data arrive. Beyond it, it is served in turn. A
+stream in real time takes a tenth of that."""
 CLOSE_SECONDS = 5.0
 """How long a client has to read the last messages and answer the close, before the connection is cut."""
 
@@ -51,9 +57,13 @@ Accept: TypeAlias = Callable[[HTTPConnection, "WebSocket"], Listener]
 class WebSocket(asyncio.Protocol):
     """One connection, which uvicorn hands over at its upgrade request.
 
+    Bytes and frames are counted as they arrive, and frames are parsed one at a time, as far as the limits and the other
+    connections allow. Meanwhile no more is read, so that the client waits.
+
     Args:
         accept: Makes the listener.
-        max_size: Of a message, in bytes.
+        limits: The bounds on the connection.
+        turns: Where a connection waits that has more to do than it may do at once.
         scope: The upgrade request as ASGI has it, with the request's ID as `id`.
         connections: Where uvicorn keeps those it must see closed before it stops; it calls `shutdown` on each.
         lost: Called when the connection is over.
@@ -62,22 +72,30 @@ class WebSocket(asyncio.Protocol):
     def __init__(
         self,
         accept: Accept,
-        max_size: int,
+        limits: Limits,
+        turns: RoundRobin,
         scope: dict[str, Any],
         connections: set[Any],
         lost: Callable[[], None] = lambda: None,
     ) -> None:
         self._accept = accept
+        self._limits = limits
+        self._turns = turns
         self._scope = scope
         self._connections = connections
         self._lost = lost
-        self._protocol = ServerProtocol(max_size=max_size)
+        self._protocol = ServerProtocol(max_size=limits.message_bytes)
         self._transport: asyncio.Transport
         self._listener: Listener | None = None
+        self._frames = FrameCutter()
         self._fragments: list[bytes] = []
         self._fragments_are_text = False
-        self._messages: deque[Message] = deque()
+        self._pong: list[bytes] = []
+        now = time.monotonic()
+        self._byte_pace, self._frame_pace = Pace(limits.bytes_per_second, now), Pace(limits.messages_per_second, now)
+        self._direct_pace, self._direct_from = Pace(DIRECT_SHARE, now, burst=DIRECT_SHARE), now
         self._paused = False
+        self._pace_timer: asyncio.TimerHandle | None = None
         self._last_call: asyncio.TimerHandle | None = None
         self.congested = False
         """Whether the client reads too slowly: what is sent now would pile up here."""
@@ -113,16 +131,14 @@ class WebSocket(asyncio.Protocol):
             self._last_call = asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._transport.abort)
 
     def pause(self) -> None:
-        """Read no more, so that the client has to wait."""
+        """Give the listener no more messages, so that the client has to wait."""
         self._paused = True
-        self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Read on."""
-        self._paused = False
-        self._hand_over()
-        if not self._paused:
-            self._transport.resume_reading()
+        """Read on. Harmless if the socket is not paused."""
+        if self._paused:
+            self._paused = False
+            self._turns.add(self)
 
     @property
     def client_code(self) -> int:
@@ -143,20 +159,39 @@ class WebSocket(asyncio.Protocol):
         self._connections.add(self)
 
     def data_received(self, data: bytes) -> None:
-        self._protocol.receive_data(data)
-        for event in self._protocol.events_received():
-            self._take(event)
-        self._write()
-        self._hand_over()
-        if self._protocol.state is not State.OPEN:
-            close = None if self._protocol.close_rcvd else self._protocol.close_sent
-            self._end(close.code if close else None)
+        if self._protocol.state is State.CONNECTING:
+            self._feed(data)
+            return
+        now = time.monotonic()
+        self._keep_pace(self._byte_pace.delay(now, len(data)))
+        if not self._protocol.eof_sent:  # else what comes after a close is not even parsed
+            self._frames.push(data)
+        if self not in self._turns and (now < self._direct_from or self._work_directly(now)):
+            self._turns.add(self)
+        if (self._held or self in self._turns) and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def work(self, until: float) -> bool:
+        """Parse frames, as far as the limits and the listener allow."""
+        while not self._held and not self._transport.is_closing():
+            frame = None if self._protocol.eof_sent else self._frames.next()
+            if frame is None:
+                self._transport.resume_reading()
+                break
+            self._take(frame)
+            if time.perf_counter() > until:
+                self._send_pong()
+                return True
+        self._send_pong()
+        return False
 
     def connection_lost(self, error: Exception | None) -> None:
         self._connections.discard(self)
         self._lost()
-        if self._last_call is not None:
-            self._last_call.cancel()
+        self._turns.remove(self)
+        for timer in (self._last_call, self._pace_timer):
+            if timer is not None:
+                timer.cancel()
         self._end(None)
 
     def pause_writing(self) -> None:
@@ -173,23 +208,85 @@ class WebSocket(asyncio.Protocol):
 
     # ------------------------------------------------------------------------------------------------------ in detail
 
-    def _take(self, event: Request | Response | Frame) -> None:
-        if isinstance(event, Request):
-            self._open(event)
-        elif isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-            if event.opcode is not Opcode.CONT:
-                self._fragments_are_text = event.opcode is Opcode.TEXT
-            self._fragments.append(bytes(event.data))
-            if event.fin:
-                self._complete()
+    def _work_directly(self, now: float) -> bool:
+        """Take a turn at once. Returns whether there is more to do."""
+        began = time.thread_time()
+        more = self.work(time.perf_counter() + TURN_SECONDS)
+        self._direct_from = now + self._direct_pace.delay(now, time.thread_time() - began)
+        return more
+
+    @property
+    def _held(self) -> bool:
+        """Whether frames wait for the listener, or for the pace."""
+        return self._paused or self._pace_timer is not None
+
+    def _keep_pace(self, delay: float) -> None:
+        """Parse nothing for a while."""
+        if delay > 0 and self._pace_timer is None:
+            self._pace_timer = asyncio.get_running_loop().call_later(delay, self._go_on)
+
+    def _go_on(self) -> None:
+        self._pace_timer = None
+        self._turns.add(self)
+
+    def _take(self, frame: FramePart) -> None:
+        """Count a frame, or a part of one, and parse it."""
+        if frame.head is not None:
+            self._keep_pace(self._frame_pace.delay(time.monotonic()))
+            if self._protocol.state is State.OPEN and (close := self._refusal(frame.head)) is not None:
+                self._protocol.fail(*close)
+        pings = frame.head is not None and frame.head.opcode == Opcode.PING and self._protocol.state is State.OPEN
+        self._feed(frame.data, pings)
+
+    def _refusal(self, head: FrameHead) -> tuple[StandardCode, str] | None:
+        """Why a frame is not read, as a close code and a reason. Its size alone is checked by the protocol."""
+        if head.opcode >= Opcode.CLOSE:
+            return None
+        if head.opcode != Opcode.CONT:
+            self._fragments_are_text = head.opcode == Opcode.TEXT
+        most = self._limits.message_fragments
+        if len(self._fragments) >= most:
+            return StandardCode.POLICY_VIOLATION, f"a message has at most {most} fragments"
+        if head.opcode == Opcode.CONT and not head.fin and not head.length:
+            return StandardCode.POLICY_VIOLATION, "an empty fragment in the middle of a message"
+        size = head.length + (self._protocol.current_size or 0)
+        if self._fragments_are_text and size > self._limits.text_bytes:
+            return StandardCode.MESSAGE_TOO_BIG, f"a text message has at most {self._limits.text_bytes} bytes"
+        return None
+
+    def _feed(self, data: bytes, ping: bool = False) -> None:
+        """Parse bytes, which end at most one frame, and do what it says."""
+        self._protocol.receive_data(data)
+        if ping and self._protocol.state is State.OPEN:
+            # Only the latest of the pings that arrive together is answered (RFC 6455, section 5.5.3).
+            self._pong = self._protocol.data_to_send() or self._pong
+        for event in self._protocol.events_received():
+            if isinstance(event, Request):
+                self._open(event)
+            elif isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+                self._fragments.append(bytes(event.data))
+                if event.fin:
+                    self._complete()
+        self._write()
+        if self._protocol.state not in (State.OPEN, State.CONNECTING):
+            close = None if self._protocol.close_rcvd else self._protocol.close_sent
+            self._end(close.code if close else None)
+
+    def _send_pong(self) -> None:
+        pong, self._pong = self._pong, []
+        if pong and not self.congested and self._protocol.state is State.OPEN:
+            self._transport.write(b"".join(pong))
 
     def _complete(self) -> None:
         data = self._fragments[0] if len(self._fragments) == 1 else b"".join(self._fragments)
         self._fragments.clear()
         try:
-            self._messages.append(data.decode() if self._fragments_are_text else data)
+            message = data.decode() if self._fragments_are_text else data
         except UnicodeDecodeError as error:
             self._protocol.fail(StandardCode.INVALID_DATA, f"{error.reason} at position {error.start}")
+        else:
+            if self._listener is not None:  # else the client sends on after the end
+                self._listener.receive(message)
 
     def _open(self, request: Request) -> None:
         response = self._protocol.accept(request)
@@ -204,12 +301,6 @@ class WebSocket(asyncio.Protocol):
         self._write()
         if self._listener is not None:
             self._listener.opened()
-
-    def _hand_over(self) -> None:
-        while self._messages and self._listener is not None and not self._paused:
-            self._listener.receive(self._messages.popleft())
-        if self._listener is None:
-            self._messages.clear()  # of a client that sends on after the end
 
     def _write(self) -> None:
         for data in self._protocol.data_to_send():
@@ -226,7 +317,6 @@ class WebSocket(asyncio.Protocol):
 
     def _end(self, code: int | None) -> None:
         listener, self._listener = self._listener, None
-        self._messages.clear()
         if self._paused and not self._transport.is_closing():
             self.resume()  # the client's answer to the close comes after what it was kept waiting with
         if listener is not None:

@@ -1,0 +1,62 @@
+"""Fair scheduling of connections in the event loop: whoever has much to do works in turn, a little at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol
+
+TURN_SECONDS = 0.0005
+"""How long one turn may take. What cannot be interrupted (a piece of audio, a frame) takes less."""
+REST_SECONDS = 0.001
+"""How long the event loop is free between two turns, at least as long as the turn took: no timer is finer."""
+
+
+class Worker(Protocol):
+    """Somebody with more to do than fits in one turn."""
+
+    def work(self, until: float) -> bool:
+        """Work until the time `until` (`time.perf_counter`) or the end. Returns whether there is more to do now."""
+        ...
+
+
+class RoundRobin:
+    """Gives each worker a turn, then the next one, and leaves the event loop free between turns.
+
+    So however many workers there are, and however much they have to do, they take at most half of the event loop's
+    time, and everybody else waits for no more than one turn.
+    """
+
+    def __init__(self) -> None:
+        self._workers: dict[Worker, None] = {}  # in the order of their turns
+        self._next_turn: asyncio.TimerHandle | None = None
+
+    def __contains__(self, worker: object) -> bool:
+        return worker in self._workers
+
+    def add(self, worker: Worker) -> None:
+        """Give the worker turns until it has nothing more to do. Harmless if it has them already."""
+        self._workers.setdefault(worker)
+        self._schedule(REST_SECONDS)
+
+    def remove(self, worker: Worker) -> None:
+        """Give the worker no more turns. Harmless if it has none."""
+        self._workers.pop(worker, None)
+
+    def _schedule(self, rest: float) -> None:
+        if self._next_turn is None and self._workers:
+            self._next_turn = asyncio.get_running_loop().call_later(rest, self._turn)
+
+    def _turn(self) -> None:
+        self._next_turn = None
+        if not self._workers:
+            return
+        worker = next(iter(self._workers))
+        del self._workers[worker]
+        began, more = time.perf_counter(), False
+        try:
+            more = worker.work(began + TURN_SECONDS)
+        finally:
+            if more:
+                self._workers.setdefault(worker)
+            self._schedule(max(REST_SECONDS, time.perf_counter() - began))

@@ -1,0 +1,65 @@
+"""Where the frames of a WebSocket begin and end (RFC 6455, section 5.2), so that they can be counted before parsing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class FrameHead:
+    """What a frame's header says. `length`: of its payload, in bytes."""
+
+    fin: bool
+    opcode: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class FramePart:
+    """Bytes of one frame, as many as have arrived. `head`: of the frame, None if the bytes are not its first ones."""
+
+    head: FrameHead | None
+    data: bytes
+
+
+class FrameCutter:
+    """Cuts a stream of bytes, however it arrives, into frames."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+        self._position = 0
+        self._left = 0
+
+    def push(self, data: bytes) -> None:
+        """Take bytes."""
+        del self._bytes[: self._position]
+        self._position = 0
+        self._bytes += data
+
+    def next(self) -> FramePart | None:
+        """Give the next bytes, of one frame only; None when they have all been given, or its header is incomplete."""
+        head = None
+        if not self._left:
+            head, self._left = self._head()
+            if head is None:
+                return None
+        end = min(self._position + self._left, len(self._bytes))
+        if end == self._position:
+            return None
+        data = bytes(self._bytes[self._position : end])
+        self._left -= len(data)
+        self._position = end
+        return FramePart(head, data)
+
+    def _head(self) -> tuple[FrameHead | None, int]:
+        """The header at the position and the size of its frame; None until all of it has arrived."""
+        held, start = self._bytes, self._position
+        if len(held) < start + 2:
+            return None, 0
+        short = held[start + 1] & 0x7F
+        wide = {126: 2, 127: 8}.get(short, 0)
+        size = 2 + wide + (4 if held[start + 1] & 0x80 else 0)
+        if len(held) < start + size:
+            return None, 0
+        length = int.from_bytes(held[start + 2 : start + 2 + wide], "big") if wide else short
+        return FrameHead(bool(held[start] & 0x80), held[start] & 0x0F, length), size + length
