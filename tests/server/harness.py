@@ -59,8 +59,9 @@ def serving(
     queue_seconds: float = 0.0,
     flush_after_silence: float = 0.0,
     max_waiting: int = 64,
+    port: int = 0,
 ) -> Iterator[Running]:
-    """Serve on a free loopback port until the block ends."""
+    """Serve on loopback until the block ends, on a free port unless `port` names one."""
     runner = runner or ScriptRunner(slots=4)
     with Engine(runner, tiny_tokenizer(), max_waiting=max_waiting) as engine:
         service = Service(
@@ -72,7 +73,7 @@ def serving(
             flush_after_silence=flush_after_silence,
         )
         server = Server(service)
-        with listen("127.0.0.1", 0) as listener:
+        with listen("127.0.0.1", port) as listener:
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             thread.start()
             try:

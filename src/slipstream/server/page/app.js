@@ -1,261 +1,322 @@
-// Sound in, captions out: the microphone or a file to /v1/stream, its events to the page.
+// Connects the controls to the sources, the transcription and the view.
 
-import { Transcript } from "./transcript.js";
+import { Problem, problemOfStatus } from "./problems.js";
+import { openFile, openMicrophone } from "./sources.js";
+import { serverInfo, Transcription } from "./stream.js";
+import { srt, vtt } from "./subtitles.js";
+import { clock, Transcript } from "./transcript.js";
+import * as view from "./view.js";
 
-const PAUSE_HORIZON = 2; // of the model's heads, the one that looks two seconds ahead
-const UNSURE = 0.5;
-const UNSENT_BYTES = 1 << 20; // a file is read no faster than the server takes it
-const CHUNK_SECONDS = 0.1;
-// What browsers do for telephony cuts word beginnings and gates soft speech.
-const PLAIN_MICROPHONE = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
+const MUTED_MS = 4000;
+const MUTED_PEAK = 0.001;
+const MUTED_TEXT = "No sound comes from the microphone. Check that it is connected and not muted.";
+const OVERDUE_MS = 1500; // after Stop the last words normally take less
+const RELOAD_SECONDS = 5;
 
 const $ = (id) => document.getElementById(id);
-const page = Object.fromEntries(
-  ["record", "record-label", "file", "stop", "key", "key-field", "drop", "hint", "turns", "status", "pause", "heard",
-    "lag", "delay", "count", "times", "copy", "save", "model"].map((id) => [id, $(id)]),
-);
 
 let transcript = new Transcript();
-let drawn = new Map(); // a turn or a word to its element
-let running = null;
+let isRecorded = false; // the transcript is of the microphone, so that it cannot be made again
+let saved = true;
+let job = null; // { abort, source, isFile, phase, origin, transcription }
+let again = null; // what to start once there is a key
 
-// ---------------------------------------------------------------------------------------------------------- a stream
+// --------------------------------------------------------------------------------------------------------------- jobs
 
-class Stream {
-  #socket;
-  #rate;
-  #sent = 0;
-
-  constructor(sampleRate) {
-    this.#rate = sampleRate;
-    const address = new URL("v1/stream", document.baseURI);
-    address.protocol = address.protocol.replace("http", "ws");
-    address.search = new URLSearchParams({
-      encoding: "pcm_s16le",
-      sample_rate: sampleRate,
-      ...(page.key.value && { auth_id: page.key.value }),
-    });
-    this.#socket = new WebSocket(address);
-    this.#socket.binaryType = "arraybuffer";
-    this.opened = new Promise((resolve, reject) => {
-      this.#socket.onopen = resolve;
-      this.#socket.onerror = () => reject(new Error("The server cannot be reached, or wants another key."));
-    });
-    this.closed = new Promise((resolve) => {
-      this.#socket.onclose = ({ code, reason }) => resolve({ code, reason });
-    });
-    this.#socket.onmessage = ({ data }) => show(JSON.parse(data), this);
-  }
-
-  get secondsSent() {
-    return this.#sent / this.#rate;
-  }
-
-  send(samples) {
-    if (this.#socket.readyState !== WebSocket.OPEN) return;
-    this.#socket.send(samples);
-    this.#sent += samples.byteLength / 2;
-  }
-
-  async room() {
-    while (this.#socket.bufferedAmount > UNSENT_BYTES) await new Promise((later) => setTimeout(later, 20));
-  }
-
-  finish() {
-    if (this.#socket.readyState === WebSocket.OPEN) this.#socket.send('{"type":"close"}');
-    else this.#socket.close();
-  }
-}
-
-async function record(stop) {
-  const microphone = await navigator.mediaDevices.getUserMedia({ audio: PLAIN_MICROPHONE });
-  const context = new AudioContext();
+async function start(open, isFile) {
+  if (job) return view.showNotice("Stop the current transcription first, then open the file.", "info");
+  if (isFile && !(await mayReplace())) return;
+  const mine = (job = { abort: new AbortController(), source: null, isFile, origin: null });
+  view.showNotice("");
+  setPhase("opening");
+  view.say(isFile ? "Reading the file …" : "Waiting for the microphone …");
+  const opening = open();
   try {
-    await context.audioWorklet.addModule("capture.js");
-    const stream = new Stream(context.sampleRate);
-    await stream.opened;
-    const capture = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0 });
-    capture.port.onmessage = ({ data }) => stream.send(data);
-    context.createMediaStreamSource(microphone).connect(capture);
-    await Promise.race([stop, stream.closed]);
-    stream.finish();
-    return await stream.closed;
-  } finally {
-    microphone.getTracks().forEach((track) => track.stop());
-    await context.close();
-  }
-}
-
-async function play(file, stop) {
-  const context = new AudioContext();
-  try {
-    const sound = await context.decodeAudioData(await file.arrayBuffer()).catch(() => {
-      throw new Error(`${file.name} is not a sound this browser can read.`);
-    });
-    const stream = new Stream(sound.sampleRate);
-    await stream.opened;
-    let stopped = false;
-    Promise.race([stop, stream.closed]).then(() => (stopped = true));
-    const step = Math.round(sound.sampleRate * CHUNK_SECONDS);
-    for (let start = 0; start < sound.length && !stopped; start += step) {
-      stream.send(mono16(sound, start, Math.min(step, sound.length - start)));
-      await stream.room();
-    }
-    stream.finish();
-    return await stream.closed;
-  } finally {
-    await context.close();
-  }
-}
-
-function mono16(sound, start, length) {
-  const mixed = new Int16Array(length);
-  const channels = Array.from({ length: sound.numberOfChannels }, (_, index) => sound.getChannelData(index));
-  for (let index = 0; index < length; index++) {
-    const sum = channels.reduce((total, channel) => total + channel[start + index], 0);
-    mixed[index] = Math.max(-1, Math.min(1, sum / channels.length)) * 32767;
-  }
-  return mixed.buffer;
-}
-
-async function run(source, label) {
-  if (running) return;
-  begin(label);
-  const stop = new Promise((resolve) => (running = resolve));
-  try {
-    const { code, reason } = await source(stop);
-    if (code === 1000) say("Done.");
-    else say(reason || `The server closed the connection (${code}).`, true);
+    mine.source = await Promise.race([opening, aborted(mine.abort.signal)]);
+    if (!mine.source) return;
+    setPhase("waiting");
+    view.say("Connecting …");
+    await transcribe(mine);
+    view.say(summary(mine));
   } catch (error) {
-    say(error.name === "NotAllowedError" ? "The microphone was not allowed." : error.message, true);
+    fail(error, () => start(open, isFile));
   } finally {
-    running = null;
-    page.record.setAttribute("aria-pressed", "false");
-    page["record-label"].textContent = "Record";
-    page.stop.disabled = true;
+    opening.then((source) => source.stop(), () => {});
+    if (mine.abort.signal.aborted) view.say(mine.origin === null ? "" : "Stopped before the last words.");
+    dropOpenWord();
+    job = null;
+    setPhase("idle");
   }
 }
 
-// ------------------------------------------------------------------------------------------------------------ events
+const aborted = (signal) => new Promise((resolve) => signal.addEventListener("abort", () => resolve(null)));
 
-function show(event, stream) {
+async function transcribe(mine) {
+  const tell = (event) => !mine.abort.signal.aborted && handle(event, mine);
+  mine.transcription = new Transcription(mine.source.tape, { key: storedKey(), signal: mine.abort.signal, tell });
+  await mine.transcription.run();
+}
+
+function summary({ isFile, source }) {
+  const count = transcript.words.length;
+  if (!count) return "No speech was recognised.";
+  const words = count === 1 ? "1 word" : `${count} words`;
+  return isFile ? `${words} from ${source.name}` : `${words} in ${clock(transcript.duration)}`;
+}
+
+function fail(error, retry) {
+  const problem = error instanceof Problem ? error : new Problem("The page failed. Reload it.", { detail: String(error) });
+  view.say("");
+  view.showReason(problem.detail);
+  if (problem.key) askForKey(problem.message, retry);
+  else view.showNotice(problem.message);
+}
+
+function setPhase(phase) {
+  if (job) job.phase = phase;
+  view.showPhase(phase, job?.isFile);
+}
+
+// Stop the source, then let the last words arrive. What has not begun is given up at once.
+async function stop() {
+  const mine = job;
+  if (mine.phase === "finishing") return;
+  if (mine.phase !== "live" && (mine.origin === null || mine.phase === "overdue")) return mine.abort.abort();
+  setPhase("finishing");
+  view.say("Finishing the last words …");
+  view.showLevel(0);
+  setTimeout(() => mine === job && setPhase("overdue"), OVERDUE_MS);
+  await mine.source.stop(mine.transcription.sent);
+}
+
+const openMic = () => {
+  let quietSince = performance.now();
+  let isNoticed = false;
+  return openMicrophone(
+    (peak) => {
+      if (job?.phase === "finishing") return;
+      view.showLevel(peak);
+      if (job) view.showClock(clock((job.origin ?? 0) + job.source?.tape.duration || 0));
+      if (peak > MUTED_PEAK) {
+        quietSince = performance.now();
+        if (isNoticed) view.showNotice("");
+        isNoticed = false;
+      } else if (!isNoticed && performance.now() - quietSince > MUTED_MS) {
+        isNoticed = true;
+        view.showNotice(MUTED_TEXT, "info");
+      }
+    },
+    () => {
+      view.showNotice("The microphone was disconnected.");
+      if (job) stop();
+    },
+  );
+};
+
+// ------------------------------------------------------------------------------------------------------------- events
+
+function handle(event, mine) {
   switch (event.type) {
     case "ready":
-      page.delay.textContent = `${event.delay.toFixed(2)} s`;
-      say("Listening.");
+      $("delay").textContent = `${event.delay.toFixed(2)} s`;
+      begin(mine);
       break;
     case "queued":
-      say(`All places are taken: you are number ${event.position} in the queue.`);
+      if (mine.phase === "live") setPhase("waiting");
+      view.say(`The server is full. You are number ${event.position} in the queue.`);
+      break;
+    case "retrying":
+      if (mine.phase === "live") setPhase("waiting");
+      dropOpenWord();
+      view.showReason(event.problem.detail);
+      view.say(`${event.problem.message} Trying again${event.seconds < 2 ? "" : ` in ${Math.round(event.seconds)} s`} …`);
+      break;
+    case "lost":
+      view.showNotice(`${Math.ceil(event.seconds)} s of speech were not transcribed: the connection was lost for too long.`);
       break;
     case "step":
-      page.heard.textContent = `${event.time.toFixed(1)} s`;
-      page.lag.textContent = `${Math.max(0, Math.round((stream.secondsSent - event.time) * 1000))} ms`;
-      if (event.pause.length > PAUSE_HORIZON) page.pause.value = event.pause[PAUSE_HORIZON];
+      step(event, mine);
       break;
     case "partial":
     case "word":
-      draw(event);
+      put(event, mine.origin);
       break;
     case "turn":
       transcript.endTurn();
-      drawn.get(transcript.turns.at(-1))?.classList.add("over");
+      if (transcript.turns.at(-1)?.over) view.closeTurn(transcript.turns.at(-1));
       break;
     case "recovered":
-      say(`The model was restarted at ${event.time.toFixed(1)} s: ${event.reason}.`);
-      break;
-    case "error":
-      say(event.message, true);
+      view.showNotice(`The model was restarted at ${clock(event.time)}. A few words may be missing.`, "info");
       break;
   }
 }
 
-function draw({ text, start, end, confidence }) {
-  const word = transcript.put({ text, start, end, confidence });
-  const element = drawn.get(word) ?? newWord(word);
-  element.firstChild.textContent = text;
-  element.classList.toggle("partial", end === undefined);
-  element.classList.toggle("unsure", end !== undefined && confidence < UNSURE);
-  element.title = end === undefined ? "" : `${start.toFixed(2)}–${end.toFixed(2)} s, ${Math.round(confidence * 100)} % sure`;
-  page.count.textContent = transcript.words.length;
-  page.hint.hidden = true;
-  page.copy.disabled = page.save.disabled = false;
-  page.drop.scrollTop = page.drop.scrollHeight;
-}
-
-function newWord(word) {
-  const turn = transcript.turns.at(-1);
-  if (!drawn.has(turn)) {
-    drawn.set(turn, document.createElement("li"));
-    page.turns.append(drawn.get(turn));
+// A stream is ready. The first of a job begins a transcript, or goes on with the one from the microphone.
+function begin(mine) {
+  if (mine.origin === null) {
+    const goesOn = !mine.isFile && isRecorded;
+    if (!goesOn) reset();
+    isRecorded = !mine.isFile;
+    mine.origin = Math.max(transcript.duration, transcript.words.at(-1)?.end ?? 0);
+    endTurn();
   }
-  const element = document.createElement("span");
-  element.className = "word";
-  const time = document.createElement("time");
-  time.textContent = word.start.toFixed(2);
-  element.append(document.createElement("span"), time);
-  drawn.set(word, element);
-  drawn.get(turn).append(element);
-  return element;
+  if (mine.phase === "waiting") setPhase("live");
+  view.say(mine.isFile ? `Transcribing ${mine.source.name}` : mine.phase === "live" ? "Listening" : "Finishing the last words …");
 }
 
-function begin(label) {
+function step(event, mine) {
+  transcript.duration = mine.origin + event.time;
+  view.showStep(event, mine.transcription.sent / mine.source.tape.rate - event.time);
+  if (mine.isFile) {
+    const { duration } = mine.source.tape;
+    view.showProgress(Math.min(1, event.time / duration));
+    view.showClock(`${clock(Math.min(event.time, duration))} / ${clock(duration)}`);
+  }
+}
+
+function put({ text, start, end, confidence }, origin) {
+  const word = { text, start: origin + start, end: end === undefined ? end : origin + end, confidence };
+  view.drawWord(transcript, transcript.put(word));
+  saved = false;
+}
+
+function dropOpenWord() {
+  const word = transcript.dropOpen();
+  if (word) view.eraseWord(word);
+}
+
+function endTurn() {
+  transcript.endTurn();
+  view.closeTurn(transcript.turns.at(-1));
+}
+
+function reset() {
   transcript = new Transcript();
-  drawn = new Map();
-  page.turns.replaceChildren();
-  page.count.textContent = "0";
-  page.pause.value = 0;
-  page.copy.disabled = page.save.disabled = true;
-  page.stop.disabled = false;
-  say(label);
+  isRecorded = false;
+  saved = true;
+  view.clearTranscript();
 }
 
-function say(message, isError = false) {
-  page.status.textContent = message;
-  page.status.classList.toggle("error", isError);
+// A recording cannot be made again: ask before its transcript goes. A file can be.
+async function mayReplace() {
+  if (saved || !isRecorded) return true;
+  const dialog = $("replace");
+  dialog.returnValue = "cancel";
+  dialog.showModal();
+  await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+  return dialog.returnValue === "replace";
 }
 
-// ---------------------------------------------------------------------------------------------------------- controls
+// --------------------------------------------------------------------------------------------------------------- keys
 
-page.record.onclick = () => {
-  if (running) return running();
-  page.record.setAttribute("aria-pressed", "true");
-  page["record-label"].textContent = "Recording";
-  run(record, "Opening the microphone …");
+const storedKey = () => sessionStorage.getItem("key") ?? "";
+
+function askForKey(message, retry) {
+  again = retry;
+  $("key-label").textContent = message;
+  $("key-form").hidden = false;
+  $("key").focus();
+  $("key").select();
+}
+
+$("key-form").onsubmit = (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("key", $("key").value.trim());
+  $("key-form").hidden = true;
+  view.showNotice("");
+  again();
 };
-page.stop.onclick = () => running?.();
-page.file.onchange = () => open(page.file.files[0]);
-page.times.onchange = () => page.drop.classList.toggle("with-times", page.times.checked);
-page.key.value = sessionStorage.getItem("key") ?? "";
-page.key.onchange = () => sessionStorage.setItem("key", page.key.value);
-page.copy.onclick = async () => {
+
+// Ask the server what it is, until it answers. It may want a key first.
+async function greet() {
+  const response = await serverInfo(storedKey()).catch(() => null);
+  if (response?.ok) {
+    const info = await response.json();
+    $("model").textContent = info.model;
+    $("model").hidden = false;
+    $("delay").textContent = `${info.delay.toFixed(2)} s`;
+    if (!job) view.say("");
+    if (info.needs_key && !storedKey()) askForKey("This server needs a key.", greet);
+    return;
+  }
+  const problem = problemOfStatus(response?.status ?? 0, storedKey() !== "");
+  if (problem.key) return askForKey(problem.message, greet);
+  if (!problem.retry) return fail(problem);
+  if (!job) view.say(`${problem.message} Trying again …`);
+  setTimeout(greet, RELOAD_SECONDS * 1000);
+}
+
+// ----------------------------------------------------------------------------------------------------------- controls
+
+$("primary").onclick = () => (job ? stop() : start(openMic, false));
+$("open").onclick = $("choose").onclick = () => $("file").click();
+$("file").onchange = () => {
+  const [file] = $("file").files;
+  if (file) start(() => openFile(file), true);
+  $("file").value = "";
+};
+$("sample").onclick = () =>
+  start(async () => {
+    const response = await fetch("sample.mp3").catch(() => {
+      throw problemOfStatus(0);
+    });
+    return openFile(new File([await response.blob()], "the sample"));
+  }, true);
+
+let overWindow = 0;
+ondragenter = ({ dataTransfer }) => {
+  if (dataTransfer.types.includes("Files")) document.body.classList.toggle("dropping", ++overWindow > 0);
+};
+ondragleave = () => document.body.classList.toggle("dropping", (overWindow = Math.max(0, overWindow - 1)) > 0);
+ondragover = (event) => event.preventDefault();
+ondrop = (event) => {
+  event.preventDefault();
+  document.body.classList.toggle("dropping", (overWindow = 0) > 0);
+  const [file] = event.dataTransfer.files;
+  if (file) start(() => openFile(file), true);
+};
+
+$("copy").onclick = async () => {
   await navigator.clipboard.writeText(transcript.text);
-  say("Copied.");
+  saved = !job;
+  view.say("Copied");
 };
-page.save.onclick = () => {
+
+const WRITERS = {
+  txt: [(transcript) => transcript.text, "text/plain"],
+  srt: [srt, "application/x-subrip"],
+  vtt: [vtt, "text/vtt"],
+};
+$("formats").onclick = ({ target }) => {
+  const format = target.closest("button")?.dataset.format;
+  if (!format) return;
+  const [write, type] = WRITERS[format];
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([transcript.srt], { type: "application/x-subrip" }));
-  link.download = "captions.srt";
+  link.href = URL.createObjectURL(new Blob([write(transcript)], { type }));
+  link.download = `transcript.${format}`;
   link.click();
   URL.revokeObjectURL(link.href);
+  saved = !job;
+  $("formats").hidePopover();
+};
+$("formats").ontoggle = () => {
+  const { bottom, right } = $("download").getBoundingClientRect();
+  $("formats").style.setProperty("top", `${bottom + 6}px`);
+  $("formats").style.setProperty("right", `${Math.max(8, innerWidth - right)}px`);
 };
 
-page.drop.ondragover = (event) => {
-  event.preventDefault();
-  page.drop.classList.add("over");
+$("clear").onclick = async () => {
+  if (!(await mayReplace())) return;
+  reset();
+  isRecorded = job !== null && !job.isFile;
 };
-page.drop.ondragleave = () => page.drop.classList.remove("over");
-page.drop.ondrop = (event) => {
-  event.preventDefault();
-  page.drop.classList.remove("over");
-  open(event.dataTransfer.files[0]);
+$("dismiss").onclick = () => {
+  view.showNotice("");
+  $("primary").focus();
+};
+onbeforeunload = (event) => {
+  if (job || (isRecorded && !saved)) event.preventDefault();
 };
 
-function open(file) {
-  if (file) run((stop) => play(file, stop), `Reading ${file.name} …`);
-  page.file.value = "";
-}
-
-const info = await fetch("v1/info").then((response) => response.json());
-page.model.textContent = info.model;
-page.delay.textContent = `${info.delay.toFixed(2)} s`;
-page["key-field"].hidden = !info.needs_key;
+view.showPhase("idle");
+greet();

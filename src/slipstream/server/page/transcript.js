@@ -1,12 +1,14 @@
-// What has been heard so far: turns of words, and their two plain forms. Knows no page and no socket.
+// The words transcribed so far, in turns. Does not touch the page or the network.
 
 export class Transcript {
-  turns = [];
+  turns = []; // { words: [{ text, start, end, confidence }], over }
+  duration = 0; // seconds of audio transcribed
   #open = null;
 
-  // Words of one start replace each other, until the final one closes it.
+  // Add a word. Partial words, which have no end, replace each other until the final word of the same start.
   put(word) {
-    const turn = this.turns.at(-1)?.over === false ? this.turns.at(-1) : this.#newTurn();
+    let turn = this.turns.at(-1);
+    if (!turn || turn.over) this.turns.push((turn = { words: [], over: false }));
     if (this.#open?.start === word.start) Object.assign(this.#open, word);
     else turn.words.push((this.#open = { ...word }));
     const placed = this.#open;
@@ -14,9 +16,18 @@ export class Transcript {
     return placed;
   }
 
+  // Remove the partial word of a stream that was cut off. Returns it, or null.
+  dropOpen() {
+    const open = this.#open;
+    this.#open = null;
+    for (const turn of this.turns) turn.words = turn.words.filter((word) => word !== open);
+    this.turns = this.turns.filter((turn) => turn.words.length);
+    return open;
+  }
+
   endTurn() {
     const turn = this.turns.at(-1);
-    if (turn && !turn.over && !this.#open) turn.over = true;
+    if (turn && !this.#open) turn.over = true;
   }
 
   get words() {
@@ -24,41 +35,16 @@ export class Transcript {
   }
 
   get text() {
-    return this.turns.map((turn) => turn.words.map((word) => word.text).join(" ")).join("\n");
-  }
-
-  get srt() {
-    const cues = this.turns.flatMap((turn) => cuesOf(turn.words));
-    return cues.map((cue, index) => `${index + 1}\n${clock(cue.start)} --> ${clock(cue.end)}\n${cue.text}\n`).join("\n");
-  }
-
-  #newTurn() {
-    this.turns.push({ words: [], over: false });
-    return this.turns.at(-1);
+    return this.turns.map((turn) => textOf(turn.words) + "\n").join("");
   }
 }
 
-// Two lines of 42 characters and 6 seconds are what subtitles usually allow.
-const CUE_CHARACTERS = 84;
-const CUE_SECONDS = 6;
+export const textOf = (words) => words.map((word) => word.text).join(" ");
 
-function cuesOf(words) {
-  const cues = [];
-  for (const { text, start, end = start } of words) {
-    const cue = cues.at(-1);
-    if (cue && cue.text.length + 1 + text.length <= CUE_CHARACTERS && end - cue.start <= CUE_SECONDS) {
-      cue.text += ` ${text}`;
-      cue.end = end;
-    } else {
-      cues.push({ text, start, end });
-    }
-  }
-  return cues;
-}
-
-function clock(seconds) {
-  const milliseconds = Math.round(seconds * 1000);
-  const [hours, minutes, rest] = [milliseconds / 3_600_000, (milliseconds / 60_000) % 60, (milliseconds / 1000) % 60];
-  const two = (number) => String(Math.floor(number)).padStart(2, "0");
-  return `${two(hours)}:${two(minutes)}:${two(rest)},${String(milliseconds % 1000).padStart(3, "0")}`;
+// 75.04 is 1:15; with two `digits`, 1:15.04.
+export function clock(seconds, digits = 0) {
+  const units = Math.floor(seconds * 10 ** digits + 1e-6) / 10 ** digits;
+  const [hours, minutes] = [Math.floor(units / 3600), Math.floor(units / 60) % 60];
+  const rest = (units % 60).toFixed(digits).padStart(digits ? digits + 3 : 2, "0");
+  return hours ? `${hours}:${String(minutes).padStart(2, "0")}:${rest}` : `${minutes}:${rest}`;
 }
