@@ -85,7 +85,9 @@ class Tab:
 
     def text(self, selector: str) -> str:
         """The text of an element, empty where it is hidden."""
-        text: str = self.evaluate(f"document.querySelector({selector!r}).innerText")
+        text: str = self.evaluate(
+            f"(element => element.checkVisibility() ? element.innerText : '')(document.querySelector({selector!r}))"
+        )
         return text
 
     def click(self, selector: str) -> None:

@@ -123,7 +123,9 @@ export function showPhase(phase, isFile) {
   $("primary").setAttribute("aria-disabled", phase === "finishing");
   $("level").hidden = phase === "idle" || isFile;
   $("progress").hidden = !active || !isFile;
-  $("open").disabled = $("choose").disabled = $("sample").disabled = phase !== "idle";
+  $("open").disabled = phase !== "idle";
+  $("invitation").hidden = phase !== "idle";
+  $("expectation").hidden = phase === "idle";
   if (phase === "idle") showClock("");
 }
 
