@@ -221,8 +221,6 @@ class _Handlers:
         return JSONResponse([module])
 
     async def info(self, request: Request) -> Response:
-        if refusal := self._service.access.refusal(request):
-            return PlainTextResponse(refusal[1], refusal[0])
         info = self._service.info
         needs_key = self._service.access.keys is not None
         return JSONResponse({"model": info.model, "delay": info.delay_seconds, "needs_key": needs_key})
