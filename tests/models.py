@@ -46,9 +46,9 @@ def mel_codec_config() -> CodecConfig:
     return codec_config(mel=MelConfig(n_mels=20), ratios=(2, 2))
 
 
-def whisper_codec_config() -> CodecConfig:
+def whisper_codec_config(lookahead: int = 4) -> CodecConfig:
     """A narrow Whisper encoder; its rings wrap after five frames, its output is three frames late."""
-    whisper = WhisperConfig(n_mels=20, dim=24, num_heads=3, num_layers=3, ffn_dim=40, context=11, lookahead=4)
+    whisper = WhisperConfig(n_mels=20, dim=24, num_heads=3, num_layers=3, ffn_dim=40, context=11, lookahead=lookahead)
     return CodecConfig(whisper=whisper, codebook_dim=10, codebook_size=32, num_codebooks=6)
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.laws.backends import BACKENDS, MakeRunner
-from tests.models import noise_and_tones, random_model, stt_config
+from tests.models import CODECS, noise_and_tones, random_model, stt_config
 
 from slipstream.errors import AudioError
 from slipstream.types import Runner
@@ -21,6 +21,7 @@ FRAMES = 26  # the LM's ring wraps after 7 frames, the codec's after 6
 SLOTS = 4
 
 pytestmark = pytest.mark.parametrize("make", BACKENDS)
+both_encoders = pytest.mark.parametrize("codec", ["waveform", "whisper"])
 
 _runners: dict[tuple[MakeRunner, int, str], Runner] = {}
 
@@ -67,7 +68,7 @@ def test_shape_of_the_waist(make: MakeRunner):
     assert ((out.pause_BH >= 0) & (out.pause_BH <= 1)).all()
 
 
-@pytest.mark.parametrize("codec", ["waveform", "log-mel"])
+@pytest.mark.parametrize("codec", CODECS)
 def test_streaming_equals_offline(make: MakeRunner, codec: str):
     torch = pytest.importorskip("torch", reason="the offline forward is the PyTorch model's")
     from slipstream.torch_model.build import build_codec, build_lm
@@ -90,11 +91,12 @@ def test_streaming_equals_offline(make: MakeRunner, codec: str):
     assert_same(streamed, offline)
 
 
+@both_encoders
 @settings(max_examples=6)
 @given(st.data())
-def test_a_slot_beside_others_equals_the_slot_alone(make: MakeRunner, data: st.DataObject):
+def test_a_slot_beside_others_equals_the_slot_alone(make: MakeRunner, codec: str, data: st.DataObject):
     """Random pauses and resets of every slot: what each slot says is what its audio since its reset says alone."""
-    runner = runner_for(make, SLOTS)
+    runner = runner_for(make, SLOTS, codec)
     sources = [audio(10 * slot + data.draw(st.integers(0, 3))) for slot in range(SLOTS)]
     position = [0] * SLOTS
     said: list[list[list[tuple]]] = [[[]] for _ in range(SLOTS)]
@@ -115,11 +117,12 @@ def test_a_slot_beside_others_equals_the_slot_alone(make: MakeRunner, data: st.D
     for slot in range(SLOTS):
         for frames, outputs in zip(heard[slot], said[slot], strict=True):
             if frames:
-                assert_same(outputs, run_alone(make, np.stack(frames)))
+                assert_same(outputs, run_alone(make, np.stack(frames), codec))
 
 
-def test_pausing_or_resetting_a_slot_changes_no_bit_of_another(make: MakeRunner):
-    runner = runner_for(make, SLOTS)
+@both_encoders
+def test_pausing_or_resetting_a_slot_changes_no_bit_of_another(make: MakeRunner, codec: str):
+    runner = runner_for(make, SLOTS, codec)
     sources = [audio(seed) for seed in range(SLOTS)]
     everyone = np.ones(SLOTS, bool)
     undisturbed = [runner.step(np.stack([s[t] for s in sources]), everyone) for t in range(FRAMES)]
@@ -139,11 +142,12 @@ def test_pausing_or_resetting_a_slot_changes_no_bit_of_another(make: MakeRunner)
             assert (out.pause_BH[slot] == undisturbed[t].pause_BH[slot]).all()
 
 
+@both_encoders
 @pytest.mark.parametrize("after", [0, 3, 9, 20])
-def test_a_snapshot_goes_on_in_another_slot_and_is_not_changed_by_later_steps(make: MakeRunner, after: int):
-    runner = runner_for(make, SLOTS)
+def test_a_snapshot_goes_on_in_another_slot_and_is_not_changed_by_later_steps(make: MakeRunner, codec: str, after: int):
+    runner = runner_for(make, SLOTS, codec)
     frames = audio(3)
-    whole = run_alone(make, frames)
+    whole = run_alone(make, frames, codec)
     only_0, only_3 = np.array([True, False, False, False]), np.array([False, False, False, True])
     for frame in frames[:after]:
         runner.step(np.stack([frame] * SLOTS), only_0)
@@ -163,6 +167,15 @@ def test_the_first_frame_is_heard(make: MakeRunner):
     changed = frames.copy()
     changed[0] = audio(9, frames=1)[0]
     assert run_alone(make, frames)[0][1] != run_alone(make, changed)[0][1]
+
+
+def test_a_whisper_encoder_hears_the_first_frame_after_its_delay(make: MakeRunner):
+    frames = audio(4, frames=5)
+    changed = frames.copy()
+    changed[0] = audio(9, frames=1)[0]
+    left, right = run_alone(make, frames, "whisper"), run_alone(make, changed, "whisper")
+    # The delay of 12 positions at 50 Hz is three frames of 80 ms.
+    assert [a[1] == b[1] for a, b in zip(left, right, strict=True)] == [True, True, True, False, False]
 
 
 def test_samples_that_are_not_numbers_are_refused_and_nothing_is_lost(make: MakeRunner):

@@ -8,7 +8,7 @@ import pytest
 mx = pytest.importorskip("mlx.core", reason="MLX is not installed: pip install 'slipstream-stt[mlx]'")
 torch = pytest.importorskip("torch", reason="the offline forward is the PyTorch model's")
 
-from tests.models import codec_config, mel_codec_config, noise_and_tones, random_weights  # noqa: E402
+from tests.models import codec_config, mel_codec_config, noise_and_tones, random_weights, whisper_codec_config  # noqa: E402
 
 from slipstream.config import CodecConfig, MelConfig  # noqa: E402
 from slipstream.mlx_model.build import build_codec  # noqa: E402
@@ -21,6 +21,8 @@ FRAMES = 20  # 40 Transformer positions, past the wrap of a ring of 12
 CONFIGS = {
     "waveform": codec_config(),
     "log-mel": mel_codec_config(),
+    "whisper": whisper_codec_config(),
+    "whisper without lookahead": whisper_codec_config(lookahead=0),
     "several residual blocks": codec_config(num_residual_layers=2, residual_kernel_size=5),
     "two semantic codebooks": codec_config(num_semantic=2),
     "without a second stride": codec_config(frame_rate=25.0),
@@ -37,7 +39,7 @@ def test_codes_of_a_stream_are_the_offline_ones(config: CodecConfig):
         expected, _ = reference.encode(torch.from_numpy(audio))
     state, codes = codec.init_state(2), []
     for t in range(FRAMES):
-        at = codec.encoder_transformer.locate(np.full(2, t * config.stride))
+        at = codec.locate(np.full(2, t))
         frame_B1K, state = codec.encode(mx.array(audio[:, t * frame :][:, :frame]), state, at, config.num_codebooks)
         mx.eval(frame_B1K, state)
         codes.append(np.array(frame_B1K))

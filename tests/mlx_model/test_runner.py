@@ -31,7 +31,7 @@ def tokens(runner: MLXRunner, frames_T1S: np.ndarray) -> list[int]:
     return [int(runner.step(frame, ON).token_B[0]) for frame in frames_T1S]
 
 
-@pytest.mark.parametrize(("codec", "steps"), [("waveform", 300), ("log-mel", 60)])
+@pytest.mark.parametrize(("codec", "steps"), [("waveform", 300), ("log-mel", 60), ("whisper", 60)])
 def test_tokens_are_those_of_the_pytorch_runner(codec: str, steps: int):
     torch_runner = pytest.importorskip("slipstream.torch_model.runner", reason="the reference is the PyTorch model")
     from slipstream.torch_model.build import build_codec, build_lm

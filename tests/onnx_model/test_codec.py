@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.models import codec_config, mel_codec_config, noise_and_tones, random_weights
+from tests.models import codec_config, mel_codec_config, noise_and_tones, random_weights, whisper_codec_config
 
 from slipstream.config import CodecConfig, MelConfig
 from slipstream.onnx_model.codec import codec_model
@@ -17,6 +17,8 @@ CODECS = {
     "two residuals": codec_config(num_residual_layers=2, residual_kernel_size=5),
     "two semantic": codec_config(num_semantic=2),
     "log-mel": mel_codec_config(),
+    "whisper": whisper_codec_config(),
+    "whisper without lookahead": whisper_codec_config(lookahead=0),
     "one position a frame": codec_config(mel=MelConfig(n_mels=20), ratios=(4, 2)),
     "four positions a frame": codec_config(mel=MelConfig(n_mels=20), ratios=(2,)),
 }

@@ -8,7 +8,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from tests.models import noise_and_tones, random_model, stt_config
+from tests.models import CODECS, noise_and_tones, random_model, stt_config
 
 from slipstream.config import STTConfig
 from slipstream.errors import CheckpointError
@@ -40,7 +40,7 @@ def outputs(runner: OnnxRunner) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("quantize", [None, "int4"])
-@pytest.mark.parametrize("codec", ["waveform", "log-mel"])
+@pytest.mark.parametrize("codec", CODECS)
 def test_a_converted_folder_says_what_its_weights_say(tmp_path: Path, quantize: str | None, codec: str):
     config = stt_config(codec=codec).model_copy(update={"condition_values": {"delay": 2.0}})
     export(Loader(tmp_path, config), tmp_path / "out", quantize=quantize)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.models import random_model, stt_config
+from tests.models import CODECS, random_model, stt_config
 
 from slipstream.onnx_model import protobuf
 from slipstream.onnx_model.codec import codec_model
@@ -47,7 +47,7 @@ def test_every_field_is_read_back():
     assert dimensions == [1, "T"]
 
 
-@pytest.mark.parametrize("codec", ["waveform", "log-mel"])
+@pytest.mark.parametrize("codec", CODECS)
 def test_the_checker_accepts_the_codec(tmp_path, codec: str):
     # The LM's normalisation is an operator of ONNX Runtime that onnx does not know.
     config = stt_config(codec=codec)

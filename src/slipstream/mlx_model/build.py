@@ -27,8 +27,10 @@ DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-def build_codec(config: CodecConfig, weights: Arrays) -> Mimi:
+def build_codec(config: CodecConfig, weights: Arrays, *, quantize: int | None = None) -> Mimi:
     """Mimi's encoder with the given canonical weights, in float32: its codes change with less.
+
+    With `quantize` (any number of bits) the matrices of a Whisper encoder are kept in 8 bits.
 
     Raises `ValueError` that names missing tensors and wrong shapes. The decoder's are left aside.
     """
@@ -45,6 +47,8 @@ def build_codec(config: CodecConfig, weights: Arrays) -> Mimi:
     used = dict(tree_flatten(module.parameters())).keys()
     module.load_weights([(name, mx.array(array)) for name, array in arrays.items() if name in used])
     module.set_dtype(mx.float32)
+    if quantize is not None and config.whisper:
+        _quantize(module.encoder, 8)
     _compute(module)
     return module
 
@@ -77,15 +81,20 @@ def build_lm(config: LMConfig, weights: Arrays, *, dtype: str = "float32", quant
     module.load_weights(list(arrays.items()))
     module.set_dtype(DTYPES[dtype])
     if quantize is not None:
-        group = GROUP_SIZES[quantize]
-        nn.quantize(
-            module,
-            group,
-            quantize,
-            class_predicate=lambda _, leaf: hasattr(leaf, "to_quantized") and leaf.weight.shape[-1] % group == 0,
-        )
+        _quantize(module, quantize)
     _compute(module)
     return module
+
+
+def _quantize(module: nn.Module, bits: int) -> None:
+    """Quantise the matrices whose rows are whole groups."""
+    group = GROUP_SIZES[bits]
+    nn.quantize(
+        module,
+        group,
+        bits,
+        class_predicate=lambda _, leaf: hasattr(leaf, "to_quantized") and leaf.weight.shape[-1] % group == 0,
+    )
 
 
 def _convolution(weight: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from slipstream.config import CodecConfig, MelConfig
 from slipstream.mlx_model.layers import CausalConv1d, Positions, Transformer
+from slipstream.mlx_model.whisper import WhisperEncoder, WhisperMel, WhisperPositions
+from slipstream.types import IntArray
 
 
 class Mimi(nn.Module):
@@ -25,10 +27,14 @@ class Mimi(nn.Module):
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.config = config
-        if config.mel is not None:
-            self.mel = LogMel(config.mel, config.sample_rate)
-        self.encoder = SEANetEncoder(config)
-        self.encoder_transformer = Transformer(config.transformer, config.stride)
+        if config.whisper is not None:
+            self.mel: LogMel | WhisperMel = WhisperMel(config.whisper, config.sample_rate)
+            self.encoder: SEANetEncoder | WhisperEncoder = WhisperEncoder(config.whisper, config.stride)
+        else:
+            if config.mel is not None:
+                self.mel = LogMel(config.mel, config.sample_rate)
+            self.encoder = SEANetEncoder(config)
+            self.encoder_transformer = Transformer(config.transformer, config.stride)
         if config.stride > 1:
             self.downsample = CausalConv1d(
                 config.dim, config.dim, 2 * config.stride, stride=config.stride, bias=False, replicate=True
@@ -37,26 +43,37 @@ class Mimi(nn.Module):
 
     def init_state(self, batch: int) -> dict[str, Any]:
         """State of `batch` fresh streams."""
-        state: dict[str, Any] = {
-            "encoder": self.encoder.init_state(batch),
-            "transformer": self.encoder_transformer.init_state(batch, mx.float32),
-        }
-        if self.config.mel is not None:
+        state: dict[str, Any] = {"encoder": self.encoder.init_state(batch)}
+        if self.config.whisper is None:
+            state["transformer"] = self.encoder_transformer.init_state(batch, mx.float32)
+        if "mel" in self:
             state["mel"] = self.mel.init_state(batch)
         if self.config.stride > 1:
             state["downsample"] = self.downsample.init_state(batch)
         return state
 
+    def locate(self, frames_B: IntArray) -> Positions | WhisperPositions:
+        """Where the next frame of slots lies that have heard `frames_B` frames."""
+        first_B = frames_B * self.config.stride
+        if isinstance(self.encoder, WhisperEncoder):
+            return self.encoder.locate(first_B)
+        return self.encoder_transformer.locate(first_B)
+
     def encode(
-        self, x_BS: mx.array, state: dict[str, Any], at: Positions, num_codebooks: int
+        self, x_BS: mx.array, state: dict[str, Any], at: Positions | WhisperPositions, num_codebooks: int
     ) -> tuple[mx.array, dict[str, Any]]:
         """One frame of samples `[B, S]` to its first `num_codebooks` codes `[B, 1, K]`."""
         new: dict[str, Any] = {}
         x = x_BS[..., None]
-        if self.config.mel is not None:
+        if "mel" in self:
             x, new["mel"] = self.mel(x, state["mel"])
-        x, new["encoder"] = self.encoder(x, state["encoder"])
-        x, new["transformer"] = self.encoder_transformer(x, state["transformer"], at)
+        if isinstance(self.encoder, WhisperEncoder):
+            assert isinstance(at, WhisperPositions)
+            x, new["encoder"] = self.encoder(x, state["encoder"], at)
+        else:
+            assert isinstance(at, Positions)
+            x, new["encoder"] = self.encoder(x, state["encoder"])
+            x, new["transformer"] = self.encoder_transformer(x, state["transformer"], at)
         if self.config.stride > 1:
             x, new["downsample"] = self.downsample(x, state["downsample"])
         return self.quantizer.encode(x, num_codebooks), new

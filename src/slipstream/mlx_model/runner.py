@@ -13,6 +13,7 @@ from slipstream.config import PAD_ID, SamplingConfig, STTConfig
 from slipstream.mlx_model.build import Arrays, build_codec, build_lm
 from slipstream.mlx_model.layers import Positions
 from slipstream.mlx_model.state import Ring, commit, read_slot, write_slots
+from slipstream.mlx_model.whisper import WhisperPositions
 from slipstream.slots import check_slots, heard
 from slipstream.types import BoolArray, FloatArray, StepOutput
 
@@ -38,7 +39,7 @@ class Inputs(NamedTuple):
 
     pcm_BS: mx.array
     active_B: mx.array
-    codec_at: Positions
+    codec_at: Positions | WhisperPositions
     lm_at: Positions
     key: mx.array
 
@@ -68,7 +69,7 @@ class MLXRunner:
         if slots < 1:
             raise ValueError(f"slots={slots}: expected at least 1")
         self.config = config
-        self.codec = build_codec(config.codec, codec)
+        self.codec = build_codec(config.codec, codec, quantize=quantize)
         self.lm = build_lm(config.lm, lm, dtype=dtype, quantize=quantize)
         self.sampling = sampling if sampling is not None else config.sampling
         self.slots = slots
@@ -98,7 +99,7 @@ class MLXRunner:
         inputs = Inputs(
             pcm_BS=mx.array(heard_BS),
             active_B=mx.array(active_B),
-            codec_at=self.codec.encoder_transformer.locate(self._frames_B * self.config.codec.stride),
+            codec_at=self.codec.locate(self._frames_B),
             lm_at=self.lm.transformer.locate(self._frames_B + 1),
             key=mx.array(self._random.integers(2**32, size=2, dtype=np.uint32)),
         )

@@ -63,7 +63,8 @@ def _write(checkpoint: Checkpoint, folder: Path, quantize: Quantize, progress: P
     lm = _Watched(checkpoint.lm, 0, total, progress)
     lm_model(config.lm, lm, config.condition_values, quantize=quantize).save(partial / LM_FILE)
     codec = _Watched(checkpoint.codec, lm.done, total, progress)
-    codec_model(config.codec, codec, num_codebooks=config.lm.num_codebooks).save(partial / CODEC_FILE)
+    codec_graph = codec_model(config.codec, codec, num_codebooks=config.lm.num_codebooks, quantize=quantize)
+    codec_graph.save(partial / CODEC_FILE)
     shutil.copyfile(checkpoint.tokenizer, partial / checkpoint.tokenizer.name)
     _write_config(config, checkpoint.tokenizer.name, partial)
     for file in partial.iterdir():

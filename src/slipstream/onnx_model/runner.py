@@ -10,7 +10,7 @@ import numpy as np
 
 from slipstream.config import SamplingConfig, STTConfig
 from slipstream.onnx_model.codec import codec_model
-from slipstream.onnx_model.graph import Array
+from slipstream.onnx_model.graph import Array, Model
 from slipstream.onnx_model.lm import lm_model
 from slipstream.onnx_model.sampling import logprob, pick
 from slipstream.onnx_model.session import open_session, physical_cores
@@ -60,7 +60,11 @@ class OnnxRunner:
         self.sampling = sampling if sampling is not None else config.sampling
         self._random = np.random.default_rng(seed)
         K = config.lm.num_codebooks
-        codec_graph = codec if isinstance(codec, Path) else codec_model(config.codec, codec, num_codebooks=K)
+        codec_graph: Path | Model
+        if isinstance(codec, Path):
+            codec_graph = codec
+        else:
+            codec_graph = codec_model(config.codec, codec, num_codebooks=K, quantize=quantize)
         lm_graph = lm if isinstance(lm, Path) else lm_model(config.lm, lm, config.condition_values, quantize=quantize)
         threads = physical_cores() if threads is None else threads
         codec_session = open_session(codec_graph, threads=threads)

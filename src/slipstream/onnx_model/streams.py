@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from slipstream.config import CodecConfig, LMConfig, TransformerConfig
+from slipstream.config import CodecConfig, LMConfig, TransformerConfig, WhisperConfig
 from slipstream.onnx_model.graph import Array
 from slipstream.onnx_model.session import Bound, input_type
 from slipstream.onnx_model.transformer import padded_head_dim, rotations
+from slipstream.spectrum import whisper_positions
 from slipstream.types import BoolArray, IntArray
 
 
@@ -25,47 +26,34 @@ class CodecStreams:
     def __init__(
         self, config: CodecConfig, session: onnxruntime.InferenceSession, slots: int, num_codebooks: int
     ) -> None:
-        T, H = config.stride, config.transformer.num_heads
         self.config = config
-        # A frame's first query still needs its `context` keys when the frame's last key is written.
-        self.columns = config.transformer.context + T - 1
         self.pcm_BS = np.zeros((slots, config.frame_samples), np.float32)
         self.codes_BK = np.zeros((slots, num_codebooks), np.int64)
         self._first_B = np.zeros(slots, np.bool_)
-        self._rotary = _Rotary(config.transformer, slots, T)
-        self._mask_BTC = np.zeros((slots, 1, T, self.columns), np.float32)
-        self._place_BTH3 = np.zeros((slots, T, H, 3), np.int64)
-        self._place_BTH3[..., 0] = np.arange(slots)[:, None, None]
-        self._place_BTH3[..., 1] = np.arange(H)
+        self._places: _CausalPlaces | _WhisperPlaces
+        if config.whisper:
+            self._places = _WhisperPlaces(config.whisper, slots, config.stride)
+        else:
+            self._places = _CausalPlaces(config.transformer, slots, config.stride)
+        self.columns = self._places.columns
         self._tails = _tails(session, slots)
         self._new_tails = {f"{name}.new": np.zeros_like(tail) for name, tail in self._tails.items()}
-        self._ring = _key_values(config.transformer, slots, self.columns, np.float32)
+        self._ring = self._places.empty_ring()
         inputs: dict[str, Array] = {
             "pcm": self.pcm_BS,
             "first": self._first_B,
-            "mask": self._mask_BTC,
-            "columns": self._place_BTH3,
-            "row": self._rotary.row_BT,
+            **self._places.inputs,
             **self._tails,
             **_layers(self._ring),
         }
         outputs = {"codes": self.codes_BK, **self._new_tails, **_layers(self._ring, ".new")}
-        self._bound = Bound(session, inputs, outputs, self._rotary.angles)
+        self._bound = Bound(session, inputs, outputs, self._places.shared)
 
     def step(self, frames_B: IntArray) -> None:
         """Encode a frame of each stream that has heard `frames_B` frames: the first slots, as many as there are."""
-        T, C, rows = self.config.stride, self.columns, len(frames_B)
-        position_BT = frames_B[:, None] * T + np.arange(T)
-        # The newest position that lies in each column once this frame is written; negative where none does yet.
-        last_B1 = position_BT[:, -1:]
-        held_BC = last_B1 - (last_B1 - np.arange(C)) % C
-        distance_BTC = position_BT[:, :, None] - held_BC[:, None]
-        seen = (distance_BTC >= 0) & (distance_BTC < self.config.transformer.context) & (held_BC[:, None] >= 0)
-        self._mask_BTC[:rows, 0] = np.where(seen, np.float32(0), np.float32(-np.inf))
-        self._place_BTH3[:rows, ..., 2] = (position_BT % C)[:, :, None]
-        self._first_B[:rows] = frames_B == 0
-        self._rotary.turn(position_BT)
-        self._bound.run(rows)
+        self._first_B[: len(frames_B)] = frames_B == 0
+        self._places.find(frames_B[:, None] * self.config.stride + np.arange(self.config.stride))
+        self._bound.run(len(frames_B))
 
     def commit(self, active_B: BoolArray) -> None:
         """Let the active slots, all of them in the last step, advance."""
@@ -87,6 +75,82 @@ class CodecStreams:
             tail[slot] = saved[name]
         ring = saved["ring"]
         self._ring[:, :, slot, :, : ring.shape[3]] = ring
+
+
+class _Places:
+    """Where a frame's T positions lie in rings of C columns, and what their queries see.
+
+    `inputs`: a graph's inputs with a row for each slot; `shared`: those without.
+    """
+
+    def __init__(self, slots: int, positions: int, heads: int, columns: int, masks: int) -> None:
+        self.columns = columns
+        self.mask_BLTC = np.zeros((slots, masks, positions, columns), np.float32)
+        self._place_BTH3 = np.zeros((slots, positions, heads, 3), np.int64)
+        self._place_BTH3[..., 0] = np.arange(slots)[:, None, None]
+        self._place_BTH3[..., 1] = np.arange(heads)
+        self.inputs: dict[str, Array] = {"mask": self.mask_BLTC, "columns": self._place_BTH3}
+        self.shared: dict[str, Array] = {}
+
+    def place(self, position_BT: IntArray) -> IntArray:
+        """Place the new keys. Returns the newest position that lies in each column then `[B, C]`; negative: none."""
+        self._place_BTH3[: len(position_BT), ..., 2] = (position_BT % self.columns)[:, :, None]
+        last_B1 = position_BT[:, -1:]
+        held_BC: IntArray = last_B1 - (last_B1 - np.arange(self.columns)) % self.columns
+        return held_BC
+
+
+class _CausalPlaces(_Places):
+    """Positions of a causal Transformer with rotary embedding."""
+
+    def __init__(self, config: TransformerConfig, slots: int, positions: int) -> None:
+        # A frame's first query still needs its `context` keys when the frame's last key is written.
+        super().__init__(slots, positions, config.num_heads, config.context + positions - 1, masks=1)
+        self.config = config
+        self._rotary = _Rotary(config, slots, positions)
+        self.inputs["row"] = self._rotary.row_BT
+        self.shared = self._rotary.angles
+
+    def empty_ring(self) -> Array:
+        return _key_values(self.config, len(self.mask_BLTC), self.columns, np.float32)
+
+    def find(self, position_BT: IntArray) -> None:
+        held_B1C = self.place(position_BT)[:, None]
+        distance_BTC = position_BT[:, :, None] - held_B1C
+        seen = (distance_BTC >= 0) & (distance_BTC < self.config.context) & (held_B1C >= 0)
+        self.mask_BLTC[: len(position_BT), 0] = np.where(seen, np.float32(0), np.float32(-np.inf))
+        self._rotary.turn(position_BT)
+
+
+class _WhisperPlaces(_Places):
+    """Positions of a Whisper encoder: queries lag behind keys, and keys behind the stream, more in each layer."""
+
+    def __init__(self, config: WhisperConfig, slots: int, positions: int) -> None:
+        columns = config.context + config.lookahead + positions - 1
+        super().__init__(slots, positions, config.num_heads, columns, masks=config.num_layers)
+        self.config = config
+        self._table = whisper_positions(config.dim)
+        self._sines_BTD = np.zeros((slots, positions, config.dim), np.float32)
+        self._live_BT1 = np.zeros((slots, positions, 1), np.float32)
+        self.inputs |= {"sines": self._sines_BTD, "live": self._live_BT1}
+
+    def empty_ring(self) -> Array:
+        config = self.config
+        shape = (config.num_layers, 2, len(self.mask_BLTC), config.num_heads, self.columns, config.head_dim)
+        return np.zeros(shape, np.float32)
+
+    def find(self, position_BT: IntArray) -> None:
+        config, rows = self.config, len(position_BT)
+        held_B11C = self.place(position_BT)[:, None, None]
+        first_L11 = (np.arange(config.num_layers) * config.lookahead)[:, None, None]
+        query_B1T1 = position_BT[:, None, :, None] - config.lookahead
+        distance = query_B1T1 - held_B11C
+        seen = (distance >= -config.lookahead) & (distance < config.context) & (held_B11C >= first_L11)
+        # A query before the stream's first position sees anything: nothing reads its output.
+        seen |= query_B1T1 < first_L11
+        self.mask_BLTC[:rows] = np.where(seen, np.float32(0), np.float32(-np.inf))
+        self._sines_BTD[:rows] = self._table[position_BT % len(self._table)]
+        self._live_BT1[:rows, :, 0] = position_BT >= config.delay
 
 
 class LMStreams:
