@@ -17,6 +17,7 @@ import io
 import json
 import os
 import random
+import re
 import statistics
 import struct
 import subprocess
@@ -75,8 +76,9 @@ def main() -> None:
         code = server.wait(60)
         print(f"SIGTERM: exit code {code} after {time.monotonic() - began:.1f} s")
         log.seek(0)
-        errors = log.read().splitlines()
-        print(f"lines on the server's standard error: {len(errors)}", *errors[:20], sep="\n    ")
+        lines = Counter(re.sub(r"\d[\d.]*", "N", line) for line in log.read().splitlines())
+    print("the server's standard error, numbers replaced by N:")
+    print("\n".join(f"{count:8} {line:.160}" for line, count in lines.most_common(40)))
     print(f"clients: {sum(results.values())}; {dict(sorted(results.items()))}")
     print(table(samples))
 
