@@ -9,6 +9,7 @@ import threading
 import tracemalloc
 import wave
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -18,6 +19,7 @@ from tests.audio.sounds import add_pictures, mux_pictures, tones, write_encoded,
 
 from slipstream import audio
 from slipstream.audio import Resampler
+from slipstream.audio.container import _decoded_packets
 from slipstream.errors import AudioError
 
 
@@ -156,6 +158,17 @@ def test_a_packet_of_minutes_is_decoded_in_pieces(tmp_path: Path) -> None:
     pieces = [piece.shape[1] for piece in audio.decode(path)]
     assert sum(pieces) == 120 * audio.SAMPLE_RATE
     assert max(pieces) <= 1.1 * audio.SAMPLE_RATE
+
+
+def test_a_stream_that_appears_late_ends_the_file_without_an_error() -> None:
+    """PyAV raises IndexError at the end of damaged MPEG-TS, when it flushes a stream that was not there at first."""
+
+    class Container:
+        def demux(self, stream: object) -> Any:
+            yield SimpleNamespace(size=1, decode=lambda: ["frame"])
+            raise IndexError("list index out of range")
+
+    assert list(_decoded_packets(Container(), object())) == [["frame"]]  # type: ignore[arg-type]
 
 
 def broken_files(folder: Path) -> dict[str, tuple[Path, str]]:

@@ -94,6 +94,14 @@ def test_the_words_of_a_file() -> None:
         assert get(address, b"", kyutai_api_key="open")[0] == 422
 
 
+def test_a_refused_client_that_still_sends_gets_the_response() -> None:
+    """Its body is larger than all socket buffers; were the connection closed, the client would be reset."""
+    with serving(keys=KeyRing.of(["open"])) as running:
+        for _ in range(3):
+            status, _, _ = get(f"{running.http}{PATH}", bytes(16 << 20), connection="close")
+            assert status == 401
+
+
 # -------------------------------------------------------------------------------------------------------------- limits
 
 

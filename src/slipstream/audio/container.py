@@ -148,7 +148,7 @@ def _decoded_packets(container: av.container.InputContainer, stream: AudioStream
     while True:
         try:
             packet = next(packets)
-        except StopIteration:
+        except (StopIteration, IndexError):  # IndexError: PyAV flushes a stream that appeared while it read the file
             return
         except av.error.FFmpegError:
             yield None

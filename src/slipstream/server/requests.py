@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -14,6 +15,7 @@ from slipstream.server.access import ID_HEADER, Access, Client, Refused
 from slipstream.server.connections import head_fits, new_id
 from slipstream.server.metrics import Metrics
 from slipstream.server.stream import INTERNAL_ERROR
+from slipstream.server.websocket import CLOSE_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -29,19 +31,50 @@ class Requests:
             await self.app(scope, receive, send)
             return
         scope["id"] = new_id()
+        has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
+        body = _Body(receive, over=not has_body)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", []), (ID_HEADER.encode(), scope["id"].encode())]
+            elif not message.get("more_body") and not body.over:
+                await send({**message, "more_body": True})
+                await body.discard()
+                message = {"type": "http.response.body"}
             await send(message)
 
         if not head_fits(scope, self._header_bytes):
-            await PlainTextResponse("the request's headers are too large", 431)(scope, receive, send_with_id)
+            await PlainTextResponse("the request's headers are too large", 431)(scope, body, send_with_id)
             return
         try:
-            await self.app(scope, receive, send_with_id)
+            await self.app(scope, body, send_with_id)
         except Exception:  # Starlette has sent status 500
             logger.exception("request failed", extra={"id": scope["id"], "path": scope["path"]})
+
+
+class _Body:
+    """A request's `receive`, which can discard the rest of the body.
+
+    Closing a connection while its client still sends makes the kernel reset it, and the client loses the response.
+    """
+
+    def __init__(self, receive: Receive, *, over: bool) -> None:
+        self._receive, self.over = receive, over
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self.over |= not message.get("more_body", False)
+        return message
+
+    async def discard(self) -> None:
+        """Read the rest of the body for at most `CLOSE_SECONDS`."""
+        reading = asyncio.ensure_future(self._read())
+        await asyncio.wait({reading}, timeout=CLOSE_SECONDS)
+        reading.cancel()
+
+    async def _read(self) -> None:
+        while not self.over:
+            await self()
 
 
 class Guarded:

@@ -233,6 +233,8 @@ def log_to_stderr(level: str) -> None:
     # malformed request, which lets a client fill the log.
     for name in ("uvicorn.error", "websockets.server"):
         logging.getLogger(name).setLevel(max(logging.ERROR, logging.getLogger().level))
+    # FFmpeg writes what it finds in damaged files, which may be a client's text.
+    logging.getLogger("libav").setLevel(logging.CRITICAL)
 
 
 _RECORD_FIELDS = set(vars(logging.makeLogRecord({}))) | {"message", "taskName"}

@@ -38,7 +38,7 @@ BODY_GRACE_SECONDS, BODY_BYTES_PER_SECOND = 20.0, 16_384
 """A body arrives at this rate at least, once the grace period is over: a slow sender must not hold a place."""
 INCOMPLETE_HEADER = "transcript-incomplete"
 """Says why a transcript ends before its audio, and after how many seconds."""
-_SPOOL_BYTES = 4 << 20
+_SPOOL_BYTES = 1 << 20
 _RETRY = {"retry-after": str(RETRY_AFTER_SECONDS)}
 
 _T = TypeVar("_T")
