@@ -166,11 +166,18 @@ def test_opus_that_holds_hours_is_decoded_in_pieces(packet: bytes) -> None:
     assert 0 < longest <= PIECE_SAMPLES + 3 * 2880  # a packet of 120 ms more, and what the resampler held back
 
 
-@pytest.mark.parametrize("page", [ogg_page(2, [OPUS_HEAD]), ogg_page(0, [])])
-def test_ogg_without_audio_is_decoded_in_pieces(page: bytes) -> None:
-    """A decoder is made for each header: they count, though they hold no audio."""
-    message = msgpack.packb({"type": "OggOpus", "data": page * 1000})
+def test_ogg_without_audio_is_decoded_in_pieces() -> None:
+    message = msgpack.packb({"type": "OggOpus", "data": ogg_page(0, []) * 1000})
     assert sum(1 for _ in KyutaiWire().decode(message)) >= 1000 / 20
+
+
+def test_too_many_ogg_streams_are_refused() -> None:
+    """A decoder is made for each, though it holds no audio."""
+    message = msgpack.packb({"type": "OggOpus", "data": ogg_page(2, [OPUS_HEAD]) * 101})
+    pieces = KyutaiWire().decode(message)
+    assert all(isinstance(piece, Audio) for piece in islice(pieces, 100))
+    with pytest.raises(ProtocolError, match="more than 100 Ogg streams"):
+        list(pieces)
 
 
 # ---------------------------------------------------------------------------------------------------------- Ogg Opus

@@ -9,7 +9,9 @@ from typing import Protocol
 TURN_SECONDS = 0.0005
 """How long one turn may take. What cannot be interrupted (a piece of audio, a frame) takes less."""
 REST_SECONDS = 0.001
-"""How long the event loop is free between two turns, at least as long as the turn took: no timer is finer."""
+"""How long the event loop is free after the turns, at least: no timer is finer."""
+REST_RATIO = 3.0
+"""And how long in relation to what they took."""
 
 
 class Worker(Protocol):
@@ -21,10 +23,10 @@ class Worker(Protocol):
 
 
 class RoundRobin:
-    """Gives each worker a turn, then the next one, and leaves the event loop free between turns.
+    """Gives the workers turns, one after another, and leaves the event loop free in between.
 
-    So however many workers there are, and however much they have to do, they take at most half of the event loop's
-    time, and everybody else waits for no more than one turn.
+    Workers with little to do share a turn. However many workers there are, and however much they have to do, they take
+    a quarter of the event loop's time, and everybody else waits for no more than one turn.
     """
 
     def __init__(self) -> None:
@@ -49,14 +51,13 @@ class RoundRobin:
 
     def _turn(self) -> None:
         self._next_turn = None
-        if not self._workers:
-            return
-        worker = next(iter(self._workers))
-        del self._workers[worker]
-        began, more = time.perf_counter(), False
+        began = time.perf_counter()
+        until = began + TURN_SECONDS
         try:
-            more = worker.work(began + TURN_SECONDS)
+            while self._workers and time.perf_counter() < until:
+                worker = next(iter(self._workers))
+                del self._workers[worker]
+                if worker.work(until):
+                    self._workers.setdefault(worker)
         finally:
-            if more:
-                self._workers.setdefault(worker)
-            self._schedule(max(REST_SECONDS, time.perf_counter() - began))
+            self._schedule(max(REST_SECONDS, REST_RATIO * (time.perf_counter() - began)))

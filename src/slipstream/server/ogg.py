@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from av.audio.codeccontext import AudioCodecContext
 
 OPUS_RATE = 48_000
+MAX_STREAMS = 100
+"""A decoder is made for each, which costs as much as 10 s of audio."""
 _PIECE_SAMPLES = PIECE_SAMPLES * OPUS_RATE // SAMPLE_RATE
 _PIECE_COST = 20
 """Packets and pages to decode before others have a turn, and what a new decoder counts as."""
@@ -36,6 +38,7 @@ class OggOpusDecoder:
         self._packets = OggPackets()
         self._codec: AudioCodecContext | None = None
         self._resampler = Resampler(OPUS_RATE)
+        self._streams = 0
 
     def push(self, data: bytes) -> Iterator[FloatArray]:
         """Take bytes, give the samples they complete in pieces `[S]`, some of them empty; the rest lags by up to 0.1 s.
@@ -49,6 +52,9 @@ class OggOpusDecoder:
             if packet is None:
                 pass
             elif starts_stream:
+                self._streams += 1
+                if self._streams > MAX_STREAMS:
+                    raise ProtocolError(f"more than {MAX_STREAMS} Ogg streams one after another")
                 self._codec = _opus_codec(packet)
                 cost += _PIECE_COST
             elif packet[:8] != b"OpusTags":

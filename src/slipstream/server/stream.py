@@ -156,7 +156,10 @@ class LiveStream:
             self._hub.turns.add(self)
 
     def sweep(self, now: float) -> None:
-        """Look at the clock: time limits, the place in the queue, a ping."""
+        """Look at the clock: time limits, the place in the queue, a ping; and whether the client is still there."""
+        if self._commands is not None and self._socket.gone:
+            self._socket.abort()
+            return
         if self._connection.phase is Phase.WAITING:
             self._tell_place()
         elif now - self._last_message > self._limits.idle_seconds:

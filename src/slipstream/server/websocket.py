@@ -6,6 +6,8 @@ The protocol itself (RFC 6455) is the websockets library's; here it meets the tr
 from __future__ import annotations
 
 import asyncio
+import select
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, cast
@@ -26,6 +28,8 @@ from slipstream.server.protocol import Close, CloseCode, Message
 DIRECT_SHARE = 0.01
 """How much of the event loop's time a connection may take when its data arrive. Beyond it, it is served in turn. A
 stream in real time takes a tenth of that."""
+PACE_SECONDS = 0.02
+"""How long a client that is too fast waits at least, so that it does not cost a timer for each of its frames."""
 CLOSE_SECONDS = 5.0
 """How long a client has to read the last messages and answer the close, before the connection is cut."""
 
@@ -141,6 +145,22 @@ class WebSocket(asyncio.Protocol):
             self._turns.add(self)
 
     @property
+    def gone(self) -> bool:
+        """Whether the client has closed the connection, which nobody else notices while the socket is not read.
+
+        Only Linux tells this before all that the client has sent is read.
+        """
+        if sys.platform != "linux" or self._transport.is_closing():
+            return False
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._transport.abort()
+
+    @property
     def client_code(self) -> int:
         """The close code that the client sent, or 1006 if it sent none (RFC 6455, section 7.1.5)."""
         received = self._protocol.close_rcvd
@@ -223,7 +243,7 @@ class WebSocket(asyncio.Protocol):
     def _keep_pace(self, delay: float) -> None:
         """Parse nothing for a while."""
         if delay > 0 and self._pace_timer is None:
-            self._pace_timer = asyncio.get_running_loop().call_later(delay, self._go_on)
+            self._pace_timer = asyncio.get_running_loop().call_later(max(delay, PACE_SECONDS), self._go_on)
 
     def _go_on(self) -> None:
         self._pace_timer = None
