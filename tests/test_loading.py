@@ -16,7 +16,7 @@ from tests.models import noise_and_tones, random_model, stt_config
 from typer.testing import CliRunner
 
 from slipstream import loading
-from slipstream.cli import app
+from slipstream.cli.app import app
 from slipstream.config import SamplingConfig
 from slipstream.errors import BackendError, CheckpointError, ConfigError
 from slipstream.text import Tokenizer

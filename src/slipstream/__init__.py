@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as of typing, which takes a while to import
 __version__ = "0.1.0"
 __all__ = [
     "SessionOptions",
@@ -19,6 +19,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from slipstream.engine.session import SessionOptions
     from slipstream.engine.watchdog import WatchdogOptions
     from slipstream.formats import Transcript

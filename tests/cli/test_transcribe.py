@@ -105,6 +105,39 @@ def test_resume_skips_what_is_done(cli: Cli, sound: Sound, loaded: Loaded, tmp_p
     assert loaded.model is None
 
 
+@pytest.mark.parametrize(
+    ("format", "content"),
+    [
+        ("txt", ""),
+        ("txt", "\n"),
+        ("srt", ""),
+        ("vtt", "WEBVTT\n"),
+        ("tsv", "start\tend\tconfidence\ttext\n"),
+        ("jsonl", ""),
+        ("json", '{"text": "", "words": []}'),
+        ("json", '{"text": "cut off'),
+        ("json", ""),
+    ],
+)
+def test_resume_repeats_what_has_no_text(
+    cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path, format: str, content: str
+) -> None:
+    path, done = sound("a.wav", [0.1]), tmp_path / f"out/a.{format}"
+    done.parent.mkdir()
+    done.write_text(content)
+    outcome = cli("transcribe", path, "-o", done.parent, "-f", format, "--resume")
+    assert outcome.code == 0
+    assert f"0 of 1 are done already.\n  {path}: again, {done} has no text\n" in outcome.err
+    assert "10" in done.read_text()
+    assert "1 of 1 are done already" in cli("transcribe", path, "-o", done.parent, "-f", format, "--resume").err
+
+
+def test_an_earlier_transcript_is_not_replaced_silently(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
+    path, done = sound("a.wav", [0.1]), tmp_path / "out/a.txt"
+    assert "replaces" not in cli("transcribe", path, "-o", done.parent).err
+    assert f"{done}: replaces an earlier transcript\n" in cli("transcribe", path, "-o", done.parent).err
+
+
 def test_delay_report(cli: Cli, sound: Sound, loaded: Loaded) -> None:
     outcome = cli("transcribe", sound("a.wav", [0.1, 0.2, 0.3]), "--delay-report")
     assert "3.0 s heard in" in outcome.err
@@ -216,16 +249,19 @@ def test_standard_output_full(cli: Cli, sound: Sound, loaded: Loaded, monkeypatc
     assert "standard output: cannot be written: No space left on device" in outcome.err
 
 
-def test_interrupt_keeps_what_was_heard(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_keeps_the_text_up_to_it(
+    cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     def slow(index: int) -> None:
         if index == 40:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         time.sleep(0.002)
 
     loaded.transcriber.on_step = slow
     paths = [sound("a.wav", [0.1] * 40), sound("b.wav", [0.2] * 40)]
     outcome = cli("transcribe", *paths, "-o", tmp_path / "out")
-    assert outcome.code == 130
+    assert outcome.code == code
     assert "Interrupted" in outcome.err
     (partial,) = (tmp_path / "out").iterdir()
     assert partial.name == "a.partial.txt"

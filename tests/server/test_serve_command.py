@@ -110,7 +110,7 @@ def test_keys_and_tls(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_wrong_options_are_named(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from slipstream.cli import app
+    from slipstream.cli.app import app
     from slipstream.errors import SlipstreamError
 
     try:

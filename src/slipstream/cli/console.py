@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -34,18 +35,31 @@ class WarningHandler(logging.Handler):
         console.print(record.getMessage())
 
 
-@contextmanager
-def first_interrupt_stops() -> Iterator[threading.Event]:
-    """Within it, the first Ctrl-C sets the event, for an orderly end; the second raises `KeyboardInterrupt`."""
-    stop = threading.Event()
+class Stop(threading.Event):
+    """Set when a command is asked to end; `signal` is what asked."""
 
-    def handle(*_: object) -> None:
+    signal: signal.Signals = signal.SIGINT
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.signal
+
+
+@contextmanager
+def first_signal_stops() -> Iterator[Stop]:
+    """Within it, the first Ctrl-C or SIGTERM sets the event, for an orderly end; the second ends the process."""
+    stop = Stop()
+
+    def handle(number: int, _: object) -> None:
         if stop.is_set():
-            raise KeyboardInterrupt
+            console.show_cursor()  # which a progress bar hides
+            os._exit(128 + number)  # not sys.exit, which waits for threads, and these may hang
+        stop.signal = signal.Signals(number)
         stop.set()
 
-    previous = signal.signal(signal.SIGINT, handle)
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from slipstream.cli.ears import Ear
 from slipstream.cli.jobs import Job
+from slipstream.cli.streams import standard_input
 from slipstream.errors import SlipstreamError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def hear(ear: Ear, job: Job, *, raw: RawFormat | None, stop: StopEvent, progress
     from slipstream.types import Final, OpenWord, Recovered, Step, Turn, Word
 
     def chunks() -> Iterator[FloatArray]:
-        source = sys.stdin.buffer if job.path is None else job.path
+        source = standard_input(stop) if job.path is None else job.path
         channels: Channels = "mix" if job.channel is None else "separate"
         for piece_CS in decode(source, raw=raw, channels=channels, sample_rate=ear.sample_rate):
             if stop.is_set():

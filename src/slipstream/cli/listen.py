@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from slipstream.cli.console import first_interrupt_stops, notice
+from slipstream.cli.console import first_signal_stops, notice
 from slipstream.cli.models import production_hint
 from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model, Quantize, Threads
 from slipstream.cli.progress import counting_bar
@@ -52,7 +52,7 @@ def listen(
         transcriber = slipstream.load(
             model, device=device, backend=backend, quantize=quantize, threads=threads, progress=progress
         )
-    with transcriber, first_interrupt_stops() as stop:
+    with transcriber, first_signal_stops() as stop:
         notice("Listening. Ctrl-C ends.")
         show_live(transcriber.stream(_until(stop, audio.microphone(chosen)), audio.SAMPLE_RATE))
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slipstream.errors import SlipstreamError
+from slipstream.cli.streams import OutputError
 
 if TYPE_CHECKING:
     from slipstream.formats import Format, Transcript
     from slipstream.subtitles import SubtitleLayout
-
-
-class OutputError(SlipstreamError):
-    """A transcript cannot be written."""
 
 
 def render(transcript: Transcript, format: Format, words: bool, layout: SubtitleLayout | None) -> str:
@@ -26,6 +23,18 @@ def render(transcript: Transcript, format: Format, words: bool, layout: Subtitle
     return "".join(
         f"{word.start:8.2f} {word.end:8.2f}  {word.confidence:4.2f}  {word.text}\n" for word in transcript.words
     )
+
+
+def has_text(path: Path, format: Format) -> bool:
+    """Whether `path` holds a whole transcript with words: an empty one may be all that an earlier run left."""
+    from slipstream.formats import Transcript
+
+    empty = Transcript((), (), 0.0, "", 0.0).render(format)
+    try:
+        text = path.read_text("utf-8")
+        return bool(json.loads(text)["text"]) if format == "json" else text.strip() not in ("", empty.strip())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def write_file(path: Path, text: str) -> None:

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from slipstream.cli.console import INTERRUPTED, fail, first_interrupt_stops, notice
+from slipstream.cli.console import fail, first_signal_stops, notice
 from slipstream.cli.ears import SERVER_KEY, Ear, LocalEar, ServerEar
 from slipstream.cli.hearing import Heard, hear
 from slipstream.cli.jobs import Job, check_places, find_jobs, split_channels
 from slipstream.cli.models import production_hint
 from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model, Quantize, Threads
-from slipstream.cli.output import render, write_file, write_stdout
+from slipstream.cli.output import has_text, render, write_file, write_stdout
 from slipstream.cli.progress import counting_bar, progress_bar
+from slipstream.cli.streams import check_stdout
 from slipstream.errors import SlipstreamError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def transcribe(
     channels: Annotated[
         Literal["mix", "separate"], typer.Option("--channels", help="Mix the channels, or transcribe each by itself.")
     ] = "mix",
-    resume: Annotated[bool, typer.Option("--resume", help="With -o: skip inputs whose output is there.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="With -o: skip inputs whose output has text.")] = False,
     delay_report: Annotated[
         bool, typer.Option("--delay-report", help="Say how fast it went, and how late the words came.")
     ] = False,
@@ -102,6 +103,8 @@ def transcribe(
         raise typer.BadParameter(f"{output} is not a folder", param_hint="--output")
     if resume and not output:
         raise typer.BadParameter("without -o there are no files to go on from", param_hint="--resume")
+    if not output:
+        check_stdout()
 
     from slipstream.audio import RawFormat
     from slipstream.subtitles import SubtitleLayout
@@ -122,7 +125,10 @@ def transcribe(
         def deliver(job: Job, heard: Heard) -> None:
             text = render(heard.transcript, format, words, SubtitleLayout(**layout) if layout else None)
             if output:
-                write_file(job.output(output, format, partial=not heard.complete), text)
+                path = job.output(output, format, partial=not heard.complete)
+                if has_text(path, format):
+                    notice(f"{path}: replaces an earlier transcript")
+                write_file(path, text)
                 if heard.complete:
                     job.output(output, format, partial=True).unlink(missing_ok=True)
             elif heard.error is None:
@@ -152,14 +158,13 @@ def transcribe(
                     progress=progress,
                 )
             ear = LocalEar(stack.enter_context(transcriber))
-        stop = stack.enter_context(first_interrupt_stops())
+        stop = stack.enter_context(first_signal_stops())
         failures = _hear_all(ear, jobs, slots, raw_format, stop, deliver, in_order=output is None)
-        interrupted = stop.is_set()
     if failures:
         fail(f"{len(failures)} of {len(jobs)} failed:\n" + "\n".join(f"  {failure}" for failure in failures))
-    if interrupted:
-        notice("Interrupted. What was heard until then is written.")
-        raise typer.Exit(INTERRUPTED)
+    if stop.is_set():
+        notice("Interrupted. The text up to there is written.")
+        raise typer.Exit(stop.exit_code)
     if failures:
         raise typer.Exit(1)
 
@@ -251,12 +256,15 @@ def _channel_jobs(job: Job, raw: RawFormat | None) -> list[Job]:
 
 
 def _left_to_do(jobs: Sequence[Job], folder: Path, format: _Format) -> list[Job]:
-    done = [job for job in jobs if job.output(folder, format).exists()]
+    done = {job.name for job in jobs if has_text(job.output(folder, format), format)}
     notice(f"{len(done)} of {len(jobs)} are done already{':' if done else '.'}")
-    for job in done:
-        notice(f"  {job.name}: skipped, {job.output(folder, format)} is there")
-    skipped = {job.name for job in done}
-    return [job for job in jobs if job.name not in skipped]
+    for job in jobs:
+        path = job.output(folder, format)
+        if job.name in done:
+            notice(f"  {job.name}: skipped, {path} is there")
+        elif path.exists():
+            notice(f"  {job.name}: again, {path} has no text")
+    return [job for job in jobs if job.name not in done]
 
 
 def _report(heard: Heard) -> str:

@@ -1,0 +1,82 @@
+"""All commands. Each imports what it needs when it runs, so that `slipstream --help` answers at once."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from slipstream import __version__
+from slipstream.cli import convert, data, doctor, evaluate, listen, models, serve, train, transcribe
+from slipstream.cli.console import INTERRUPTED, WarningHandler, fail
+from slipstream.cli.output import close_stdout
+from slipstream.cli.streams import guard_streams
+from slipstream.errors import SlipstreamError
+
+app = typer.Typer(
+    help="Slipstream: streaming speech-to-text. Live speech in, timed words out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_warnings = WarningHandler(logging.WARNING)
+for _command in (
+    transcribe.transcribe,
+    listen.listen,
+    serve.serve,
+    serve.api_key,
+    models.models,
+    doctor.doctor,
+    convert.convert,
+    evaluate.evaluate,
+):
+    app.command()(_command)
+app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
+
+
+def run() -> None:
+    """Run the command that the arguments name, and exit: what fails is a sentence, never a traceback."""
+    guard_streams()
+    logging.getLogger("slipstream").addHandler(_warnings)
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        app()
+    except SlipstreamError as error:
+        fail(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        close_stdout()
+        sys.exit(1)
+    except Exception:
+        if interrupted:  # an extension module whose import Ctrl-C interrupts raises ImportError
+            sys.exit(INTERRUPTED)
+        raise
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"slipstream {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
