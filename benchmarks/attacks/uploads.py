@@ -26,29 +26,21 @@ def upload_gaps(target: Target) -> None:
 
 
 @attack
-def upload_long_flac(target: Target) -> None:
-    """Post five hours of silence in FLAC, whose header says so."""
-    file = encoded("flac", "flac", seconds=5 * 3600, samples=4608)
-    while target.running:
-        target.request("POST", PATH, body=file)
-
-
-@attack
-def upload_long_opus(target: Target) -> None:
-    """Post five hours of silence in Opus, one minute after another, so that only decoding tells how many there are."""
-    file = encoded("ogg", "libopus", seconds=60) * 300
+def upload_too_long(target: Target) -> None:
+    """Post five hours of silence in FLAC, minute after minute, so that only decoding tells how many there are."""
+    file = encoded("ogg", "flac", seconds=60) * 300
     while target.running:
         target.request("POST", PATH, body=file)
 
 
 @attack
 def upload_silence(target: Target) -> None:
-    """Post three hours of silence in FLAC, which the limit allows, from many connections at once."""
-    file = encoded("flac", "flac", seconds=3 * 3600, samples=4608)
-    connections: list[socket.socket] = []
-    while target.running:
-        connections = [*connections[-8:], post(target, file)]
-        time.sleep(0.05)
+    """Post three hours of silence in Opus, 2.4 MB, which the limit allows, on six connections at once."""
+    file = encoded("ogg", "libopus", seconds=60) * 180
+    connections = [post(target, file) for _ in range(6)]
+    time.sleep(max(0.0, target.until - time.monotonic()))
+    for connection in connections:
+        connection.close()
 
 
 @attack
