@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgpack
 import numpy as np
+from benchmarks.attacks.uploads import encoded
 from tests.fakes import speech
 from tests.server.harness import chunks, solo
 from tests.server.scripted import server_process
@@ -233,6 +234,18 @@ async def floods(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dra
     await asyncio.sleep(drawn.uniform(0, 1))
 
 
+async def upload_and_leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, drawn: random.Random) -> None:
+    """Posts a file, whole, cut short, with hours in its timestamps or with hours of audio, and leaves at any time."""
+    short = encoded("wav", "pcm_s16le", seconds=20)
+    gaps = encoded("matroska", "pcm_s16le", seconds=2, gap=3590)
+    hours = encoded("ogg", "libopus", seconds=20) * 900
+    body = drawn.choice([short, short[: drawn.randrange(len(short))], gaps, hours])
+    announced = len(body) + drawn.choice([0, 0, 10_000])
+    writer.write(f"POST /api/asr-streaming HTTP/1.1\r\nHost: localhost\r\nContent-Length: {announced}\r\n\r\n".encode())
+    writer.write(body)
+    await asyncio.sleep(drawn.uniform(0, 1))
+
+
 ABUSES: list[Abuse] = [
     vanishes,
     falls_silent,
@@ -242,6 +255,7 @@ ABUSES: list[Abuse] = [
     giant,
     never_reads,
     floods,
+    upload_and_leave,
 ]
 
 HANDSHAKE = (
