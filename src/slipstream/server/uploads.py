@@ -27,7 +27,7 @@ from slipstream.server.hub import Hub
 from slipstream.server.limits import Limits
 from slipstream.server.metrics import Metrics
 from slipstream.server.protocol import Close, CloseCode
-from slipstream.types import Event, Final, FloatArray, Word
+from slipstream.types import Event, Final, FloatArray, Ready, Word
 
 UPLOAD_WAIT_SECONDS = 100.0
 """How long an upload waits for a slot, as in the reference."""
@@ -96,12 +96,13 @@ class _Upload:
         self._began = time.monotonic()
         self._bytes = self._samples = 0
         self._whole = False  # all its audio is sent
+        self._has_slot = False
 
     async def run(self) -> Response | None:
         """Serve the request. Returns the response, or None when the client has left."""
         self._metrics.connects.inc()
         self._hub.join(self)
-        status, reason = 0, "the client disconnected"
+        status, reason = 500, "the server failed"
         response: Response | None = None
         try:
             with _Body(max_size=_SPOOL_BYTES) as body:
@@ -112,11 +113,11 @@ class _Upload:
                     body.abandoned = True
                     await self._free()
             status, reason = 200, self._ended.result().reason if self._ended.done() and not self._whole else ""
-            response = self._transcript(final, reason)
+            # In the pool: the JSON of hours would block the event loop.
+            response = await self._loop.run_in_executor(self._pool, self._transcript, final, reason)
         except _Ended as ended:
-            if (status := ended.status) != 0:
-                reason = ended.reason
-                response = _refuse(status, reason)
+            status, reason = ended.status, ended.reason
+            response = _refuse(status, reason) if status else None
         finally:
             self._hub.leave(self)
             self._record(status, reason)
@@ -187,7 +188,6 @@ class _Upload:
             first, pieces = await self._in_pool(partial(self._open_body, body))
             options = SessionOptions(partials=False, max_buffered_seconds=BUFFERED_SECONDS)
             session = self._session = self._engine.open(options, wait=UPLOAD_WAIT_SECONDS, wake=self._hub.waker(self))
-            self._metrics.open_channels.inc()
             sending = self._work = self._loop.run_in_executor(self._pool, self._send, session, first, pieces)
             either: set[asyncio.Future[Any]] = {sending, self._done}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -207,6 +207,7 @@ class _Upload:
         """Free the slot at once, then wait for the pool's thread: it may still read the body."""
         if self._session is not None:
             self._session.cancel()
+        if self._has_slot:
             self._metrics.open_channels.dec()
         if self._work is not None:
             await asyncio.wait({self._work})
@@ -263,6 +264,9 @@ class _Upload:
         if isinstance(event, Word):
             self._words.append(event)
             self._metrics.words.inc()
+        elif isinstance(event, Ready):
+            self._has_slot = True
+            self._metrics.open_channels.inc()
         elif isinstance(event, Final):
             self._done.set_result(event)
 
