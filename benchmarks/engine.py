@@ -16,7 +16,8 @@ import numpy as np
 from tests.fakes import FRAME_RATE, FRAME_SAMPLES, LEXICON, tiny_tokenizer
 
 from slipstream.config import PAD_ID, WORD_ID
-from slipstream.engine.engine import Engine, LiveSession
+from slipstream.engine.engine import Engine
+from slipstream.engine.live import LiveSession
 from slipstream.engine.session import SessionOptions
 from slipstream.types import BoolArray, FloatArray, State, StepOutput
 

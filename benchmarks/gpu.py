@@ -45,7 +45,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from slipstream.config import PRESETS, STTConfig, dump_codec, dump_kyutai
-from slipstream.engine.engine import Engine, LiveSession, StepReport
+from slipstream.engine.engine import Engine, StepReport
+from slipstream.engine.live import LiveSession
 from slipstream.engine.session import SessionOptions
 from slipstream.errors import Overloaded
 from slipstream.torch_model.graphs import capture

@@ -29,7 +29,7 @@ from tests.models import random_model, stt_config
 
 import slipstream
 from slipstream.config import STTConfig
-from slipstream.engine.engine import LiveSession
+from slipstream.engine.live import LiveSession
 from slipstream.engine.session import SessionOptions
 from slipstream.engine.watchdog import WatchdogOptions
 from slipstream.errors import AudioError, CheckpointError, Overloaded, SessionClosed, SlipstreamError

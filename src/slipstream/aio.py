@@ -9,7 +9,7 @@ from types import TracebackType
 
 import numpy.typing as npt
 
-from slipstream.engine.engine import LiveSession
+from slipstream.engine.live import LiveSession
 from slipstream.types import Event
 
 Open = Callable[[Callable[[], None]], LiveSession]

@@ -19,7 +19,8 @@ from slipstream.aio import AsyncSession
 from slipstream.audio import Resampler, decode, mix
 from slipstream.audio.arrays import SampleConverter, check_range
 from slipstream.audio.samples import check_rate
-from slipstream.engine.engine import Engine, LiveSession
+from slipstream.engine.engine import Engine
+from slipstream.engine.live import LiveSession
 from slipstream.engine.session import SessionOptions
 from slipstream.errors import AudioError, SlipstreamError
 from slipstream.formats import Transcript

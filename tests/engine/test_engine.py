@@ -23,8 +23,9 @@ from tests.fakes import (
     words_of,
 )
 
-from slipstream.engine import engine as engine_module
-from slipstream.engine.engine import Engine, LiveSession, StepReport
+from slipstream.engine import live
+from slipstream.engine.engine import Engine, StepReport
+from slipstream.engine.live import LiveSession
 from slipstream.engine.session import SessionOptions
 from slipstream.errors import AudioError, CheckpointError, EngineError, Overloaded, SessionClosed
 from slipstream.types import Event, Final, Flushed, MarkerReached, PartialWord, Ready, Step, StepOutput, Word
@@ -331,7 +332,7 @@ def test_sending_faster_than_the_model_hears_waits_or_is_overloaded(start: Calla
 def test_a_reader_that_does_not_come_misses_partial_words_and_is_then_given_up(
     start: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "MAX_UNREAD_EVENTS", 60)
+    monkeypatch.setattr(live, "MAX_UNREAD_EVENTS", 60)
     engine = start(ScriptRunner())
     audio_S = np.concatenate([speech(seed, words=5) for seed in range(12)])
     with engine.open(SessionOptions(steps=True)) as session:

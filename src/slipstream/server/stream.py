@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from slipstream.engine.engine import Engine, LiveSession
+from slipstream.engine.engine import Engine
+from slipstream.engine.live import LiveSession
 from slipstream.engine.session import SessionOptions
 from slipstream.errors import AudioError, Overloaded, SessionClosed, SlipstreamError
 from slipstream.server.access import Client

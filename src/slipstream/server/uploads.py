@@ -19,7 +19,8 @@ from starlette.types import Receive, Scope, Send
 
 from slipstream.audio import SAMPLE_RATE, decode, probe
 from slipstream.audio.container import is_longer
-from slipstream.engine.engine import Engine, LiveSession
+from slipstream.engine.engine import Engine
+from slipstream.engine.live import LiveSession
 from slipstream.engine.session import SessionOptions
 from slipstream.errors import AudioError, Overloaded, SessionClosed, SlipstreamError
 from slipstream.server.access import Client, Refused
