@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 import time
 import urllib.error
@@ -22,7 +23,7 @@ from slipstream.server.access import Access
 from slipstream.server.app import Service
 from slipstream.server.keys import KeyRing
 from slipstream.server.limits import Limits
-from slipstream.server.run import Server, listen
+from slipstream.server.run import Server, Tls, listen
 from slipstream.types import FloatArray, Word
 
 RATE = 24_000
@@ -60,6 +61,9 @@ def serving(
     flush_after_silence: float = 0.0,
     max_waiting: int = 64,
     port: int = 0,
+    tls: Tls | None = None,
+    operations: tuple[socket.socket, Access | None] | None = None,
+    ready_when_free: bool = False,
 ) -> Iterator[Running]:
     """Serve on loopback until the block ends, on a free port unless `port` names one."""
     runner = runner or ScriptRunner(slots=4)
@@ -71,8 +75,10 @@ def serving(
             limits=limits or Limits(),
             queue_seconds=queue_seconds,
             flush_after_silence=flush_after_silence,
+            ready_when_free=ready_when_free,
+            metrics_elsewhere=operations is not None,
         )
-        server = Server(service)
+        server = Server(service, tls, operations)
         with listen("127.0.0.1", port) as listener:
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             thread.start()

@@ -6,14 +6,14 @@ import pytest
 from starlette.requests import HTTPConnection
 
 from slipstream.errors import ConfigError
-from slipstream.server.access import Access, Refused
-from slipstream.server.keys import KeyRing
+from slipstream.server.access import Access, Client, Refused
+from slipstream.server.keys import Key, KeyRing
 
 KEYS = KeyRing.of(["secret"])
 
 
 def status(access: Access, query: str = "", **headers: str) -> int | None:
-    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    raw = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
     request = HTTPConnection({"type": "websocket", "headers": raw, "query_string": query.encode()})
     try:
         access.check(request)
@@ -47,6 +47,54 @@ def test_a_key_comes_in_the_header_or_the_query() -> None:
     assert status(access, "auth_id=secret", host="example.org") is None
     assert status(access, "auth_id=other", host="example.org") == 401
     assert status(access, "auth_id=secret", host="example.org", kyutai_api_key="wrong") == 401
+
+
+@pytest.mark.parametrize("header", ["Bearer secret", "bearer secret", "Token secret", "TOKEN  secret"])
+def test_a_key_comes_in_the_authorization_header(header: str) -> None:
+    assert status(Access("0.0.0.0", KEYS), host="example.org", authorization=header) is None
+
+
+@pytest.mark.parametrize("header", ["Bearer wrong", "Bearer", "Basic secret", "secret", ""])
+def test_other_authorization_is_refused(header: str) -> None:
+    assert status(Access("0.0.0.0", KEYS), host="example.org", authorization=header) == 401
+
+
+@pytest.mark.parametrize("host", ["[", "[::1", "a b", "user@localhost", "localhost:x", "localhost:999999", "\xff"])
+def test_malformed_hosts(host: str) -> None:
+    assert status(Access("127.0.0.1"), host=host) == 400
+    assert status(Access("0.0.0.0", KEYS), host=host, kyutai_api_key="secret") == 400
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://a@b", "http://a/b", "a", "", "http://a:b", "\xff"])
+def test_malformed_origins(origin: str) -> None:
+    assert status(Access("127.0.0.1"), host="localhost:8080", origin=origin) == 400
+
+
+def test_a_key_limits_its_open_streams() -> None:
+    access = Access("0.0.0.0", KEYS)
+    client, other = Client(key=Key("desk", b"", streams=2)), Client(key=Key("phone", b""))
+    access.enter(client)
+    access.enter(client)
+    with pytest.raises(Refused, match="2 of 2 streams open") as refused:
+        access.enter(client)
+    assert refused.value.status == 429
+    access.enter(other)
+    access.leave(client)
+    access.enter(client)
+
+
+def test_a_key_limits_what_starts_within_a_minute() -> None:
+    access, client = Access("0.0.0.0", KEYS), Client(key=Key("desk", b"", per_minute=2))
+    access.enter(client, now=0.0)
+    access.enter(client, now=20.0)
+    for _ in range(3):  # a refusal does not count
+        with pytest.raises(Refused, match="at most 2 streams per minute") as refused:
+            access.enter(client, now=21.0)
+        assert refused.value.headers == {"retry-after": "39"}
+    access.enter(client, now=60.0)
+    with pytest.raises(Refused):
+        access.enter(client, now=79.0)
+    access.enter(client, now=80.0)
 
 
 def test_only_pages_of_this_server_and_those_allowed_may_connect() -> None:

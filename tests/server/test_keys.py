@@ -33,6 +33,30 @@ def test_the_file_holds_no_key() -> None:
     assert len(key) >= 43  # 256 bits
 
 
+def test_limits_of_a_key(tmp_path: Path) -> None:
+    key, line = new_key("desk", streams=4, per_minute=60)
+    assert line.endswith(" streams=4 per_minute=60")
+    (tmp_path / "keys").write_text(f"{line}  # comment\n")
+    found = KeyRing.read(tmp_path / "keys").find(key)
+    assert found is not None
+    assert (found.streams, found.per_minute) == (4, 60)
+
+
+def test_a_reload_takes_the_new_keys_or_keeps_the_old(tmp_path: Path) -> None:
+    (old, old_line), (new, new_line) = new_key("desk"), new_key("desk")
+    file = tmp_path / "keys"
+    file.write_text(old_line)
+    ring = KeyRing.read(file)
+    file.write_text(new_line)
+    ring.reload()
+    assert ring.find(old) is None
+    assert ring.find(new) is not None
+    file.write_text("desk")
+    with pytest.raises(ConfigError, match="keys:1"):
+        ring.reload()
+    assert ring.find(new) is not None
+
+
 def test_keys_known_in_clear() -> None:
     ring = KeyRing.of(["public_token", "open_token"])
     assert name(ring, "open_token") == "key-2"
@@ -48,6 +72,10 @@ def test_keys_known_in_clear() -> None:
         ("desk sha256:" + "z" * 64, "expected"),
         ("desk sha256:" + "0" * 63, "expected"),
         ("a sha256:" + "0" * 64 + "\na sha256:" + "1" * 64, "keys:2: a second key named 'a'"),
+        ("a sha256:" + "0" * 64 + " streams=0", "expected"),
+        ("a sha256:" + "0" * 64 + " streams=x", "expected"),
+        ("a sha256:" + "0" * 64 + " steams=1", "expected"),
+        ("a sha256:" + "0" * 64 + " streams=1 streams=2", "expected"),
         ("# none yet", "holds no key"),
         ("\udcff", "cannot be read"),
     ],

@@ -141,6 +141,7 @@ class HttpConnection(H11Protocol):
         app_state: As uvicorn's own.
         limits: The deadlines and sizes.
         new_websocket: Makes the protocol of a connection that is upgraded, from its ASGI scope.
+        refused: Called with the status, the reason and the address for a request that no application sees.
         lost: Called when the connection is over, unless a WebSocket has taken it over.
     """
 
@@ -152,10 +153,11 @@ class HttpConnection(H11Protocol):
         *,
         limits: Limits,
         new_websocket: NewWebSocket,
+        refused: Callable[[int, str, str], None],
         lost: Callable[[], None],
     ) -> None:
         super().__init__(config, state, app_state)
-        self._limits, self._new_websocket, self._lost = limits, new_websocket, lost
+        self._limits, self._new_websocket, self._refused, self._lost = limits, new_websocket, refused, lost
         self._phase = ""
         self._since = 0.0
         self._received = 0
@@ -186,7 +188,9 @@ class HttpConnection(H11Protocol):
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """Give the connection to a WebSocket, before that sees the request: if it fails, it is closed as its own."""
         if not head_fits(self.scope, self._limits.header_bytes):
-            self.send_400_response("request headers too large")
+            self._refused(431, "request headers too large", self.client[0] if self.client else "")
+            self.transport.write(_TOO_LARGE)
+            self.transport.close()
             return
         self.connections.discard(self)
         socket = self._new_websocket(self.scope | {"type": "websocket", "id": new_id()}, self._lost)
@@ -195,6 +199,10 @@ class HttpConnection(H11Protocol):
         head = [event.method, b" ", event.target, b" HTTP/1.1\r\n"]
         head += [part for name, value in self.headers for part in (name, b": ", value, b"\r\n")]
         socket.data_received(b"".join([*head, b"\r\n"]))
+
+    def send_400_response(self, msg: str) -> None:
+        self._refused(400, msg, self.client[0] if self.client else "")
+        super().send_400_response(msg)
 
     def sweep(self, now: float) -> None:
         """Close the connection if its client has kept the server waiting for too long."""
@@ -226,7 +234,8 @@ class HttpConnection(H11Protocol):
         if self._phase in ("reader", "end"):
             self.transport.abort()
             return
-        if self._received and not (self._phase == "body" and self.cycle.response_started):
+        begun = bool(self.conn.trailing_data[0]) if self._phase == "head" else not self.cycle.response_started
+        if begun:
             self.transport.write(_TOO_SLOW)
         self.transport.close()
 
@@ -285,4 +294,5 @@ def _network(address: str) -> str:
 
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 20\r\n\r\ntoo many connections"
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"

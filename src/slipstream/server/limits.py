@@ -47,7 +47,7 @@ class Limits:
     header_bytes: int = 32 << 10
     body_seconds: float = 20.0
     body_bytes_per_second: float = 1000.0
-    step_seconds: float = 10.0
+    step_seconds: float = 2.0
 
 
 class Pace:

@@ -22,6 +22,7 @@ from typing import Any, cast
 
 import uvicorn
 
+from slipstream.engine.engine import Engine
 from slipstream.errors import ConfigError, EngineError
 from slipstream.server import systemd
 from slipstream.server.access import Access, Client
@@ -35,6 +36,8 @@ DEAD_PEER_SECONDS = 30
 """After how long the kernel gives up a peer that acknowledges nothing, or leaves its window closed."""
 BACKLOG = 2048
 OPERATIONS_CONNECTIONS = 32
+HUNG_SECONDS = 10.0
+"""A step that takes this long will not end: stopping does not wait for it."""
 SWITCH_SECONDS = 0.001
 
 logger = logging.getLogger(__name__)
@@ -68,7 +71,7 @@ def serve(
     # What is loaded by now stays: each full collection would walk over it for 16 ms, in which no stream is served.
     gc.freeze()
     Server(service, tls, operations).run(sockets=[listener])
-    if service.trouble:
+    if _is_lost(service.engine):
         raise EngineError(f"the server ended because {service.trouble}") from service.engine.failure
 
 
@@ -128,13 +131,13 @@ class Server(uvicorn.Server):
         await self.lifespan.startup()
         self.servers: list[Any] = []  # uvicorn closes them, and waits for them
         for listener in sockets or []:
-            refused = partial(self._refuse_connection, "too many connections")
+            refused = partial(self._refuse, 503, "too many connections")
             self.servers.append(Acceptor(listener, self._gate, self._new_connection, refused, self.config.ssl))
         if self._operations is not None:
             listener, access = self._operations
             app = create_operations_app(self._service, self._hub, access)
             gate = Gate(OPERATIONS_CONNECTIONS, OPERATIONS_CONNECTIONS)
-            refused = partial(self._refuse_connection, "too many connections to the metrics port")
+            refused = partial(self._refuse, 503, "too many connections to the metrics port")
             self.servers.append(Acceptor(listener, gate, partial(self._new_connection, app=app), refused))
         if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
@@ -154,7 +157,7 @@ class Server(uvicorn.Server):
         if self._drain is not None and self._drain.done():
             logger.info("drained", extra={"complete": self._drain.result()})
             self.should_exit = True
-        elif self._drain is not None and self._service.trouble:
+        elif self._drain is not None and _is_lost(self._service.engine):
             self._drain.cancel()  # nothing more comes out of this model
             self.should_exit = True
         return await super().on_tick(counter)
@@ -193,6 +196,7 @@ class Server(uvicorn.Server):
             self.lifespan.state,
             limits=self._service.limits,
             new_websocket=self._new_websocket,
+            refused=self._refuse,
             lost=lost,
         )
         if app is not None:
@@ -204,8 +208,8 @@ class Server(uvicorn.Server):
         turns = self._hub.turns
         return WebSocket(self._streams.accept, limits, turns, scope, cast(set[Any], connections), lost)
 
-    def _refuse_connection(self, reason: str, address: str) -> None:
-        self._service.metrics.refuse(503, reason, Client(address=address))
+    def _refuse(self, status: int, reason: str, address: str) -> None:
+        self._service.metrics.refuse(status, reason, Client(address=address))
 
 
 class JsonFormatter(logging.Formatter):
@@ -235,6 +239,10 @@ def log_to_stderr(level: str) -> None:
         logging.getLogger(name).setLevel(max(logging.ERROR, logging.getLogger().level))
     # FFmpeg writes what it finds in damaged files, which may be a client's text.
     logging.getLogger("libav").setLevel(logging.CRITICAL)
+
+
+def _is_lost(engine: Engine) -> bool:
+    return not engine.alive or engine.step_seconds > HUNG_SECONDS
 
 
 _RECORD_FIELDS = set(vars(logging.makeLogRecord({}))) | {"message", "taskName"}

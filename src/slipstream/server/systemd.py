@@ -14,6 +14,7 @@ def notify(*assignments: str) -> None:
     if not address.startswith(("/", "@")) or not hasattr(socket, "AF_UNIX"):
         return
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)  # a manager that does not read must not stop the event loop
         sender.connect("\0" + address[1:] if address[0] == "@" else address)  # @: an abstract socket
         sender.send("\n".join(assignments).encode())
 

@@ -1,0 +1,76 @@
+"""The OpenAPI document against the real routes and their responses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Route
+from tests.fakes import ScriptRunner, speech
+from tests.server.harness import get, serving
+from tests.server.test_uploads import wav
+
+from slipstream.server import app
+from slipstream.server.app import create_app
+from slipstream.server.hub import Hub
+from slipstream.server.keys import KeyRing
+
+yaml = pytest.importorskip("yaml")
+FOLDER = Path(app.__file__).parent / "api"
+API: dict[str, Any] = yaml.safe_load((FOLDER / "openapi.yaml").read_text(encoding="utf-8"))
+
+
+def test_it_names_all_routes_and_no_others() -> None:
+    with serving() as running:
+        starlette = create_app(running.service, Hub(running.service.limits)).app
+    assert isinstance(starlette, Starlette)
+    real = {
+        (route.path, method)
+        for route in starlette.routes
+        if isinstance(route, Route)
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+    assert real == {(path, method.upper()) for path, item in API["paths"].items() for method in item}
+
+
+def test_both_documents_are_served() -> None:
+    with serving(keys=KeyRing.of(["right"])) as running:
+        for name in ("asyncapi.yaml", "openapi.yaml"):
+            status, body, headers = get(f"{running.http}/{name}")
+            assert (status, headers["content-type"]) == (200, "application/yaml")
+            assert body == (FOLDER / name).read_bytes()
+
+
+@pytest.mark.parametrize("path", list(API["paths"]))
+def test_responses_have_a_described_status(path: str) -> None:
+    """Each route with and without a key, of another page, and for an upload that is no audio."""
+    bodies = [None, b"noise", wav(speech(seed=1, words=2))] if "post" in API["paths"][path] else [None]
+    with serving(ScriptRunner(slots=1), keys=KeyRing.of(["right"])) as running:
+        for body in bodies:
+            described = API["paths"][path]["get" if body is None else "post"]
+            needs_key = described.get("security") != []
+            seen = set()
+            for headers in (
+                {},
+                {"authorization": "Bearer right"},
+                {"kyutai_api_key": "right", "origin": "http://e.org"},
+            ):
+                status, content, received = get(f"{running.http}{path}", body, **headers)
+                assert str(status) in described["responses"]
+                assert len(received["x-request-id"]) == 16
+                seen.add(status)
+                if status == 200 and "application/json" in str(described["responses"]["200"]):
+                    assert matches(json.loads(content), described["responses"]["200"])
+            assert (401 in seen) == needs_key
+
+
+def matches(value: Any, response: dict[str, Any]) -> bool:
+    """Whether a JSON value has the required keys of the described schema."""
+    schema = response["content"]["application/json"]["schema"]
+    if schema["type"] == "array":
+        kinds = schema["items"].get("oneOf", [schema["items"]])
+        return all(any(set(item) == set(kind["required"]) for kind in kinds) for item in value)
+    return set(value) == set(schema["required"])
