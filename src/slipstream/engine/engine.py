@@ -22,7 +22,7 @@ from slipstream.turns import TurnOptions
 from slipstream.types import Runner, State, StepOutput
 
 CLOSE_SECONDS = 10.0
-"""How long `close` waits for the step in progress."""
+"""How long the step in progress may have taken when `close` stops waiting for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +157,12 @@ class Engine:
     def close(self) -> None:
         """Stop at once: sessions that are still open end with `SessionClosed`.
 
-        A step that hangs is abandoned after `CLOSE_SECONDS`; its thread ends with the process.
+        A step that has taken `CLOSE_SECONDS` is abandoned; its thread ends with the process.
         """
         with self._lock:
             self._closing = True
             self._work.notify()
-        self._thread.join(CLOSE_SECONDS)
+        self._thread.join(max(0.1, CLOSE_SECONDS - self.step_seconds))
 
     def retire(self) -> None:
         """Stop without waiting once no session is open. Called by the garbage collector, at any time and place."""
