@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import pytest
 from slipstream.audio import RawFormat
 from slipstream.server import app
 from slipstream.server.kyutai import KyutaiWire
-from slipstream.server.plain import PlainWire
-from slipstream.server.protocol import CloseCode, StreamInfo, Wire
+from slipstream.server.plain import PlainWire, parse_format
+from slipstream.server.protocol import CloseCode, ProtocolError, StreamInfo, Wire
 from slipstream.types import (
     EndOfTurn,
     Event,
@@ -75,11 +76,11 @@ def in_order(messages: list[Any]) -> list[Any]:
 
 
 def test_what_the_server_sends() -> None:
-    assert in_order(examples("hearKyutai")) == in_order(told(kyutai(), KYUTAI))
-    assert in_order(examples("hearPlain")) == in_order(told(plain(), PLAIN))
-    for kind, operation in ((kyutai(), "hearKyutai"), (plain(), "hearPlain")):
+    assert in_order(examples("receiveKyutai")) == in_order(told(kyutai(), KYUTAI))
+    assert in_order(examples("receivePlain")) == in_order(told(plain(), PLAIN))
+    for kind, operation in ((kyutai(), "receiveKyutai"), (plain(), "receivePlain")):
         known = {example["type"]: list(example) for example in examples(operation)}
-        for message in told(kind, KYUTAI if operation == "hearKyutai" else PLAIN):
+        for message in told(kind, KYUTAI if operation == "receiveKyutai" else PLAIN):
             assert list(message) == known[message["type"]]  # the fields' order, too
 
 
@@ -95,3 +96,16 @@ def test_what_the_server_understands() -> None:
 def test_close_codes_are_all_described() -> None:
     for code in CloseCode:
         assert str(int(code)) in API["info"]["description"]
+
+
+def test_the_addresses_are_those_of_the_server() -> None:
+    addresses = {channel["address"].partition("?")[0] for channel in API["channels"].values()}
+    assert addresses == {app.KYUTAI_PATH, app.PLAIN_PATH}
+    lowest, highest = re.findall(r"\d+", API["channels"]["plain"]["parameters"]["sample_rate"]["description"])
+    for rate in (lowest, highest):
+        parse_format({"sample_rate": rate})
+    for rate in (int(lowest) - 1, int(highest) + 1):
+        with pytest.raises(ProtocolError):
+            parse_format({"sample_rate": str(rate)})
+    for encoding in API["channels"]["plain"]["parameters"]["encoding"]["enum"]:
+        parse_format({"encoding": encoding})
