@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 from tests.fakes import tiny_tokenizer, tokenizer_path
 from tests.models import noise_and_tones, random_model, stt_config
+from tests.server.harness import get, wait_for
 from tests.server.test_rust_config import PUBLISHED
 
 from slipstream.cli.serve import _from_rust_config
 from slipstream.client import ServerError, transcribe
 from slipstream.config import STTConfig
+from slipstream.server.keys import new_key
 from slipstream.weights.checkpoint import Checkpoint, save_checkpoint
 
 
@@ -95,6 +97,23 @@ def test_keys_and_tls(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             transcribe(address, [noise_and_tones(0.5)], key="another")
         with pytest.raises(ServerError, match="cannot be reached"):
             transcribe(address.replace("https", "http"), [noise_and_tones(0.5)], key=key[1])
+
+
+def test_metrics_on_their_own_port_and_keys_read_again_on_sighup(model: Path, tmp_path: Path) -> None:
+    (old, old_line), (new, new_line) = new_key("desk"), new_key("desk", streams=2)
+    keys = tmp_path / "keys"
+    keys.write_text(old_line)
+    options = ["--model", str(model), "--device", "cpu", "--slots", "1", "--api-keys", str(keys), "--metrics-port", "0"]
+    with served(*options) as (process, address):
+        assert process.stderr is not None
+        metrics = re.search(r"Metrics are on (\S+)", process.stderr.readline())
+        assert metrics is not None
+        assert b"slipstream_slots 1.0" in get(metrics[1])[1]
+        assert get(f"{address}/v1/info", kyutai_api_key=old)[0] == 200
+        keys.write_text(new_line)
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda: get(f"{address}/v1/info", kyutai_api_key=new)[0] == 200)
+        assert get(f"{address}/v1/info", kyutai_api_key=old)[0] == 401
 
 
 @pytest.mark.parametrize(
