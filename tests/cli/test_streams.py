@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -151,3 +154,36 @@ def test_a_second_signal_ends_what_hangs(start: Callable[..., subprocess.Popen[b
             process.wait(0.2)
             break
     assert process.returncode == 143
+
+
+# ----------------------------------------------------------------------------------------------------------- terminals
+
+
+def at_a_terminal(command: str) -> str:
+    """What a command of bash shows at a terminal of its own."""
+    import pty
+
+    process, terminal = pty.fork()
+    if not process:
+        os.chdir(ROOT)
+        os.execvp("bash", ["bash", "-c", f'slipstream() {{ {SLIPSTREAM} "$@"; }}; {command}'])
+    shown = b""
+    timer = threading.Timer(120, os.kill, (process, signal.SIGKILL))
+    timer.start()
+    with suppress(OSError):  # the end of a terminal
+        while data := os.read(terminal, 1 << 16):
+            shown += data
+    timer.cancel()
+    os.waitpid(process, 0)
+    os.close(terminal)
+    return shown.decode()
+
+
+@pytest.mark.parametrize("suffix", ["wav", "opus"])
+def test_a_pipe_at_a_terminal_is_transcribed_from_its_start(sound: Sound, suffix: str) -> None:
+    path = sound("a.wav", [0.1, 0.2, 0.3]) if suffix == "wav" else SAMPLE
+    shown = at_a_terminal(f"{shlex.quote(sys.executable)} -c {shlex.quote(FAKE)} transcribe <(cat {path})")
+    expected = shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(FAKE)} transcribe {path}").stdout.strip()
+    assert expected
+    assert expected in shown
+    assert "Traceback" not in shown

@@ -223,7 +223,7 @@ def _seconds(job: Job, raw: RawFormat | None) -> float | None:
     """How long a job's audio is; None where only its end will tell."""
     from slipstream.audio import probe
 
-    if job.path is None:
+    if job.path is None or (job.path.exists() and not job.path.is_file()):  # a pipe can be read once only
         return None
     try:
         if raw:
