@@ -181,8 +181,11 @@ def test_more_codebooks_and_heads_than_asked_for_are_skipped(
     for name, array in back.items():
         assert np.array_equal(array, whole[name][: len(array)])
     (record,) = caplog.records
-    assert "model.safetensors: " in record.getMessage()
-    assert "not used, since the configuration asks for fewer" in record.getMessage()
+    more = " and ".join(
+        f"{count} more `{name}`" for name, count in (("emb", 5 - codebooks), ("extra_heads", 4 - heads)) if count
+    )
+    said = f"model.safetensors has {more} than the configuration asks for: they are not used"
+    assert record.getMessage() == said
 
 
 @pytest.mark.parametrize(

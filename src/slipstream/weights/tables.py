@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -137,9 +138,9 @@ class Table:
         found = self.decode({self.spelled(name): array for name, array in tensors.items()}, shapes)
         surplus = [name for name in found if name not in shapes and re.match(self.surplus, name)]
         if surplus:
-            logger.warning(
-                "%s: %s to %s are not used, since the configuration asks for fewer", where, surplus[0], surplus[-1]
-            )
+            counts = Counter(name.partition(".")[0] for name in surplus)
+            more = " and ".join(f"{count} more `{stem}`" for stem, count in counts.items())
+            logger.warning("%s has %s than the configuration asks for: they are not used", where, more)
         problems = {
             "missing": [f"{name} {list(shape)}" for name, shape in shapes.items() if name not in found],
             "not known": [
