@@ -1,9 +1,10 @@
 """Abuse of a live server beside honest use: `python -m benchmarks.chaos --sessions 2000 --minutes 3`.
 
-A server in a process of its own is visited by clients that vanish, fall silent, send garbage, speak out of turn, send
-giants, never read, flood, or hang up in mid-word. Beside them honest clients transcribe recordings again and again, and
-must get, word for word, what a solo run gets. In the end every slot must be free, the server's memory flat, and its
-error log empty. The model is the tests' ScriptRunner, whose words follow from all that a slot has heard.
+A server in a process of its own is visited by clients that vanish, fall silent, send garbage, speak out of turn or
+after the end, send giants, bombs or waste, never read, flood, or hang up in mid-word. Beside them honest clients
+transcribe recordings again and again, and must get, word for word, what a solo run gets. In the end every slot must be
+free, the server's memory flat, and its error log empty. The model is the tests' ScriptRunner, whose words follow from
+all that a slot has heard.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import msgpack
 import numpy as np
 from benchmarks.attacks.uploads import encoded
 from tests.fakes import speech
+from tests.server.bombs import SILK_60_MS, opus_bomb
 from tests.server.harness import chunks, solo
 from tests.server.scripted import server_process
 
@@ -246,6 +248,69 @@ async def upload_and_leave(reader: asyncio.StreamReader, writer: asyncio.StreamW
     await asyncio.sleep(drawn.uniform(0, 1))
 
 
+async def bombs(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, drawn: random.Random) -> None:
+    """Small messages that hold hours: Opus packets of a few bytes, telephone audio at the lowest rate."""
+    if drawn.random() < 0.7:
+        await _upgrade(reader, writer)
+        _send(writer, drawn.choice(OPUS_BOMBS))
+    else:
+        await _upgrade(reader, writer, "/v1/stream?encoding=mulaw&sample_rate=4000")
+        _send(writer, bytes(1 << 20))
+    with suppress(asyncio.TimeoutError):  # a message that is still being decoded is not taken whole
+        await asyncio.wait_for(writer.drain(), 2)
+    await asyncio.sleep(drawn.uniform(0, 1))
+
+
+async def wastes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, drawn: random.Random) -> None:
+    """Messages that cost more than they hold: lists that nobody reads, integers as audio, audio that is forgotten."""
+    kind = drawn.randrange(len(WASTE) + 1)
+    if kind == len(WASTE):
+        await _upgrade(reader, writer, "/v1/stream")
+        _send(writer, b'{"type":"restart","x":[' + b"[]," * 100_000 + b"0]}", opcode=1)
+    else:
+        await _upgrade(reader, writer)
+        for _ in range(3):
+            for message in WASTE[kind]:
+                _send(writer, message)
+    await asyncio.wait_for(reader.read(), 2)
+
+
+async def floods_with_frames(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, drawn: random.Random) -> None:
+    """Pings, pongs or fragments by the thousand, with or without a payload."""
+    await _upgrade(reader, writer)
+    opcode, payload = drawn.choice([9, 10, 0]), bytes(drawn.choice([0, 1, 125]))
+    if opcode == 0:
+        writer.write(b"\x02\x81" + bytes(5))  # begins a message
+    frame = bytes((0x80 * (opcode > 0) | opcode, 0x80 | len(payload))) + bytes(4) + payload
+    writer.write(frame * 5000)
+    await asyncio.wait_for(writer.drain(), 2)
+
+
+async def speaks_after_the_end(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, drawn: random.Random
+) -> None:
+    """Audio and controls after `close`."""
+    await _upgrade(reader, writer, "/v1/stream?encoding=pcm_f32le")
+    _send(writer, speech(seed=drawn.randrange(20), words=3).tobytes())
+    _send(writer, b'{"type":"close"}', opcode=1)
+    for _ in range(20):
+        _send(writer, drawn.choice([bytes(7680), b"\1"]))
+        _send(writer, drawn.choice([b'{"type":"flush"}', b'{"type":"close"}', b"["]), opcode=1)
+        await asyncio.sleep(0.005)
+    await asyncio.wait_for(reader.read(), 2)
+
+
+OPUS_BOMBS = [
+    msgpack.packb({"type": "OggOpus", "data": opus_bomb(packet, size)})
+    for packet in (SILK_60_MS, b"\xe0\xff\xfe", b"\xff\x06" + b"\xff\xfe" * 6)
+    for size in (1 << 14, 1 << 18)
+]
+WASTE = [
+    [msgpack.packb({"type": "Marker", "id": 1, "x": [[0] * 60_000] * 8})],
+    [msgpack.packb({"type": "Audio", "pcm": [0] * 100_000}), msgpack.packb({"type": "Init"})],
+    [msgpack.packb({"type": "Audio", "pcm": [0, 0.5] * 50_000})],
+    [b"\x91" * 100_000 + b"\0"],
+]
 ABUSES: list[Abuse] = [
     vanishes,
     falls_silent,
@@ -256,6 +321,10 @@ ABUSES: list[Abuse] = [
     never_reads,
     floods,
     upload_and_leave,
+    bombs,
+    wastes,
+    floods_with_frames,
+    speaks_after_the_end,
 ]
 
 HANDSHAKE = (

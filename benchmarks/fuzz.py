@@ -1,7 +1,9 @@
 """Throw mutated messages at every decoder of the server: `python -m benchmarks.fuzz --inputs 1000000`.
 
-Each input is a valid message, or several, with bytes flipped, cut, doubled or spliced, or plain noise. A decoder may
-answer with commands or with `ProtocolError`; anything else is printed with the input that caused it, and fails the run.
+Each input is a valid message, or several, with bytes flipped, cut, doubled or spliced, or plain noise; some are small
+and hold hours of audio. A decoder may answer with commands or with `ProtocolError`, and may decode no more than
+`MOST_SAMPLES` between two of them, whatever the size of the input; anything else is printed with the input that caused
+it, and fails the run.
 """
 
 from __future__ import annotations
@@ -13,17 +15,20 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
 import msgpack
+from tests.server.bombs import opus_bomb
 from tests.server.test_kyutai import ogg_opus
 
-from slipstream.audio import Encoding, RawFormat
+from slipstream.audio import SAMPLE_RATE, Encoding, RawFormat
 from slipstream.server.kyutai import KyutaiWire
 from slipstream.server.plain import PlainWire, parse_format
-from slipstream.server.protocol import ProtocolError, StreamInfo
+from slipstream.server.protocol import PIECE_SAMPLES, Audio, Message, ProtocolError, StreamInfo, Wire
 
+MOST_SAMPLES = PIECE_SAMPLES + 3 * 2880
+"""A packet of 120 ms beyond a piece, and what the resampler held back."""
 INFO = StreamInfo("fuzz", 0.5, 0.08)
 
 
@@ -34,13 +39,14 @@ def main() -> None:
     arguments = parser.parse_args()
     drawn = random.Random(arguments.seed)
     outcomes: Counter[str] = Counter()
+    largest: Counter[str] = Counter()
     warnings.simplefilter("error")
     began, failures = time.monotonic(), 0
     for number in range(arguments.inputs):
         name, make, run = TARGETS[number % len(TARGETS)]
         case = make(drawn)
         try:
-            run(case)
+            largest[name] = max(largest[name], run(case))
             outcomes[f"{name} understood"] += 1
         except ProtocolError:
             outcomes[f"{name} refused"] += 1
@@ -48,6 +54,7 @@ def main() -> None:
             failures += 1
             print(f"{name}: {type(error).__name__}: {error}: {case!r:.300}")
     print(f"{arguments.inputs} inputs in {time.monotonic() - began:.0f} s: {dict(sorted(outcomes.items()))}")
+    print(f"the most audio between two turns of the event loop, in seconds: {seconds(largest)}")
     print(f"{failures} other errors")
     sys.exit(failures > 0)
 
@@ -90,17 +97,35 @@ def make_kyutai(drawn: random.Random) -> list[bytes]:
 
 
 def make_opus(drawn: random.Random) -> list[bytes]:
-    """A damaged stream in sound messages."""
-    stream = mutated(drawn, OPUS)
+    """A damaged stream in sound messages; some repeat a short packet and hold up to two minutes."""
+    stream = OPUS
+    if drawn.random() < 0.02:
+        packet = bytes([drawn.randrange(256)]) + drawn.randbytes(drawn.randrange(4))
+        stream = opus_bomb(packet, drawn.randrange(700, 4096))
+    stream = mutated(drawn, stream)
     size = drawn.randrange(1, len(stream) + 2)
     pieces = [stream[start : start + size] for start in range(0, len(stream), size)]
     return [msgpack.packb({"type": "OggOpus", "data": piece}) for piece in pieces[:20]]
 
 
-def run_kyutai(case: list[bytes]) -> None:
-    wire = KyutaiWire()
-    for message in case:
-        list(wire.decode(message))
+def run_kyutai(case: list[bytes]) -> int:
+    return expanded(KyutaiWire(), case)
+
+
+def expanded(wire: Wire, messages: Iterable[Message]) -> int:
+    """Decode messages; the most samples in one command. Raises when that is too much, or a message without end."""
+    most = 0
+    for message in messages:
+        for number, command in enumerate(wire.decode(message)):
+            assert number <= len(message) + 1, f"more commands than bytes: {number}"
+            if isinstance(command, Audio):
+                most = max(most, len(command.pcm_S))
+    assert most <= MOST_SAMPLES, f"{most} samples at once"
+    return most
+
+
+def seconds(samples: Counter[str]) -> dict[str, float]:
+    return {name: round(count / SAMPLE_RATE, 3) for name, count in samples.items()}
 
 
 # --------------------------------------------------------------------------------------------------------------- plain
@@ -113,7 +138,7 @@ CONTROLS = [
 FORMATS = [
     RawFormat(encoding, rate, channels)
     for encoding in get_args(Encoding)
-    for rate in (24_000, 8_000)
+    for rate in (24_000, 8_000, 4_000)
     for channels in (1, 2)
 ]
 
@@ -122,17 +147,15 @@ def make_plain(drawn: random.Random) -> tuple[RawFormat, list[bytes | str]]:
     messages: list[bytes | str] = []
     for _ in range(drawn.randrange(1, 5)):
         if drawn.random() < 0.5:
-            messages.append(drawn.randbytes(drawn.randrange(64)))
+            messages.append(drawn.randbytes(drawn.choice((drawn.randrange(64), drawn.randrange(64), 4096))))
         else:
             messages.append(mutated(drawn, drawn.choice(CONTROLS)).decode("utf-8", "replace"))
     return drawn.choice(FORMATS), messages
 
 
-def run_plain(case: tuple[RawFormat, list[bytes | str]]) -> None:
+def run_plain(case: tuple[RawFormat, list[bytes | str]]) -> int:
     format, messages = case
-    wire = PlainWire(format, INFO)
-    for message in messages:
-        list(wire.decode(message))
+    return expanded(PlainWire(format, INFO), messages)
 
 
 def make_query(drawn: random.Random) -> dict[str, str]:
@@ -144,11 +167,16 @@ def make_query(drawn: random.Random) -> dict[str, str]:
     }
 
 
-TARGETS: list[tuple[str, Callable[[random.Random], Any], Callable[[Any], object]]] = [
+def run_query(query: dict[str, str]) -> int:
+    parse_format(query)
+    return 0
+
+
+TARGETS: list[tuple[str, Callable[[random.Random], Any], Callable[[Any], int]]] = [
     ("msgpack", make_kyutai, run_kyutai),
     ("Ogg Opus", make_opus, run_kyutai),
     ("PCM and JSON", make_plain, run_plain),
-    ("addresses", make_query, parse_format),
+    ("addresses", make_query, run_query),
 ]
 
 if __name__ == "__main__":
