@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import os
 import random
 import time
@@ -65,6 +66,7 @@ def main() -> None:
 
 def run(sessions: int, seconds: float, seed: int) -> Report:
     """Run the whole of it. Raises when the server dies or logs an error."""
+    _uploads()  # encoding them later would make the honest clients wait
     with server_process(SLOTS, STEP_SECONDS, IDLE_SECONDS) as (process, address):
         report = asyncio.run(_run(address, process.pid, sessions, seconds, seed))
         assert process.poll() is None, "the server died"
@@ -238,14 +240,20 @@ async def floods(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dra
 
 async def upload_and_leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, drawn: random.Random) -> None:
     """Posts a file, whole, cut short, with hours in its timestamps or with hours of audio, and leaves at any time."""
-    short = encoded("wav", "pcm_s16le", seconds=20)
-    gaps = encoded("matroska", "pcm_s16le", seconds=2, gap=3590)
-    hours = encoded("ogg", "libopus", seconds=20) * 900
+    short, gaps, hours = _uploads()
     body = drawn.choice([short, short[: drawn.randrange(len(short))], gaps, hours])
     announced = len(body) + drawn.choice([0, 0, 10_000])
     writer.write(f"POST /api/asr-streaming HTTP/1.1\r\nHost: localhost\r\nContent-Length: {announced}\r\n\r\n".encode())
     writer.write(body)
     await asyncio.sleep(drawn.uniform(0, 1))
+
+
+@functools.cache
+def _uploads() -> tuple[bytes, bytes, bytes]:
+    """A short file, one with hours in its timestamps, and one with hours of audio."""
+    short = encoded("wav", "pcm_s16le", seconds=20)
+    gaps = encoded("matroska", "pcm_s16le", seconds=2, gap=3590)
+    return short, gaps, encoded("ogg", "libopus", seconds=20) * 900
 
 
 async def bombs(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, drawn: random.Random) -> None:

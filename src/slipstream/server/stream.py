@@ -161,6 +161,8 @@ class LiveStream:
         if self._commands is not None and self._socket.gone:
             self._socket.abort()
             return
+        if self._socket.behind:
+            self._last_message = max(self._last_message, now)
         if self._connection.phase is Phase.WAITING:
             self._tell_place()
         elif now - self._last_message > self._limits.idle_seconds:

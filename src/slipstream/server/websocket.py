@@ -145,6 +145,11 @@ class WebSocket(asyncio.Protocol):
             self._turns.add(self)
 
     @property
+    def behind(self) -> bool:
+        """Whether the server has data of the client that it has not read yet."""
+        return self._held or self in self._turns
+
+    @property
     def gone(self) -> bool:
         """Whether the client has closed the connection, which nobody else notices while the socket is not read.
 
