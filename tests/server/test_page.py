@@ -65,10 +65,10 @@ class NarratingRunner(ScriptRunner):
         return StepOutput(np.array([self._plan.pop(self._frame, PAD_ID)]), np.full(1, -0.05, np.float32), pause_BH)
 
 
-def write_wav(path: Path, audio_S: FloatArray, rate: int) -> Path:
+def write_wav(path: Path, audio_SC: FloatArray, rate: int) -> Path:
     with wave.open(str(path), "wb") as out:
-        out.setparams((1, 2, rate, 0, "NONE", ""))
-        out.writeframes((audio_S * 32767).round().astype("<i2").tobytes())
+        out.setparams((audio_SC[0].size, 2, rate, 0, "NONE", ""))
+        out.writeframes((audio_SC * 32767).round().astype("<i2").tobytes())
     return path
 
 
@@ -100,6 +100,7 @@ STARTS = "[...document.querySelectorAll('.word')].map(word => parseFloat(word.da
 IDLE = "document.body.dataset.phase === 'idle'"
 LIVE = "document.body.dataset.phase === 'live'"
 NOTICE, STATUS = "#notice-text", "#status"
+STATUS_TEXT = "document.getElementById('status').textContent"
 
 
 def transcribe_file(tab: Tab, path: Path) -> None:
@@ -109,8 +110,10 @@ def transcribe_file(tab: Tab, path: Path) -> None:
 
 LOG_MESSAGES = """
 window.sent = [];
+window.sockets = [];
 const send = WebSocket.prototype.send;
 WebSocket.prototype.send = function (data) {
+  if (!sockets.includes(this)) sockets.push(this);
   sent.push(typeof data === "string" ? data : data.byteLength);
   send.call(this, data);
 };"""
@@ -140,10 +143,15 @@ def test_stop_keeps_the_last_words(browser: Browser) -> None:
         assert tab.text(NOTICE) == ""
         assert tab.problems == []
 
-        # A second recording goes on with the transcript, in a new turn and with later times.
+        # A second recording goes on with the transcript, in a new turn and with later times, and so does one that
+        # loses its connection.
         before = tab.evaluate(TURNS)
         tab.press(" ", 32, text=" ")
         tab.wait_for(f"{WORDS}.length > {len(words)}")
+        tab.evaluate("sockets.at(-1).close()")
+        tab.wait_for(f"{STATUS_TEXT} === 'The connection was lost. Trying again …'")
+        shown = len(tab.evaluate(WORDS))
+        tab.wait_for(f"{LIVE} && {WORDS}.length > {shown} && {STATUS_TEXT} === 'Listening'")
         tab.press(" ", 32, text=" ")
         tab.wait_for(IDLE)
         assert tab.evaluate(TURNS)[: len(before)] == before
@@ -244,6 +252,14 @@ def test_a_bad_file_keeps_the_transcript(browser: Browser, microphone: Path, tmp
         assert tab.problems == []
 
 
+def test_channels_in_opposite_phase(browser: Browser, tmp_path: Path) -> None:
+    audio_S = np.concatenate([sound_of("sea", 4), silence(4), sound_of("dog", 4), silence(4)])
+    stereo = write_wav(tmp_path / "stereo.wav", np.stack([audio_S, -audio_S], axis=1), 24_000)
+    with serving(ScriptRunner()) as running, browser.open_tab(running.http) as tab:
+        transcribe_file(tab, stereo)
+        assert tab.evaluate(WORDS) == ["sea", "dog"]
+
+
 def test_the_sample(browser: Browser) -> None:
     with serving(NarratingRunner()) as running, browser.open_tab(running.http) as tab:
         tab.click("#sample")
@@ -294,7 +310,7 @@ def test_a_full_server(browser: Browser, microphone: Path, queue_seconds: float,
     with serving(NarratingRunner(), queue_seconds=queue_seconds) as running, browser.open_tab(running.http) as tab:
         with occupied(running.address):
             tab.choose_file("#file", microphone)
-            tab.wait_for(f"document.querySelector('#status').textContent === {json.dumps(message)}")
+            tab.wait_for(f"document.getElementById('status').textContent === {json.dumps(message)}")
             assert tab.text("#primary") == "Stop"
         tab.wait_for(f"{IDLE} && {WORDS}.length === 12")
         assert tab.text(STATUS) == "12 words from speech.wav"
@@ -346,7 +362,7 @@ def test_a_restarted_server(browser: Browser, tmp_path: Path) -> None:
 
 
 def test_scrolling_back_is_respected(browser: Browser, tmp_path: Path) -> None:
-    pieces = [piece for index in range(40) for piece in (sound_of(LEXICON[index % 4], 4), silence(16))]
+    pieces = [piece for index in range(30) for piece in (sound_of(LEXICON[index % 4], 4), silence(12))]
     talk = write_wav(tmp_path / "talk.wav", np.concatenate(pieces), 24_000)
     at_end = "(box => box.scrollHeight - box.scrollTop - box.clientHeight < 2)(document.getElementById('scroll'))"
     with serving(ScriptRunner(step_seconds=0.005)) as running, browser.open_tab(running.http) as tab:

@@ -65,6 +65,12 @@ test("a cue has two balanced lines of at most 42 characters", () => {
   assert.deepEqual(cues.map((lines) => lines.map((line) => line.split(" ").length)), [[4, 4], [4, 4], [4, 4], [3, 3]]);
 });
 
+test("wide letters count as two columns", () => {
+  const words = Array.from({ length: 6 }, (_, index) => ["十二個字母十二個字母十二", index, index + 0.9]);
+  const cues = srt(transcriptOf(words)).split("\n\n").map((cue) => cue.split("\n").filter(Boolean).slice(2));
+  assert.deepEqual(cues.map((lines) => lines.length), [2, 2, 2]);
+});
+
 test("a cue ends at a pause, and before it lasts longer than 7 s", () => {
   const words = [["a", 0, 0.4], ["b", 1.5, 1.8], ["c", 2.7, 8.3], ["d", 8.5, 8.7]];
   const texts = srt(transcriptOf(words)).split("\n\n").map((cue) => cue.split("\n")[2]);

@@ -236,7 +236,6 @@ async function greet() {
     $("model").hidden = false;
     $("delay").textContent = `${info.delay.toFixed(2)} s`;
     if (!job) view.say("");
-    if (info.needs_key && !storedKey()) askForKey("This server needs a key.", greet);
     return;
   }
   const problem = problemOfStatus(response?.status ?? 0, storedKey() !== "");
@@ -268,11 +267,13 @@ ondragenter = ({ dataTransfer }) => {
   if (dataTransfer.types.includes("Files")) document.body.classList.toggle("dropping", ++overWindow > 0);
 };
 ondragleave = () => document.body.classList.toggle("dropping", (overWindow = Math.max(0, overWindow - 1)) > 0);
-ondragover = (event) => event.preventDefault();
+ondragover = (event) => {
+  if (event.dataTransfer.types.includes("Files")) event.preventDefault();
+};
 ondrop = (event) => {
-  event.preventDefault();
-  document.body.classList.toggle("dropping", (overWindow = 0) > 0);
   const [file] = event.dataTransfer.files;
+  if (file) event.preventDefault();
+  document.body.classList.toggle("dropping", (overWindow = 0) > 0);
   if (file) start(() => openFile(file), true);
 };
 

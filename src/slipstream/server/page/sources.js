@@ -21,6 +21,7 @@ export async function openMicrophone(onLevel, onLost) {
     throw problemOfMicrophone(error);
   });
   const context = new AudioContext();
+  context.resume(); // Safari starts it suspended
   await context.audioWorklet.addModule("capture.js");
   const tape = new Tape(context.sampleRate, MICROPHONE_SECONDS);
   const capture = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0 });
@@ -67,10 +68,12 @@ async function decode(file) {
   return await new OfflineAudioContext(1, 1, FILE_RATE).decodeAudioData(await file.arrayBuffer());
 }
 
+// The mean of all channels; the loudest channel where the others nearly cancel it, as in opposite phase.
 function mono16(sound) {
   const channels = Array.from({ length: sound.numberOfChannels }, (_, index) => sound.getChannelData(index));
-  const mean = (index) => channels.reduce((sum, channel) => sum + channel[index], 0) / channels.length;
-  const mixed = new Int16Array(sound.length);
-  for (let index = 0; index < sound.length; index++) mixed[index] = Math.max(-1, Math.min(1, mean(index))) * 32767;
-  return mixed;
+  const mean = channels[0].map((_, index) => channels.reduce((sum, channel) => sum + channel[index], 0) / channels.length);
+  const energy = (samples) => samples.reduce((sum, sample) => sum + sample * sample, 0);
+  const loudest = channels.reduce((best, channel) => (energy(channel) > energy(best) ? channel : best));
+  const mono = energy(mean) < 0.1 * energy(loudest) ? loudest : mean;
+  return Int16Array.from(mono, (sample) => Math.max(-1, Math.min(1, sample)) * 32767);
 }

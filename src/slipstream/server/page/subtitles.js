@@ -1,12 +1,13 @@
-// Subtitles of a transcript, cut into cues by the same rules as the command line: see `cues` in slipstream/formats.py.
+// Subtitles of a transcript. The limits are those of slipstream/subtitles.py, which also avoids short last cues.
 
 import { textOf } from "./transcript.js";
 
-const LINE_CHARS = 42;
+const LINE_COLUMNS = 42;
 const CUE_LINES = 2;
 const MIN_CUE_SECONDS = 1;
 const MAX_CUE_SECONDS = 7;
 const PAUSE_SECONDS = 1;
+const WIDE = /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff01-\uff60\uffe0-\uffe6]/g;
 
 export function srt(transcript) {
   return cuesOf(transcript)
@@ -47,31 +48,31 @@ function cueEnds(group, next) {
   return (
     next.start - group.at(-1).end >= PAUSE_SECONDS ||
     next.end - group[0].start > MAX_CUE_SECONDS ||
-    (/[.?!…]$/.test(text) && text.length >= LINE_CHARS) ||
-    wrap(textOf([...group, next]), LINE_CHARS).length > CUE_LINES
+    (/[.?!…]$/.test(text) && columns(text) >= LINE_COLUMNS) ||
+    wrap(textOf([...group, next]), LINE_COLUMNS).length > CUE_LINES
   );
 }
 
 // As few lines as the text needs, about equally long.
 function balanced(text) {
-  const count = wrap(text, LINE_CHARS).length;
-  let width = Math.min(LINE_CHARS, Math.max(...text.split(" ").map((word) => word.length)));
+  const count = wrap(text, LINE_COLUMNS).length;
+  let width = Math.min(LINE_COLUMNS, Math.max(...text.split(" ").map(columns)));
   while (wrap(text, width).length > count) width++;
   return wrap(text, width).join("\n");
 }
 
+// A word that is too long for a line has one of its own.
 function wrap(text, width) {
   const lines = [];
-  for (let word of text.split(" ")) {
-    if (lines.length && lines.at(-1).length + 1 + word.length <= width) {
-      lines.push(`${lines.pop()} ${word}`);
-      continue;
-    }
-    for (; word.length > width; word = word.slice(width)) lines.push(word.slice(0, width));
-    lines.push(word);
+  for (const word of text.split(" ")) {
+    if (lines.length && columns(lines.at(-1)) + 1 + columns(word) <= width) lines.push(`${lines.pop()} ${word}`);
+    else lines.push(word);
   }
   return lines;
 }
+
+// East Asian wide letters and emoji take two columns.
+const columns = (text) => text.length + (text.match(WIDE)?.length ?? 0);
 
 function stamp(seconds, mark) {
   const milliseconds = Math.round(seconds * 1000);
