@@ -25,7 +25,7 @@ from slipstream.server.frames import FrameCutter, FrameHead, FramePart
 from slipstream.server.limits import Limits, Pace
 from slipstream.server.protocol import Close, CloseCode, Message
 
-DIRECT_SHARE = 0.01
+DIRECT_SHARE = 0.02
 """How much of the event loop's time a connection may take when its data arrive. Beyond it, it is served in turn. A
 stream in real time takes a tenth of that."""
 PACE_SECONDS = 0.02
@@ -98,7 +98,7 @@ class WebSocket(asyncio.Protocol):
         now = time.monotonic()
         self._byte_pace, self._frame_pace = Pace(limits.bytes_per_second, now), Pace(limits.messages_per_second, now)
         self._direct_pace, self._direct_from = Pace(DIRECT_SHARE, now, burst=DIRECT_SHARE), now
-        self._paused = False
+        self._paused = self._reading_paused = False
         self._pace_timer: asyncio.TimerHandle | None = None
         self._last_call: asyncio.TimerHandle | None = None
         self.congested = False
@@ -194,6 +194,7 @@ class WebSocket(asyncio.Protocol):
         if self not in self._turns and (now < self._direct_from or self._work_directly(now)):
             self._turns.add(self)
         if (self._held or self in self._turns) and not self._transport.is_closing():
+            self._reading_paused = True
             self._transport.pause_reading()
 
     def work(self, until: float) -> bool:
@@ -201,7 +202,9 @@ class WebSocket(asyncio.Protocol):
         while not self._held and not self._transport.is_closing():
             frame = None if self._protocol.eof_sent else self._frames.next()
             if frame is None:
-                self._transport.resume_reading()
+                if self._reading_paused:
+                    self._reading_paused = False
+                    self._transport.resume_reading()
                 break
             self._take(frame)
             if time.perf_counter() > until:
@@ -235,9 +238,9 @@ class WebSocket(asyncio.Protocol):
 
     def _work_directly(self, now: float) -> bool:
         """Take a turn at once. Returns whether there is more to do."""
-        began = time.thread_time()
-        more = self.work(time.perf_counter() + TURN_SECONDS)
-        self._direct_from = now + self._direct_pace.delay(now, time.thread_time() - began)
+        began = time.perf_counter()
+        more = self.work(began + TURN_SECONDS)
+        self._direct_from = now + self._direct_pace.delay(now, time.perf_counter() - began)
         return more
 
     @property
