@@ -1,10 +1,11 @@
-"""What an attack does to everyone else: `python -m benchmarks.attacks` runs them all, `... pings listed_audio` two.
+"""What an attack does to everyone else: `python -m benchmarks.attacks` runs them all, `... pings inits` two.
 
 Each attack gets a fresh server in a process of its own, whose model costs `--step-ms` a step. Well-behaved clients
 stream 80 ms of audio every 80 ms and `/healthz` is polled, first without the attack, then with it. Latencies in ms: of
 a stream from the write of a frame to the arrival of its `Step`, of `/healthz` from connect to the end of the answer.
-The attacker runs at the lowest priority, since its own processor time is not the server's. Memory in MiB: before the
-attack, its peak, and at the end. `leaked`: slots in use when all clients have gone. `SIGTERM`: seconds to the exit.
+Memory in MiB: before the attack, its peak, and at the end. `leaked`: slots in use when all clients have gone.
+`SIGTERM`: seconds to the exit. `attacker`: its processor time in seconds, which shows whether a busy machine let it
+attack at all.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 from benchmarks.attacks import ATTACKS, Target
-from benchmarks.load import Client, connect, send_in_real_time
+from benchmarks.load import Client, connect, cpu_seconds, send_in_real_time
 
 from benchmarks import attacks
 
@@ -58,6 +59,7 @@ class Outcome:
     attacked: Latencies
     memory: tuple[float, float, float]
     leaked: int
+    attacker_seconds: float
     sigterm_seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
 
@@ -83,8 +85,8 @@ def main() -> None:
         return
     print(f"{arguments.seconds:g} s each; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     print("| attack | stream p50 | p99 | p99 attacked | ratio | max | lost", end="")
-    print(" | healthz p50 | p99 | p99 attacked | ratio | max | memory | leaked | SIGTERM |")
-    print("|---" * 15 + "|")
+    print(" | healthz p50 | p99 | p99 attacked | ratio | max | memory | leaked | SIGTERM | attacker |")
+    print("|---" * 16 + "|")
     for name in arguments.attacks or sorted(ATTACKS):
         outcome = measure(name, arguments)
         print(row(name, outcome), flush=True)
@@ -102,8 +104,9 @@ def row(name: str, outcome: Outcome) -> str:
         cells += [f"{p50:.1f}", f"{before:.1f}", f"{during:.1f}", f"{during / before:.2f}", f"{worst:.0f}"]
         if kind == "stream":
             cells.append(str(outcome.attacked.lost))
+    effort = f"{outcome.attacker_seconds:.2f}"
     cells.append(" / ".join(f"{size:.0f}" for size in outcome.memory))
-    return f"| {' | '.join([*cells, str(outcome.leaked), f'{outcome.sigterm_seconds:.1f}'])} |"
+    return f"| {' | '.join([*cells, str(outcome.leaked), f'{outcome.sigterm_seconds:.1f}', effort])} |"
 
 
 def measure(name: str, arguments: argparse.Namespace) -> Outcome:
@@ -128,19 +131,21 @@ async def observe(port: int, process: int, attacking: subprocess.Popen[str], arg
     Path(f"/proc/{process}/clear_refs").write_text("5")  # sets the peak (VmHWM) to the present size: proc(5)
     assert attacking.stdin is not None
     print(file=attacking.stdin, flush=True)
+    effort = cpu_seconds(attacking.pid)
     attacked = await phase(clients, port, arguments.seconds)
+    effort = cpu_seconds(attacking.pid) - effort
     attacking.kill()
     sending.cancel()
     for client in clients:
         client.transport.abort()
     leaked = await until_free(port)
-    return Outcome(quiet, attacked, (before, resident_mib(process, "VmHWM"), resident_mib(process)), leaked)
+    return Outcome(quiet, attacked, (before, resident_mib(process, "VmHWM"), resident_mib(process)), leaked, effort)
 
 
 @contextlib.contextmanager
 def attacker(name: str, port: int, seconds: float) -> Iterator[subprocess.Popen[str]]:
     """A process that attacks for so long once it is sent a line; it has loaded its code by then."""
-    command = ["nice", "-n", "19", sys.executable, "-m", "benchmarks.attacks", name]
+    command = [sys.executable, "-m", "benchmarks.attacks", name]
     command += ["--attack-port", str(port), "--seconds", str(seconds)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as process:
         try:
