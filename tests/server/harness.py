@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import threading
 import time
@@ -24,7 +25,7 @@ from slipstream.server.app import Service
 from slipstream.server.keys import KeyRing
 from slipstream.server.limits import Limits
 from slipstream.server.run import Server, Tls, listen
-from slipstream.types import FloatArray, Word
+from slipstream.types import BoolArray, FloatArray, StepOutput, Word
 
 RATE = 24_000
 FRAME = 1920
@@ -88,6 +89,19 @@ def serving(
             finally:
                 server.should_exit = True
                 thread.join()
+
+
+def hold_after(runner: ScriptRunner, steps: int) -> threading.Event:
+    """Let a runner take this number of steps, and no more until the event is set."""
+    released, step, taken = threading.Event(), runner.step, itertools.count()
+
+    def held(pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
+        if next(taken) >= steps:
+            assert released.wait(60)
+        return step(pcm_BS, active_B)
+
+    runner.step = held  # type: ignore[method-assign]
+    return released
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import threading
 import wave
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from tests.fakes import LEXICON, ScriptRunner, silence, sound_of, tiny_tokenizer
 from tests.server.browser import CHROMIUM, Browser, Tab, open_browser
-from tests.server.harness import kyutai, serving, until, wait_for
+from tests.server.harness import hold_after, kyutai, serving, until, wait_for
 
 from slipstream.config import PAD_ID, WORD_ID
 from slipstream.server.keys import KeyRing
@@ -64,19 +63,6 @@ class NarratingRunner(ScriptRunner):
         self._frame += 1
         pause_BH = np.full((1, 4), min(1.0, self._silent / 12), np.float32)
         return StepOutput(np.array([self._plan.pop(self._frame, PAD_ID)]), np.full(1, -0.05, np.float32), pause_BH)
-
-
-def hold_after(runner: ScriptRunner, steps: int) -> threading.Event:
-    """Let a runner take this number of steps, and no more until the event is set."""
-    released, step, taken = threading.Event(), runner.step, itertools.count()
-
-    def held(pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
-        if next(taken) >= steps:
-            assert released.wait(60)
-        return step(pcm_BS, active_B)
-
-    runner.step = held  # type: ignore[method-assign]
-    return released
 
 
 def write_wav(path: Path, audio_SC: FloatArray, rate: int) -> Path:
