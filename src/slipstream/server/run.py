@@ -36,6 +36,8 @@ DEAD_PEER_SECONDS = 30
 """After how long the kernel gives up a peer that acknowledges nothing, or leaves its window closed."""
 BACKLOG = 2048
 OPERATIONS_CONNECTIONS = 32
+SWEEP_TICKS = 3
+"""Of uvicorn's main loop, 0.1 s each: how often the deadlines of requests are checked."""
 HUNG_SECONDS = 10.0
 """A step that takes this long will not end: stopping does not wait for it."""
 SWITCH_SECONDS = 0.001
@@ -146,9 +148,10 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         now = time.monotonic()
-        for connection in list(self.server_state.connections):
-            if isinstance(connection, HttpConnection):
-                connection.sweep(now)
+        if counter % SWEEP_TICKS == 0:
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, HttpConnection):
+                    connection.sweep(now)
         self._watch(now)
         if self._told_to_stop and self._drain is None:
             systemd.notify("STOPPING=1")
