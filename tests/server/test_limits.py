@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slipstream.server.limits import Pace
+from slipstream.server.limits import Limits, Pace
 
 
 def test_a_burst_then_the_rate() -> None:
@@ -24,3 +27,8 @@ def test_no_schedule_gets_more_than_the_rate(gaps: list[float], rate: float) -> 
         now += pace.delay(now)
         events += 1
     assert events <= rate + rate * now + 1
+
+
+def test_the_server_page_names_every_limit() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
+    assert [field.name for field in fields(Limits) if f"`{field.name}`" not in page] == []
