@@ -16,9 +16,10 @@ from typing import Any, BinaryIO, Literal, cast, overload
 import numpy.typing as npt
 
 from slipstream.aio import AsyncSession
-from slipstream.audio import Resampler, decode, mix
+from slipstream.audio import Converter, decode
 from slipstream.audio.arrays import SampleConverter, check_range
-from slipstream.audio.samples import check_rate
+from slipstream.audio.convert import warn_of_cancellation
+from slipstream.audio.samples import check_rate, equal_weights
 from slipstream.engine.engine import Engine
 from slipstream.engine.live import LiveSession
 from slipstream.engine.session import SessionOptions
@@ -64,7 +65,12 @@ class Transcriber:
         weakref.finalize(self, self.engine.retire).atexit = False
 
     def transcribe(
-        self, source: Source, sample_rate: int | None = None, *, options: SessionOptions | None = None
+        self,
+        source: Source,
+        sample_rate: int | None = None,
+        *,
+        track: int | None = None,
+        options: SessionOptions | None = None,
     ) -> Transcript:
         """Transcribe a recording. When every slot is taken it waits for one.
 
@@ -72,6 +78,7 @@ class Transcriber:
             source: a file (audio or video, anything FFmpeg reads) as its path, its bytes or a binary file object; or
                 samples `[S]` or `[C, S]`: floats within [-1, 1], int8, int16, int32 or uint8. Channels are mixed.
             sample_rate: of samples, in Hz; a file states its own.
+            track: the audio track of a file, counted from 1; None is the one that players choose.
 
         Raises:
             AudioError: for what is not audio.
@@ -80,7 +87,7 @@ class Transcriber:
             >>> transcript = transcriber.transcribe("talk.mp3")
             >>> transcript = transcriber.transcribe(samples, sample_rate=16_000)
         """
-        return self._transcribe(source, sample_rate, options, threading.Event())
+        return self._transcribe(source, sample_rate, options, threading.Event(), track)
 
     @overload
     def transcribe_many(self, sources: Iterable[Source], sample_rate: int | None = None) -> Iterator[Transcript]: ...
@@ -179,11 +186,16 @@ class Transcriber:
         self.close()
 
     def _transcribe(
-        self, source: Source, sample_rate: int | None, options: SessionOptions | None, stop: threading.Event
+        self,
+        source: Source,
+        sample_rate: int | None,
+        options: SessionOptions | None,
+        stop: threading.Event,
+        track: int | None = None,
     ) -> Transcript:
         events: list[Event] = []
         with self.session(options or SessionOptions(partials=False), wait=math.inf) as session:
-            for audio_S in self._read(source, sample_rate):
+            for audio_S in self._read(source, sample_rate, track):
                 if stop.is_set():
                     break
                 session.send(audio_S)
@@ -201,7 +213,7 @@ class Transcriber:
             delay=self.delay,
         )
 
-    def _read(self, source: Source, sample_rate: int | None) -> Iterator[FloatArray]:
+    def _read(self, source: Source, sample_rate: int | None, track: int | None) -> Iterator[FloatArray]:
         """Mono pieces `[S]` at the model's rate."""
         file: Any = io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source
         if isinstance(file, io.TextIOBase):
@@ -210,20 +222,30 @@ class Transcriber:
             if sample_rate is not None:
                 name = file if isinstance(file, (str, os.PathLike)) else "the file"
                 raise AudioError(f"{name}: a file states its own sample rate; sample_rate is for arrays")
-            return (audio_CS[0] for audio_CS in decode(cast(BinaryIO, file), sample_rate=self.sample_rate))
+            return (audio_CS[0] for audio_CS in decode(cast(BinaryIO, file), track=track, sample_rate=self.sample_rate))
+        if track is not None:
+            raise AudioError("an array has no tracks: leave out track")
         if sample_rate is None:
             raise AudioError("an array does not state its sample rate: pass sample_rate")
         return self._resampled([file], sample_rate)
 
     def _resampled(self, chunks: Iterable[npt.ArrayLike], sample_rate: int) -> Iterator[FloatArray]:
         """Convert the chunks of one stream (see `SampleConverter`) to mono pieces `[S]` at the model's rate."""
-        resampler, converter, samples = Resampler(sample_rate, self.sample_rate), SampleConverter(), 0
+        sample_rate, converter = check_rate(sample_rate), None
+        samples_of, samples, cancelled = SampleConverter(), 0, 0.0
         for chunk in chunks:
-            audio_CS = converter.convert(chunk)
-            check_range(audio_CS, samples / resampler.from_rate, resampler.from_rate)
+            audio_CS = samples_of.convert(chunk)
+            check_range(audio_CS, samples / sample_rate, sample_rate)
             samples += audio_CS.shape[1]
-            yield resampler.push(mix(audio_CS))[0]
-        yield resampler.flush()[0]
+            if converter is None or len(audio_CS) != len(converter.weights):
+                if converter is not None:
+                    yield converter.flush()[0]
+                    cancelled += converter.cancelled_seconds
+                converter = Converter(sample_rate, equal_weights(len(audio_CS)), self.sample_rate)
+            yield converter.push(audio_CS)[0]
+        if converter is not None:
+            yield converter.flush()[0]
+            warn_of_cancellation("the audio", cancelled + converter.cancelled_seconds)
 
 
 def _refuse_single(sources: object, takes: str, remedy: str) -> None:

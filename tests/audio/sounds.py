@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import wave
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -36,31 +37,38 @@ def write_float_wav(path: Path, samples: np.ndarray, rate: int) -> Path:
 
 
 def write_encoded(
-    path: Path, codec: str, samples: np.ndarray, rate: int, video: bool = False, gap: tuple[float, float] = (0, 0)
+    path: Path,
+    codec: str,
+    samples: np.ndarray,
+    rate: int,
+    video: str = "",
+    gap: tuple[float, float] = (0, 0),
+    layout: str = "",
 ) -> Path:
-    """Encode samples; with `video` beside a picture; with `gap` timestamps jump by gap[1] at second gap[0]."""
+    """Encode samples. With `video`, a codec, after a second of pictures; timestamps jump by gap[1] at second gap[0]."""
     with av.open(str(path), "w") as container:
-        pictures = add_pictures(container) if video else None
-        stream = container.add_stream(codec, rate=rate, layout="mono" if len(samples) == 1 else "stereo")
+        pictures = add_pictures(container, video) if video else None
+        layout = layout or ("mono" if len(samples) == 1 else "stereo")
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        stream.bit_rate = 128_000
         if pictures:
             mux_pictures(container, pictures)
         packed = np.ascontiguousarray((samples.T * 32767).astype(np.int16).reshape(1, -1))
-        frame = av.AudioFrame.from_ndarray(packed, format="s16", layout=stream.layout.name)
+        frame = av.AudioFrame.from_ndarray(packed, format="s16", layout=layout)
         frame.sample_rate = rate
-        fifo = av.AudioFifo()
-        for converted in av.AudioResampler(format=stream.format, layout=stream.layout, rate=rate).resample(frame):
-            fifo.write(converted)
+        cut = av.AudioResampler(stream.format, stream.layout, rate, frame_size=stream.codec_context.frame_size or 1024)
         position = 0
-        for piece in fifo.read_many(stream.codec_context.frame_size or 1024, partial=True):
+        for piece in [*cut.resample(frame), *cut.resample(None)]:
             piece.pts = position + round(gap[1] * rate) * (position >= gap[0] * rate)
+            piece.time_base = Fraction(1, rate)
             position += piece.samples
             container.mux(stream.encode(piece))
         container.mux(stream.encode(None))
     return path
 
 
-def add_pictures(container: Any) -> Any:
-    stream = container.add_stream("mpeg4", rate=25)
+def add_pictures(container: Any, codec: str = "mpeg4") -> Any:
+    stream = container.add_stream(codec, rate=25)
     stream.width = stream.height = 32
     stream.pix_fmt = "yuv420p"
     return stream

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import threading
@@ -26,20 +25,20 @@ from slipstream.errors import AudioError
 @pytest.mark.parametrize(
     ("name", "codec", "rate", "video"),
     [
-        ("talk.mp3", "libmp3lame", 44_100, False),
-        ("talk.m4a", "aac", 44_100, False),
-        ("talk.opus", "libopus", 48_000, False),
-        ("talk.webm", "libopus", 48_000, False),
-        ("talk.flac", "flac", 16_000, False),
-        ("talk.aac", "aac", 44_100, False),
-        ("telephone.wav", "pcm_mulaw", 8_000, False),
-        ("telephone.al.wav", "pcm_alaw", 8_000, False),
-        ("bytes.wav", "pcm_u8", 8_000, False),
-        ("deep.wav", "pcm_s24le", 48_000, False),
-        ("film.mp4", "aac", 48_000, True),
+        ("talk.mp3", "libmp3lame", 44_100, ""),
+        ("talk.m4a", "aac", 44_100, ""),
+        ("talk.opus", "libopus", 48_000, ""),
+        ("talk.webm", "libopus", 48_000, ""),
+        ("talk.flac", "flac", 16_000, ""),
+        ("talk.aac", "aac", 44_100, ""),
+        ("telephone.wav", "pcm_mulaw", 8_000, ""),
+        ("telephone.al.wav", "pcm_alaw", 8_000, ""),
+        ("bytes.wav", "pcm_u8", 8_000, ""),
+        ("deep.wav", "pcm_s24le", 48_000, ""),
+        ("film.mp4", "aac", 48_000, "mpeg4"),
     ],
 )
-def test_decodes_what_ffmpeg_reads(tmp_path: Path, name: str, codec: str, rate: int, video: bool) -> None:
+def test_decodes_what_ffmpeg_reads(tmp_path: Path, name: str, codec: str, rate: int, video: str) -> None:
     path = write_encoded(tmp_path / name, codec, tones(2.0, rate), rate, video)
 
     samples = audio.load(path)
@@ -129,7 +128,7 @@ def test_words_after_a_damaged_stretch_keep_their_times(tmp_path: Path, caplog: 
 
     assert len(got) == 4 * audio.SAMPLE_RATE
     assert np.abs(got[69_600:71_800]).max() < 0.6 < 0.9 < np.abs(got[72_200:74_400]).max()
-    assert "silence stands for them" in caplog.text
+    assert "silence takes their place" in caplog.text
 
 
 def test_a_gap_in_the_timestamps_is_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -168,7 +167,8 @@ def test_a_stream_that_appears_late_ends_the_file_without_an_error() -> None:
             yield SimpleNamespace(size=1, decode=lambda: ["frame"])
             raise IndexError("list index out of range")
 
-    assert list(_decoded_packets(Container(), object())) == [["frame"]]  # type: ignore[arg-type]
+    ((_, frames),) = _decoded_packets(Container(), object(), "a.ts")  # type: ignore[arg-type]
+    assert frames == ["frame"]
 
 
 def broken_files(folder: Path) -> dict[str, tuple[Path, str]]:
@@ -214,15 +214,30 @@ def test_a_script_cannot_open_other_files(tmp_path: Path) -> None:
         audio.load(tmp_path / "list.ffconcat")
 
 
-def test_a_format_that_needs_to_seek_says_so_in_a_pipe(tmp_path: Path) -> None:
-    path = write_encoded(tmp_path / "film.mp4", "aac", tones(10.0, 48_000), 48_000)
+def two_tracks(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("aac", rate=24_000, layout="mono") for _ in range(2)]
+        streams[0].metadata["language"], streams[1].metadata["language"] = "eng", "fra"
+        for n, stream in enumerate(streams, 1):
+            samples = np.full((1, 24_000), 0.2 * n, np.float32)
+            samples[0] *= np.sin(np.arange(24_000) * 0.1)
+            whole = av.AudioFrame.from_ndarray(samples, "flt", "mono")
+            whole.sample_rate = 24_000
+            for frame in av.AudioResampler("fltp", "mono", 24_000, frame_size=1024).resample(whole):
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    return path
 
-    class Pipe(io.BytesIO):
-        def seekable(self) -> bool:
-            return False
 
-        def seek(self, *_: Any) -> int:
-            raise OSError("a pipe")
-
-    with pytest.raises(AudioError, match="cannot be read from a pipe"):
-        audio.load(Pipe(path.read_bytes()))
+def test_a_track_is_chosen_by_its_number(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = two_tracks(tmp_path / "film.mkv")
+    with caplog.at_level(logging.WARNING, "slipstream"):
+        peaks = [np.concatenate(list(audio.decode(path, track=track)), axis=1).max() for track in (1, 2)]
+        assert not caplog.text
+        assert audio.load(path).max() == peaks[0]
+    assert peaks == [pytest.approx(0.2, abs=0.05), pytest.approx(0.4, abs=0.1)]
+    assert "film.mkv: has 2 audio tracks: 1 (eng, aac, mono) or 2 (fra, aac, mono); track 1 is read" in caplog.text
+    with pytest.raises(AudioError, match=r"has no audio track 3: choose 1 \(eng, aac, mono\) or 2"):
+        next(audio.decode(path, track=3))
+    with pytest.raises(AudioError, match="raw audio has no tracks"):
+        next(audio.decode(path, raw=audio.RawFormat("mulaw", 8_000), track=1))

@@ -77,3 +77,10 @@ def test_channels_have_outputs_of_their_own(folder: Path) -> None:
     assert [str(part.output(Path("out"), "txt")) for part in parts] == ["out/a.ch1.txt", "out/a.ch2.txt"]
     check_places(parts)
     assert str(parts[0].output(Path("out"), "txt", partial=True)) == "out/a.ch1.partial.txt"
+
+
+def test_every_suffix_that_can_be_read_is_found(folder: Path) -> None:
+    for suffix in ("mpga", "ac3", "W64", "m2ts", "json", "jpg"):
+        (folder / f"deep/e.{suffix}").touch()
+    found = {Path(job.name).suffix for job in find_jobs(["deep"])}
+    assert found == {".FLAC", ".opus", ".mpga", ".ac3", ".W64", ".m2ts"}

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rich.console import Console
 from tests.cli.conftest import Loaded, Outcome
 
 from slipstream.errors import SlipstreamError
@@ -270,3 +272,29 @@ def test_a_signal_keeps_the_text_up_to_it(
     loaded.transcriber.on_step = lambda index: None
     assert cli("transcribe", *paths, "-o", tmp_path / "out", "--resume").code == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.txt", "b.txt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+@pytest.mark.parametrize("arguments", [[], ["--channels", "separate"]])
+def test_a_pipe_as_a_file_on_a_terminal(
+    cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr("slipstream.cli.progress.console", Console(file=io.StringIO(), force_terminal=True))
+    data = sound("a.wav", [0.1, 0.2]).read_bytes()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(data,))
+    writer.start()
+    outcome = cli("transcribe", pipe, *arguments)
+    writer.join()
+    assert outcome.code == 0
+    assert "10 20\n" in outcome.out
+
+
+def test_the_track_is_passed_on(cli: Cli, sound: Sound, loaded: Loaded) -> None:
+    path = sound("a.wav", [0.1, 0.2])
+    assert cli("transcribe", path, "--track", "1").out == "10 20\n"
+    outcome = cli("transcribe", path, "--track", "2")
+    assert outcome.code == 1
+    assert "has no audio track 2: choose 1 (pcm_s16le" in outcome.err
+    assert cli("transcribe", path, "--raw", "mulaw", "--track", "1").code == 2

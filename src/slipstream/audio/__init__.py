@@ -6,19 +6,22 @@ Shapes: C channels, S samples, T frames. Samples are float32, full scale is 1.
 """
 
 from slipstream.audio.arrays import to_float
-from slipstream.audio.channels import Channels, mix
+from slipstream.audio.channels import Channels
+from slipstream.audio.convert import Converter
 from slipstream.audio.devices import InputDevice, input_devices, microphone
 from slipstream.audio.files import AudioInfo, decode, load, probe
 from slipstream.audio.pcm import Encoding, PcmDecoder, RawFormat
 from slipstream.audio.resample import Framer, Resampler
 from slipstream.audio.samples import FRAME_SAMPLES, SAMPLE_RATE
 from slipstream.audio.source import Source
+from slipstream.audio.suffixes import audio_suffixes
 
 __all__ = [
     "FRAME_SAMPLES",
     "SAMPLE_RATE",
     "AudioInfo",
     "Channels",
+    "Converter",
     "Encoding",
     "Framer",
     "InputDevice",
@@ -26,11 +29,11 @@ __all__ = [
     "RawFormat",
     "Resampler",
     "Source",
+    "audio_suffixes",
     "decode",
     "input_devices",
     "load",
     "microphone",
-    "mix",
     "probe",
     "to_float",
 ]

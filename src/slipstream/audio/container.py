@@ -4,52 +4,54 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
-import numpy.typing as npt
 
-from slipstream.audio.samples import Piece, from_integers, logger
+from slipstream.audio.channels import downmix_weights
+from slipstream.audio.samples import Piece, frame_samples, logger
+from slipstream.audio.source import Pipe, Readable, can_seek
+from slipstream.audio.timeline import Timeline, has_clocks, timeline
+from slipstream.audio.wav import wav_parts
 from slipstream.errors import AudioError
-from slipstream.types import FloatArray
 
 if TYPE_CHECKING:
     import av
     from av.audio.frame import AudioFrame
     from av.audio.stream import AudioStream
+    from av.packet import Packet
 
 _TRUNCATION_SECONDS = 1.0
-# Shorter gaps between timestamps are the rounding of the container and the delay of the encoder; longer ones are
-# timestamps gone wrong, such as a counter that was set anew.
-_SHORTEST_GAP_SECONDS, _LONGEST_GAP_SECONDS = 0.1, 3600.0
 # FFmpeg decodes a packet at once, to up to four times its size.
 _LARGEST_PACKET_BYTES = 32 << 20
 # ADTS has no header to state a duration; FFmpeg guesses one from the first bit rates.
-GUESSED_DURATION = {"aac"}
+_GUESSED_DURATION = {"aac"}
 
 # No protocol is called "none": a playlist or a concat script cannot make FFmpeg open other files or addresses.
 _CONTAINER_OPTIONS = {"protocol_whitelist": "none"}
 
 
 @contextmanager
-def open_container(file: BinaryIO, name: str) -> Iterator[av.container.InputContainer]:
+def open_container(file: Readable, name: str) -> Iterator[av.container.InputContainer]:
     import av
 
     try:
         container = av.open(file, mode="r", metadata_errors="ignore", options=_CONTAINER_OPTIONS)
     except av.error.FFmpegError as error:
         reason = _refusal(file) or error.strerror
-        raise AudioError(f"{name}: not audio that FFmpeg can read: {reason}{_pipe_hint(file)}") from error
+        raise AudioError(f"{name}: not audio that FFmpeg can read: {reason}") from error
+    except OSError as error:
+        raise AudioError(f"{name}: cannot be read: {error.strerror or error}") from error
     with container:
         yield container
 
 
-def _refusal(file: BinaryIO) -> str | None:
+def _refusal(file: Readable) -> str | None:
     """Why FFmpeg refuses a file, which it tells its log and not its caller: so the file is opened once more."""
     import av
 
-    if not file.seekable():
+    if not can_seek(file):
         return None
     file.seek(0)
     skip_repeated = av.logging.get_skip_repeated()
@@ -66,15 +68,15 @@ def _refusal(file: BinaryIO) -> str | None:
     return None
 
 
-def _pipe_hint(file: BinaryIO) -> str:
-    return "" if file.seekable() else " (some formats cannot be read from a pipe: save it to a file first)"
-
-
-def audio_stream(container: av.container.InputContainer, name: str) -> AudioStream:
-    stream = container.streams.best("audio")
-    if stream is None:
+def audio_stream(container: av.container.InputContainer, name: str, track: int | None = None) -> AudioStream:
+    """Give an audio track, counted from 1; None is the one that players choose."""
+    tracks = container.streams.audio
+    best = container.streams.best("audio")
+    if best is None:
         raise AudioError(f"{name}: has no audio track")
-    audio = cast("AudioStream", stream)
+    if track is not None and not 1 <= track <= len(tracks):
+        raise AudioError(f"{name}: has no audio track {track}: choose {_describe_tracks(tracks)}")
+    audio = cast("AudioStream", best) if track is None else tracks[track - 1]
     if audio.codec_context is None:
         raise AudioError(f"{name}: FFmpeg has no decoder for its audio track")
     if audio.codec_context.sample_rate <= 0:
@@ -82,10 +84,31 @@ def audio_stream(container: av.container.InputContainer, name: str) -> AudioStre
     return audio
 
 
+def _describe_tracks(tracks: tuple[AudioStream, ...]) -> str:
+    """Such as `1 (eng, aac, stereo) or 2 (fra, aac, mono)`."""
+    descriptions = []
+    for number, stream in enumerate(tracks, 1):
+        codec = stream.codec_context
+        about = [stream.metadata.get("title"), stream.language, *((codec.name, codec.layout.name) if codec else ())]
+        descriptions.append(f"{number} ({', '.join(filter(None, about))})")
+    return " or ".join(descriptions)
+
+
 def declared_seconds(stream: AudioStream, container: av.container.InputContainer) -> float | None:
-    if stream.duration is None or stream.time_base is None or container.format.name in GUESSED_DURATION:
+    """How long a track is by its header; None where no header says so."""
+    if stream.duration is None or stream.time_base is None:
+        return None
+    shared = container.format.name == "asf" and len(container.streams) > 1  # one duration for all tracks
+    if shared or container.format.name in _GUESSED_DURATION or has_clocks(container):
         return None
     return float(stream.duration * stream.time_base)
+
+
+def file_seconds(container: av.container.InputContainer) -> float | None:
+    """How long a file is by its header, or by its size and last timestamp."""
+    if not container.duration or container.format.name in _GUESSED_DURATION:
+        return None
+    return container.duration / 1_000_000
 
 
 def is_longer(file: BinaryIO, name: str, seconds: float) -> bool:
@@ -100,48 +123,94 @@ def is_longer(file: BinaryIO, name: str, seconds: float) -> bool:
     return False
 
 
-def container_pieces(file: BinaryIO, name: str, max_gap_seconds: float = math.inf) -> Iterator[Piece]:
+def container_pieces(
+    file: BinaryIO, name: str, track: int | None = None, max_gap_seconds: float = math.inf
+) -> Iterator[Piece]:
+    """Decode a file of any format. A pipe is copied to disk where its format turns out to need seeking."""
+    if can_seek(file):
+        yield from _all_pieces(file, name, track, max_gap_seconds)
+        return
+    started = False
+    with closing(Pipe(file, name)) as pipe:
+        try:
+            for piece in _all_pieces(pipe, name, track, max_gap_seconds):
+                started = True
+                pipe.close()
+                yield piece
+        except AudioError:
+            if started:
+                raise
+        if not started:
+            with pipe.rest_on_disk() as copy:
+                yield from _all_pieces(copy, name, track, max_gap_seconds)
+
+
+def _all_pieces(file: Readable, name: str, track: int | None, max_gap_seconds: float) -> Iterator[Piece]:
+    parts = 0
+    for part in wav_parts(file, name):
+        parts += 1
+        yield from _part_pieces(part, name, track, max_gap_seconds)
+    if parts > 1:
+        logger.warning("%s: holds %d WAV files one after the other; all of them are read", name, parts)
+
+
+def _part_pieces(file: Readable, name: str, track: int | None, max_gap_seconds: float) -> Iterator[Piece]:
     with open_container(file, name) as container:
-        stream = audio_stream(container, name)
-        start = (container.start_time or 0) / 1_000_000
-        damaged, seconds, missing = 0, 0.0, 0.0
-        for packet_frames in _decoded_packets(container, stream):
-            damaged += packet_frames is None
-            for frame in packet_frames or ():
-                rate = frame.sample_rate
-                gap = 0.0 if frame.time is None else frame.time - start - seconds
-                if _SHORTEST_GAP_SECONDS < gap < _LONGEST_GAP_SECONDS:
-                    missing += gap
-                    if missing > max_gap_seconds:
-                        raise AudioError(
-                            f"{name}: the gaps between its timestamps add up to more than {max_gap_seconds:g} s"
-                        )
-                    yield from _silence(gap, rate, frame.layout.nb_channels)
-                    seconds += gap
-                seconds += frame.samples / rate
-                for samples_CS in _frame_samples(frame):
-                    yield samples_CS, rate
-        if damaged and not seconds:
-            raise AudioError(f"{name}: none of its audio can be decoded{_pipe_hint(file)}")
+        stream = audio_stream(container, name, track)
+        if track is None:
+            _warn_of_other_tracks(container, stream, name)
+        time, damaged = timeline(container), 0
+        for packet, frames in _decoded_packets(container, stream, name):
+            if frames is None:
+                damaged += 1
+                time.damage(float(packet.duration * packet.time_base) if packet and packet.duration else 0.0)
+            for frame in frames or ():
+                yield from _frame_pieces(frame, time, name, max_gap_seconds)
+        if damaged and not time.seconds:
+            raise AudioError(f"{name}: none of its audio can be decoded")
         if damaged:
-            logger.warning("%s: %d damaged packets were left out", name, damaged)
-        if missing:
-            logger.warning("%s: %.1f s of audio are missing; silence stands for them", name, missing)
-        declared = declared_seconds(stream, container) or 0.0
-        if seconds and declared - seconds > _TRUNCATION_SECONDS:
-            logger.warning("%s: its header promises %.1f s, only %.1f s are there", name, declared, seconds)
+            logger.warning("%s: %d damaged packets are left out", name, damaged)
+        _warn_of_timestamps(time, declared_seconds(stream, container), name)
 
 
-def _silence(seconds: float, rate: int, channels: int) -> Iterator[Piece]:
-    left = round(seconds * rate)
-    while left > 0:
-        samples = min(left, rate)
-        yield np.zeros((channels, samples), np.float32), rate
-        left -= samples
+def _frame_pieces(frame: AudioFrame, time: Timeline, name: str, max_gap_seconds: float) -> Iterator[Piece]:
+    rate, weights = frame.sample_rate, downmix_weights(frame.layout.name, frame.layout.nb_channels)
+    silence = round(time.gap(frame.time) * rate)
+    if time.late + time.missing > max_gap_seconds:
+        raise AudioError(f"{name}: the gaps between its timestamps add up to more than {max_gap_seconds:g} s")
+    for start in range(0, silence, rate):
+        yield Piece(np.zeros((len(weights), min(rate, silence - start)), np.float32), rate, weights)
+    for samples_CS in frame_samples(frame):
+        yield Piece(samples_CS, rate, weights)
+    time.advance(frame.time, frame.samples / rate)
 
 
-def _decoded_packets(container: av.container.InputContainer, stream: AudioStream) -> Iterator[list[AudioFrame] | None]:
-    """The frames of each packet; None for a packet that cannot be decoded, after which FFmpeg goes on."""
+def _warn_of_other_tracks(container: av.container.InputContainer, stream: AudioStream, name: str) -> None:
+    tracks = container.streams.audio
+    if len(tracks) > 1:
+        chosen = next(number for number, other in enumerate(tracks, 1) if other.index == stream.index)
+        described = _describe_tracks(tracks)
+        logger.warning("%s: has %d audio tracks: %s; track %d is read", name, len(tracks), described, chosen)
+
+
+def _warn_of_timestamps(time: Timeline, declared: float | None, name: str) -> None:
+    if time.missing >= 0.05:
+        logger.warning("%s: %.1f s of audio are missing; silence takes their place", name, time.missing)
+    if time.jumps:
+        logger.warning(
+            "%s: its timestamps jump at %.1f s%s: what follows is read as if they went on",
+            name,
+            time.jumps[0],
+            f" and {len(time.jumps) - 1} more times" if len(time.jumps) > 1 else "",
+        )
+    if time.seconds and declared is not None and declared - time.end > _TRUNCATION_SECONDS:
+        logger.warning("%s: its header promises %.1f s, only %.1f s are there", name, declared, time.end)
+
+
+def _decoded_packets(
+    container: av.container.InputContainer, stream: AudioStream, name: str
+) -> Iterator[tuple[Packet[Any] | None, list[AudioFrame] | None]]:
+    """Packets with their frames; None for the frames that cannot be decoded, after which FFmpeg goes on."""
     import av
 
     packets = container.demux(stream)
@@ -151,26 +220,13 @@ def _decoded_packets(container: av.container.InputContainer, stream: AudioStream
         except (StopIteration, IndexError):  # IndexError: PyAV flushes a stream that appeared while it read the file
             return
         except av.error.FFmpegError:
-            yield None
+            yield None, None
             return
+        except OSError as error:
+            raise AudioError(f"{name}: cannot be read: {error.strerror or error}") from error
         if packet.size > _LARGEST_PACKET_BYTES:
-            raise AudioError(f"a packet of {packet.size} bytes: expected at most {_LARGEST_PACKET_BYTES}")
+            raise AudioError(f"{name}: has a packet of {packet.size} bytes: expected at most {_LARGEST_PACKET_BYTES}")
         try:
-            yield packet.decode()
+            yield packet, packet.decode()
         except av.error.FFmpegError:
-            yield None
-
-
-def _frame_samples(frame: AudioFrame) -> Iterator[FloatArray]:
-    """The samples of a frame, `[C, S]`, in pieces of at most a second: one packet can hold hours."""
-    array: npt.NDArray[Any] = frame.to_ndarray()
-    if not frame.format.is_planar:
-        array = array.reshape(-1, frame.layout.nb_channels).T
-    for start in range(0, array.shape[1], frame.sample_rate):
-        piece = array[:, start : start + frame.sample_rate]
-        if piece.dtype == np.uint8:
-            yield from_integers(piece.astype(np.int16) - 128 << 8)
-        elif np.issubdtype(piece.dtype, np.signedinteger):
-            yield from_integers(piece)
-        else:
-            yield piece.astype(np.float32, copy=False)
+            yield packet, None

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from slipstream.audio.channels import Channels
 from slipstream.audio.container import (
-    GUESSED_DURATION,
     audio_stream,
     container_pieces,
     declared_seconds,
+    file_seconds,
     open_container,
 )
+from slipstream.audio.convert import Converter, warn_of_cancellation
 from slipstream.audio.pcm import RawFormat, raw_pieces
-from slipstream.audio.resample import resampled
-from slipstream.audio.samples import SAMPLE_RATE
-from slipstream.audio.source import Source, opened, source_name
+from slipstream.audio.samples import SAMPLE_RATE, Piece, check_finite
+from slipstream.audio.source import Source, is_pipe, opened, source_name
+from slipstream.errors import AudioError
 from slipstream.types import FloatArray
 
 
@@ -38,22 +39,37 @@ def decode(
     *,
     raw: RawFormat | None = None,
     channels: Channels = "mix",
+    track: int | None = None,
     sample_rate: int = SAMPLE_RATE,
     max_gap_seconds: float = math.inf,
 ) -> Iterator[FloatArray]:
     """Decode a file, or a binary file object such as a pipe, as a stream.
 
-    Yields `[C, S]` pieces of any length at `sample_rate`; C is 1 for `mix`, the source's channels for `separate`.
-    `raw` declares the format of audio without a header. What is damaged or missing is left out, or replaced by silence
-    where the file's timestamps tell how long it was, with a warning in the log.
-    `max_gap_seconds`: the most silence that may be inserted in total.
-    Raises `AudioError` when there is nothing to read, no audio in it, a sample that is not a finite number, or more
-    silence to insert than `max_gap_seconds`.
+    What is damaged is left out. What is missing is replaced by silence where the file's timestamps tell how long it
+    was. Both are warnings in the log, as are several tracks of which none was chosen, and stereo in opposite phase.
+
+    Args:
+        source: A path, or a binary file object. A pipe is read once, from where it stands.
+        raw: The format of audio without a header.
+        channels: `mix` for one channel, `separate` for those of the source.
+        track: The audio track to read, counted from 1. None is the one that players choose.
+        sample_rate: Of the output, in Hz.
+        max_gap_seconds: The most silence that may be inserted in total.
+
+    Returns:
+        Pieces `[C, S]` of any length.
+
+    Raises:
+        AudioError: There is nothing to read, no audio in it, no such track, a sample that is not a finite number, more
+            silence to insert than `max_gap_seconds`, or a format that must seek in a pipe too long to be copied to
+            disk.
     """
     name = source_name(source)
+    if raw and track is not None:
+        raise AudioError(f"{name}: raw audio has no tracks: leave out track")
     with opened(source, name) as file:
-        pieces = raw_pieces(file, raw, name) if raw else container_pieces(file, name, max_gap_seconds)
-        yield from resampled(pieces, channels, sample_rate, name)
+        pieces = raw_pieces(file, raw, name) if raw else container_pieces(file, name, track, max_gap_seconds)
+        yield from _resampled(pieces, channels, sample_rate, name)
 
 
 def load(source: Source, sample_rate: int = SAMPLE_RATE) -> FloatArray:
@@ -61,17 +77,51 @@ def load(source: Source, sample_rate: int = SAMPLE_RATE) -> FloatArray:
     return np.concatenate([piece[0] for piece in decode(source, sample_rate=sample_rate)])
 
 
-def probe(source: Source) -> AudioInfo:
-    """Read a file's header only. Raises `AudioError` when there is no audio in it."""
+def probe(source: Source, *, track: int | None = None) -> AudioInfo:
+    """Read the header of a file; a file object is left where it stands.
+
+    Raises `AudioError` when there is no audio in it, and for a pipe, whose audio would be lost.
+    """
     name = source_name(source)
-    with opened(source, name) as file, open_container(file, name) as container:
-        stream = audio_stream(container, name)
-        duration = declared_seconds(stream, container)
-        if duration is None and container.duration and container.format.name not in GUESSED_DURATION:
-            duration = container.duration / 1_000_000
-        return AudioInfo(
-            duration=duration,
-            sample_rate=stream.codec_context.sample_rate,
-            channels=stream.codec_context.channels,
-            codec=stream.codec_context.name,
-        )
+    if is_pipe(source):
+        raise AudioError(f"{name}: is a pipe, and reading its header would consume it: decode it, or save it to a file")
+    with opened(source, name) as file:
+        position = file.tell()
+        try:
+            with open_container(file, name) as container:
+                stream = audio_stream(container, name, track)
+                duration = declared_seconds(stream, container)
+                return AudioInfo(
+                    duration=file_seconds(container) if duration is None else duration,
+                    sample_rate=stream.codec_context.sample_rate,
+                    channels=stream.codec_context.channels,
+                    codec=stream.codec_context.name,
+                )
+        finally:
+            file.seek(position)
+
+
+def _resampled(pieces: Iterable[Piece], channels: Channels, sample_rate: int, name: str) -> Iterator[FloatArray]:
+    """Mix and resample a stream whose format may change."""
+    converter: Converter | None = None
+    seconds = cancelled = 0.0
+    for piece in pieces:
+        if not piece.samples_CS.shape[1]:
+            continue
+        check_finite(piece.samples_CS, name, seconds, piece.rate)
+        seconds += piece.samples_CS.shape[1] / piece.rate
+        if converter is None or (piece.rate, piece.weights) != (converter.from_rate, converter.weights):
+            if converter is not None:
+                if channels == "separate" and len(piece.weights) != len(converter.weights):
+                    raise AudioError(
+                        f"{name}: has {len(converter.weights)} channels, then {len(piece.weights)}: mix them"
+                    )
+                yield converter.flush()
+                cancelled += converter.cancelled_seconds
+            converter = Converter(piece.rate, piece.weights, sample_rate, channels)
+        if (ready := converter.push(piece.samples_CS)).size:
+            yield ready
+    if converter is None:
+        raise AudioError(f"{name}: holds no audio samples")
+    yield converter.flush()
+    warn_of_cancellation(name, cancelled + converter.cancelled_seconds)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from slipstream.audio.channels import Channels, mix
-from slipstream.audio.samples import FRAME_SAMPLES, SAMPLE_RATE, Piece, check_finite, check_rate
-from slipstream.errors import AudioError
+from slipstream.audio.samples import FRAME_SAMPLES, SAMPLE_RATE, check_rate
 from slipstream.types import FloatArray
 
 
@@ -64,26 +61,3 @@ class Framer:
         real = self.buffered
         padding = np.zeros(-real % self.frame_samples, np.float32)
         return self.push(padding), real
-
-
-def resampled(pieces: Iterable[Piece], channels: Channels, sample_rate: int, name: str) -> Iterator[FloatArray]:
-    resampler: Resampler | None = None
-    seconds = 0.0
-    for audio_CS, rate in pieces:
-        if not audio_CS.shape[1]:
-            continue
-        check_finite(audio_CS, name, seconds, rate)
-        seconds += audio_CS.shape[1] / rate
-        if channels == "mix":
-            audio_CS = mix(audio_CS)
-        if resampler is None or (rate, len(audio_CS)) != (resampler.from_rate, resampler.channels):
-            if resampler is not None:
-                if len(audio_CS) != resampler.channels:
-                    raise AudioError(f"{name}: has {resampler.channels} channels, then {len(audio_CS)}: mix them")
-                yield resampler.flush()
-            resampler = Resampler(rate, sample_rate, len(audio_CS))
-        if (ready := resampler.push(audio_CS)).size:
-            yield ready
-    if resampler is None:
-        raise AudioError(f"{name}: holds no audio samples")
-    yield resampler.flush()

@@ -1,9 +1,10 @@
-"""Samples: their rate, and the checks that all audio passes."""
+"""Samples: their rate, their conversion to float, and the checks that all audio passes."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,15 +12,27 @@ import numpy.typing as npt
 from slipstream.errors import AudioError
 from slipstream.types import FloatArray
 
+if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
+
 SAMPLE_RATE = 24_000
-"""What Mimi hears, in Hz."""
+"""Sample rate of Mimi, in Hz."""
 FRAME_SAMPLES = 1920
 """One frame of Mimi: 80 ms."""
 
-Piece = tuple[FloatArray, int]
-"""Samples `[C, S]` and their rate in Hz."""
-
 logger = logging.getLogger("slipstream.audio")
+
+
+class Piece(NamedTuple):
+    """Samples `[C, S]` at `rate` Hz, and the share of each channel in a mono mix."""
+
+    samples_CS: FloatArray
+    rate: int
+    weights: tuple[float, ...]
+
+
+def equal_weights(channels: int) -> tuple[float, ...]:
+    return (1.0 / channels,) * channels
 
 
 def check_rate(rate: Any, name: str = "sample_rate") -> int:
@@ -43,3 +56,27 @@ def check_finite(audio_CS: npt.NDArray[Any], name: str, seconds: float = 0.0, ra
 def from_integers(array: npt.NDArray[Any]) -> FloatArray:
     full_scale = -float(np.iinfo(array.dtype).min)
     return (array / full_scale).astype(np.float32)
+
+
+def frame_samples(frame: AudioFrame) -> Iterator[FloatArray]:
+    """Convert a frame to float `[C, S]`, in pieces of at most a second: one packet can hold hours."""
+    channels = frame.layout.nb_channels
+    if frame.format.is_planar and channels >= _UNSAFE_PLANES:
+        import av
+
+        (frame,) = av.AudioResampler(format=frame.format.packed).resample(frame)
+    array: npt.NDArray[Any] = frame.to_ndarray()
+    if not frame.format.is_planar:
+        array = array.reshape(-1, channels).T
+    for start in range(0, array.shape[1], frame.sample_rate):
+        piece = array[:, start : start + frame.sample_rate]
+        if piece.dtype == np.uint8:
+            yield from_integers(piece.astype(np.int16) - 128 << 8)
+        elif np.issubdtype(piece.dtype, np.signedinteger):
+            yield from_integers(piece)
+        else:
+            yield piece.astype(np.float32, copy=False)
+
+
+# PyAV counts planes until a null pointer, which AVFrame.data lacks when all of its 8 entries are used: it crashes.
+_UNSAFE_PLANES = 8

@@ -1,16 +1,95 @@
-"""What audio is read from: a path, or a binary file object."""
+"""What audio is read from: a path, or a binary file object, which may be a pipe."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, Protocol
 
 from slipstream.errors import AudioError
 
 Source = str | os.PathLike[str] | BinaryIO
+
+
+class Readable(Protocol):
+    """What decoding needs of a file object; `seek` only where `seekable` is true."""
+
+    def read(self, size: int, /) -> bytes: ...
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def tell(self) -> int: ...
+    def seekable(self) -> bool: ...
+
+
+class Pipe:
+    """A file that cannot seek. Keeps what it has read, so that reading can begin again, until it is closed."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._name = name
+        self._read = getattr(file, "read1", file.read)  # read1 gives what a pipe holds now, read waits for all
+        self._kept: IO[bytes] | None = tempfile.TemporaryFile()  # noqa: SIM115
+        self._position = 0
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self._read(size)
+        self._position += len(data)
+        if self._kept is not None:
+            self._kept.write(data)
+            if self._position > SPOOL_BYTES:
+                self.close()
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        raise OSError("a pipe cannot seek")
+
+    def tell(self) -> int:
+        return self._position
+
+    def seekable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Drop what was kept, and keep nothing more; reading goes on."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+
+    def rest_on_disk(self) -> IO[bytes]:
+        """Read to the end: the whole content as a temporary file, at its beginning. Empties the pipe.
+
+        Raises `AudioError` when it is larger than `SPOOL_BYTES`.
+        """
+        while self._kept is not None and self.read(1 << 20):
+            pass
+        if self._kept is None:
+            raise AudioError(
+                f"{self._name}: is a pipe with more than {SPOOL_BYTES >> 30} GiB in a format that must seek: "
+                "save it to a file first"
+            )
+        if not self._position:
+            raise AudioError(f"{self._name}: is empty")
+        kept, self._kept = self._kept, None
+        kept.seek(0)
+        return kept
+
+
+SPOOL_BYTES = 1 << 30
+"""How much of a pipe is copied to disk when its format has to seek."""
+
+
+def can_seek(file: Readable) -> bool:
+    """Tell a file from a pipe. `SpooledTemporaryFile` has no `seekable` before Python 3.11."""
+    return file.seekable() if hasattr(file, "seekable") else hasattr(file, "seek")
+
+
+def is_pipe(source: Source) -> bool:
+    """Tell whether reading a source consumes it. A path is not opened for it: that would end its writer."""
+    if not isinstance(source, (str, os.PathLike)):
+        return not can_seek(source)
+    path = Path(source)
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def source_name(source: Source) -> str:

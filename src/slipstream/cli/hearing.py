@@ -54,7 +54,7 @@ def hear(ear: Ear, job: Job, *, raw: RawFormat | None, stop: StopEvent, progress
     def chunks() -> Iterator[FloatArray]:
         source = standard_input(stop) if job.path is None else job.path
         channels: Channels = "mix" if job.channel is None else "separate"
-        for piece_CS in decode(source, raw=raw, channels=channels, sample_rate=ear.sample_rate):
+        for piece_CS in decode(source, raw=raw, channels=channels, track=job.track, sample_rate=ear.sample_rate):
             if stop.is_set():
                 return
             yield piece_CS[job.channel or 0]

@@ -11,28 +11,26 @@ from pathlib import Path
 
 from slipstream.errors import AudioError
 
-# fmt: off
-AUDIO_SUFFIXES = frozenset({
-    ".3gp", ".aac", ".aif", ".aiff", ".amr", ".ape", ".au", ".avi", ".caf", ".flac", ".flv", ".m4a", ".m4b", ".m4v",
-    ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpeg", ".mpg", ".oga", ".ogg", ".opus", ".ts", ".wav", ".webm",
-    ".wma", ".wmv", ".wv",
-})
-# fmt: on
-"""What is taken from a folder; a file that is named itself may be called anything."""
-
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One stream of audio to transcribe: a file, or standard input where `path` is None.
 
     `name` is what the user calls it. `place`: where its output stands in the output folder, without the suffix.
-    `channel`: the only one to hear, counted from 0; None hears all, mixed.
+    `channel`: the only one to transcribe, counted from 0; None is all, mixed. `track`: the audio track, counted from 1;
+    None is the main one.
     """
 
     path: Path | None
     name: str
     place: Path
     channel: int | None = None
+    track: int | None = None
+
+    @property
+    def is_pipe(self) -> bool:
+        """Whether reading it consumes it: standard input, a FIFO or the shell's `<(...)`."""
+        return self.path is None or (self.path.exists() and not self.path.is_file())
 
     def output(self, folder: Path, suffix: str, partial: bool = False) -> Path:
         """The file to write: `<place>[.ch1][.partial].<suffix>`."""
@@ -81,7 +79,10 @@ def _expand(argument: str) -> Iterator[Job]:
             f"{argument}: URLs are not fetched: curl -sL {shlex.quote(argument)} | slipstream transcribe -"
         )
     elif path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
+        from slipstream.audio import audio_suffixes
+
+        suffixes = audio_suffixes()
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
         if not files:
             raise AudioError(f"{argument}: no audio files in this folder or below it")
         for file in files:

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -72,6 +72,10 @@ def transcribe(
     channels: Annotated[
         Literal["mix", "separate"], typer.Option("--channels", help="Mix the channels, or transcribe each by itself.")
     ] = "mix",
+    track: Annotated[
+        int | None,
+        typer.Option("--track", min=1, metavar="N", help="Audio track to transcribe, from 1. Default: the main one."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="With -o: skip inputs whose output has text.")] = False,
     delay_report: Annotated[
         bool, typer.Option("--delay-report", help="Say how fast it went, and how late the words came.")
@@ -99,6 +103,8 @@ def transcribe(
     for option, value in (("--raw-rate", raw_rate), ("--raw-channels", raw_channels)):
         if value is not None and not raw:
             raise typer.BadParameter("only audio without a header needs it: give --raw too", param_hint=option)
+    if raw and track:
+        raise typer.BadParameter("audio without a header has no tracks", param_hint="--track")
     if output and output.exists() and not output.is_dir():
         raise typer.BadParameter(f"{output} is not a folder", param_hint="--output")
     if resume and not output:
@@ -111,7 +117,7 @@ def transcribe(
 
     rate, count = 24_000 if raw_rate is None else raw_rate, 1 if raw_channels is None else raw_channels
     raw_format = RawFormat(raw, rate, count) if raw else None
-    jobs = find_jobs(files)
+    jobs = [replace(job, track=track) for job in find_jobs(files)]
     with ExitStack() as stack:
         if channels == "separate":
             jobs = [part for job in jobs for part in _channel_jobs(stack.enter_context(_on_disk(job)), raw_format)]
@@ -223,33 +229,35 @@ def _seconds(job: Job, raw: RawFormat | None) -> float | None:
     """How long a job's audio is; None where only its end will tell."""
     from slipstream.audio import probe
 
-    if job.path is None or (job.path.exists() and not job.path.is_file()):  # a pipe can be read once only
+    if job.path is None or job.is_pipe:
         return None
     try:
         if raw:
             return job.path.stat().st_size / (raw.sample_bytes * raw.channels * raw.sample_rate)
-        return probe(job.path).duration
+        return probe(job.path, track=job.track).duration
     except (SlipstreamError, OSError):
         return 0.0  # it will fail, and say why, in its turn
 
 
 @contextmanager
 def _on_disk(job: Job) -> Iterator[Job]:
-    """The job with standard input copied to a file: each channel reads its own way through it."""
-    if job.path is not None:
+    """The job with a pipe copied to a file, which each channel can read for itself."""
+    if not job.is_pipe:
         yield job
         return
-    with tempfile.NamedTemporaryFile(prefix="slipstream-") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
-        file.flush()
-        yield replace(job, path=Path(file.name))
+    # Not NamedTemporaryFile, which Windows cannot open a second time.
+    with tempfile.TemporaryDirectory(prefix="slipstream-", ignore_cleanup_errors=True) as folder:
+        copy = Path(folder, "audio")
+        with copy.open("wb") as file, job.path.open("rb") if job.path else nullcontext(sys.stdin.buffer) as pipe:
+            shutil.copyfileobj(pipe, file)
+        yield replace(job, path=copy)
 
 
 def _channel_jobs(job: Job, raw: RawFormat | None) -> list[Job]:
     from slipstream.audio import probe
 
     try:
-        channels = raw.channels if raw else probe(job.path or "").channels
+        channels = raw.channels if raw else probe(job.path or "", track=job.track).channels
     except SlipstreamError:
         return [job]  # it will fail, and say why, in its turn
     return split_channels(job, channels)

@@ -11,7 +11,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from slipstream.audio import SAMPLE_RATE, Encoding, PcmDecoder, RawFormat, Resampler, mix
+from slipstream.audio import SAMPLE_RATE, Converter, Encoding, PcmDecoder, RawFormat
+from slipstream.audio.samples import equal_weights
 from slipstream.errors import AudioError
 from slipstream.server.protocol import (
     PIECE_SAMPLES,
@@ -61,7 +62,7 @@ class PlainWire:
                 self._lags = True
                 samples_CS = self._pcm.push(message[start : start + self._piece_bytes])
                 check_audio(samples_CS.reshape(-1))
-                yield Audio(self._resampler.push(mix(samples_CS))[0])
+                yield Audio(self._converter.push(samples_CS)[0])
             return
         kind, id = _control(message)
         if kind == "restart":
@@ -71,8 +72,8 @@ class PlainWire:
         if kind not in ("flush", "close"):
             raise ProtocolError(f"unknown type {kind!r:.40}: expected flush, restart or close")
         if self._lags:
-            yield Audio(self._resampler.flush()[0])
-            self._new_resampler()
+            yield Audio(self._converter.flush()[0])
+            self._new_converter()
         yield Marker(id) if kind == "flush" else Finish()
 
     def encode(self, event: Event) -> str | None:
@@ -107,10 +108,10 @@ class PlainWire:
 
     def _restart(self) -> None:
         self._pcm = PcmDecoder(self._format)
-        self._new_resampler()
+        self._new_converter()
 
-    def _new_resampler(self) -> None:
-        self._resampler = Resampler(self._format.sample_rate)
+    def _new_converter(self) -> None:
+        self._converter = Converter(self._format.sample_rate, equal_weights(self._format.channels))
         self._lags = False  # whether it holds audio back
 
 
