@@ -30,6 +30,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/check_style.py
 
 bench: $(VENV)/.oracles
 	$(BIN)/python benchmarks/step.py
