@@ -282,7 +282,8 @@ def _onnx(
             raise ConfigError(f"quantize={quantize!r}: {sources.lm[0]} is converted already, with the weights it has")
         return OnnxRunner(config, sources.lm[0], sources.codec[0], **options)
     large = _parameters(config) > QUANTIZE_ABOVE
-    bits: Any = ("int8" if large else None) if quantize is None else None if quantize == "none" else quantize
+    default = "int8" if large or config.codec.whisper else None
+    bits: Any = default if quantize is None else None if quantize == "none" else quantize
     if not large:
         checkpoint = load()
         return OnnxRunner(config, checkpoint.lm, checkpoint.codec, quantize=bits, **options)

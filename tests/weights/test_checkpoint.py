@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tests.models import lm_config, random_model, random_weights, stt_config
 
-from slipstream.config import CodecConfig, STTConfig
+from slipstream.config import CodecConfig, FileNames, STTConfig
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.weights.checkpoint import Checkpoint, convert, load_checkpoint, save_checkpoint
 from slipstream.weights.layouts import LAYOUTS
@@ -131,10 +131,34 @@ def test_a_quantised_lm_is_loaded_within_its_steps_and_converted_on(width: int, 
     assert_same(load_checkpoint(tmp_path / "plain"), loaded)
 
 
+def test_kyutais_layout_keeps_8_bit_weights(tmp_path: Path) -> None:
+    checkpoint = make(stt_config(codec="whisper"), tmp_path)
+    save_checkpoint(checkpoint, tmp_path / "8", "kyutai", quantize=8)
+    loaded = load_checkpoint(tmp_path / "8")
+    for ours, theirs in ((checkpoint.lm, loaded.lm), (checkpoint.codec, loaded.codec)):
+        assert ours.keys() == theirs.keys()
+        for name, array in ours.items():
+            exact = array.ndim < 2 or name.startswith("quantizer.") or name.endswith("learnt_padding")
+            np.testing.assert_allclose(theirs[name], array, atol=0 if exact else np.abs(array).max() / 127, rtol=0)
+    saved = read_tensors(tmp_path / "8" / loaded.config.files.codec)
+    assert saved["encoder.layers.0.ffn.linear_in.weight"].dtype == np.int8
+    save_checkpoint(loaded, tmp_path / "again", "kyutai", quantize=8)
+    assert_same(load_checkpoint(tmp_path / "again"), loaded)
+
+
+def test_8_bit_weights_whose_scales_do_not_fit_are_named(tmp_path: Path) -> None:
+    save_checkpoint(make(stt_config(codec="whisper"), tmp_path), tmp_path / "8", "kyutai", quantize=8)
+    path = tmp_path / "8" / FileNames().codec
+    write_tensors(path, {**read_tensors(path), "encoder.conv1.weight_scale": np.ones((24, 3), np.float32)})
+    with pytest.raises(CheckpointError, match=r"encoder\.conv1\.weight int8, expected floating point"):
+        load_checkpoint(tmp_path / "8")
+
+
 def test_what_cannot_be_quantised_says_why(tmp_path: Path) -> None:
     checkpoint = make(stt_config(), tmp_path)
     for layout, width, message in (
-        ("kyutai", 8, "the layout kyutai has no quantised weights: use the layout mlx or onnx"),
+        ("candle", 8, "the layout candle has no quantised weights: use the layout kyutai, mlx or onnx"),
+        ("kyutai", 4, "the layout kyutai has 8-bit weights only"),
         ("mlx", 3, "cannot quantise to 3 bits: expected 4 or 8"),
     ):
         with pytest.raises(CheckpointError, match=message):

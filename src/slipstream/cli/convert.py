@@ -19,7 +19,8 @@ def convert(
         Literal["kyutai", "candle", "mlx", "transformers", "onnx"], typer.Option("--layout", help="What to write.")
     ] = "kyutai",
     quantize: Annotated[
-        Literal["int4", "int8"] | None, typer.Option("--quantize", help="The LM's weights, in mlx and onnx.")
+        Literal["int4", "int8"] | None,
+        typer.Option("--quantize", help="The LM's weights, in mlx and onnx; int8 also in kyutai."),
     ] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from slipstream.config import CodecConfig, FileNames, LMConfig, STTConfig, dump_codec, dump_kyutai
 from slipstream.errors import CheckpointError
-from slipstream.weights import mlx
+from slipstream.weights import eight_bit, mlx
 from slipstream.weights.layouts import LAYOUTS, fitting, get_layout
 from slipstream.weights.lora import fuse
 from slipstream.weights.quantization import GROUP_SIZES
@@ -79,13 +79,16 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint into a folder, which is made if need be.
 
-    `layout`: a name in `LAYOUTS`. `quantize`: 4 or 8 bits for the LM, in the layout `mlx`. `dtype`: a name in
+    `layout`: a name in `LAYOUTS`. `quantize`: 4 or 8 bits for the LM in the layout `mlx`; 8 bits for the LM and a
+    Whisper encoder in the layout `kyutai`, which only Slipstream reads then. `dtype`: a name in
     `DTYPES` for the LM's weights; by default they keep theirs. The codec always does: its codebooks need it.
     Raises `CheckpointError` when the layout cannot hold the model.
     """
     tables = get_layout(layout)
-    if quantize is not None and layout != "mlx":
-        raise CheckpointError(f"the layout {layout} has no quantised weights: use the layout mlx or onnx")
+    if quantize is not None and layout not in ("kyutai", "mlx"):
+        raise CheckpointError(f"the layout {layout} has no quantised weights: use the layout kyutai, mlx or onnx")
+    if quantize == 4 and layout == "kyutai":
+        raise CheckpointError("the layout kyutai has 8-bit weights only: use the layout mlx or onnx for 4 bits")
     if quantize is not None and quantize not in GROUP_SIZES:
         raise CheckpointError(f"cannot quantise to {quantize} bits: expected 4 or 8")
     if dtype is not None and dtype not in DTYPES:
@@ -93,9 +96,13 @@ def save_checkpoint(
     config = checkpoint.config
     lm: Tensors = tables.lm(config.lm).write(_cast(checkpoint.lm, dtype))
     codec = tables.codec(config.codec).write(checkpoint.codec)
-    if quantize is not None:
+    if quantize is not None and layout == "kyutai":
+        lm = eight_bit.packed(lm)
+        codec = eight_bit.packed(codec) if config.codec.whisper else codec
+    elif quantize is not None:
         lm = mlx.quantized(lm, quantize)
-    files = _file_names(config, mlx.file_name(quantize), checkpoint.tokenizer.name)
+    lm_file = mlx.file_name(quantize if layout == "mlx" else None)
+    files = _file_names(config, lm_file, checkpoint.tokenizer.name)
     config = config.model_copy(update={"files": files})
     texts: dict[str, dict[str, Any]]
     if layout == "transformers":

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from slipstream.config import CodecConfig, LMConfig
+from slipstream.weights.eight_bit import unpacked
 from slipstream.weights.mimi import codebook_flags, numbered, whisper_entries
 from slipstream.weights.names import codec_shapes, lm_shapes
 from slipstream.weights.tables import Entries, Same, Stacked, Table, make_rules
@@ -50,7 +51,8 @@ def lm_table(config: LMConfig) -> Table:
         "pause_heads.weight": Stacked("extra_heads.{k}.weight", config.pause_heads),
     }
     # `depformer_in` is there in models that were trained to speak too; nothing reads it.
-    return Table(make_rules(lm_shapes(config), entries), aliases=_ALIASES, skipped=r"depformer_in\.", surplus=_SURPLUS)
+    rules = make_rules(lm_shapes(config), entries)
+    return Table(rules, aliases=_ALIASES, skipped=r"depformer_in\.", surplus=_SURPLUS, decode=unpacked)
 
 
 def codec_table(config: CodecConfig) -> Table:
@@ -80,7 +82,7 @@ def codec_table(config: CodecConfig) -> Table:
             f"quantizer.{part}.{{proj}}.weight": Same(f"quantizer.{theirs}.{{proj}}.weight", trail=1),
         }
     rules = make_rules(codec_shapes(config), entries, spell=lambda name: numbered(name, config))
-    return Table(rules, constants=codebook_flags(rules, "_initialized"), aliases=_ALIASES)
+    return Table(rules, constants=codebook_flags(rules, "_initialized"), aliases=_ALIASES, decode=unpacked)
 
 
 def with_pause_heads_of(config: LMConfig, path: Path, *, stated: bool) -> LMConfig:
