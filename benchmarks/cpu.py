@@ -33,7 +33,17 @@ from pathlib import Path
 import numpy as np
 
 from slipstream.audio import load as load_audio
-from slipstream.config import PAD_ID, PRESETS, STTConfig, dump_codec, dump_kyutai
+from slipstream.config import (
+    PAD_ID,
+    PRESETS,
+    CodecConfig,
+    LMConfig,
+    STTConfig,
+    TransformerConfig,
+    WhisperConfig,
+    dump_codec,
+    dump_kyutai,
+)
 from slipstream.evaluate.hearing import hear
 from slipstream.evaluate.metrics import error_rates
 from slipstream.loading import load_runner
@@ -52,6 +62,32 @@ Step = Callable[[], tuple[float, float]]
 
 TURN = 3  # frames
 
+MODELS = {
+    **PRESETS,
+    # An encoder of the size of Whisper base, and an LM of 15 million parameters.
+    "whisper-base": STTConfig(
+        codec=CodecConfig(whisper=WhisperConfig(), codebook_size=512, num_codebooks=8),
+        lm=LMConfig(
+            transformer=TransformerConfig(
+                dim=384,
+                num_heads=6,
+                num_layers=7,
+                ffn_dim=1024,
+                context=250,
+                max_period=10_000.0,
+                norm="rms_norm",
+                gated=True,
+            ),
+            text_vocab=2000,
+            audio_vocab=512,
+            num_codebooks=8,
+            pause_heads=4,
+        ),
+        delay_seconds=1.28,
+        delay_frames=16,
+    ),
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -60,7 +96,7 @@ def main() -> None:
         commands.add_parser(name) for name in ("step", "logits", "words", "streams", "start", "idle")
     )
     for command in (step, logits):
-        command.add_argument("--model", choices=list(PRESETS), default="kyutai/stt-1b-en_fr")
+        command.add_argument("--model", choices=list(MODELS), default="kyutai/stt-1b-en_fr")
         command.add_argument("--frames", type=int, default=100, help="frames of each that count")
     step.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
     step.add_argument("--rest", type=float, default=0, help="pause after each turn, as a share of the time it took")
@@ -71,7 +107,7 @@ def main() -> None:
     for command in (words, streams, start):
         command.add_argument("--model", default="tiny")
     step.set_defaults(run=lambda o: compare_speed(o.model, o.contenders, o.frames, o.rest, o.json))
-    logits.set_defaults(run=lambda o: compare_logits(PRESETS[o.model], o.frames))
+    logits.set_defaults(run=lambda o: compare_logits(MODELS[o.model], o.frames))
     words.set_defaults(run=lambda o: compare_words(o.manifest, o.split, o.limit, o.model))
     streams.set_defaults(run=lambda o: count_streams(o.model))
     start.set_defaults(run=lambda o: measure_start(o.model))
@@ -135,7 +171,7 @@ class Contender:
 
 
 def _serve(connection: Connection, name: str, model: str) -> None:
-    step = CONTENDERS[name](PRESETS[model])
+    step = CONTENDERS[name](MODELS[model])
     connection.send("ready")
     while frames := connection.recv():
         connection.send([step() for _ in range(frames)])
@@ -371,7 +407,7 @@ def random_runner(config: STTConfig, quantize: str | None) -> OnnxRunner:
     with tempfile.TemporaryDirectory() as folder:
         lm_path, codec_path = Path(folder) / "lm.onnx", Path(folder) / "codec.onnx"
         lm_model(config.lm, lm, {}, quantize=quantize).save(lm_path)
-        codec_model(config.codec, codec, num_codebooks=config.lm.num_codebooks).save(codec_path)
+        codec_model(config.codec, codec, num_codebooks=config.lm.num_codebooks, quantize=quantize).save(codec_path)
         return OnnxRunner(config, lm_path, codec_path)
 
 
