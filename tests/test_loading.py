@@ -46,6 +46,30 @@ def test_every_backend_says_the_same_of_the_same_folder(folder: Path):
         assert said(loading.load_runner(folder, backend="mlx", dtype="float32")) == expected
 
 
+def test_every_backend_reads_8_bit_weights_of_a_whisper_encoder(tmp_path: Path):
+    pytest.importorskip("torch", reason="pip install 'slipstream-stt[torch]'")
+    config = stt_config(codec="whisper")
+    save_checkpoint(Checkpoint(config, *random_model(config), tokenizer_path()), tmp_path / "8", "kyutai", quantize=8)
+    expected = said(loading.load_runner(tmp_path / "8", backend="torch", device="cpu"))
+    assert len(set(expected)) > 3
+    assert said(loading.load_runner(tmp_path / "8", backend="onnx", quantize="none")) == expected
+    if loading.has("mlx"):
+        assert said(loading.load_runner(tmp_path / "8", backend="mlx", dtype="float32")) == expected
+
+
+def test_a_whisper_encoder_runs_in_8_bits_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from slipstream.onnx_model import runner
+
+    asked: list[str | None] = []
+    monkeypatch.setattr(runner, "OnnxRunner", lambda *a, quantize, **k: asked.append(quantize))
+    for codec in ("waveform", "whisper"):
+        config = stt_config(codec=codec)
+        save_checkpoint(Checkpoint(config, *random_model(config), tokenizer_path()), tmp_path / codec, "kyutai")
+        for quantize in (None, "none", "int4"):
+            loading.load_runner(tmp_path / codec, backend="onnx", quantize=quantize)
+    assert asked == [None, None, "int4", "int8", None, "int4"]
+
+
 @pytest.mark.skipif(not loading.has("mlx"), reason="pip install 'slipstream-stt[mlx]'")
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantised_checkpoint_stays_so_on_mlx(bits: int, tmp_path: Path):

@@ -42,10 +42,10 @@ class WhisperMel(nn.Module):
 
 
 class WhisperPositions(NamedTuple):
-    """Where the T positions of one step lie, for each slot, in numbers that stay small however long the stream is.
+    """Where the T positions of one step are, for each slot, in numbers that stay small however long the stream is.
 
     `columns_BT`: the ring's column of each. `heard_BT`: how many positions of the stream came before it, at most what
-    the masks can tell apart. `sines_BTD`: what is added to the layers' input.
+    the masks can distinguish. `sines_BTD`: what is added to the layers' input.
     """
 
     columns_BT: mx.array
@@ -139,7 +139,7 @@ class WhisperEncoder(nn.Module):
         }
 
     def locate(self, first_B: IntArray) -> WhisperPositions:
-        """Where the next step of slots lies whose first new position is `first_B`."""
+        """Where the next step of slots is whose first new position is `first_B`."""
         position_BT = first_B[:, None] + np.arange(self.step)
         enough = self.capacity + self.config.delay
         return WhisperPositions(

@@ -11,7 +11,7 @@ from slipstream.onnx_model.rows import cut
 
 
 class RingAttention:
-    """Attention of a frame's T positions over a ring, which holds them too: position p lies in column p mod C.
+    """Attention of a frame's T positions over a ring, which holds them too: position p is in column p mod C.
 
     The graph's input `mask` `[B, masks, T, C]` is added to the scores: one mask for all layers, or one for each.
     """

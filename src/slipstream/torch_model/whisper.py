@@ -104,7 +104,7 @@ class WhisperLayer(nn.Module):
         self.ffn = WhisperFeedForward(config)
 
     def forward(self, x_BTD: Tensor, bidirectional: bool) -> Tensor:
-        """The whole sequence at once, without delay."""
+        """The whole sequence, without delay."""
         x = self.norm1(x_BTD)
         q, (k, v) = self.attn.queries(x), self.attn.keys(x)
         if bidirectional:
@@ -168,7 +168,7 @@ class WhisperEncoder(nn.Module):
     def hidden(self, mel_BMF: Tensor, *, bidirectional: bool = False, start_B: Tensor | None = None) -> list[Tensor]:
         """Each layer's output for whole sequences, `[B, T, D]`, the last one normalised.
 
-        Position t is not delayed: it lies in the middle of log-mel frame 2 t - 1.
+        Position t is not delayed: its centre is log-mel frame 2 t - 1.
 
         Args:
             mel_BMF: log-mel frames, an even number of them.
@@ -204,7 +204,7 @@ class WhisperEncoder(nn.Module):
         layers: list[State] = []
         for i, layer in enumerate(cast("list[WhisperLayer]", self.layers)):
             delayed, ring = _unpack(cast("dict[str, list[State]]", state)["layers"][i])
-            # All layers use the same columns; what lies in them was heard i * lookahead positions earlier.
+            # All layers use the same columns; their keys are i * lookahead positions older.
             mask = self._mask(position_BT, ring.k.shape[2], i * self.config.lookahead, x_BTD.dtype)
             x_BTD, delayed = layer.step(x_BTD, delayed, ring, position_BT % ring.k.shape[2], mask)
             layers.append({"delayed": delayed, "ring": ring})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from slipstream.weights.names import Shapes
-from slipstream.weights.tensors import Array, Tensors
+from slipstream.weights.tensors import DTYPES, Array, Tensors
 
 BLOCK = 128
 """Neighbouring weights of a row that share a scale."""
@@ -17,10 +17,12 @@ SCALE = "_scale"
 
 
 def packed(tensors: Tensors) -> dict[str, Array]:
-    """Quantise every matrix and convolution, except in the codec's quantiser: its codes change with less."""
+    """Quantise every matrix and convolution, except in the codec's quantiser: its codebooks become bfloat16."""
     out: dict[str, Array] = {}
     for name, array in tensors.items():
-        if array.ndim < 2 or len(array) == 1 or name.startswith("quantizer."):
+        if name.startswith("quantizer."):
+            out[name] = array.astype(DTYPES["bfloat16"]) if array.ndim > 1 else array
+        elif array.ndim < 2 or len(array) == 1:
             out[name] = array
         else:
             out[name], out[name + SCALE] = quantize(array)

@@ -145,7 +145,7 @@ def _config(tensors: Tensors, place: Place, where: str) -> WhisperConfig:
     if type(heads) is not int or heads < 1 or dim % heads:
         raise CheckpointError(
             f"{where}: a width of {dim} does not divide into {heads!r} heads: give the number of heads as "
-            "encoder_attention_heads in a config.json beside it"
+            "encoder_attention_heads in a config.json next to it"
         )
     layers = {int(match[1]) for name in tensors if (match := re.match(r"encoder\.layers\.(\d+)\.", name))}
     return WhisperConfig(n_mels=n_mels, dim=dim, num_heads=heads, num_layers=max(layers) + 1, ffn_dim=linear.shape[0])
