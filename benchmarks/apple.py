@@ -27,15 +27,17 @@ from moshi_mlx.models import Lm, LmConfig, LmGen
 from moshi_mlx.models.mimi import Mimi, mimi_202407
 from moshi_mlx.utils import Sampler
 
-from slipstream.config import PRESETS, CodecConfig, LMConfig, STTConfig, TransformerConfig, dump_kyutai
-from slipstream.mlx_model.build import build_lm
-from slipstream.mlx_model.runner import MLXRunner
-from slipstream.mlx_model.state import Ring, commit
-from slipstream.weights.kyutai import codec_table
-from slipstream.weights.mlx import lm_table, quantized
-from slipstream.weights.names import Shapes, codec_shapes, lm_shapes
-from slipstream.weights.quantization import GROUP_SIZES
-from slipstream.weights.tensors import Array, write_tensors
+from slipstream.backends.mlx.build import build_lm
+from slipstream.backends.mlx.runner import MLXRunner
+from slipstream.backends.mlx.state import Ring, commit
+from slipstream.checkpoints.kyutai import codec_table
+from slipstream.checkpoints.kyutai_config import dump_kyutai
+from slipstream.checkpoints.mlx import lm_table, quantized
+from slipstream.checkpoints.presets import PRESETS
+from slipstream.checkpoints.quantization import GROUP_SIZES
+from slipstream.checkpoints.tensors import Array, write_tensors
+from slipstream.model.config import CodecConfig, LMConfig, STTConfig, TransformerConfig
+from slipstream.model.names import Shapes, codec_shapes, lm_shapes
 
 Step = Callable[[], object]
 

@@ -30,7 +30,7 @@ from tests.server.harness import chunks, solo
 from tests.server.scripted import server_process
 
 from slipstream.client import open_async_stream
-from slipstream.types import Word
+from slipstream.events import Word
 
 SLOTS = 128
 ABUSERS_AT_ONCE = 64

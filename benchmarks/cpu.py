@@ -33,29 +33,21 @@ from pathlib import Path
 import numpy as np
 
 from slipstream.audio import load as load_audio
-from slipstream.config import (
-    PAD_ID,
-    PRESETS,
-    CodecConfig,
-    LMConfig,
-    STTConfig,
-    TransformerConfig,
-    WhisperConfig,
-    dump_codec,
-    dump_kyutai,
-)
+from slipstream.backends.onnx.codec import codec_model
+from slipstream.backends.onnx.lm import lm_model
+from slipstream.backends.onnx.runner import OnnxRunner
+from slipstream.backends.onnx.session import open_session, physical_cores
+from slipstream.backends.onnx.streams import LMStreams
+from slipstream.checkpoints.kyutai_config import dump_codec, dump_kyutai
+from slipstream.checkpoints.presets import PRESETS
+from slipstream.checkpoints.sources import resolve
+from slipstream.data.manifest import read_manifest
 from slipstream.evaluate.hearing import hear
 from slipstream.evaluate.metrics import error_rates
 from slipstream.loading import load_runner
-from slipstream.onnx_model.codec import codec_model
-from slipstream.onnx_model.lm import lm_model
-from slipstream.onnx_model.runner import OnnxRunner
-from slipstream.onnx_model.session import open_session, physical_cores
-from slipstream.onnx_model.streams import LMStreams
-from slipstream.text import Tokenizer
-from slipstream.train.manifest import read_manifest
-from slipstream.weights.names import Shapes, codec_shapes, lm_shapes
-from slipstream.weights.sources import resolve
+from slipstream.model.config import PAD_ID, CodecConfig, LMConfig, STTConfig, TransformerConfig, WhisperConfig
+from slipstream.model.names import Shapes, codec_shapes, lm_shapes
+from slipstream.model.text import Tokenizer
 
 Step = Callable[[], tuple[float, float]]
 """Runs one frame of one stream; gives the seconds that the codec and the LM took."""

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 import numpy as np
 from tests.fakes import FRAME_RATE, FRAME_SAMPLES, LEXICON, tiny_tokenizer
 
-from slipstream.config import PAD_ID, WORD_ID
+from slipstream.arrays import BoolArray, FloatArray
 from slipstream.engine.engine import Engine
 from slipstream.engine.live import LiveSession
 from slipstream.engine.session import SessionOptions
-from slipstream.types import BoolArray, FloatArray, State, StepOutput
+from slipstream.model.config import PAD_ID, WORD_ID
+from slipstream.model.runner import State, StepOutput
 
 
 def main() -> None:

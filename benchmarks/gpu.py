@@ -44,18 +44,22 @@ from tests.models import stt_config
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from slipstream.config import PRESETS, STTConfig, dump_codec, dump_kyutai
+from slipstream.arrays import BoolArray, FloatArray
+from slipstream.backends.torch.graphs import capture
+from slipstream.backends.torch.lm import LM
+from slipstream.backends.torch.mimi import Codebook, Mimi
+from slipstream.backends.torch.runner import SlotState, TorchRunner
+from slipstream.backends.torch.state import State
+from slipstream.checkpoints.kyutai_config import dump_codec, dump_kyutai
+from slipstream.checkpoints.presets import PRESETS
 from slipstream.engine.engine import Engine, StepReport
 from slipstream.engine.live import LiveSession
 from slipstream.engine.session import SessionOptions
 from slipstream.errors import Overloaded
-from slipstream.torch_model.graphs import capture
-from slipstream.torch_model.lm import LM
-from slipstream.torch_model.mimi import Codebook, Mimi
-from slipstream.torch_model.runner import SlotState, TorchRunner
-from slipstream.torch_model.state import State
-from slipstream.types import BoolArray, Event, Final, FloatArray, StepOutput
-from slipstream.types import State as AnyState
+from slipstream.events import Event, Final
+from slipstream.model.config import STTConfig
+from slipstream.model.runner import State as AnyState
+from slipstream.model.runner import StepOutput
 
 FRAME_SECONDS = 0.08
 ATTENTION_KERNELS = (

@@ -26,15 +26,16 @@ from pathlib import Path
 import msgpack
 import numpy as np
 
-from slipstream.config import PAD_ID, WORD_ID
+from slipstream.arrays import BoolArray, FloatArray
+from slipstream.checkpoints.sources import resolve
 from slipstream.engine.engine import Engine
 from slipstream.loading import load_runner
+from slipstream.model.config import PAD_ID, WORD_ID
+from slipstream.model.runner import Runner, State, StepOutput
+from slipstream.model.text import Tokenizer
 from slipstream.server.access import Access
 from slipstream.server.app import Service
 from slipstream.server.run import listen, serve
-from slipstream.text import Tokenizer
-from slipstream.types import BoolArray, FloatArray, Runner, State, StepOutput
-from slipstream.weights.sources import resolve
 
 FRAME_SAMPLES = 1920
 FRAME_SECONDS = 0.08

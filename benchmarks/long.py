@@ -20,8 +20,8 @@ from tests.fakes import tiny_tokenizer
 import slipstream
 from slipstream.audio import decode
 from slipstream.engine.session import SessionOptions
+from slipstream.events import Final, Step, Word
 from slipstream.transcriber import Transcriber
-from slipstream.types import Final, Step, Word
 
 SAMPLE_RATE = 24_000
 STEPS_A_MINUTE = 750

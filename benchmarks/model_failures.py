@@ -18,11 +18,12 @@ from benchmarks.attacks.__main__ import get
 from benchmarks.load import CostRunner, connect, send_in_real_time
 from tests.fakes import tiny_tokenizer
 
+from slipstream.arrays import BoolArray, FloatArray
 from slipstream.engine.engine import Engine
+from slipstream.model.runner import StepOutput
 from slipstream.server.access import Access
 from slipstream.server.app import Service
 from slipstream.server.run import listen, serve
-from slipstream.types import BoolArray, FloatArray, StepOutput
 
 STREAMS = 4
 GOOD_STEPS = 50

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from slipstream.config import STTConfig, TransformerConfig
-from slipstream.torch_model.layers import Transformer
-from slipstream.torch_model.lm import LM
-from slipstream.torch_model.mimi import Mimi
+from slipstream.backends.torch.layers import Transformer
+from slipstream.backends.torch.lm import LM
+from slipstream.backends.torch.mimi import Mimi
+from slipstream.model.config import STTConfig, TransformerConfig
 
 
 @dataclass(frozen=True)

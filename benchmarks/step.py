@@ -20,10 +20,12 @@ os.environ.setdefault("NO_TORCH_COMPILE", "1")  # moshi would compile its norms 
 
 import torch
 
-from slipstream.config import PRESETS, STTConfig, dump_codec, dump_kyutai
-from slipstream.torch_model.lm import LM
-from slipstream.torch_model.mimi import Mimi
-from slipstream.torch_model.state import State, commit
+from slipstream.backends.torch.lm import LM
+from slipstream.backends.torch.mimi import Mimi
+from slipstream.backends.torch.state import State, commit
+from slipstream.checkpoints.kyutai_config import dump_codec, dump_kyutai
+from slipstream.checkpoints.presets import PRESETS
+from slipstream.model.config import STTConfig
 
 Step = Callable[[], object]
 

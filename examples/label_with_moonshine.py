@@ -20,8 +20,8 @@ from moonshine_voice.utils import get_assets_path
 from rapidfuzz import fuzz, process
 
 from slipstream.audio import load
-from slipstream.train.manifest import read_manifest, write_manifest
-from slipstream.train.tokenizer import plain_text
+from slipstream.data.manifest import read_manifest, write_manifest
+from slipstream.data.tokenizer import plain_text
 
 RATE = 16_000
 NEAR = 82.0

@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from slipstream.config import PAD_ID, WORD_ID
+from slipstream.arrays import BoolArray, FloatArray
 from slipstream.engine.session import Session, SessionOptions, SlotOp, StreamFormat
-from slipstream.text import Tokenizer
-from slipstream.types import BoolArray, Event, FloatArray, State, StepOutput, Word
+from slipstream.events import Event, Word
+from slipstream.model.config import PAD_ID, WORD_ID
+from slipstream.model.runner import State, StepOutput
+from slipstream.model.text import Tokenizer
 
 SENTENCES = [
     "the quick brown fox jumps over the lazy dog",

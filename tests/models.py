@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from slipstream.config import (
+from slipstream.model.config import (
     CodecConfig,
     ConditionerConfig,
     LMConfig,
@@ -14,7 +14,7 @@ from slipstream.config import (
     TransformerConfig,
     WhisperConfig,
 )
-from slipstream.weights.names import Shapes, codec_shapes, lm_shapes
+from slipstream.model.names import Shapes, codec_shapes, lm_shapes
 
 Arrays = dict[str, np.ndarray]
 

@@ -12,8 +12,8 @@ from tests.fakes import ScriptRunner, drive, new_session, silence, sound_of, spe
 from slipstream.aio import AsyncSession
 from slipstream.engine.session import SessionOptions
 from slipstream.errors import AudioError, EngineError, Overloaded, SessionClosed
+from slipstream.events import Event, Final, Flushed, MarkerReached, Ready, Word
 from slipstream.transcriber import Transcriber
-from slipstream.types import Event, Final, Flushed, MarkerReached, Ready, Word
 
 QUIET = SessionOptions(partials=False)
 Coroutine = Callable[[], Awaitable[None]]

@@ -10,7 +10,7 @@ import pytest
 HEAVY = {"asyncio", "av", "huggingface_hub", "mlx", "onnxruntime", "sounddevice", "soxr", "torch", "transformers"}
 
 
-@pytest.mark.parametrize("statement", ["import slipstream", "import slipstream.config", "import slipstream.cli"])
+@pytest.mark.parametrize("statement", ["import slipstream", "import slipstream.model.config", "import slipstream.cli"])
 def test_import_is_light(statement: str) -> None:
     program = f"{statement}; import sys; print(*sorted({HEAVY!r} & sys.modules.keys()))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -16,11 +16,11 @@ from tests.models import noise_and_tones, random_model, stt_config
 from typer.testing import CliRunner
 
 from slipstream import loading
+from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from slipstream.cli.app import app
-from slipstream.config import SamplingConfig
 from slipstream.errors import BackendError, CheckpointError, ConfigError
-from slipstream.text import Tokenizer
-from slipstream.weights.checkpoint import Checkpoint, save_checkpoint
+from slipstream.model.config import SamplingConfig
+from slipstream.model.text import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_every_backend_reads_8_bit_weights_of_a_whisper_encoder(tmp_path: Path):
 
 
 def test_a_whisper_encoder_runs_in_8_bits_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from slipstream.onnx_model import runner
+    from slipstream.backends.onnx import runner
 
     asked: list[str | None] = []
     monkeypatch.setattr(runner, "OnnxRunner", lambda *a, quantize, **k: asked.append(quantize))

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
-from tests.test_formats import spoken, transcript
+from tests.test_transcript import spoken, transcript
 
 from slipstream.errors import ConfigError
+from slipstream.events import Turn, Word
 from slipstream.subtitles import MAX_CUE_SECONDS, MIN_CUE_SECONDS, SubtitleLayout
-from slipstream.types import Turn, Word
 
 
 def texts(words: list[Word], layout: SubtitleLayout | None = None) -> list[str]:

@@ -28,15 +28,15 @@ from tests.fakes import (
 from tests.models import random_model, stt_config
 
 import slipstream
-from slipstream.config import STTConfig
+from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from slipstream.engine.live import LiveSession
 from slipstream.engine.session import SessionOptions
 from slipstream.engine.watchdog import WatchdogOptions
 from slipstream.errors import AudioError, CheckpointError, Overloaded, SessionClosed, SlipstreamError
-from slipstream.formats import Transcript
+from slipstream.events import Final, PartialWord, Ready, Step, Word
+from slipstream.model.config import STTConfig
 from slipstream.transcriber import Transcriber
-from slipstream.types import Final, PartialWord, Ready, Step, Word
-from slipstream.weights.checkpoint import Checkpoint, save_checkpoint
+from slipstream.transcript import Transcript
 
 
 @pytest.fixture

@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from typing import Any
 
     from slipstream.engine.session import SessionOptions
+    from slipstream.engine.turns import TurnOptions
     from slipstream.engine.watchdog import WatchdogOptions
-    from slipstream.formats import Transcript
+    from slipstream.events import Turn, Word
     from slipstream.loading import load, load_runner
     from slipstream.transcriber import Transcriber
-    from slipstream.turns import TurnOptions
-    from slipstream.types import Turn, Word
+    from slipstream.transcript import Transcript
 
 # Public names and where they live: importing the package loads none of it.
 _HOMES = {
     "SessionOptions": "slipstream.engine.session",
     "Transcriber": "slipstream.transcriber",
-    "Transcript": "slipstream.formats",
+    "Transcript": "slipstream.transcript",
     "Turn": "slipstream.types",
-    "TurnOptions": "slipstream.turns",
+    "TurnOptions": "slipstream.engine.turns",
     "WatchdogOptions": "slipstream.engine.watchdog",
     "Word": "slipstream.types",
     "load": "slipstream.loading",

@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy.typing as npt
 
 from slipstream.engine.live import LiveSession
-from slipstream.types import Event
+from slipstream.events import Event
 
 Open = Callable[[Callable[[], None]], LiveSession]
 """Opens a session with the given `wake`."""

@@ -27,19 +27,8 @@ from websockets.sync.client import connect as connect_sync
 
 from slipstream.audio.arrays import SampleConverter, check_range
 from slipstream.errors import AudioError, SlipstreamError
-from slipstream.formats import Transcript
-from slipstream.types import (
-    EndOfTurn,
-    Event,
-    Final,
-    MarkerReached,
-    PartialWord,
-    Ready,
-    Recovered,
-    Step,
-    Turn,
-    Word,
-)
+from slipstream.events import EndOfTurn, Event, Final, MarkerReached, PartialWord, Ready, Recovered, Step, Turn, Word
+from slipstream.transcript import Transcript
 
 
 class ServerError(SlipstreamError):

@@ -13,18 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from slipstream.config import SamplingConfig, STTConfig
+from slipstream.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from slipstream.checkpoints.sources import Origin, Ref, Sources, resolve
+from slipstream.engine.turns import TurnOptions
 from slipstream.errors import BackendError, CheckpointError, ConfigError
-from slipstream.text import Tokenizer
+from slipstream.model.config import SamplingConfig, STTConfig
+from slipstream.model.text import Tokenizer
 from slipstream.transcriber import Transcriber
-from slipstream.turns import TurnOptions
-from slipstream.weights.checkpoint import Checkpoint, load_checkpoint
-from slipstream.weights.sources import Origin, Ref, Sources, resolve
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from slipstream.types import Runner
+    from slipstream.model.runner import Runner
 
 Progress = Callable[[int, int], None]
 """Called with how many parameters are converted, and of how many."""
@@ -164,7 +164,7 @@ def open_model(
         return _torch(sources.config, load(), device, dtype, common)
     if backend == "mlx":
         bits = {"int8": 8, "int4": 4}.get(quantize or "none")
-        from slipstream.mlx_model.runner import MLXRunner
+        from slipstream.backends.mlx.runner import MLXRunner
 
         checkpoint = load(keep_quantized=True)
         return MLXRunner(sources.config, checkpoint.lm, checkpoint.codec, dtype=dtype, quantize=bits, **common)
@@ -253,8 +253,8 @@ def _has_cuda() -> bool:
 def _torch(config: STTConfig, checkpoint: Checkpoint, device: str, dtype: str, options: dict[str, Any]) -> Runner:
     import torch
 
-    from slipstream.torch_model.build import build_codec, build_lm
-    from slipstream.torch_model.runner import TorchRunner
+    from slipstream.backends.torch.build import build_codec, build_lm
+    from slipstream.backends.torch.runner import TorchRunner
 
     try:
         torch.empty(0, device=device)
@@ -273,8 +273,8 @@ def _onnx(
     progress: Progress | None,
     options: dict[str, Any],
 ) -> Runner:
-    from slipstream.onnx_model.export import CODEC_FILE, LM_FILE, cache_folder, export
-    from slipstream.onnx_model.runner import OnnxRunner
+    from slipstream.backends.onnx.export import CODEC_FILE, LM_FILE, cache_folder, export
+    from slipstream.backends.onnx.runner import OnnxRunner
 
     config = sources.config
     if sources.lm[0].suffix == ".onnx":
@@ -293,6 +293,6 @@ def _onnx(
 
 
 def _parameters(config: STTConfig) -> int:
-    from slipstream.weights.names import lm_shapes
+    from slipstream.model.names import lm_shapes
 
     return sum(math.prod(shape) for shape in lm_shapes(config.lm).values())

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from slipstream.types import FloatArray
+from slipstream.arrays import FloatArray
 
 WHISPER_POSITIONS = 1500
 """Sinusoidal positions of Whisper's encoder (30 s); a stream repeats them."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len, chop_cells
 
 from slipstream.errors import ConfigError
-from slipstream.types import Word
+from slipstream.events import Word
 
 MIN_CUE_SECONDS = 1.0
 MAX_CUE_SECONDS = 7.0

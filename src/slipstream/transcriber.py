@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Literal, cast, overload
 import numpy.typing as npt
 
 from slipstream.aio import AsyncSession
+from slipstream.arrays import FloatArray
 from slipstream.audio import Converter, decode
 from slipstream.audio.arrays import SampleConverter, check_range
 from slipstream.audio.convert import warn_of_cancellation
@@ -23,11 +24,12 @@ from slipstream.audio.samples import check_rate, equal_weights
 from slipstream.engine.engine import Engine
 from slipstream.engine.live import LiveSession
 from slipstream.engine.session import SessionOptions
+from slipstream.engine.turns import TurnOptions
 from slipstream.errors import AudioError, SlipstreamError
-from slipstream.formats import Transcript
-from slipstream.text import Tokenizer
-from slipstream.turns import TurnOptions
-from slipstream.types import Event, Final, FloatArray, Recovered, Runner, Turn, Word
+from slipstream.events import Event, Final, Recovered, Turn, Word
+from slipstream.model.runner import Runner
+from slipstream.model.text import Tokenizer
+from slipstream.transcript import Transcript
 
 Source = str | os.PathLike[str] | bytes | BinaryIO | npt.ArrayLike
 """A recording: the path of a file, the bytes of one, a binary file object, or samples as an array `[S]` or `[C, S]`."""

@@ -9,9 +9,9 @@ torch = pytest.importorskip("torch")
 from benchmarks.roofline import Device, parts, products, stream_bytes  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from slipstream.config import PRESETS  # noqa: E402
-from slipstream.torch_model.lm import LM  # noqa: E402
-from slipstream.torch_model.mimi import Mimi  # noqa: E402
+from slipstream.backends.torch.lm import LM  # noqa: E402
+from slipstream.backends.torch.mimi import Mimi  # noqa: E402
+from slipstream.checkpoints.presets import PRESETS  # noqa: E402
 
 H100 = Device(bandwidth=3.35e12, lm_rate=989e12, codec_rate=67e12)
 

@@ -14,7 +14,7 @@ import pytest
 
 import slipstream
 from slipstream.cli import main
-from slipstream.types import Event, Final, OpenWord, Ready, Step, Turn, Word
+from slipstream.events import Event, Final, OpenWord, Ready, Step, Turn, Word
 
 FRAME = 1920
 

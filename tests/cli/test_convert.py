@@ -11,7 +11,7 @@ from tests.cli.conftest import Outcome
 from tests.fakes import tiny_tokenizer, tokenizer_path
 from tests.models import random_model, stt_config
 
-from slipstream.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from slipstream.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 Cli = Callable[..., Outcome]
 

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from slipstream.cli.data import app
+from slipstream.data.prepare import write_wave
 from slipstream.errors import BackendError, SlipstreamError
-from slipstream.train.prepare import write_wave
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "sample.opus"
 
@@ -156,8 +156,8 @@ def test_aligning_leaves_out_what_does_not_fit(tmp_path: Path) -> None:
 @pytest.fixture
 def spoken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A synthesiser that cannot say "no"."""
-    from slipstream.train import prepare
-    from slipstream.train.synthesis import Utterance, Voice
+    from slipstream.data import prepare
+    from slipstream.data.synthesis import Utterance, Voice
 
     def synthesise(text: str, voice: Voice) -> Utterance:
         if "no" in text:

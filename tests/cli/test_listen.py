@@ -14,7 +14,7 @@ from tests.cli.conftest import Loaded, Outcome
 from slipstream import audio
 from slipstream.audio import InputDevice
 from slipstream.cli.listen import show_live
-from slipstream.types import EndOfTurn, Final, OpenWord, PartialWord, Ready, Turn, Word
+from slipstream.events import EndOfTurn, Final, OpenWord, PartialWord, Ready, Turn, Word
 
 Cli = Callable[..., Outcome]
 BUILT_IN = InputDevice(index=2, name="Built-in", channels=1, sample_rate=48_000, is_default=True)

@@ -10,8 +10,9 @@ import huggingface_hub.constants
 import pytest
 from tests.cli.conftest import Outcome
 
+from slipstream.checkpoints.kyutai_config import dump_kyutai
+from slipstream.checkpoints.presets import PRESETS
 from slipstream.cli.models import known_models, production_hint
-from slipstream.config import PRESETS, dump_kyutai
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ from slipstream.engine.engine import Engine, StepReport
 from slipstream.engine.live import LiveSession
 from slipstream.engine.session import SessionOptions
 from slipstream.errors import AudioError, CheckpointError, EngineError, Overloaded, SessionClosed
-from slipstream.types import Event, Final, Flushed, MarkerReached, PartialWord, Ready, Step, StepOutput, Word
+from slipstream.events import Event, Final, Flushed, MarkerReached, PartialWord, Ready, Step, Word
+from slipstream.model.runner import StepOutput
 
 QUIET = SessionOptions(partials=False)
 GENEROUS = 30.0

@@ -7,7 +7,7 @@ import pytest
 from tests.fakes import drive, new_session, random_chunks, run, words_of
 from tests.models import noise_and_tones, random_model, stt_config
 
-from slipstream.onnx_model.runner import OnnxRunner
+from slipstream.backends.onnx.runner import OnnxRunner
 
 FRAME_SAMPLES = 1920
 SECONDS = 4.0

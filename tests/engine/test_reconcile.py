@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slipstream.engine.reconcile import Reconciler
-from slipstream.types import OpenWord, PartialWord, Word
+from slipstream.events import OpenWord, PartialWord, Word
 
 
 def word(text: str, start: float, end: float | None = None) -> Word:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from tests.fakes import FRAME_RATE, ScriptRunner, apply_ops, new_session, run, silence, sound_of, words_of
 
-from slipstream.config import PAD_ID
 from slipstream.engine.scheduler import COST_KEPT_SECONDS, URGENT_WAIT_SECONDS, Scheduler, _StepCosts
 from slipstream.engine.session import Session
 from slipstream.errors import Overloaded
-from slipstream.types import Flushed, MarkerReached, Ready
+from slipstream.events import Flushed, MarkerReached, Ready
+from slipstream.model.config import PAD_ID
 
 WAIT = 2**-7  # seconds; powers of two, so that sums of times are exact
 

@@ -19,10 +19,10 @@ from tests.fakes import (
 )
 
 from slipstream.engine.session import Session, SessionOptions, SlotOp
+from slipstream.engine.turns import TurnOptions
 from slipstream.engine.watchdog import WatchdogOptions
 from slipstream.errors import AudioError, ConfigError, SessionClosed
-from slipstream.turns import TurnOptions
-from slipstream.types import (
+from slipstream.events import (
     EndOfTurn,
     Event,
     Final,

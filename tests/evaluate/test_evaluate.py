@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 from tests.fakes import tiny_tokenizer
 
-from slipstream.config import PAD_ID
+from slipstream.arrays import BoolArray, FloatArray
+from slipstream.data.manifest import Recording
 from slipstream.errors import AudioError, SlipstreamError
 from slipstream.evaluate.endurance import LongStream, invented_words, long_stream
 from slipstream.evaluate.hearing import Heard, Speed, hear
 from slipstream.evaluate.hub import read_recordings
 from slipstream.evaluate.metrics import ends_of_turn, error_rates, groups, need_words, normalise, word_times
 from slipstream.evaluate.report import evaluate, to_html, to_json, to_text
-from slipstream.text import encode_stream
-from slipstream.train.manifest import Recording
-from slipstream.types import BoolArray, FloatArray, State, StepOutput, Word
+from slipstream.events import Word
+from slipstream.model.config import PAD_ID
+from slipstream.model.runner import State, StepOutput
+from slipstream.model.text import encode_stream
 
 pytest.importorskip("jiwer")
 pytest.importorskip("whisper_normalizer")

@@ -8,15 +8,15 @@ from collections.abc import Callable
 import pytest
 from tests.models import random_model
 
-from slipstream.config import STTConfig
-from slipstream.types import Runner
+from slipstream.model.config import STTConfig
+from slipstream.model.runner import Runner
 
 MakeRunner = Callable[..., Runner]
 
 
 def torch_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
-    from slipstream.torch_model.build import build_codec, build_lm
-    from slipstream.torch_model.runner import TorchRunner
+    from slipstream.backends.torch.build import build_codec, build_lm
+    from slipstream.backends.torch.runner import TorchRunner
 
     lm, codec = random_model(config, seed)
     return TorchRunner(config, build_codec(config.codec, codec), build_lm(config.lm, lm), slots=slots)
@@ -24,8 +24,8 @@ def torch_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
 
 def bucketed_torch_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
     """A bucket for every number of slots, so that who is active decides which one runs."""
-    from slipstream.torch_model.build import build_codec, build_lm
-    from slipstream.torch_model.runner import TorchRunner
+    from slipstream.backends.torch.build import build_codec, build_lm
+    from slipstream.backends.torch.runner import TorchRunner
 
     lm, codec = random_model(config, seed)
     buckets = range(1, slots + 1)
@@ -33,13 +33,13 @@ def bucketed_torch_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Ru
 
 
 def onnx_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
-    from slipstream.onnx_model.runner import OnnxRunner
+    from slipstream.backends.onnx.runner import OnnxRunner
 
     return OnnxRunner(config, *random_model(config, seed), slots=slots, threads=1)
 
 
 def mlx_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
-    from slipstream.mlx_model.runner import MLXRunner
+    from slipstream.backends.mlx.runner import MLXRunner
 
     return MLXRunner(config, *random_model(config, seed), slots=slots)
 

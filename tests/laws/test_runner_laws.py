@@ -15,7 +15,7 @@ from tests.laws.backends import BACKENDS, MakeRunner
 from tests.models import CODECS, noise_and_tones, random_model, stt_config
 
 from slipstream.errors import AudioError
-from slipstream.types import Runner
+from slipstream.model.runner import Runner
 
 FRAMES = 26  # the LM's ring wraps after 7 frames, the codec's after 6
 SLOTS = 4
@@ -71,7 +71,7 @@ def test_shape_of_the_waist(make: MakeRunner):
 @pytest.mark.parametrize("codec", CODECS)
 def test_streaming_equals_offline(make: MakeRunner, codec: str):
     torch = pytest.importorskip("torch", reason="the offline forward is the PyTorch model's")
-    from slipstream.torch_model.build import build_codec, build_lm
+    from slipstream.backends.torch.build import build_codec, build_lm
 
     config = stt_config(codec=codec)
     lm_weights, codec_weights = random_model(config)

@@ -14,13 +14,13 @@ torch = pytest.importorskip("torch")
 from tests.fakes import tokenizer_path  # noqa: E402
 from tests.models import codec_config, noise_and_tones, random_model, stt_config  # noqa: E402
 
-from slipstream.config import STTConfig  # noqa: E402
+from slipstream.checkpoints import sources  # noqa: E402
+from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint  # noqa: E402
+from slipstream.checkpoints.tensors import read_tensors, write_tensors  # noqa: E402
 from slipstream.errors import CheckpointError, ConfigError  # noqa: E402
+from slipstream.model.config import STTConfig  # noqa: E402
 from slipstream.moshi import LMGen, loaders  # noqa: E402
 from slipstream.moshi.models.loaders import CheckpointInfo  # noqa: E402
-from slipstream.weights import sources  # noqa: E402
-from slipstream.weights.checkpoint import Checkpoint, save_checkpoint  # noqa: E402
-from slipstream.weights.tensors import read_tensors, write_tensors  # noqa: E402
 
 
 def config() -> STTConfig:

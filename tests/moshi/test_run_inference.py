@@ -15,9 +15,9 @@ torch = pytest.importorskip("torch")
 from tests.fakes import tiny_tokenizer, tokenizer_path  # noqa: E402
 from tests.models import codec_config, noise_and_tones, random_model, stt_config  # noqa: E402
 
+from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint  # noqa: E402
 from slipstream.moshi import LMGen, loaders  # noqa: E402
 from slipstream.moshi.run_inference import InferenceState, main  # noqa: E402
-from slipstream.weights.checkpoint import Checkpoint, save_checkpoint  # noqa: E402
 
 CONFIG = stt_config(text_vocab=tiny_tokenizer().vocab_size).model_copy(
     update={"silence_prefix_seconds": 1.0, "codec": codec_config()}

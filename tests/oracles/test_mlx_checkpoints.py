@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from tests.models import codec_config, lm_config, random_model, stt_config
 
-from slipstream.config import ConditionerConfig, STTConfig
-from slipstream.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from slipstream.weights.quantization import GROUP_SIZES, dequantize, quantize
+from slipstream.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from slipstream.checkpoints.quantization import GROUP_SIZES, dequantize, quantize
+from slipstream.model.config import ConditionerConfig, STTConfig
 
 mx = pytest.importorskip("mlx.core", reason="MLX is not installed: `make oracles` installs it")
 nn = pytest.importorskip("mlx.nn")

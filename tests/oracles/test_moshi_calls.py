@@ -17,9 +17,9 @@ from tests.models import codec_config, lm_config, noise_and_tones, random_model,
 from tests.oracles.moshi_oracle import lm_pair, mimi_pair, moshi, random_events  # noqa: E402
 
 import slipstream.moshi.models  # noqa: E402
+from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint  # noqa: E402
+from slipstream.checkpoints.tensors import write_tensors  # noqa: E402
 from slipstream.moshi.models import LMGen, LMModel, MimiModel  # noqa: E402
-from slipstream.weights.checkpoint import Checkpoint, save_checkpoint  # noqa: E402
-from slipstream.weights.tensors import write_tensors  # noqa: E402
 
 OURS, THEIRS = slipstream.moshi.models, moshi.models
 SLOTS = 4

@@ -10,8 +10,9 @@ import pytest
 from tests.models import lm_config, random_model, stt_config
 from tests.oracles.moshi_oracle import moshi, torch
 
-from slipstream.config import ConditionerConfig, STTConfig, dump_codec
-from slipstream.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from slipstream.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from slipstream.checkpoints.kyutai_config import dump_codec
+from slipstream.model.config import ConditionerConfig, STTConfig
 
 CONDITIONERS = (
     ConditionerConfig(name="control", kind="lut", dim=6, num_bins=4, possible_values=("good", "bad")),

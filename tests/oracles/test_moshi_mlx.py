@@ -24,17 +24,18 @@ from moshi_mlx.models.mimi import mimi_202407  # noqa: E402
 from moshi_mlx.utils import Sampler  # noqa: E402
 from tests.models import codec_config, lm_config, noise_and_tones, random_model, random_weights, stt_config  # noqa: E402
 
-from slipstream.config import LMConfig, STTConfig, dump_kyutai  # noqa: E402
-from slipstream.mlx_model.build import build_codec, build_lm  # noqa: E402
-from slipstream.mlx_model.lm import LM  # noqa: E402
-from slipstream.torch_model.build import build_codec as build_torch_codec  # noqa: E402
-from slipstream.torch_model.build import build_lm as build_torch_lm  # noqa: E402
-from slipstream.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
-from slipstream.weights.kyutai import codec_table  # noqa: E402
-from slipstream.weights.mlx import lm_table  # noqa: E402
-from slipstream.weights.names import codec_shapes, lm_shapes  # noqa: E402
-from slipstream.weights.quantization import GROUP_SIZES  # noqa: E402
-from slipstream.weights.tensors import write_tensors  # noqa: E402
+from slipstream.backends.mlx.build import build_codec, build_lm  # noqa: E402
+from slipstream.backends.mlx.lm import LM  # noqa: E402
+from slipstream.backends.torch.build import build_codec as build_torch_codec  # noqa: E402
+from slipstream.backends.torch.build import build_lm as build_torch_lm  # noqa: E402
+from slipstream.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
+from slipstream.checkpoints.kyutai import codec_table  # noqa: E402
+from slipstream.checkpoints.kyutai_config import dump_kyutai  # noqa: E402
+from slipstream.checkpoints.mlx import lm_table  # noqa: E402
+from slipstream.checkpoints.quantization import GROUP_SIZES  # noqa: E402
+from slipstream.checkpoints.tensors import write_tensors  # noqa: E402
+from slipstream.model.config import LMConfig, STTConfig  # noqa: E402
+from slipstream.model.names import codec_shapes, lm_shapes  # noqa: E402
 
 CONTEXT = 40
 

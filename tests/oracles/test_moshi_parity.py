@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch")
 from tests.models import codec_config, lm_config, noise_and_tones  # noqa: E402
 from tests.oracles.moshi_oracle import lm_pair, mimi_pair, moshi, random_events  # noqa: E402
 
-from slipstream.config import CodecConfig, ConditionerConfig, LMConfig, STTConfig, TransformerConfig  # noqa: E402
+from slipstream.backends.torch.runner import TorchRunner  # noqa: E402
+from slipstream.model.config import CodecConfig, ConditionerConfig, LMConfig, STTConfig, TransformerConfig  # noqa: E402
 from slipstream.moshi.models import LMGen, LMModel, MimiModel  # noqa: E402
-from slipstream.torch_model.runner import TorchRunner  # noqa: E402
 
 SLOTS = 4
 

@@ -9,10 +9,10 @@ import pytest
 from tests.models import codec_config, lm_config, noise_and_tones, random_model, stt_config
 from tests.oracles.moshi_oracle import moshi, torch
 
-from slipstream.config import STTConfig
-from slipstream.torch_model.build import build_codec, build_lm
-from slipstream.torch_model.runner import TorchRunner
-from slipstream.weights.checkpoint import Checkpoint, convert, load_checkpoint, save_checkpoint
+from slipstream.backends.torch.build import build_codec, build_lm
+from slipstream.backends.torch.runner import TorchRunner
+from slipstream.checkpoints.checkpoint import Checkpoint, convert, load_checkpoint, save_checkpoint
+from slipstream.model.config import STTConfig
 
 transformers = pytest.importorskip(
     "transformers", reason="the reference package transformers is not installed: `make oracles` installs it"

@@ -14,9 +14,9 @@ transformers = pytest.importorskip(
     "transformers", reason="the reference package transformers is not installed: `make oracles` installs it"
 )
 
-from slipstream.config import WhisperConfig  # noqa: E402
-from slipstream.torch_model.whisper import WhisperEncoder, WhisperMel  # noqa: E402
-from slipstream.weights.whisper import read_whisper  # noqa: E402
+from slipstream.backends.torch.whisper import WhisperEncoder, WhisperMel  # noqa: E402
+from slipstream.checkpoints.whisper import read_whisper  # noqa: E402
+from slipstream.model.config import WhisperConfig  # noqa: E402
 
 
 def test_the_bidirectional_encoder_is_whispers(tmp_path: Path):

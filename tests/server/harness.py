@@ -19,13 +19,15 @@ import numpy as np
 from tests.fakes import ScriptRunner, drive, new_session, tiny_tokenizer, words_of
 from websockets.asyncio.client import ClientConnection, connect
 
+from slipstream.arrays import BoolArray, FloatArray
 from slipstream.engine.engine import Engine
+from slipstream.events import Word
+from slipstream.model.runner import StepOutput
 from slipstream.server.access import Access
 from slipstream.server.app import Service
 from slipstream.server.keys import KeyRing
 from slipstream.server.limits import Limits
 from slipstream.server.run import Server, Tls, listen
-from slipstream.types import BoolArray, FloatArray, StepOutput, Word
 
 RATE = 24_000
 FRAME = 1920

@@ -35,10 +35,11 @@ from tests.server.harness import (
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from slipstream.arrays import FloatArray
 from slipstream.client import Queued, ServerError, open_async_stream, open_stream, transcribe
+from slipstream.events import EndOfTurn, Event, Final, MarkerReached, PartialWord, Ready, Step, Turn, Word
 from slipstream.server.limits import Limits
 from slipstream.server.stream import LiveStream
-from slipstream.types import EndOfTurn, Event, Final, FloatArray, MarkerReached, PartialWord, Ready, Step, Turn, Word
 
 # ------------------------------------------------------------------------------------------------------- plain streams
 

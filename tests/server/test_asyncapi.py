@@ -11,11 +11,7 @@ import msgpack
 import pytest
 
 from slipstream.audio import RawFormat
-from slipstream.server import app
-from slipstream.server.kyutai import KyutaiWire
-from slipstream.server.plain import PlainWire, parse_format
-from slipstream.server.protocol import CloseCode, ProtocolError, StreamInfo, Wire
-from slipstream.types import (
+from slipstream.events import (
     EndOfTurn,
     Event,
     Final,
@@ -28,6 +24,10 @@ from slipstream.types import (
     Turn,
     Word,
 )
+from slipstream.server import app
+from slipstream.server.kyutai import KyutaiWire
+from slipstream.server.plain import PlainWire, parse_format
+from slipstream.server.protocol import CloseCode, ProtocolError, StreamInfo, Wire
 
 yaml = pytest.importorskip("yaml")
 API = yaml.safe_load((Path(app.__file__).parent / "api" / "asyncapi.yaml").read_text(encoding="utf-8"))

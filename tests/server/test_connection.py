@@ -7,9 +7,9 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from slipstream.events import Final, Ready, Step
 from slipstream.server.connection import NEXT, Connection, Phase, Signal
 from slipstream.server.protocol import Audio, Command, Finish, Marker, Restart
-from slipstream.types import Final, Ready, Step
 
 AUDIO = Audio(np.zeros(1, np.float32))
 

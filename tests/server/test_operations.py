@@ -15,16 +15,18 @@ import pytest
 from tests.fakes import ScriptRunner, speech, tiny_tokenizer
 from tests.server.harness import get, metric_samples, serving, wait_for
 
+from slipstream.arrays import BoolArray, FloatArray
 from slipstream.client import ServerError, open_stream, transcribe
 from slipstream.engine.engine import Engine
 from slipstream.errors import EngineError
+from slipstream.events import Final
+from slipstream.model.runner import StepOutput
 from slipstream.server import run
 from slipstream.server.access import Access
 from slipstream.server.app import Service
 from slipstream.server.keys import KeyRing, new_key
 from slipstream.server.limits import Limits
 from slipstream.server.run import Tls, listen, serve
-from slipstream.types import BoolArray, Final, FloatArray, StepOutput
 
 AUDIO = speech(seed=1, words=3)
 

@@ -16,9 +16,10 @@ from tests.fakes import LEXICON, ScriptRunner, silence, sound_of, tiny_tokenizer
 from tests.server.browser import CHROMIUM, Browser, Tab, open_browser
 from tests.server.harness import hold_after, kyutai, serving, until, wait_for
 
-from slipstream.config import PAD_ID, WORD_ID
+from slipstream.arrays import BoolArray, FloatArray
+from slipstream.model.config import PAD_ID, WORD_ID
+from slipstream.model.runner import StepOutput
 from slipstream.server.keys import KeyRing
-from slipstream.types import BoolArray, FloatArray, StepOutput
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
 

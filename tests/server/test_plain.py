@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slipstream.audio import RawFormat
+from slipstream.events import EndOfTurn, Final, Flushed, MarkerReached, OpenWord, PartialWord, Ready, Step, Turn, Word
 from slipstream.server.plain import PlainWire, parse_format
 from slipstream.server.protocol import (
     PIECE_SAMPLES,
@@ -24,7 +25,6 @@ from slipstream.server.protocol import (
     Restart,
     StreamInfo,
 )
-from slipstream.types import EndOfTurn, Final, Flushed, MarkerReached, OpenWord, PartialWord, Ready, Step, Turn, Word
 
 INFO = StreamInfo(model="tiny", delay_seconds=0.5, frame_seconds=0.08)
 

@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.checkpoints.test_rust import PUBLISHED
 from tests.fakes import tiny_tokenizer, tokenizer_path
 from tests.models import noise_and_tones, random_model, stt_config
 from tests.server.harness import get, wait_for
-from tests.server.test_rust_config import PUBLISHED
 
+from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from slipstream.cli.serve import _from_rust_config
 from slipstream.client import ServerError, transcribe
-from slipstream.config import STTConfig
+from slipstream.model.config import STTConfig
 from slipstream.server.keys import new_key
-from slipstream.weights.checkpoint import Checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ from tests.fakes import FRAME_SAMPLES, speech
 from tests.server.harness import RATE, solo
 from tests.server.scripted import server_process
 
+from slipstream.arrays import FloatArray
 from slipstream.client import AsyncStream, ServerError, StreamEvent, open_async_stream
-from slipstream.types import Final, FloatArray, Step, Word
+from slipstream.events import Final, Step, Word
 
 SESSIONS = 50
 HEARD_BEFORE = 20

@@ -22,10 +22,10 @@ from tests.server.harness import RATE, Running, expected, get, metric_samples, s
 from tests.server.scripted import server_process
 
 from slipstream import audio
+from slipstream.arrays import FloatArray
 from slipstream.server import uploads
 from slipstream.server.keys import KeyRing
 from slipstream.server.limits import Limits
-from slipstream.types import FloatArray
 
 PATH = "/api/asr-streaming"
 

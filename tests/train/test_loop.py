@@ -20,18 +20,18 @@ import torch.multiprocessing as mp
 from pydantic import ValidationError
 from tests.train import world
 
+from slipstream.backends.torch.lm import LM
+from slipstream.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from slipstream.data.packs import Pack
 from slipstream.errors import CheckpointError
-from slipstream.text import Tokenizer
-from slipstream.torch_model.lm import LM
+from slipstream.model.text import Tokenizer
 from slipstream.train.export import export_lm
-from slipstream.train.features import Pack
 from slipstream.train.launch import run_lm
 from slipstream.train.loop import Trainer
 from slipstream.train.lora import add_lora
 from slipstream.train.options import DataOptions, LMRun, LoraOptions, LossOptions, ModelOptions, RunOptions
 from slipstream.train.sampler import RowOptions, TokenSampler
 from slipstream.train.tasks import TextTask
-from slipstream.weights.checkpoint import Checkpoint, load_checkpoint
 
 
 @pytest.fixture(scope="module")

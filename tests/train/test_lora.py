@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from tests.train import world
 
-from slipstream.torch_model.lm import LM
+from slipstream.backends.torch.lm import LM
 from slipstream.train.lora import LoraLinear, add_lora, merge_lora
 
 

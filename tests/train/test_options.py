@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from slipstream.config import CodecConfig, LMConfig
+from slipstream.model.config import CodecConfig, LMConfig
 from slipstream.train.options import CodecRun, DataOptions, LMRun
 
 ELSEWHERE = (CodecConfig, LMConfig)

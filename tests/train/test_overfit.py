@@ -9,16 +9,17 @@ import pytest
 import torch
 from tests.train import world
 
-from slipstream.config import STTConfig
-from slipstream.text import Tokenizer, WordDecoder
-from slipstream.torch_model.lm import LM
-from slipstream.torch_model.mimi import Mimi
-from slipstream.torch_model.runner import TorchRunner
+from slipstream.arrays import FloatArray
+from slipstream.backends.torch.lm import LM
+from slipstream.backends.torch.mimi import Mimi
+from slipstream.backends.torch.runner import TorchRunner
+from slipstream.events import Word
+from slipstream.model.config import STTConfig
+from slipstream.model.text import Tokenizer, WordDecoder
 from slipstream.train.loop import train
 from slipstream.train.options import LossOptions, RunOptions
 from slipstream.train.sampler import RowOptions, TokenSampler
 from slipstream.train.tasks import TextTask
-from slipstream.types import FloatArray, Word
 
 
 @pytest.mark.parametrize("delays", [(6, 6), (4, 12)], ids=["fixed", "drawn"])

@@ -11,14 +11,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from slipstream.checkpoints.checkpoint import load_checkpoint
 from slipstream.cli import data as data_cli
 from slipstream.cli import train as train_cli
 from slipstream.cli.evaluate import evaluate
 from slipstream.errors import CheckpointError, ConfigError
-from slipstream.text import Tokenizer
+from slipstream.model.text import Tokenizer
 from slipstream.train.options import CodecRun, LMRun, read_run
 from slipstream.train.speech import load_aligner, read_speech_weights
-from slipstream.weights.checkpoint import load_checkpoint
 
 needs_espeak = pytest.mark.skipif(ctypes.util.find_library("espeak-ng") is None, reason="espeak-ng is not installed")
 TEXTS = ["The red house stands on a hill.", "We walked home in the rain.", "Nobody knew the answer."]
@@ -198,7 +198,7 @@ def test_the_runs_in_the_repository_can_be_read(path: Path) -> None:
 
 
 def test_an_extended_vocabulary_keeps_its_old_ids(tmp_path: Path) -> None:
-    from slipstream.train.tokenizer import extend_tokenizer, train_tokenizer
+    from slipstream.data.tokenizer import extend_tokenizer, train_tokenizer
 
     rng = np.random.default_rng(0)
     train_tokenizer((" ".join(rng.choice(TEXTS)) for _ in range(40)), tmp_path / "old.model", 50, hard_limit=False)

@@ -10,17 +10,17 @@ import pytest
 import torch
 from tests.train import world
 
-from slipstream.config import CodecConfig
+from slipstream.backends.torch.mimi import SplitResidualVQ
+from slipstream.data.augment import WaveAugment
+from slipstream.data.packs import Clip, Pack, PackKind, write_pack
+from slipstream.data.phones import UNKNOWN, PhoneInventory
 from slipstream.errors import ConfigError
-from slipstream.torch_model.mimi import SplitResidualVQ
+from slipstream.model.config import CodecConfig
 from slipstream.train.adversary import Discriminator
-from slipstream.train.augment import WaveAugment
-from slipstream.train.features import Clip, Pack, PackKind, write_pack
+from slipstream.train.codebooks import quantise, refresh, start_codebooks
 from slipstream.train.loop import Trainer
 from slipstream.train.options import LossOptions, QuantiserOptions, RunOptions
-from slipstream.train.quantise import quantise, refresh, start_codebooks
 from slipstream.train.reconstruction import CropSampler, ReconstructionTask, WaveCodec
-from slipstream.train.sampler import UNKNOWN, PhoneInventory
 
 CODEC = CodecConfig(
     num_filters=4,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slipstream.train.manifest import Recording
+from slipstream.data.manifest import Recording
 from slipstream.train.speech import load_aligner
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "sample.opus"

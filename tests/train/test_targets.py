@@ -8,22 +8,14 @@ import numpy as np
 import pytest
 from tests.train import world
 
-from slipstream.config import PAD_ID
+from slipstream.data.packs import Clip, Pack, PackKind, write_pack
+from slipstream.data.phones import UNKNOWN, PhoneInventory
+from slipstream.data.spectral import NO_AUGMENT
 from slipstream.errors import ConfigError
-from slipstream.text import Tokenizer, WordDecoder
-from slipstream.train.features import Clip, Pack, PackKind, write_pack
-from slipstream.train.sampler import (
-    PAUSE_HORIZONS,
-    UNKNOWN,
-    PhoneInventory,
-    RowOptions,
-    RowSampler,
-    TokenSampler,
-    crop,
-    pause_labels,
-)
-from slipstream.train.spectral import NO_AUGMENT
-from slipstream.types import Word
+from slipstream.events import Word
+from slipstream.model.config import PAD_ID
+from slipstream.model.text import Tokenizer, WordDecoder
+from slipstream.train.sampler import PAUSE_HORIZONS, RowOptions, RowSampler, TokenSampler, crop, pause_labels
 
 
 def test_class_zero_says_that_no_word_comes_within_the_horizon() -> None:

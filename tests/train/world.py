@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from slipstream.config import CodecConfig, ConditionerConfig, LMConfig, MelConfig, STTConfig, TransformerConfig
-from slipstream.torch_model.mimi import Mimi
-from slipstream.train.features import Clip, Pack, PackKind, write_pack
+from slipstream.arrays import FloatArray
+from slipstream.backends.torch.mimi import Mimi
+from slipstream.data.packs import Clip, Pack, PackKind, write_pack
+from slipstream.data.tokenizer import train_tokenizer
+from slipstream.events import Word
+from slipstream.model.config import CodecConfig, ConditionerConfig, LMConfig, MelConfig, STTConfig, TransformerConfig
+from slipstream.train.codebooks import start_codebooks
 from slipstream.train.loop import Trainer
-from slipstream.train.quantise import start_codebooks
-from slipstream.train.tokenizer import train_tokenizer
-from slipstream.types import FloatArray, Word
 
 RATE = 24_000
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

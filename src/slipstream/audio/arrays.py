@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from slipstream.arrays import FloatArray
 from slipstream.audio.samples import logger
 from slipstream.errors import AudioError
-from slipstream.types import FloatArray
 
 _INT16_PEAK = 32_768
 _LOUDEST = 100.0  # lossy decoders overshoot 1 a little; 16-bit integers stored as floats reach thousands

@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from slipstream.arrays import FloatArray
 from slipstream.audio.samples import equal_weights
-from slipstream.types import FloatArray
 
 Channels = Literal["mix", "separate"]
 

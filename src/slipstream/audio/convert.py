@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from slipstream.arrays import FloatArray
 from slipstream.audio.channels import Channels, Mixer
 from slipstream.audio.resample import Resampler
 from slipstream.audio.samples import SAMPLE_RATE, logger
-from slipstream.types import FloatArray
 
 
 class Converter:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from slipstream.arrays import FloatArray
 from slipstream.audio.resample import Resampler
 from slipstream.audio.samples import logger
 from slipstream.errors import AudioError
-from slipstream.types import FloatArray
 
 if TYPE_CHECKING:
     from types import ModuleType

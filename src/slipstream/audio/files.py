@@ -8,20 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slipstream.arrays import FloatArray
 from slipstream.audio.channels import Channels
-from slipstream.audio.container import (
-    audio_stream,
-    container_pieces,
-    declared_seconds,
-    file_seconds,
-    open_container,
-)
+from slipstream.audio.container import audio_stream, container_pieces, declared_seconds, file_seconds, open_container
 from slipstream.audio.convert import Converter, warn_of_cancellation
 from slipstream.audio.pcm import RawFormat, raw_pieces
 from slipstream.audio.samples import SAMPLE_RATE, Piece, check_finite
 from slipstream.audio.source import Source, is_pipe, opened, source_name
 from slipstream.errors import AudioError
-from slipstream.types import FloatArray
 
 
 @dataclass(frozen=True, slots=True)

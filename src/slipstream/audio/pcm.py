@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, cast, get_args
 
 import numpy as np
 
+from slipstream.arrays import FloatArray
 from slipstream.audio.samples import SAMPLE_RATE, Piece, check_rate, equal_weights, frame_samples, logger
 from slipstream.errors import AudioError
-from slipstream.types import FloatArray
 
 if TYPE_CHECKING:
     from av.audio.codeccontext import AudioCodecContext

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from slipstream.arrays import FloatArray
 from slipstream.audio.samples import FRAME_SAMPLES, SAMPLE_RATE, check_rate
-from slipstream.types import FloatArray
 
 
 class Resampler:

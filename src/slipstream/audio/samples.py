@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from slipstream.arrays import FloatArray
 from slipstream.errors import AudioError
-from slipstream.types import FloatArray
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame

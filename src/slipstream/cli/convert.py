@@ -36,7 +36,7 @@ def convert(
             raise typer.BadParameter("onnx keeps float32 or quantises", param_hint="--dtype")
         _to_onnx(source, destination, quantize, revision)
     else:
-        from slipstream.weights.checkpoint import convert as convert_checkpoint
+        from slipstream.checkpoints.checkpoint import convert as convert_checkpoint
 
         bits = int(quantize.removeprefix("int")) if quantize else None
         convert_checkpoint(source, destination, layout, quantize=bits, dtype=dtype, revision=revision)
@@ -44,8 +44,8 @@ def convert(
 
 
 def _to_onnx(source: str, destination: Path, quantize: Literal["int4", "int8"] | None, revision: str | None) -> None:
-    from slipstream.onnx_model.export import export
-    from slipstream.weights.checkpoint import load_checkpoint
+    from slipstream.backends.onnx.export import export
+    from slipstream.checkpoints.checkpoint import load_checkpoint
 
     if destination.exists():
         destination.rmdir()

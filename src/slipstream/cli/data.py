@@ -16,7 +16,7 @@ from slipstream.cli.options import Backend, Device
 from slipstream.errors import ConfigError, SlipstreamError
 
 if TYPE_CHECKING:
-    from slipstream.train.manifest import Recording
+    from slipstream.data.manifest import Recording
 
 app = typer.Typer(help="Prepare training data.", no_args_is_help=True)
 Manifest = Annotated[Path, typer.Argument(help="A JSONL manifest.")]
@@ -49,8 +49,8 @@ def validate(
 ) -> None:
     """Read all audio of a manifest, and name what is wrong: lines that are no recording, audio that cannot be read,
     texts without tokens, words that are not the text's, times outside the audio or out of order."""
-    from slipstream.text import Tokenizer
-    from slipstream.train import manifest as manifests
+    from slipstream.data import manifest as manifests
+    from slipstream.model.text import Tokenizer
 
     spm = Tokenizer(tokenizer) if tokenizer else None
     good, report = manifests.validate(manifests.read_lines(manifest), spm, on_problem.value)
@@ -78,8 +78,8 @@ def transcribe(
     """
     from dataclasses import replace
 
+    from slipstream.data.manifest import read_manifest, write_manifest
     from slipstream.loading import load
-    from slipstream.train.manifest import read_manifest, write_manifest
 
     recordings = list(read_manifest(manifest))
     untold = [recording for recording in recordings if not recording.text]
@@ -122,7 +122,7 @@ def align(
     Those without a text stay as they are.
     """
     with needs_extra("train", "preparing data"):
-        from slipstream.train import manifest as manifests
+        from slipstream.data import manifest as manifests
         from slipstream.train.speech import load_aligner
 
     finder, kept, fits, left_out = load_aligner(aligner), [], [], LeftOut()
@@ -156,8 +156,8 @@ def cut(
 ) -> None:
     """Cut long recordings at their pauses, by the words' times, so that a row of training holds them."""
     with needs_extra("train", "preparing data"):
-        from slipstream.train.manifest import each, read_manifest, write_manifest
-        from slipstream.train.prepare import cut as cut_recording
+        from slipstream.data.manifest import each, read_manifest, write_manifest
+        from slipstream.data.prepare import cut as cut_recording
 
     left_out = LeftOut()
     numbered = enumerate(read_manifest(manifest))
@@ -192,9 +192,9 @@ def synthesise(
     Recordings that the folder's manifest has already stay, but for those that are made anew.
     """
     with needs_extra("train", "preparing data"):
-        from slipstream.train.augment import WaveAugment
-        from slipstream.train.manifest import add_to_manifest, existing_recordings
-        from slipstream.train.prepare import SynthesisOptions, read_texts, synthesise_texts
+        from slipstream.data.augment import WaveAugment
+        from slipstream.data.manifest import add_to_manifest, existing_recordings
+        from slipstream.data.prepare import SynthesisOptions, read_texts, synthesise_texts
 
     augment = None if clean else WaveAugment()
     options = SynthesisOptions(engine.value, language, augment=augment, seed=seed)
@@ -221,8 +221,8 @@ def sounds(
 ) -> None:
     """Make sounds without words (music, drums, hum, tones, noises), so that a model learns to write nothing in them."""
     with needs_extra("train", "preparing data"):
-        from slipstream.train.manifest import add_to_manifest
-        from slipstream.train.sounds import make_sounds
+        from slipstream.data.manifest import add_to_manifest
+        from slipstream.data.sounds import make_sounds
 
     recordings = list(make_sounds(out, hours, tuple(languages.split(",")), seed))
     add_to_manifest(out / "manifest.jsonl", recordings)
@@ -241,10 +241,10 @@ def pack(
 ) -> None:
     """Write recordings as log-mel frames, codec tokens or samples, ready to train on."""
     with needs_extra("train", "preparing data"):
-        from slipstream.train.features import write_pack
+        from slipstream.data.manifest import matching, read_manifest
+        from slipstream.data.packs import write_pack
+        from slipstream.data.prepare import mel_items, sample_items, token_items
         from slipstream.train.launch import load_codec, mel_config
-        from slipstream.train.manifest import matching, read_manifest
-        from slipstream.train.prepare import mel_items, sample_items, token_items
 
     if [model is not None, config is not None, samples].count(True) != 1:
         raise ConfigError("give one of --model (tokens), --config (log-mel frames) and --samples")

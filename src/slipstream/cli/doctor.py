@@ -16,7 +16,7 @@ from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model, Quanti
 from slipstream.errors import SlipstreamError
 
 if TYPE_CHECKING:
-    from slipstream.types import Runner
+    from slipstream.model.runner import Runner
 
 _PACKAGES = {
     "numpy": None,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 from slipstream.cli.extras import needs_extra
 
 if TYPE_CHECKING:
+    from slipstream.arrays import FloatArray
     from slipstream.client import Stream
+    from slipstream.events import Event
     from slipstream.transcriber import Transcriber
-    from slipstream.types import Event, FloatArray
 
 SERVER_KEY = "SLIPSTREAM_API_KEY"
 """The variable of the environment that holds the key for a server that asks for one."""
@@ -59,7 +60,7 @@ class ServerEar:
         with needs_extra("server", "--server"):
             from slipstream.client import open_stream
         from slipstream.audio import SAMPLE_RATE
-        from slipstream.text import FRAME_RATE
+        from slipstream.model.text import FRAME_RATE
 
         self.sample_rate, self.frame_rate = SAMPLE_RATE, FRAME_RATE
         self.model, self.delay = url, 0.0
@@ -67,7 +68,7 @@ class ServerEar:
 
     def stream(self, chunks: Iterable[FloatArray]) -> Iterator[Event]:
         """As of `Ear`. Raises `ServerError` when the server cannot be reached, refuses, or closes too early."""
-        from slipstream.types import Event
+        from slipstream.events import Event
 
         key = os.environ.get(SERVER_KEY)
         with (

@@ -37,6 +37,8 @@ def evaluate(
     """Measure a model: word and character errors with intervals, word times, delay, ends of turn, speed."""
     from itertools import islice
 
+    from slipstream.checkpoints.sources import resolve
+    from slipstream.data.manifest import matching
     from slipstream.evaluate.baseline import hear_pocketsphinx
     from slipstream.evaluate.endurance import invented_words, long_stream
     from slipstream.evaluate.hearing import hear
@@ -45,8 +47,6 @@ def evaluate(
     from slipstream.evaluate.report import evaluate as measure
     from slipstream.evaluate.report import to_html, to_json, to_text
     from slipstream.loading import load_runner, load_tokenizer
-    from slipstream.train.manifest import matching
-    from slipstream.weights.sources import resolve
 
     sources = resolve(model)
     tokenizer = load_tokenizer(sources)

@@ -15,9 +15,9 @@ from slipstream.cli.streams import standard_input
 from slipstream.errors import SlipstreamError
 
 if TYPE_CHECKING:
+    from slipstream.arrays import FloatArray
     from slipstream.audio import Channels, RawFormat
-    from slipstream.formats import Transcript
-    from slipstream.types import FloatArray
+    from slipstream.transcript import Transcript
 
 Progress = Callable[[float], None]
 """Called with the seconds of audio heard so far."""
@@ -48,8 +48,8 @@ def hear(ear: Ear, job: Job, *, raw: RawFormat | None, stop: StopEvent, progress
     whatever the ear does.
     """
     from slipstream.audio import decode
-    from slipstream.formats import Transcript
-    from slipstream.types import Final, OpenWord, Recovered, Step, Turn, Word
+    from slipstream.events import Final, OpenWord, Recovered, Step, Turn, Word
+    from slipstream.transcript import Transcript
 
     def chunks() -> Iterator[FloatArray]:
         source = standard_input(stop) if job.path is None else job.path

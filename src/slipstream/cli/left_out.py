@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from slipstream.train.manifest import Recording
+    from slipstream.data.manifest import Recording
 
 
 class LeftOut:

@@ -19,7 +19,8 @@ from slipstream.cli.progress import counting_bar
 from slipstream.errors import AudioError
 
 if TYPE_CHECKING:
-    from slipstream.types import Event, FloatArray
+    from slipstream.arrays import FloatArray
+    from slipstream.events import Event
 
 
 def listen(
@@ -59,7 +60,7 @@ def listen(
 
 def show_live(events: Iterable[Event]) -> None:
     """Print words as they come, a line for each turn; on a terminal with the word in the making."""
-    from slipstream.types import OpenWord, PartialWord, Turn, Word
+    from slipstream.events import OpenWord, PartialWord, Turn, Word
 
     console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
     line: list[str] = []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from slipstream.cli.options import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from slipstream.config import STTConfig
+    from slipstream.model.config import STTConfig
 
 PRODUCTION_MODEL = "kyutai/stt-1b-en_fr-candle"
 _LANGUAGES = {
@@ -37,7 +37,7 @@ class KnownModel:
     @property
     def parameters(self) -> tuple[int, int]:
         """How many the LM has, and the codec."""
-        from slipstream.weights.names import codec_shapes, lm_shapes
+        from slipstream.model.names import codec_shapes, lm_shapes
 
         lm, codec = lm_shapes(self.config.lm), codec_shapes(self.config.codec)
         return sum(map(math.prod, lm.values())), sum(map(math.prod, codec.values()))
@@ -82,7 +82,7 @@ def production_hint() -> str:
 
 def known_models() -> Iterator[KnownModel]:
     """The models that are built in, those published by name, and what else of their kind the hub's cache holds."""
-    from slipstream.weights.sources import built_in_models, resolve
+    from slipstream.checkpoints.sources import built_in_models, resolve
 
     for name in built_in_models():
         yield KnownModel(name, resolve(name).config, "built in")
@@ -93,7 +93,7 @@ def known_models() -> Iterator[KnownModel]:
 def _published() -> Iterator[KnownModel]:
     from huggingface_hub import try_to_load_from_cache
 
-    from slipstream.config import PRESETS
+    from slipstream.checkpoints.presets import PRESETS
 
     for name, config in PRESETS.items():
         cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
@@ -104,7 +104,7 @@ def _others_cached() -> Iterator[KnownModel]:
     """Repositories in the hub's cache that have no name here, but a configuration of our kind."""
     from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
-    from slipstream.config import PRESETS
+    from slipstream.checkpoints.presets import PRESETS
 
     try:
         repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
@@ -117,7 +117,8 @@ def _others_cached() -> Iterator[KnownModel]:
 
 
 def _read_config(snapshot: Path) -> STTConfig | None:
-    from slipstream.config import parse_kyutai, read_json
+    from slipstream.checkpoints.kyutai_config import parse_kyutai
+    from slipstream.checkpoints.schema import read_json
     from slipstream.errors import ConfigError
 
     try:

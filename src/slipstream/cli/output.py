@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from slipstream.cli.streams import OutputError
 
 if TYPE_CHECKING:
-    from slipstream.formats import Format, Transcript
     from slipstream.subtitles import SubtitleLayout
+    from slipstream.transcript import Format, Transcript
 
 
 def render(transcript: Transcript, format: Format, words: bool, layout: SubtitleLayout | None) -> str:
@@ -27,7 +27,7 @@ def render(transcript: Transcript, format: Format, words: bool, layout: Subtitle
 
 def has_text(path: Path, format: Format) -> bool:
     """Whether `path` holds a whole transcript with words: an empty one may be all that an earlier run left."""
-    from slipstream.formats import Transcript
+    from slipstream.transcript import Transcript
 
     empty = Transcript((), (), 0.0, "", 0.0).render(format)
     try:

@@ -20,9 +20,9 @@ from slipstream.cli.progress import counting_bar
 from slipstream.errors import ConfigError
 
 if TYPE_CHECKING:
+    from slipstream.checkpoints.sources import Origin, Sources
     from slipstream.server.keys import KeyRing
     from slipstream.server.limits import Limits
-    from slipstream.weights.sources import Origin, Sources
 
 _Level = Literal["debug", "info", "warning", "error"]
 
@@ -88,14 +88,14 @@ def serve(
     """
     with needs_extra("server", "serving"):
         from slipstream.engine.engine import Engine
+        from slipstream.engine.turns import TurnOptions
+        from slipstream.model.text import Tokenizer
         from slipstream.server.access import Access, is_loopback
         from slipstream.server.app import KYUTAI_PATH, Service
         from slipstream.server.keys import KeyRing
         from slipstream.server.metrics import Metrics
         from slipstream.server.run import Tls, listen, log_to_stderr
         from slipstream.server.run import serve as run
-        from slipstream.text import Tokenizer
-        from slipstream.turns import TurnOptions
 
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("--tls-cert and --tls-key go together", param_hint="--tls-cert")
@@ -170,8 +170,8 @@ class _Served:
     dtype: str = "auto"
 
     def load(self, *, backend: str, device: str, slots: int) -> tuple[Any, Sources]:
+        from slipstream.checkpoints.sources import resolve
         from slipstream.loading import choose, load_runner
-        from slipstream.weights.sources import resolve
 
         sources = resolve(self.ref, **self.origin)
         if backend == "auto":
@@ -198,10 +198,10 @@ def _from_model(model: str) -> _Served:
 
 def _from_rust_config(path: Path) -> _Served:
     """The model that a Rust server's TOML spells out, as a folder with a `config.json` and files from elsewhere."""
-    from slipstream.config import dump_kyutai
+    from slipstream.checkpoints.kyutai_config import dump_kyutai
+    from slipstream.checkpoints.rust import read_rust_config
     from slipstream.loading import cache_root
     from slipstream.server.keys import KeyRing
-    from slipstream.server.rust_config import read_rust_config
 
     rust = read_rust_config(path)
     text = json.dumps(dump_kyutai(rust.model))
@@ -222,7 +222,7 @@ def _from_rust_config(path: Path) -> _Served:
 
 def _limits(settings: list[str]) -> Limits:
     """`Limits` with some of its bounds set by `name=value`. Raises `ConfigError` that names the bound."""
-    from slipstream.config import check_keys
+    from slipstream.checkpoints.schema import check_keys
     from slipstream.server.limits import Limits
 
     limits = Limits()

@@ -16,10 +16,10 @@ import numpy as np
 from slipstream.engine.live import LiveSession, Port
 from slipstream.engine.scheduler import Scheduler
 from slipstream.engine.session import Session, SessionOptions, SlotOp, StreamFormat
+from slipstream.engine.turns import TurnOptions
 from slipstream.errors import EngineError, Overloaded, SessionClosed
-from slipstream.text import Tokenizer
-from slipstream.turns import TurnOptions
-from slipstream.types import Runner, State, StepOutput
+from slipstream.model.runner import Runner, State, StepOutput
+from slipstream.model.text import Tokenizer
 
 CLOSE_SECONDS = 10.0
 """How long the step in progress may have taken when `close` stops waiting for it."""

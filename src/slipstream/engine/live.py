@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy.typing as npt
 
+from slipstream.arrays import FloatArray
 from slipstream.engine.session import Session
 from slipstream.errors import AudioError, Overloaded, SessionClosed
-from slipstream.types import Event, FloatArray, PartialWord, Step
+from slipstream.events import Event, PartialWord, Step
 
 if TYPE_CHECKING:
     from slipstream.engine.engine import Engine

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from slipstream.text import WordEvent
-from slipstream.types import Word
+from slipstream.events import Word
+from slipstream.model.text import WordEvent
 
 SAME_WORD_SECONDS = 0.25
 """A word of the same text that starts within three frames is the same word, timed anew."""

@@ -11,27 +11,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from slipstream.arrays import FloatArray
 from slipstream.audio import Framer
 from slipstream.audio.arrays import SampleConverter, check_range
-from slipstream.config import PAD_ID, WORD_ID
 from slipstream.engine.reconcile import Reconciler
+from slipstream.engine.turns import TurnBuilder, TurnDetector, TurnOptions, VoiceLevel
 from slipstream.engine.watchdog import Watchdog, WatchdogOptions
 from slipstream.errors import AudioError, ConfigError, SessionClosed
-from slipstream.text import Tokenizer, WordDecoder, WordEvent
-from slipstream.turns import TurnBuilder, TurnDetector, TurnOptions, VoiceLevel
-from slipstream.types import (
-    EndOfTurn,
-    Event,
-    Final,
-    FloatArray,
-    Flushed,
-    MarkerReached,
-    Ready,
-    Recovered,
-    State,
-    Step,
-    Word,
-)
+from slipstream.events import EndOfTurn, Event, Final, Flushed, MarkerReached, Ready, Recovered, Step, Word
+from slipstream.model.config import PAD_ID, WORD_ID
+from slipstream.model.runner import State
+from slipstream.model.text import Tokenizer, WordDecoder, WordEvent
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from slipstream.audio import load
+from slipstream.data.manifest import Recording
 from slipstream.errors import BackendError
 from slipstream.evaluate.hearing import Heard, Speed
-from slipstream.train.manifest import Recording
-from slipstream.types import Word
+from slipstream.events import Word
 
 _RATE = 16_000
 

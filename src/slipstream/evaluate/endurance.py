@@ -8,13 +8,14 @@ from itertools import pairwise
 
 import numpy as np
 
+from slipstream.arrays import FloatArray
 from slipstream.audio import load
+from slipstream.data.augment import coloured_noise
+from slipstream.data.manifest import Recording
 from slipstream.evaluate.hearing import Heard, hear_samples
 from slipstream.evaluate.metrics import ErrorRate, error_rates
-from slipstream.text import Tokenizer
-from slipstream.train.augment import coloured_noise
-from slipstream.train.manifest import Recording
-from slipstream.types import FloatArray, Runner
+from slipstream.model.runner import Runner
+from slipstream.model.text import Tokenizer
 
 PAUSE_SECONDS = 1.0
 PARTS = 10

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from slipstream.arrays import FloatArray
 from slipstream.audio import load
-from slipstream.config import PAD_ID, WORD_ID
+from slipstream.data.manifest import Recording, each
 from slipstream.errors import SlipstreamError
-from slipstream.text import PAUSE_FRAMES, Tokenizer, WordDecoder
-from slipstream.train.manifest import Recording, each
-from slipstream.types import FloatArray, Runner, Word
+from slipstream.events import Word
+from slipstream.model.config import PAD_ID, WORD_ID
+from slipstream.model.runner import Runner
+from slipstream.model.text import PAUSE_FRAMES, Tokenizer, WordDecoder
 
 TAIL_SECONDS = 3.0
 """Silence heard after each recording: room for the words still owed, and for an end of turn to be found."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from slipstream.data.manifest import Recording, read_manifest
 from slipstream.errors import BackendError, SlipstreamError
-from slipstream.train.manifest import Recording, read_manifest
 
 _TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript", "normalized_text")
 

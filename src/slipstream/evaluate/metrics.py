@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from slipstream.data.manifest import Recording
+from slipstream.data.tokenizer import plain_word
 from slipstream.errors import BackendError, SlipstreamError
 from slipstream.evaluate.hearing import Heard
-from slipstream.train.manifest import Recording
-from slipstream.train.tokenizer import plain_word
-from slipstream.types import Word
+from slipstream.events import Word
 
 TIME_TOLERANCES = (0.08, 0.2)
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.82, 0.84, 0.86, 0.88, 0.9, 0.92, 0.95)

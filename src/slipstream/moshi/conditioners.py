@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from slipstream.torch_model.lm import Conditioner
+from slipstream.backends.torch.lm import Conditioner
 
 
 class ConditionType(NamedTuple):

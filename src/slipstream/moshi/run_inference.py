@@ -1,6 +1,6 @@
 """Transcribe a file, with the command line and the names of `moshi.run_inference`.
 
-    python -m slipstream.moshi.run_inference --hf-repo kyutai/stt-1b-en_fr-candle --device cpu audio.mp3
+python -m slipstream.moshi.run_inference --hf-repo kyutai/stt-1b-en_fr-candle --device cpu audio.mp3
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from slipstream.audio import load
-from slipstream.config import PAD_ID, WORD_ID
 from slipstream.errors import SlipstreamError
+from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.moshi.client_utils import AnyPrinter, Printer, RawPrinter, log
 from slipstream.moshi.conditioners import ConditionAttributes, ConditionTensors
 from slipstream.moshi.models import LMGen, LMModel, MimiModel, loaders

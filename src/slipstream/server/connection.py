@@ -8,8 +8,8 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import TypeAlias
 
+from slipstream.events import Event, Final, Ready
 from slipstream.server.protocol import Audio, Command, Finish, Marker, Restart
-from slipstream.types import Event, Final, Ready
 
 
 class Phase(Enum):

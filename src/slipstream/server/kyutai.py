@@ -12,19 +12,10 @@ from typing import Any
 
 import msgpack
 
+from slipstream.events import Event, MarkerReached, OpenWord, Ready, Step, Word
 from slipstream.server.ogg import OggOpusDecoder
 from slipstream.server.packed import octets, parse, samples
-from slipstream.server.protocol import (
-    Audio,
-    CloseCode,
-    Command,
-    Marker,
-    Message,
-    ProtocolError,
-    Restart,
-    check_audio,
-)
-from slipstream.types import Event, MarkerReached, OpenWord, Ready, Step, Word
+from slipstream.server.protocol import Audio, CloseCode, Command, Marker, Message, ProtocolError, Restart, check_audio
 
 
 class KyutaiWire:

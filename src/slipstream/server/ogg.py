@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from slipstream.arrays import FloatArray
 from slipstream.audio import SAMPLE_RATE, Resampler
 from slipstream.server.protocol import PIECE_SAMPLES, ProtocolError
-from slipstream.types import FloatArray
 
 if TYPE_CHECKING:
     from av.audio.codeccontext import AudioCodecContext

@@ -14,8 +14,8 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from slipstream.arrays import FloatArray
 from slipstream.server.protocol import PIECE_SAMPLES, ProtocolError
-from slipstream.types import FloatArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,19 @@ from typing import Any, get_args
 from slipstream.audio import SAMPLE_RATE, Converter, Encoding, PcmDecoder, RawFormat
 from slipstream.audio.samples import equal_weights
 from slipstream.errors import AudioError
+from slipstream.events import (
+    EndOfTurn,
+    Event,
+    Final,
+    MarkerReached,
+    OpenWord,
+    PartialWord,
+    Ready,
+    Recovered,
+    Step,
+    Turn,
+    Word,
+)
 from slipstream.server.protocol import (
     PIECE_SAMPLES,
     Audio,
@@ -26,19 +39,6 @@ from slipstream.server.protocol import (
     Restart,
     StreamInfo,
     check_audio,
-)
-from slipstream.types import (
-    EndOfTurn,
-    Event,
-    Final,
-    MarkerReached,
-    OpenWord,
-    PartialWord,
-    Ready,
-    Recovered,
-    Step,
-    Turn,
-    Word,
 )
 
 DEFAULT_RATE = 24_000

@@ -9,8 +9,9 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
+from slipstream.arrays import FloatArray
 from slipstream.errors import SlipstreamError
-from slipstream.types import Event, FloatArray
+from slipstream.events import Event
 
 LOUDEST = 100.0
 """Float audio has full scale 1. Decoders overshoot it a little; integers sent as floats reach thousands."""

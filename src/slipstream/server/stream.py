@@ -13,6 +13,7 @@ from slipstream.engine.engine import Engine
 from slipstream.engine.live import LiveSession
 from slipstream.engine.session import SessionOptions
 from slipstream.errors import AudioError, Overloaded, SessionClosed, SlipstreamError
+from slipstream.events import Event, Final, Flushed, MarkerReached, Ready, Recovered, Step, Word
 from slipstream.server.access import Client
 from slipstream.server.connection import Connection, Phase, Signal
 from slipstream.server.fair import TURN_SECONDS
@@ -33,7 +34,6 @@ from slipstream.server.protocol import (
     Wire,
 )
 from slipstream.server.websocket import WebSocket
-from slipstream.types import Event, Final, Flushed, MarkerReached, Ready, Recovered, Step, Word
 
 INTERNAL_ERROR = "the server failed; try again"
 PING_SECONDS = 10.0

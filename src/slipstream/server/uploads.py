@@ -17,18 +17,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from slipstream.arrays import FloatArray
 from slipstream.audio import SAMPLE_RATE, decode, probe
 from slipstream.audio.container import is_longer
 from slipstream.engine.engine import Engine
 from slipstream.engine.live import LiveSession
 from slipstream.engine.session import SessionOptions
 from slipstream.errors import AudioError, Overloaded, SessionClosed, SlipstreamError
+from slipstream.events import Event, Final, Ready, Word
 from slipstream.server.access import Client, Refused
 from slipstream.server.hub import Hub
 from slipstream.server.limits import Limits
 from slipstream.server.metrics import Metrics
 from slipstream.server.protocol import Close, CloseCode
-from slipstream.types import Event, Final, FloatArray, Ready, Word
 
 UPLOAD_WAIT_SECONDS = 100.0
 """How long an upload waits for a slot, as in the reference."""

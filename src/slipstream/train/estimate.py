@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from slipstream.torch_model.layers import TransformerLayer
+from slipstream.backends.torch.layers import TransformerLayer
 from slipstream.train.options import RunOptions
 from slipstream.train.parallel import shards
 

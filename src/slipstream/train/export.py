@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 
-from slipstream.config import STTConfig, dump_codec
-from slipstream.torch_model.lm import LM
-from slipstream.torch_model.mimi import Mimi
+from slipstream.backends.torch.lm import LM
+from slipstream.backends.torch.mimi import Mimi
+from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from slipstream.checkpoints.kyutai import codec_table
+from slipstream.checkpoints.kyutai_config import dump_codec
+from slipstream.checkpoints.tensors import DTYPES, Array, write_tensors
+from slipstream.model.config import STTConfig
 from slipstream.train.model import SpeechModel
-from slipstream.weights.checkpoint import Checkpoint, save_checkpoint
-from slipstream.weights.kyutai import codec_table
-from slipstream.weights.tensors import DTYPES, Array, write_tensors
 
 _AVERAGES = ("embedding_sum", "cluster_usage")
 

@@ -11,27 +11,30 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from slipstream.config import CodecConfig, LMConfig, MelConfig, STTConfig
+from slipstream.backends.torch.build import build_codec, build_lm
+from slipstream.backends.torch.layers import Transformer
+from slipstream.backends.torch.lm import LM, PauseHeads
+from slipstream.backends.torch.mimi import Mimi
+from slipstream.backends.torch.whisper import WhisperEncoder
+from slipstream.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from slipstream.checkpoints.sources import Sources, resolve
+from slipstream.data.augment import WaveAugment
+from slipstream.data.packs import Pack
+from slipstream.data.phones import PhoneInventory
+from slipstream.data.spectral import SpectralAugment
 from slipstream.errors import CheckpointError, ConfigError
-from slipstream.text import Tokenizer
-from slipstream.torch_model.build import build_codec, build_lm
-from slipstream.torch_model.layers import Transformer
-from slipstream.torch_model.lm import LM, PauseHeads
-from slipstream.torch_model.mimi import Mimi
-from slipstream.torch_model.whisper import WhisperEncoder
+from slipstream.model.config import CodecConfig, LMConfig, MelConfig, STTConfig
+from slipstream.model.text import Tokenizer
 from slipstream.train.adversary import Discriminator
-from slipstream.train.augment import WaveAugment
 from slipstream.train.estimate import estimate
 from slipstream.train.export import export_codec, export_lm, export_model
-from slipstream.train.features import Pack
 from slipstream.train.loop import CHECKPOINT_FILE, DTYPES, Trainer
 from slipstream.train.lora import add_lora, merge_lora
 from slipstream.train.model import SpeechModel
 from slipstream.train.options import AnyRun, CodecRun, DataOptions, LMRun, ModelOptions, RunOptions, read_run
 from slipstream.train.parallel import Task
 from slipstream.train.reconstruction import CropSampler, ReconstructionTask, WaveCodec
-from slipstream.train.sampler import PhoneInventory, RowOptions, RowSampler, TokenSampler
-from slipstream.train.spectral import SpectralAugment
+from slipstream.train.sampler import RowOptions, RowSampler, TokenSampler
 from slipstream.train.speech import (
     PHONES_FILE,
     copy_training_part,
@@ -42,8 +45,6 @@ from slipstream.train.speech import (
     write_training_part,
 )
 from slipstream.train.tasks import JointTask, PhoneTask, TextTask
-from slipstream.weights.checkpoint import Checkpoint, load_checkpoint
-from slipstream.weights.sources import Sources, resolve
 
 Report = Callable[[str], None]
 DEFAULT_DELAY = 6

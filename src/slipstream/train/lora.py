@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from slipstream.torch_model.lm import LM
+from slipstream.backends.torch.lm import LM
 
 
 class LoraLinear(nn.Module):

@@ -11,13 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slipstream.config import PAD_ID, STTConfig
-from slipstream.torch_model.lm import LM, NO_TOKEN
-from slipstream.torch_model.mimi import Codebook, Mimi
-from slipstream.train.sampler import UNKNOWN
-
-LABEL_DELAY = 2
-"""Codec positions (80 ms) by which framewise phone labels lag: a causal encoder must hear a phone to name it."""
+from slipstream.backends.torch.lm import LM, NO_TOKEN
+from slipstream.backends.torch.mimi import Codebook, Mimi
+from slipstream.data.phones import LABEL_DELAY, UNKNOWN, positions
+from slipstream.model.config import PAD_ID, STTConfig
 
 
 class SpeechModel(nn.Module):
@@ -72,13 +69,6 @@ class SpeechModel(nn.Module):
             W = (self.semantic_in if k < self.config.codec.num_semantic else self.acoustic_in).weight
             table[k, :-1] = cast(Codebook, books[k]).vectors @ W.float().T
         table[0, -1] = self.initial_audio.float()
-
-
-def positions(codec: Mimi, mel_BMF: Tensor) -> Tensor:
-    """Log-mel frames to a codec's output at 25 Hz, `[B, P, D]`."""
-    x, _ = codec.encoder(mel_BMF)
-    x_BPD, _ = codec.encoder_transformer(x.transpose(1, 2))
-    return cast(Tensor, x_BPD)
 
 
 def text_input(text_BT: Tensor, hidden_BT: Tensor, initial_id: int) -> Tensor:

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from slipstream.config import CodecConfig, LMConfig, read_toml, said, unknown_key
+from slipstream.checkpoints.schema import read_toml, said, unknown_key
 from slipstream.errors import ConfigError
+from slipstream.model.config import CodecConfig, LMConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from slipstream.torch_model.layers import TransformerLayer
+from slipstream.backends.torch.layers import TransformerLayer
 from slipstream.train.optim import MasterWeights
 from slipstream.train.options import RunOptions
 from slipstream.train.sharding import whole

@@ -18,16 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slipstream.config import CodecConfig, MelConfig
+from slipstream.arrays import FloatArray, IntArray
+from slipstream.backends.torch.mimi import Mimi, mel_bands
+from slipstream.data.augment import WaveAugment
+from slipstream.data.packs import Clip, Pack
+from slipstream.data.phones import UNKNOWN, PhoneInventory
 from slipstream.errors import ConfigError
-from slipstream.torch_model.mimi import Mimi, mel_bands
+from slipstream.model.config import CodecConfig, MelConfig
 from slipstream.train.adversary import Discriminator, adversarial_losses
-from slipstream.train.augment import WaveAugment
-from slipstream.train.features import Clip, Pack
+from slipstream.train.codebooks import CodebookStart, moving_buffers, quantise, refresh
 from slipstream.train.options import LossOptions, QuantiserOptions
-from slipstream.train.quantise import CodebookStart, moving_buffers, quantise, refresh
-from slipstream.train.sampler import UNKNOWN, PhoneInventory
-from slipstream.types import FloatArray, IntArray
 
 RESOLUTIONS = (512, 1024, 2048)
 """Window lengths, in samples, of the log-mel losses; each hops by a quarter."""

@@ -12,7 +12,7 @@ import queue
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -20,19 +20,16 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from slipstream.arrays import BoolArray, FloatArray, IntArray
+from slipstream.data.packs import Clip, Pack
+from slipstream.data.phones import UNKNOWN, PhoneInventory
+from slipstream.data.spectral import FLOOR, NO_AUGMENT, SpectralAugment, from_log_power, to_log_power
+from slipstream.data.tokenizer import plain_word
 from slipstream.errors import ConfigError
-from slipstream.text import Tokenizer, encode_stream
-from slipstream.train.features import Clip, Pack
-from slipstream.train.spectral import FLOOR, NO_AUGMENT, SpectralAugment, from_log_power, to_log_power
-from slipstream.train.tokenizer import plain_word
-from slipstream.types import BoolArray, FloatArray, IntArray, Word
+from slipstream.events import Word
+from slipstream.model.text import Tokenizer, encode_stream
 
 _Drawn = TypeVar("_Drawn")
-
-SILENCE = "_"
-"""The phone of silence, and the first of every inventory."""
-UNKNOWN = -100
-"""A label that is not known: it has no loss."""
 HOW_TO_PACK = {
     "mel": "`slipstream data pack --config`",
     "tokens": "`slipstream data pack --model`",
@@ -73,35 +70,6 @@ class TokenBatch:
 
     codes_BKT: IntArray
     targets: Targets
-
-
-class PhoneInventory:
-    """Phone names by number; 0 is silence. A phone met too rarely in training reads as the one it begins like."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = tuple(names)
-        self._numbers = {name: i for i, name in enumerate(names)}
-
-    @classmethod
-    def of(cls, clips: Iterable[Clip], least: float = 2e-5) -> PhoneInventory:
-        """The phones that make up at least the share `least` of all that `clips` hold."""
-        counts: Counter[str] = Counter()
-        for clip in clips:
-            counts.update(name for name, _ in clip.phones)
-            counts.update(clip.phone_sequence)
-        enough = least * counts.total()
-        kept = sorted(name for name, n in counts.items() if n >= enough and not name.startswith(SILENCE))
-        return cls((SILENCE, *kept))
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def number(self, name: str) -> int:
-        """The phone's number: its own, or that of its longest known beginning; silence when nothing fits."""
-        for length in range(len(name), 0, -1):
-            if name[:length] in self._numbers:
-                return self._numbers[name[:length]]
-        return 0
 
 
 def pause_labels(starts: Sequence[float], frames: int, frame_rate: float, classes: int) -> IntArray:

@@ -16,15 +16,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from slipstream.config import CodecConfig, parse_codec, read_json
+from slipstream.backends.torch.build import build_codec, to_tensor
+from slipstream.checkpoints.checkpoint import load_checkpoint, read_codec
+from slipstream.checkpoints.kyutai_config import parse_codec
+from slipstream.checkpoints.schema import read_json
+from slipstream.checkpoints.sources import find_place, resolve
+from slipstream.checkpoints.tensors import Array, read_tensors, write_tensors
+from slipstream.data.phones import PhoneInventory
+from slipstream.data.prepare import Aligner
 from slipstream.errors import CheckpointError
-from slipstream.torch_model.build import build_codec, to_tensor
+from slipstream.model.config import CodecConfig
 from slipstream.train.model import SpeechModel
-from slipstream.train.prepare import Aligner
-from slipstream.train.sampler import PhoneInventory
-from slipstream.weights.checkpoint import load_checkpoint, read_codec
-from slipstream.weights.sources import find_place, resolve
-from slipstream.weights.tensors import Array, read_tensors, write_tensors
 
 TRAINING_FILE = "training.safetensors"
 PHONES_FILE = "phones.json"

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slipstream.torch_model.lm import LM
+from slipstream.backends.torch.lm import LM
+from slipstream.train.codebooks import CodebookStart, moving_buffers, quantise, refresh
 from slipstream.train.model import SpeechModel, pause_loss, phone_losses, text_input, text_loss
 from slipstream.train.options import LossOptions, QuantiserOptions
-from slipstream.train.quantise import CodebookStart, moving_buffers, quantise, refresh
 from slipstream.train.sampler import Batch, RowSampler, Targets, TokenBatch, TokenSampler
 
 Numbers = dict[str, float]

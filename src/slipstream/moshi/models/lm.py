@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slipstream.config import PAD_ID, WORD_ID, SamplingConfig
+from slipstream.backends.torch.layers import unpack
+from slipstream.backends.torch.lm import LM, NO_TOKEN
+from slipstream.backends.torch.sampling import pick_token
+from slipstream.backends.torch.state import State
+from slipstream.model.config import PAD_ID, WORD_ID, SamplingConfig
 from slipstream.moshi.conditioners import ConditionProvider, ConditionTensors
 from slipstream.moshi.streaming import Streaming
-from slipstream.torch_model.layers import unpack
-from slipstream.torch_model.lm import LM, NO_TOKEN
-from slipstream.torch_model.sampling import pick_token
-from slipstream.torch_model.state import State
 
 UNGENERATED = -2
 

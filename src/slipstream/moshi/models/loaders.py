@@ -10,18 +10,20 @@ from typing import Any
 import sentencepiece
 import torch
 
-from slipstream.config import CodecConfig, FileNames, parse_codec, parse_lm, read_json
+from slipstream.backends.torch.build import build_codec, build_lm
+from slipstream.backends.torch.lm import LM
+from slipstream.backends.torch.mimi import Mimi
+from slipstream.checkpoints.checkpoint import read_codec, read_lm
+from slipstream.checkpoints.kyutai import with_pause_heads_of
+from slipstream.checkpoints.kyutai_config import parse_codec, parse_lm
+from slipstream.checkpoints.lora import fuse
+from slipstream.checkpoints.schema import read_json
+from slipstream.checkpoints.sources import find_given, find_named, find_place
+from slipstream.checkpoints.tensors import read_tensors
 from slipstream.errors import CheckpointError, ConfigError
+from slipstream.model.config import CodecConfig, FileNames
 from slipstream.moshi.models.compression import MimiModel
 from slipstream.moshi.models.lm import LMModel
-from slipstream.torch_model.build import build_codec, build_lm
-from slipstream.torch_model.lm import LM
-from slipstream.torch_model.mimi import Mimi
-from slipstream.weights.checkpoint import read_codec, read_lm
-from slipstream.weights.kyutai import with_pause_heads_of
-from slipstream.weights.lora import fuse
-from slipstream.weights.sources import find_given, find_named, find_place
-from slipstream.weights.tensors import read_tensors
 
 SAMPLE_RATE = 24_000
 FRAME_RATE = 12.5

@@ -1,0 +1,1 @@
+"""The backends: one implementation of `Runner` each. None imports another."""

@@ -1,0 +1,166 @@
+"""MLXRunner: the Runner of the MLX backend, for Apple silicon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypedDict
+
+import mlx.core as mx
+import numpy as np
+
+from slipstream.arrays import BoolArray, FloatArray
+from slipstream.backends.mlx.build import Arrays, build_codec, build_lm
+from slipstream.backends.mlx.layers import Positions
+from slipstream.backends.mlx.state import Ring, commit, read_slot, write_slots
+from slipstream.backends.mlx.whisper import WhisperPositions
+from slipstream.model.config import PAD_ID, SamplingConfig, STTConfig
+from slipstream.model.runner import StepOutput, check_slots, heard
+
+
+@dataclass(frozen=True)
+class SlotState:
+    """One slot of an `MLXRunner`, copied out: a batch of one, and how many frames it has heard."""
+
+    state: RunnerState
+    frames: int
+
+
+class RunnerState(TypedDict):
+    """The state of all slots: the codec's, the LM's, and each stream's last text token `[B]`."""
+
+    codec: dict[str, Any]
+    lm: list[Ring]
+    text: mx.array
+
+
+class Inputs(NamedTuple):
+    """What one step reads besides the state. `key`: the random numbers of this step."""
+
+    pcm_BS: mx.array
+    active_B: mx.array
+    codec_at: Positions | WhisperPositions
+    lm_at: Positions
+    key: mx.array
+
+
+class MLXRunner:
+    """A codec and an LM over `slots` streams.
+
+    One step encodes a frame, feeds its tokens and each stream's last text token to the LM, and picks the next text
+    token; it is one compiled function from state and inputs to outputs and state. Position 0 (the initial tokens) is
+    run once, here, and copied into a slot at reset, so a stream's first frame is heard like any other.
+
+    `lm` and `codec` hold canonical weights; for `dtype` and `quantize` see `build_lm`. The codec is always float32.
+    """
+
+    def __init__(
+        self,
+        config: STTConfig,
+        lm: Arrays,
+        codec: Arrays,
+        *,
+        slots: int = 1,
+        sampling: SamplingConfig | None = None,
+        dtype: str = "float32",
+        quantize: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if slots < 1:
+            raise ValueError(f"slots={slots}: expected at least 1")
+        self.config = config
+        self.codec = build_codec(config.codec, codec, quantize=quantize)
+        self.lm = build_lm(config.lm, lm, dtype=dtype, quantize=quantize)
+        self.sampling = sampling if sampling is not None else config.sampling
+        self.slots = slots
+        self.frame_samples = config.codec.frame_samples
+        self.frame_rate = config.codec.frame_rate
+        self.delay_frames = config.delay_frames
+        self._random = np.random.default_rng(seed)
+        self._condition_D = self.lm.condition(config.condition_values)
+        self._fresh = self._prime()
+        self._state = write_slots(self._empty(slots), range(slots), self._fresh)
+        self._frames_B = np.zeros(slots, dtype=np.int64)
+        mx.eval(self._condition_D, self._fresh, self._state)
+        self._compiled = mx.compile(self._step)
+
+    def reset(self, slots: Sequence[int]) -> None:
+        """Make each of `slots` a fresh stream."""
+        check_slots(slots, self.slots)
+        self._write(slots, self._fresh)
+        self._frames_B[list(slots)] = 0
+
+    def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
+        """Advance the active slots by one frame of samples `[B, frame_samples]`.
+
+        Raises `AudioError` when an active slot's samples are not finite: they would stay in its state for ever.
+        """
+        heard_BS = heard(pcm_BS, active_B, self.slots, self.frame_samples)
+        inputs = Inputs(
+            pcm_BS=mx.array(heard_BS),
+            active_B=mx.array(active_B),
+            codec_at=self.codec.locate(self._frames_B),
+            lm_at=self.lm.transformer.locate(self._frames_B + 1),
+            key=mx.array(self._random.integers(2**32, size=2, dtype=np.uint32)),
+        )
+        # The name of the old state must be gone when the new one is computed: only then are its rings reused.
+        output, self._state = self._compiled(self._state, inputs)
+        mx.eval(output, self._state)
+        self._frames_B += active_B
+        token_B, logprob_B, pause_BH = (np.array(part) for part in output)
+        return StepOutput(token_B.astype(np.int64), logprob_B, pause_BH)
+
+    def snapshot(self, slot: int) -> SlotState:
+        """Copy one slot's state."""
+        check_slots([slot], self.slots)
+        state = read_slot(self._state, slot)
+        mx.eval(state)
+        return SlotState(state, int(self._frames_B[slot]))
+
+    def restore(self, slot: int, state: SlotState) -> None:
+        """Put a snapshot of this runner, or of another of the same model, into `slot`."""
+        check_slots([slot], self.slots)
+        self._write([slot], state.state)
+        self._frames_B[slot] = state.frames
+
+    def _write(self, slots: Sequence[int], saved: RunnerState) -> None:
+        self._state = write_slots(self._state, slots, saved)
+        mx.eval(self._state)
+
+    def _empty(self, batch: int) -> RunnerState:
+        return {
+            "codec": self.codec.init_state(batch),
+            "lm": self.lm.init_state(batch),
+            "text": mx.full((batch,), PAD_ID, mx.int32),
+        }
+
+    def _prime(self) -> RunnerState:
+        state = self._empty(1)
+        text_B = mx.array([self.config.lm.text_initial_id])
+        audio_BK = mx.full((1, self.config.lm.num_codebooks), self.config.lm.audio_initial_id)
+        at = self.lm.transformer.locate(np.zeros(1, dtype=np.int64))
+        hidden_BD, state["lm"] = self.lm(text_B, audio_BK, state["lm"], at, self._condition_D)
+        state["text"] = mx.argmax(self.lm.text_logits(hidden_BD), axis=-1).astype(mx.int32)
+        return read_slot(state, 0, columns=1)
+
+    def _step(self, state: RunnerState, inputs: Inputs) -> tuple[tuple[mx.array, mx.array, mx.array], RunnerState]:
+        """One step to token `[B]`, log-probability `[B]` and pause probability `[B, H]`, and the new state."""
+        codes_B1K, codec_state = self.codec.encode(
+            inputs.pcm_BS, state["codec"], inputs.codec_at, self.config.lm.num_codebooks
+        )
+        hidden_BD, lm_state = self.lm(state["text"], codes_B1K[:, 0], state["lm"], inputs.lm_at, self._condition_D)
+        logits_BV = self.lm.text_logits(hidden_BD).astype(mx.float32)
+        token_B = self._pick(logits_BV, inputs.key)
+        update = RunnerState(codec=codec_state, lm=lm_state, text=token_B)
+        chosen_B = mx.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
+        logprob_B = chosen_B - mx.logsumexp(logits_BV, axis=-1)
+        pause_BH = mx.softmax(self.lm.pause_logits(hidden_BD).astype(mx.float32), axis=-1)[..., 0]
+        return (token_B, logprob_B, pause_BH), commit(state, update, inputs.active_B)
+
+    def _pick(self, logits_BV: mx.array, key: mx.array) -> mx.array:
+        if self.sampling.temperature == 0:
+            return mx.argmax(logits_BV, axis=-1).astype(mx.int32)
+        if 0 < self.sampling.top_k < logits_BV.shape[-1]:
+            least = mx.topk(logits_BV, self.sampling.top_k, axis=-1).min(axis=-1, keepdims=True)
+            logits_BV = mx.where(logits_BV < least, -mx.inf, logits_BV)
+        return mx.random.categorical(logits_BV / self.sampling.temperature, key=key).astype(mx.int32)

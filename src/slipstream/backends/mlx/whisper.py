@@ -1,0 +1,170 @@
+"""Whisper's audio encoder with limited context, one step of a stream at a time; see `torch_model.whisper`.
+
+Shapes: B slots, S samples, M bands, T positions of one step, D width, H heads, C ring columns.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from slipstream.arrays import IntArray
+from slipstream.backends.mlx.layers import LAYER_NORM_EPS, CausalConv1d
+from slipstream.backends.mlx.state import Ring
+from slipstream.model.config import WHISPER_RATE, WhisperConfig
+from slipstream.spectrum import whisper_bands, whisper_fourier, whisper_positions, whisper_window
+
+
+class WhisperMel(nn.Module):
+    """Whisper's log-mel frames of causal windows, `[B, S, 1] -> [B, S / hop, M]`."""
+
+    def __init__(self, config: WhisperConfig, sample_rate: int) -> None:
+        super().__init__()
+        self.hop = sample_rate // (2 * WHISPER_RATE)
+        self.context = whisper_window(sample_rate) - self.hop
+        self.floor = math.pow(10, config.mel_floor)
+        # The leading underscore keeps constants out of the module's parameters.
+        self._fourier = mx.array(whisper_fourier(sample_rate)[..., None])
+        self._bands = mx.array(whisper_bands(config.n_mels).T)
+
+    def init_state(self, batch: int) -> mx.array:
+        return mx.zeros((batch, self.context, 1))
+
+    def __call__(self, x_BS1: mx.array, state: mx.array) -> tuple[mx.array, mx.array]:
+        x_BS1 = mx.concatenate([state, x_BS1], axis=1)
+        real, imaginary = mx.split(mx.conv1d(x_BS1, self._fourier, stride=self.hop), 2, axis=-1)
+        mel = mx.maximum((mx.square(real) + mx.square(imaginary)) @ self._bands, self.floor)
+        return (mx.log10(mel) + 4) / 4, x_BS1[:, x_BS1.shape[1] - self.context :]
+
+
+class WhisperPositions(NamedTuple):
+    """Where the T positions of one step are, for each slot, in numbers that stay small however long the stream is.
+
+    `columns_BT`: the ring's column of each. `heard_BT`: how many positions of the stream came before it, at most what
+    the masks can distinguish. `sines_BTD`: what is added to the layers' input.
+    """
+
+    columns_BT: mx.array
+    heard_BT: mx.array
+    sines_BTD: mx.array
+
+
+class WhisperAttention(nn.Module):
+    """Self-attention with biases, except that of the keys, which changes nothing."""
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.scale = config.head_dim**-0.5
+        self.q_proj = nn.Linear(config.dim, config.dim)
+        self.k_proj = nn.Linear(config.dim, config.dim, bias=False)
+        self.v_proj = nn.Linear(config.dim, config.dim)
+        self.out_proj = nn.Linear(config.dim, config.dim)
+
+    def heads(self, x_BTD: mx.array) -> mx.array:
+        return x_BTD.reshape(*x_BTD.shape[:2], self.num_heads, -1).swapaxes(1, 2)
+
+    def __call__(self, query_BTD: mx.array, ring: Ring, mask: mx.array) -> mx.array:
+        q = self.heads(self.q_proj(query_BTD))
+        y = mx.fast.scaled_dot_product_attention(q, ring.k, ring.v, scale=self.scale, mask=mask)
+        return self.out_proj(y.swapaxes(1, 2).reshape(query_BTD.shape))
+
+
+class WhisperFeedForward(nn.Module):
+    """Two linear layers with GELU between them."""
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        self.linear_in = nn.Linear(config.dim, config.ffn_dim)
+        self.linear_out = nn.Linear(config.ffn_dim, config.dim)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y: mx.array = self.linear_out(nn.gelu(self.linear_in(x)))
+        return y
+
+
+class WhisperLayer(nn.Module):
+    """Attention whose queries and residual lag behind the keys, then feed-forward."""
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.dim, LAYER_NORM_EPS)
+        self.attn = WhisperAttention(config)
+        self.norm2 = nn.LayerNorm(config.dim, LAYER_NORM_EPS)
+        self.ffn = WhisperFeedForward(config)
+
+    def __call__(
+        self, x_BTD: mx.array, state: dict[str, Any], columns_BT: mx.array, mask: mx.array
+    ) -> tuple[mx.array, dict[str, Any]]:
+        T = x_BTD.shape[1]
+        h = self.norm1(x_BTD)
+        keys, values = (self.attn.heads(project(h)) for project in (self.attn.k_proj, self.attn.v_proj))
+        ring = state["ring"].write(columns_BT, keys, values)
+        x_BTD = mx.concatenate([state["delayed"], x_BTD], axis=1)
+        x_BTD, delayed = x_BTD[:, :T], x_BTD[:, T:]
+        x_BTD = x_BTD + self.attn(self.norm1(x_BTD), ring, mask)
+        return x_BTD + self.ffn(self.norm2(x_BTD)), {"delayed": delayed, "ring": ring}
+
+
+class WhisperEncoder(nn.Module):
+    """Log-mel frames `[B, 2 T, M]` to features `[B, T, D]` at 50 Hz, `config.delay` positions late."""
+
+    def __init__(self, config: WhisperConfig, step: int) -> None:
+        super().__init__()
+        self.config = config
+        self.step = step
+        self.capacity = config.context + config.lookahead + step - 1
+        self.conv1 = CausalConv1d(config.n_mels, config.dim, 3)
+        self.conv2 = CausalConv1d(config.dim, config.dim, 3, stride=2)
+        self.layers = [WhisperLayer(config) for _ in range(config.num_layers)]
+        self.norm = nn.LayerNorm(config.dim, LAYER_NORM_EPS)
+        self._sines = whisper_positions(config.dim)
+
+    def init_state(self, batch: int) -> dict[str, Any]:
+        c = self.config
+        return {
+            "conv1": self.conv1.init_state(batch),
+            "conv2": self.conv2.init_state(batch),
+            "layers": [
+                {
+                    "delayed": mx.zeros((batch, c.lookahead, c.dim)),
+                    "ring": Ring.empty(batch, c.num_heads, self.capacity, c.head_dim, mx.float32),
+                }
+                for _ in self.layers
+            ],
+        }
+
+    def locate(self, first_B: IntArray) -> WhisperPositions:
+        """Where the next step of slots is whose first new position is `first_B`."""
+        position_BT = first_B[:, None] + np.arange(self.step)
+        enough = self.capacity + self.config.delay
+        return WhisperPositions(
+            columns_BT=mx.array((position_BT % self.capacity).astype(np.int32)),
+            heard_BT=mx.array(np.minimum(position_BT, enough).astype(np.int32)),
+            sines_BTD=mx.array(self._sines[position_BT % len(self._sines)]),
+        )
+
+    def __call__(
+        self, mel_BFM: mx.array, state: dict[str, Any], at: WhisperPositions
+    ) -> tuple[mx.array, dict[str, Any]]:
+        x, conv1 = self.conv1(mel_BFM, state["conv1"])
+        x, conv2 = self.conv2(nn.gelu(x), state["conv2"])
+        x_BTD = nn.gelu(x) + at.sines_BTD
+        lookahead = self.config.lookahead
+        # How many positions before each of this step the newest key in each column was written.
+        age_BTC = (at.columns_BT[:, :, None] - mx.arange(self.capacity)) % self.capacity
+        heard_BT1 = at.heard_BT[:, :, None]
+        layers = []
+        for i, (layer, old) in enumerate(zip(self.layers, state["layers"], strict=True)):
+            first = i * lookahead  # of the keys of this layer
+            visible = (age_BTC < self.config.context + lookahead) & (age_BTC <= heard_BT1 - first)
+            # A query before the stream's first position sees anything: nothing reads its output.
+            visible = visible | (heard_BT1 < first + lookahead)
+            x_BTD, new = layer(x_BTD, old, at.columns_BT, visible[:, None])
+            layers.append(new)
+        y_BTD = self.norm(x_BTD) * (heard_BT1 >= self.config.delay)
+        return y_BTD, {"conv1": conv1, "conv2": conv2, "layers": layers}

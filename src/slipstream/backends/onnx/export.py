@@ -1,0 +1,115 @@
+"""Graphs and their weights as files, made once for a checkpoint and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from filelock import FileLock
+
+from slipstream.backends.onnx.codec import codec_model
+from slipstream.backends.onnx.graph import VERSION, Array
+from slipstream.backends.onnx.lm import lm_model
+from slipstream.backends.onnx.transformer import Quantize
+from slipstream.checkpoints.checkpoint import Checkpoint
+from slipstream.checkpoints.kyutai_config import dump_codec, dump_kyutai
+from slipstream.checkpoints.sources import Sources
+from slipstream.errors import CheckpointError
+from slipstream.model.config import CodecConfig, FileNames, STTConfig
+
+LM_FILE = "lm.onnx"
+CODEC_FILE = "codec.onnx"
+
+Progress = Callable[[int, int], None]
+"""Hears how many parameters are done, and of how many."""
+
+
+def export(
+    load: Callable[[], Checkpoint], folder: Path, *, quantize: Quantize, progress: Progress | None = None
+) -> None:
+    """Write the graphs of a checkpoint, its configuration and its tokenizer into `folder`, unless it is there.
+
+    `load` is called only when it is not. The folder appears whole or not at all: it is written beside and renamed. Of
+    several processes one writes and the others wait. Raises `CheckpointError` when it cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if not folder.exists():
+                _write(load(), folder, quantize, progress)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot write the converted model: {error}") from error
+
+
+def cache_folder(root: Path, sources: Sources, quantize: Quantize) -> Path:
+    """Where under `root` the graphs of these sources belong: one place for each version of files and configuration."""
+    adapters = [sources.adapter] if sources.adapter else []
+    files = [*sources.lm, *sources.codec, sources.tokenizer, *(adapter.path for adapter in adapters)]
+    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    scalings = [adapter.scaling for adapter in adapters]
+    identity = json.dumps([VERSION, sources.config.model_dump_json(), stats, *scalings])
+    return root / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}-{quantize or 'float32'}"
+
+
+def _write(checkpoint: Checkpoint, folder: Path, quantize: Quantize, progress: Progress | None) -> None:
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir()
+    config = checkpoint.config
+    total = sum(array.size for weights in (checkpoint.lm, checkpoint.codec) for array in weights.values())
+    lm = _Watched(checkpoint.lm, 0, total, progress)
+    lm_model(config.lm, lm, config.condition_values, quantize=quantize).save(partial / LM_FILE)
+    codec = _Watched(checkpoint.codec, lm.done, total, progress)
+    codec_graph = codec_model(config.codec, codec, num_codebooks=config.lm.num_codebooks, quantize=quantize)
+    codec_graph.save(partial / CODEC_FILE)
+    shutil.copyfile(checkpoint.tokenizer, partial / checkpoint.tokenizer.name)
+    _write_config(config, checkpoint.tokenizer.name, partial)
+    for file in partial.iterdir():
+        _sync(file)
+    partial.rename(folder)
+    if progress is not None:
+        progress(total, total)
+
+
+def _write_config(config: STTConfig, tokenizer: str, folder: Path) -> None:
+    codec_config = None if config.codec == CodecConfig() else "mimi.json"
+    files = FileNames(lm=LM_FILE, codec=CODEC_FILE, codec_config=codec_config, tokenizer=tokenizer)
+    texts = {"config.json": dump_kyutai(config.model_copy(update={"files": files}))}
+    if codec_config:
+        texts[codec_config] = dump_codec(config.codec)
+    for name, content in texts.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _sync(file: Path) -> None:
+    """Wait until a file is on the disk: a rename may get there before what it names."""
+    descriptor = os.open(file, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _Watched(Mapping[str, Array]):
+    """Weights that report each tensor as it is taken: a graph takes one, quantises it, and goes on to the next."""
+
+    def __init__(self, weights: Mapping[str, Array], done: int, total: int, progress: Progress | None) -> None:
+        self.done = done
+        self._weights, self._total, self._progress = weights, total, progress
+
+    def __getitem__(self, name: str) -> Array:
+        array = self._weights[name]
+        self.done += array.size
+        if self._progress is not None:
+            self._progress(self.done, self._total)
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)

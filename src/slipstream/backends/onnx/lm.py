@@ -1,0 +1,151 @@
+"""The language model's step as a graph: one position of every slot.
+
+Shapes: B slots, K codebooks, D width, H heads, d head width, C columns of a cache, V text vocabulary.
+
+Keys and values lie in a cache `[B, H, C, d]` for each layer that is bound both in and out, so that a step writes one
+column and copies nothing. The step writes its own key into column `length` of each slot and attends to the columns up
+to it, whatever their order: the rotary angle is in the key, so a key's column need not tell its position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from slipstream.backends.onnx.graph import Array, Graph, Model
+from slipstream.backends.onnx.protobuf import DATA_TYPES, Shape
+from slipstream.backends.onnx.quantize import Bits
+from slipstream.backends.onnx.transformer import (
+    CONTRIB,
+    Quantize,
+    Weights,
+    float32,
+    linear,
+    norm,
+    padded_head_dim,
+    transformer,
+)
+from slipstream.errors import ConfigError
+from slipstream.model.config import ConditionerConfig, LMConfig
+
+BITS: dict[Quantize, Bits | None] = {None: None, "int8": 8, "int4": 4}
+
+
+def lm_model(config: LMConfig, weights: Weights, condition: Mapping[str, float | str], *, quantize: Quantize) -> Model:
+    """The graph of one step. `condition`: value by conditioner name, added to every input.
+
+    Inputs: `text` `[B]` and `codes` `[B, K]` int64; `cos` and `sin` `[B, d / 2]` of each slot's position; `row`
+    `[B, 1]`, which of those rows is whose; `length` int32 `[B]`, how many columns a slot sees beside its own, and
+    `longest` int32 `[1]`, the greatest of them plus one; `k.i` and `v.i`, the caches.
+    Outputs: `logits` `[B, V]`, `pause` `[B, H]`, `k.i.new` and `v.i.new`, to be bound where `k.i` and `v.i` are.
+
+    With `quantize`, embeddings and caches are kept in half precision and the text head in 8 bits: 4 there cost more
+    wrong tokens than in all layers together, and it is a fiftieth of the weights.
+    """
+    graph = Graph("lm")
+    bits = BITS[quantize]
+    x = _embed(graph, config, weights, "float16" if quantize else "float32", condition)
+    attend = _CachedAttention(graph, config, "float16" if quantize else "float32")
+    x = transformer(graph, x, weights, config.transformer, prefix="transformer.", attend=attend, bits=bits)
+    x = norm(graph, x, weights, "out_norm", config.transformer)
+    x = graph.reshape(x, [-1, config.transformer.dim])
+    logits = linear(graph, x, weights["text_linear.weight"], 8 if bits else None)
+    graph.op("Identity", logits, output="logits")
+    graph.output("logits", "float32", ["B", config.text_vocab])
+    if config.pause_heads:
+        _pause_heads(graph, x, config, weights["pause_heads.weight"])
+    return graph.finish()
+
+
+def condition_vector(config: LMConfig, weights: Weights, values: Mapping[str, float | str]) -> Array:
+    """The sum of all conditions `[D]`; a conditioner without a value gives its learnt padding.
+
+    Raises `ConfigError` for a name or value that is not known.
+    """
+    unknown = sorted(values.keys() - {conditioner.name for conditioner in config.conditioners})
+    if unknown:
+        known = ", ".join(conditioner.name for conditioner in config.conditioners) or "none"
+        raise ConfigError(f"unknown condition {', '.join(unknown)}; this model has: {known}")
+    total = np.zeros(config.transformer.dim, np.float32)
+    for conditioner in config.conditioners:
+        prefix = f"conditioners.{conditioner.name}."
+        if conditioner.name in values:
+            embedded = _condition(conditioner, values[conditioner.name], weights)
+            total += float32(weights[prefix + "output_proj.weight"]) @ embedded
+        else:
+            total += float32(weights[prefix + "learnt_padding"])
+    return total
+
+
+def _condition(conditioner: ConditionerConfig, value: float | str, weights: Weights) -> Array:
+    if conditioner.kind == "lut":
+        if value not in conditioner.possible_values:
+            expected = ", ".join(conditioner.possible_values)
+            raise ConfigError(f"condition {conditioner.name}={value!r}: expected one of {expected}")
+        row = conditioner.possible_values.index(str(value))
+        return float32(weights[f"conditioners.{conditioner.name}.embed.weight"][row])
+    if conditioner.kind == "tensor" or isinstance(value, str):
+        expected = "a vector, which this backend does not take" if conditioner.kind == "tensor" else "a number"
+        raise ConfigError(f"condition {conditioner.name}={value!r}: expected {expected}")
+    half = conditioner.dim // 2
+    phase = value * conditioner.scale_factor / conditioner.max_period ** (np.arange(half) / (half - 1))
+    return float32(np.concatenate([np.cos(phase), np.sin(phase)]))
+
+
+def _embed(graph: Graph, config: LMConfig, weights: Weights, dtype: str, condition: Mapping[str, float | str]) -> str:
+    K, D = config.num_codebooks, config.transformer.dim
+    text = graph.input("text", "int64", ["B"])
+    codes = graph.input("codes", "int64", ["B", K])
+    first_rows = graph.constant(np.arange(K) * (config.audio_vocab + 1))
+    text_table = graph.constant(weights["text_emb.weight"].astype(dtype))
+    audio_table = graph.constant(weights["audio_emb.weight"].astype(dtype).reshape(-1, D))
+    text_B1D = graph.reshape(graph.op("Gather", text_table, text), [-1, 1, D])
+    audio_BKD = graph.op("Gather", audio_table, graph.op("Add", codes, first_rows))
+    tokens = graph.op("Concat", text_B1D, audio_BKD, axis=1)
+    tokens = graph.op("Cast", tokens, to=DATA_TYPES["float32"])
+    x_B1D = graph.op("ReduceSum", tokens, graph.constant(np.array([1])), keepdims=1)
+    if not config.conditioners:
+        return x_B1D
+    return graph.op("Add", x_B1D, graph.constant(condition_vector(config, weights, condition)))
+
+
+class _CachedAttention:
+    """Attention of one new position over the filled columns of a cache, in the cache's precision."""
+
+    def __init__(self, graph: Graph, config: LMConfig, dtype: str) -> None:
+        self.config = config.transformer
+        self.dtype = dtype
+        self.length = graph.input("length", "int32", ["B"])
+        self.longest = graph.input("longest", "int32", [1])
+
+    def __call__(self, graph: Graph, layer: int, q: str, k: str, v: str) -> str:
+        H = self.config.num_heads
+        shape: Shape = ["B", H, "C", padded_head_dim(self.config)]
+        caches = [graph.input(f"{name}.{layer}", self.dtype, shape) for name in ("k", "v")]
+        outputs = [f"attention.{layer}", *(f"{name}.new" for name in caches)]
+        graph.op_to(
+            "GroupQueryAttention",
+            [*(self._cast(graph, part, self.dtype) for part in (q, k, v)), *caches, self.length, self.longest],
+            outputs,
+            domain=CONTRIB,
+            num_heads=H,
+            kv_num_heads=H,
+            scale=self.config.head_dim**-0.5,
+        )
+        for name in outputs[1:]:
+            graph.output(name, self.dtype, shape)
+        return self._cast(graph, outputs[0], "float32")
+
+    def _cast(self, graph: Graph, x: str, dtype: str) -> str:
+        if self.dtype == "float32":
+            return x
+        return graph.op("Cast", x, to=DATA_TYPES[dtype])
+
+
+def _pause_heads(graph: Graph, x_BD: str, config: LMConfig, weight_HCD: Array) -> None:
+    logits = linear(graph, x_BD, weight_HCD.reshape(-1, config.transformer.dim))
+    logits = graph.reshape(logits, [-1, config.pause_heads, config.pause_classes])
+    probability = graph.op("Softmax", logits, axis=-1)
+    graph.op("Gather", probability, graph.constant(np.array(0)), axis=-1, output="pause")
+    graph.output("pause", "float32", ["B", config.pause_heads])

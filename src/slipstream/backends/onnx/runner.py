@@ -1,0 +1,136 @@
+"""OnnxRunner: the Runner of the CPU backend. It needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from slipstream.arrays import BoolArray, FloatArray
+from slipstream.backends.onnx.codec import codec_model
+from slipstream.backends.onnx.graph import Array, Model
+from slipstream.backends.onnx.lm import lm_model
+from slipstream.backends.onnx.sampling import logprob, pick
+from slipstream.backends.onnx.session import open_session, physical_cores
+from slipstream.backends.onnx.streams import CodecStreams, LMStreams
+from slipstream.backends.onnx.transformer import Quantize, Weights
+from slipstream.model.config import SamplingConfig, STTConfig
+from slipstream.model.runner import StepOutput, check_slots, heard
+
+
+@dataclass(frozen=True)
+class SlotState:
+    """One slot of an `OnnxRunner`, copied out: frames heard, last text token, and the buffers' contents."""
+
+    frames: int
+    text: int
+    codec: Mapping[str, Array]
+    lm: Array
+
+
+class OnnxRunner:
+    """A codec and an LM over `slots` streams, in fixed buffers, on the CPU.
+
+    `lm`, `codec`: canonical weights, or ONNX files that `export` wrote. `quantize`: keep the LM's weights in `"int8"`
+    or `"int4"` (a file has its own already). `threads`: all physical cores by default. Position 0 (the initial tokens)
+    is run once, here, and copied into a slot at reset, so a stream's first frame is heard like any other.
+    """
+
+    def __init__(
+        self,
+        config: STTConfig,
+        lm: Weights | Path,
+        codec: Weights | Path,
+        *,
+        slots: int = 1,
+        threads: int | None = None,
+        quantize: Quantize = None,
+        sampling: SamplingConfig | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if slots < 1:
+            raise ValueError(f"slots={slots}: expected at least 1")
+        self.config = config
+        self.slots = slots
+        self.frame_samples = config.codec.frame_samples
+        self.frame_rate = config.codec.frame_rate
+        self.delay_frames = config.delay_frames
+        self.sampling = sampling if sampling is not None else config.sampling
+        self._random = np.random.default_rng(seed)
+        K = config.lm.num_codebooks
+        codec_graph: Path | Model
+        if isinstance(codec, Path):
+            codec_graph = codec
+        else:
+            codec_graph = codec_model(config.codec, codec, num_codebooks=K, quantize=quantize)
+        lm_graph = lm if isinstance(lm, Path) else lm_model(config.lm, lm, config.condition_values, quantize=quantize)
+        threads = physical_cores() if threads is None else threads
+        codec_session = open_session(codec_graph, threads=threads)
+        lm_session = open_session(lm_graph, threads=threads)
+        self.codec = CodecStreams(config.codec, codec_session, slots, K)
+        self.lm = LMStreams(config.lm, lm_session, slots, self.codec.codes_BK)
+        self._frames_B = np.zeros(slots, np.int64)
+        self._token_B = np.zeros(slots, np.int64)
+        self._logprob_B = np.zeros(slots, np.float32)
+        self._fresh = self._prime(LMStreams(config.lm, lm_session, 1, np.full((1, K), config.lm.audio_initial_id)))
+        self.reset(range(slots))
+
+    def reset(self, slots: Sequence[int]) -> None:
+        """Make each of `slots` a fresh stream."""
+        for slot in slots:
+            self.restore(slot, self._fresh)
+
+    def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
+        """Advance the active slots by one frame of samples `[B, frame_samples]`.
+
+        Raises `AudioError` when an active slot's samples are not finite: they would stay in its state for ever.
+        """
+        heard_BS = heard(pcm_BS, active_B, self.slots, self.frame_samples)
+        rows = self._rows(active_B)
+        if rows:
+            self._run(heard_BS, active_B, rows)
+        return StepOutput(self._token_B.copy(), self._logprob_B.copy(), self.lm.pause_BH.copy())
+
+    def snapshot(self, slot: int) -> SlotState:
+        """Copy one slot's state."""
+        check_slots([slot], self.slots)
+        frames = int(self._frames_B[slot])
+        text = int(self.lm.text_B[slot])
+        return SlotState(frames, text, self.codec.read(slot, frames), self.lm.read(slot, frames + 1))
+
+    def restore(self, slot: int, state: SlotState) -> None:
+        """Put a snapshot of this runner, or of another of the same model, into `slot`."""
+        check_slots([slot], self.slots)
+        self._frames_B[slot] = state.frames
+        self.lm.text_B[slot] = state.text
+        self.codec.write(slot, state.codec)
+        self.lm.write(slot, state.lm)
+
+    def _rows(self, active_B: BoolArray) -> int:
+        """How many of the first slots to run: an even number, since the 8-bit kernels multiply rows in pairs.
+
+        The last row of an odd number is summed in another order, so a slot's bits would depend on its neighbours.
+        """
+        last = int(np.flatnonzero(active_B).max(initial=-1))
+        return min(last + 1 + (last + 1) % 2, self.slots)
+
+    def _run(self, heard_BS: FloatArray, active_B: BoolArray, rows: int) -> None:
+        self.codec.pcm_BS[:rows] = heard_BS[:rows]
+        self.codec.step(self._frames_B[:rows])
+        position_B = self._frames_B + 1
+        self.lm.step(position_B[:rows])
+        logits_BV = self.lm.logits_BV[:rows]
+        self._token_B[:rows] = pick(logits_BV, self.sampling, self._random)
+        self._logprob_B[:rows] = logprob(logits_BV, self._token_B[:rows])
+        self.codec.commit(active_B)
+        self.lm.commit(active_B, position_B)
+        self.lm.text_B[active_B] = self._token_B[active_B]
+        self._frames_B += active_B
+
+    def _prime(self, lm: LMStreams) -> SlotState:
+        lm.text_B[:] = self.config.lm.text_initial_id
+        lm.step(np.zeros(1, np.int64))
+        text = int(lm.logits_BV[0].argmax())
+        return SlotState(0, text, self.codec.read(0, frames=0), lm.read(0, position=1))

@@ -1,0 +1,117 @@
+"""ONNX Runtime sessions, and runs of them over fixed buffers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from slipstream.backends.onnx.graph import VERSION, Array, Model
+from slipstream.errors import CheckpointError
+
+SPIN_MICROSECONDS = 50
+"""How long a thread spins for its next piece of work before it sleeps.
+
+Pieces of one step follow each other sooner than that: a step of the true size is a ninth shorter than with threads that
+sleep at once. Between a stream's frames they do sleep.
+"""
+# Before 1.26 a spinning thread could not be told to stop, and burnt a core for tens of milliseconds.
+_CAN_BOUND_SPINNING = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 26)
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def open_session(source: Model | Path, *, threads: int) -> onnxruntime.InferenceSession:
+    """Load a model from memory, or from an ONNX file whose weights lie beside it: those are mapped, not read.
+
+    Raises `CheckpointError` for a file that is missing, damaged or not ours.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if _CAN_BOUND_SPINNING else "0")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
+    options.log_severity_level = 4  # what fails is raised as well
+    if isinstance(source, Path):
+        return _open_file(source, options)
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in source.weights.values()]
+    options.add_external_initializers(list(source.weights), values)
+    return onnxruntime.InferenceSession(source.proto, options, providers=["CPUExecutionProvider"])
+
+
+def input_type(session: onnxruntime.InferenceSession, name: str) -> npt.DTypeLike:
+    """The type of a graph's input."""
+    return _DTYPES[next(node.type for node in session.get_inputs() if node.name == name)]
+
+
+class Bound:
+    """A session that reads from and writes to arrays which stay where they are.
+
+    The first dimension of `inputs` and `outputs` is the slots, of which a run can take the first few; `shared` is what
+    a run reads whole.
+    """
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        inputs: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+        shared: Mapping[str, Array],
+    ) -> None:
+        self._session = session
+        self._inputs, self._outputs, self._shared = inputs, outputs, shared
+        self._bindings: dict[int, onnxruntime.SessionIOBinding] = {}
+
+    def run(self, rows: int) -> None:
+        """Run the first `rows` slots."""
+        if rows not in self._bindings:
+            self._bindings[rows] = self._bind(rows)
+        self._session.run_with_iobinding(self._bindings[rows])
+
+    def _bind(self, rows: int) -> onnxruntime.SessionIOBinding:
+        binding = self._session.io_binding()
+        inputs = {**self._shared, **{name: array[:rows] for name, array in self._inputs.items()}}
+        for name, array in inputs.items():
+            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name, whole in self._outputs.items():
+            array = whole[:rows]
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        return binding
+
+
+def physical_cores() -> int:
+    """Cores that this process may use, two threads of one core counted once; off Linux 0: ONNX Runtime counts."""
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    return len({_core(cpu) for cpu in os.sched_getaffinity(0)})
+
+
+def _core(cpu: int) -> str:
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(cpu)
+
+
+def _open_file(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except (
+        ort_errors.Fail,
+        ort_errors.InvalidArgument,
+        ort_errors.InvalidGraph,
+        ort_errors.InvalidProtobuf,
+        ort_errors.NoSuchFile,
+        ort_errors.NotImplemented,
+        ort_errors.RuntimeException,
+    ) as error:
+        raise CheckpointError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+    found = session.get_modelmeta().custom_metadata_map
+    if found != VERSION:
+        raise CheckpointError(f"{path} was not made by this version of Slipstream: convert the checkpoint again")
+    return session

@@ -1,0 +1,240 @@
+"""The state of `slots` streams in fixed buffers, and one step of the codec and of the LM over them.
+
+Shapes: B slots, S samples, T positions of the codec's Transformer in a frame, K codebooks, L layers, H heads, d head
+width, C columns, V text vocabulary. Keys and values of all layers lie in one array `[L, 2, B, H, C, d]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from slipstream.arrays import BoolArray, IntArray
+from slipstream.backends.onnx.graph import Array
+from slipstream.backends.onnx.session import Bound, input_type
+from slipstream.backends.onnx.transformer import padded_head_dim, rotations
+from slipstream.model.config import CodecConfig, LMConfig, TransformerConfig, WhisperConfig
+from slipstream.spectrum import whisper_positions
+
+
+class CodecStreams:
+    """The codec over B streams."""
+
+    def __init__(
+        self, config: CodecConfig, session: onnxruntime.InferenceSession, slots: int, num_codebooks: int
+    ) -> None:
+        self.config = config
+        self.pcm_BS = np.zeros((slots, config.frame_samples), np.float32)
+        self.codes_BK = np.zeros((slots, num_codebooks), np.int64)
+        self._first_B = np.zeros(slots, np.bool_)
+        self._places: _CausalPlaces | _WhisperPlaces
+        if config.whisper:
+            self._places = _WhisperPlaces(config.whisper, slots, config.stride)
+        else:
+            self._places = _CausalPlaces(config.transformer, slots, config.stride)
+        self.columns = self._places.columns
+        self._tails = _tails(session, slots)
+        self._new_tails = {f"{name}.new": np.zeros_like(tail) for name, tail in self._tails.items()}
+        self._ring = self._places.empty_ring()
+        inputs: dict[str, Array] = {
+            "pcm": self.pcm_BS,
+            "first": self._first_B,
+            **self._places.inputs,
+            **self._tails,
+            **_layers(self._ring),
+        }
+        outputs = {"codes": self.codes_BK, **self._new_tails, **_layers(self._ring, ".new")}
+        self._bound = Bound(session, inputs, outputs, self._places.shared)
+
+    def step(self, frames_B: IntArray) -> None:
+        """Encode a frame of each stream that has heard `frames_B` frames: the first slots, as many as there are."""
+        self._first_B[: len(frames_B)] = frames_B == 0
+        self._places.find(frames_B[:, None] * self.config.stride + np.arange(self.config.stride))
+        self._bound.run(len(frames_B))
+
+    def commit(self, active_B: BoolArray) -> None:
+        """Let the active slots, all of them in the last step, advance."""
+        for old, new in zip(self._tails.values(), self._new_tails.values(), strict=True):
+            old[active_B] = new[active_B]
+
+    def reset(self, slot: int) -> None:
+        for tail in self._tails.values():
+            tail[slot] = 0
+
+    def read(self, slot: int, frames: int) -> dict[str, Array]:
+        """Copy a slot that has heard `frames` frames."""
+        filled = min(frames * self.config.stride, self.columns)
+        saved = {name: tail[slot].copy() for name, tail in self._tails.items()}
+        return saved | {"ring": self._ring[:, :, slot, :, :filled].copy()}
+
+    def write(self, slot: int, saved: Mapping[str, Array]) -> None:
+        for name, tail in self._tails.items():
+            tail[slot] = saved[name]
+        ring = saved["ring"]
+        self._ring[:, :, slot, :, : ring.shape[3]] = ring
+
+
+class _Places:
+    """Where a frame's T positions lie in rings of C columns, and what their queries see.
+
+    `inputs`: a graph's inputs with a row for each slot; `shared`: those without.
+    """
+
+    def __init__(self, slots: int, positions: int, heads: int, columns: int, masks: int) -> None:
+        self.columns = columns
+        self.mask_BLTC = np.zeros((slots, masks, positions, columns), np.float32)
+        self._place_BTH3 = np.zeros((slots, positions, heads, 3), np.int64)
+        self._place_BTH3[..., 0] = np.arange(slots)[:, None, None]
+        self._place_BTH3[..., 1] = np.arange(heads)
+        self.inputs: dict[str, Array] = {"mask": self.mask_BLTC, "columns": self._place_BTH3}
+        self.shared: dict[str, Array] = {}
+
+    def place(self, position_BT: IntArray) -> IntArray:
+        """Place the new keys. Returns the newest position that lies in each column then `[B, C]`; negative: none."""
+        self._place_BTH3[: len(position_BT), ..., 2] = (position_BT % self.columns)[:, :, None]
+        last_B1 = position_BT[:, -1:]
+        held_BC: IntArray = last_B1 - (last_B1 - np.arange(self.columns)) % self.columns
+        return held_BC
+
+
+class _CausalPlaces(_Places):
+    """Positions of a causal Transformer with rotary embedding."""
+
+    def __init__(self, config: TransformerConfig, slots: int, positions: int) -> None:
+        # A frame's first query still needs its `context` keys when the frame's last key is written.
+        super().__init__(slots, positions, config.num_heads, config.context + positions - 1, masks=1)
+        self.config = config
+        self._rotary = _Rotary(config, slots, positions)
+        self.inputs["row"] = self._rotary.row_BT
+        self.shared = self._rotary.angles
+
+    def empty_ring(self) -> Array:
+        return _key_values(self.config, len(self.mask_BLTC), self.columns, np.float32)
+
+    def find(self, position_BT: IntArray) -> None:
+        held_B1C = self.place(position_BT)[:, None]
+        distance_BTC = position_BT[:, :, None] - held_B1C
+        seen = (distance_BTC >= 0) & (distance_BTC < self.config.context) & (held_B1C >= 0)
+        self.mask_BLTC[: len(position_BT), 0] = np.where(seen, np.float32(0), np.float32(-np.inf))
+        self._rotary.turn(position_BT)
+
+
+class _WhisperPlaces(_Places):
+    """Positions of a Whisper encoder: queries lag behind keys, and keys behind the stream, more in each layer."""
+
+    def __init__(self, config: WhisperConfig, slots: int, positions: int) -> None:
+        columns = config.context + config.lookahead + positions - 1
+        super().__init__(slots, positions, config.num_heads, columns, masks=config.num_layers)
+        self.config = config
+        self._table = whisper_positions(config.dim)
+        self._sines_BTD = np.zeros((slots, positions, config.dim), np.float32)
+        self._live_BT1 = np.zeros((slots, positions, 1), np.float32)
+        self.inputs |= {"sines": self._sines_BTD, "live": self._live_BT1}
+
+    def empty_ring(self) -> Array:
+        config = self.config
+        shape = (config.num_layers, 2, len(self.mask_BLTC), config.num_heads, self.columns, config.head_dim)
+        return np.zeros(shape, np.float32)
+
+    def find(self, position_BT: IntArray) -> None:
+        config, rows = self.config, len(position_BT)
+        held_B11C = self.place(position_BT)[:, None, None]
+        first_L11 = (np.arange(config.num_layers) * config.lookahead)[:, None, None]
+        query_B1T1 = position_BT[:, None, :, None] - config.lookahead
+        distance = query_B1T1 - held_B11C
+        seen = (distance >= -config.lookahead) & (distance < config.context) & (held_B11C >= first_L11)
+        # A query before the stream's first position sees anything: nothing reads its output.
+        seen |= query_B1T1 < first_L11
+        self.mask_BLTC[:rows] = np.where(seen, np.float32(0), np.float32(-np.inf))
+        self._sines_BTD[:rows] = self._table[position_BT % len(self._table)]
+        self._live_BT1[:rows, :, 0] = position_BT >= config.delay
+
+
+class LMStreams:
+    """The LM over B streams, which reads `codes_BK` where the codec writes them.
+
+    The last column of a cache is where a step writes its own key once the others are full. They are a ring of the
+    positions before it: `commit` moves the newest there, over the oldest.
+    """
+
+    def __init__(self, config: LMConfig, session: onnxruntime.InferenceSession, slots: int, codes_BK: IntArray) -> None:
+        self.config = config
+        self.text_B = np.zeros(slots, np.int64)
+        self.codes_BK = codes_BK
+        self.logits_BV = np.zeros((slots, config.text_vocab), np.float32)
+        self.pause_BH = np.zeros((slots, config.pause_heads), np.float32)
+        self._older = config.transformer.context - 1
+        self._rotary = _Rotary(config.transformer, slots, 1)
+        self._length_B = np.zeros(slots, np.int32)
+        self._longest = np.zeros(1, np.int32)
+        dtype = input_type(session, "k.0")
+        self._cache = _key_values(config.transformer, slots, config.transformer.context, dtype)
+        inputs: dict[str, Array] = {
+            "text": self.text_B,
+            "codes": codes_BK,
+            "length": self._length_B,
+            "row": self._rotary.row_BT,
+            **_layers(self._cache),
+        }
+        outputs: dict[str, Array] = {"logits": self.logits_BV, **_layers(self._cache, ".new")}
+        if config.pause_heads:
+            outputs["pause"] = self.pause_BH
+        self._bound = Bound(session, inputs, outputs, {"longest": self._longest, **self._rotary.angles})
+
+    def step(self, position_B: IntArray) -> None:
+        """Read the tokens of each stream at its position: the first slots, as many as there are positions."""
+        rows = len(position_B)
+        self._length_B[:rows] = np.minimum(position_B, self._older)
+        self._longest[:] = self._length_B[:rows].max() + 1
+        self._rotary.turn(position_B[:, None])
+        self._bound.run(rows)
+
+    def commit(self, active_B: BoolArray, position_B: IntArray) -> None:
+        """Let the active slots, all of them in the last step, advance from `position_B`."""
+        for slot in np.flatnonzero(active_B & (position_B >= self._older) & (self._older > 0)):
+            column = position_B[slot] % self._older
+            self._cache[:, :, slot, :, column] = self._cache[:, :, slot, :, self._older]
+
+    def read(self, slot: int, position: int) -> Array:
+        """Copy the keys and values of a slot whose next position is `position`."""
+        saved: Array = self._cache[:, :, slot, :, : min(position, self._older)].copy()
+        return saved
+
+    def write(self, slot: int, saved: Array) -> None:
+        self._cache[:, :, slot, :, : saved.shape[3]] = saved
+
+
+class _Rotary:
+    """The rotary angles' inputs: a table with a row for each position of each slot, and which rows are whose."""
+
+    def __init__(self, config: TransformerConfig, slots: int, steps: int) -> None:
+        self.config = config
+        self.row_BT = np.arange(slots * steps).reshape(slots, steps)
+        cos, sin = rotations(self.row_BT.reshape(-1), config)
+        self.angles = {"cos": cos, "sin": sin}
+
+    def turn(self, position_BT: IntArray) -> None:
+        rows = position_BT.size
+        self.angles["cos"][:rows], self.angles["sin"][:rows] = rotations(position_BT.reshape(-1), self.config)
+
+
+def _tails(session: onnxruntime.InferenceSession, slots: int) -> dict[str, Array]:
+    shapes = {node.name: node.shape for node in session.get_inputs() if node.name.startswith("tail.")}
+    return {name: np.zeros((slots, *shape[1:]), np.float32) for name, shape in shapes.items()}
+
+
+def _key_values(config: TransformerConfig, slots: int, columns: int, dtype: npt.DTypeLike) -> Array:
+    shape = (config.num_layers, 2, slots, config.num_heads, columns, padded_head_dim(config))
+    return np.zeros(shape, dtype)
+
+
+def _layers(key_values: Array, suffix: str = "") -> dict[str, Array]:
+    """The names in the graph of each layer's keys and values."""
+    return {
+        f"{name}.{layer}{suffix}": part
+        for layer, pair in enumerate(key_values)
+        for name, part in zip(("k", "v"), pair, strict=True)
+    }

@@ -1,0 +1,167 @@
+"""Transformer layers as graph nodes, shared by the codec and the LM.
+
+Shapes: B slots, T positions of one step, D width, H heads, d head width, C columns of a cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import numpy as np
+
+from slipstream.backends.onnx.graph import Array, Graph
+from slipstream.backends.onnx.quantize import BLOCK, Bits, quantize
+from slipstream.model.config import TransformerConfig
+
+Weights = Mapping[str, Array]
+Quantize = Literal["int8", "int4"] | None
+
+CONTRIB = "com.microsoft"
+RMS_EPS = 1e-8
+LAYER_NORM_EPS = 1e-5
+
+HEAD_MULTIPLE = 8
+"""GroupQueryAttention takes head widths of this multiple; narrower heads are padded with zeros."""
+
+_INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: inputs in 8 bits too, a scale for each block
+
+Attend = Callable[[Graph, int, str, str, str], str]
+"""Adds a layer's attention: graph, layer, rotated q, rotated k and v, all `[B, T, H * d]`; returns `[B, T, H * d]`."""
+
+
+def padded_head_dim(config: TransformerConfig) -> int:
+    """Width of a head in the graph, d."""
+    return -(-config.head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
+
+
+def rotations(position_N: Array, config: TransformerConfig) -> tuple[Array, Array]:
+    """Cosine and sine of the rotary angles at each position, float32 `[N, d / 2]`.
+
+    The angle is a product in float64: in float32 it would be off by 0.06 rad after a million positions.
+    """
+    pair = np.arange(padded_head_dim(config) // 2)
+    frequency = np.exp(pair * (-2 * math.log(config.max_period) / config.head_dim))
+    angle = position_N[:, None] * frequency
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def float32(array: Array) -> Array:
+    return np.asarray(array, np.float32)
+
+
+def linear(graph: Graph, x: str, weight_NK: Array, bits: Bits | None = None) -> str:
+    """`[..., K] -> [..., N]`, the weight in float32 or quantised."""
+    if bits is None:
+        return graph.op("MatMul", x, graph.constant(float32(weight_NK).T))
+    packed, scales = quantize(weight_NK, bits)
+    return graph.op(
+        "MatMulNBits",
+        x,
+        graph.constant(packed),
+        graph.constant(scales),
+        domain=CONTRIB,
+        N=weight_NK.shape[0],
+        K=weight_NK.shape[1],
+        bits=bits,
+        block_size=BLOCK[bits],
+        accuracy_level=_INT8_ACTIVATIONS,
+    )
+
+
+def transformer(
+    graph: Graph,
+    x_BTD: str,
+    weights: Weights,
+    config: TransformerConfig,
+    *,
+    prefix: str,
+    attend: Attend,
+    bits: Bits | None = None,
+) -> str:
+    """Add a whole stack: `[B, T, D] -> [B, T, D]`."""
+    rope = _RotaryInputs(graph, config)
+    for i in range(config.num_layers):
+        layer = {name: weights[f"{prefix}layers.{i}.{name}"] for name in _layer_names(config)}
+        h = norm(graph, x_BTD, layer, "norm1", config)
+        width = config.num_heads * padded_head_dim(config)
+        qkv = linear(graph, h, _pad_in_proj(layer["attn.in_proj.weight"], config), bits)
+        qk, v = graph.split(qkv, [2 * width, width])
+        q, k = graph.split(rope.rotate(qk), [width, width])
+        y = attend(graph, i, q, k, v)
+        y = linear(graph, y, _pad_out_proj(layer["attn.out_proj.weight"], config), bits)
+        x_BTD = graph.op("Add", x_BTD, _scale(graph, y, layer.get("scale1")))
+        h = norm(graph, x_BTD, layer, "norm2", config)
+        y = feed_forward(graph, h, layer, config, bits)
+        x_BTD = graph.op("Add", x_BTD, _scale(graph, y, layer.get("scale2")))
+    return x_BTD
+
+
+def norm(graph: Graph, x: str, weights: Weights, name: str, config: TransformerConfig) -> str:
+    weight = graph.constant(float32(weights[f"{name}.weight"]))
+    if config.norm == "rms_norm":
+        return graph.op("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=RMS_EPS)
+    bias = graph.constant(float32(weights[f"{name}.bias"]))
+    return graph.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=LAYER_NORM_EPS)
+
+
+def feed_forward(graph: Graph, x: str, layer: Weights, config: TransformerConfig, bits: Bits | None) -> str:
+    x = linear(graph, x, layer["ffn.linear_in.weight"], bits)
+    if config.gated:
+        gate, value = graph.split(x, [config.ffn_dim, config.ffn_dim])
+        x = graph.op("Mul", graph.op("QuickGelu", gate, domain=CONTRIB, alpha=1.0), value)  # SiLU at alpha 1
+    else:
+        x = graph.op("Gelu", x, domain=CONTRIB)
+    return linear(graph, x, layer["ffn.linear_out.weight"], bits)
+
+
+class _RotaryInputs:
+    """The rotary embedding of a graph: angles come from the host, one row for each position of each slot."""
+
+    def __init__(self, graph: Graph, config: TransformerConfig) -> None:
+        self.graph = graph
+        self.heads = 2 * config.num_heads
+        half = padded_head_dim(config) // 2
+        self.cos = graph.input("cos", "float32", ["BT", half])
+        self.sin = graph.input("sin", "float32", ["BT", half])
+        self.row = graph.input("row", "int64", ["B", "T"])
+
+    def rotate(self, qk: str) -> str:
+        """Turn neighbouring pairs of each head of `[B, T, 2 * H * d]` (rotary embedding, arXiv:2104.09864)."""
+        return self.graph.op(
+            "RotaryEmbedding",
+            qk,
+            self.row,
+            self.cos,
+            self.sin,
+            domain=CONTRIB,
+            interleaved=1,
+            num_heads=self.heads,
+            rotary_embedding_dim=0,
+        )
+
+
+def _layer_names(config: TransformerConfig) -> list[str]:
+    names = ["attn.in_proj.weight", "attn.out_proj.weight", "ffn.linear_in.weight", "ffn.linear_out.weight"]
+    parts = ["weight"] if config.norm == "rms_norm" else ["weight", "bias"]
+    names += [f"{norm}.{part}" for norm in ("norm1", "norm2") for part in parts]
+    return names + (["scale1", "scale2"] if config.layer_scale else [])
+
+
+def _scale(graph: Graph, y: str, scale: Array | None) -> str:
+    return y if scale is None else graph.op("Mul", y, graph.constant(float32(scale)))
+
+
+def _pad_in_proj(weight: Array, config: TransformerConfig) -> Array:
+    heads = float32(weight).reshape(3 * config.num_heads, config.head_dim, config.dim)
+    return np.pad(heads, [(0, 0), (0, _padding(config)), (0, 0)]).reshape(-1, config.dim)
+
+
+def _pad_out_proj(weight: Array, config: TransformerConfig) -> Array:
+    heads = float32(weight).reshape(config.dim, config.num_heads, config.head_dim)
+    return np.pad(heads, [(0, 0), (0, 0), (0, _padding(config))]).reshape(config.dim, -1)
+
+
+def _padding(config: TransformerConfig) -> int:
+    return padded_head_dim(config) - config.head_dim

@@ -1,0 +1,67 @@
+"""Which rows a step runs: a step costs what its batch holds, whether its rows are active or not."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slipstream.arrays import BoolArray, IntArray
+
+SMALL_BUCKETS = (1, 8, 32, 64)
+LARGE_BUCKET_STEP = 128
+
+GATHERED_ROWS = 8
+"""The most slots that are copied together into a batch of their own; the copy takes as much memory as they do."""
+
+GATHER_COST = 5
+"""How often a gathered step moves each ring: read and written to gather it, read by attention, read and written to put
+it back. In place it is read once, by attention. So gathering pays below a fifth of the rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A batch of `size` rows: the first `size` slots in place, or gathered, copies of any slots."""
+
+    size: int
+    gathered: bool = False
+
+
+class Buckets:
+    """The batches that a runner of `slots` slots can run, and which of them a step needs.
+
+    `sizes`: ascending, the last one `slots`; by default 1, 8, 32, 64, 128, then every 128.
+    """
+
+    def __init__(self, slots: int, sizes: Sequence[int] | None = None) -> None:
+        sizes = default_sizes(slots) if sizes is None else tuple(sizes)
+        if not sizes or sizes[0] < 1 or sizes[-1] != slots or list(sizes) != sorted(set(sizes)):
+            raise ValueError(f"buckets={list(sizes)}: expected ascending sizes from at least 1 up to slots={slots}")
+        self._sizes = sizes
+        self._gathered = [size for size in sizes if size <= GATHERED_ROWS and GATHER_COST * size < slots]
+
+    @property
+    def all(self) -> list[Bucket]:
+        """Every bucket there is, the largest first."""
+        in_place = [Bucket(size) for size in reversed(self._sizes)]
+        return in_place + [Bucket(size, gathered=True) for size in reversed(self._gathered)]
+
+    def choose(self, active_B: BoolArray) -> tuple[Bucket, slice | IntArray]:
+        """The cheapest bucket that holds all active slots, and the slot of each of its rows, without repetition."""
+        active = np.flatnonzero(active_B)
+        reach = int(active[-1]) + 1 if len(active) else 1
+        whole = self._sizes[bisect_left(self._sizes, reach)]
+        at = bisect_left(self._gathered, len(active))
+        if at < len(self._gathered) and GATHER_COST * self._gathered[at] < whole:
+            size = self._gathered[at]
+            idle = np.flatnonzero(~active_B)[: size - len(active)]
+            return Bucket(size, gathered=True), np.concatenate([active, idle])
+        return Bucket(whole), slice(0, whole)
+
+
+def default_sizes(slots: int) -> tuple[int, ...]:
+    """Finer than powers of two where it matters: no step pays for more than 127 rows that it does not need."""
+    sizes = [*SMALL_BUCKETS, *range(LARGE_BUCKET_STEP, slots, LARGE_BUCKET_STEP)]
+    return (*(size for size in sizes if size < slots), slots)

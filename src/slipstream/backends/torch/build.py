@@ -1,0 +1,49 @@
+"""Modules from canonical weights: allocated once, in the right type, on the right device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slipstream.backends.torch.lm import LM
+from slipstream.backends.torch.mimi import Mimi
+from slipstream.model.config import CodecConfig, LMConfig
+
+_Module = TypeVar("_Module", bound=nn.Module)
+Arrays = Mapping[str, "np.ndarray[Any, Any]"]
+
+
+def build_codec(config: CodecConfig, weights: Arrays, *, device: str | torch.device = "cpu") -> Mimi:
+    """Mimi with the given canonical weights, in float32: its codes change with less."""
+    return _load(Mimi(config), weights, torch.device(device), torch.float32)
+
+
+def build_lm(
+    config: LMConfig,
+    weights: Arrays,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> LM:
+    """The LM with the given canonical weights, in `dtype`."""
+    with torch.device("meta"):
+        module = LM(config)
+    return _load(module, weights, torch.device(device), dtype)
+
+
+def to_tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """A tensor over the array's memory, copied only if that is read-only; bfloat16, an extension to numpy, included."""
+    array = np.require(array, requirements=["C", "W"])
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _load(module: _Module, weights: Arrays, device: torch.device, dtype: torch.dtype) -> _Module:
+    tensors = {name: to_tensor(array).to(device, dtype) for name, array in weights.items()}
+    module.load_state_dict(tensors, assign=True)
+    return module.to(device).eval().requires_grad_(False)

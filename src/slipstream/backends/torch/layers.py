@@ -1,0 +1,266 @@
+"""Causal convolutions and Transformer layers: the arithmetic shared by the codec and the LM.
+
+Shapes: B slots, T positions, D width, H heads, C ring columns, S samples or positions of a convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from slipstream.backends.torch.state import Ring, State
+from slipstream.model.config import TransformerConfig
+
+RMS_EPS = 1e-8
+LAYER_NORM_EPS = 1e-5
+
+
+class CausalConv1d(nn.Conv1d):
+    """A convolution that sees only the past: `[B, C, S] -> [B, C', S / stride]`.
+
+    The state is the `context` last inputs. The left of a stream is zeros, or with `replicate` its first input again.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        bias: bool = True,
+        replicate: bool = False,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, dilation=dilation, bias=bias)
+        self.context = (kernel_size - 1) * dilation + 1 - stride
+        self.replicate = replicate
+
+    def init_state(self, batch: int) -> Tensor:
+        # NaN marks inputs that a stream does not have yet; no finite input can make one.
+        unset = math.nan if self.replicate else 0.0
+        return torch.full(
+            (batch, self.in_channels, self.context), unset, device=self.weight.device, dtype=self.weight.dtype
+        )
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        if state is None:
+            state = self.init_state(x.shape[0])
+        if self.replicate:
+            state = torch.where(state.isnan(), x[..., :1], state)
+        x = torch.cat([state, x], dim=-1)
+        return super().forward(x), x[..., x.shape[-1] - self.context :]
+
+
+class CausalConvTranspose1d(nn.ConvTranspose1d):
+    """A transposed convolution, cut to what the past decides: `[B, C, T] -> [B, C', T * stride]`.
+
+    The state is what the inputs so far add to the next `kernel_size - stride` outputs.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int, groups: int = 1, bias: bool = True
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, groups=groups, bias=bias)
+        self.overlap = kernel_size - stride
+
+    def init_state(self, batch: int) -> Tensor:
+        return torch.zeros(batch, self.out_channels, self.overlap, device=self.weight.device, dtype=self.weight.dtype)
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        y = F.conv_transpose1d(x, self.weight, None, self.stride, groups=self.groups)
+        if state is not None:
+            y = torch.cat([y[..., : self.overlap] + state, y[..., self.overlap :]], dim=-1)
+        done = y.shape[-1] - self.overlap
+        tail, y = y[..., done:], y[..., :done]
+        return (y if self.bias is None else y + self.bias[:, None]), tail
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation in float32, whatever the input's type."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), RMS_EPS).to(x.dtype)
+
+
+def make_norm(config: TransformerConfig) -> nn.Module:
+    return RMSNorm(config.dim) if config.norm == "rms_norm" else nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
+
+
+def rotations(position_BT: Tensor, head_dim: int, max_period: float) -> Tensor:
+    """Unit complex numbers `[B, 1, T, head_dim / 2]` that turn the pairs of a head at each position.
+
+    The angle is a product in float64: in float32 it would be off by 0.06 rad after a million positions.
+    """
+    pair = torch.arange(head_dim // 2, device=position_BT.device, dtype=torch.float64)
+    frequency = torch.exp(pair * (-2 * math.log(max_period) / head_dim))
+    angle = position_BT[:, None, :, None].double() * frequency
+    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+
+
+def rotate(x_BHTD: Tensor, rotation: Tensor) -> Tensor:
+    """Turn neighbouring pairs of each head by the position's angles (rotary embedding, arXiv:2104.09864)."""
+    pairs = torch.view_as_complex(x_BHTD.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation).flatten(-2).to(x_BHTD.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention. With a ring, queries read its columns instead of this call's own keys."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.in_proj = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.out_proj = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(self, x_BTD: Tensor, rotation: Tensor, mask: Tensor, ring: Ring | None, columns_BT: Tensor) -> Tensor:
+        B, T, D = x_BTD.shape
+        q, k, v = self.in_proj(x_BTD).view(B, T, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = rotate(q, rotation), rotate(k, rotation)
+        if ring is not None:
+            ring.write(columns_BT, k, v)
+            k, v = ring.k, ring.v
+        y = attend(q, k, v, mask)
+        projected: Tensor = self.out_proj(y.transpose(1, 2).reshape(B, T, D))
+        return projected
+
+
+def attend(q_BHTD: Tensor, k_BHCD: Tensor, v_BHCD: Tensor, mask_B1TC: Tensor) -> Tensor:
+    """Scaled dot-product attention; `mask_B1TC` is added to the scores."""
+    if not (q_BHTD.is_cpu and q_BHTD.requires_grad):
+        return F.scaled_dot_product_attention(q_BHTD, k_BHCD, v_BHCD, mask_B1TC)
+    # On CPU the library's kernel takes three times as long to differentiate as these matrix products.
+    B, H, T, D = q_BHTD.shape
+    mask = mask_B1TC.expand(B, H, T, -1).flatten(0, 1)
+    scores = torch.baddbmm(mask, q_BHTD.flatten(0, 1), k_BHCD.flatten(0, 1).transpose(1, 2), alpha=D**-0.5)
+    return (scores.softmax(-1) @ v_BHCD.flatten(0, 1)).view(B, H, T, D)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers: gated by SiLU (the LM), or with GELU between (the codec)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gated = config.gated
+        self.linear_in = nn.Linear(config.dim, config.ffn_dim * (2 if config.gated else 1), bias=False)
+        self.linear_out = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear_in(x)
+        if self.gated:
+            gate, value = x.chunk(2, dim=-1)
+            x = F.silu(gate) * value
+        else:
+            x = F.gelu(x)
+        y: Tensor = self.linear_out(x)
+        return y
+
+
+class TransformerLayer(nn.Module):
+    """Attention, then feed-forward, each on a normalised input and added back, with an optional learnt scale."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.norm1 = make_norm(config)
+        self.attn = Attention(config)
+        self.norm2 = make_norm(config)
+        self.ffn = FeedForward(config)
+        self.scale1 = nn.Parameter(torch.full((config.dim,), 0.01)) if config.layer_scale else None
+        self.scale2 = nn.Parameter(torch.full((config.dim,), 0.01)) if config.layer_scale else None
+
+    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor, ring: Ring | None, columns: Tensor) -> Tensor:
+        y: Tensor = self.attn(self.norm1(x), rotation, mask, ring, columns)
+        x = x + (y if self.scale1 is None else y * self.scale1)
+        y = self.ffn(self.norm2(x))
+        return x + (y if self.scale2 is None else y * self.scale2)
+
+
+class Transformer(nn.Module):
+    """A stack of causal layers whose queries see the last `config.context` positions.
+
+    The state is `{"position": [B], "rings": [Ring, ...]}`. `checkpointing` recomputes each layer in the backward pass
+    instead of keeping its activations.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
+        self.checkpointing = False
+
+    def init_state(self, batch: int, max_step: int) -> dict[str, State]:
+        """State for `batch` streams that advance by at most `max_step` positions at a time.
+
+        A step's first query still needs its `context` keys when the step's last key is written, hence the capacity.
+        """
+        weight = next(self.parameters())
+        capacity = self.config.context + max_step - 1
+        rings: list[State] = [
+            Ring.empty(
+                batch,
+                self.config.num_heads,
+                capacity,
+                self.config.head_dim,
+                device=weight.device,
+                dtype=weight.dtype,
+            )
+            for _ in self.layers
+        ]
+        return {
+            "position": torch.zeros(batch, dtype=torch.int64, device=weight.device),
+            "rings": rings,
+        }
+
+    def forward(self, x_BTD: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
+        T = x_BTD.shape[1]
+        steps_T = torch.arange(T, device=x_BTD.device)
+        if state is None:
+            position_BT = steps_T[None]
+            key_position = steps_T[None]
+            rings: list[Ring] | list[None] = [None] * len(self.layers)
+            columns_BT = position_BT
+        else:
+            rings, position = unpack(state)
+            capacity = rings[0].k.shape[2]
+            if capacity - self.config.context + 1 < T:
+                raise ValueError(
+                    f"a step of {T} positions, but the state was made for {capacity - self.config.context + 1}"
+                )
+            position_BT = position[:, None] + steps_T
+            columns_BT = position_BT % capacity
+            # The newest position that lies in each column once this step is written; negative where none does yet.
+            last_B1 = position_BT[:, -1:]
+            key_position = last_B1 - (last_B1 - torch.arange(capacity, device=x_BTD.device)) % capacity
+        mask = attention_mask(position_BT, key_position, self.config.context, x_BTD.dtype)
+        rotation = rotations(position_BT, self.config.head_dim, self.config.max_period)
+        for layer, ring in zip(self.layers, rings, strict=True):
+            if self.checkpointing and torch.is_grad_enabled():
+                x_BTD = checkpoint(layer, x_BTD, rotation, mask, ring, columns_BT, use_reentrant=False)
+            else:
+                x_BTD = layer(x_BTD, rotation, mask, ring, columns_BT)
+        if state is None:
+            return x_BTD, None
+        return x_BTD, {"position": position_BT[:, -1] + 1, "rings": cast("list[State]", rings)}
+
+
+def unpack(state: State) -> tuple[list[Ring], Tensor]:
+    """The rings and positions `[B]` of a Transformer's state."""
+    assert isinstance(state, dict)
+    return cast("list[Ring]", state["rings"]), cast(Tensor, state["position"])
+
+
+def attention_mask(position_BT: Tensor, key_position_BC: Tensor, context: int, dtype: torch.dtype) -> Tensor:
+    """What each query adds to its scores, `[B, 1, T, C]`: 0 for the last `context` positions, else minus infinity."""
+    distance = position_BT[:, :, None] - key_position_BC[:, None, :]
+    visible = (distance >= 0) & (distance < context) & (key_position_BC[:, None, :] >= 0)
+    mask = torch.zeros(visible.shape, device=visible.device, dtype=dtype)
+    return mask.masked_fill(~visible, -math.inf)[:, None]

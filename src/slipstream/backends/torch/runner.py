@@ -1,0 +1,248 @@
+"""TorchRunner: the Runner of the PyTorch backend, on CPU or CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slipstream.arrays import BoolArray, FloatArray
+from slipstream.backends.torch.buckets import Bucket, Buckets
+from slipstream.backends.torch.graphs import capture
+from slipstream.backends.torch.lm import LM
+from slipstream.backends.torch.mimi import Mimi
+from slipstream.backends.torch.sampling import pick_token
+from slipstream.backends.torch.state import State, commit, first_slots, read_slot, read_slots, write_slots
+from slipstream.model.config import PAD_ID, SamplingConfig, STTConfig
+from slipstream.model.runner import StepOutput, check_finite, check_shapes, check_slots
+
+
+@dataclass(frozen=True)
+class SlotState:
+    """One slot of a `TorchRunner`, copied out: a batch of one."""
+
+    state: State
+
+
+class TorchRunner:
+    """A codec and an LM over `slots` streams, in fixed buffers.
+
+    One step encodes a frame, feeds its tokens and each stream's last text token to the LM, and picks the next text
+    token. It runs over the smallest of its `buckets` that holds the active slots, so that few streams do not pay for
+    many. On CUDA the step of each bucket is one captured graph; the host waits for the device once a step. Position 0
+    (the initial tokens) is run once, here, and copied into a slot at reset, so a stream's first frame is heard like
+    any other.
+
+    `buckets`: batch sizes, ascending up to `slots` (default: `buckets.default_sizes`). `tf32`: let products of the
+    float32 parts round their inputs to TF32 on CUDA; it is faster, and some of the codec's tokens change.
+    """
+
+    def __init__(
+        self,
+        config: STTConfig,
+        codec: Mimi,
+        lm: LM,
+        *,
+        slots: int = 1,
+        sampling: SamplingConfig | None = None,
+        seed: int | None = None,
+        buckets: Sequence[int] | None = None,
+        tf32: bool = False,
+    ) -> None:
+        if slots < 1:
+            raise ValueError(f"slots={slots}: expected at least 1")
+        self.config = config
+        self.codec = codec.eval().requires_grad_(False)
+        self.lm = lm.eval().requires_grad_(False)
+        self.sampling = sampling if sampling is not None else config.sampling
+        self.slots = slots
+        self.frame_samples = config.codec.frame_samples
+        self.frame_rate = config.codec.frame_rate
+        self.delay_frames = config.delay_frames
+        self.device = lm.text_linear.weight.device
+        self._tf32 = tf32
+        self._buckets = Buckets(slots, buckets)
+        self._generator = None
+        if seed is not None:
+            if self.device.type == "cuda":
+                raise ValueError("a seed cannot be set on CUDA: use torch.manual_seed before the runner is made")
+            self._generator = torch.Generator(self.device).manual_seed(seed)
+        # A stream of its own: the engine's thread may be another than the one that captures.
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with self._on_device():
+            self._condition = lm.condition(config.condition_values)
+            self._fresh = self._prime()
+            self._state = self._empty(slots)
+            write_slots(self._state, self._index(range(slots)), self._fresh)
+            shape = slots, self.frame_samples, config.lm.pause_heads
+            self._device_io = _Buffers.empty(*shape, device=self.device)
+            self._host_io = _Buffers.empty(*shape, pinned=self._stream is not None)
+            self._steps: dict[Bucket, Callable[[], None]] = {}
+            for bucket in self._buckets.all:
+                self._steps[bucket] = partial(self._step, bucket)
+            self.captured = self._stream is not None and self._capture(self._stream)
+
+    def reset(self, slots: Sequence[int]) -> None:
+        """Make each of `slots` a fresh stream."""
+        check_slots(slots, self.slots)
+        with self._on_device():
+            write_slots(self._state, self._index(slots), self._fresh)
+
+    def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
+        """Advance the active slots by one frame of samples `[B, frame_samples]`.
+
+        Raises `AudioError` when an active slot's samples are not finite: they would stay in its state for ever.
+        """
+        check_shapes(pcm_BS, active_B, self.slots, self.frame_samples)
+        bucket, slots = self._buckets.choose(active_B)
+        host, device = self._host_io.first(bucket.size), self._device_io.first(bucket.size)
+        heard_RS = host.pcm_BS.numpy()
+        heard_RS[:] = pcm_BS[slots]
+        heard_RS[~active_B[slots]] = 0  # their rows may hold anything, and their rings must stay finite
+        slot_R = np.arange(self.slots)[slots]
+        check_finite(heard_RS, slot_R.tolist())
+        host.active_B.numpy()[:] = active_B[slots]
+        host.slot_B.numpy()[:] = slot_R
+        with self._on_device():
+            for target, source in zip(device.inputs, host.inputs, strict=True):
+                target.copy_(source, non_blocking=True)
+            self._steps[bucket]()
+            for target, source in zip(host.outputs, device.outputs, strict=True):
+                target.copy_(source, non_blocking=True)
+            if self._stream is not None:
+                self._stream.synchronize()
+        output = StepOutput(
+            np.zeros(self.slots, np.int64),
+            np.zeros(self.slots, np.float32),
+            np.zeros((self.slots, host.pause_BH.shape[1]), np.float32),
+        )
+        output.token_B[slots] = host.token_B.numpy()
+        output.logprob_B[slots] = host.logprob_B.numpy()
+        output.pause_BH[slots] = host.pause_BH.numpy()
+        return output
+
+    def snapshot(self, slot: int) -> SlotState:
+        """Copy one slot's state."""
+        check_slots([slot], self.slots)
+        with self._on_device():
+            return SlotState(read_slot(self._state, slot))
+
+    def restore(self, slot: int, state: SlotState) -> None:
+        """Put a snapshot of this runner, or of another of the same model, into `slot`."""
+        check_slots([slot], self.slots)
+        with self._on_device():
+            write_slots(self._state, self._index([slot]), state.state)
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            yield
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """What torch may do with float32, while it chooses kernels. Its own default is TF32, for convolutions alone."""
+        if self._stream is None:
+            yield
+            return
+        convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+        before = convolutions.allow_tf32, products.allow_tf32
+        convolutions.allow_tf32 = products.allow_tf32 = self._tf32
+        try:
+            yield
+        finally:
+            convolutions.allow_tf32, products.allow_tf32 = before
+
+    def _index(self, slots: Sequence[int]) -> Tensor:
+        return torch.tensor(list(slots), dtype=torch.int64, device=self.device)
+
+    def _empty(self, batch: int) -> dict[str, State]:
+        return {
+            "codec": self.codec.encoder_state(batch),
+            "lm": self.lm.init_state(batch),
+            "text": torch.full((batch,), PAD_ID, dtype=torch.int64, device=self.device),
+        }
+
+    def _prime(self) -> State:
+        state = self._empty(1)
+        hidden, state["lm"] = self.lm(*self.lm.initial_tokens(1), state["lm"], self._condition)
+        state["text"] = self.lm.text_logits(hidden)[:, -1].argmax(dim=-1)
+        return read_slot(state, 0, columns=1)
+
+    def _step(self, bucket: Bucket) -> None:
+        """One step of a bucket's rows, from the input buffers to the output buffers."""
+        io = self._device_io.first(bucket.size)
+        state = read_slots(self._state, io.slot_B) if bucket.gathered else first_slots(self._state, bucket.size)
+        assert isinstance(state, dict)
+        text_B = state["text"]
+        assert isinstance(text_B, Tensor)
+        with self._precision():
+            codes_BK1, codec_state = self.codec.encode(io.pcm_BS, state["codec"], self.lm.config.num_codebooks)
+            hidden, lm_state = self.lm(text_B[:, None], codes_BK1, state["lm"], self._condition)
+            logits_BV = self.lm.text_logits(hidden)[:, 0].float()
+            pause_logits = self.lm.pause_logits(hidden)[:, 0]
+        token_B = pick_token(logits_BV, self.sampling, self._generator)
+        assert codec_state is not None
+        assert lm_state is not None
+        commit(state, {"codec": codec_state, "lm": lm_state, "text": token_B}, io.active_B)
+        if bucket.gathered:
+            write_slots(self._state, io.slot_B, state)
+        io.token_B.copy_(token_B)
+        io.logprob_B.copy_(logits_BV.log_softmax(dim=-1).gather(1, token_B[:, None])[:, 0])
+        io.pause_BH.copy_(pause_logits.float().softmax(dim=-1)[..., 0])
+
+    def _capture(self, stream: torch.cuda.Stream) -> bool:
+        """Replace the step of every bucket by a CUDA graph; no slot is active, so no state changes."""
+        pool = torch.cuda.graph_pool_handle()
+        for bucket in self._buckets.all:
+            graph = capture(self._steps[bucket], stream, pool)
+            if graph is None:
+                return False
+            self._steps[bucket] = graph
+        return True
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    """What goes into a step and comes out of it, on one side: a row for each slot."""
+
+    pcm_BS: Tensor
+    active_B: Tensor
+    slot_B: Tensor
+    token_B: Tensor
+    logprob_B: Tensor
+    pause_BH: Tensor
+
+    @classmethod
+    def empty(
+        cls, slots: int, frame_samples: int, heads: int, *, device: torch.device | str = "cpu", pinned: bool = False
+    ) -> _Buffers:
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device, pin_memory=pinned)
+
+        return cls(
+            pcm_BS=zeros(slots, frame_samples),
+            active_B=zeros(slots, dtype=torch.bool),
+            slot_B=torch.arange(slots, out=zeros(slots, dtype=torch.int64)),
+            token_B=zeros(slots, dtype=torch.int64),
+            logprob_B=zeros(slots),
+            pause_BH=zeros(slots, heads),
+        )
+
+    def first(self, rows: int) -> _Buffers:
+        """The first rows of each, in place."""
+        return _Buffers(*(buffer[:rows] for buffer in (*self.inputs, *self.outputs)))
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.pcm_BS, self.active_B, self.slot_B
+
+    @property
+    def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.token_B, self.logprob_B, self.pause_BH

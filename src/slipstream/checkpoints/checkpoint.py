@@ -1,0 +1,176 @@
+"""Checkpoints: loaded from any published layout, saved in any, converted from one to another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slipstream.checkpoints import eight_bit, mlx
+from slipstream.checkpoints.kyutai_config import dump_codec, dump_kyutai
+from slipstream.checkpoints.layouts import LAYOUTS, fitting, get_layout
+from slipstream.checkpoints.lora import fuse
+from slipstream.checkpoints.quantization import GROUP_SIZES
+from slipstream.checkpoints.sources import Origin, Ref, resolve
+from slipstream.checkpoints.tensors import DTYPES, Array, Tensors, read_tensors, write_tensors
+from slipstream.checkpoints.transformers import EXTRAS_FILE, is_extra, with_unread_codebooks
+from slipstream.checkpoints.transformers_config import dump_config
+from slipstream.errors import CheckpointError
+from slipstream.model.config import CodecConfig, FileNames, LMConfig, STTConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A whole model: its configuration, its tensors under canonical names (see `names`), its tokenizer's file.
+
+    Tensors loaded from a file have the types that they have there; most are views of the file, not copies.
+    """
+
+    config: STTConfig
+    lm: Tensors
+    codec: Tensors
+    tokenizer: Path
+
+
+def load_checkpoint(ref: Ref, *, keep_quantized: bool = False, **origin: Unpack[Origin]) -> Checkpoint:
+    """Load a checkpoint in whichever layout it is; the arguments are those of `sources.resolve`.
+
+    Quantised matrices become floats, or with `keep_quantized` stay as they are: see `mlx.packed_table`. A LoRA adapter
+    that the configuration names is added to the weights that it adapts, which become floats.
+    Raises `CheckpointError` for files that cannot be found or read, and one that names every tensor that does not
+    fit the configuration; `ConfigError` for a configuration that is wrong.
+    """
+    sources = resolve(ref, **origin)
+    config, adapter = sources.config, sources.adapter
+    lm = read_lm(sources.lm, config.lm, keep_quantized=keep_quantized and adapter is None)
+    if adapter is not None:
+        lm = fuse(lm, read_tensors(adapter.path), config.lm, adapter.scaling, str(adapter.path))
+        config = config.model_copy(update={"files": config.files.model_copy(update={"lora": None})})
+    return Checkpoint(
+        config=config,
+        lm=lm,
+        codec=read_codec(sources.codec, config.codec),
+        tokenizer=sources.tokenizer,
+    )
+
+
+def read_lm(paths: Sequence[Path], config: LMConfig, *, keep_quantized: bool = False) -> dict[str, Array]:
+    """The LM's tensors under canonical names, from files in whichever layout. Raises `CheckpointError` as above."""
+    tensors, where = _read(paths)
+    tables = [layout.lm(config) for layout in LAYOUTS.values()]
+    if keep_quantized:
+        tables.append(mlx.packed_table(config, tensors))
+    return fitting(tables, tensors, where).read(tensors, where)
+
+
+def read_codec(paths: Sequence[Path], config: CodecConfig) -> dict[str, Array]:
+    """The codec's tensors under canonical names, from files in whichever layout. Raises `CheckpointError` as above."""
+    tensors, where = _read(paths)
+    return fitting([layout.codec(config) for layout in LAYOUTS.values()], tensors, where).read(tensors, where)
+
+
+def save_checkpoint(
+    checkpoint: Checkpoint, folder: Path, layout: str, *, quantize: int | None = None, dtype: str | None = None
+) -> None:
+    """Write a checkpoint into a folder, which is made if need be.
+
+    `layout`: a name in `LAYOUTS`. `quantize`: 4 or 8 bits for the LM in the layout `mlx`; 8 bits for the LM and a
+    Whisper encoder in the layout `kyutai`, which only Slipstream reads then. `dtype`: a name in
+    `DTYPES` for the LM's weights; by default they keep theirs. The codec always does: its codebooks need it.
+    Raises `CheckpointError` when the layout cannot hold the model.
+    """
+    tables = get_layout(layout)
+    if quantize is not None and layout not in ("kyutai", "mlx"):
+        raise CheckpointError(f"the layout {layout} has no quantised weights: use the layout kyutai, mlx or onnx")
+    if quantize == 4 and layout == "kyutai":
+        raise CheckpointError("the layout kyutai has 8-bit weights only: use the layout mlx or onnx for 4 bits")
+    if quantize is not None and quantize not in GROUP_SIZES:
+        raise CheckpointError(f"cannot quantise to {quantize} bits: expected 4 or 8")
+    if dtype is not None and dtype not in DTYPES:
+        raise CheckpointError(f"no dtype is called {dtype!r}; there are {', '.join(DTYPES)}")
+    config = checkpoint.config
+    lm: Tensors = tables.lm(config.lm).write(_cast(checkpoint.lm, dtype))
+    codec = tables.codec(config.codec).write(checkpoint.codec)
+    if quantize is not None and layout == "kyutai":
+        lm = eight_bit.packed(lm)
+        codec = eight_bit.packed(codec) if config.codec.whisper else codec
+    elif quantize is not None:
+        lm = mlx.quantized(lm, quantize)
+    lm_file = mlx.file_name(quantize if layout == "mlx" else None)
+    files = _file_names(config, lm_file, checkpoint.tokenizer.name)
+    config = config.model_copy(update={"files": files})
+    texts: dict[str, dict[str, Any]]
+    if layout == "transformers":
+        lm = with_unread_codebooks(lm, config.lm, config.codec)
+        texts = dump_config(config, lm["lm_head.weight"].dtype.name)
+        tensors = {files.lm: {name: array for name, array in {**lm, **codec}.items() if not is_extra(name)}}
+        if extras := {name: array for name, array in lm.items() if is_extra(name)}:
+            tensors[EXTRAS_FILE] = extras
+    else:
+        texts = {"config.json": dump_kyutai(config)}
+        if files.codec_config:
+            texts[files.codec_config] = dump_codec(config.codec)
+        tensors = {files.lm: dict(lm), files.codec: codec}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in texts.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for name, arrays in tensors.items():
+        write_tensors(folder / name, arrays)
+    if checkpoint.tokenizer.resolve() != (folder / files.tokenizer).resolve():
+        shutil.copyfile(checkpoint.tokenizer, folder / files.tokenizer)
+
+
+def convert(
+    source: Ref,
+    destination: Path,
+    layout: str,
+    *,
+    quantize: int | None = None,
+    dtype: str | None = None,
+    **origin: Unpack[Origin],
+) -> None:
+    """Load a checkpoint in whichever layout it is, and write it into a new folder in `layout`.
+
+    The arguments are those of `load_checkpoint` and `save_checkpoint`. Raises `CheckpointError` when there is
+    something already.
+    """
+    destination = Path(destination)
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise CheckpointError(f"{destination} is not an empty folder: give a new one")
+    save_checkpoint(load_checkpoint(source, **origin), destination, layout, quantize=quantize, dtype=dtype)
+
+
+def _read(paths: Sequence[Path]) -> tuple[dict[str, Array], str]:
+    """All tensors of some files, and how to call the files in a message."""
+    tensors: dict[str, Array] = {}
+    where = ", ".join(map(str, paths))
+    for path in paths:
+        found = read_tensors(path)
+        twice = tensors.keys() & found.keys()
+        if twice:
+            raise CheckpointError(f"{where}: {', '.join(sorted(twice))} in more than one of these files")
+        tensors |= found
+    return tensors, where
+
+
+def _cast(tensors: Tensors, dtype: str | None) -> Tensors:
+    if dtype is None:
+        return tensors
+    return {name: array.astype(DTYPES[dtype], copy=False) for name, array in tensors.items()}
+
+
+def _file_names(config: STTConfig, lm: str, tokenizer: str) -> FileNames:
+    codec = Path(config.files.codec).name
+    return FileNames(
+        lm=lm,
+        codec=codec if codec != lm else "mimi.safetensors",  # from a file that holds both
+        codec_config=None if config.codec == CodecConfig() else "mimi.json",
+        tokenizer=tokenizer,
+    )

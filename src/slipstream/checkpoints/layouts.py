@@ -1,0 +1,53 @@
+"""The published layouts by name, and which of them a file is in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from slipstream.checkpoints import kyutai, mlx, transformers
+from slipstream.checkpoints.tables import Table
+from slipstream.checkpoints.tensors import Tensors
+from slipstream.errors import CheckpointError
+from slipstream.model.config import CodecConfig, LMConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How one family of published repositories keeps the LM and the codec."""
+
+    lm: Callable[[LMConfig], Table]
+    codec: Callable[[CodecConfig], Table]
+
+
+_KYUTAI = Layout(kyutai.lm_table, kyutai.codec_table)
+
+LAYOUTS: Mapping[str, Layout] = {
+    "kyutai": _KYUTAI,
+    # What the Rust server asks for is what Kyutai publish for PyTorch, name for name: the same files serve both.
+    "candle": _KYUTAI,
+    "mlx": Layout(mlx.lm_table, kyutai.codec_table),
+    "transformers": Layout(transformers.lm_table, transformers.codec_table),
+}
+
+
+def get_layout(name: str) -> Layout:
+    """The layout of this name. Raises `CheckpointError` that lists the names there are."""
+    if name not in LAYOUTS:
+        raise CheckpointError(f"no layout is called {name!r}; there are {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]
+
+
+def fitting(tables: Iterable[Table], tensors: Tensors, where: str) -> Table:
+    """The table that knows most of a file's names. Raises `CheckpointError` when none knows any."""
+
+    def known(table: Table) -> int:
+        return len(table.shapes.keys() & {table.spelled(name) for name in tensors})
+
+    best = max(tables, key=known)
+    if known(best) == 0:
+        some = ", ".join(list(tensors)[:5])
+        raise CheckpointError(
+            f"{where} is in no layout that is known here ({', '.join(LAYOUTS)}): its tensors are called {some} ..."
+        )
+    return best

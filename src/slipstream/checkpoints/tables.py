@@ -1,0 +1,220 @@
+"""A layout's table: which of its tensors hold the same numbers as which canonical ones, applied in both directions.
+
+A table is data, made from a configuration: it knows the name and shape of every tensor on both sides before a file is
+opened, so that reading can say everything that is wrong with a file at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from slipstream.checkpoints.tensors import Array, Tensors, is_finite
+from slipstream.errors import CheckpointError
+from slipstream.model.names import Shapes
+
+logger = logging.getLogger(__name__)
+
+Shape = tuple[int, ...]
+
+
+class Form(Protocol):
+    """How a layout keeps one or more canonical tensors: under which names, and in which shape.
+
+    A name may hold the placeholders of the entry's key, such as `{i}`.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def shapes(self, ours: Sequence[Shape]) -> Sequence[Shape]:
+        """The layout's shapes, in the order of `names`, for these canonical ones."""
+        ...
+
+    def read(self, theirs: Sequence[Array], ours: Sequence[Shape]) -> Sequence[Array]:
+        """The canonical arrays, of shapes `ours`."""
+        ...
+
+    def write(self, ours: Sequence[Array]) -> Sequence[Array]:
+        """The layout's arrays."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Same:
+    """The same numbers in the same order, with `lead` or `trail` axes of length 1 more."""
+
+    name: str
+    lead: int = 0
+    trail: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def shapes(self, ours: Sequence[Shape]) -> Sequence[Shape]:
+        return [(1,) * self.lead + shape + (1,) * self.trail for shape in ours]
+
+    def read(self, theirs: Sequence[Array], ours: Sequence[Shape]) -> Sequence[Array]:
+        return [theirs[0].reshape(ours[0])]
+
+    def write(self, ours: Sequence[Array]) -> Sequence[Array]:
+        return [ours[0].reshape(self.shapes([ours[0].shape])[0])]
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """The rows of one canonical tensor, each a tensor of its own; `{k}` in the name is the row's number."""
+
+    name: str
+    count: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.name.replace("{k}", str(k)) for k in range(self.count))
+
+    def shapes(self, ours: Sequence[Shape]) -> Sequence[Shape]:
+        return [ours[0][1:]] * self.count
+
+    def read(self, theirs: Sequence[Array], ours: Sequence[Shape]) -> Sequence[Array]:
+        return [np.stack(theirs)]
+
+    def write(self, ours: Sequence[Array]) -> Sequence[Array]:
+        return list(ours[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Some canonical tensors and the layout's tensors that hold the same numbers."""
+
+    ours: Shapes
+    theirs: Shapes
+    form: Form
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One part (LM or codec) of a checkpoint in one layout.
+
+    `constants` are written and, when read, skipped: they carry nothing. `aliases` are patterns of other spellings
+    that are read too. `skipped` is a pattern of names that belong elsewhere. `surplus` is a pattern of names of which a
+    file may have more than the configuration asks for: a model can run with the first of its codebooks or pause heads.
+    `decode` turns a file's tensors into plain ones before they are looked at (quantised weights), given the names and
+    shapes to be found. `packed` names the tensors that hold whole numbers: the others are floats.
+    """
+
+    rules: tuple[Rule, ...]
+    constants: Mapping[str, Array] = field(default_factory=dict)
+    aliases: tuple[tuple[str, str], ...] = ()
+    skipped: str = r"(?!)"
+    surplus: str = r"(?!)"
+    decode: Callable[[Tensors, Shapes], Tensors] = lambda tensors, _: tensors
+    packed: frozenset[str] = frozenset()
+
+    @property
+    def shapes(self) -> Shapes:
+        """Names and shapes of the layout's tensors."""
+        return {name: shape for rule in self.rules for name, shape in rule.theirs.items()}
+
+    def spelled(self, name: str) -> str:
+        """A file's name for a tensor, in the layout's usual spelling."""
+        for pattern, usual in self.aliases:
+            name = re.sub(pattern, usual, name)
+        return name
+
+    def read(self, tensors: Tensors, where: str) -> dict[str, Array]:
+        """A file's tensors as canonical ones.
+
+        Raises one `CheckpointError` that names every tensor that is missing, not known, of a wrong shape or type, or
+        holds NaN or infinity. `where` says which file it is, for the message.
+        """
+        shapes = self.shapes
+        found = self.decode({self.spelled(name): array for name, array in tensors.items()}, shapes)
+        surplus = [name for name in found if name not in shapes and re.match(self.surplus, name)]
+        if surplus:
+            counts = Counter(name.partition(".")[0] for name in surplus)
+            more = " and ".join(f"{count} more `{stem}`" for stem, count in counts.items())
+            logger.warning("%s has %s than the configuration asks for: they are not used", where, more)
+        problems = {
+            "missing": [f"{name} {list(shape)}" for name, shape in shapes.items() if name not in found],
+            "not known": [
+                f"{name} {list(array.shape)}"
+                for name, array in found.items()
+                if name not in shapes and name not in self.constants and name not in surplus
+                if not re.match(self.skipped, name)
+            ],
+            "of a wrong shape": [
+                f"{name} {list(found[name].shape)}, expected {list(shape)}"
+                for name, shape in shapes.items()
+                if name in found and found[name].shape != shape
+            ],
+            "of a wrong type": [
+                f"{name} {found[name].dtype}, expected floating point"
+                for name in shapes
+                if name in found and name not in self.packed and found[name].dtype.kind in "biu"
+            ],
+            "not finite (NaN or infinity)": [name for name in shapes if name in found and not is_finite(found[name])],
+        }
+        if any(problems.values()):
+            raise CheckpointError(_report(problems, where))
+        out: dict[str, Array] = {}
+        for rule in self.rules:
+            arrays = rule.form.read([found[name] for name in rule.theirs], list(rule.ours.values()))
+            out |= zip(rule.ours, arrays, strict=True)
+        return out
+
+    def write(self, tensors: Tensors) -> dict[str, Array]:
+        """Canonical tensors as the layout's, its constants included."""
+        out: dict[str, Array] = {}
+        for rule in self.rules:
+            arrays = rule.form.write([tensors[name] for name in rule.ours])
+            out |= zip(rule.theirs, arrays, strict=True)
+        return out | dict(self.constants)
+
+
+Entries = dict[str | tuple[str, ...], Form]
+"""A layout's form for each canonical name, or for names that it merges."""
+
+
+def make_rules(shapes: Shapes, entries: Entries, spell: Callable[[str], str] = str) -> tuple[Rule, ...]:
+    """The rules for every tensor in `shapes`, from entries keyed by canonical names with placeholders.
+
+    A placeholder `{i}` stands for one part of a name between dots; the form's names may use it. A key of several
+    names (without placeholders) is for tensors that a layout merges. `spell` turns a canonical name into what the
+    keys are written in. Raises `CheckpointError` for tensors that no entry covers: the layout has no place for them.
+    """
+    rules = []
+    rest = dict(shapes)
+    for key, form in entries.items():
+        if isinstance(key, tuple):
+            rules.append(_rule({name: rest.pop(name) for name in key}, form, {}))
+            continue
+        pattern = re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^.]+)", re.escape(key)))
+        for name in list(rest):
+            if match := pattern.fullmatch(spell(name)):
+                rules.append(_rule({name: rest.pop(name)}, form, match.groupdict()))
+    if rest:
+        raise CheckpointError(f"this layout has no place for {', '.join(rest)}")
+    return tuple(rules)
+
+
+def _rule(ours: Shapes, form: Form, placeholders: Mapping[str, str]) -> Rule:
+    names = form.names
+    for key, value in placeholders.items():
+        names = tuple(name.replace(f"{{{key}}}", value) for name in names)
+    return Rule(ours, dict(zip(names, form.shapes(list(ours.values())), strict=True)), form)
+
+
+def _report(problems: Mapping[str, Sequence[str]], where: str) -> str:
+    lines = [f"{where} does not fit its configuration:"]
+    for problem, names in problems.items():
+        if names:
+            lines.append(f"  {len(names)} {problem}:")
+            lines += (f"    {name}" for name in names)
+    return "\n".join(lines)

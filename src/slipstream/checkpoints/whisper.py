@@ -1,0 +1,222 @@
+"""Whisper's audio encoder from published checkpoints of any size, as canonical tensors of a codec's encoder.
+
+Three formats are read: Hugging Face safetensors, safetensors with the names of the `openai-whisper` package, and
+CTranslate2's `model.bin` (float32, float16, bfloat16, int16 or int8).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from slipstream.checkpoints.schema import read_json
+from slipstream.checkpoints.sources import Place, find_optional, find_place, find_shards
+from slipstream.checkpoints.tables import Entries, Same, Table, make_rules
+from slipstream.checkpoints.tensors import Array, Tensors, read_tensors
+from slipstream.errors import CheckpointError
+from slipstream.model.config import WhisperConfig
+from slipstream.model.names import whisper_shapes
+from slipstream.spectrum import WHISPER_POSITIONS, whisper_positions
+
+_HEAD_DIM = 64  # of every published Whisper
+_LAYER = "encoder.layers.{i}."
+_HUGGING_FACE: Entries = {
+    "encoder.conv{j}.{leaf}": Same("encoder.conv{j}.{leaf}"),
+    "encoder.norm.{leaf}": Same("encoder.layer_norm.{leaf}"),
+    _LAYER + "norm1.{leaf}": Same(_LAYER + "self_attn_layer_norm.{leaf}"),
+    _LAYER + "norm2.{leaf}": Same(_LAYER + "final_layer_norm.{leaf}"),
+    _LAYER + "attn.{proj}.{leaf}": Same(_LAYER + "self_attn.{proj}.{leaf}"),
+    _LAYER + "ffn.linear_in.{leaf}": Same(_LAYER + "fc1.{leaf}"),
+    _LAYER + "ffn.linear_out.{leaf}": Same(_LAYER + "fc2.{leaf}"),
+}
+# The other formats' names are translated to those of Hugging Face first.
+_OPENAI = (
+    (r"^encoder\.blocks\.(\d+)\.", r"encoder.layers.\1."),
+    (r"\.attn\.query\.", ".self_attn.q_proj."),
+    (r"\.attn\.key\.", ".self_attn.k_proj."),
+    (r"\.attn\.value\.", ".self_attn.v_proj."),
+    (r"\.attn\.out\.", ".self_attn.out_proj."),
+    (r"\.attn_ln\.", ".self_attn_layer_norm."),
+    (r"\.mlp_ln\.", ".final_layer_norm."),
+    (r"\.mlp\.0\.", ".fc1."),
+    (r"\.mlp\.2\.", ".fc2."),
+    (r"^encoder\.ln_post\.", "encoder.layer_norm."),
+    (r"^encoder\.positional_embedding$", "encoder.embed_positions.weight"),
+)
+_CTRANSLATE2 = (
+    (r"^encoder/layer_(\d+)/", r"encoder.layers.\1."),
+    (r"/gamma$", ".weight"),
+    (r"/beta$", ".bias"),
+    (r"self_attention/layer_norm", "self_attn_layer_norm"),
+    (r"self_attention/linear_1", "self_attn.out_proj"),
+    (r"ffn/layer_norm", "final_layer_norm"),
+    (r"ffn/linear_0", "fc1"),
+    (r"ffn/linear_1", "fc2"),
+    (r"^encoder/position_encodings/encodings$", "encoder.embed_positions.weight"),
+    (r"/", "."),
+)
+_CTRANSLATE2_DTYPES: dict[int, np.dtype[np.generic]] = {
+    0: np.dtype(np.float32),
+    1: np.dtype(np.int8),
+    2: np.dtype(np.int16),
+    3: np.dtype(np.int32),
+    4: np.dtype(np.float16),
+    5: np.dtype(ml_dtypes.bfloat16),
+}
+
+
+class WhisperEncoderWeights(NamedTuple):
+    """An encoder's shape, with the default context, and its tensors in float32 under the names of `whisper_shapes`."""
+
+    config: WhisperConfig
+    tensors: dict[str, Array]
+
+
+def read_whisper(name: str) -> WhisperEncoderWeights:
+    """Read the encoder of a Whisper checkpoint.
+
+    Args:
+        name: a folder or a repository of the hub that holds `model.safetensors` (or its shards) or CTranslate2's
+            `model.bin`; or one file. A leading `whisper:` is accepted.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be found or read, or does not hold a Whisper encoder.
+
+    Example:
+        >>> config, tensors = read_whisper("whisper:openai/whisper-base")
+    """
+    name = name.removeprefix("whisper:")
+    if Path(name).is_file():
+        paths, place = [Path(name)], find_place(Path(name).parent, None)
+    else:
+        place = find_place(name, None)
+        paths = list(_weights(place, name))
+    tensors: dict[str, Array] = {}
+    for path in paths:
+        tensors |= _read_file(path)
+    where = ", ".join(map(str, paths))
+    config = _config(tensors, place, where)
+    if (positions := tensors.pop("encoder.embed_positions.weight", None)) is not None:
+        _check_positions(positions, config, where)
+    others = r"(?!encoder\.)|encoder\.(num_|scale_|embed_positions|layers\.\d+\.self_attn\.num_)"
+    table = Table(make_rules(whisper_shapes(config), _HUGGING_FACE), skipped=others)
+    ours = table.read(tensors, where)
+    return WhisperEncoderWeights(config, {name: array.astype(np.float32) for name, array in ours.items()})
+
+
+def _weights(place: Place, name: str) -> tuple[Path, ...]:
+    try:
+        return find_shards(place)
+    except CheckpointError as error:
+        if (path := find_optional(place, "model.bin")) is not None:
+            return (path,)
+        raise CheckpointError(
+            f"{name} holds no Whisper checkpoint: expected model.safetensors, its shards, or CTranslate2's model.bin "
+            f"({error})"
+        ) from error
+
+
+def _read_file(path: Path) -> dict[str, Array]:
+    """A file's tensors under Hugging Face's names, without the leading `model.`."""
+    if path.suffix == ".bin":
+        return _split(read_ctranslate2(path))
+    return {_spelled(name.removeprefix("model."), _OPENAI): array for name, array in read_tensors(path).items()}
+
+
+def _spelled(name: str, substitutions: tuple[tuple[str, str], ...]) -> str:
+    for pattern, usual in substitutions:
+        name = re.sub(pattern, usual, name)
+    return name
+
+
+def _config(tensors: Tensors, place: Place, where: str) -> WhisperConfig:
+    conv, linear = tensors.get("encoder.conv1.weight"), tensors.get("encoder.layers.0.fc1.weight")
+    if conv is None or conv.ndim != 3 or linear is None or linear.ndim != 2:
+        some = ", ".join(list(tensors)[:5]) or "none"
+        raise CheckpointError(f"{where} holds no Whisper encoder: its tensors are called {some} ...")
+    dim, n_mels, _ = conv.shape
+    heads = dim // _HEAD_DIM
+    if (path := find_optional(place, "config.json")) is not None:
+        heads = read_json(path).get("encoder_attention_heads", heads)
+    if type(heads) is not int or heads < 1 or dim % heads:
+        raise CheckpointError(
+            f"{where}: a width of {dim} does not divide into {heads!r} heads: give the number of heads as "
+            "encoder_attention_heads in a config.json next to it"
+        )
+    layers = {int(match[1]) for name in tensors if (match := re.match(r"encoder\.layers\.(\d+)\.", name))}
+    return WhisperConfig(n_mels=n_mels, dim=dim, num_heads=heads, num_layers=max(layers) + 1, ffn_dim=linear.shape[0])
+
+
+def _check_positions(positions: Array, config: WhisperConfig, where: str) -> None:
+    """Refuse positions that are not the sinusoids that the encoder computes."""
+    rows = min(len(positions), WHISPER_POSITIONS)
+    ours = whisper_positions(config.dim)[:rows]
+    if positions.shape[1:] != (config.dim,) or not np.allclose(positions[:rows].astype(np.float32), ours, atol=0.01):
+        raise CheckpointError(f"{where}: its positions are not Whisper's sinusoids; learnt ones are not supported")
+
+
+def read_ctranslate2(path: Path) -> dict[str, Array]:
+    """The variables of a CTranslate2 Whisper model, by name; quantised ones become float32.
+
+    Raises `CheckpointError` for a file that is cut short or not such a model.
+    """
+    data, at = path.read_bytes(), 0
+
+    def number(form: str) -> int:
+        nonlocal at
+        value: int = struct.unpack_from("<" + form, data, at)[0]
+        at += struct.calcsize("<" + form)
+        return value
+
+    def text() -> str:
+        nonlocal at
+        size = number("H")
+        at += size
+        return data[at - size : at].rstrip(b"\0").decode()
+
+    tensors: dict[str, Array] = {}
+    try:
+        version = number("I")
+        if version < 4 or not (specification := text()).startswith("Whisper"):
+            what = f"version {version}" if version < 4 else specification
+            raise CheckpointError(f"{path} is no Whisper model of CTranslate2, version 4 or later: found {what!r}")
+        number("I")  # the specification's revision
+        for _ in range(number("I")):
+            name, shape = text(), [number("I") for _ in range(number("B"))]
+            dtype, size = _CTRANSLATE2_DTYPES[number("B")], number("I")
+            tensors[name] = np.frombuffer(data, dtype, size // dtype.itemsize, at).reshape(shape)
+            at += size
+    except (struct.error, UnicodeDecodeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a CTranslate2 model, or cut short: {error}") from error
+    return {name: _plain(tensors, name) for name in tensors if not name.endswith("_scale")}
+
+
+def _plain(tensors: Tensors, name: str) -> Array:
+    """A variable, divided by its scale (one number, or one a row) if it has one."""
+    scale = tensors.get(name + "_scale")
+    if scale is None:
+        return tensors[name]
+    rows = scale.astype(np.float32).reshape(-1, *[1] * (tensors[name].ndim - 1))
+    return tensors[name].astype(np.float32) / rows
+
+
+def _split(variables: Tensors) -> dict[str, Array]:
+    """The encoder of a CTranslate2 model under Hugging Face's names: queries, keys and values apart."""
+    tensors: dict[str, Array] = {}
+    for name, array in variables.items():
+        if match := re.fullmatch(r"(encoder/layer_\d+/)self_attention/linear_0/(weight|bias)", name):
+            prefix = _spelled(match[1], _CTRANSLATE2)
+            for part, rows in zip("qkv", np.split(array, 3), strict=True):
+                if (part, match[2]) != ("k", "bias"):  # zeros: Whisper's keys have no bias
+                    tensors[f"{prefix}self_attn.{part}_proj.{match[2]}"] = rows
+        elif name.startswith("encoder/"):
+            # An int8 convolution is kept as a matrix of one row for each output channel.
+            if re.fullmatch(r"encoder/conv\d/weight", name) and array.ndim == 2:
+                array = array.reshape(len(array), -1, 3)
+            tensors[_spelled(name, _CTRANSLATE2)] = array
+    return tensors

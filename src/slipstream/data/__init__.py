@@ -1,0 +1,1 @@
+"""Training data: manifests, word times, synthesis, packs."""

@@ -1,0 +1,105 @@
+"""Augmentation of waveforms: what rooms, microphones, telephones and other people do to speech.
+
+Each effect takes samples `[S]` float32 and a generator, and gives samples of the same length; only `resample_speech`
+changes time, by a factor that it is told. `WaveAugment` draws a random chain of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import soxr
+
+from slipstream.arrays import FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class WaveAugment:
+    """Probabilities of each effect, and the range of the signal-to-noise ratio in dB."""
+
+    reverb: float = 0.35
+    noise: float = 0.3
+    telephone: float = 0.1
+    clip: float = 0.05
+    gain: float = 1.0
+    snr_db: tuple[float, float] = (5.0, 35.0)
+
+    def __call__(self, samples: FloatArray, rate: int, rng: np.random.Generator) -> FloatArray:
+        """A random chain of the effects, in the order in which sound meets them: room, noise, microphone, line."""
+        if rng.random() < self.reverb:
+            samples = reverberate(samples, rate, rng.uniform(0.1, 0.8), rng)
+        if rng.random() < self.noise:
+            samples = add_noise(
+                samples, coloured_noise(len(samples), rng.uniform(0, 2), rng), rng.uniform(*self.snr_db)
+            )
+        if rng.random() < self.clip:
+            samples = np.clip(samples, *np.quantile(samples, (0.01, 0.99)))
+        if rng.random() < self.telephone:
+            samples = band_limit(samples, rate, rng.uniform(200, 350), rng.uniform(3000, 3600))
+        if rng.random() < self.gain:
+            samples = with_level(samples, rng.uniform(-38, -12))
+        return samples
+
+
+def resample_speech(samples: FloatArray, rate: int, factor: float, new_rate: int) -> FloatArray:
+    """Play `factor` times as fast, at `new_rate`: time shrinks, pitch and formants rise by `factor`."""
+    resampled: FloatArray = soxr.resample(samples, rate * factor, new_rate).astype(np.float32)
+    return resampled
+
+
+def reverberate(samples: FloatArray, rate: int, seconds: float, rng: np.random.Generator) -> FloatArray:
+    """A room whose sound falls by 60 dB in `seconds`: a direct path, then exponentially decaying noise."""
+    time = np.arange(int(rate * seconds)) / rate
+    tail = rng.standard_normal(len(time)) * np.exp(-6.91 * time / seconds)  # 6.91 = ln(10 ** (60 / 20))
+    tail[: int(0.002 * rate)] = 0.0
+    direct_to_tail = 10 ** (rng.uniform(-3, 12) / 20)
+    tail *= 1 / (direct_to_tail * np.sqrt(np.sum(tail**2) + 1e-9))
+    tail[0] = 1.0
+    return _convolve(samples, tail.astype(np.float32))
+
+
+def coloured_noise(length: int, exponent: float, rng: np.random.Generator) -> FloatArray:
+    """Noise whose power falls with frequency to the `exponent`: 0 white, 1 pink, 2 brown."""
+    size = _fft_size(length)
+    spectrum = np.fft.rfft(rng.standard_normal(size))
+    scale = np.maximum(np.arange(len(spectrum)), 1.0) ** (-exponent / 2)
+    return np.fft.irfft(spectrum * scale, size)[:length].astype(np.float32)
+
+
+def add_noise(samples: FloatArray, noise: FloatArray, snr_db: float) -> FloatArray:
+    """Add `noise` so that the speech is `snr_db` above it."""
+    power, noise_power = float(np.mean(samples**2)), float(np.mean(noise**2))
+    if not power or not noise_power:
+        return samples
+    mixed: FloatArray = samples + noise * np.float32(np.sqrt(power / noise_power * 10 ** (-snr_db / 10)))
+    return mixed
+
+
+def band_limit(samples: FloatArray, rate: int, low: float, high: float) -> FloatArray:
+    """Keep what lies between `low` and `high` Hz, with slopes of a tenth of an octave on either side."""
+    size = _fft_size(len(samples))
+    octave = np.log2(np.maximum(np.fft.rfftfreq(size, 1 / rate), 1.0))
+    keep = np.clip((octave - np.log2(low)) * 10, 0, 1) * np.clip((np.log2(high) - octave) * 10, 0, 1)
+    return np.fft.irfft(np.fft.rfft(samples, size) * keep, size)[: len(samples)].astype(np.float32)
+
+
+def with_level(samples: FloatArray, level_db: float) -> FloatArray:
+    """Scale to a root mean square of `level_db` below full scale, without passing full scale."""
+    rms = float(np.sqrt(np.mean(samples**2)))
+    peak = float(np.max(np.abs(samples), initial=0.0))
+    if not rms:
+        return samples
+    scaled: FloatArray = samples * np.float32(min(10 ** (level_db / 20) / rms, 0.99 / peak))
+    return scaled
+
+
+def _convolve(samples: FloatArray, impulse: FloatArray) -> FloatArray:
+    size = _fft_size(len(samples) + len(impulse))
+    product = np.fft.rfft(samples, size) * np.fft.rfft(impulse, size)
+    return np.fft.irfft(product, size)[: len(samples)].astype(np.float32)
+
+
+def _fft_size(length: int) -> int:
+    """The next power of two: a transform of a long prime length is many times slower."""
+    return 1 << (length - 1).bit_length()

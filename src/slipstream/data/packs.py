@@ -1,0 +1,124 @@
+"""Packs: log-mel frames or codec tokens of many recordings in one file, with what is said in each."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from slipstream.arrays import FloatArray
+from slipstream.backends.torch.mimi import LogMel
+from slipstream.backends.torch.whisper import WhisperMel
+from slipstream.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One recording in a pack: its rows, what is said in it, and when.
+
+    `words` (text, start, end) and `phones` (name, start) are empty where nothing is known; `phone_sequence` has the
+    phones without times. Seconds from the recording's start.
+    """
+
+    start: int
+    length: int
+    text: str
+    language: str
+    dataset: str
+    speaker: str
+    words: tuple[tuple[str, float, float], ...] = ()
+    phones: tuple[tuple[str, float], ...] = ()
+    phone_sequence: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class PackKind:
+    """What the rows of a pack are: `mel` frames of the codec's front end (float16), the codec's `tokens`, or `samples`
+    (both int16).
+
+    `width`: bands, codebooks, or 1. `rate`: rows a second. `silence`: a row of silence, for the pauses between clips.
+    """
+
+    kind: Literal["mel", "tokens", "samples"]
+    width: int
+    rate: float
+    silence: tuple[float, ...]
+
+    @property
+    def dtype(self) -> type[np.float16] | type[np.int16]:
+        return np.float16 if self.kind == "mel" else np.int16
+
+
+class Pack:
+    """A folder with `rows.bin`, all rows `[N, width]` one after the other, `clips.jsonl` and `pack.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            about = json.loads((folder / "pack.json").read_text(encoding="utf-8"))
+            index = (folder / "clips.jsonl").read_text(encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"{folder} is not a pack; `slipstream data pack` makes one") from error
+        self.kind = PackKind(**(about | {"silence": tuple(about["silence"])}))
+        self.clips = [_clip(line) for line in index.splitlines()]
+        if not self.clips:
+            raise CheckpointError(f"{folder} is a pack without clips")
+        self._rows = np.memmap(folder / "rows.bin", self.kind.dtype, "r").reshape(-1, self.kind.width)
+
+    def rows(self, clip: Clip) -> npt.NDArray[Any]:
+        """The clip's rows `[N, width]`: float32 in the front end's scale, int64 tokens, or samples of 16 bits."""
+        rows = self._rows[clip.start : clip.start + clip.length]
+        return rows.astype(np.int64 if self.kind.kind == "tokens" else np.float32)
+
+
+def write_pack(folder: Path, kind: PackKind, items: Iterable[tuple[npt.NDArray[Any], Clip]]) -> int:
+    """Write rows and clips (whose `start` and `length` are set here); gives how many clips.
+
+    A pack that was there is replaced at the end, or stays as it was. Raises `CheckpointError` when there are no items.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    position = count = 0
+    with tempfile.TemporaryDirectory(prefix="unfinished-", dir=folder) as unfinished:
+        aside = Path(unfinished)
+        with (
+            (aside / "rows.bin").open("wb") as out,
+            (aside / "clips.jsonl").open("w", encoding="utf-8") as index,
+        ):
+            for rows, clip in items:
+                out.write(rows.astype(kind.dtype).tobytes())
+                placed = asdict(clip) | {"start": position, "length": len(rows)}
+                index.write(json.dumps(placed) + "\n")  # in ASCII: a text may hold other separators of lines
+                position += len(rows)
+                count += 1
+        if not count:
+            raise CheckpointError(f"{folder}: a pack must have recordings, and none is left")
+        (aside / "pack.json").write_text(json.dumps(asdict(kind)), encoding="utf-8")
+        # Without pack.json it is no pack: the old one goes first, the new one comes last.
+        (folder / "pack.json").unlink(missing_ok=True)
+        for name in ("rows.bin", "clips.jsonl", "pack.json"):
+            (aside / name).replace(folder / name)
+    return count
+
+
+@torch.inference_mode()
+def log_mel(front_end: LogMel | WhisperMel, samples: FloatArray) -> FloatArray:
+    """The front end's frames `[F, M]` of samples `[S]`: the same numbers by a Fourier transform, ten times faster."""
+    hann = front_end.fourier[0, 0]  # the cosine at 0 Hz is the window itself
+    x = torch.nn.functional.pad(torch.from_numpy(samples), (front_end.context, -len(samples) % front_end.hop))
+    power = torch.fft.rfft(x.unfold(0, len(hann), front_end.hop) * hann).abs().square()
+    scaled: FloatArray = front_end.scale(power[:, : front_end.bands.shape[1]] @ front_end.bands.T).numpy()
+    return scaled
+
+
+def _clip(line: str) -> Clip:
+    raw = json.loads(line)
+    raw["words"] = tuple((w[0], float(w[1]), float(w[2])) for w in raw["words"])
+    raw["phones"] = tuple((p[0], float(p[1])) for p in raw["phones"])
+    raw["phone_sequence"] = tuple(raw["phone_sequence"])
+    return Clip(**raw)

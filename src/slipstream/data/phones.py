@@ -1,0 +1,57 @@
+"""Phones: the inventory, and the positions of the encoder that name them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+from torch import Tensor
+
+from slipstream.backends.torch.mimi import Mimi
+from slipstream.data.packs import Clip
+
+SILENCE = "_"
+"""The phone of silence, and the first of every inventory."""
+UNKNOWN = -100
+"""A label that is not known: it has no loss."""
+
+
+class PhoneInventory:
+    """Phone names by number; 0 is silence. A phone met too rarely in training reads as the one it begins like."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self._numbers = {name: i for i, name in enumerate(names)}
+
+    @classmethod
+    def of(cls, clips: Iterable[Clip], least: float = 2e-5) -> PhoneInventory:
+        """The phones that make up at least the share `least` of all that `clips` hold."""
+        counts: Counter[str] = Counter()
+        for clip in clips:
+            counts.update(name for name, _ in clip.phones)
+            counts.update(clip.phone_sequence)
+        enough = least * counts.total()
+        kept = sorted(name for name, n in counts.items() if n >= enough and not name.startswith(SILENCE))
+        return cls((SILENCE, *kept))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def number(self, name: str) -> int:
+        """The phone's number: its own, or that of its longest known beginning; silence when nothing fits."""
+        for length in range(len(name), 0, -1):
+            if name[:length] in self._numbers:
+                return self._numbers[name[:length]]
+        return 0
+
+
+LABEL_DELAY = 2
+"""Codec positions (80 ms) by which framewise phone labels lag: a causal encoder must hear a phone to name it."""
+
+
+def positions(codec: Mimi, mel_BMF: Tensor) -> Tensor:
+    """Log-mel frames to a codec's output at 25 Hz, `[B, P, D]`."""
+    x, _ = codec.encoder(mel_BMF)
+    x_BPD, _ = codec.encoder_transformer(x.transpose(1, 2))
+    return cast(Tensor, x_BPD)

@@ -1,0 +1,1 @@
+"""The model: its configuration, tensor names, text stream and the `Runner` interface."""

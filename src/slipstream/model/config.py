@@ -1,0 +1,292 @@
+"""Frozen, strict configurations of the codec, the LM and the whole system."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PAD_ID = 3
+"""Text token that says: nothing here."""
+WORD_ID = 0
+"""Text token that says: a word comes next. It stands one frame before the word's first token."""
+WHISPER_RATE = 50
+"""Positions a second of Whisper's encoder, at half the rate of its log-mel frames."""
+END_OF_TURN_ABOVE = 0.6
+"""What the published models' pause head must say for a turn to end."""
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class TransformerConfig(_Config):
+    """A causal Transformer whose queries see the last `context` positions, themselves included.
+
+    `ffn_dim` is the width between the two feed-forward layers; a gated one reads `2 * ffn_dim` and multiplies the
+    halves. `layer_scale`: a learnt scale on each residual branch.
+    """
+
+    dim: Positive
+    num_heads: Positive
+    num_layers: Positive
+    ffn_dim: Positive
+    context: Positive
+    max_period: Annotated[float, Field(gt=1)]
+    norm: Literal["rms_norm", "layer_norm"]
+    gated: bool
+    layer_scale: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> TransformerConfig:
+        if self.dim % self.num_heads or self.head_dim % 2:
+            raise ValueError(
+                f"dim={self.dim} must be num_heads={self.num_heads} times an even head width (rotary pairs)"
+            )
+        return self
+
+
+class MelConfig(_Config):
+    """A fixed log-mel front end: `n_mels` bands every `hop` samples, from a causal window of `window` samples."""
+
+    n_mels: Positive = 80
+    window: Positive = 600
+    hop: Positive = 240
+    f_min: Annotated[float, Field(ge=0)] = 20.0
+    f_max: Annotated[float, Field(gt=0)] = 8000.0
+
+
+class WhisperConfig(_Config):
+    """Whisper's audio encoder with limited context: log-mel bands at 100 Hz, two convolutions, layers at 50 Hz.
+
+    The defaults are the size of Whisper base. A position sees `context` positions of the layer below, itself included,
+    and `lookahead` positions after it. `mel_floor` replaces Whisper's floor, which depends on the maximum of the clip:
+    bands below it (log10 of the power) are raised to it.
+    """
+
+    n_mels: Positive = 80
+    dim: Annotated[int, Field(ge=4, multiple_of=2)] = 512
+    num_heads: Positive = 8
+    num_layers: Positive = 6
+    ffn_dim: Positive = 2048
+    context: Positive = 250
+    lookahead: Annotated[int, Field(ge=0)] = 4
+    mel_floor: float = -7.0
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @property
+    def delay(self) -> int:
+        """Positions by which a stream's output lags behind its input (24: 0.48 s)."""
+        return self.num_layers * self.lookahead
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> WhisperConfig:
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim={self.dim} must be a multiple of num_heads={self.num_heads}")
+        return self
+
+
+class CodecConfig(_Config):
+    """Mimi: SEANet, a Transformer, a strided convolution to the frame rate, a split residual quantiser.
+
+    The defaults are the published Mimi (24 kHz, 12.5 frames/s). `ratios` are in the decoder's order; the encoder
+    strides by them in reverse. With `mel` set, SEANet's encoder reads log-mel frames instead of samples and there is
+    no decoder. With `whisper` set, Whisper's encoder replaces SEANet and the Transformer, and there is no decoder.
+    """
+
+    sample_rate: Positive = 24_000
+    frame_rate: Annotated[float, Field(gt=0)] = 12.5
+    num_filters: Positive = 64
+    ratios: tuple[Positive, ...] = (8, 6, 5, 4)
+    kernel_size: Positive = 7
+    last_kernel_size: Positive = 3
+    residual_kernel_size: Positive = 3
+    num_residual_layers: Positive = 1
+    dilation_base: Positive = 2
+    compress: Positive = 2
+    transformer: TransformerConfig = TransformerConfig(
+        dim=512,
+        num_heads=8,
+        num_layers=8,
+        ffn_dim=2048,
+        context=250,
+        max_period=10_000.0,
+        norm="layer_norm",
+        gated=False,
+        layer_scale=True,
+    )
+    codebook_dim: Positive = 256
+    codebook_size: Positive = 2048
+    num_codebooks: Positive = 32
+    num_semantic: Positive = 1
+    mel: MelConfig | None = None
+    whisper: WhisperConfig | None = None
+
+    @property
+    def dim(self) -> int:
+        """Width of the latent between the encoder and the quantiser."""
+        return self.whisper.dim if self.whisper else self.transformer.dim
+
+    @property
+    def hop_samples(self) -> int:
+        """Samples for each position of the codec's Transformers (960: 25 Hz; with `whisper` 480: 50 Hz)."""
+        if self.whisper:
+            return self.sample_rate // WHISPER_RATE
+        return math.prod(self.ratios) * (self.mel.hop if self.mel else 1)
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples in one frame (1920)."""
+        return round(self.sample_rate / self.frame_rate)
+
+    @property
+    def stride(self) -> int:
+        """Transformer positions in one frame (2)."""
+        return self.frame_samples // self.hop_samples
+
+    @property
+    def has_decoder(self) -> bool:
+        return self.mel is None and self.whisper is None
+
+    @property
+    def delay_frames(self) -> float:
+        """Frames by which the encoder's output lags behind the audio (Whisper base: 6.0), a part of the text delay."""
+        return self.whisper.delay / self.stride if self.whisper else 0.0
+
+    @model_validator(mode="after")
+    def _one_encoder(self) -> CodecConfig:
+        if self.whisper and self.mel:
+            raise ValueError("mel and whisper exclude each other: whisper has a log-mel front end of its own")
+        if self.whisper and (self.sample_rate % 200 or self.sample_rate < 16_000):
+            raise ValueError(f"whisper needs a sample rate of at least 16000 and a multiple of 200: {self.sample_rate}")
+        return self
+
+    @model_validator(mode="after")
+    def _rates_divide(self) -> CodecConfig:
+        if self.sample_rate / self.frame_rate != self.frame_samples:
+            raise ValueError(f"a frame of {self.sample_rate / self.frame_rate} samples is not a whole number")
+        if self.frame_samples % self.hop_samples:
+            raise ValueError(
+                f"ratios {self.ratios} make a hop of {self.hop_samples} samples, "
+                f"which does not divide a frame of {self.frame_samples}"
+            )
+        if self.num_codebooks <= self.num_semantic:
+            raise ValueError(f"num_codebooks={self.num_codebooks} must be more than num_semantic={self.num_semantic}")
+        return self
+
+
+class ConditionerConfig(_Config):
+    """A condition added to every input of the LM.
+
+    `continuous`: a number, scaled by `scale_factor` and embedded by sines of `dim` dimensions.
+    `lut`: one of `possible_values`, looked up in a table of `num_bins + 1` rows. `tensor`: a vector of `dim` given
+    by the caller. Each has a learnt padding, used when no value is given.
+    """
+
+    name: str
+    kind: Literal["continuous", "lut", "tensor"]
+    dim: Positive
+    scale_factor: float = 1.0
+    max_period: float = 10_000.0
+    num_bins: int = 0
+    possible_values: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _sines_come_in_pairs(self) -> ConditionerConfig:
+        if self.kind == "continuous" and (self.dim % 2 or self.dim < 4):
+            raise ValueError(f"a continuous condition needs an even dim of at least 4, not {self.dim}")
+        if len(self.possible_values) > self.num_bins and self.kind == "lut":
+            raise ValueError(f"{len(self.possible_values)} values do not fit {self.num_bins} bins")
+        return self
+
+
+class LMConfig(_Config):
+    """The language model: reads `num_codebooks` audio tokens and its own last text token, writes the next.
+
+    `text_vocab` and `audio_vocab` count the tokens that can be written; each embedding has one row more, the initial
+    token. `pause_heads` linear heads of `pause_classes` classes read its output.
+    """
+
+    transformer: TransformerConfig
+    text_vocab: Positive
+    audio_vocab: Positive
+    num_codebooks: Positive
+    pause_heads: Annotated[int, Field(ge=0)] = 0
+    pause_classes: Positive = 6
+    conditioners: tuple[ConditionerConfig, ...] = ()
+
+    @property
+    def text_initial_id(self) -> int:
+        """The text token of position 0."""
+        return self.text_vocab
+
+    @property
+    def audio_initial_id(self) -> int:
+        """The audio token of position 0, in every codebook."""
+        return self.audio_vocab
+
+
+class SamplingConfig(_Config):
+    """How a text token is picked: greedy at temperature 0, else from the `top_k` likeliest (0: from all)."""
+
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+
+
+class FileNames(_Config):
+    """Where a checkpoint's parts lie, relative to its folder or repository."""
+
+    lm: str = "model.safetensors"
+    codec: str = "tokenizer-e351c8d8-checkpoint125.safetensors"
+    codec_config: str | None = None
+    tokenizer: str = "tokenizer_spm_32k_3.model"
+    lora: str | None = None
+
+
+class STTConfig(_Config):
+    """A whole model: codec, LM, the delay between audio and text, and the files it is made of.
+
+    `delay_seconds`: how far the text lags; `delay_frames`: the same in frames, as the published server counts it.
+    `silence_prefix_seconds`: silence the model wants before speech. `condition_values`: value by conditioner name;
+    a conditioner without one uses its learnt padding. `end_of_turn_above`: what the pause head must say for a turn to
+    end, where the user sets nothing; our own key of `stt_config`, which other readers pass over.
+    """
+
+    codec: CodecConfig
+    lm: LMConfig
+    delay_seconds: Annotated[float, Field(ge=0)]
+    delay_frames: Annotated[int, Field(ge=0)]
+    silence_prefix_seconds: Annotated[float, Field(ge=0)] = 0.0
+    sampling: SamplingConfig = SamplingConfig()
+    files: FileNames = FileNames()
+    model_id: dict[str, Any] = {}
+    condition_values: dict[str, float | str] = {}
+    end_of_turn_above: Annotated[float, Field(ge=0, le=1)] = END_OF_TURN_ABOVE
+
+    @model_validator(mode="after")
+    def _codec_feeds_lm(self) -> STTConfig:
+        if self.lm.num_codebooks > self.codec.num_codebooks:
+            raise ValueError(
+                f"the LM reads {self.lm.num_codebooks} codebooks, the codec writes {self.codec.num_codebooks}"
+            )
+        if self.lm.audio_vocab != self.codec.codebook_size:
+            raise ValueError(
+                f"the LM's audio vocabulary is {self.lm.audio_vocab}, the codec's codebooks hold "
+                f"{self.codec.codebook_size}"
+            )
+        if self.delay_frames < self.codec.delay_frames:
+            raise ValueError(
+                f"delay_frames={self.delay_frames} is less than the encoder's own delay of "
+                f"{self.codec.delay_frames:g} frames: the LM would have to write words before it reads them"
+            )
+        return self

@@ -1,0 +1,138 @@
+"""Canonical tensor names and shapes, derived from the configuration.
+
+Every layout is a two-way table against these; the PyTorch modules' own state dicts are these, name for name.
+Shapes: V text vocabulary, D width, K codebooks, F feed-forward width, H pause heads.
+"""
+
+from __future__ import annotations
+
+from slipstream.model.config import CodecConfig, LMConfig, TransformerConfig, WhisperConfig
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def lm_shapes(config: LMConfig) -> Shapes:
+    """Names and shapes of the LM's tensors, in the order of the forward pass."""
+    D = config.transformer.dim
+    shapes: Shapes = {
+        "text_emb.weight": (config.text_vocab + 1, D),
+        "audio_emb.weight": (config.num_codebooks, config.audio_vocab + 1, D),
+    }
+    for conditioner in config.conditioners:
+        prefix = f"conditioners.{conditioner.name}."
+        if conditioner.kind == "lut":
+            shapes[prefix + "embed.weight"] = (conditioner.num_bins + 1, conditioner.dim)
+        shapes[prefix + "output_proj.weight"] = (D, conditioner.dim)
+        shapes[prefix + "learnt_padding"] = (D,)
+    shapes |= _transformer("transformer.", config.transformer)
+    shapes["out_norm.weight"] = (D,)
+    shapes["text_linear.weight"] = (config.text_vocab, D)
+    if config.pause_heads:
+        shapes["pause_heads.weight"] = (config.pause_heads, config.pause_classes, D)
+    return shapes
+
+
+def codec_shapes(config: CodecConfig) -> Shapes:
+    """Names and shapes of the codec's tensors, in the order of the forward pass: encode, then decode."""
+    shapes: Shapes = {}
+    if config.whisper:
+        shapes |= whisper_shapes(config.whisper)
+    else:
+        _seanet_encoder(shapes, config)
+        shapes |= _transformer("encoder_transformer.", config.transformer)
+    if config.stride > 1:
+        shapes["downsample.weight"] = (config.dim, config.dim, 2 * config.stride)
+    for part, count in (
+        ("semantic", config.num_semantic),
+        ("acoustic", config.num_codebooks - config.num_semantic),
+    ):
+        prefix = f"quantizer.{part}."
+        shapes[prefix + "input_proj.weight"] = (config.codebook_dim, config.dim)
+        for k in range(count):
+            shapes[f"{prefix}codebooks.{k}.embedding_sum"] = (config.codebook_size, config.codebook_dim)
+            shapes[f"{prefix}codebooks.{k}.cluster_usage"] = (config.codebook_size,)
+        shapes[prefix + "output_proj.weight"] = (config.dim, config.codebook_dim)
+    if config.has_decoder:
+        if config.stride > 1:
+            shapes["upsample.weight"] = (config.dim, 1, 2 * config.stride)
+        shapes |= _transformer("decoder_transformer.", config.transformer)
+        _seanet_decoder(shapes, config)
+    return shapes
+
+
+def whisper_shapes(config: WhisperConfig) -> Shapes:
+    """Names and shapes of the tensors of a codec's Whisper encoder."""
+    D, F = config.dim, config.ffn_dim
+    shapes: Shapes = {}
+    _conv(shapes, "encoder.conv1", D, config.n_mels, 3)
+    _conv(shapes, "encoder.conv2", D, D, 3)
+    linears = {"attn.q_proj": (D, D), "attn.k_proj": (D, D), "attn.v_proj": (D, D), "attn.out_proj": (D, D)}
+    linears |= {"ffn.linear_in": (F, D), "ffn.linear_out": (D, F)}
+    for i in range(config.num_layers):
+        layer = f"encoder.layers.{i}."
+        for name, (rows, columns) in linears.items():
+            shapes[f"{layer}{name}.weight"] = (rows, columns)
+            if name != "attn.k_proj":
+                shapes[f"{layer}{name}.bias"] = (rows,)
+        for norm in ("norm1", "norm2"):
+            shapes |= {f"{layer}{norm}.weight": (D,), f"{layer}{norm}.bias": (D,)}
+    return shapes | {"encoder.norm.weight": (D,), "encoder.norm.bias": (D,)}
+
+
+def _transformer(prefix: str, config: TransformerConfig) -> Shapes:
+    D, F = config.dim, config.ffn_dim
+    shapes: Shapes = {}
+    for i in range(config.num_layers):
+        layer = f"{prefix}layers.{i}."
+        shapes |= _norm(layer + "norm1.", config)
+        shapes[layer + "attn.in_proj.weight"] = (3 * D, D)
+        shapes[layer + "attn.out_proj.weight"] = (D, D)
+        if config.layer_scale:
+            shapes[layer + "scale1"] = (D,)
+        shapes |= _norm(layer + "norm2.", config)
+        shapes[layer + "ffn.linear_in.weight"] = (2 * F if config.gated else F, D)
+        shapes[layer + "ffn.linear_out.weight"] = (D, F)
+        if config.layer_scale:
+            shapes[layer + "scale2"] = (D,)
+    return shapes
+
+
+def _norm(prefix: str, config: TransformerConfig) -> Shapes:
+    shapes: Shapes = {prefix + "weight": (config.dim,)}
+    if config.norm == "layer_norm":
+        shapes[prefix + "bias"] = (config.dim,)
+    return shapes
+
+
+def _conv(shapes: Shapes, name: str, out_channels: int, in_channels: int, kernel: int) -> None:
+    shapes[name + ".weight"] = (out_channels, in_channels, kernel)
+    shapes[name + ".bias"] = (out_channels,)
+
+
+def _residuals(shapes: Shapes, stage: str, width: int, config: CodecConfig) -> None:
+    hidden = width // config.compress
+    for j in range(config.num_residual_layers):
+        _conv(shapes, f"{stage}.residuals.{j}.conv1", hidden, width, config.residual_kernel_size)
+        _conv(shapes, f"{stage}.residuals.{j}.conv2", width, hidden, 1)
+
+
+def _seanet_encoder(shapes: Shapes, config: CodecConfig) -> None:
+    width = config.num_filters
+    _conv(shapes, "encoder.conv_in", width, config.mel.n_mels if config.mel else 1, config.kernel_size)
+    for i, ratio in enumerate(reversed(config.ratios)):
+        _residuals(shapes, f"encoder.stages.{i}", width, config)
+        _conv(shapes, f"encoder.stages.{i}.resample", 2 * width, width, 2 * ratio)
+        width *= 2
+    _conv(shapes, "encoder.conv_out", config.dim, width, config.last_kernel_size)
+
+
+def _seanet_decoder(shapes: Shapes, config: CodecConfig) -> None:
+    width = config.num_filters * 2 ** len(config.ratios)
+    _conv(shapes, "decoder.conv_in", width, config.dim, config.kernel_size)
+    for i, ratio in enumerate(config.ratios):
+        # A transposed convolution keeps its input channels first.
+        shapes[f"decoder.stages.{i}.resample.weight"] = (width, width // 2, 2 * ratio)
+        shapes[f"decoder.stages.{i}.resample.bias"] = (width // 2,)
+        width //= 2
+        _residuals(shapes, f"decoder.stages.{i}", width, config)
+    _conv(shapes, "decoder.conv_out", 1, width, config.last_kernel_size)

@@ -1,0 +1,62 @@
+"""The codec streams as the PyTorch one computes the whole, past the wrap of its ring, from samples and log-mel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+mx = pytest.importorskip("mlx.core", reason="MLX is not installed: pip install 'slipstream-stt[mlx]'")
+torch = pytest.importorskip("torch", reason="the offline forward is the PyTorch model's")
+
+from tests.models import codec_config, mel_codec_config, noise_and_tones, random_weights, whisper_codec_config  # noqa: E402
+
+from slipstream.backends.mlx.build import build_codec  # noqa: E402
+from slipstream.backends.mlx.mimi import mel_bands  # noqa: E402
+from slipstream.backends.torch.build import build_codec as build_torch_codec  # noqa: E402
+from slipstream.backends.torch.mimi import mel_bands as torch_mel_bands  # noqa: E402
+from slipstream.model.config import CodecConfig, MelConfig  # noqa: E402
+from slipstream.model.names import codec_shapes  # noqa: E402
+
+FRAMES = 20  # 40 Transformer positions, past the wrap of a ring of 12
+CONFIGS = {
+    "waveform": codec_config(),
+    "log-mel": mel_codec_config(),
+    "whisper": whisper_codec_config(),
+    "whisper without lookahead": whisper_codec_config(lookahead=0),
+    "several residual blocks": codec_config(num_residual_layers=2, residual_kernel_size=5),
+    "two semantic codebooks": codec_config(num_semantic=2),
+    "without a second stride": codec_config(frame_rate=25.0),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_codes_of_a_stream_are_the_offline_ones(config: CodecConfig):
+    weights = random_weights(codec_shapes(config))
+    codec, reference = build_codec(config, weights), build_torch_codec(config, weights)
+    frame = config.frame_samples
+    audio = np.stack([noise_and_tones(FRAMES * frame / 24_000, seed=slot) for slot in range(2)])
+    with torch.inference_mode():
+        expected, _ = reference.encode(torch.from_numpy(audio))
+    state, codes = codec.init_state(2), []
+    for t in range(FRAMES):
+        at = codec.locate(np.full(2, t))
+        frame_B1K, state = codec.encode(mx.array(audio[:, t * frame :][:, :frame]), state, at, config.num_codebooks)
+        mx.eval(frame_B1K, state)
+        codes.append(np.array(frame_B1K))
+    agreement = np.concatenate(codes, axis=1).swapaxes(1, 2) == expected.numpy()
+    assert agreement.mean() > 0.999
+    assert len(expected.unique()) > 8, "random weights that always give the same code prove nothing"
+
+
+def test_fewer_codebooks_are_the_first_ones():
+    config = codec_config()
+    codec = build_codec(config, random_weights(codec_shapes(config)))
+    latent = mx.random.normal((1, 3, config.dim))
+    whole = codec.quantizer.encode(latent, 6)
+    for count in (1, 2, 5):
+        assert mx.array_equal(codec.quantizer.encode(latent, count), whole[..., :count])
+
+
+def test_mel_bands_are_the_ones_of_training():
+    for config in (MelConfig(), MelConfig(n_mels=23, window=480, hop=240, f_min=0.0, f_max=12_000.0)):
+        np.testing.assert_allclose(mel_bands(config, 24_000), torch_mel_bands(config, 24_000).numpy(), atol=1e-12)

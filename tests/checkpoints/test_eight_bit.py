@@ -1,0 +1,56 @@
+"""8-bit weights: rounded once, and run by ONNX Runtime as they are stored."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from slipstream.backends.onnx import quantize as onnx_quantize
+from slipstream.checkpoints.eight_bit import BLOCK, dequantize, packed, quantize, unpacked
+
+
+@pytest.mark.parametrize("shape", [(5, 300), (4, 128), (3, 7, 3), (6, 256, 2)])
+def test_weights_are_rounded_to_a_step_of_their_block(shape: tuple[int, ...]) -> None:
+    weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    integers, scale = quantize(weight)
+    assert (integers.dtype, integers.shape) == (np.int8, shape)
+    assert scale.shape == (shape[0], -(-int(np.prod(shape[1:])) // BLOCK))
+    found = dequantize(integers, scale)
+    assert np.abs(found - weight).max() <= np.abs(scale).max() * 1.001  # +128 steps become 127
+    again, _ = quantize(found)
+    np.testing.assert_array_equal(again, integers)
+
+
+def test_a_convolutions_rows_are_its_taps_one_after_the_other() -> None:
+    weight = np.ones((1, BLOCK, 2), np.float32)
+    weight[..., 1] = 100
+    _, scale = quantize(np.repeat(weight, 2, axis=0))
+    np.testing.assert_allclose(np.abs(scale[0]), [1 / 128, 100 / 128])
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    assert (dequantize(*quantize(np.zeros((2, 130), np.float32))) == 0).all()
+
+
+def test_onnx_runtime_gets_the_stored_integers() -> None:
+    integers, scale = quantize(np.random.default_rng(1).standard_normal((8, 384)).astype(np.float32))
+    theirs, scales = onnx_quantize.quantize(dequantize(integers, scale), 8)
+    np.testing.assert_array_equal(theirs.reshape(8, -1).astype(int) - 128, integers)
+    np.testing.assert_allclose(scales, scale, rtol=1e-6)
+
+
+def test_vectors_and_the_quantiser_are_not_rounded_to_8_bits() -> None:
+    tensors = {
+        "norm.weight": np.ones(4, np.float32),
+        "padding": np.ones((1, 1, 4), np.float32),
+        "quantizer.semantic.input_proj.weight": np.ones((4, 4), np.float32),
+        "quantizer.semantic.codebooks.0.cluster_usage": np.full(4, 1.001, np.float32),
+        "linear.weight": np.ones((4, 4), np.float32),
+    }
+    found = packed(tensors)
+    assert found.keys() - tensors.keys() == {"linear.weight_scale"}
+    assert found["quantizer.semantic.input_proj.weight"].dtype.name == "bfloat16"
+    back = unpacked(found, {})
+    assert back.keys() == tensors.keys()
+    for name, array in tensors.items():
+        np.testing.assert_array_equal(back[name], array)

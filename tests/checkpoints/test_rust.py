@@ -1,0 +1,150 @@
+"""Kyutai's TOML, as published and as misspelt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slipstream.checkpoints.presets import PRESETS
+from slipstream.checkpoints.rust import RustConfig, read_rust_config
+from slipstream.errors import ConfigError
+
+PUBLISHED = """
+static_dir = "./static/"
+log_dir = "$HOME/logs"
+instance_name = "stt"
+authorized_ids = ["public_token"]
+
+[modules.asr]
+path = "/api/asr-streaming"
+type = "BatchedAsr"
+lm_model_file = "hf://kyutai/stt-1b-en_fr-candle/model.safetensors"
+text_tokenizer_file = "hf://kyutai/stt-1b-en_fr-candle/tokenizer_en_fr_audio_8000.model"
+audio_tokenizer_file = "hf://kyutai/stt-1b-en_fr-candle/mimi-pytorch-e351c8d8@125.safetensors"
+asr_delay_in_tokens = 6
+batch_size = 64
+conditioning_learnt_padding = true
+temperature = 0.25
+
+[modules.asr.model]
+audio_vocab_size = 2049
+text_in_vocab_size = 8001
+text_out_vocab_size = 8000
+audio_codebooks = 32
+
+[modules.asr.model.transformer]
+d_model = 2048
+num_heads = 16
+num_layers = 16
+dim_feedforward = 8192
+causal = true
+norm_first = true
+bias_ff = false
+bias_attn = false
+context = 750
+max_period = 100000
+use_conv_block = false
+use_conv_bias = true
+gating = "silu"
+norm = "RmsNorm"
+positional_embedding = "Rope"
+conv_layout = false
+conv_kernel_size = 3
+kv_repeat = 1
+max_seq_len = 40960
+
+[modules.asr.model.extra_heads]
+num_heads = 4
+dim = 6
+"""
+
+
+def read(tmp_path: Path, text: str) -> RustConfig:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    return read_rust_config(file)
+
+
+def test_the_published_config(tmp_path: Path) -> None:
+    config = read(tmp_path, PUBLISHED)
+    assert config.path == "/api/asr-streaming"
+    assert config.slots == 64
+    assert config.keys == ("public_token",)
+    assert config.lm_file == "hf://kyutai/stt-1b-en_fr-candle/model.safetensors"
+    assert config.codec_file.endswith("@125.safetensors")
+    assert config.model.lm == PRESETS["kyutai/stt-1b-en_fr-candle"].lm
+    assert config.model.delay_frames == 6
+    assert config.model.sampling.temperature == 0.25
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "codebooks", "heads", "dtype"),
+    [
+        ("audio_codebooks = 32", "audio_codebooks = 20", 20, 4, "auto"),  # as Unmute deploys it
+        (PUBLISHED[PUBLISHED.index("[modules.asr.model.extra_heads]") :], "", 32, 0, "auto"),
+        ("num_heads = 4\n", "num_heads = 2\n", 32, 2, "auto"),
+        ("batch_size = 64", 'batch_size = 64\ndtype_override = "bf16"', 32, 4, "bfloat16"),
+        ("batch_size = 64", 'batch_size = 64\ndtype_override = "f32"', 32, 4, "float32"),
+    ],
+)
+def test_configs_as_they_are_deployed(
+    tmp_path: Path, old: str, new: str, codebooks: int, heads: int, dtype: str
+) -> None:
+    assert old in PUBLISHED
+    config = read(tmp_path, PUBLISHED.replace(old, new))
+    assert (config.model.lm.num_codebooks, config.model.lm.pause_heads) == (codebooks, heads)
+    assert config.model.codec.num_codebooks == 32
+    assert config.dtype == dtype
+
+
+def test_one_stream_at_a_time(tmp_path: Path) -> None:
+    text = PUBLISHED.replace("BatchedAsr", "Asr").replace("batch_size = 64\n", "")
+    assert read(tmp_path, text).slots == 1
+
+
+def test_environment_variables_and_plain_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEIGHTS", "/data")
+    text = PUBLISHED.replace("hf://kyutai/stt-1b-en_fr-candle/model", "$WEIGHTS/$NOT_SET_ANYWHERE/model")
+    assert read(tmp_path, text).lm_file == "/data//model.safetensors"
+
+
+def test_a_delay_that_conditions_the_model(tmp_path: Path) -> None:
+    text = PUBLISHED.replace("conditioning_learnt_padding = true", "conditioning_delay = 1.0")
+    config = read(tmp_path, text)
+    assert config.model.condition_values == {"delay": -1.0}
+    assert config.model.delay_frames == 13
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("batch_size", "batchsize", "unknown key 'batchsize' in modules.asr; did you mean 'batch_size'"),
+        ("instance_name", "instance", "unknown key 'instance'"),
+        ("kv_repeat = 1", "kv_repeats = 1", "unknown key 'kv_repeats'"),
+        ('log_dir = "$HOME/logs"\n', "", "the file lacks log_dir"),
+        ("batch_size = 64\n", "", "lacks batch_size"),
+        ("batch_size = 64", "batch_size = 0", "at least one"),
+        ("batch_size = 64", "batch_size = true", "wrong type"),
+        ("asr_delay_in_tokens = 6", "asr_delay_in_tokens = -6", "negative"),
+        ("asr_delay_in_tokens = 6", "asr_delay_in_tokens = 6.0", "wrong type"),
+        ("batch_size = 64", 'batch_size = 64\ndtype_override = "q8"', "dtype_override='q8': expected one of bf16, f32"),
+        ('"BatchedAsr"', '"Tts"', "type 'Tts' is not served here"),
+        ('"/api/asr-streaming"', '"api"', "must begin with '/'"),
+        ("hf://kyutai/stt-1b-en_fr-candle/model", "hf://model", "expected hf://owner/repo/file"),
+        ('["public_token"]', "[1]", "list of strings"),
+        ("learnt_padding = true", "learnt_padding = true\nconditioning_delay = 1.0", "exclude each other"),
+        ("causal = true", "causal = maybe", "not TOML"),
+    ],
+)
+def test_what_cannot_be_served_is_named(tmp_path: Path, old: str, new: str, says: str) -> None:
+    assert old in PUBLISHED
+    with pytest.raises(ConfigError, match=says) as error:
+        read(tmp_path, PUBLISHED.replace(old, new))
+    assert "config.toml" in str(error.value)
+
+
+def test_a_second_module_is_refused(tmp_path: Path) -> None:
+    second = PUBLISHED[PUBLISHED.index("[modules.asr]") :].replace("modules.asr", "modules.asr2")
+    with pytest.raises(ConfigError, match="2 modules: expected one"):
+        read(tmp_path, PUBLISHED + second)

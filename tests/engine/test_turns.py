@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.models import stt_config
+
+from slipstream.engine.turns import TurnBuilder, TurnDetector, TurnOptions, VoiceLevel
+from slipstream.errors import ConfigError
+from slipstream.events import Turn, Word
+
+
+def ends(detector: TurnDetector, probabilities: list[float]) -> list[int]:
+    """Frames, counted from 1, where turns end when head 2 says `probabilities`."""
+    return [
+        frame
+        for frame, probability in enumerate(probabilities, start=1)
+        if detector.push((0.5, 0.5, probability, 0.5), voiced=False, word_frame=None)
+    ]
+
+
+def detector(**options: float) -> TurnDetector:
+    return TurnDetector(TurnOptions(**options), delay_frames=6, frame_rate=12.5)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------------------------- with pause heads
+
+
+def test_a_turn_ends_once_above_the_threshold_and_again_only_after_speech() -> None:
+    speech, unsure, pause = [0.1] * 20, [0.5] * 5, [0.9] * 10
+    assert ends(detector(), speech + unsure + pause + unsure + pause + speech + pause) == [26, 71]
+
+
+def test_silence_from_the_start_is_no_turn() -> None:
+    assert ends(detector(), [0.95] * 100) == []
+
+
+def test_the_first_frames_are_not_judged() -> None:
+    assert ends(detector(warmup_frames=12), [0.0] * 6 + [1.0] * 6 + [0.5] * 10) == []
+    assert ends(detector(warmup_frames=0), [0.0] * 6 + [1.0] * 6 + [0.5] * 10) == [7]
+
+
+def test_a_word_said_during_the_warmup_still_makes_a_turn() -> None:
+    short = detector()
+    frames = [short.push((0, 0, 0.9, 0), False, word_frame=3 if frame == 10 else None) for frame in range(1, 20)]
+    assert [frame for frame, ended in enumerate(frames, start=1) if ended] == [13]
+
+
+def test_a_word_that_only_comes_late_begins_no_turn() -> None:
+    late = detector()
+    assert ends(late, [0.1] * 20 + [0.9]) == [21]
+    assert not any(late.push((0, 0, 0.9, 0), False, word_frame=18) for _ in range(10))
+    assert late.push((0, 0, 0.9, 0), False, word_frame=25)
+
+
+def test_thresholds_and_head_are_options() -> None:
+    assert ends(detector(end_above=0.95), [0.1] * 20 + [0.9] * 10) == []
+    other = detector(head=0)
+    assert [other.push((p, 0, 0, 0), False, None) for p in [0.1] * 20 + [0.9]] == [False] * 20 + [True]
+
+
+def test_a_head_the_model_does_not_have_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="only pause heads 0 to 3"):
+        detector(head=4).push((0, 0, 0, 0), False, None)
+
+
+@pytest.mark.parametrize(("heads", "head"), [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2)])
+def test_a_model_with_fewer_heads_uses_its_last(heads: int, head: int) -> None:
+    options = TurnOptions.of(stt_config(pause_heads=heads))
+    assert options.head == head
+    TurnDetector(options, delay_frames=6, frame_rate=12.5).push((0.5,) * heads, False, None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"end_above": 0.3},
+        {"end_above": 1.2},
+        {"resume_below": -0.1},
+        {"head": -1},
+        {"quiet_seconds": 0.0},
+        {"end_above": float("nan")},
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ConfigError):
+        TurnOptions(**options)  # type: ignore[arg-type]
+
+
+@given(st.lists(st.floats(0, 1), max_size=200))
+def test_between_two_ends_there_was_speech(probabilities: list[float]) -> None:
+    found = ends(detector(), probabilities)
+    for first, second in itertools.pairwise(found):
+        assert min(probabilities[first : second - 1], default=1.0) < 0.4
+
+
+# ------------------------------------------------------------------------------------------- without pause heads
+
+
+def test_a_turn_ends_after_a_quiet_time() -> None:
+    sound = [False] * 20 + [True] * 10 + [False] * 30 + [True] * 10 + [False] * 30
+    by_sound = detector(quiet_seconds=0.8)
+    found = [frame for frame, voiced in enumerate(sound, start=1) if by_sound.push((), voiced, None)]
+    assert found == [40, 80]
+
+
+def test_a_click_begins_no_turn() -> None:
+    by_sound = detector()
+    assert not any(by_sound.push((), voiced, None) for voiced in [True, True] + [False] * 50)
+
+
+def test_blank_text_ends_a_turn_where_noise_hides_the_silence() -> None:
+    by_text = detector(blank_seconds=2.0)
+    frames = [by_text.push((), True, word_frame=frame if frame < 20 else None) for frame in range(60)]
+    assert frames.index(True) == 19 + 25
+
+
+def test_text_that_lags_is_not_blank_text() -> None:
+    slow = TurnDetector(TurnOptions(blank_seconds=1.0), delay_frames=32, frame_rate=12.5)
+    assert not any(slow.push((), True, None) for _ in range(40))
+
+
+def test_voice_is_heard_above_the_background() -> None:
+    level = VoiceLevel()
+    assert not any(level.push(0.0) for _ in range(10))
+    assert level.push(1e-3)
+    assert not level.push(1e-7)
+
+
+def test_a_steady_hum_becomes_background_and_speech_stands_out_of_it() -> None:
+    level = VoiceLevel()
+    hum = 10**-4.5
+    judged = [level.push(hum) for _ in range(100)]
+    assert judged[0]
+    assert not judged[-1]
+    assert level.push(hum * 100)
+
+
+# ---------------------------------------------------------------------------------------------------- assembling
+
+
+def test_a_turn_waits_for_the_words_spoken_before_its_end() -> None:
+    builder = TurnBuilder()
+    assert builder.add(Word("one", 0.1, 0.3)) == []
+    builder.end(1.0)
+    assert builder.settle(0.9) == []
+    assert builder.add(Word("late", 0.5, 0.8)) == []
+    assert builder.settle(1.0) == [Turn(0.1, 0.8)]
+    assert builder.settle(5.0) == []
+
+
+def test_a_word_after_the_end_closes_the_turn_before_it() -> None:
+    builder = TurnBuilder()
+    builder.add(Word("one", 0.1, 0.3))
+    builder.end(1.0)
+    assert builder.add(Word("two", 1.2, 1.5)) == [Turn(0.1, 0.3)]
+    assert builder.flush() == [Turn(1.2, 1.5)]
+    assert builder.flush() == []
+
+
+def test_a_turn_without_words_is_none() -> None:
+    builder = TurnBuilder()
+    builder.end(1.0)
+    builder.end(2.0)
+    assert builder.settle(3.0) == []
+    assert builder.flush() == []
