@@ -1,12 +1,9 @@
-"""Models by name: every backend from the same folder, and errors that say what to do."""
+"""Models by name: every backend reads the same folder, and errors give the remedy."""
 
 from __future__ import annotations
 
 import inspect
 import json
-import platform
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +12,9 @@ from tests.fakes import tokenizer_path
 from tests.models import noise_and_tones, random_model, stt_config
 from typer.testing import CliRunner
 
-from slipstream import loading
+from slipstream import bundle, loading
+from slipstream.backends import choice
+from slipstream.backends.onnx import opening
 from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from slipstream.cli.app import app
 from slipstream.errors import BackendError, CheckpointError, ConfigError
@@ -32,36 +31,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def said(runner, frames: int = 12) -> list[int]:
+def tokens(runner, frames: int = 12) -> list[int]:
     audio = noise_and_tones(frames * 0.08).reshape(frames, 1, 1920)
     return [int(runner.step(frame, np.array([True])).token_B[0]) for frame in audio]
 
 
-def test_every_backend_says_the_same_of_the_same_folder(folder: Path):
+def test_every_backend_writes_the_same_tokens_from_the_same_folder(folder: Path):
     pytest.importorskip("torch", reason="pip install 'slipstream-stt[torch]'")
-    expected = said(loading.load_runner(folder, backend="torch", device="cpu"))
+    expected = tokens(loading.load_runner(folder, backend="torch", device="cpu"))
     assert len(set(expected)) > 3
-    assert said(loading.load_runner(folder, backend="onnx")) == expected
-    if loading.has("mlx"):
-        assert said(loading.load_runner(folder, backend="mlx", dtype="float32")) == expected
+    assert tokens(loading.load_runner(folder, backend="onnx")) == expected
+    if choice.has("mlx"):
+        assert tokens(loading.load_runner(folder, backend="mlx", dtype="float32")) == expected
 
 
 def test_every_backend_reads_8_bit_weights_of_a_whisper_encoder(tmp_path: Path):
     pytest.importorskip("torch", reason="pip install 'slipstream-stt[torch]'")
     config = stt_config(codec="whisper")
     save_checkpoint(Checkpoint(config, *random_model(config), tokenizer_path()), tmp_path / "8", "kyutai", quantize=8)
-    expected = said(loading.load_runner(tmp_path / "8", backend="torch", device="cpu"))
+    expected = tokens(loading.load_runner(tmp_path / "8", backend="torch", device="cpu"))
     assert len(set(expected)) > 3
-    assert said(loading.load_runner(tmp_path / "8", backend="onnx", quantize="none")) == expected
-    if loading.has("mlx"):
-        assert said(loading.load_runner(tmp_path / "8", backend="mlx", dtype="float32")) == expected
+    assert tokens(loading.load_runner(tmp_path / "8", backend="onnx", quantize="none")) == expected
+    if choice.has("mlx"):
+        assert tokens(loading.load_runner(tmp_path / "8", backend="mlx", dtype="float32")) == expected
 
 
 def test_a_whisper_encoder_runs_in_8_bits_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from slipstream.backends.onnx import runner
-
     asked: list[str | None] = []
-    monkeypatch.setattr(runner, "OnnxRunner", lambda *a, quantize, **k: asked.append(quantize))
+    monkeypatch.setattr(opening, "OnnxRunner", lambda *a, quantize, **k: asked.append(quantize))
     for codec in ("waveform", "whisper"):
         config = stt_config(codec=codec)
         save_checkpoint(Checkpoint(config, *random_model(config), tokenizer_path()), tmp_path / codec, "kyutai")
@@ -70,9 +67,9 @@ def test_a_whisper_encoder_runs_in_8_bits_by_default(tmp_path: Path, monkeypatch
     assert asked == [None, None, "int4", "int8", None, "int4"]
 
 
-@pytest.mark.skipif(not loading.has("mlx"), reason="pip install 'slipstream-stt[mlx]'")
+@pytest.mark.skipif(not choice.has("mlx"), reason="pip install 'slipstream-stt[mlx]'")
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_quantised_checkpoint_stays_so_on_mlx(bits: int, tmp_path: Path):
+def test_a_quantised_checkpoint_stays_quantised_on_mlx(bits: int, tmp_path: Path):
     whole_groups = {"dim": 64, "num_heads": 2, "ffn_dim": 64}
     config = stt_config(transformer=stt_config().lm.transformer.model_copy(update=whole_groups), conditioners=())
     lm, codec = random_model(config)
@@ -86,22 +83,22 @@ def test_slots_sampling_and_seed_reach_the_runner(folder: Path):
     runner = loading.load_runner(folder, backend="onnx", slots=3)
     assert runner.slots == 3
     first, again, other = (
-        said(loading.load_runner(folder, backend="onnx", sampling=warm, seed=seed)) for seed in (1, 1, 2)
+        tokens(loading.load_runner(folder, backend="onnx", sampling=warm, seed=seed)) for seed in (1, 1, 2)
     )
     assert first == again != other
 
 
 def test_a_large_model_on_the_cpu_is_converted_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loading, "QUANTIZE_ABOVE", 1000)
+    monkeypatch.setattr(opening, "QUANTIZE_ABOVE", 1000)
     monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path))
     seen: list[tuple[int, int]] = []
-    tokens = said(loading.load_runner(folder, backend="onnx", progress=lambda *done: seen.append(done)))
+    first = tokens(loading.load_runner(folder, backend="onnx", progress=lambda *done: seen.append(done)))
     assert seen
     assert seen[-1][0] == seen[-1][1]
     (converted,) = (tmp_path / "onnx").glob("[!.]*-int8")
-    monkeypatch.setattr(loading, "load_checkpoint", lambda *a, **k: pytest.fail("the tensors were read again"))
-    assert said(loading.load_runner(folder, backend="onnx")) == tokens
-    assert said(loading.load_runner(converted, backend="onnx")) == tokens
+    monkeypatch.setattr(bundle, "read_checkpoint", lambda *a, **k: pytest.fail("the tensors were read again"))
+    assert tokens(loading.load_runner(folder, backend="onnx")) == first
+    assert tokens(loading.load_runner(converted, backend="onnx")) == first
     with pytest.raises(ConfigError, match="converted already"):
         loading.load_runner(converted, backend="onnx", quantize="int4")
 
@@ -121,7 +118,7 @@ def test_a_large_model_on_the_cpu_is_converted_once(folder: Path, tmp_path: Path
         ({"slots": 0, "backend": "onnx"}, ValueError, "slots=0"),
     ],
 )
-def test_settings_that_cannot_be_had_are_named(folder: Path, options: dict, error: type[Exception], message: str):
+def test_invalid_settings_are_named(folder: Path, options: dict, error: type[Exception], message: str):
     if options.get("backend") == "torch":
         torch = pytest.importorskip("torch", reason="pip install 'slipstream-stt[torch]'")
         if torch.cuda.is_available() and "cuda" in str(options.get("device")):
@@ -131,7 +128,7 @@ def test_settings_that_cannot_be_had_are_named(folder: Path, options: dict, erro
 
 
 def test_a_backend_that_is_not_installed_names_its_command(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loading, "has", lambda backend: False)
+    monkeypatch.setattr(choice, "has", lambda backend: False)
     with pytest.raises(BackendError, match=r"pip install 'slipstream-stt\[torch\]'"):
         loading.load_runner(folder, backend="torch")
 
@@ -139,72 +136,6 @@ def test_a_backend_that_is_not_installed_names_its_command(folder: Path, monkeyp
 def test_a_model_that_does_not_exist_is_named(tmp_path: Path):
     with pytest.raises((CheckpointError, ConfigError), match="nowhere"):
         loading.load_runner(tmp_path / "nowhere", backend="onnx")
-
-
-LINUX, APPLE = ("Linux", "x86_64"), ("Darwin", "arm64")
-
-
-@dataclass(frozen=True)
-class Machine:
-    system: tuple[str, str] = LINUX
-    installed: tuple[str, ...] = ()
-    cuda: bool = False
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Machine], None]:
-    def be(machine: Machine) -> None:
-        monkeypatch.setattr(loading, "has", lambda backend: backend in ("onnx", *machine.installed))
-        monkeypatch.setattr(loading, "_has_cuda", lambda: machine.cuda)
-        monkeypatch.setattr(platform, "system", lambda: machine.system[0])
-        monkeypatch.setattr(platform, "machine", lambda: machine.system[1])
-
-    return be
-
-
-@pytest.mark.parametrize(
-    ("where", "device", "backend", "expected"),
-    [
-        (Machine(), "auto", "auto", ("onnx", "cpu")),
-        (Machine(APPLE, ("mlx",)), "auto", "auto", ("mlx", "gpu")),
-        (Machine(installed=("mlx",)), "auto", "auto", ("onnx", "cpu")),
-        (Machine(installed=("torch",), cuda=True), "auto", "auto", ("torch", "cuda")),
-        (Machine(installed=("torch",)), "auto", "torch", ("torch", "cpu")),
-        (Machine(installed=("torch",), cuda=True), "auto", "torch", ("torch", "cuda")),
-        (Machine(installed=("torch",), cuda=True), "auto", "onnx", ("onnx", "cpu")),
-        (Machine(installed=("mlx",)), "auto", "mlx", ("mlx", "cpu")),
-        (Machine(APPLE, ("torch", "mlx")), "cpu", "auto", ("onnx", "cpu")),
-        (Machine(installed=("torch",), cuda=True), "cpu", "torch", ("torch", "cpu")),
-        (Machine(installed=("torch",)), "cuda:1", "auto", ("torch", "cuda:1")),
-        (Machine(APPLE, ("torch", "mlx")), "gpu", "auto", ("mlx", "gpu")),
-        (Machine(APPLE, ("torch", "mlx")), "mps", "auto", ("mlx", "gpu")),
-        (Machine(installed=("torch", "mlx"), cuda=True), "gpu", "auto", ("torch", "cuda")),
-        (Machine(installed=("torch",), cuda=True), "gpu", "torch", ("torch", "cuda")),
-    ],
-)
-def test_the_device_chooses_the_backend(where, device, backend, expected, machine):
-    machine(where)
-    assert loading.choose(device, backend) == expected
-
-
-@pytest.mark.parametrize(
-    ("where", "device", "backend", "message"),
-    [
-        (Machine(), "gpu", "auto", r"device='gpu': not on this machine; available: cpu \(onnx\)$"),
-        (Machine(installed=("torch",)), "gpu", "auto", r"available: cpu \(onnx\), cpu \(torch\)$"),
-        (Machine(installed=("torch", "mlx")), "gpu", "auto", "not on this machine"),
-        (Machine(installed=("torch",), cuda=True), "mps", "torch", r"with backend='torch'.*: cuda \(torch\), cpu"),
-        (Machine(APPLE, ("mlx",)), "cpu", "mlx", r"device='cpu' with backend='mlx'.* available: gpu \(mlx\), cpu"),
-        (Machine(APPLE, ("mlx",)), "cuda", "mlx", "the mlx backend has no CUDA"),
-        (Machine(), "cuda", "auto", r"pip install 'slipstream-stt\[torch\]'"),
-        (Machine(), "cuda:x", "auto", "expected auto, cpu, gpu, cuda or cuda:N"),
-        (Machine(), "", "auto", "expected auto, cpu, gpu, cuda or cuda:N"),
-    ],
-)
-def test_a_device_that_is_not_there_is_an_error_that_lists_what_is(where, device, backend, message, machine):
-    machine(where)
-    with pytest.raises(BackendError, match=message):
-        loading.choose(device, backend)
 
 
 def test_load_and_load_runner_share_their_defaults():
@@ -224,4 +155,4 @@ def test_commands_refuse_a_tokenizer_of_another_model(tmp_path: Path, command: l
     arguments = [str(tmp_path / "all.jsonl") if part == "MANIFEST" else part for part in command]
     result = CliRunner().invoke(app, [*arguments, str(tmp_path / "model")])
     assert isinstance(result.exception, CheckpointError)
-    assert "the two do not belong together" in str(result.exception)
+    assert "the tokenizer belongs to another model" in str(result.exception)

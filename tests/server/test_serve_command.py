@@ -12,15 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.checkpoints.test_rust import PUBLISHED
 from tests.fakes import tiny_tokenizer, tokenizer_path
 from tests.models import noise_and_tones, random_model, stt_config
 from tests.server.harness import get, wait_for
 
 from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from slipstream.cli.serve import _from_rust_config
 from slipstream.client import ServerError, transcribe
-from slipstream.model.config import STTConfig
 from slipstream.server.keys import new_key
 
 
@@ -139,17 +136,3 @@ def test_wrong_options_are_named(options: list[str], says: str, capsys: pytest.C
     except SystemExit:
         told = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert told.count(says) == 1
-
-
-def test_a_rust_config_becomes_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path))
-    file = tmp_path / "config.toml"
-    file.write_text(PUBLISHED)
-    served = _from_rust_config(file)
-    assert (served.slots, served.path) == (64, "/api/asr-streaming")
-    assert served.keys is not None
-    assert served.keys.find("public_token") is not None
-    config = STTConfig.read(Path(served.ref) / "config.json")
-    assert config.lm.num_codebooks == 32
-    assert (config.delay_frames, config.sampling.temperature) == (6, 0.25)
-    assert served.origin["lm"] == "hf://kyutai/stt-1b-en_fr-candle/model.safetensors"

@@ -14,7 +14,7 @@ from slipstream.checkpoints.kyutai_config import dump_codec, dump_kyutai
 from slipstream.checkpoints.layouts import LAYOUTS, fitting, get_layout
 from slipstream.checkpoints.lora import fuse
 from slipstream.checkpoints.quantization import GROUP_SIZES
-from slipstream.checkpoints.sources import Origin, Ref, resolve
+from slipstream.checkpoints.sources import Origin, Ref, Sources, resolve
 from slipstream.checkpoints.tensors import DTYPES, Array, Tensors, read_tensors, write_tensors
 from slipstream.checkpoints.transformers import EXTRAS_FILE, is_extra, with_unread_codebooks
 from slipstream.checkpoints.transformers_config import dump_config
@@ -39,14 +39,22 @@ class Checkpoint:
 
 
 def load_checkpoint(ref: Ref, *, keep_quantized: bool = False, **origin: Unpack[Origin]) -> Checkpoint:
-    """Load a checkpoint in whichever layout it is; the arguments are those of `sources.resolve`.
+    """Load a checkpoint of any layout: `read_checkpoint` of what `sources.resolve` finds, with its arguments."""
+    return read_checkpoint(resolve(ref, **origin), keep_quantized=keep_quantized)
 
-    Quantised matrices become floats, or with `keep_quantized` stay as they are: see `mlx.packed_table`. A LoRA adapter
-    that the configuration names is added to the weights that it adapts, which become floats.
-    Raises `CheckpointError` for files that cannot be found or read, and one that names every tensor that does not
-    fit the configuration; `ConfigError` for a configuration that is wrong.
+
+def read_checkpoint(sources: Sources, *, keep_quantized: bool = False) -> Checkpoint:
+    """Read the tensors of a checkpoint of any layout.
+
+    A LoRA adapter is added to the weights that it adapts, which become floats.
+
+    Args:
+        sources: The configuration and the files.
+        keep_quantized: Keep quantised matrices as they are (see `mlx.packed_table`); otherwise they become floats.
+
+    Raises:
+        CheckpointError: A file cannot be read, or tensors do not fit the configuration; the message names them all.
     """
-    sources = resolve(ref, **origin)
     config, adapter = sources.config, sources.adapter
     lm = read_lm(sources.lm, config.lm, keep_quantized=keep_quantized and adapter is None)
     if adapter is not None:
@@ -128,7 +136,7 @@ def save_checkpoint(
 
 
 def convert(
-    source: Ref,
+    source: Ref | Sources,
     destination: Path,
     layout: str,
     *,
@@ -136,15 +144,24 @@ def convert(
     dtype: str | None = None,
     **origin: Unpack[Origin],
 ) -> None:
-    """Load a checkpoint in whichever layout it is, and write it into a new folder in `layout`.
+    """Read a checkpoint of any layout and write it into a new folder in `layout`.
 
-    The arguments are those of `load_checkpoint` and `save_checkpoint`. Raises `CheckpointError` when there is
-    something already.
+    Args:
+        source: A folder, a repository id or a built-in name, with the arguments of `sources.resolve`; or sources that
+            are resolved already.
+        destination: A folder that does not exist or is empty.
+        layout: A name in `LAYOUTS`.
+        quantize: See `save_checkpoint`.
+        dtype: See `save_checkpoint`.
+
+    Raises:
+        CheckpointError: The destination is not empty, or the layout cannot hold the model.
     """
     destination = Path(destination)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise CheckpointError(f"{destination} is not an empty folder: give a new one")
-    save_checkpoint(load_checkpoint(source, **origin), destination, layout, quantize=quantize, dtype=dtype)
+    sources = source if isinstance(source, Sources) else resolve(source, **origin)
+    save_checkpoint(read_checkpoint(sources), destination, layout, quantize=quantize, dtype=dtype)
 
 
 def _read(paths: Sequence[Path]) -> tuple[dict[str, Array], str]:

@@ -112,6 +112,17 @@ def resolve(
     )
 
 
+def resolve_files(config: STTConfig, *, lm: Ref, codec: Ref, tokenizer: Ref) -> Sources:
+    """The sources of a model with this configuration and these files: paths, `file://path` or `hf://owner/repo/file`.
+
+    Raises `CheckpointError` for a file that cannot be found or fetched.
+    """
+    here = _Folder(Path())
+    lm_path, codec_path, tokenizer_path = (find_named(here, os.fspath(file)) for file in (lm, codec, tokenizer))
+    config = config.model_copy(update={"lm": with_pause_heads_of(config.lm, lm_path, stated=True)})
+    return Sources(config=config, lm=(lm_path,), codec=(codec_path,), tokenizer=tokenizer_path)
+
+
 def built_in_models() -> tuple[str, ...]:
     """Names of the models that come with the package."""
     return tuple(sorted(path.parent.name for path in BUILT_IN.glob("*/config.json")))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from slipstream.cli.console import notice
 from slipstream.cli.progress import counting_bar
 from slipstream.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from slipstream.bundle import ModelBundle
+    from slipstream.checkpoints.sources import Origin
 
 
 def convert(
@@ -29,25 +33,28 @@ def convert(
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the repository.")] = None,
 ) -> None:
     """Convert a checkpoint between layouts."""
+    from slipstream.bundle import ModelBundle
+
+    origin: Origin = {"revision": revision} if revision else {}
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise CheckpointError(f"{destination} is there already and not an empty folder: give a new one")
     if layout == "onnx":
         if dtype:
             raise typer.BadParameter("onnx keeps float32 or quantises", param_hint="--dtype")
-        _to_onnx(source, destination, quantize, revision)
+        _to_onnx(ModelBundle.resolve(source, **origin), destination, quantize)
     else:
         from slipstream.checkpoints.checkpoint import convert as convert_checkpoint
 
         bits = int(quantize.removeprefix("int")) if quantize else None
-        convert_checkpoint(source, destination, layout, quantize=bits, dtype=dtype, revision=revision)
+        sources = ModelBundle.resolve(source, **origin).sources
+        convert_checkpoint(sources, destination, layout, quantize=bits, dtype=dtype)
     notice(f"{destination} now holds {source} in the layout {layout}.")
 
 
-def _to_onnx(source: str, destination: Path, quantize: Literal["int4", "int8"] | None, revision: str | None) -> None:
+def _to_onnx(bundle: ModelBundle, destination: Path, quantize: Literal["int4", "int8"] | None) -> None:
     from slipstream.backends.onnx.export import export
-    from slipstream.checkpoints.checkpoint import load_checkpoint
 
     if destination.exists():
         destination.rmdir()
     with counting_bar("Converting") as progress:
-        export(lambda: load_checkpoint(source, revision=revision), destination, quantize=quantize, progress=progress)
+        export(bundle.checkpoint, destination, quantize=quantize, progress=progress)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import socket
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,10 +18,9 @@ from slipstream.cli.progress import counting_bar
 from slipstream.errors import ConfigError
 
 if TYPE_CHECKING:
-    from slipstream.checkpoints.sources import Origin, Sources
-    from slipstream.server.keys import KeyRing
     from slipstream.server.limits import Limits
 
+DEFAULT_SLOTS = 8
 _Level = Literal["debug", "info", "warning", "error"]
 
 
@@ -87,9 +84,8 @@ def serve(
     fails, the exit code is 1.
     """
     with needs_extra("server", "serving"):
-        from slipstream.engine.engine import Engine
-        from slipstream.engine.turns import TurnOptions
-        from slipstream.model.text import Tokenizer
+        from slipstream.bundle import ModelBundle
+        from slipstream.checkpoints.rust import read_rust_config
         from slipstream.server.access import Access, is_loopback
         from slipstream.server.app import KYUTAI_PATH, Service
         from slipstream.server.keys import KeyRing
@@ -100,11 +96,12 @@ def serve(
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("--tls-cert and --tls-key go together", param_hint="--tls-cert")
     limits = _limits(limit or [])
-    served = _from_model(model) if config is None else _from_rust_config(config)
-    keys = KeyRing.read(api_keys) if api_keys else served.keys
+    rust = None if config is None else read_rust_config(config)
+    named_keys = KeyRing.of(rust.keys) if rust and rust.keys else None
+    keys = KeyRing.read(api_keys) if api_keys else named_keys
     access = Access(host, keys, allow_origin or ())
     log_to_stderr(log_level)
-    if served.name == DEFAULT_MODEL:
+    if rust is None and model == DEFAULT_MODEL:
         notice(production_hint())
     metrics = Metrics()
     with ExitStack() as stack:
@@ -113,28 +110,24 @@ def serve(
         if metrics_port is not None:
             second = stack.enter_context(listen(metrics_host, metrics_port))
             operations = second, Access(metrics_host) if is_loopback(metrics_host) else None
-        runner, sources = served.load(backend=backend, device=device, slots=slots or served.slots)
-        with Engine(
-            runner,
-            Tokenizer(sources.tokenizer),
-            silence_prefix_seconds=sources.config.silence_prefix_seconds,
-            turns=TurnOptions.of(sources.config),
-            max_waiting=max_waiting,
-            observer=metrics.observe_step,
-        ) as engine:
+        bundle = ModelBundle.of_rust(rust) if rust else ModelBundle.resolve(model)
+        with counting_bar("Converting") as progress:
+            slots = slots or (rust.slots if rust else DEFAULT_SLOTS)
+            runner = bundle.open(backend=backend, device=device, slots=slots, progress=progress)
+        with bundle.engine(runner, max_waiting=max_waiting, observer=metrics.observe_step) as engine:
             service = Service(
                 engine=engine,
-                model=served.name,
+                model=bundle.name,
                 access=access,
                 limits=limits,
                 metrics=metrics,
                 queue_seconds=queue_seconds,
                 flush_after_silence=flush_after_silence,
-                kyutai_path=served.path or KYUTAI_PATH,
+                kyutai_path=rust.path if rust else KYUTAI_PATH,
                 ready_when_free=ready_when_free,
                 metrics_elsewhere=operations is not None,
             )
-            notice(f"Serving {served.name} on {'https' if tls_cert else 'http'}://{_shown(listener)}")
+            notice(f"Serving {bundle.name} on {'https' if tls_cert else 'http'}://{_shown(listener)}")
             if operations is not None:
                 notice(f"Metrics are on http://{_shown(operations[0])}/metrics")
             run(service, listener, Tls(tls_cert, tls_key) if tls_cert and tls_key else None, operations)
@@ -157,67 +150,9 @@ def api_key(
     typer.echo(line)
 
 
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """What is to be served, from the options or from a configuration of the Rust server."""
-
-    name: str
-    ref: str
-    origin: Origin
-    slots: int = 8
-    path: str | None = None
-    keys: KeyRing | None = None
-    dtype: str = "auto"
-
-    def load(self, *, backend: str, device: str, slots: int) -> tuple[Any, Sources]:
-        from slipstream.checkpoints.sources import resolve
-        from slipstream.loading import choose, load_runner
-
-        sources = resolve(self.ref, **self.origin)
-        if backend == "auto":
-            backend, device = choose(device)
-        dtype = self.dtype
-        if backend == "onnx" and dtype == "bfloat16":
-            notice("dtype_override is not used: the onnx backend computes in float32")
-            dtype = "auto"
-        with counting_bar("Converting") as progress:
-            runner = load_runner(
-                self.ref, backend=backend, device=device, slots=slots, dtype=dtype, progress=progress, **self.origin
-            )
-        return runner, sources
-
-
 def _shown(listener: socket.socket) -> str:
     address, port = listener.getsockname()[:2]
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-def _from_model(model: str) -> _Served:
-    return _Served(name=model, ref=model, origin={})
-
-
-def _from_rust_config(path: Path) -> _Served:
-    """The model that a Rust server's TOML spells out, as a folder with a `config.json` and files from elsewhere."""
-    from slipstream.checkpoints.kyutai_config import dump_kyutai
-    from slipstream.checkpoints.rust import read_rust_config
-    from slipstream.loading import cache_root
-    from slipstream.server.keys import KeyRing
-
-    rust = read_rust_config(path)
-    text = json.dumps(dump_kyutai(rust.model))
-    # Always the same folder for the same model, so that what is converted from it is found again.
-    folder = cache_root() / "rust" / hashlib.sha256(text.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(text, encoding="utf-8")
-    return _Served(
-        name=rust.lm_file,
-        ref=str(folder),
-        origin={"lm": rust.lm_file, "codec": rust.codec_file, "tokenizer": rust.tokenizer_file},
-        slots=rust.slots,
-        path=rust.path,
-        keys=KeyRing.of(rust.keys) if rust.keys else None,
-        dtype=rust.dtype,
-    )
 
 
 def _limits(settings: list[str]) -> Limits:

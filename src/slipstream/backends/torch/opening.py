@@ -1,0 +1,37 @@
+"""Open a checkpoint with PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from slipstream.backends import RunnerOptions
+from slipstream.backends.torch.build import build_codec, build_lm
+from slipstream.backends.torch.runner import TorchRunner
+from slipstream.checkpoints.checkpoint import Checkpoint
+from slipstream.checkpoints.sources import Sources
+from slipstream.errors import BackendError, ConfigError
+
+
+def open_runner(sources: Sources, load: Callable[..., Checkpoint], options: RunnerOptions) -> TorchRunner:
+    """Open a model on the CPU or on CUDA; the LM's weights are bfloat16 on CUDA by default.
+
+    Raises:
+        BackendError: PyTorch cannot use the device.
+        ConfigError: Quantisation is requested: this backend has none.
+    """
+    if options.quantize not in (None, "none"):
+        raise ConfigError(f"quantize={options.quantize!r}: the torch backend does not quantise; onnx and mlx do")
+    device, dtype = options.device, options.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BackendError(f"device={device!r}: torch {torch.__version__} cannot use it: {reason}") from error
+    config, checkpoint = sources.config, load()
+    codec = build_codec(config.codec, checkpoint.codec, device=device)
+    lm = build_lm(config.lm, checkpoint.lm, device=device, dtype=getattr(torch, dtype))
+    return TorchRunner(config, codec, lm, **options.common)
