@@ -20,12 +20,12 @@ from typing import Any, get_args
 
 import msgpack
 from tests.server.bombs import opus_bomb
-from tests.server.test_kyutai import ogg_opus
+from tests.server.dialects.test_kyutai import ogg_opus
 
 from slipstream.audio import SAMPLE_RATE, Encoding, RawFormat
-from slipstream.server.kyutai import KyutaiWire
-from slipstream.server.plain import PlainWire, parse_format
-from slipstream.server.protocol import PIECE_SAMPLES, Audio, Message, ProtocolError, StreamInfo, Wire
+from slipstream.server.dialects.kyutai import KyutaiDialect
+from slipstream.server.dialects.plain import PlainDialect, parse_format
+from slipstream.server.protocol import PIECE_SAMPLES, Audio, Dialect, Message, ProtocolError, StreamInfo
 
 MOST_SAMPLES = PIECE_SAMPLES + 3 * 2880
 """A packet of 120 ms beyond a piece, and what the resampler held back."""
@@ -109,14 +109,14 @@ def make_opus(drawn: random.Random) -> list[bytes]:
 
 
 def run_kyutai(case: list[bytes]) -> int:
-    return expanded(KyutaiWire(), case)
+    return expanded(KyutaiDialect(), case)
 
 
-def expanded(wire: Wire, messages: Iterable[Message]) -> int:
+def expanded(dialect: Dialect, messages: Iterable[Message]) -> int:
     """Decode messages; the most samples in one command. Raises when that is too much, or a message without end."""
     most = 0
     for message in messages:
-        for number, command in enumerate(wire.decode(message)):
+        for number, command in enumerate(dialect.decode(message)):
             assert number <= len(message) + 1, f"more commands than bytes: {number}"
             if isinstance(command, Audio):
                 most = max(most, len(command.pcm_S))
@@ -155,7 +155,7 @@ def make_plain(drawn: random.Random) -> tuple[RawFormat, list[bytes | str]]:
 
 def run_plain(case: tuple[RawFormat, list[bytes | str]]) -> int:
     format, messages = case
-    return expanded(PlainWire(format, INFO), messages)
+    return expanded(PlainDialect(format, INFO), messages)
 
 
 def make_query(drawn: random.Random) -> dict[str, str]:

@@ -34,7 +34,7 @@ from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.runner import Runner, State, StepOutput
 from slipstream.model.text import Tokenizer
 from slipstream.server.access import Access
-from slipstream.server.app import Service
+from slipstream.server.http.app import Service
 from slipstream.server.run import listen, serve
 
 FRAME_SAMPLES = 1920

@@ -22,7 +22,7 @@ from slipstream.arrays import BoolArray, FloatArray
 from slipstream.engine.engine import Engine
 from slipstream.model.runner import StepOutput
 from slipstream.server.access import Access
-from slipstream.server.app import Service
+from slipstream.server.http.app import Service
 from slipstream.server.run import listen, serve
 
 STREAMS = 4

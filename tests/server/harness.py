@@ -24,7 +24,7 @@ from slipstream.engine.engine import Engine
 from slipstream.events import Word
 from slipstream.model.runner import StepOutput
 from slipstream.server.access import Access
-from slipstream.server.app import Service
+from slipstream.server.http.app import Service
 from slipstream.server.keys import KeyRing
 from slipstream.server.limits import Limits
 from slipstream.server.run import Server, Tls, listen

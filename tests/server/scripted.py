@@ -12,7 +12,7 @@ from tests.fakes import ScriptRunner, tiny_tokenizer
 
 from slipstream.engine.engine import Engine
 from slipstream.server.access import Access
-from slipstream.server.app import Service
+from slipstream.server.http.app import Service
 from slipstream.server.limits import Limits
 from slipstream.server.run import listen, log_to_stderr, serve
 

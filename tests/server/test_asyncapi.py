@@ -24,13 +24,14 @@ from slipstream.events import (
     Turn,
     Word,
 )
-from slipstream.server import app
-from slipstream.server.kyutai import KyutaiWire
-from slipstream.server.plain import PlainWire, parse_format
-from slipstream.server.protocol import CloseCode, ProtocolError, StreamInfo, Wire
+from slipstream.server.dialects import DIALECTS
+from slipstream.server.dialects.kyutai import KyutaiDialect
+from slipstream.server.dialects.plain import PlainDialect, parse_format
+from slipstream.server.http import app
+from slipstream.server.protocol import CloseCode, Dialect, ProtocolError, StreamInfo
 
 yaml = pytest.importorskip("yaml")
-API = yaml.safe_load((Path(app.__file__).parent / "api" / "asyncapi.yaml").read_text(encoding="utf-8"))
+API = yaml.safe_load((Path(app.__file__).parents[1] / "api" / "asyncapi.yaml").read_text(encoding="utf-8"))
 FULL = "all 8 slots are taken"
 KYUTAI: list[Event] = [
     Ready(),
@@ -52,12 +53,12 @@ PLAIN: list[Event] = [
 ]
 
 
-def kyutai() -> KyutaiWire:
-    return KyutaiWire()
+def kyutai() -> KyutaiDialect:
+    return KyutaiDialect()
 
 
-def plain() -> PlainWire:
-    return PlainWire(RawFormat("pcm_s16le", 24_000), StreamInfo("tiny", 0.5, 0.08), "3f2a9c0d71e84b56")
+def plain() -> PlainDialect:
+    return PlainDialect(RawFormat("pcm_s16le", 24_000), StreamInfo("tiny", 0.5, 0.08), "3f2a9c0d71e84b56")
 
 
 def examples(operation: str) -> list[Any]:
@@ -65,9 +66,9 @@ def examples(operation: str) -> list[Any]:
     return [example["payload"] for name in names for example in API["components"]["messages"][name].get("examples", [])]
 
 
-def told(wire: Wire, events: list[Event]) -> list[Any]:
-    messages = [wire.encode(event) for event in events]
-    messages += [wire.queued(2), wire.error(FULL, CloseCode.TRY_LATER)]
+def told(dialect: Dialect, events: list[Event]) -> list[Any]:
+    messages = [dialect.encode(event) for event in events]
+    messages += [dialect.queued(2), dialect.error(FULL, CloseCode.TRY_LATER)]
     return [json.loads(m) if isinstance(m, str) else msgpack.unpackb(m) for m in messages if m is not None]
 
 
@@ -100,7 +101,7 @@ def test_close_codes_are_all_described() -> None:
 
 def test_the_addresses_are_those_of_the_server() -> None:
     addresses = {channel["address"].partition("?")[0] for channel in API["channels"].values()}
-    assert addresses == {app.KYUTAI_PATH, app.PLAIN_PATH}
+    assert addresses == set(DIALECTS)
     lowest, highest = re.findall(r"\d+", API["channels"]["plain"]["parameters"]["sample_rate"]["description"])
     for rate in (lowest, highest):
         parse_format({"sample_rate": rate})

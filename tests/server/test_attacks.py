@@ -13,7 +13,7 @@ import pytest
 from tests.fakes import ScriptRunner, speech
 from tests.server.bombs import SILK_60_MS, opus_bomb
 from tests.server.harness import audio_message, kyutai, pack, receive, serving, solo, until, wait_for
-from tests.server.test_app import raw_websocket, websocket_frame
+from tests.server.http.test_app import raw_websocket, websocket_frame
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import configparser
 from pathlib import Path
 
-from slipstream.server.connections import RESERVED_DESCRIPTORS
+from slipstream.server.connections.acceptor import RESERVED_DESCRIPTORS
 from slipstream.server.limits import Limits
 
 FOLDER = Path(__file__).parents[2] / "deploy"

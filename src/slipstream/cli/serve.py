@@ -87,7 +87,8 @@ def serve(
         from slipstream.bundle import ModelBundle
         from slipstream.checkpoints.rust import read_rust_config
         from slipstream.server.access import Access, is_loopback
-        from slipstream.server.app import KYUTAI_PATH, Service
+        from slipstream.server.dialects.kyutai import PATH as KYUTAI_PATH
+        from slipstream.server.http.app import Service
         from slipstream.server.keys import KeyRing
         from slipstream.server.metrics import Metrics
         from slipstream.server.run import Tls, listen, log_to_stderr

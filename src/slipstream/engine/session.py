@@ -38,6 +38,11 @@ class StreamFormat:
     silence_frames: int = 0
     turns: TurnOptions = field(default_factory=TurnOptions)
 
+    @property
+    def sample_rate(self) -> int:
+        """Of the model's audio, in Hz."""
+        return round(self.frame_samples * self.frame_rate)
+
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:

@@ -1,4 +1,4 @@
-"""What a client can ask of a stream, whatever the wire: the commands that both dialects decode to."""
+"""What a client can ask of a stream, whatever the dialect: the commands that all dialects decode to."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Restart:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Audio:
-    """More of the stream: `pcm_S`, mono float32 at 24 kHz, full scale 1."""
+    """More of the stream: `pcm_S`, mono float32 at the model's sample rate, full scale 1."""
 
     pcm_S: FloatArray
 
@@ -81,15 +81,28 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class StreamInfo:
-    """What every stream of a server has in common: the model's name, how far its text lags, a frame's length (s)."""
+    """What all streams of a server have in common.
+
+    Args:
+        model: Name of the model.
+        delay_seconds: How far the text is behind the audio.
+        frame_seconds: Length of a frame.
+        sample_rate: Of the model's audio, in Hz.
+    """
 
     model: str
     delay_seconds: float
     frame_seconds: float
+    sample_rate: int = 24_000
 
 
-class Wire(Protocol):
-    """A dialect, with what one connection must remember of it."""
+class Dialect(Protocol):
+    """Decodes the messages of one connection, and encodes its events."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the log."""
+        ...
 
     @property
     def droppable(self) -> tuple[type[Event], ...]:

@@ -26,11 +26,12 @@ from slipstream.engine.engine import Engine
 from slipstream.errors import ConfigError, EngineError
 from slipstream.server import systemd
 from slipstream.server.access import Access, Client
-from slipstream.server.app import Service, Streams, create_app, create_operations_app
-from slipstream.server.connections import Acceptor, Gate, HttpConnection, connections_that_fit
-from slipstream.server.hub import Hub
-from slipstream.server.requests import Requests
-from slipstream.server.websocket import CLOSE_SECONDS, WebSocket
+from slipstream.server.connections.acceptor import Acceptor, Gate, connections_that_fit
+from slipstream.server.connections.http import HttpConnection
+from slipstream.server.connections.websocket import CLOSE_SECONDS, WebSocket
+from slipstream.server.http.app import Service, Streams, create_app, create_operations_app
+from slipstream.server.http.requests import Requests
+from slipstream.server.streams.registry import StreamRegistry
 
 DEAD_PEER_SECONDS = 30
 """After how long the kernel gives up a peer that acknowledges nothing, or leaves its window closed."""
@@ -101,8 +102,8 @@ class Server(uvicorn.Server):
         operations: tuple[socket.socket, Access | None] | None = None,
     ) -> None:
         self._service, self._tls, self._operations = service, tls, operations
-        self._hub = Hub(service.limits)
-        self._streams = Streams(service, self._hub)
+        self._registry = StreamRegistry(service.limits)
+        self._streams = Streams(service, self._registry)
         capacity = connections_that_fit(service.limits.connections)
         self._gate = Gate(capacity, min(service.limits.connections_per_address, capacity))
         service.metrics.connections.set_function(lambda: len(self._gate))
@@ -112,7 +113,7 @@ class Server(uvicorn.Server):
         self._last_alive = 0.0
         super().__init__(
             uvicorn.Config(
-                create_app(service, self._hub),
+                create_app(service, self._registry),
                 ws=cast(Any, WebSocket),  # so that uvicorn hands over upgrades
                 timeout_graceful_shutdown=math.ceil(CLOSE_SECONDS),  # after the drain
                 h11_max_incomplete_event_size=service.limits.header_bytes,
@@ -137,7 +138,7 @@ class Server(uvicorn.Server):
             self.servers.append(Acceptor(listener, self._gate, self._new_connection, refused, self.config.ssl))
         if self._operations is not None:
             listener, access = self._operations
-            app = create_operations_app(self._service, self._hub, access)
+            app = create_operations_app(self._service, self._registry, access)
             gate = Gate(OPERATIONS_CONNECTIONS, OPERATIONS_CONNECTIONS)
             refused = partial(self._refuse, 503, "too many connections to the metrics port")
             self.servers.append(Acceptor(listener, gate, partial(self._new_connection, app=app), refused))
@@ -155,8 +156,8 @@ class Server(uvicorn.Server):
         self._watch(now)
         if self._told_to_stop and self._drain is None:
             systemd.notify("STOPPING=1")
-            logger.info("draining", extra={"streams": len(self._hub)})
-            self._drain = asyncio.create_task(self._hub.drain())
+            logger.info("draining", extra={"streams": len(self._registry)})
+            self._drain = asyncio.create_task(self._registry.drain())
         if self._drain is not None and self._drain.done():
             logger.info("drained", extra={"complete": self._drain.result()})
             self.should_exit = True
@@ -208,7 +209,7 @@ class Server(uvicorn.Server):
 
     def _new_websocket(self, scope: dict[str, Any], lost: Callable[[], None]) -> WebSocket:
         limits, connections = self._service.limits, self.server_state.connections
-        turns = self._hub.turns
+        turns = self._registry.turns
         return WebSocket(self._streams.accept, limits, turns, scope, cast(set[Any], connections), lost)
 
     def _refuse(self, status: int, reason: str, address: str) -> None:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from slipstream.server.fair import RoundRobin
+from slipstream.server.connections.fairness import RoundRobin
 from slipstream.server.limits import Limits
 from slipstream.server.protocol import Close, CloseCode
 
@@ -19,7 +19,7 @@ _STOPPING = Close(CloseCode.RESTARTING, "the server is about to stop")
 
 
 class Member(Protocol):
-    """A connection, as the hub sees it. All is called in the event loop."""
+    """A connection, as the registry sees it. All is called in the event loop."""
 
     def deliver(self) -> None:
         """Take what the session has told."""
@@ -34,7 +34,7 @@ class Member(Protocol):
         ...
 
 
-class Hub:
+class StreamRegistry:
     """Wakes the event loop once for all sessions of a step, keeps the time of all connections, and drains them.
 
     `turns`: where a connection waits that has more to do than it may do at once.

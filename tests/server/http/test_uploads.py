@@ -23,7 +23,7 @@ from tests.server.scripted import server_process
 
 from slipstream import audio
 from slipstream.arrays import FloatArray
-from slipstream.server import uploads
+from slipstream.server.http import uploads
 from slipstream.server.keys import KeyRing
 from slipstream.server.limits import Limits
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slipstream.arrays import FloatArray
-from slipstream.audio import SAMPLE_RATE, Resampler
-from slipstream.server.protocol import PIECE_SAMPLES, ProtocolError
+from slipstream.audio import Resampler
+from slipstream.server.protocol import ProtocolError
 
 if TYPE_CHECKING:
     from av.audio.codeccontext import AudioCodecContext
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 OPUS_RATE = 48_000
 MAX_STREAMS = 100
 """A decoder is made for each, which costs as much as 10 s of audio."""
-_PIECE_SAMPLES = PIECE_SAMPLES * OPUS_RATE // SAMPLE_RATE
+_PIECE_SAMPLES = OPUS_RATE // 4
 _PIECE_COST = 20
 """Packets and pages to decode before others have a turn, and what a new decoder counts as."""
 MAX_PACKET_BYTES = 61_440
@@ -29,15 +29,16 @@ MAX_PACKET_BYTES = 61_440
 
 
 class OggOpusDecoder:
-    """Decodes one Ogg Opus stream, or several one after the other, to mono at 24 kHz.
+    """Decodes one Ogg Opus stream, or several one after the other, to mono at `sample_rate` Hz.
 
     Raises `ProtocolError` for bytes that are not Ogg, or do not hold Opus.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sample_rate: int) -> None:
+        self._sample_rate = sample_rate
         self._packets = OggPackets()
         self._codec: AudioCodecContext | None = None
-        self._resampler = Resampler(OPUS_RATE)
+        self._resampler = Resampler(OPUS_RATE, sample_rate)
         self._streams = 0
 
     def push(self, data: bytes) -> Iterator[FloatArray]:
@@ -69,7 +70,7 @@ class OggOpusDecoder:
     def flush(self) -> FloatArray:
         """Give the samples `[S]` that lag; the stream may go on."""
         rest_S: FloatArray = self._resampler.flush()[0]
-        self._resampler = Resampler(OPUS_RATE)
+        self._resampler = Resampler(OPUS_RATE, self._sample_rate)
         return rest_S
 
     def _resampled(self, decoded: list[FloatArray]) -> FloatArray:

@@ -11,21 +11,21 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from tests.fakes import ScriptRunner, speech
 from tests.server.harness import get, serving
-from tests.server.test_uploads import wav
+from tests.server.http.test_uploads import wav
 
-from slipstream.server import app
-from slipstream.server.app import create_app
-from slipstream.server.hub import Hub
+from slipstream.server.http import app
+from slipstream.server.http.app import create_app
 from slipstream.server.keys import KeyRing
+from slipstream.server.streams.registry import StreamRegistry
 
 yaml = pytest.importorskip("yaml")
-FOLDER = Path(app.__file__).parent / "api"
+FOLDER = Path(app.__file__).parents[1] / "api"
 API: dict[str, Any] = yaml.safe_load((FOLDER / "openapi.yaml").read_text(encoding="utf-8"))
 
 
 def test_it_names_all_routes_and_no_others() -> None:
     with serving() as running:
-        starlette = create_app(running.service, Hub(running.service.limits)).app
+        starlette = create_app(running.service, StreamRegistry(running.service.limits)).app
     assert isinstance(starlette, Starlette)
     real = {
         (route.path, method)

@@ -15,25 +15,25 @@ from slipstream.engine.session import SessionOptions
 from slipstream.errors import AudioError, Overloaded, SessionClosed, SlipstreamError
 from slipstream.events import Event, Final, Flushed, MarkerReached, Ready, Recovered, Step, Word
 from slipstream.server.access import Client
-from slipstream.server.connection import Connection, Phase, Signal
-from slipstream.server.fair import TURN_SECONDS
-from slipstream.server.hub import Hub
+from slipstream.server.connections.fairness import TURN_SECONDS
+from slipstream.server.connections.websocket import WebSocket
 from slipstream.server.limits import Limits, Pace
 from slipstream.server.metrics import Metrics
-from slipstream.server.outbox import Outbox
 from slipstream.server.protocol import (
     Audio,
     Close,
     CloseCode,
     Command,
+    Dialect,
     Finish,
     Marker,
     Message,
     ProtocolError,
     Restart,
-    Wire,
 )
-from slipstream.server.websocket import WebSocket
+from slipstream.server.streams.outbox import Outbox
+from slipstream.server.streams.phases import Connection, Phase, Signal
+from slipstream.server.streams.registry import StreamRegistry
 
 INTERNAL_ERROR = "the server failed; try again"
 PING_SECONDS = 10.0
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 class LiveStream:
-    """Runs one accepted WebSocket from its first message to its close, on calls from the socket and from the hub.
+    """Runs one accepted WebSocket from its first message to its close, on calls from the socket and from the registry.
 
     A message is decoded lazily, as far as the session has room for its audio. What fits in one turn is decoded where it
     is read; the rest in turn with other connections, and the socket is paused until then. What the session tells is
@@ -56,11 +56,11 @@ class LiveStream:
 
     def __init__(
         self,
-        wire: Wire,
+        dialect: Dialect,
         socket: WebSocket,
         *,
         engine: Engine,
-        hub: Hub,
+        registry: StreamRegistry,
         limits: Limits,
         metrics: Metrics,
         queue_seconds: float,
@@ -68,10 +68,10 @@ class LiveStream:
         over: Callable[[], None],
         flush_after_silence: float = 0.0,
     ) -> None:
-        self._wire = wire
+        self._dialect = dialect
         self._socket = socket
         self._engine = engine
-        self._hub = hub
+        self._registry = registry
         self._limits = limits
         self._metrics = metrics
         self._queue_seconds = queue_seconds
@@ -105,20 +105,20 @@ class LiveStream:
             flush_after_silence=self._flush_after_silence or None,
         )
         try:
-            self._session = self._engine.open(options, wait=self._queue_seconds, wake=self._hub.waker(self))
+            self._session = self._engine.open(options, wait=self._queue_seconds, wake=self._registry.waker(self))
         except Exception as error:
             self._fail(error)
         else:
-            self._hub.join(self)
+            self._registry.join(self)
 
     def receive(self, message: Message) -> None:
         """Do what a message asks; if that takes more than a turn, or room that there is not, read no further yet."""
         if self._connection.ended:
             return
         self._last_message = time.monotonic()
-        self._commands = self._wire.decode(message)
+        self._commands = self._dialect.decode(message)
         if self.work(time.perf_counter() + TURN_SECONDS):
-            self._hub.turns.add(self)
+            self._registry.turns.add(self)
         if self._commands is not None or self._too_fast:
             self._last_message = math.inf  # it is the server that keeps the client waiting
             self._socket.pause()
@@ -132,11 +132,11 @@ class LiveStream:
         self._stop()
         if code is not None:
             self._metrics.closes.labels(code).inc()
-        self._hub.leave(self)
+        self._registry.leave(self)
         self._over()
         self._record(code)
 
-    # ------------------------------------------------------------------------------------------ what the hub calls
+    # ------------------------------------------------------------------------------------------ what the registry calls
 
     def deliver(self) -> None:
         """Take what the session has told."""
@@ -154,7 +154,7 @@ class LiveStream:
                 return
         if self._full:
             self._full = False
-            self._hub.turns.add(self)
+            self._registry.turns.add(self)
 
     def sweep(self, now: float) -> None:
         """Look at the clock: time limits, the place in the queue, a ping; and whether the client is still there."""
@@ -253,7 +253,7 @@ class LiveStream:
     def _drop_message(self) -> None:
         self._commands = self._unfinished = None
         self._full = False
-        self._hub.turns.remove(self)
+        self._registry.turns.remove(self)
 
     def _tell(self, event: Event) -> None:
         self._connection.event(event)
@@ -271,9 +271,9 @@ class LiveStream:
             self._metrics.recoveries.inc()
         elif isinstance(event, MarkerReached):
             self._pending_markers -= 1
-        message = self._wire.encode(event)
+        message = self._dialect.encode(event)
         if message is not None:
-            self._outbox.put(message, isinstance(event, self._wire.droppable))
+            self._outbox.put(message, isinstance(event, self._dialect.droppable))
         if isinstance(event, Final):
             self._outbox.close(self._close)
 
@@ -281,7 +281,7 @@ class LiveStream:
         place = self._session.queue_position if self._session else 0
         if place and place != self._place_told:
             self._place_told = place
-            self._outbox.put(self._wire.queued(place))
+            self._outbox.put(self._dialect.queued(place))
 
     def _fail(self, error: Exception) -> None:
         """Say what is wrong and close, without what the stream still owes."""
@@ -291,7 +291,7 @@ class LiveStream:
             message = INTERNAL_ERROR
             if not isinstance(error, SlipstreamError):
                 logger.error("stream failed", extra=self._client.log_fields, exc_info=error)
-        self._outbox.put(self._wire.error(message, code))
+        self._outbox.put(self._dialect.error(message, code))
         self._outbox.close(Close(code, message.encode()[:_REASON_BYTES].decode("utf-8", "ignore")))
         self._give_up()
 
@@ -319,7 +319,7 @@ class LiveStream:
             ended_by, code, reason = "client", self._socket.client_code, ""
         fields = {
             **self._client.log_fields,
-            "wire": type(self._wire).__name__,
+            "dialect": self._dialect.name,
             "ended_by": ended_by,
             "code": int(code),
             "reason": reason,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 
-from slipstream.server.frames import FrameCutter, FrameHead
+from slipstream.server.connections.frames import FrameCutter, FrameHead
 
 FRAMES = st.lists(
     st.tuples(

@@ -1,4 +1,4 @@
-"""The plain wire: raw PCM in, JSON both ways."""
+"""The plain dialect: raw PCM in, JSON both ways."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from slipstream.audio import RawFormat
 from slipstream.events import EndOfTurn, Final, Flushed, MarkerReached, OpenWord, PartialWord, Ready, Step, Turn, Word
-from slipstream.server.plain import PlainWire, parse_format
+from slipstream.server.dialects.plain import PlainDialect, parse_format
 from slipstream.server.protocol import (
     PIECE_SAMPLES,
     Audio,
@@ -29,8 +29,8 @@ from slipstream.server.protocol import (
 INFO = StreamInfo(model="tiny", delay_seconds=0.5, frame_seconds=0.08)
 
 
-def wire(encoding: str = "pcm_s16le", rate: int = 24_000) -> PlainWire:
-    return PlainWire(parse_format({"encoding": encoding, "sample_rate": str(rate)}), INFO, "7f")
+def dialect(encoding: str = "pcm_s16le", rate: int = 24_000) -> PlainDialect:
+    return PlainDialect(parse_format({"encoding": encoding, "sample_rate": str(rate)}), INFO, "7f")
 
 
 def heard(commands: Iterable[Command]) -> list[float]:
@@ -40,12 +40,12 @@ def heard(commands: Iterable[Command]) -> list[float]:
 
 def test_pcm_may_be_cut_inside_a_sample() -> None:
     data = np.array([0, 16384, -32768], "<i2").tobytes()
-    stream = wire()
+    stream = dialect()
     assert heard(command for byte in data for command in stream.decode(bytes([byte]))) == [0.0, 0.5, -1.0]
 
 
 def test_a_flush_brings_what_the_resampler_holds() -> None:
-    stream = wire("mulaw", 8_000)
+    stream = dialect("mulaw", 8_000)
     before = heard(stream.decode(b"\xff" * 4_000))
     commands = list(stream.decode('{"type": "flush", "id": 5}'))
     assert len(before) + len(heard(commands)) == 12_000
@@ -55,16 +55,16 @@ def test_a_flush_brings_what_the_resampler_holds() -> None:
 
 
 def test_controls() -> None:
-    assert list(wire().decode('{"type": "close"}')) == [Finish()]
-    assert list(wire().decode('{"type": "flush"}')) == [Marker(0)]
-    stream = wire()
+    assert list(dialect().decode('{"type": "close"}')) == [Finish()]
+    assert list(dialect().decode('{"type": "flush"}')) == [Marker(0)]
+    stream = dialect()
     list(stream.decode(b"\1"))
     assert list(stream.decode('{"type": "restart"}')) == [Restart()]
     assert heard(stream.decode(b"\0\x40")) == [0.5]  # the half sample before the restart is forgotten
 
 
 def test_events() -> None:
-    stream = wire()
+    stream = dialect()
     events = [
         Ready(),
         PartialWord("hel", 1.0),
@@ -136,13 +136,13 @@ def test_a_wrong_format_is_named(query: dict[str, str], says: str) -> None:
 )
 def test_errors_say_what_was_wrong(message: bytes | str, says: str) -> None:
     with pytest.raises(ProtocolError, match=says):
-        list(wire("pcm_f32le").decode(message))
+        list(dialect("pcm_f32le").decode(message))
 
 
 @pytest.mark.parametrize("channels", ["1", "8"])
 @pytest.mark.parametrize("rate", ["4000", "24000", "768000"])
 def test_a_long_message_is_decoded_in_pieces(rate: str, channels: str) -> None:
-    stream = PlainWire(parse_format({"encoding": "mulaw", "sample_rate": rate, "channels": channels}), INFO)
+    stream = PlainDialect(parse_format({"encoding": "mulaw", "sample_rate": rate, "channels": channels}), INFO)
     pieces = stream.decode(b"\xff" * (4 << 20))
     sizes = [len(piece.pcm_S) for piece in islice(pieces, 20) if isinstance(piece, Audio)]
     assert len(sizes) == 20
@@ -166,9 +166,16 @@ CONTROLS = st.sampled_from(['{"type": "flush"}', '{"type": "restart"}', '{"type"
     st.lists(st.binary(max_size=50) | st.text(max_size=30) | JSON | CONTROLS, max_size=5),
 )
 def test_any_messages_are_commands_or_a_clean_error(encoding: str, rate: int, messages: list[bytes | str]) -> None:
-    stream = wire(encoding, rate)
+    stream = dialect(encoding, rate)
     for message in messages:
         try:
             list(stream.decode(message))
         except ProtocolError:
             return
+
+
+def test_audio_is_converted_to_the_models_sample_rate() -> None:
+    info = StreamInfo("small", 0.5, 0.08, sample_rate=16_000)
+    stream = PlainDialect(parse_format({"encoding": "pcm_f32le", "sample_rate": "8000"}), info)
+    commands = [*stream.decode(np.zeros(8_000, "<f4").tobytes()), *stream.decode('{"type": "flush"}')]
+    assert sum(len(command.pcm_S) for command in commands if isinstance(command, Audio)) == 16_000

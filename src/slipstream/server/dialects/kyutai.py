@@ -1,4 +1,4 @@
-"""Kyutai's wire: msgpack maps with a `type`, on a WebSocket's binary messages.
+"""Kyutai's dialect: msgpack maps with a `type`, on a WebSocket's binary messages.
 
 In: `Init`, `Audio {pcm}`, `OggOpus {data}`, `Marker {id}`. Out: `Ready`, `Step {step_idx, prs, buffered_pcm}`,
 `Word {text, start_time}`, `EndWord {stop_time}`, `Marker {id}`, `Error {message}`. What goes out is, byte for byte,
@@ -7,36 +7,61 @@ what the Rust server writes: fields in its order, times as float64, `prs` as flo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgpack
+import numpy as np
 
+from slipstream.arrays import FloatArray
+from slipstream.audio import Resampler
 from slipstream.events import Event, MarkerReached, OpenWord, Ready, Step, Word
-from slipstream.server.ogg import OggOpusDecoder
-from slipstream.server.packed import octets, parse, samples
-from slipstream.server.protocol import Audio, CloseCode, Command, Marker, Message, ProtocolError, Restart, check_audio
+from slipstream.server.dialects.ogg import OggOpusDecoder
+from slipstream.server.dialects.packed import octets, parse, samples
+from slipstream.server.protocol import (
+    Audio,
+    CloseCode,
+    Command,
+    Marker,
+    Message,
+    ProtocolError,
+    Restart,
+    StreamInfo,
+    check_audio,
+)
+
+PATH = "/api/asr-streaming"
+PCM_RATE = 24_000
+"""The rate of `Audio` messages, in Hz. The protocol has no field for it."""
 
 
-class KyutaiWire:
-    """One connection in Kyutai's dialect."""
+def open_dialect(query: Mapping[str, str], info: StreamInfo, id: str) -> KyutaiDialect:
+    """Open the dialect for one connection. Its query parameters are not used, as in the reference."""
+    return KyutaiDialect(info.sample_rate)
 
+
+class KyutaiDialect:
+    """One connection in Kyutai's dialect, for a model that takes audio at `sample_rate` Hz."""
+
+    name = "kyutai"
     droppable: tuple[type[Event], ...] = (Step,)
 
-    def __init__(self) -> None:
+    def __init__(self, sample_rate: int = PCM_RATE) -> None:
+        self._sample_rate = sample_rate
+        self._resampler = Resampler(PCM_RATE, sample_rate)
         self._opus: OggOpusDecoder | None = None
         self._open: OpenWord | None = None
 
     def decode(self, message: Message) -> Iterator[Command]:
-        """Give the commands of a message, as `Wire.decode`."""
+        """Give the commands of a message, as `Dialect.decode`."""
         if isinstance(message, str):  # which the reference ignores
             return
         kind, value = parse(message, _KEY_OF)
         if kind == "Audio":
             for piece_S in samples(value):
-                yield Audio(check_audio(piece_S))
+                yield Audio(self._resampled(check_audio(piece_S)))
         elif kind == "OggOpus":
-            self._opus = self._opus or OggOpusDecoder()
+            self._opus = self._opus or OggOpusDecoder(self._sample_rate)
             for piece in octets(value):
                 for piece_S in self._opus.push(piece):
                     yield Audio(piece_S)
@@ -44,9 +69,13 @@ class KyutaiWire:
             marker = Marker(_int64(value))
             if self._opus is not None:
                 yield Audio(self._opus.flush())
+            elif self._sample_rate != PCM_RATE:
+                yield Audio(self._resampler.flush()[0])
+                self._resampler = Resampler(PCM_RATE, self._sample_rate)
             yield marker
         else:
             self._opus = None
+            self._resampler = Resampler(PCM_RATE, self._sample_rate)
             yield Restart()
 
     def encode(self, event: Event) -> bytes | None:
@@ -72,6 +101,10 @@ class KyutaiWire:
 
     def error(self, message: str, code: CloseCode) -> bytes:
         return error(message)
+
+    def _resampled(self, piece_S: FloatArray) -> FloatArray:
+        audio_S: FloatArray = self._resampler.push(piece_S[np.newaxis])[0]
+        return audio_S
 
     def _word(self, opened: OpenWord) -> bytes:
         """A word; where the model went on with one that was sent already, what it added, as the reference does."""

@@ -1,4 +1,4 @@
-"""Kyutai's wire, byte for byte, and its wire against the plain way of decoding."""
+"""Kyutai's dialect, byte for byte, and its dialect against the plain way of decoding."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.server.bombs import OPUS_HEAD, ogg_page, opus_bomb
 
-from slipstream.server import kyutai
-from slipstream.server.kyutai import KyutaiWire
+from slipstream.server.dialects import kyutai
+from slipstream.server.dialects.kyutai import KyutaiDialect
 from slipstream.server.protocol import PIECE_SAMPLES, Audio, Command, Marker, ProtocolError, Restart
 
 FLOATS = st.lists(st.floats(-1, 1, width=32), max_size=40)
@@ -24,7 +24,7 @@ FLOATS = st.lists(st.floats(-1, 1, width=32), max_size=40)
 
 def audio_of(data: bytes) -> list[float]:
     samples: list[float] = []
-    for command in KyutaiWire().decode(data):
+    for command in KyutaiDialect().decode(data):
         assert isinstance(command, Audio)
         samples += command.pcm_S.tolist()
     return samples
@@ -142,7 +142,7 @@ def test_markers_and_init() -> None:
 
 
 def decoded(message: bytes) -> list[Command]:
-    return list(KyutaiWire().decode(message))
+    return list(KyutaiDialect().decode(message))
 
 
 @pytest.mark.parametrize("value", [0, 0.5, 1 / 3])
@@ -150,7 +150,7 @@ def decoded(message: bytes) -> list[Command]:
 def test_a_long_message_is_decoded_in_pieces(value: float, single: bool) -> None:
     """Numbers in 1, 5 or 9 bytes each: the first piece comes before the rest is read, whatever is wrong with that."""
     message = msgpack.packb({"type": "Audio", "pcm": [value] * 100_000 + ["wrong"]}, use_single_float=single)
-    pieces = KyutaiWire().decode(message)
+    pieces = KyutaiDialect().decode(message)
     first = next(pieces)
     assert isinstance(first, Audio)
     assert first.pcm_S.tolist() == [np.float32(value)] * PIECE_SAMPLES
@@ -161,20 +161,20 @@ def test_a_long_message_is_decoded_in_pieces(value: float, single: bool) -> None
 @pytest.mark.parametrize("packet", [b"\x18", b"\xfc\xff\xfe", b"\xff\x06" + b"\xff\xfe" * 6, b"\xe0\xff\xfe"])
 def test_opus_that_holds_hours_is_decoded_in_pieces(packet: bytes) -> None:
     message = msgpack.packb({"type": "OggOpus", "data": opus_bomb(packet, 1 << 20)})
-    pieces = KyutaiWire().decode(message)
+    pieces = KyutaiDialect().decode(message)
     longest = max(len(piece.pcm_S) for piece in islice(pieces, 100) if isinstance(piece, Audio))
     assert 0 < longest <= PIECE_SAMPLES + 3 * 2880  # a packet of 120 ms more, and what the resampler held back
 
 
 def test_ogg_without_audio_is_decoded_in_pieces() -> None:
     message = msgpack.packb({"type": "OggOpus", "data": ogg_page(0, []) * 1000})
-    assert sum(1 for _ in KyutaiWire().decode(message)) >= 1000 / 20
+    assert sum(1 for _ in KyutaiDialect().decode(message)) >= 1000 / 20
 
 
 def test_too_many_ogg_streams_are_refused() -> None:
     """A decoder is made for each, though it holds no audio."""
     message = msgpack.packb({"type": "OggOpus", "data": ogg_page(2, [OPUS_HEAD]) * 101})
-    pieces = KyutaiWire().decode(message)
+    pieces = KyutaiDialect().decode(message)
     assert all(isinstance(piece, Audio) for piece in islice(pieces, 100))
     with pytest.raises(ProtocolError, match="more than 100 Ogg streams"):
         list(pieces)
@@ -204,36 +204,36 @@ def opus_messages(data: bytes, size: int, as_list: bool = False) -> list[bytes]:
     return [msgpack.packb({"type": "OggOpus", "data": list(cut) if as_list else cut}) for cut in cuts]
 
 
-def heard(wire: KyutaiWire, messages: list[bytes]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    commands = [command for message in messages for command in wire.decode(message)]
+def heard(dialect: KyutaiDialect, messages: list[bytes]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    commands = [command for message in messages for command in dialect.decode(message)]
     return np.concatenate([command.pcm_S for command in commands if isinstance(command, Audio)])
 
 
 @pytest.mark.parametrize("size", [1, 100, 1_000_000])
 def test_opus_is_heard_wherever_it_is_cut(size: int) -> None:
     stream, marker = ogg_opus(1.0), msgpack.packb({"type": "Marker", "id": 1})
-    pcm = heard(KyutaiWire(), [*opus_messages(stream, size), marker])
+    pcm = heard(KyutaiDialect(), [*opus_messages(stream, size), marker])
     assert len(pcm) == pytest.approx(24_000, abs=500)  # libopus pads the last 20 ms frame
     spectrum = np.abs(np.fft.rfft(pcm[4_000:20_000]))
     assert np.argmax(spectrum) * 24_000 / 16_000 == pytest.approx(440, abs=2)
-    whole = heard(KyutaiWire(), [*opus_messages(stream, len(stream)), marker])
+    whole = heard(KyutaiDialect(), [*opus_messages(stream, len(stream)), marker])
     np.testing.assert_array_equal(pcm, whole)
 
 
 def test_opus_as_a_list_of_bytes_and_a_second_stream() -> None:
     first, second = ogg_opus(0.3), ogg_opus(0.3, 880.0)
-    wire = KyutaiWire()
-    as_list = heard(wire, opus_messages(first, 500, as_list=True))
-    np.testing.assert_array_equal(as_list, heard(KyutaiWire(), opus_messages(first, 500)))
-    assert len(heard(wire, opus_messages(second, 500))) > 0
+    dialect = KyutaiDialect()
+    as_list = heard(dialect, opus_messages(first, 500, as_list=True))
+    np.testing.assert_array_equal(as_list, heard(KyutaiDialect(), opus_messages(first, 500)))
+    assert len(heard(dialect, opus_messages(second, 500))) > 0
 
 
 def test_init_forgets_half_a_page() -> None:
-    wire = KyutaiWire()
+    dialect = KyutaiDialect()
     half = opus_messages(ogg_opus(0.3)[:700], 700)
-    heard(wire, half)
-    list(wire.decode(msgpack.packb({"type": "Init"})))
-    assert len(heard(wire, opus_messages(ogg_opus(0.3), 500))) > 0
+    heard(dialect, half)
+    list(dialect.decode(msgpack.packb({"type": "Init"})))
+    assert len(heard(dialect, opus_messages(ogg_opus(0.3), 500))) > 0
 
 
 @pytest.mark.parametrize(
@@ -247,15 +247,15 @@ def test_init_forgets_half_a_page() -> None:
 )
 def test_other_ogg_is_refused(old: bytes, new: bytes, says: str) -> None:
     with pytest.raises(ProtocolError, match=says):
-        heard(KyutaiWire(), opus_messages(ogg_opus(0.1).replace(old, new, 1), 1_000_000))
+        heard(KyutaiDialect(), opus_messages(ogg_opus(0.1).replace(old, new, 1), 1_000_000))
 
 
 def test_an_endless_packet_is_refused() -> None:
     page = b"OggS\0\2" + bytes(20) + b"\xff" + b"\xff" * 255 + bytes(255 * 255)
     continued = b"OggS\0\1" + page[6:]
-    wire = KyutaiWire()
+    dialect = KyutaiDialect()
     with pytest.raises(ProtocolError, match="more than 61440 bytes"):
-        heard(wire, opus_messages(page + continued, 10_000))
+        heard(dialect, opus_messages(page + continued, 10_000))
 
 
 # --------------------------------------------------------------------------------------------------------------- fuzz
@@ -285,9 +285,22 @@ CUT_SHORT = st.tuples(NEARLY_RIGHT, st.integers(0, 60)).map(lambda pair: pair[0]
 @given(st.lists(st.binary(max_size=60) | NEARLY_RIGHT | CUT_SHORT | VALUES.map(msgpack.packb), max_size=4))
 @example([struct.pack(">BI", 0xDD, 2**32 - 1)])
 def test_any_bytes_are_commands_or_a_clean_error(messages: list[bytes]) -> None:
-    wire = KyutaiWire()
+    dialect = KyutaiDialect()
     for message in messages:
         try:
-            list(wire.decode(message))
+            list(dialect.decode(message))
         except ProtocolError:
             return
+
+
+def test_audio_is_converted_to_the_models_sample_rate() -> None:
+    message = msgpack.packb({"type": "Audio", "pcm": np.zeros(24_000, "<f4").tobytes()})
+    marker = msgpack.packb({"type": "Marker", "id": 1})
+    assert len(heard(KyutaiDialect(16_000), [message, marker])) == 16_000
+
+
+def test_opus_is_converted_to_the_models_sample_rate() -> None:
+    marker = msgpack.packb({"type": "Marker", "id": 1})
+    at_24k = heard(KyutaiDialect(), [*opus_messages(ogg_opus(1.0), 500), marker])
+    at_16k = heard(KyutaiDialect(16_000), [*opus_messages(ogg_opus(1.0), 500), marker])
+    assert len(at_16k) == pytest.approx(len(at_24k) * 2 / 3, abs=2)

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from slipstream.arrays import FloatArray
-from slipstream.audio import SAMPLE_RATE, decode, probe
+from slipstream.audio import decode, probe
 from slipstream.audio.container import is_longer
 from slipstream.engine.engine import Engine
 from slipstream.engine.live import LiveSession
@@ -26,10 +26,10 @@ from slipstream.engine.session import SessionOptions
 from slipstream.errors import AudioError, Overloaded, SessionClosed, SlipstreamError
 from slipstream.events import Event, Final, Ready, Word
 from slipstream.server.access import Client, Refused
-from slipstream.server.hub import Hub
 from slipstream.server.limits import Limits
 from slipstream.server.metrics import Metrics
 from slipstream.server.protocol import Close, CloseCode
+from slipstream.server.streams.registry import StreamRegistry
 
 UPLOAD_WAIT_SECONDS = 100.0
 """How long an upload waits for a slot, as in the reference."""
@@ -54,20 +54,20 @@ class Uploads:
     refused with 503 and `Retry-After`, before their body is read.
     """
 
-    def __init__(self, engine: Engine, hub: Hub, limits: Limits, metrics: Metrics) -> None:
-        self._engine, self._hub, self._limits, self._metrics = engine, hub, limits, metrics
+    def __init__(self, engine: Engine, registry: StreamRegistry, limits: Limits, metrics: Metrics) -> None:
+        self._engine, self._registry, self._limits, self._metrics = engine, registry, limits, metrics
         self._pool = ThreadPoolExecutor(limits.uploads, thread_name_prefix="slipstream-upload")
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        if self._hub.draining:
+        if self._registry.draining:
             raise Refused(503, _STOPPING, _RETRY)
         if self._open >= self._limits.uploads:
             reason = f"{self._open} uploads are being served, the most this server takes at once"
             raise Refused(503, reason, _RETRY)
         self._open += 1
-        upload = _Upload(request, self._engine, self._hub, self._pool, self._limits, self._metrics)
+        upload = _Upload(request, self._engine, self._registry, self._pool, self._limits, self._metrics)
         try:
             response = await upload.run()
         finally:
@@ -81,14 +81,21 @@ class Uploads:
 
 
 class _Upload:
-    """One request, a member of the hub: it ends early when its client leaves, at a time limit, and in a drain."""
+    """One request, a member of the registry: it ends early when its client leaves, at a time limit, and in a drain."""
 
     def __init__(
-        self, request: Request, engine: Engine, hub: Hub, pool: ThreadPoolExecutor, limits: Limits, metrics: Metrics
+        self,
+        request: Request,
+        engine: Engine,
+        registry: StreamRegistry,
+        pool: ThreadPoolExecutor,
+        limits: Limits,
+        metrics: Metrics,
     ) -> None:
-        self._request, self._engine, self._hub, self._pool = request, engine, hub, pool
+        self._request, self._engine, self._registry, self._pool = request, engine, registry, pool
         self._client: Client = request.scope["sender"]
         self._limits, self._metrics = limits, metrics
+        self._sample_rate = engine.format.sample_rate
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[_Ended] = self._loop.create_future()  # early, and why
         self._done: asyncio.Future[Final] = self._loop.create_future()
@@ -103,7 +110,7 @@ class _Upload:
     async def run(self) -> Response | None:
         """Serve the request. Returns the response, or None when the client has left."""
         self._metrics.connects.inc()
-        self._hub.join(self)
+        self._registry.join(self)
         status, reason = 500, "the server failed"
         response: Response | None = None
         try:
@@ -121,11 +128,11 @@ class _Upload:
             status, reason = ended.status, ended.reason
             response = _refuse(status, reason) if status else None
         finally:
-            self._hub.leave(self)
+            self._registry.leave(self)
             self._record(status, reason)
         return response
 
-    # ------------------------------------------------------------------------------------------ what the hub calls
+    # ------------------------------------------------------------------------------------------ what the registry calls
 
     def deliver(self) -> None:
         """Take what the session has transcribed."""
@@ -189,7 +196,9 @@ class _Upload:
         try:
             first, pieces = await self._in_pool(partial(self._open_body, body))
             options = SessionOptions(partials=False, max_buffered_seconds=BUFFERED_SECONDS)
-            session = self._session = self._engine.open(options, wait=UPLOAD_WAIT_SECONDS, wake=self._hub.waker(self))
+            session = self._session = self._engine.open(
+                options, wait=UPLOAD_WAIT_SECONDS, wake=self._registry.waker(self)
+            )
             sending = self._work = self._loop.run_in_executor(self._pool, self._send, session, first, pieces)
             either: set[asyncio.Future[Any]] = {sending, self._done}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -225,7 +234,10 @@ class _Upload:
             if is_longer(file, body.name, limit):
                 raise self._too_long()
         body.seek(0)
-        pieces = cast("Generator[FloatArray]", decode(file, max_gap_seconds=self._limits.upload_gap_seconds))
+        pieces = cast(
+            "Generator[FloatArray]",
+            decode(file, sample_rate=self._sample_rate, max_gap_seconds=self._limits.upload_gap_seconds),
+        )
         return next(pieces), pieces
 
     def _send(self, session: LiveSession, first_CS: FloatArray, pieces: Generator[FloatArray]) -> None:
@@ -233,7 +245,7 @@ class _Upload:
         try:
             for piece_CS in chain([first_CS], pieces):
                 self._samples += piece_CS.shape[1]
-                if self._samples > self._limits.upload_seconds * SAMPLE_RATE:
+                if self._samples > self._limits.upload_seconds * self._sample_rate:
                     raise self._too_long()
                 session.send(piece_CS[0])
             self._whole = True
@@ -311,7 +323,7 @@ class _Upload:
                 "reason": reason,
                 "seconds": round(time.monotonic() - self._began, 3),
                 "bytes": self._bytes,
-                "audio_seconds": round(self._samples / SAMPLE_RATE, 3),
+                "audio_seconds": round(self._samples / self._sample_rate, 3),
                 "frames": frames,
                 "words": len(self._words),
             },

@@ -12,8 +12,8 @@ import pytest
 from tests.fakes import ScriptRunner
 from tests.server.harness import Running, get, metric_samples, serving, wait_for
 
-from slipstream.server import connections
-from slipstream.server.connections import Gate, connections_that_fit
+from slipstream.server.connections import acceptor, http
+from slipstream.server.connections.acceptor import Gate, connections_that_fit
 from slipstream.server.limits import Limits
 
 UPGRADE = (
@@ -69,8 +69,8 @@ def test_connections_leave_file_descriptors_free(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(resource, "getrlimit", lambda kind: tuple(limit))
     monkeypatch.setattr(resource, "setrlimit", lambda kind, new: limit.__setitem__(slice(None), new))
     assert connections_that_fit(500) == 500
-    assert limit == [500 + connections.RESERVED_DESCRIPTORS, 1024]
-    assert connections_that_fit(4096) == 1024 - connections.RESERVED_DESCRIPTORS
+    assert limit == [500 + acceptor.RESERVED_DESCRIPTORS, 1024]
+    assert connections_that_fit(4096) == 1024 - acceptor.RESERVED_DESCRIPTORS
 
 
 def test_one_address_gets_its_share_of_connections() -> None:
@@ -97,7 +97,7 @@ def test_one_address_gets_its_share_of_connections() -> None:
     ],
 )
 def test_half_requests_are_closed(begun: str, expected: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr(http, "CLOSE_SECONDS", 0.5)
     limits = Limits(header_seconds=0.3, body_seconds=0.3)
     with serving(limits=limits) as running:
         assert expected in answer(running, begun)

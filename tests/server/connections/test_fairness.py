@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from slipstream.server.fair import RoundRobin
+from slipstream.server.connections.fairness import RoundRobin
 
 
 class Worker:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from slipstream.server.limits import Limits
-from slipstream.server.outbox import Outbox
 from slipstream.server.protocol import Close, CloseCode, Message
+from slipstream.server.streams.outbox import Outbox
 
 
 class Socket:

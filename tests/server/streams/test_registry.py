@@ -1,13 +1,13 @@
-"""The hub without sockets: one delivery for many wakes, and a drain that forgets nobody."""
+"""The registry without sockets: one delivery for many wakes, and a drain that forgets nobody."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 
-from slipstream.server.hub import Hub
 from slipstream.server.limits import Limits
 from slipstream.server.protocol import Close
+from slipstream.server.streams.registry import StreamRegistry
 
 
 class Listener:
@@ -27,8 +27,8 @@ class Listener:
 
 def test_wakes_of_other_threads_are_delivered_in_the_loop() -> None:
     async def scenario() -> tuple[list[int], list[int]]:
-        hub, listeners = Hub(Limits()), [Listener() for _ in range(3)]
-        wakes = [hub.waker(listener) for listener in listeners]
+        registry, listeners = StreamRegistry(Limits()), [Listener() for _ in range(3)]
+        wakes = [registry.waker(listener) for listener in listeners]
         thread = threading.Thread(target=lambda: [wake() for wake in wakes * 2])
         thread.start()
         thread.join()
@@ -41,23 +41,23 @@ def test_wakes_of_other_threads_are_delivered_in_the_loop() -> None:
 
 def test_a_drain_ends_all_and_who_comes_too_late() -> None:
     async def scenario() -> tuple[bool, list[int], int]:
-        hub, early, late = Hub(Limits(drain_seconds=5)), Listener(), Listener()
-        hub.join(early)
-        draining = asyncio.create_task(hub.drain())
+        registry, early, late = StreamRegistry(Limits(drain_seconds=5)), Listener(), Listener()
+        registry.join(early)
+        draining = asyncio.create_task(registry.drain())
         await asyncio.sleep(0)
-        hub.join(late)
+        registry.join(late)
         ended = [len(early.ended), len(late.ended)]
         for listener in (early, late):
-            hub.leave(listener)
-        return await draining, ended, len(hub)
+            registry.leave(listener)
+        return await draining, ended, len(registry)
 
     assert asyncio.run(scenario()) == (True, [1, 1], 0)
 
 
 def test_a_drain_has_an_end() -> None:
     async def scenario() -> bool:
-        hub = Hub(Limits(drain_seconds=0.05))
-        hub.join(Listener())
-        return await hub.drain()
+        registry = StreamRegistry(Limits(drain_seconds=0.05))
+        registry.join(Listener())
+        return await registry.drain()
 
     assert asyncio.run(scenario()) is False

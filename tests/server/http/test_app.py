@@ -39,7 +39,7 @@ from slipstream.arrays import FloatArray
 from slipstream.client import Queued, ServerError, open_async_stream, open_stream, transcribe
 from slipstream.events import EndOfTurn, Event, Final, MarkerReached, PartialWord, Ready, Step, Turn, Word
 from slipstream.server.limits import Limits
-from slipstream.server.stream import LiveStream
+from slipstream.server.streams.stream import LiveStream
 
 # ------------------------------------------------------------------------------------------------------- plain streams
 
@@ -87,7 +87,7 @@ def test_recordings_that_fail_fail_their_transcription() -> None:
         wait_for(lambda: running.engine.active == 0)
 
 
-def test_restart_on_the_plain_wire() -> None:
+def test_restart_in_the_plain_dialect() -> None:
     with serving() as running, open_stream(running.http) as stream:
         stream.send(speech(seed=4, words=20))
         stream.restart()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from slipstream.events import Final, Ready, Step
-from slipstream.server.connection import NEXT, Connection, Phase, Signal
 from slipstream.server.protocol import Audio, Command, Finish, Marker, Restart
+from slipstream.server.streams.phases import NEXT, Connection, Phase, Signal
 
 AUDIO = Audio(np.zeros(1, np.float32))
 

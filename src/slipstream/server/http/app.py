@@ -24,19 +24,16 @@ from starlette.types import Message, Receive, Scope, Send
 from slipstream import __version__
 from slipstream.engine.engine import Engine
 from slipstream.server.access import ID_HEADER, Access, Client, Refused
-from slipstream.server.hub import Hub
-from slipstream.server.kyutai import KyutaiWire
+from slipstream.server.connections.websocket import WebSocket
+from slipstream.server.dialects import DIALECTS, OpenDialect
+from slipstream.server.dialects.kyutai import PATH as KYUTAI_PATH
+from slipstream.server.http.requests import Guarded, Requests, failure_handlers, scope_client
+from slipstream.server.http.uploads import Uploads
 from slipstream.server.limits import Limits
 from slipstream.server.metrics import Metrics
-from slipstream.server.plain import PlainWire, parse_format
-from slipstream.server.protocol import ProtocolError, StreamInfo, Wire
-from slipstream.server.requests import Guarded, Requests, failure_handlers, scope_client
-from slipstream.server.stream import INTERNAL_ERROR, LiveStream
-from slipstream.server.uploads import Uploads
-from slipstream.server.websocket import WebSocket
-
-KYUTAI_PATH = "/api/asr-streaming"
-PLAIN_PATH = "/v1/stream"
+from slipstream.server.protocol import Dialect, ProtocolError, StreamInfo
+from slipstream.server.streams.registry import StreamRegistry
+from slipstream.server.streams.stream import INTERNAL_ERROR, LiveStream
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +63,14 @@ class Service:
     @property
     def info(self) -> StreamInfo:
         format = self.engine.format
-        return StreamInfo(self.model, format.delay_frames / format.frame_rate, 1 / format.frame_rate)
+        return StreamInfo(
+            self.model, format.delay_frames / format.frame_rate, 1 / format.frame_rate, format.sample_rate
+        )
+
+    @property
+    def dialects(self) -> dict[str, OpenDialect]:
+        """The dialect of each address."""
+        return {self.kyutai_path if path == KYUTAI_PATH else path: opened for path, opened in DIALECTS.items()}
 
     @property
     def trouble(self) -> str:
@@ -81,22 +85,17 @@ class Service:
 
 
 class Streams:
-    """The WebSocket routes: gives each connection a stream in its dialect, which joins `hub`, or refuses it."""
+    """The WebSocket routes: gives each connection a stream in its dialect, which joins `registry`, or refuses it."""
 
-    def __init__(self, service: Service, hub: Hub) -> None:
-        self._service, self._hub = service, hub
-        self._wires: dict[str, Callable[[HTTPConnection], Wire]] = {
-            service.kyutai_path: lambda request: KyutaiWire(),
-            PLAIN_PATH: lambda request: PlainWire(
-                parse_format(request.query_params), service.info, request.scope["id"]
-            ),
-        }
+    def __init__(self, service: Service, registry: StreamRegistry) -> None:
+        self._service, self._registry = service, registry
+        self._dialects = service.dialects
 
     def accept(self, request: HTTPConnection, socket: WebSocket) -> LiveStream:
         """Make the stream of a new connection. Raises `Refused`."""
         access, metrics = self._service.access, self._service.metrics
         try:
-            wire, client = self._open(request)
+            dialect, client = self._open(request)
         except Refused as refused:
             metrics.refuse(refused.status, refused.reason, scope_client(request.scope))
             raise
@@ -104,10 +103,10 @@ class Streams:
             logger.exception("request failed", extra=scope_client(request.scope).log_fields)
             raise Refused(500, INTERNAL_ERROR) from error
         return LiveStream(
-            wire,
+            dialect,
             socket,
             engine=self._service.engine,
-            hub=self._hub,
+            registry=self._registry,
             limits=self._service.limits,
             metrics=metrics,
             queue_seconds=self._service.queue_seconds,
@@ -116,40 +115,39 @@ class Streams:
             flush_after_silence=self._service.flush_after_silence,
         )
 
-    def _open(self, request: HTTPConnection) -> tuple[Wire, Client]:
-        if self._hub.draining:
+    def _open(self, request: HTTPConnection) -> tuple[Dialect, Client]:
+        if self._registry.draining:
             raise Refused(503, "the server is about to stop")
-        if (make_wire := self._wires.get(request.scope["path"])) is None:
-            raise Refused(404, f"streams are at {' and '.join(self._wires)}")
+        if (open_dialect := self._dialects.get(request.scope["path"])) is None:
+            raise Refused(404, f"streams are at {' and '.join(self._dialects)}")
         client = request.scope["sender"] = self._service.access.check(request)
         try:
-            wire = make_wire(request)
+            dialect = open_dialect(request.query_params, self._service.info, request.scope["id"])
         except ProtocolError as error:
             raise Refused(400, str(error)) from error
         self._service.access.enter(client)
-        return wire, client
+        return dialect, client
 
 
-def create_app(service: Service, hub: Hub) -> Requests:
-    """Create the ASGI application of `service`: its HTTP routes, and the task that sweeps `hub`."""
+def create_app(service: Service, registry: StreamRegistry) -> Requests:
+    """Create the ASGI application of `service`: its HTTP routes, and the task that sweeps `registry`."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        sweeping = asyncio.create_task(hub.run())
+        sweeping = asyncio.create_task(registry.run())
         yield
         sweeping.cancel()
         with suppress(asyncio.CancelledError):
             await sweeping
         uploads.close()
 
-    uploads = Uploads(service.engine, hub, service.limits, service.metrics)
+    uploads = Uploads(service.engine, registry, service.limits, service.metrics)
     routes: list[BaseRoute] = [
         Route(service.kyutai_path, Guarded(uploads, service.access, counted=True), methods=["POST"]),
-        Route(service.kyutai_path, _needs_upgrade, methods=["GET"]),
-        Route(PLAIN_PATH, _needs_upgrade, methods=["GET"]),
-        *_operations(service, hub, service.access, with_metrics=not service.metrics_elsewhere),
+        *(Route(path, _needs_upgrade, methods=["GET"]) for path in service.dialects),
+        *_operations(service, registry, service.access, with_metrics=not service.metrics_elsewhere),
         *(Route(f"/{file.name}", _describe(file), methods=["GET"]) for file in sorted(_API.glob("*.yaml"))),
-        Mount("/", _Page(directory=Path(__file__).parent / "page", html=True)),
+        Mount("/", _Page(directory=_SERVER / "page", html=True)),
     ]
     cors = Middleware(
         CORSMiddleware,
@@ -163,20 +161,22 @@ def create_app(service: Service, hub: Hub) -> Requests:
     return Requests(app, service.limits.header_bytes)
 
 
-def create_operations_app(service: Service, hub: Hub, access: Access | None) -> Requests:
+def create_operations_app(service: Service, registry: StreamRegistry, access: Access | None) -> Requests:
     """Create the application of a second listener for operators, which needs no key: metrics, health, information.
 
     Args:
         access: Checks the Host where the listener is on a loopback address.
     """
-    routes = _operations(service, hub, access, with_metrics=True)
+    routes = _operations(service, registry, access, with_metrics=True)
     return Requests(
         Starlette(routes=routes, exception_handlers=failure_handlers(service.metrics)), service.limits.header_bytes
     )
 
 
-def _operations(service: Service, hub: Hub, access: Access | None, *, with_metrics: bool) -> list[BaseRoute]:
-    handlers = _Handlers(service, hub)
+def _operations(
+    service: Service, registry: StreamRegistry, access: Access | None, *, with_metrics: bool
+) -> list[BaseRoute]:
+    handlers = _Handlers(service, registry)
     guarded = {
         "/api/build_info": handlers.build_info,
         "/api/modules_info": handlers.modules_info,
@@ -194,8 +194,8 @@ def _operations(service: Service, hub: Hub, access: Access | None, *, with_metri
 class _Handlers:
     """The handlers of information, health and metrics."""
 
-    def __init__(self, service: Service, hub: Hub) -> None:
-        self._service, self._hub = service, hub
+    def __init__(self, service: Service, registry: StreamRegistry) -> None:
+        self._service, self._registry = service, registry
 
     async def build_info(self, request: Request) -> Response:
         return JSONResponse(
@@ -233,7 +233,7 @@ class _Handlers:
         """Return 503 when new streams should go elsewhere."""
         engine = self._service.engine
         full = self._service.ready_when_free and engine.active >= engine.slots
-        stopping = "the server is about to stop" if self._hub.draining else ""
+        stopping = "the server is about to stop" if self._registry.draining else ""
         return _status(self._service.trouble or stopping or ("all slots are in use" if full else ""))
 
     async def metrics(self, request: Request) -> Response:
@@ -246,7 +246,8 @@ async def _needs_upgrade(request: Request) -> Response:
     return PlainTextResponse("this address takes WebSockets", 426, {"upgrade": "websocket", "connection": "upgrade"})
 
 
-_API = Path(__file__).parent / "api"
+_SERVER = Path(__file__).parents[1]
+_API = _SERVER / "api"
 
 
 def _describe(file: Path) -> Callable[[Request], Awaitable[Response]]:

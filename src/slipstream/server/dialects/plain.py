@@ -1,4 +1,4 @@
-"""The wire for people without msgpack: raw PCM in binary messages, JSON in text messages.
+"""The dialect for people without msgpack: raw PCM in binary messages, JSON in text messages.
 
 In: audio as the address declares it (`?encoding=pcm_s16le&sample_rate=16000`), cut anywhere, and
 `{"type": "flush", "id": 1}`, `{"type": "restart"}`, `{"type": "close"}`. Out, one JSON object a message: `ready`,
@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from slipstream.audio import SAMPLE_RATE, Converter, Encoding, PcmDecoder, RawFormat
+from slipstream.audio import Converter, Encoding, PcmDecoder, RawFormat
 from slipstream.audio.samples import equal_weights
 from slipstream.errors import AudioError
 from slipstream.events import (
@@ -41,22 +41,30 @@ from slipstream.server.protocol import (
     check_audio,
 )
 
+PATH = "/v1/stream"
 DEFAULT_RATE = 24_000
+"""Sample rate of audio whose address gives none, in Hz."""
 
 
-class PlainWire:
+def open_dialect(query: Mapping[str, str], info: StreamInfo, id: str) -> PlainDialect:
+    """Open the dialect for one connection. Raises `ProtocolError` that names an invalid parameter."""
+    return PlainDialect(parse_format(query), info, id)
+
+
+class PlainDialect:
     """One connection in the plain dialect, its audio in `format`; `id` identifies it in the server's log."""
 
+    name = "plain"
     droppable: tuple[type[Event], ...] = (Step, PartialWord, OpenWord)
 
     def __init__(self, format: RawFormat, info: StreamInfo, id: str = "") -> None:
         self._format, self._info, self._id = format, info, id
-        piece_frames = format.sample_rate * PIECE_SAMPLES // SAMPLE_RATE
+        piece_frames = format.sample_rate * PIECE_SAMPLES // info.sample_rate
         self._piece_bytes = min(piece_frames * format.channels * format.sample_bytes, _PIECE_BYTES)
         self._restart()
 
     def decode(self, message: Message) -> Iterator[Command]:
-        """Give the commands of a message, as `Wire.decode`."""
+        """Give the commands of a message, as `Dialect.decode`."""
         if isinstance(message, bytes):
             for start in range(0, len(message), self._piece_bytes):
                 self._lags = True
@@ -111,7 +119,9 @@ class PlainWire:
         self._new_converter()
 
     def _new_converter(self) -> None:
-        self._converter = Converter(self._format.sample_rate, equal_weights(self._format.channels))
+        self._converter = Converter(
+            self._format.sample_rate, equal_weights(self._format.channels), self._info.sample_rate
+        )
         self._lags = False  # whether it holds audio back
 
 

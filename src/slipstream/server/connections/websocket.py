@@ -1,6 +1,6 @@
-"""WebSockets on uvicorn's connections, without its ASGI: no task, queue or dictionary stands between wire and stream.
+"""WebSockets on uvicorn's connections, without ASGI: a message passes no task, queue or dictionary on its way.
 
-The protocol itself (RFC 6455) is the websockets library's; here it meets the transport and one listener.
+The websockets library implements the protocol (RFC 6455); this module connects it to the transport and to one listener.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from slipstream.server.access import ID_HEADER, Refused
-from slipstream.server.fair import TURN_SECONDS, RoundRobin
-from slipstream.server.frames import FrameCutter, FrameHead, FramePart
+from slipstream.server.connections.fairness import TURN_SECONDS, RoundRobin
+from slipstream.server.connections.frames import FrameCutter, FrameHead, FramePart
 from slipstream.server.limits import Limits, Pace
 from slipstream.server.protocol import Close, CloseCode, Message
 

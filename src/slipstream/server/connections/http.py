@@ -1,0 +1,148 @@
+"""HTTP connections of uvicorn with a deadline for each phase of a request, and limits on its head."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import h11
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from slipstream.server.connections.websocket import CLOSE_SECONDS
+from slipstream.server.limits import Limits
+
+WRITE_SECONDS = 30.0
+"""How long a client may leave a response unread."""
+MAX_HEADERS = 100
+MAX_LINE_BYTES = 8000
+"""Of a header, and of the request target; the websockets library accepts 128 headers of 8192 bytes."""
+
+
+class HttpConnection(H11Protocol):
+    """uvicorn's HTTP connection, with a deadline for each phase of a request, and limits on its head.
+
+    Args:
+        config, state: As uvicorn's own.
+        app_state: As uvicorn's own.
+        limits: The deadlines and sizes.
+        new_websocket: Makes the protocol of a connection that is upgraded, from its ASGI scope.
+        refused: Called with the status, the reason and the address for a request that no application sees.
+        lost: Called when the connection is over, unless a WebSocket has taken it over.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        state: ServerState,
+        app_state: dict[str, Any],
+        *,
+        limits: Limits,
+        new_websocket: NewWebSocket,
+        refused: Callable[[int, str, str], None],
+        lost: Callable[[], None],
+    ) -> None:
+        super().__init__(config, state, app_state)
+        self._limits, self._new_websocket, self._refused, self._lost = limits, new_websocket, refused, lost
+        self._phase = ""
+        self._since = 0.0
+        self._received = 0
+
+    def serve_only(self, app: Any) -> None:
+        """Answer with another ASGI application, and accept no WebSockets."""
+        self.app, self.ws_protocol_class = app, None
+
+    def data_received(self, data: bytes) -> None:
+        self._received += len(data)
+        super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._lost()
+
+    def on_response_complete(self) -> None:
+        self._phase = ""  # the next request has its own time
+        super().on_response_complete()
+
+    def shutdown(self) -> None:
+        """Close the connection, after the response unless the client still owes a part of its request."""
+        if self._waits_for() == "body":
+            self.transport.abort()
+        else:
+            super().shutdown()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Give the connection to a WebSocket, before that sees the request: if it fails, it is closed as its own."""
+        if not head_fits(self.scope, self._limits.header_bytes):
+            self._refused(431, "request headers too large", self.client[0] if self.client else "")
+            self.transport.write(_TOO_LARGE)
+            self.transport.close()
+            return
+        self.connections.discard(self)
+        socket = self._new_websocket(self.scope | {"type": "websocket", "id": new_id()}, self._lost)
+        self.transport.set_protocol(socket)
+        socket.connection_made(self.transport)
+        head = [event.method, b" ", event.target, b" HTTP/1.1\r\n"]
+        head += [part for name, value in self.headers for part in (name, b": ", value, b"\r\n")]
+        socket.data_received(b"".join([*head, b"\r\n"]))
+
+    def send_400_response(self, msg: str) -> None:
+        self._refused(400, msg, self.client[0] if self.client else "")
+        super().send_400_response(msg)
+
+    def sweep(self, now: float) -> None:
+        """Close the connection if its client has kept the server waiting for too long."""
+        phase = self._waits_for()
+        if phase != self._phase:
+            self._phase, self._since, self._received = phase, now, 0
+        elif phase:
+            allowed = {
+                "head": self._limits.header_seconds,
+                "body": self._limits.body_seconds + self._received / self._limits.body_bytes_per_second,
+                "reader": WRITE_SECONDS,
+                "end": CLOSE_SECONDS,
+            }[phase]
+            if now - self._since > allowed:
+                self._give_up()
+
+    def _waits_for(self) -> str:
+        """What the client still owes: the head or the body of a request, reading the response, or the end."""
+        answered = self.cycle is None or self.cycle.response_complete
+        if self.transport.is_closing() or (answered and self.conn.their_state is h11.SEND_BODY):
+            return "end"
+        if answered:
+            return "head"
+        if self.flow.write_paused:
+            return "reader"
+        return "body" if self.conn.their_state is h11.SEND_BODY and not self.flow.read_paused else ""
+
+    def _give_up(self) -> None:
+        if self._phase in ("reader", "end"):
+            self.transport.abort()
+            return
+        begun = bool(self.conn.trailing_data[0]) if self._phase == "head" else not self.cycle.response_started
+        if begun:
+            self.transport.write(_TOO_SLOW)
+        self.transport.close()
+
+
+NewWebSocket: TypeAlias = Callable[[dict[str, Any], Callable[[], None]], asyncio.Protocol]
+
+
+def new_id() -> str:
+    """Make the ID of a request."""
+    return secrets.token_hex(8)
+
+
+def head_fits(scope: Any, limit: int) -> bool:
+    """Return whether a request's target and headers have at most `limit` bytes, and are few and short enough."""
+    lines = [len(scope["raw_path"]) + len(scope["query_string"])]
+    lines += [len(name) + len(value) for name, value in scope["headers"]]
+    return sum(lines) <= limit and max(lines) <= MAX_LINE_BYTES and len(lines) - 1 <= MAX_HEADERS
+
+
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"

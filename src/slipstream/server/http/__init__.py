@@ -1,0 +1,1 @@
+"""HTTP routes: application, uploads, health, metrics and API descriptions."""

@@ -1,0 +1,1 @@
+"""Live streams: one connection to one engine session, and the registry of all of them."""
