@@ -221,13 +221,11 @@ def run(session: Session, runner: ScriptRunner, now: float = 0.0, steps: float =
     while session.ready and steps > 0:
         apply_ops(session, runner)
         session.fill(pcm_BS[session.slot])
-        frame_S = pcm_BS[session.slot]
         output = runner.step(pcm_BS, active_B)
         session.advance(
             int(output.token_B[session.slot]),
             float(output.logprob_B[session.slot]),
             output.pause_BH[session.slot].tolist(),
-            float(frame_S @ frame_S) / FRAME_SAMPLES,
             now,
         )
         apply_ops(session, runner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 
@@ -12,6 +13,15 @@ HEAVY = {"asyncio", "av", "huggingface_hub", "mlx", "onnxruntime", "sounddevice"
 
 @pytest.mark.parametrize("statement", ["import slipstream", "import slipstream.model.config", "import slipstream.cli"])
 def test_import_is_light(statement: str) -> None:
-    program = f"{statement}; import sys; print(*sorted({HEAVY!r} & sys.modules.keys()))"
+    assert not loaded_by(statement) & HEAVY
+
+
+def test_the_client_loads_only_its_own_dependencies() -> None:
+    installed = set(importlib.metadata.packages_distributions()) - {"slipstream"}
+    assert loaded_by("import slipstream.client") & installed <= {"numpy", "rich", "websockets"}
+
+
+def loaded_by(statement: str) -> set[str]:
+    program = f"import sys; before = set(sys.modules); {statement}; print(*set(sys.modules) - before)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == []
+    return {name.split(".")[0] for name in run.stdout.split()}

@@ -4,13 +4,14 @@ import gc
 import io
 import logging
 import math
+import sys
 import threading
 import time
 import wave
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from tests.fakes import (
 from tests.models import random_model, stt_config
 
 import slipstream
+from slipstream import errors
 from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from slipstream.engine.live import LiveSession
 from slipstream.engine.session import SessionOptions
@@ -266,7 +268,7 @@ def test_a_stream_that_waits_for_a_slot_says_so(transcriber: Transcriber, caplog
 
 def test_a_closed_transcriber_says_that_it_is_closed(transcriber: Transcriber) -> None:
     transcriber.close()
-    with pytest.raises(SessionClosed, match="was closed"):
+    with pytest.raises(SessionClosed, match="is closed"):
         transcriber.session()
 
 
@@ -362,9 +364,15 @@ def test_a_session_outlives_the_transcriber_that_opened_it() -> None:
 
 
 def test_every_public_name_is_there() -> None:
-    assert set(slipstream.__all__) == slipstream._HOMES.keys()
+    assert set(slipstream.__all__) == slipstream._MODULE_OF.keys() < set(dir(slipstream))
     for name in slipstream.__all__:
-        assert getattr(slipstream, name).__name__ == name
+        assert getattr(slipstream, name) is getattr(sys.modules[slipstream._MODULE_OF[name]], name)
+
+
+def test_events_and_errors_are_public() -> None:
+    assert {event.__name__ for event in get_args(slipstream.Event)} <= set(slipstream.__all__)
+    defined = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    assert defined <= set(slipstream.__all__)
 
 
 def save_model(folder: Path, config: STTConfig) -> Path:

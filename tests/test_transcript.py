@@ -7,9 +7,9 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from slipstream.errors import ConfigError
-from slipstream.events import Turn, Word
+from slipstream.events import Final, PartialWord, Ready, Turn, Word
 from slipstream.subtitles import SubtitleLayout
-from slipstream.transcript import Transcript
+from slipstream.transcript import Transcript, TranscriptBuilder
 
 
 def transcript(words: list[Word], turns: list[Turn] | None = None, duration: float | None = None) -> Transcript:
@@ -28,6 +28,31 @@ TWO_TURNS = transcript(
     [Word("Ça", 0.08, 0.4, 0.98765), Word("va?", 0.4, 0.8), Word("<Oui> & non.", 2.0, 2.5)],
     [Turn(0.08, 0.8), Turn(2.0, 2.5)],
 )
+
+
+# ------------------------------------------------------------------------------------------------ segments, builder
+
+
+def test_segments_are_the_words_of_each_turn() -> None:
+    assert [(one.text, one.start, one.end) for one in TWO_TURNS.segments] == [
+        ("Ça va?", 0.08, 0.8),
+        ("<Oui> & non.", 2.0, 2.5),
+    ]
+    assert transcript(spoken("no turns yet")).segments[0].text == "no turns yet"
+    assert transcript([]).segments == ()
+
+
+def test_a_builder_makes_a_transcript_of_events() -> None:
+    builder = TranscriptBuilder()
+    for event in (Ready(), PartialWord("o", 0.5), Word("one", 0.5, 0.9), Turn(0.5, 0.9), Final(2.0, 0.1)):
+        builder.add(event)
+    assert builder.build("small", 0.5) == Transcript((Word("one", 0.5, 0.9),), (Turn(0.5, 0.9),), 2.0, "small", 0.5)
+
+
+def test_a_builder_takes_the_given_duration_when_the_stream_broke_off() -> None:
+    builder = TranscriptBuilder()
+    builder.add(Word("one", 0.5, 0.9))
+    assert builder.build("small", 0.5, duration=1.28).duration == 1.28
 
 
 # ------------------------------------------------------------------------------------------------------- formats

@@ -1,13 +1,32 @@
-"""Slipstream: streaming speech-to-text by delayed-streams modelling."""
+"""Slipstream: streaming speech-to-text with delayed-streams models."""
 
 from __future__ import annotations
 
 import importlib
 
-TYPE_CHECKING = False  # as of typing, which takes a while to import
+TYPE_CHECKING = False  # not from typing, whose import is slow
 __version__ = "0.1.0"
 __all__ = [
+    "AudioError",
+    "BackendError",
+    "CheckpointError",
+    "ConfigError",
+    "EndOfTurn",
+    "EngineError",
+    "Event",
+    "Final",
+    "Flushed",
+    "MarkerReached",
+    "OpenWord",
+    "Overloaded",
+    "PartialWord",
+    "Ready",
+    "Recovered",
+    "Segment",
+    "SessionClosed",
     "SessionOptions",
+    "SlipstreamError",
+    "Step",
     "Transcriber",
     "Transcript",
     "Turn",
@@ -24,30 +43,55 @@ if TYPE_CHECKING:
     from slipstream.engine.session import SessionOptions
     from slipstream.engine.turns import TurnOptions
     from slipstream.engine.watchdog import WatchdogOptions
-    from slipstream.events import Turn, Word
+    from slipstream.errors import (
+        AudioError,
+        BackendError,
+        CheckpointError,
+        ConfigError,
+        EngineError,
+        Overloaded,
+        SessionClosed,
+        SlipstreamError,
+    )
+    from slipstream.events import (
+        EndOfTurn,
+        Event,
+        Final,
+        Flushed,
+        MarkerReached,
+        OpenWord,
+        PartialWord,
+        Ready,
+        Recovered,
+        Step,
+        Turn,
+        Word,
+    )
     from slipstream.loading import load, load_runner
     from slipstream.transcriber import Transcriber
-    from slipstream.transcript import Transcript
+    from slipstream.transcript import Segment, Transcript
 
-# Public names and where they live: importing the package loads none of it.
-_HOMES = {
-    "SessionOptions": "slipstream.engine.session",
-    "Transcriber": "slipstream.transcriber",
-    "Transcript": "slipstream.transcript",
-    "Turn": "slipstream.types",
-    "TurnOptions": "slipstream.engine.turns",
-    "WatchdogOptions": "slipstream.engine.watchdog",
-    "Word": "slipstream.types",
-    "load": "slipstream.loading",
-    "load_runner": "slipstream.loading",
+# Where the public names are defined: importing the package loads none of these modules.
+_MODULES = {
+    "engine.session": "SessionOptions",
+    "engine.turns": "TurnOptions",
+    "engine.watchdog": "WatchdogOptions",
+    "errors": (
+        "AudioError BackendError CheckpointError ConfigError EngineError Overloaded SessionClosed SlipstreamError"
+    ),
+    "events": "EndOfTurn Event Final Flushed MarkerReached OpenWord PartialWord Ready Recovered Step Turn Word",
+    "loading": "load load_runner",
+    "transcriber": "Transcriber",
+    "transcript": "Segment Transcript",
 }
+_MODULE_OF = {name: f"slipstream.{module}" for module, names in _MODULES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'slipstream' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_MODULE_OF])

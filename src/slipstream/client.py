@@ -6,7 +6,7 @@
         for event in stream:
             print(event)
 
-Samples are mono: floats within [-1, 1], int8, int16, int32 or uint8. Needs the extra `server` (for websockets).
+Samples are mono: floats within [-1, 1], int8, int16, int32 or uint8. Needs the extra `client` (for websockets).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from websockets.sync.client import connect as connect_sync
 from slipstream.audio.arrays import SampleConverter, check_range
 from slipstream.errors import AudioError, SlipstreamError
 from slipstream.events import EndOfTurn, Event, Final, MarkerReached, PartialWord, Ready, Recovered, Step, Turn, Word
-from slipstream.transcript import Transcript
+from slipstream.transcript import Transcript, TranscriptBuilder
 
 
 class ServerError(SlipstreamError):
@@ -186,25 +186,19 @@ def transcribe(
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    words: list[Word] = []
-    turns: list[Turn] = []
+    builder = TranscriptBuilder()
     with open_stream(url, sample_rate=sample_rate, key=key) as stream, ThreadPoolExecutor(1) as sender:
         sending = sender.submit(_send_all, stream, pieces)
         try:
             for event in stream:
-                if isinstance(event, Word):
-                    words.append(event)
-                elif isinstance(event, Turn):
-                    turns.append(event)
-                elif isinstance(event, Final):
-                    duration = event.duration
+                builder.add(event)
         except ServerError:
             cause = sending.exception()
             if cause is not None and not isinstance(cause, ServerError):
                 raise cause from None
             raise
         sending.result()
-    return Transcript(tuple(words), tuple(turns), duration, stream.model, stream.delay_seconds)
+    return builder.build(stream.model, stream.delay_seconds)
 
 
 # -------------------------------------------------------------------------------------------------------------- details

@@ -26,10 +26,10 @@ from slipstream.engine.live import LiveSession
 from slipstream.engine.session import SessionOptions
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import AudioError, SlipstreamError
-from slipstream.events import Event, Final, Recovered, Turn, Word
+from slipstream.events import Event, Recovered
 from slipstream.model.runner import Runner
 from slipstream.model.text import Tokenizer
-from slipstream.transcript import Transcript
+from slipstream.transcript import Transcript, TranscriptBuilder
 
 Source = str | os.PathLike[str] | bytes | BinaryIO | npt.ArrayLike
 """A recording: the path of a file, the bytes of one, a binary file object, or samples as an array `[S]` or `[C, S]`."""
@@ -195,25 +195,23 @@ class Transcriber:
         stop: threading.Event,
         track: int | None = None,
     ) -> Transcript:
-        events: list[Event] = []
+        builder = TranscriptBuilder()
+
+        def add(events: Iterable[Event]) -> None:
+            for event in events:
+                builder.add(event)
+                if isinstance(event, Recovered):
+                    logger.warning("%s at %.1f s: the model was reset", event.reason, event.time)
+
         with self.session(options or SessionOptions(partials=False), wait=math.inf) as session:
             for audio_S in self._read(source, sample_rate, track):
                 if stop.is_set():
                     break
                 session.send(audio_S)
-                events += session.take()
+                add(session.take())
             session.finish()
-            events += session
-        for event in events:
-            if isinstance(event, Recovered):
-                logger.warning("%s at %.1f s: the model was reset", event.reason, event.time)
-        return Transcript(
-            words=tuple(event for event in events if isinstance(event, Word)),
-            turns=tuple(event for event in events if isinstance(event, Turn)),
-            duration=next(event.duration for event in events if isinstance(event, Final)),
-            model=self.model,
-            delay=self.delay,
-        )
+            add(session)
+        return builder.build(self.model, self.delay)
 
     def _read(self, source: Source, sample_rate: int | None, track: int | None) -> Iterator[FloatArray]:
         """Mono pieces `[S]` at the model's rate."""

@@ -1,4 +1,4 @@
-"""A transcript and the formats it is written in."""
+"""Transcripts: built from events, written in several formats."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import bisect
 import html
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from slipstream.errors import ConfigError
-from slipstream.events import Turn, Word
+from slipstream.events import Final, Turn, Word
 from slipstream.subtitles import Cue, SubtitleLayout, cues
 
 Format = Literal["txt", "json", "jsonl", "srt", "vtt", "tsv"]
@@ -19,8 +19,35 @@ SUBTITLES = ("srt", "vtt")
 
 
 @dataclass(frozen=True, slots=True)
+class Segment:
+    """The words of one turn. `start`, `end`: of the first and the last word, in seconds."""
+
+    words: tuple[Word, ...]
+
+    @property
+    def text(self) -> str:
+        return _text(self.words)
+
+    @property
+    def start(self) -> float:
+        return self.words[0].start
+
+    @property
+    def end(self) -> float:
+        return self.words[-1].end
+
+
+@dataclass(frozen=True, slots=True)
 class Transcript:
-    """The words of a recording of `duration` seconds, as transcribed by `model`, whose text lags `delay` seconds."""
+    """The words of a recording.
+
+    Args:
+        words: Its words, in order.
+        turns: Its turns, in order.
+        duration: Length of the recording, in seconds.
+        model: Name of the model that transcribed it.
+        delay: How far the model's text is behind the audio, in seconds.
+    """
 
     words: tuple[Word, ...]
     turns: tuple[Turn, ...]
@@ -32,14 +59,26 @@ class Transcript:
     def text(self) -> str:
         return _text(self.words)
 
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The words grouped by turn.
+
+        Example:
+            >>> for segment in transcript.segments:
+            ...     print(f"{segment.start:.2f} {segment.text}")
+        """
+        starts = [turn.start for turn in self.turns]
+        groups = itertools.groupby(self.words, lambda word: bisect.bisect_right(starts, word.start))
+        return tuple(Segment(tuple(words)) for _, words in groups)
+
     def to_txt(self) -> str:
-        """Plain text, a line for each turn."""
-        return "".join(f"{_text(words)}\n" for words in self._by_turn())
+        """Write plain text, one line per turn."""
+        return "".join(f"{segment.text}\n" for segment in self.segments)
 
     def to_json(self) -> str:
-        """One JSON object: `text`, `words`, `turns` (`start`, `end`), `duration`, `model`, `delay`; times in seconds.
+        """Write one JSON object: `text`, `words`, `turns`, `duration`, `model`, `delay`; times in seconds.
 
-        A word has `text`, `start`, `end`, `confidence`.
+        A word has `text`, `start`, `end`, `confidence`; a turn has `start`, `end`.
         """
         body = {
             "text": self.text,
@@ -52,11 +91,11 @@ class Transcript:
         return json.dumps(body, ensure_ascii=False, indent=2) + "\n"
 
     def to_jsonl(self) -> str:
-        """A JSON object a line, one for each word: `text`, `start`, `end`, `confidence`."""
+        """Write one JSON object per word and line: `text`, `start`, `end`, `confidence`."""
         return "".join(json.dumps(_word_fields(word), ensure_ascii=False) + "\n" for word in self.words)
 
     def to_tsv(self) -> str:
-        """Words in columns `start`, `end` (seconds), `confidence`, `text`, with a header line."""
+        """Write the words in columns `start`, `end` (seconds), `confidence`, `text`, with a header line."""
         rows = (f"{w.start:.3f}\t{w.end:.3f}\t{w.confidence:.3f}\t{' '.join(w.text.split())}\n" for w in self.words)
         return "start\tend\tconfidence\ttext\n" + "".join(rows)
 
@@ -87,12 +126,12 @@ class Transcript:
 
     def cues(self, layout: SubtitleLayout | None = None) -> list[Cue]:
         """Cut the words into subtitles; see `subtitles.cues`."""
-        return cues(self._by_turn(), self.duration, layout or SubtitleLayout())
+        return cues([segment.words for segment in self.segments], self.duration, layout or SubtitleLayout())
 
     def render(self, format: Format, layout: SubtitleLayout | None = None) -> str:
-        """Write in the format of that name; `layout` is for subtitles.
+        """Write in the format of this name; `layout` is for subtitles.
 
-        Raises `ConfigError` for another name, listing those there are.
+        Raises `ConfigError` for an unknown format.
         """
         if format not in get_args(Format):
             raise ConfigError(f"unknown format {format!r}: choose one of {', '.join(get_args(Format))}")
@@ -100,11 +139,36 @@ class Transcript:
             return str(getattr(self, f"to_{format}")(**asdict(layout)))
         return str(getattr(self, f"to_{format}")())
 
-    def _by_turn(self) -> Iterator[list[Word]]:
-        """Words grouped by the turn they belong to."""
-        starts = [turn.start for turn in self.turns]
-        for _, words in itertools.groupby(self.words, lambda word: bisect.bisect_right(starts, word.start)):
-            yield list(words)
+
+class TranscriptBuilder:
+    """Builds a transcript from the events of a stream.
+
+    Example:
+        >>> builder = TranscriptBuilder()
+        >>> for event in transcriber.stream(chunks, 16_000):
+        ...     builder.add(event)
+        >>> transcript = builder.build(transcriber.model, transcriber.delay)
+    """
+
+    def __init__(self) -> None:
+        self.words: list[Word] = []
+        self.turns: list[Turn] = []
+        self.final: Final | None = None
+        """The last event of the stream, once it has come."""
+
+    def add(self, event: object) -> None:
+        """Add the next event. Events without text are ignored."""
+        if isinstance(event, Word):
+            self.words.append(event)
+        elif isinstance(event, Turn):
+            self.turns.append(event)
+        elif isinstance(event, Final):
+            self.final = event
+
+    def build(self, model: str, delay: float, duration: float = 0.0) -> Transcript:
+        """Build the transcript so far. `duration`: in seconds, of a stream that ended without `Final`."""
+        seconds = self.final.duration if self.final else duration
+        return Transcript(tuple(self.words), tuple(self.turns), seconds, model, delay)
 
 
 def _text(words: Sequence[Word]) -> str:

@@ -287,7 +287,7 @@ class Simulation:
         self.now += self.cost(len(batch))
         self.deliver(self.now)
         for session, clock in zip(batch, heard, strict=True):
-            session.advance(PAD_ID, -0.1, [0.0] * 4, 0.0, self.now)
+            session.advance(PAD_ID, -0.1, [0.0] * 4, self.now)
             self.flushes += [event.seconds for event in session.events if isinstance(event, Flushed)]
             session.events.clear()
             if session.clock > clock:

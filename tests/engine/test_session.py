@@ -350,7 +350,7 @@ def test_a_step_under_way_when_the_session_restarts_leaves_no_trace() -> None:
     session.push(sound_of("fox", 2))
     session.fill(np.zeros(FRAME_SAMPLES, np.float32))
     session.restart()
-    session.advance(3, 0.0, (), 0.0, now=0.0)
+    session.advance(3, 0.0, (), now=0.0)
     assert session.clock == 0.0
 
 

@@ -56,8 +56,8 @@ class ServerEar:
     """A model behind a Slipstream server."""
 
     def __init__(self, url: str) -> None:
-        """Raises `BackendError` without the extra `server`."""
-        with needs_extra("server", "--server"):
+        """Raises `BackendError` without the extra `client`."""
+        with needs_extra("client", "--server"):
             from slipstream.client import open_stream
         from slipstream.audio import SAMPLE_RATE
         from slipstream.model.text import FRAME_RATE

@@ -48,8 +48,8 @@ def hear(ear: Ear, job: Job, *, raw: RawFormat | None, stop: StopEvent, progress
     whatever the ear does.
     """
     from slipstream.audio import decode
-    from slipstream.events import Final, OpenWord, Recovered, Step, Turn, Word
-    from slipstream.transcript import Transcript
+    from slipstream.events import OpenWord, Recovered, Step, Word
+    from slipstream.transcript import TranscriptBuilder
 
     def chunks() -> Iterator[FloatArray]:
         source = standard_input(stop) if job.path is None else job.path
@@ -59,15 +59,15 @@ def hear(ear: Ear, job: Job, *, raw: RawFormat | None, stop: StopEvent, progress
                 return
             yield piece_CS[job.channel or 0]
 
-    words: list[Word] = []
-    turns: list[Turn] = []
+    builder = TranscriptBuilder()
     delays: list[float] = []
     text_came: dict[float, float] = {}
-    heard = duration = flush_seconds = 0.0
+    heard = 0.0
     error: SlipstreamError | None = None
     started = time.perf_counter()
     try:
         for event in ear.stream(chunks()):
+            builder.add(event)
             match event:
                 case Step(index=index):
                     heard = index / ear.frame_rate
@@ -75,23 +75,18 @@ def hear(ear: Ear, job: Job, *, raw: RawFormat | None, stop: StopEvent, progress
                 case OpenWord(start=start):
                     text_came[start] = heard
                 case Word(start=start, end=end):
-                    words.append(event)
                     delays.append(text_came.pop(start, heard) - end)
-                case Turn():
-                    turns.append(event)
                 case Recovered(time=at, reason=reason):
                     logger.warning("%s: the model was started afresh at %.1f s: %s", job.name, at, reason)
-                case Final():
-                    duration, flush_seconds = event.duration, event.flush_seconds
     except SlipstreamError as broken:
-        if not words:
+        if not builder.words:
             raise
-        duration, error = heard, broken
+        error = broken
     return Heard(
-        transcript=Transcript(tuple(words), tuple(turns), duration, ear.model, ear.delay),
+        transcript=builder.build(ear.model, ear.delay, duration=heard),
         complete=error is None and not stop.is_set(),
         seconds=time.perf_counter() - started,
-        flush_seconds=flush_seconds,
+        flush_seconds=builder.final.flush_seconds if builder.final else 0.0,
         delays=tuple(delays),
         error=error,
     )

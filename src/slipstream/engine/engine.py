@@ -1,11 +1,10 @@
-"""The engine: one thread that owns the model, and the thread-safe face of the sessions that share it."""
+"""The engine: one thread that runs the model for many sessions."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,23 +12,28 @@ from types import TracebackType
 
 import numpy as np
 
-from slipstream.engine.live import LiveSession, Port
-from slipstream.engine.scheduler import Scheduler
+from slipstream.engine.live import LiveSession
+from slipstream.engine.port import Mailbox
 from slipstream.engine.session import Session, SessionOptions, SlotOp, StreamFormat
+from slipstream.engine.table import SessionTable
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import EngineError, Overloaded, SessionClosed
 from slipstream.model.runner import Runner, State, StepOutput
 from slipstream.model.text import Tokenizer
 
 CLOSE_SECONDS = 10.0
-"""How long the step in progress may have taken when `close` stops waiting for it."""
+"""`close` stops waiting for a step that has taken this long."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One step of the engine: the model took `seconds` for a frame of `sessions` of its `slots`.
+    """One step of the engine.
 
-    `lag_seconds`: how long the oldest of those frames had waited when the step began.
+    Args:
+        seconds: How long the model took.
+        lag_seconds: How long the oldest frame of the step had waited.
+        sessions: Sessions that the step advanced by a frame.
+        slots: Slots of the model.
     """
 
     seconds: float
@@ -39,11 +43,18 @@ class StepReport:
 
 
 class Engine:
-    """Runs many sessions on one model, which its own thread alone touches.
+    """Runs many sessions on one model, which only its own thread touches.
 
-    The thread sleeps while no session has audio. When a step fails, every session ends with `EngineError`, and nobody
-    can open another. `turns`: for sessions that set none. `observer` is told of every step, in that thread: it must be
-    quick and must not raise.
+    The thread sleeps while no session has audio. When a step fails, every session ends with `EngineError`, and new
+    sessions are refused.
+
+    Args:
+        runner: The model.
+        tokenizer: Its tokenizer.
+        silence_prefix_seconds: Silence that the model needs before the audio.
+        turns: When a turn ends, for sessions that do not set it.
+        max_waiting: Sessions that may wait for a slot.
+        observer: Called with a report of each step in the engine's thread: it must be fast and must not raise.
     """
 
     def __init__(
@@ -64,44 +75,32 @@ class Engine:
             silence_frames=math.ceil(silence_prefix_seconds * runner.frame_rate),
             turns=turns or TurnOptions(),
         )
+        self.slots = runner.slots
         self._runner = runner
-        self._scheduler = Scheduler(runner.slots, max_waiting=max_waiting)
         self._observer = observer
         self._pcm_BS = np.zeros((runner.slots, runner.frame_samples), np.float32)
-        # Reentrant, since a session may be collected as garbage, and so given up, while its thread holds the lock.
-        self._lock = threading.RLock()
-        self._work = threading.Condition(self._lock)
-        self._changing = _Changing(self)
-        self._sleeps_until = 0.0
-        self._ports: dict[Session, Port] = {}
-        self._to_signal: list[Port] = []
-        self._given_up: deque[Session] = deque()
-        self._draining = False
+        self._sessions = SessionTable(runner.slots, max_waiting)
         self._closing = False
         self._retired = False
         self._step_began = 0.0
         self.failure: BaseException | None = None
-        """What a step raised, which has stopped the engine."""
+        """The exception of a step that has stopped the engine."""
         self._thread = threading.Thread(target=self._run, name="slipstream-engine", daemon=True)
         self._thread.start()
 
     @property
-    def slots(self) -> int:
-        return self._scheduler.slots
-
-    @property
     def active(self) -> int:
         """Sessions that have a slot."""
-        return self._scheduler.active
+        return self._sessions.scheduler.active
 
     @property
     def waiting(self) -> int:
-        """Sessions that wait for one."""
-        return self._scheduler.waiting
+        """Sessions that wait for a slot."""
+        return self._sessions.scheduler.waiting
 
     @property
     def alive(self) -> bool:
-        """Whether it runs: it has neither failed nor been closed."""
+        """Whether the engine runs: it has neither failed nor been closed."""
         return self._thread.is_alive()
 
     @property
@@ -117,58 +116,51 @@ class Engine:
         wait: float = 0.0,
         wake: Callable[[], None] | None = None,
     ) -> LiveSession:
-        """Open a session. When every slot is taken it waits its turn, for up to `wait` seconds.
+        """Open a session.
 
-        Audio may be sent at once; `Ready` tells that it has its slot. A wait in vain ends the session with
-        `Overloaded`. `wake` is called, mostly in the engine's thread, when there are new events, or room for audio
-        again after there was none: it must be quick, and if it raises, the session ends.
-        Raises `Overloaded` when there is neither a slot nor a place to wait, `SessionClosed` after `close`,
-        `EngineError` after the engine has failed.
+        When all slots are in use, it waits for one. It takes audio immediately; `Ready` is its event once it has a
+        slot, and it ends with `Overloaded` when it gets none in time.
+
+        Args:
+            options: The session's options.
+            wait: How long to wait for a slot, in seconds.
+            wake: Called, mostly in the engine's thread, when the session has new events, or again has room for audio.
+                It must be fast; if it raises, the session ends.
+
+        Raises:
+            Overloaded: All slots are in use and the session may not wait, or too many wait already.
+            SessionClosed: The engine is closed.
+            EngineError: The engine has failed.
         """
         session = Session(self.format, options or SessionOptions())
-        port = Port(session, wake)
-        with self._changing:
-            if self.failure is not None:
-                raise _engine_error(self.failure)
-            if self._draining:
-                raise Overloaded("the engine is about to stop: it takes no more sessions")
-            if self._closing:
-                raise SessionClosed("the engine was closed: it takes no more sessions")
-            self._end_given_up()
-            self._scheduler.add(session, time.monotonic(), wait)
-            self._ports[session] = port
-            self._changed(port)
-        return LiveSession(self, port)
+        mailbox = Mailbox(session, wake)
+        self._sessions.add(mailbox, wait)
+        return LiveSession(self._sessions, mailbox)
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Take no more sessions, and finish those there are: what they have sent is heard, flushed and told.
+        """Take no more sessions, and finish the open ones: the audio they have sent is transcribed to its end.
 
-        Returns whether all have ended within `timeout` seconds (None: however long it takes).
+        Returns:
+            Whether all have ended within `timeout` seconds (None: no limit).
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        with self._changing:
-            self._draining = True
-            ports = list(self._ports.values())
-            for port in ports:
-                port.session.finish(time.monotonic())
-                self._changed(port)
-        return all(port.wait(lambda port: port.ended, deadline) for port in ports)
+        self._refuse(lambda: Overloaded("the engine is about to stop: it takes no more sessions"))
+        return all(mailbox.wait(lambda mailbox: mailbox.ended, deadline) for mailbox in self._sessions.finish_all())
 
     def close(self) -> None:
-        """Stop at once: sessions that are still open end with `SessionClosed`.
+        """Stop immediately: open sessions end with `SessionClosed`.
 
         A step that has taken `CLOSE_SECONDS` is abandoned; its thread ends with the process.
         """
-        with self._lock:
-            self._closing = True
-            self._work.notify()
+        self._closing = True
+        self._refuse(_closed)
+        self._sessions.wake()
         self._thread.join(max(0.1, CLOSE_SECONDS - self.step_seconds))
 
     def retire(self) -> None:
-        """Stop without waiting once no session is open. Called by the garbage collector, at any time and place."""
+        """Stop, without waiting, once no session is open. Safe in the garbage collector, in any thread."""
         self._retired = True
-        with self._lock:
-            self._work.notify()
+        self._sessions.wake()
 
     def __enter__(self) -> Engine:
         return self
@@ -178,39 +170,27 @@ class Engine:
     ) -> None:
         self.close()
 
-    # ----------------------------------------------------------------------------------------- the engine's own thread
+    def _refuse(self, new_error: Callable[[], BaseException]) -> None:
+        with self._sessions:
+            if self.failure is None:
+                self._sessions.refusal = new_error
+
+    # ----------------------------------------------------------------------------------------- in the engine's thread
 
     def _run(self) -> None:
         try:
-            while (batch := self._next_batch()) is not None:
+            while (batch := self._sessions.wait_for_step(self._stopping, self._fill)) is not None:
                 self._step_began = time.monotonic()
                 self._step(batch)
                 self._step_began = 0.0
-            self._end_all(lambda: SessionClosed("the engine was closed"))
-        except BaseException as error:  # whatever stops this thread, no session may wait for it for ever
+            self._sessions.end_all(_closed)
+        except BaseException as error:  # whatever stops this thread, no session may wait for it forever
             self._step_began = 0.0
             self.failure = error
-            self._end_all(partial(_engine_error, error))
+            self._sessions.end_all(partial(_engine_error, error))
 
-    def _next_batch(self) -> _Batch | None:
-        """Sleep until a step is due; None when the engine closes."""
-        while True:
-            with self._changing:
-                self._end_given_up()
-                if self._closing or (self._retired and not self._ports):
-                    return None
-                now = time.monotonic()
-                self._expire(now)
-                lag = self._scheduler.oldest_wait(now)
-                if sessions := self._scheduler.take(now):
-                    return self._fill(sessions, lag)
-                if not self._to_signal:
-                    self._sleep(self._scheduler.delay(now), now)
-
-    def _sleep(self, delay: float | None, now: float) -> None:
-        self._sleeps_until = math.inf if delay is None else now + delay
-        self._work.wait(delay)
-        self._sleeps_until = 0.0
+    def _stopping(self, no_sessions: bool) -> bool:
+        return self._closing or (self._retired and no_sessions)
 
     def _fill(self, sessions: list[Session], lag: float) -> _Batch:
         ops = self._take_ops(sessions)
@@ -228,33 +208,31 @@ class Engine:
         began = time.monotonic()
         output = self._runner.step(self._pcm_BS, active_B)
         seconds = time.monotonic() - began
-        with self._changing:
-            self._hand_out(batch, output)
+        with self._sessions:
+            self._advance(batch, output)
             ops = self._take_ops([session for _, session in batch.rows])
         self._run_ops(ops)
         if self._observer is not None:
             self._observer(StepReport(seconds, batch.lag, len(batch.rows), self.slots))
 
-    def _hand_out(self, batch: _Batch, output: StepOutput) -> None:
-        # Only the rows of the batch: a step of few sessions must not cost what the whole house does.
+    def _advance(self, batch: _Batch, output: StepOutput) -> None:
+        """Pass the output to the sessions of the batch."""
+        # Only the rows of the batch: converting all of them would make a step for one session as slow as for all.
         slots = [slot for slot, _ in batch.rows]
         tokens = output.token_B[slots].tolist()
         logprobs = output.logprob_B[slots].tolist()
         pauses = output.pause_BH[slots].tolist()
         now = time.monotonic()
-        for (slot, session), token, logprob, pause_H in zip(batch.rows, tokens, logprobs, pauses, strict=True):
-            frame_S = self._pcm_BS[slot]
-            mean_square = float(frame_S @ frame_S) / len(frame_S)
+        for (_, session), token, logprob, pause_H in zip(batch.rows, tokens, logprobs, pauses, strict=True):
             try:
-                session.advance(token, logprob, pause_H, mean_square, now)
-            except Exception as error:  # the fault of one session ends that session, not its neighbours
-                self._end(session, error)
+                session.advance(token, logprob, pause_H, now)
+            except Exception as error:  # a defect in one session must not end the others
+                self._sessions.remove(session, error)
             else:
-                if (port := self._ports.get(session)) is not None:
-                    self._changed(port)
+                self._sessions.update(session)
 
     def _take_ops(self, sessions: list[Session]) -> list[_Op]:
-        """What must be done to the slots, with all it needs, so that it can be done without the lock."""
+        """Collect what to do to the slots, with all that it takes to do it without the lock."""
         ops = []
         for session in sessions:
             if session.has_ops and session.slot is not None:
@@ -273,96 +251,10 @@ class Engine:
                 self._runner.restore(op.slot, op.state)
                 op.session.saved = None
 
-    # -------------------------------------------------------------------------------------- under the lock, any thread
-
-    def _wake_if_due(self) -> None:
-        """Wake the engine's thread if, by what has changed, it sleeps too long."""
-        now = time.monotonic()
-        if now < self._sleeps_until:
-            delay = self._scheduler.delay(now)
-            if delay is not None and now + delay < self._sleeps_until:
-                self._work.notify()
-
-    def _take_signals(self) -> list[Port]:
-        ports, self._to_signal = self._to_signal, []
-        return ports
-
-    def _signal(self, ports: list[Port]) -> None:
-        """Tell the listeners; without the lock, since nobody knows what they do."""
-        for port in ports:
-            try:
-                port.signal()
-            except Exception as error:  # a listener that fails ends its own session
-                with self._changing:
-                    self._end(port.session, error)
-
-    def _changed(self, port: Port) -> None:
-        """Pass on what happened in a session, and look at it again."""
-        session = port.session
-        if port.collect():
-            self._to_signal.append(port)
-        if session.done:
-            self._end(session, None)
-        elif port.overfull:
-            self._end(session, Overloaded(f"{len(port.unread)} events wait for a reader that does not come"))
-        else:
-            self._scheduler.refresh(session, time.monotonic())
-
-    def _end(self, session: Session, error: BaseException | None) -> None:
-        following = self._scheduler.remove(session, time.monotonic())
-        if (port := self._ports.pop(session, None)) is not None:
-            port.end(error)
-            self._to_signal.append(port)
-        if following is not None:
-            self._changed(self._ports[following])
-
-    def _end_all(self, new_error: Callable[[], BaseException]) -> None:
-        """End every session, each with an error of its own: one that is raised holds the stack of who caught it."""
-        with self._changing:
-            self._closing = True
-            for session in list(self._ports):
-                self._end(session, new_error())
-
-    def _expire(self, now: float) -> None:
-        for session in self._scheduler.expire(now):
-            self._end(
-                session, Overloaded(f"all {self.slots} slots stayed taken for as long as this session would wait")
-            )
-
-    def _end_given_up(self) -> None:
-        while self._given_up:
-            self._end(self._given_up.popleft(), None)
-
-    def _give_up(self, session: Session) -> None:
-        """A session's owner is gone. Called by the garbage collector, at any time and place: hence only this."""
-        self._given_up.append(session)
-        with self._lock:
-            self._work.notify()
-
-
-class _Changing:
-    """Holds the engine's lock; in the end wakes its thread if a step is due, and tells the listeners what happened."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def __enter__(self) -> None:
-        self._engine._lock.acquire()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._engine._wake_if_due()
-            ports = self._engine._take_signals()
-        finally:
-            self._engine._lock.release()
-        self._engine._signal(ports)
-
 
 @dataclass(frozen=True, slots=True)
 class _Op:
-    """Something to be done to a slot; `state`: what to restore."""
+    """An operation on a slot; `state`: the state to restore."""
 
     kind: SlotOp
     slot: int
@@ -372,7 +264,7 @@ class _Op:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """One step: its sessions by slot, what must be done to the slots first, how long the oldest frame has waited."""
+    """One step: its sessions by slot, the operations before it, and the seconds the oldest frame has waited."""
 
     rows: list[tuple[int, Session]]
     ops: list[_Op]
@@ -382,6 +274,10 @@ class _Batch:
 def _slot(session: Session) -> int:
     assert session.slot is not None, "only admitted sessions are stepped"
     return session.slot
+
+
+def _closed() -> SessionClosed:
+    return SessionClosed("the engine is closed")
 
 
 def _engine_error(cause: BaseException) -> EngineError:

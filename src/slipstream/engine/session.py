@@ -117,6 +117,7 @@ class Session:
         self._decoder = self._new_decoder()
         self._reconciler = Reconciler()
         self._voice = VoiceLevel()
+        self._mean_square = 0.0  # of the frame in the model
         self._quiet_frames = 0
         self._spoke = False
         self._turn_detector = TurnDetector(options.turns or format.turns, format.delay_frames, format.frame_rate)
@@ -250,9 +251,10 @@ class Session:
             row_S[:] = 0
         else:
             row_S[:] = self._frames.popleft()
+            self._mean_square = float(row_S @ row_S) / len(row_S)
 
-    def advance(self, token: int, logprob: float, pause_H: Sequence[float], mean_square: float, now: float) -> None:
-        """Take the outcome of the step for which `fill` gave the frame. `mean_square`: of that frame's samples."""
+    def advance(self, token: int, logprob: float, pause_H: Sequence[float], now: float) -> None:
+        """Take the output of the step for which `fill` gave the frame."""
         if not self._in_step:
             return  # restarted or released while the step ran: its outcome belongs to a stream that is no more
         self._in_step = False
@@ -265,17 +267,17 @@ class Session:
         elif self._silence_left:
             self._silence_left -= 1
         else:
-            self._hear(token, pause_H, mean_square)
+            self._count_frame(token, pause_H)
         self._settle(now)
 
     # ------------------------------------------------------------------------------------------------------ in detail
 
-    def _hear(self, token: int, pause_H: Sequence[float], mean_square: float) -> None:
+    def _count_frame(self, token: int, pause_H: Sequence[float]) -> None:
         self._heard += self.format.frame_samples
         if self.options.steps:
             index = self._heard // self.format.frame_samples
             self.events.append(Step(index, tuple(pause_H), self._received - self._heard))
-        voiced = self._voice.push(mean_square)
+        voiced = self._voice.push(self._mean_square)
         if self._turn_detector.push(pause_H, voiced, self._decoder.writing_frame):
             self.events.append(EndOfTurn(self.clock))
             self._turn_builder.end(self.clock)

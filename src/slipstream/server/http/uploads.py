@@ -30,6 +30,7 @@ from slipstream.server.limits import Limits
 from slipstream.server.metrics import Metrics
 from slipstream.server.protocol import Close, CloseCode
 from slipstream.server.streams.registry import StreamRegistry
+from slipstream.transcript import TranscriptBuilder
 
 UPLOAD_WAIT_SECONDS = 100.0
 """How long an upload waits for a slot, as in the reference."""
@@ -101,7 +102,7 @@ class _Upload:
         self._done: asyncio.Future[Final] = self._loop.create_future()
         self._work: asyncio.Future[Any] | None = None  # what runs in the pool
         self._session: LiveSession | None = None
-        self._words: list[Word] = []
+        self._transcript = TranscriptBuilder()
         self._began = time.monotonic()
         self._bytes = self._samples = 0
         self._whole = False  # all its audio is sent
@@ -123,7 +124,7 @@ class _Upload:
                     await self._free()
             status, reason = 200, self._ended.result().reason if self._ended.done() and not self._whole else ""
             # In the pool: the JSON of hours would block the event loop.
-            response = await self._loop.run_in_executor(self._pool, self._transcript, final, reason)
+            response = await self._loop.run_in_executor(self._pool, self._messages, final, reason)
         except _Ended as ended:
             status, reason = ended.status, ended.reason
             response = _refuse(status, reason) if status else None
@@ -275,8 +276,8 @@ class _Upload:
                 self._done.set_exception(error)
 
     def _tell(self, event: Event) -> None:
+        self._transcript.add(event)
         if isinstance(event, Word):
-            self._words.append(event)
             self._metrics.words.inc()
         elif isinstance(event, Ready):
             self._has_slot = True
@@ -302,9 +303,9 @@ class _Upload:
     def _too_long(self) -> _Ended:
         return _Ended(413, f"the upload is longer than {self._limits.upload_seconds:g} s of audio")
 
-    def _transcript(self, final: Final, incomplete: str) -> Response:
+    def _messages(self, final: Final, incomplete: str) -> Response:
         messages: list[dict[str, Any]] = []
-        for word in self._words:
+        for word in self._transcript.words:
             messages.append({"type": "Word", "text": word.text, "start_time": word.start})
             messages.append({"type": "EndWord", "stop_time": word.end})
         headers = {INCOMPLETE_HEADER: f"{incomplete}; {final.duration:.2f} s are transcribed"} if incomplete else None
@@ -325,7 +326,7 @@ class _Upload:
                 "bytes": self._bytes,
                 "audio_seconds": round(self._samples / self._sample_rate, 3),
                 "frames": frames,
-                "words": len(self._words),
+                "words": len(self._transcript.words),
             },
         )
 

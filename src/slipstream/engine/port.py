@@ -1,0 +1,111 @@
+"""What connects a live session to its engine: a mailbox for its events, and the few calls it makes."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from slipstream.engine.session import Session
+from slipstream.errors import SessionClosed
+from slipstream.events import Event, PartialWord, Step
+
+MAX_UNREAD_EVENTS = 20_000
+"""Events kept for a reader that falls behind: more than an hour of words. From half of it on, partial words and steps
+are dropped; beyond it the session ends with `Overloaded`."""
+
+_T = TypeVar("_T")
+
+
+class EnginePort(Protocol):
+    """What a `LiveSession` calls on its engine, from any thread."""
+
+    def change(self, mailbox: Mailbox, action: Callable[[Session], _T]) -> _T:
+        """Run `action` on the mailbox's session, alone, and schedule the session again.
+
+        Raises the session's error, or `SessionClosed`, after its end. An `AudioError` of `action` ends the session.
+        """
+        ...
+
+    def end(self, session: Session, error: BaseException | None) -> None:
+        """End a session and free its slot; its reader gets `error`. Harmless after the end."""
+        ...
+
+    def abandon(self, session: Session) -> None:
+        """End a session whose owner no longer exists. Safe in the garbage collector, in any thread."""
+        ...
+
+    def position(self, session: Session) -> int:
+        """Return the place of a session in the queue for a slot; 0 once it has one."""
+        ...
+
+
+class Mailbox:
+    """Events of one session that its owner has not read yet, and whether the session has ended."""
+
+    def __init__(self, session: Session, wake: Callable[[], None] | None) -> None:
+        self.session = session
+        self.unread: deque[Event] = deque()
+        self.ended = False
+        self.wanted_room = 0
+        self._wake = wake
+        self._error: BaseException | None = None
+        self._news = threading.Condition()
+        self._waiters = 0
+
+    @property
+    def overfull(self) -> bool:
+        """Whether its reader does not come."""
+        return len(self.unread) > MAX_UNREAD_EVENTS
+
+    def collect(self) -> bool:
+        """Take over the session's events; returns whether its owner has something to do."""
+        news = False
+        if self.session.events:
+            events, self.session.events = self.session.events, []
+            if len(self.unread) > MAX_UNREAD_EVENTS // 2:
+                events = [event for event in events if not isinstance(event, (PartialWord, Step))]
+            self.unread.extend(events)
+            news = bool(events)
+        if self.wanted_room and self.wanted_room <= self.session.room:
+            self.wanted_room = 0
+            news = True
+        return news
+
+    def end(self, error: BaseException | None) -> None:
+        self.collect()
+        self._error = error
+        self.ended = True
+
+    def signal(self) -> None:
+        """Tell the owner that there is something to do."""
+        if self._waiters:
+            with self._news:
+                self._news.notify_all()
+        if self._wake is not None:
+            self._wake()
+
+    def wait(self, done: Callable[[Mailbox], object], deadline: float = math.inf) -> bool:
+        """Wait for `done` to become true; returns whether it did before `deadline`."""
+        with self._news:
+            # Counted before `done` is looked at: whoever changes something after that look sees that there is a waiter.
+            self._waiters += 1
+            try:
+                timeout = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+                return bool(self._news.wait_for(lambda: done(self), timeout))
+            finally:
+                self._waiters -= 1
+
+    def take(self) -> list[Event]:
+        ended = self.ended
+        events = [self.unread.popleft() for _ in range(len(self.unread))]
+        if not events and ended and self._error is not None:
+            raise self._error
+        return events
+
+    def check_open(self) -> None:
+        if self.ended:
+            raise self._error or SessionClosed("the session has ended")
