@@ -106,8 +106,8 @@ def test_a_large_model_on_the_cpu_is_converted_once(folder: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"backend": "tensorflow"}, ConfigError, "expected auto, torch, onnx, mlx"),
-        ({"backend": "onnx", "device": "cuda"}, BackendError, "use backend='torch' for CUDA"),
+        ({"backend": "tensorflow"}, ConfigError, "expected auto, onnx, torch, mlx"),
+        ({"backend": "onnx", "device": "cuda"}, BackendError, "the onnx backend has no cuda; use backend='torch'"),
         ({"backend": "onnx", "device": "gpu"}, BackendError, "with backend='onnx': not on this machine; available: "),
         ({"backend": "onnx", "dtype": "bfloat16"}, ConfigError, "quantize='int8'"),
         ({"backend": "torch", "dtype": "float64"}, ConfigError, "float32 or bfloat16"),

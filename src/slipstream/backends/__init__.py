@@ -1,13 +1,45 @@
-"""The backends, each an implementation of `Runner`, and the registry that names them. None imports another.
+"""The backends: implementations of `Runner`, and the registry that finds them by name.
 
-A new backend is a package here and an entry in `BACKENDS`.
+To add a fourth backend, write a package next to `torch`, `onnx` and `mlx`, and add one entry to `BACKENDS`. Nothing
+else in the project has to change. The package provides:
+
+1. **`opening.open_runner(sources, load, options)`**, which returns a runner. It raises `ConfigError` for a setting that
+   the backend does not support, and `BackendError` for a device that it cannot use.
+2. **`devices.find_devices()`**, which lists the devices of this machine that the backend runs on, fastest first. Its
+   module imports the backend's library only inside the function.
+3. **A `Runner`** (`slipstream.model.runner`), a subclass of `BaseRunner`, with `reset`, `step`, `snapshot` and
+   `restore`. `step` calls `check_step` first and returns numpy arrays.
+
+The runner computes the codec and the LM from tensors with canonical names (`slipstream.model.names`), in the shapes
+that follow from the configuration. `load()` returns them in a `Checkpoint`.
+
+What does not depend on the array library is in `slipstream.model.numerics`, in numpy: mel filter banks, rotary angles,
+which columns of a ring a query sees, sinusoids, the condition vector, the codebooks' vectors, and constants. Compute
+them there on the host, and convert the result. This keeps the backends equal to each other.
+
+A backend must meet these requirements, which `tests/laws` checks for every backend in `tests/laws/backends.py`:
+
+- A stream cut into frames gives the output of the whole sequence.
+- A slot's output depends on that slot's audio only. Inactive slots keep their state bit for bit.
+- `snapshot` copies a slot's state, and `restore` accepts it in any slot.
+- Tokens equal those of the PyTorch backend with float32 weights; probabilities differ by rounding only.
+
+Two parts are easy to get wrong:
+
+- **Rings.** A ring that is advanced by T positions in one step needs `context + T - 1` columns
+  (`numerics.ring_columns`). Positions grow without limit: compute angles in float64, and columns in int64.
+- **Position 0.** It holds the initial tokens and is the same for every stream. Run it once when the runner is created,
+  and copy the state into a slot on `reset`. The text token it yields is the last text token of the first frame.
+
+Add the package to the import contract "No backend imports another" in `pyproject.toml`, and its tests to
+`tests/backends/<name>`.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,29 +80,65 @@ class Backend:
     Attributes:
         opener: `module:function` of `open_runner(sources, load, options) -> Runner`. `load` is `read_checkpoint` of
             the sources, for backends that need the tensors.
+        finder: `module:function` of `find_devices() -> Sequence[str]`: the devices of this machine that the backend
+            runs on, the fastest first. It is called only if the package is installed.
         package: The package that must be installed.
         extra: The extra of `slipstream-stt` that installs it; empty if it is always installed.
         dtypes: Types that the LM's weights can have.
+        accelerators: Names of devices, other than `cpu` and `gpu`, that select this backend.
     """
 
     opener: str
+    finder: str
     package: str
     extra: str
     dtypes: tuple[str, ...]
+    accelerators: tuple[str, ...] = ()
 
     @property
     def installed(self) -> bool:
         return importlib.util.find_spec(self.package) is not None
 
+    def devices(self) -> Sequence[str]:
+        """List the devices of this machine that the backend runs on, the fastest first."""
+        found: Sequence[str] = _find(self.finder)()
+        return found
+
     def open(self, sources: Sources, load: Callable[..., Checkpoint], options: RunnerOptions) -> Runner:
         """Import the backend and open a model with it."""
-        module, function = self.opener.split(":")
-        runner: Runner = getattr(importlib.import_module(module), function)(sources, load, options)
+        runner: Runner = _find(self.opener)(sources, load, options)
         return runner
 
 
+def _find(name: str) -> Callable[..., Any]:
+    module, function = name.split(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
+
+
 BACKENDS: dict[str, Backend] = {
-    "torch": Backend("slipstream.backends.torch.opening:open_runner", "torch", "torch", ("float32", "bfloat16")),
-    "onnx": Backend("slipstream.backends.onnx.opening:open_runner", "onnxruntime", "", ("float32",)),
-    "mlx": Backend("slipstream.backends.mlx.opening:open_runner", "mlx", "mlx", ("float32", "bfloat16")),
+    "onnx": Backend(
+        opener="slipstream.backends.onnx.opening:open_runner",
+        finder="slipstream.backends.onnx.devices:find_devices",
+        package="onnxruntime",
+        extra="",
+        dtypes=("float32",),
+    ),
+    "torch": Backend(
+        opener="slipstream.backends.torch.opening:open_runner",
+        finder="slipstream.backends.torch.devices:find_devices",
+        package="torch",
+        extra="torch",
+        dtypes=("float32", "bfloat16"),
+        accelerators=("cuda",),
+    ),
+    "mlx": Backend(
+        opener="slipstream.backends.mlx.opening:open_runner",
+        finder="slipstream.backends.mlx.devices:find_devices",
+        package="mlx",
+        extra="mlx",
+        dtypes=("float32", "bfloat16"),
+        accelerators=("mps", "metal"),
+    ),
 }
+"""The backends by name. Of two that run on the same device, the first is chosen."""

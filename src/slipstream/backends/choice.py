@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import platform
-import re
-
 from slipstream.backends import BACKENDS
 from slipstream.errors import BackendError, ConfigError
 
@@ -13,10 +9,9 @@ from slipstream.errors import BackendError, ConfigError
 def choose(device: str = "auto", backend: str = "auto") -> tuple[str, str]:
     """Choose the fastest available backend and device that match the request.
 
-    CUDA with torch comes first, then Apple silicon with MLX, then the CPU with ONNX Runtime.
-
     Args:
-        device: `auto`, `cpu`, `cuda`, `cuda:N`, or `gpu`: CUDA or Apple silicon.
+        device: `auto` (a GPU if there is one, else the CPU), `cpu`, `gpu` (CUDA or Apple silicon), or the name of one
+            backend's accelerator: `cuda`, `cuda:N` or `mps`.
         backend: A name in `BACKENDS`, or `auto`.
 
     Returns:
@@ -28,19 +23,21 @@ def choose(device: str = "auto", backend: str = "auto") -> tuple[str, str]:
     """
     if backend not in ("auto", *BACKENDS):
         raise ConfigError(f"backend={backend!r}: expected auto, {', '.join(BACKENDS)}")
-    if not re.fullmatch(r"auto|cpu|gpu|mps|metal|cuda(:\d+)?", device):
+    kind, _, index = device.partition(":")
+    owner = next((name for name, entry in BACKENDS.items() if kind in entry.accelerators), None)
+    if (owner is None and device not in ("auto", "cpu", "gpu")) or (":" in device and not index.isdecimal()):
         raise BackendError(f"device={device!r}: expected auto, cpu, gpu, cuda or cuda:N")
     if backend != "auto":
         require(backend)
-    if device.startswith("cuda"):
-        if backend not in ("auto", "torch"):
-            raise BackendError(f"device={device!r}: the {backend} backend has no CUDA; use backend='torch' for CUDA")
-        require("torch")
-        return "torch", device
-    wanted = {"gpu": ("cuda", "gpu"), "mps": ("gpu",), "metal": ("gpu",)}.get(device, (device,))
+    if owner is not None:
+        # The backend finds out, as it opens the device, whether it works and why not.
+        if backend not in ("auto", owner):
+            raise BackendError(f"device={device!r}: the {backend} backend has no {kind}; use backend={owner!r}")
+        require(owner)
+        return owner, device
     available = _available()
     for has_backend, has_device in available:
-        if backend in ("auto", has_backend) and (device == "auto" or has_device in wanted):
+        if backend in ("auto", has_backend) and (device == "auto" or (device == "cpu") == (has_device == "cpu")):
             return has_backend, has_device
     found = ", ".join(f"{has_device} ({has_backend})" for has_backend, has_device in available)
     requested = f"device={device!r}" + ("" if backend == "auto" else f" with backend={backend!r}")
@@ -62,24 +59,5 @@ def require(backend: str) -> None:
 
 def _available() -> list[tuple[str, str]]:
     """The installed backends with their devices, the fastest first."""
-    apple = platform.system() == "Darwin" and platform.machine() == "arm64"
-    found = [("torch", "cuda")] if has("torch") and _has_cuda() else []
-    if has("mlx") and apple:
-        found.append(("mlx", "gpu"))
-    found.append(("onnx", "cpu"))
-    if has("torch"):
-        found.append(("torch", "cpu"))
-    if has("mlx") and not apple:
-        found.append(("mlx", "cpu"))
-    return found
-
-
-def _has_cuda() -> bool:
-    try:
-        # If there is no driver, skip the import of torch: it takes longer than the small model's whole work.
-        ctypes.CDLL("nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1")
-    except OSError:
-        return False
-    import torch
-
-    return torch.cuda.is_available()
+    found = [(name, device) for name, backend in BACKENDS.items() if has(name) for device in backend.devices()]
+    return sorted(found, key=lambda pair: pair[1] == "cpu")
