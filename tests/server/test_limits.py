@@ -30,5 +30,5 @@ def test_no_schedule_gets_more_than_the_rate(gaps: list[float], rate: float) -> 
 
 
 def test_the_server_page_names_every_limit() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "server.md").read_text(encoding="utf-8")
     assert [field.name for field in fields(Limits) if f"`{field.name}`" not in page] == []

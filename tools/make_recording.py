@@ -1,6 +1,6 @@
-"""Makes docs/demo.svg, the picture in the README: a real run of the command line, as a terminal shows it.
+"""Makes docs/images/demo.svg, the picture in the README: a real run of the command line, as a terminal shows it.
 
-    .venv/bin/python docs/make_recording.py
+    .venv/bin/python tools/make_recording.py
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
         output = subprocess.check_output(arguments, cwd=ROOT, stderr=subprocess.STDOUT, text=True)
         screen.print(Text.assemble(("$ ", "bold green"), (command, "bold")))
         screen.print(Text(output))
-    screen.save_svg(str(ROOT / "docs" / "demo.svg"), title="slipstream")
+    screen.save_svg(str(ROOT / "docs" / "images" / "demo.svg"), title="slipstream")
 
 
 if __name__ == "__main__":

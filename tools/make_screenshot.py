@@ -1,6 +1,6 @@
 """Makes docs/images/page.png: the page with the built-in model, in Chromium, whose microphone is examples/sample.opus.
 
-.venv/bin/python -m docs.make_screenshot
+.venv/bin/python -m tools.make_screenshot
 """
 
 from __future__ import annotations
