@@ -34,7 +34,7 @@ def _keys(model: type[BaseModel], prefix: str = "") -> set[str]:
 
 
 def _documented() -> set[str]:
-    page = Path("docs/guides/training.md").read_text(encoding="utf-8")
+    page = Path("docs/reference/training-keys.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `.*\|$", page.partition("## The keys of a run's file")[2], flags=re.MULTILINE)
     keys: set[str] = set()
     for row in rows:
