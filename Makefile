@@ -3,6 +3,9 @@
 #   make demo [AUDIO=talk.mp3]   transcribe a sample, or a file of yours, with the built-in model
 #   make test                    the tests; the parity tests run if `make oracles` was called before
 #   make lint                    style, types, import order
+#   make docs                    the documentation site in build/site, in strict mode
+#   make coverage                the tests, with the lines that they do not reach
+#   make dist                    wheel and source distribution in dist/, installed and checked in a new environment
 #   make bench                   milliseconds a frame and streams at once, on this machine; 15 GB of memory
 #   make setup                   the environment for work on Slipstream itself
 #   make oracles                 the reference packages that the parity tests compare with
@@ -15,7 +18,7 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PINS := pyproject.toml constraints.txt
 
-.PHONY: setup demo test lint bench oracles
+.PHONY: setup demo test lint docs coverage dist bench oracles
 
 setup: $(VENV)/.dev
 
@@ -28,9 +31,20 @@ test: $(VENV)/.dev
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_style.py
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+coverage: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal \
+	    --cov=slipstream --cov-report=term-missing:skip-covered
+
+dist: $(BIN)/python
+	$(BIN)/python tools/build_dist.py
 
 bench: $(VENV)/.oracles
 	$(BIN)/python benchmarks/step.py
@@ -53,6 +67,11 @@ $(VENV)/.core: $(PINS) | $(BIN)/python
 $(VENV)/.dev: $(PINS) | $(BIN)/python
 	@echo "Installing Slipstream with its tools and backends into $(VENV) (minutes, the first time) ..."
 	@$(PIP) --editable ".[dev,torch,mlx,server,train]"
+	@touch $(VENV)/.core $@
+
+$(VENV)/.docs: $(PINS) | $(BIN)/python
+	@echo "Installing MkDocs into $(VENV) ..."
+	@$(PIP) --editable ".[docs]"
 	@touch $(VENV)/.core $@
 
 # moshi and moshi_mlx pin older versions of what we share with them; they run with ours.
