@@ -1,6 +1,6 @@
 """Makes docs/images/demo.svg, the picture in the README: a real run of the command line, as a terminal shows it.
 
-    .venv/bin/python tools/make_recording.py
+.venv/bin/python tools/make_recording.py
 """
 
 from __future__ import annotations

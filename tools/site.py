@@ -1,4 +1,4 @@
-"""Hooks of the documentation site: pages from files outside `docs`, links out of `docs`, and the command line's reference.
+"""Hooks of the documentation site: pages from outside `docs`, links out of `docs`, and the help of the command line.
 
 A line `{include PATH}` is the text of that file of the repository, `{command line}` the help of every command.
 """

@@ -10,7 +10,7 @@ import typer
 from slipstream.cli.extras import needs_extra
 
 app = typer.Typer(help="Train tokenizers, codecs and language models.", no_args_is_help=True)
-Config = Annotated[Path, typer.Argument(help="The run's TOML file; docs/reference/training-keys.md describes every key.")]
+Config = Annotated[Path, typer.Argument(help="The run's TOML file. Its keys: docs/reference/training-keys.md.")]
 
 
 @app.command()
