@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 from slipstream import __version__
-from slipstream.cli import convert, data, doctor, evaluate, listen, models, serve, train, transcribe
+from slipstream.cli import convert, data, doctor, evaluate, listen, models, serve, train
 from slipstream.cli.console import INTERRUPTED, WarningHandler, fail
 from slipstream.cli.output import close_stdout
 from slipstream.cli.streams import guard_streams
+from slipstream.cli.transcribe import command as transcribe
 from slipstream.errors import SlipstreamError
 
 app = typer.Typer(

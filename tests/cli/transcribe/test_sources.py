@@ -1,4 +1,4 @@
-"""Arguments to jobs: what is heard, and where its output goes."""
+"""Arguments to jobs: which audio is transcribed, and where its output goes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slipstream.cli.jobs import check_places, find_jobs, split_channels
+from slipstream.cli.transcribe.sources import check_places, find_jobs, split_channels
 from slipstream.errors import AudioError
 
 
@@ -62,7 +62,7 @@ def test_a_url_says_how_to_fetch_it(folder: Path) -> None:
     url = "https://example.org/a.mp3?x=1&y=2"
     with pytest.raises(AudioError) as raised:
         find_jobs([url])
-    assert str(raised.value) == f"{url}: URLs are not fetched: curl -sL '{url}' | slipstream transcribe -"
+    assert str(raised.value) == f"{url}: URLs are not supported: run curl -sL '{url}' | slipstream transcribe -"
 
 
 def test_two_inputs_never_share_an_output(folder: Path) -> None:

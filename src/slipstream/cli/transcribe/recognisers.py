@@ -1,4 +1,4 @@
-"""What hears for `transcribe`: a model in this process, or one behind a server."""
+"""What transcribes for `slipstream transcribe`: a model in this process, or a server."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from slipstream.transcriber import Transcriber
 
 SERVER_KEY = "SLIPSTREAM_API_KEY"
-"""The variable of the environment that holds the key for a server that asks for one."""
+"""The environment variable with the API key for a server."""
 
 
-class Ear(Protocol):
-    """Hears streams of `sample_rate` Hz, several at once from as many threads. What it is called may be known late."""
+class Recogniser(Protocol):
+    """Transcribes streams of `sample_rate` Hz, several at a time, each in its own thread.
+
+    A server reports `model` and `delay` with its first event.
+    """
 
     sample_rate: int
     frame_rate: float
@@ -32,11 +35,11 @@ class Ear(Protocol):
     def delay(self) -> float: ...
 
     def stream(self, chunks: Iterable[FloatArray]) -> Iterator[Event]:
-        """Hear mono chunks `[S]`; the events include every `Step`, and end with `Final`."""
+        """Transcribe mono chunks `[S]`; the events include every `Step`, and end with `Final`."""
         ...
 
 
-class LocalEar:
+class LocalRecogniser:
     """A model in this process."""
 
     def __init__(self, transcriber: Transcriber) -> None:
@@ -45,18 +48,17 @@ class LocalEar:
         self.sample_rate, self.frame_rate = transcriber.sample_rate, transcriber.frame_rate
         self.model, self.delay = transcriber.model, transcriber.delay
         self._transcriber = transcriber
-        # Little audio waits in the session, so that progress is true and an interrupt ends soon.
+        # A short buffer keeps the progress bar accurate, and lets an interrupt end soon.
         self._options = SessionOptions(steps=True, max_buffered_seconds=2.0)
 
     def stream(self, chunks: Iterable[FloatArray]) -> Iterator[Event]:
         return self._transcriber.stream(chunks, self.sample_rate, options=self._options)
 
 
-class ServerEar:
-    """A model behind a Slipstream server."""
+class ServerRecogniser:
+    """A model on a Slipstream server. Raises `BackendError` without the extra `client`."""
 
     def __init__(self, url: str) -> None:
-        """Raises `BackendError` without the extra `client`."""
         with needs_extra("client", "--server"):
             from slipstream.client import open_stream
         from slipstream.audio import SAMPLE_RATE
@@ -67,7 +69,7 @@ class ServerEar:
         self._url, self._open_stream = url, open_stream
 
     def stream(self, chunks: Iterable[FloatArray]) -> Iterator[Event]:
-        """As of `Ear`. Raises `ServerError` when the server cannot be reached, refuses, or closes too early."""
+        """See `Recogniser.stream`. Raises `ServerError` when the server cannot be reached, refuses, or closes early."""
         from slipstream.events import Event
 
         key = os.environ.get(SERVER_KEY)
@@ -88,5 +90,5 @@ def _send(stream: Stream, chunks: Iterable[FloatArray]) -> None:
         for chunk in chunks:
             stream.send(chunk)
     finally:
-        # Audio that ends in an error ends all the same: the server would wait for the rest.
+        # Also after an error in the audio: otherwise the server waits for the rest.
         stream.finish()

@@ -1,4 +1,4 @@
-"""`slipstream transcribe`: what it prints and writes, and how it fails."""
+"""The command `slipstream transcribe`: output, files and failures."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_json(cli: Cli, sound: Sound, loaded: Loaded) -> None:
     assert (got["duration"], got["model"], got["delay"]) == (2.0, "fake", 0.5)
 
 
-def test_several_files_each_into_a_file_of_its_own(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
+def test_each_input_has_its_own_output_file(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
     for n in range(5):
         sound(f"talks/{n}.wav", [n / 10] * (5 - n))
     outcome = cli("transcribe", tmp_path / "talks", "-o", tmp_path / "out", "--slots", "3")
@@ -70,7 +70,7 @@ def test_several_files_on_standard_output_keep_their_order(cli: Cli, sound: Soun
     assert outcome.out == f"{long}:\n{' '.join(['10'] * 8)}\n\n{short}:\n20\n\n"
 
 
-def test_channels_apart(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
+def test_separate_channels(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
     path = sound("call.wav", [0.1, 0.2], [0.3, 0.4])
     assert cli("transcribe", path).out == "20 30\n"
     assert cli("transcribe", path, "--channels", "separate", "-o", tmp_path / "out", "--slots", "2").code == 0
@@ -99,7 +99,7 @@ def test_resume_skips_what_is_done(cli: Cli, sound: Sound, loaded: Loaded, tmp_p
     (tmp_path / "out/a.txt").write_text("kept\n")
     outcome = cli("transcribe", first, second, "-o", tmp_path / "out", "--resume")
     assert outcome.code == 0
-    assert f"1 of 2 are done already:\n  {first}: skipped, {tmp_path / 'out/a.txt'} is there\n" in outcome.err
+    assert f"1 of 2 are already done:\n  {first}: skipped, {tmp_path / 'out/a.txt'} exists\n" in outcome.err
     assert (tmp_path / "out/a.txt").read_text() == "kept\n"
     assert (tmp_path / "out/b.txt").read_text() == "20\n"
     loaded.model = None
@@ -129,9 +129,9 @@ def test_resume_repeats_what_has_no_text(
     done.write_text(content)
     outcome = cli("transcribe", path, "-o", done.parent, "-f", format, "--resume")
     assert outcome.code == 0
-    assert f"0 of 1 are done already.\n  {path}: again, {done} has no text\n" in outcome.err
+    assert f"0 of 1 are already done.\n  {path}: repeated, {done} has no text\n" in outcome.err
     assert "10" in done.read_text()
-    assert "1 of 1 are done already" in cli("transcribe", path, "-o", done.parent, "-f", format, "--resume").err
+    assert "1 of 1 are already done" in cli("transcribe", path, "-o", done.parent, "-f", format, "--resume").err
 
 
 def test_an_earlier_transcript_is_not_replaced_silently(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_an_earlier_transcript_is_not_replaced_silently(cli: Cli, sound: Sound, 
 
 def test_delay_report(cli: Cli, sound: Sound, loaded: Loaded) -> None:
     outcome = cli("transcribe", sound("a.wav", [0.1, 0.2, 0.3]), "--delay-report")
-    assert "3.0 s heard in" in outcome.err
+    assert "3.0 s transcribed in" in outcome.err
     assert "last word 12 ms after the end" in outcome.err
     # Each word ends in mid-second and its text comes with the frame after the second: 12.5 frames, rounded.
     assert "median 0.46 s, at most 0.50 s" in outcome.err
@@ -171,7 +171,9 @@ def test_one_broken_file_does_not_stop_the_others(cli: Cli, sound: Sound, loaded
     assert "Traceback" not in outcome.err
 
 
-def test_an_error_in_mid_file_keeps_what_was_heard(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
+def test_an_error_in_the_middle_of_a_file_keeps_the_words_before_it(
+    cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path
+) -> None:
     def break_off(index: int) -> None:
         if index == 40:
             raise SlipstreamError("the connection was lost")
@@ -189,13 +191,13 @@ def test_an_error_in_mid_file_keeps_what_was_heard(cli: Cli, sound: Sound, loade
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--words", "-f", "srt"], "only txt changes with it"),
-        (["--resume"], "without -o there are no files"),
+        (["--words", "-f", "srt"], "it applies to txt only"),
+        (["--resume"], "it needs an output folder"),
         (["-f", "docx"], "docx"),
         (["--slots", "0"], "slots"),
-        (["--raw-rate", "8000"], "give --raw too"),
+        (["--raw-rate", "8000"], "add --raw"),
         (["-o", __file__], "is not a folder"),
-        (["--max-line-width", "40"], "only subtitles (srt, vtt) have it, not txt"),
+        (["--max-line-width", "40"], "it applies to subtitles (srt, vtt) only, not to txt"),
         (["-f", "srt", "--max-words", "0"], "max-words"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`slipstream transcribe --server`: the same command, heard by a server."""
+"""`slipstream transcribe --server`: the same command with the model of a server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def recording(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_server_hears(cli: Cli, recording: Path, loaded: Loaded) -> None:
+def test_a_server_transcribes(cli: Cli, recording: Path, loaded: Loaded) -> None:
     with serving(ScriptRunner(slots=2)) as server:
         outcome = cli("transcribe", recording, "--raw", "pcm_f32le", "-f", "json", "--server", server.http)
     assert outcome.code == 0, outcome.err
@@ -45,7 +45,7 @@ def test_broken_audio_ends_the_stream(cli: Cli, recording: Path) -> None:
     assert "is not a finite number" in outcome.err
 
 
-def test_a_server_that_is_not_there(cli: Cli, recording: Path) -> None:
+def test_an_unreachable_server(cli: Cli, recording: Path) -> None:
     outcome = cli("transcribe", recording, "--raw", "pcm_f32le", "--server", "http://127.0.0.1:9")
     assert outcome.code == 1
     assert f"{recording}: http://127.0.0.1:9: cannot be reached" in outcome.err

@@ -1,0 +1,1 @@
+"""`slipstream transcribe`: recordings to text, subtitles or JSON."""

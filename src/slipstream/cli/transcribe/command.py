@@ -1,0 +1,200 @@
+"""The options of `slipstream transcribe`, and what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from slipstream.cli.console import fail, first_signal_stops, notice
+from slipstream.cli.models import production_hint
+from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model, Quantize, Threads
+from slipstream.cli.output import has_text, render, write_file, write_stdout
+from slipstream.cli.progress import counting_bar
+from slipstream.cli.streams import check_stdout
+from slipstream.cli.transcribe.recognisers import SERVER_KEY, LocalRecogniser, Recogniser, ServerRecogniser
+from slipstream.cli.transcribe.run import Result, transcribe_all
+from slipstream.cli.transcribe.sources import Job, channel_jobs, check_places, find_jobs, on_disk
+
+if TYPE_CHECKING:
+    from slipstream.subtitles import SubtitleLayout
+    from slipstream.transcriber import Transcriber
+
+Format = Literal["txt", "json", "jsonl", "srt", "vtt", "tsv"]
+_Encoding = Literal["pcm_s16le", "pcm_s24le", "pcm_f32le", "mulaw", "alaw"]
+
+
+def transcribe(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILES", help="Audio or video files, folders or patterns; - is standard input."),
+    ],
+    model: Model = DEFAULT_MODEL,
+    device: Device = "auto",
+    backend: Backend = "auto",
+    quantize: Quantize = None,
+    threads: Threads = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server",
+            metavar="URL",
+            help=f"Transcribe on a Slipstream server instead of locally. Reads the API key from {SERVER_KEY}.",
+        ),
+    ] = None,
+    format: Annotated[Format, typer.Option("--format", "-f", help="Output format.")] = "txt",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write one file per input to this folder.")
+    ] = None,
+    words: Annotated[
+        bool, typer.Option("--words", help="With txt: write one line per word, with its times and confidence.")
+    ] = False,
+    max_line_width: Annotated[
+        int | None,
+        typer.Option("--max-line-width", "--max_line_width", min=2, help="Subtitles: columns per line. Default: 42."),
+    ] = None,
+    max_line_count: Annotated[
+        int | None,
+        typer.Option("--max-line-count", "--max_line_count", min=1, help="Subtitles: lines per cue. Default: 2."),
+    ] = None,
+    max_words: Annotated[
+        int | None,
+        typer.Option(
+            "--max-words", "--max_words_per_line", min=1, help="Subtitles: words per cue. Default: as many as fit."
+        ),
+    ] = None,
+    slots: Annotated[int, typer.Option("--slots", min=1, help="Files to transcribe in parallel.")] = 1,
+    channels: Annotated[
+        Literal["mix", "separate"],
+        typer.Option("--channels", help="Mix all channels, or transcribe each channel separately."),
+    ] = "mix",
+    track: Annotated[
+        int | None,
+        typer.Option("--track", min=1, metavar="N", help="Audio track to transcribe, from 1. Default: the main one."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="With -o: skip inputs whose output file already has text.")
+    ] = False,
+    delay_report: Annotated[
+        bool, typer.Option("--delay-report", help="Report the speed and the delay of the words for each file.")
+    ] = False,
+    raw: Annotated[
+        _Encoding | None, typer.Option("--raw", help="Read the input as audio without a header, in this encoding.")
+    ] = None,
+    raw_rate: Annotated[
+        int | None, typer.Option("--raw-rate", metavar="HZ", help="Sample rate of --raw audio. Default: 24000.")
+    ] = None,
+    raw_channels: Annotated[
+        int | None, typer.Option("--raw-channels", help="Interleaved channels of --raw audio. Default: 1.")
+    ] = None,
+) -> None:
+    """Transcribe recordings to text, subtitles or JSON, with the time of each word."""
+    asked = {"max_line_width": max_line_width, "max_line_count": max_line_count, "max_words": max_words}
+    layout = {name: value for name, value in asked.items() if value is not None}
+    if words and format != "txt":
+        raise typer.BadParameter(f"it applies to txt only, not to {format}", param_hint="--words")
+    if layout and format not in ("srt", "vtt"):
+        option = f"--{next(iter(layout)).replace('_', '-')}"
+        raise typer.BadParameter(f"it applies to subtitles (srt, vtt) only, not to {format}", param_hint=option)
+    if server and model != DEFAULT_MODEL:
+        raise typer.BadParameter("--server uses the model of the server", param_hint="--model")
+    for option, value in (("--raw-rate", raw_rate), ("--raw-channels", raw_channels)):
+        if value is not None and not raw:
+            raise typer.BadParameter("it applies to audio without a header only: add --raw", param_hint=option)
+    if raw and track:
+        raise typer.BadParameter("audio without a header has no tracks", param_hint="--track")
+    if output and output.exists() and not output.is_dir():
+        raise typer.BadParameter(f"{output} is not a folder", param_hint="--output")
+    if resume and not output:
+        raise typer.BadParameter("it needs an output folder: add -o DIR", param_hint="--resume")
+    if not output:
+        check_stdout()
+
+    from slipstream.audio import RawFormat
+    from slipstream.subtitles import SubtitleLayout
+
+    rate, count = 24_000 if raw_rate is None else raw_rate, 1 if raw_channels is None else raw_channels
+    raw_format = RawFormat(raw, rate, count) if raw else None
+    jobs = [replace(job, track=track) for job in find_jobs(files)]
+    with ExitStack() as stack:
+        if channels == "separate":
+            jobs = [part for job in jobs for part in channel_jobs(stack.enter_context(on_disk(job)), raw_format)]
+        if output:
+            check_places(jobs)
+        elif len(jobs) > 1 and format != "txt":
+            raise typer.BadParameter(f"{len(jobs)} transcripts in {format} need a folder: -o DIR", param_hint="FILES")
+        if output and resume:
+            jobs = _without_done(jobs, output, format)
+        if not jobs:
+            return
+        slots = min(slots, len(jobs))
+        if server:
+            recogniser: Recogniser = ServerRecogniser(server)
+        else:
+            options = {"device": device, "backend": backend, "quantize": quantize, "threads": threads, "slots": slots}
+            recogniser = LocalRecogniser(stack.enter_context(_load(model, options)))
+        deliver = _Delivery(
+            format, words, SubtitleLayout(**layout) if layout else None, output, len(jobs) > 1, delay_report
+        )
+        stop = stack.enter_context(first_signal_stops())
+        failures = transcribe_all(recogniser, jobs, slots, raw_format, stop, deliver, in_order=output is None)
+    if failures:
+        fail(f"{len(failures)} of {len(jobs)} failed:\n" + "\n".join(f"  {failure}" for failure in failures))
+    if stop.is_set():
+        notice("Interrupted. The text so far is written.")
+        raise typer.Exit(stop.exit_code)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _load(model: str, options: dict[str, Any]) -> Transcriber:
+    if model == DEFAULT_MODEL:
+        notice(production_hint())
+
+    import slipstream
+
+    with counting_bar("Converting") as progress:
+        return slipstream.load(model, progress=progress, **options)
+
+
+@dataclass(frozen=True, slots=True)
+class _Delivery:
+    """Writes the transcript of a job to a file in `folder`, or to standard output."""
+
+    format: Format
+    words: bool
+    layout: SubtitleLayout | None
+    folder: Path | None
+    with_names: bool
+    with_report: bool
+
+    def __call__(self, job: Job, result: Result) -> None:
+        text = render(result.transcript, self.format, self.words, self.layout)
+        if self.folder:
+            path = job.output(self.folder, self.format, partial=not result.complete)
+            if has_text(path, self.format):
+                notice(f"{path}: replaces an earlier transcript")
+            write_file(path, text)
+            if result.complete:
+                job.output(self.folder, self.format, partial=True).unlink(missing_ok=True)
+        elif result.error is None:
+            write_stdout(f"{job.name}:\n{text}\n" if self.with_names else text)
+        if self.with_report:
+            notice(f"{job.name}: {result.report}")
+
+
+def _without_done(jobs: Sequence[Job], folder: Path, format: Format) -> list[Job]:
+    """Leave out the jobs whose output has text, and list them."""
+    done = {job.name for job in jobs if has_text(job.output(folder, format), format)}
+    notice(f"{len(done)} of {len(jobs)} are already done{':' if done else '.'}")
+    for job in jobs:
+        path = job.output(folder, format)
+        if job.name in done:
+            notice(f"  {job.name}: skipped, {path} exists")
+        elif path.exists():
+            notice(f"  {job.name}: repeated, {path} has no text")
+    return [job for job in jobs if job.name not in done]
