@@ -42,8 +42,8 @@ from slipstream.checkpoints.kyutai_config import dump_codec, dump_kyutai
 from slipstream.checkpoints.presets import PRESETS
 from slipstream.checkpoints.sources import resolve
 from slipstream.data.manifest import read_manifest
-from slipstream.evaluate.hearing import hear
-from slipstream.evaluate.metrics import error_rates
+from slipstream.evaluate.scores import error_rates
+from slipstream.evaluate.transcribe import hear
 from slipstream.loading import load_runner
 from slipstream.model.config import PAD_ID, CodecConfig, LMConfig, STTConfig, TransformerConfig, WhisperConfig
 from slipstream.model.names import Shapes, codec_shapes, lm_shapes

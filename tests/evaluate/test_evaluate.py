@@ -16,11 +16,11 @@ from tests.fakes import tiny_tokenizer
 from slipstream.arrays import BoolArray, FloatArray
 from slipstream.data.manifest import Recording
 from slipstream.errors import AudioError, SlipstreamError
+from slipstream.evaluate.datasets import read_recordings
 from slipstream.evaluate.endurance import LongStream, invented_words, long_stream
-from slipstream.evaluate.hearing import Heard, Speed, hear
-from slipstream.evaluate.hub import read_recordings
-from slipstream.evaluate.metrics import ends_of_turn, error_rates, groups, need_words, normalise, word_times
 from slipstream.evaluate.report import evaluate, to_html, to_json, to_text
+from slipstream.evaluate.scores import ends_of_turn, error_rates, groups, need_words, normalise, word_times
+from slipstream.evaluate.transcribe import Heard, Speed, hear
 from slipstream.events import Word
 from slipstream.model.config import PAD_ID
 from slipstream.model.runner import State, StepOutput

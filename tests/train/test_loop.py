@@ -25,7 +25,7 @@ from slipstream.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from slipstream.data.packs import Pack
 from slipstream.errors import CheckpointError
 from slipstream.model.text import Tokenizer
-from slipstream.train.export import export_lm
+from slipstream.train.artifacts import export_lm
 from slipstream.train.launch import run_lm
 from slipstream.train.loop import Trainer
 from slipstream.train.lora import add_lora

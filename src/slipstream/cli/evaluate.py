@@ -37,25 +37,26 @@ def evaluate(
     """Measure a model: word and character errors with intervals, word times, delay, ends of turn, speed."""
     from itertools import islice
 
-    from slipstream.bundle import ModelBundle
+    from slipstream.checkpoints.sources import resolve
     from slipstream.data.manifest import matching
     from slipstream.evaluate.baseline import hear_pocketsphinx
+    from slipstream.evaluate.datasets import read_recordings
     from slipstream.evaluate.endurance import invented_words, long_stream
-    from slipstream.evaluate.hearing import hear
-    from slipstream.evaluate.hub import read_recordings
-    from slipstream.evaluate.metrics import need_words
     from slipstream.evaluate.report import evaluate as measure
     from slipstream.evaluate.report import to_html, to_json, to_text
+    from slipstream.evaluate.scores import need_words
+    from slipstream.evaluate.transcribe import hear
+    from slipstream.loading import load_runner, load_tokenizer
 
-    bundle = ModelBundle.resolve(model)
-    tokenizer = bundle.tokenizer
+    sources = resolve(model)
+    tokenizer = load_tokenizer(sources)
     chosen = matching(read_recordings(manifest), manifest, dataset=dataset, split=split)
     recordings, left_out = list(islice(chosen, limit)), LeftOut()
     need_words(recordings, manifest)
     if baseline:
         need_words((r for r in recordings if r.lang == "en"), f"{manifest}, in English for the baseline")
-    runner = bundle.open(backend=backend, device=device, slots=streams)
-    prefix = bundle.silence_prefix_seconds
+    runner = load_runner(model, backend=backend, device=device, slots=streams)
+    prefix = sources.config.silence_prefix_seconds
     heard, speed = hear(runner, tokenizer, recordings, prefix_seconds=prefix, on_error=left_out)
     read = {one.recording for one in heard}
     recordings = [recording for recording in recordings if recording in read]

@@ -10,7 +10,7 @@ import numpy as np
 from slipstream.audio import load
 from slipstream.data.manifest import Recording
 from slipstream.errors import BackendError
-from slipstream.evaluate.hearing import Heard, Speed
+from slipstream.evaluate.transcribe import Heard, Speed
 from slipstream.events import Word
 
 _RATE = 16_000

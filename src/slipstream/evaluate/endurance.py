@@ -12,8 +12,8 @@ from slipstream.arrays import FloatArray
 from slipstream.audio import load
 from slipstream.data.augment import coloured_noise
 from slipstream.data.manifest import Recording
-from slipstream.evaluate.hearing import Heard, hear_samples
-from slipstream.evaluate.metrics import ErrorRate, error_rates
+from slipstream.evaluate.scores import ErrorRate, error_rates
+from slipstream.evaluate.transcribe import Heard, hear_samples
 from slipstream.model.runner import Runner
 from slipstream.model.text import Tokenizer
 

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from slipstream.evaluate.endurance import LongStream
-from slipstream.evaluate.hearing import Heard, Speed
-from slipstream.evaluate.metrics import (
+from slipstream.evaluate.scores import (
     EndOfTurn,
     ErrorRate,
     Group,
@@ -20,6 +19,7 @@ from slipstream.evaluate.metrics import (
     groups,
     word_times,
 )
+from slipstream.evaluate.transcribe import Heard, Speed
 
 WORST = 40
 """Recordings with the most errors that the page shows in full."""

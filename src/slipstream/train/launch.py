@@ -26,8 +26,8 @@ from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import CodecConfig, LMConfig, MelConfig, STTConfig
 from slipstream.model.text import Tokenizer
 from slipstream.train.adversary import Discriminator
+from slipstream.train.artifacts import export_codec, export_lm, export_model
 from slipstream.train.estimate import estimate
-from slipstream.train.export import export_codec, export_lm, export_model
 from slipstream.train.loop import CHECKPOINT_FILE, DTYPES, Trainer
 from slipstream.train.lora import add_lora, merge_lora
 from slipstream.train.model import SpeechModel

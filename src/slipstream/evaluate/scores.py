@@ -17,7 +17,7 @@ import numpy.typing as npt
 from slipstream.data.manifest import Recording
 from slipstream.data.tokenizer import plain_word
 from slipstream.errors import BackendError, SlipstreamError
-from slipstream.evaluate.hearing import Heard
+from slipstream.evaluate.transcribe import Heard
 from slipstream.events import Word
 
 TIME_TOLERANCES = (0.08, 0.2)
