@@ -43,11 +43,12 @@ from slipstream.checkpoints.presets import PRESETS
 from slipstream.checkpoints.sources import resolve
 from slipstream.data.manifest import read_manifest
 from slipstream.evaluate.scores import error_rates
-from slipstream.evaluate.transcribe import hear
+from slipstream.evaluate.transcribe import transcribe_recordings
 from slipstream.loading import load_runner
 from slipstream.model.config import PAD_ID, CodecConfig, LMConfig, STTConfig, TransformerConfig, WhisperConfig
 from slipstream.model.names import Shapes, codec_shapes, lm_shapes
 from slipstream.model.text import Tokenizer
+from slipstream.transcriber import Transcriber
 
 Step = Callable[[], tuple[float, float]]
 """Runs one frame of one stream; gives the seconds that the codec and the LM took."""
@@ -273,8 +274,9 @@ def compare_words(manifest: str, split: str, limit: int | None, model: str) -> N
     print(f"{'':10}{'WER':>8}{'95 %':>18}{'same token':>14}{'but pads':>12}   ({len(recordings)} recordings)")
     for quantize in ("none", "int8", "int4"):
         runner = load_runner(model, backend="onnx", slots=16, quantize=quantize)
-        heard, _ = hear(runner, tokenizer, recordings)
-        words = error_rates(heard).words
+        with Transcriber(runner, tokenizer, model=model) as transcriber:
+            hypotheses, _ = transcribe_recordings(transcriber, recordings)
+        words = error_rates(hypotheses).words
         same, same_words = agreement(exact, runner, [one.audio for one in recordings])
         interval = f"{words.low:.1%} to {words.high:.1%}"
         print(f"{quantize:10}{words.rate:8.1%}{interval:>18}{same:14.2%}{same_words:12.2%}", flush=True)

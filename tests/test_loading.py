@@ -148,7 +148,7 @@ def test_load_and_load_runner_share_their_defaults():
 
 @pytest.mark.parametrize("command", [["serve", "--port", "0", "--model"], ["evaluate", "MANIFEST", "--model"]])
 def test_commands_refuse_a_tokenizer_of_another_model(tmp_path: Path, command: list[str]):
-    pytest.importorskip("jiwer", reason="pip install 'slipstream-stt[train]'")
+    pytest.importorskip("jiwer", reason="pip install 'slipstream-stt[eval]'")
     config = stt_config(text_vocab=Tokenizer(tokenizer_path()).vocab_size + 1)
     save_checkpoint(Checkpoint(config, *random_model(config), tokenizer_path()), tmp_path / "model", "kyutai")
     (tmp_path / "all.jsonl").write_text(json.dumps({"audio": "a.wav", "text": "good morning"}))

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 from slipstream.cli.evaluate import evaluate
 from slipstream.errors import SlipstreamError
 
+pytest.importorskip("jinja2")
 pytest.importorskip("jiwer")
 pytest.importorskip("whisper_normalizer")
 

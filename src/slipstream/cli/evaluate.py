@@ -1,4 +1,4 @@
-"""`slipstream evaluate`: a model's errors on a manifest of recordings with their texts."""
+"""`slipstream evaluate`: a model's errors on recordings with known texts."""
 
 from __future__ import annotations
 
@@ -13,70 +13,75 @@ from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model
 
 def evaluate(
     manifest: Annotated[
-        str, typer.Argument(help="A JSONL manifest, or hf:NAME[:CONFIG[:SPLIT]] of the Hugging Face hub.")
+        str, typer.Argument(help="A JSONL manifest, or hf:NAME[:CONFIG[:SPLIT]] for a dataset of the Hugging Face Hub.")
     ],
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     backend: Backend = "auto",
-    streams: Annotated[int, typer.Option(min=1, help="Recordings heard side by side.")] = 8,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many recordings.")] = None,
+    slots: Annotated[int, typer.Option(min=1, help="Number of recordings to transcribe concurrently.")] = 8,
+    streams: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate on the first N recordings only.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Only recordings of this dataset.")] = None,
     split: Annotated[str | None, typer.Option(help="Only recordings of this split.")] = None,
     baseline: Annotated[
-        bool, typer.Option("--baseline", help="Also measure pocketsphinx, on the English ones.")
+        bool, typer.Option("--baseline", help="Also measure pocketsphinx on the English recordings.")
     ] = False,
     endurance: Annotated[
         float | None,
-        typer.Option(help="Also hear all as one stream, and so many minutes each of silence, noise and music."),
+        typer.Option(
+            metavar="MINUTES",
+            help="Also transcribe all recordings as one stream, and this much silence, noise and music.",
+        ),
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page with tables and plots.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with tables and plots to this file.")] = None,
     json: Annotated[
-        Path | None, typer.Option(help="Write every number: WER and CER with their intervals, counts, times.")
+        Path | None,
+        typer.Option(help="Write all results to this file: WER and CER with their intervals, counts and times."),
     ] = None,
 ) -> None:
-    """Measure a model: word and character errors with intervals, word times, delay, ends of turn, speed."""
+    """Measure a model: word and character errors with intervals, word times, delay, ends of turn and speed."""
     from itertools import islice
 
-    from slipstream.checkpoints.sources import resolve
     from slipstream.data.manifest import matching
-    from slipstream.evaluate.baseline import hear_pocketsphinx
     from slipstream.evaluate.datasets import read_recordings
-    from slipstream.evaluate.endurance import invented_words, long_stream
+    from slipstream.evaluate.page import to_html
     from slipstream.evaluate.report import evaluate as measure
-    from slipstream.evaluate.report import to_html, to_json, to_text
+    from slipstream.evaluate.report import to_json, to_text
     from slipstream.evaluate.scores import need_words
-    from slipstream.evaluate.transcribe import hear
-    from slipstream.loading import load_runner, load_tokenizer
+    from slipstream.evaluate.transcribe import transcribe_recordings
+    from slipstream.loading import load
 
-    sources = resolve(model)
-    tokenizer = load_tokenizer(sources)
     chosen = matching(read_recordings(manifest), manifest, dataset=dataset, split=split)
     recordings, left_out = list(islice(chosen, limit)), LeftOut()
     need_words(recordings, manifest)
     if baseline:
         need_words((r for r in recordings if r.lang == "en"), f"{manifest}, in English for the baseline")
-    runner = load_runner(model, backend=backend, device=device, slots=streams)
-    prefix = sources.config.silence_prefix_seconds
-    heard, speed = hear(runner, tokenizer, recordings, prefix_seconds=prefix, on_error=left_out)
-    read = {one.recording for one in heard}
-    recordings = [recording for recording in recordings if recording in read]
-    need_words(recordings, f"{manifest}, without the {left_out.count} that cannot be read")
-    evaluation = measure(
-        heard, speed, model=model, manifest=manifest, frame_rate=runner.frame_rate, left_out=left_out.count
-    )
-    typer.echo(to_text(evaluation))
-    rival = stream = invented = None
-    if baseline:
-        others, took = hear_pocketsphinx(recordings)
-        rival = measure(others, took, model="pocketsphinx", manifest=manifest, frame_rate=runner.frame_rate)
-        typer.echo(f"\npocketsphinx\n{to_text(rival)}")
-    if endurance is not None:
-        stream = long_stream(runner, tokenizer, recordings)
-        tenths = ", ".join(f"{part.rate:.0%} ({part.low:.0%} to {part.high:.0%})" for part in stream.parts)
-        typer.echo(f"\none stream of {stream.seconds:.0f} s, WER by tenth: {tenths}")
-        invented = invented_words(runner, tokenizer, endurance)
-        for sound, count in invented.items():
-            typer.echo(f"{sound}: {count:.0f} words an hour")
+    with load(model, backend=backend, device=device, slots=streams or slots) as transcriber:
+        hypotheses, speed = transcribe_recordings(transcriber, recordings, on_error=left_out)
+        transcribed = {one.recording for one in hypotheses}
+        recordings = [recording for recording in recordings if recording in transcribed]
+        need_words(recordings, f"{manifest}, without the {left_out.count} that cannot be read")
+        frame_rate = transcriber.frame_rate
+        evaluation = measure(
+            hypotheses, speed, model=model, manifest=manifest, frame_rate=frame_rate, left_out=left_out.count
+        )
+        typer.echo(to_text(evaluation))
+        rival = stream = invented = None
+        if baseline:
+            from slipstream.evaluate.baseline import transcribe_pocketsphinx
+
+            others, taken = transcribe_pocketsphinx(recordings)
+            rival = measure(others, taken, model="pocketsphinx", manifest=manifest, frame_rate=frame_rate)
+            typer.echo(f"\npocketsphinx\n{to_text(rival)}")
+        if endurance is not None:
+            from slipstream.evaluate.endurance import invented_words, long_stream
+
+            stream = long_stream(transcriber, recordings)
+            tenths = ", ".join(f"{part.rate:.0%} ({part.low:.0%} to {part.high:.0%})" for part in stream.parts)
+            typer.echo(f"\none stream of {stream.seconds:.0f} s, WER by tenth: {tenths}")
+            invented = invented_words(transcriber, endurance)
+            for sound, count in invented.items():
+                typer.echo(f"{sound}: {count:.0f} words per hour")
     if html is not None:
         _write(html, to_html(evaluation))
     if json is not None:

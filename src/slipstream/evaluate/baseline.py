@@ -1,4 +1,4 @@
-"""pocketsphinx beside a model: what a small recogniser that needs no download makes of the same recordings."""
+"""pocketsphinx on the same recordings: a small recogniser that needs no download, for comparison."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from slipstream.audio import load
 from slipstream.data.manifest import Recording
 from slipstream.errors import BackendError
-from slipstream.evaluate.transcribe import Heard, Speed
+from slipstream.evaluate.transcribe import Hypothesis, Speed
 from slipstream.events import Word
 
 _RATE = 16_000
 
 
-def hear_pocketsphinx(recordings: Iterable[Recording]) -> tuple[list[Heard], Speed]:
-    """Every English recording as pocketsphinx, with its packaged US English model, writes it.
+def transcribe_pocketsphinx(recordings: Iterable[Recording]) -> tuple[list[Hypothesis], Speed]:
+    """Transcribe every English recording with pocketsphinx and its packaged US English model.
 
     Raises `BackendError` where pocketsphinx is not installed.
     """
@@ -26,7 +26,7 @@ def hear_pocketsphinx(recordings: Iterable[Recording]) -> tuple[list[Heard], Spe
     except ImportError as error:
         raise BackendError("the baseline needs pocketsphinx: pip install pocketsphinx") from error
     decoder = Decoder(samprate=_RATE, loglevel="FATAL")
-    heard: list[Heard] = []
+    hypotheses: list[Hypothesis] = []
     taken = 0.0
     for recording in recordings:
         if recording.lang != "en":
@@ -38,5 +38,6 @@ def hear_pocketsphinx(recordings: Iterable[Recording]) -> tuple[list[Heard], Spe
         decoder.end_utt()
         taken += time.perf_counter() - before
         words = [Word(text, 0.0, 0.0) for text in (decoder.hyp().hypstr.split() if decoder.hyp() else ())]
-        heard.append(Heard(recording, len(samples) / _RATE, len(samples) / _RATE, words, [0.0] * len(words)))
-    return heard, Speed(sum(one.seconds for one in heard), taken, 1)
+        seconds = len(samples) / _RATE
+        hypotheses.append(Hypothesis(recording, seconds, seconds, words, [0.0] * len(words)))
+    return hypotheses, Speed(sum(one.seconds for one in hypotheses), taken, 1)

@@ -1,4 +1,4 @@
-"""Recordings to evaluate on: a manifest, or a dataset of the Hugging Face hub."""
+"""Recordings to evaluate on, from a manifest or a dataset of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript", "normalized_
 
 
 def read_recordings(source: str) -> Iterator[Recording]:
-    """The recordings of a manifest's path, or of `hf:NAME[:CONFIG[:SPLIT]]` (the split is "test" by default).
+    """Read recordings from the path of a manifest, or from `hf:NAME[:CONFIG[:SPLIT]]` (by default the split "test").
 
     Raises `BackendError` where the package datasets is not installed, `SlipstreamError` for a dataset without texts.
     """
@@ -33,11 +33,11 @@ def _hub(name: str, config: str | None = None, split: str = "test") -> Iterator[
         import datasets
     except ImportError as error:
         raise BackendError(
-            "datasets of the Hugging Face hub need the package datasets: pip install datasets"
+            "datasets of the Hugging Face Hub need the package datasets: pip install datasets"
         ) from error
     rows = datasets.load_dataset(name, config or None, split=split, streaming=True)
     folder = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)  # audio is read, and read again, after the last row was given
+    atexit.register(folder.cleanup)  # the audio is read after the last row was yielded
     for number, row in enumerate(rows):
         path = Path(folder.name) / f"{number}.wav"
         _write(path, row["audio"])
@@ -48,7 +48,7 @@ def _text(row: dict[str, Any], name: str) -> str:
     for column in _TEXT_COLUMNS:
         if column in row:
             return str(row[column])
-    raise SlipstreamError(f"{name} has no column of text; looked for {', '.join(_TEXT_COLUMNS)}")
+    raise SlipstreamError(f"{name} has no text column; expected one of {', '.join(_TEXT_COLUMNS)}")
 
 
 def _write(path: Path, audio: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Long streams and empty ones: whether a model goes mute or wild with time, and what it hears in noise."""
+"""One long stream, and audio without speech: errors over time, and words written where there are none."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from slipstream.audio import load
 from slipstream.data.augment import coloured_noise
 from slipstream.data.manifest import Recording
 from slipstream.evaluate.scores import ErrorRate, error_rates
-from slipstream.evaluate.transcribe import Heard, hear_samples
-from slipstream.model.runner import Runner
-from slipstream.model.text import Tokenizer
+from slipstream.evaluate.transcribe import Hypothesis, transcribe_samples
+from slipstream.transcriber import Transcriber
 
 PAUSE_SECONDS = 1.0
 PARTS = 10
@@ -23,32 +22,35 @@ PARTS = 10
 
 @dataclass(frozen=True, slots=True)
 class LongStream:
-    """Word errors in each tenth of one stream made of many recordings, `seconds` long."""
+    """Word errors in each tenth of one stream of many recordings, `seconds` long."""
 
     seconds: float
     parts: list[ErrorRate]
 
 
-def long_stream(runner: Runner, tokenizer: Tokenizer, recordings: Sequence[Recording]) -> LongStream:
-    """All recordings as one stream, with a second of silence after each; words belong to the recording they lie in."""
-    rate = round(runner.frame_samples * runner.frame_rate)
+def long_stream(transcriber: Transcriber, recordings: Sequence[Recording]) -> LongStream:
+    """Transcribe all recordings as one stream, with a second of silence after each.
+
+    A word belongs to the recording in which it starts.
+    """
+    rate = transcriber.sample_rate
     pieces: list[FloatArray] = []
     bounds = [0.0]
     for recording in recordings:
         pieces += [load(recording.audio, rate), np.zeros(round(PAUSE_SECONDS * rate), np.float32)]
         bounds.append(bounds[-1] + (len(pieces[-2]) + len(pieces[-1])) / rate)
-    words, _ = hear_samples(runner, tokenizer, np.concatenate(pieces))
-    heard = [
-        Heard(recording, end - start, end - start, [w for w in words if start <= w.start < end])
+    words = transcribe_samples(transcriber, np.concatenate(pieces))
+    hypotheses = [
+        Hypothesis(recording, end - start, end - start, [w for w in words if start <= w.start < end])
         for recording, (start, end) in zip(recordings, pairwise(bounds), strict=True)
     ]
-    cuts = np.linspace(0, len(heard), PARTS + 1).astype(int)
-    return LongStream(bounds[-1], [error_rates(heard[a:b]).words for a, b in pairwise(cuts)])
+    cuts = np.linspace(0, len(hypotheses), PARTS + 1).astype(int)
+    return LongStream(bounds[-1], [error_rates(hypotheses[a:b]).words for a, b in pairwise(cuts)])
 
 
-def invented_words(runner: Runner, tokenizer: Tokenizer, minutes: float, seed: int = 0) -> dict[str, float]:
-    """Words an hour that the model writes in silence, in noise, and in music made of chords."""
-    rate = round(runner.frame_samples * runner.frame_rate)
+def invented_words(transcriber: Transcriber, minutes: float, seed: int = 0) -> dict[str, float]:
+    """Count the words per hour that the model writes in silence, noise and music, from `minutes` of each."""
+    rate = transcriber.sample_rate
     length = round(minutes * 60 * rate)
     rng = np.random.default_rng(seed)
     sounds = {
@@ -57,7 +59,7 @@ def invented_words(runner: Runner, tokenizer: Tokenizer, minutes: float, seed: i
         "brown noise": _level(coloured_noise(length, 2, rng), 0.1),
         "music": np.concatenate(list(_music(length, rate, rng)))[:length],
     }
-    return {name: len(hear_samples(runner, tokenizer, x)[0]) * 60 / minutes for name, x in sounds.items()}
+    return {name: len(transcribe_samples(transcriber, x)) * 60 / minutes for name, x in sounds.items()}
 
 
 def _level(samples: FloatArray, rms: float) -> FloatArray:
@@ -66,7 +68,7 @@ def _level(samples: FloatArray, rms: float) -> FloatArray:
 
 
 def _music(length: int, rate: int, rng: np.random.Generator) -> Iterator[FloatArray]:
-    """Chords of a major scale, each note with overtones that die away, two a second."""
+    """Chords of a major scale, two per second, each note with overtones that decay."""
     beat = rate // 2
     time = np.arange(beat) / rate
     scale = np.array([0, 2, 4, 5, 7, 9, 11])

@@ -1,7 +1,7 @@
-"""How right the words, their times and the ends of turn are.
+"""Scores of hypotheses: word and character errors, word times and ends of turn.
 
-Errors of words are counted after Whisper's normalisation (English: spelling, numbers, contractions; other languages:
-case and punctuation), the field's custom. Intervals are of 95 %, by bootstrap over recordings.
+Errors are counted after Whisper's normalisation (English: spelling, numbers, contractions; other languages: case and
+punctuation). Intervals are 95 % bootstrap intervals over recordings.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from slipstream.data.manifest import Recording
 from slipstream.data.tokenizer import plain_word
 from slipstream.errors import BackendError, SlipstreamError
-from slipstream.evaluate.transcribe import Heard
+from slipstream.evaluate.transcribe import Hypothesis
 from slipstream.events import Word
 
 TIME_TOLERANCES = (0.08, 0.2)
@@ -28,7 +28,7 @@ WARMUP_FRAMES = 12
 
 @dataclass(frozen=True, slots=True)
 class ErrorRate:
-    """Errors by kind, of `reference` units in `recordings` recordings; `low` and `high` bound the rate at 95 %."""
+    """Errors by kind among `reference` units of `recordings` recordings; `low` and `high` bound the rate at 95 %."""
 
     substitutions: int
     deletions: int
@@ -45,10 +45,13 @@ class ErrorRate:
 
 @dataclass(frozen=True, slots=True)
 class WordTimes:
-    """Of words that are right: mean absolute error of starts, and mean delay from a word's end to its last token.
+    """Times of the correct words.
 
-    `f1`: by tolerance in seconds, of words that are right and start within it. `matched` words, of `written` and
-    `spoken`. Seconds; None where no reference has times.
+    Attributes:
+        start_error: mean absolute error of their starts, in seconds; None where no reference has times.
+        delay: mean time from the end of a word to its last token, in seconds; None as above.
+        f1: by tolerance in seconds, the F1 score of words that are correct and start within it.
+        matched: number of correct words, out of `written` and `spoken`.
     """
 
     start_error: float | None
@@ -60,9 +63,15 @@ class WordTimes:
 
 
 @dataclass(frozen=True, slots=True)
-class EndOfTurn:
-    """At one threshold of one pause head: the share of recordings whose end was found at all, the median and the 90th
-    percentile of how late (seconds after the speech), and the share with a false alarm before the last word began."""
+class TurnScore:
+    """Ends of turn at one threshold of one pause head.
+
+    Attributes:
+        found: share of recordings whose end was found.
+        median: median latency in seconds after the speech; None where no end was found.
+        late: 90th percentile of the latency.
+        false_alarms: share of recordings with an end of turn before the last word started.
+    """
 
     threshold: float
     found: float
@@ -79,9 +88,12 @@ class Group:
     characters: ErrorRate
 
 
-def error_rates(heard: Sequence[Heard], seed: int = 0) -> Group:
-    """Word and character error rates. Raises `BackendError` where jiwer or whisper-normalizer is not installed."""
-    pairs = [(normalise(h.recording.text, h.recording.lang), normalise(h.text, h.recording.lang)) for h in heard]
+def error_rates(hypotheses: Sequence[Hypothesis], seed: int = 0) -> Group:
+    """Compute word and character error rates.
+
+    Raises `BackendError` where jiwer or whisper-normalizer is not installed.
+    """
+    pairs = [(normalise(h.recording.text, h.recording.lang), normalise(h.text, h.recording.lang)) for h in hypotheses]
     pairs = [pair for pair in pairs if _has_words(pair[0])]
     jiwer = _jiwer()
     return Group(
@@ -90,20 +102,20 @@ def error_rates(heard: Sequence[Heard], seed: int = 0) -> Group:
     )
 
 
-def groups(heard: Iterable[Heard], key: Callable[[Heard], str]) -> dict[str, list[Heard]]:
-    """Recordings by what `key` says of them, sorted by it."""
-    found: dict[str, list[Heard]] = {}
-    for one in heard:
+def groups(hypotheses: Iterable[Hypothesis], key: Callable[[Hypothesis], str]) -> dict[str, list[Hypothesis]]:
+    """Group hypotheses by `key`, sorted by it."""
+    found: dict[str, list[Hypothesis]] = {}
+    for one in hypotheses:
         found.setdefault(key(one), []).append(one)
     return dict(sorted(found.items()))
 
 
-def word_times(heard: Iterable[Heard]) -> WordTimes:
-    """How well words are placed, over the recordings whose references have times."""
+def word_times(hypotheses: Iterable[Hypothesis]) -> WordTimes:
+    """Score the times of words, over the recordings whose references have times."""
     errors: list[float] = []
     delays: list[float] = []
     written = spoken = 0
-    for one in heard:
+    for one in hypotheses:
         if not one.recording.words:
             continue
         reference = [w for w in one.recording.words if plain_word(w.text)]
@@ -111,7 +123,7 @@ def word_times(heard: Iterable[Heard]) -> WordTimes:
         spoken += len(reference)
         for r, h in _matches(reference, one.words):
             errors.append(abs(reference[r].start - one.words[h].start))
-            delays.append(one.came[h] - reference[r].end)
+            delays.append(one.emitted[h] - reference[r].end)
     inside = {tolerance: sum(error <= tolerance for error in errors) for tolerance in TIME_TOLERANCES}
     return WordTimes(
         float(np.mean(errors)) if errors else None,
@@ -123,9 +135,9 @@ def word_times(heard: Iterable[Heard]) -> WordTimes:
     )
 
 
-def ends_of_turn(heard: Sequence[Heard], frame_rate: float, head: int) -> list[EndOfTurn]:
-    """For each threshold, how soon pause head number `head` finds the end of each recording's speech."""
-    judged = [one for one in heard if one.pause_TH.shape[1] > head and one.recording.text]
+def ends_of_turn(hypotheses: Sequence[Hypothesis], frame_rate: float, head: int) -> list[TurnScore]:
+    """Score pause head number `head` at each threshold: how soon it finds the end of each recording's speech."""
+    judged = [one for one in hypotheses if one.pause_TH.shape[1] > head and one.recording.text]
     results = []
     for threshold in THRESHOLDS if judged else ():
         late: list[float] = []
@@ -139,7 +151,7 @@ def ends_of_turn(heard: Sequence[Heard], frame_rate: float, head: int) -> list[E
             if len(after):
                 late.append(float(after[0] - end))
         results.append(
-            EndOfTurn(
+            TurnScore(
                 threshold,
                 len(late) / len(judged),
                 float(np.median(late)) if late else None,
@@ -151,7 +163,7 @@ def ends_of_turn(heard: Sequence[Heard], frame_rate: float, head: int) -> list[E
 
 
 def normalise(text: str, language: str) -> str:
-    """`text` by Whisper's normaliser for `language`, with one blank between words."""
+    """Normalise `text` with Whisper's normaliser for `language`, with one space between words."""
     return " ".join(_normaliser(language)(text).split())
 
 
@@ -165,27 +177,27 @@ def _normaliser(language: str) -> Callable[[str], str]:
             return normaliser
         from whisper_normalizer.basic import BasicTextNormalizer
     except ImportError as error:
-        raise BackendError("evaluation needs whisper-normalizer: pip install 'slipstream-stt[train]'") from error
+        raise BackendError("evaluation needs whisper-normalizer: pip install 'slipstream-stt[eval]'") from error
     basic: Callable[[str], str] = BasicTextNormalizer()
     return basic
 
 
 def need_words(recordings: Iterable[Recording], source: object) -> None:
-    """Raise `SlipstreamError` when not one of the recordings of `source` has words, of which errors are the share."""
+    """Raise `SlipstreamError` when no recording of `source` has words, which error rates are a share of."""
     texts = [(recording.text, recording.lang) for recording in recordings]
     if not any(_has_words(normalise(text, language)) for text, language in texts):
         raise SlipstreamError(f"{source}: of {len(texts)} recordings none has a text with words to compare with")
 
 
 def _has_words(normalised: str) -> bool:
-    return any(map(str.isalnum, normalised))  # Whisper's normaliser leaves a text of dots as it is
+    return any(map(str.isalnum, normalised))  # Whisper's normaliser keeps a text of dots
 
 
 def _jiwer() -> Any:
     try:
         import jiwer
     except ImportError as error:
-        raise BackendError("evaluation needs jiwer: pip install 'slipstream-stt[train]'") from error
+        raise BackendError("evaluation needs jiwer: pip install 'slipstream-stt[eval]'") from error
     return jiwer
 
 
@@ -210,7 +222,7 @@ def _interval(counts: npt.NDArray[np.int64], seed: int) -> tuple[float, float]:
 
 
 def _matches(reference: Sequence[Word], written: Sequence[Word]) -> list[tuple[int, int]]:
-    """Pairs of places of the words that are right, in the alignment with the fewest errors."""
+    """Pairs of indices of the correct words, in the alignment with the fewest errors."""
     if not reference or not written:
         return []
     left, right = ([plain_word(w.text) or "-" for w in words] for words in (reference, written))
@@ -223,10 +235,10 @@ def _matches(reference: Sequence[Word], written: Sequence[Word]) -> list[tuple[i
     ]
 
 
-def _last_word(one: Heard) -> tuple[float, float]:
-    """When the last word starts, and when the speech is over: as the reference says, else as the sound does."""
+def _last_word(one: Hypothesis) -> tuple[float, float]:
+    """When the last word starts and when the speech ends, by the reference or else by the loudness."""
     if one.recording.words:
         last = one.recording.words[-1]
         return last.start, last.end
-    # A word takes a third of a second: before that, the last one has surely not begun.
+    # A word takes a third of a second: the last one has not started before that.
     return max(0.0, one.voiced_until - 0.35), one.voiced_until
