@@ -42,6 +42,7 @@ def evaluate(
     """Measure a model: word and character errors with intervals, word times, delay, ends of turn and speed."""
     from itertools import islice
 
+    from slipstream.bundle import ModelBundle
     from slipstream.data.manifest import matching
     from slipstream.evaluate.datasets import read_recordings
     from slipstream.evaluate.page import to_html
@@ -51,12 +52,13 @@ def evaluate(
     from slipstream.evaluate.transcribe import transcribe_recordings
     from slipstream.loading import load
 
+    bundle = ModelBundle.resolve(model)
     chosen = matching(read_recordings(manifest), manifest, dataset=dataset, split=split)
     recordings, left_out = list(islice(chosen, limit)), LeftOut()
     need_words(recordings, manifest)
     if baseline:
         need_words((r for r in recordings if r.lang == "en"), f"{manifest}, in English for the baseline")
-    with load(model, backend=backend, device=device, slots=streams or slots) as transcriber:
+    with load(bundle, backend=backend, device=device, slots=streams or slots) as transcriber:
         hypotheses, speed = transcribe_recordings(transcriber, recordings, on_error=left_out)
         transcribed = {one.recording for one in hypotheses}
         recordings = [recording for recording in recordings if recording in transcribed]
