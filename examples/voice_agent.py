@@ -11,7 +11,7 @@ from slipstream.audio import SAMPLE_RATE, decode
 
 
 def answer(text: str) -> str:
-    return f"You said: {text}"  # call your language model here
+    return f"I understood: {text}"  # call your language model here
 
 
 def main(path: str, model: str = "tiny") -> None:
