@@ -92,7 +92,7 @@ def test_two_processes_make_one(folder: Path, tmp_path: Path, two_processes: Pat
 def test_shards_compute_in_bfloat16_as_whole_weights_do(two_processes: Path) -> None:
     whole, sharded = (weights(two_processes / f"{kind}-bfloat16" / "last.pt") for kind in ("replicated", "sharded"))
     assert all(tensor.dtype == torch.float32 for tensor in sharded.values())
-    _assert_close(whole, sharded)
+    _assert_close(whole, sharded, within=2e-4)  # bfloat16 products round differently from one kind of CPU to another
 
 
 def test_a_killed_sharded_run_goes_on_with_any_number_of_processes(
@@ -232,6 +232,6 @@ def _process(rank: int, folder: Path, out: Path, port: int) -> None:
     dist.destroy_process_group()
 
 
-def _assert_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+def _assert_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], within: float = 2e-5) -> None:
     worst = max(float((left[name] - right[name]).abs().max()) for name in left)
-    assert worst < 2e-5, worst
+    assert worst < within, worst
