@@ -1,4 +1,4 @@
-"""Manifests give back what was written, and name the line that cannot be used."""
+"""Manifests: reading, writing and validation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WORDS = (Word("one", 0.1, 0.4), Word("two", 0.5, 0.9))
 PHONES = (("w", 0.1), ("V", 0.2), ("_", 0.4), ("t", 0.5))
 
 
-def test_a_manifest_gives_back_its_recordings(tmp_path: Path) -> None:
+def test_a_written_manifest_is_read_back(tmp_path: Path) -> None:
     recordings = [
         Recording(tmp_path / "a" / "1.wav", "one two", WORDS, PHONES, 1.0, "s", "fr", "own", "train"),
         Recording(tmp_path / "2.wav", ""),
@@ -36,17 +36,26 @@ def test_a_manifest_gives_back_its_recordings(tmp_path: Path) -> None:
     assert list(read_manifest(tmp_path / "all.jsonl")) == recordings
 
 
-def test_what_is_null_is_not_known(tmp_path: Path) -> None:
+def test_null_is_like_a_missing_key(tmp_path: Path) -> None:
     line = {"audio": "1.wav", "text": "one", "words": None, "seconds": None, "speaker": None, "lang": None}
     (tmp_path / "all.jsonl").write_text(json.dumps(line), encoding="utf-8")
     assert list(read_manifest(tmp_path / "all.jsonl")) == [Recording(tmp_path / "1.wav", "one")]
 
 
-def test_times_beside_the_audio_are_read_where_a_line_has_none(tmp_path: Path) -> None:
+def test_times_next_to_the_audio_are_read_for_a_line_without_words(tmp_path: Path) -> None:
     recording = Recording(tmp_path / "1.wav", "one two", WORDS)
     write_alignment(recording)
     (tmp_path / "all.jsonl").write_text(json.dumps({"audio": "1.wav", "text": "one two"}), encoding="utf-8")
     assert list(read_manifest(tmp_path / "all.jsonl")) == [recording]
+
+
+def test_unknown_keys_are_kept_when_a_manifest_is_rewritten(tmp_path: Path) -> None:
+    line = {"audio": "1.wav", "text": "one", "lang": "en", "licence": "CC0", "source": {"id": 7, "tags": ["a"]}}
+    (tmp_path / "all.jsonl").write_text(json.dumps(line), encoding="utf-8")
+    add_to_manifest(tmp_path / "all.jsonl", [Recording(tmp_path / "2.wav", "two")])
+    first, second = map(json.loads, (tmp_path / "all.jsonl").read_text(encoding="utf-8").splitlines())
+    assert first == line
+    assert second == {"audio": "2.wav", "text": "two", "lang": "en"}
 
 
 @pytest.mark.parametrize(
@@ -54,8 +63,14 @@ def test_times_beside_the_audio_are_read_where_a_line_has_none(tmp_path: Path) -
     [
         ("{", "line 2: not JSON"),
         ('{"audio": "1.wav"}', "line 2: expected an object with the strings audio and text"),
-        ('{"audio": "1.wav", "text": "a", "words": [["a", 0]]}', r"line 2: words must be \[text, start, end\]"),
-        ('{"audio": "1.wav", "text": "a", "phones": [["a"]]}', r"line 2: .*phones \[name, start\]"),
+        (
+            '{"audio": "1.wav", "text": "a", "words": [["a", 0]]}',
+            r'line 2: words must be a list of \[text, .*, not \["a", 0\]',
+        ),
+        (
+            '{"audio": "1.wav", "text": "a", "phones": [["a"]]}',
+            r'line 2: phones must be a list of \[name, .*, not \["a"\]',
+        ),
         ('{"audio": "1.wav", "text": "a", "speaker": 5}', "line 2: speaker must be a string, or null, not 5"),
         ('{"audio": "1.wav", "text": "a", "lang": []}', r"line 2: lang must be a string, or null, not \[\]"),
         ('{"audio": "1.wav", "text": "a", "seconds": "3"}', 'line 2: seconds must be a number .*, not "3"'),
@@ -63,13 +78,13 @@ def test_times_beside_the_audio_are_read_where_a_line_has_none(tmp_path: Path) -
         ('{"audio": "1.wav", "text": "a", "seconds": true}', "line 2: seconds must be a number .*, not true"),
     ],
 )
-def test_a_line_that_cannot_be_used_is_named(line: str, message: str, tmp_path: Path) -> None:
+def test_an_invalid_line_is_reported_with_its_number(line: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "all.jsonl").write_text(f'{{"audio": "0.wav", "text": "a"}}\n{line}\n', encoding="utf-8")
     with pytest.raises(ManifestError, match=message):
         list(read_manifest(tmp_path / "all.jsonl"))
 
 
-def test_a_manifest_is_text_in_utf_8_with_or_without_a_mark(tmp_path: Path) -> None:
+def test_a_manifest_is_utf_8_with_or_without_a_byte_order_mark(tmp_path: Path) -> None:
     line = '{"audio": "0.wav", "text": "\u00e9t\u00e9 \u2028"}\r\n'
     (tmp_path / "marked.jsonl").write_text(line, encoding="utf-8-sig")
     assert [recording.text for recording in read_manifest(tmp_path / "marked.jsonl")] == ["\u00e9t\u00e9 \u2028"]
@@ -78,22 +93,22 @@ def test_a_manifest_is_text_in_utf_8_with_or_without_a_mark(tmp_path: Path) -> N
         list(read_manifest(tmp_path / "latin.jsonl"))
 
 
-@pytest.mark.parametrize("beside", ['{"id": 7}', "[1, 2]"])
-def test_a_file_beside_the_audio_that_is_not_of_times_is_left_alone(beside: str, tmp_path: Path) -> None:
-    (tmp_path / "1.json").write_text(beside)
+@pytest.mark.parametrize("content", ['{"id": 7}', "[1, 2]"])
+def test_a_json_file_without_alignments_is_ignored(content: str, tmp_path: Path) -> None:
+    (tmp_path / "1.json").write_text(content)
     (tmp_path / "all.jsonl").write_text('{"audio": "1.wav", "text": "one"}')
     assert list(read_manifest(tmp_path / "all.jsonl")) == [Recording(tmp_path / "1.wav", "one")]
 
 
-@pytest.mark.parametrize("beside", ['{"alignments": [["one", 0.1]]}', '{"alignments": null}', '{"alignments": ['])
-def test_bad_times_beside_the_audio_are_named_themselves(beside: str, tmp_path: Path) -> None:
-    (tmp_path / "1.json").write_text(beside)
+@pytest.mark.parametrize("content", ['{"alignments": [["one", 0.1]]}', '{"alignments": null}', '{"alignments": ['])
+def test_invalid_times_next_to_the_audio_are_reported_with_their_file(content: str, tmp_path: Path) -> None:
+    (tmp_path / "1.json").write_text(content)
     (tmp_path / "all.jsonl").write_text('{"audio": "1.wav", "text": "one"}')
-    with pytest.raises(ManifestError, match=r"all\.jsonl, line 1: \S*1\.json, beside the audio"):
+    with pytest.raises(ManifestError, match=r"all\.jsonl, line 1: \S*1\.json, next to the audio"):
         list(read_manifest(tmp_path / "all.jsonl"))
 
 
-def test_recordings_are_added_in_place_of_those_of_the_same_audio(tmp_path: Path) -> None:
+def test_added_recordings_replace_those_of_the_same_audio(tmp_path: Path) -> None:
     first, second = Recording(tmp_path / "1.wav", "one"), Recording(tmp_path / "2.wav", "two")
     again = Recording(tmp_path / "1.wav", "uno")
     add_to_manifest(tmp_path / "all.jsonl", [first, second])
@@ -101,7 +116,7 @@ def test_recordings_are_added_in_place_of_those_of_the_same_audio(tmp_path: Path
     assert list(read_manifest(tmp_path / "all.jsonl")) == [second, again]
 
 
-def test_a_choice_that_matches_nothing_says_what_there_is(tmp_path: Path) -> None:
+def test_a_selection_that_matches_nothing_lists_what_is_available(tmp_path: Path) -> None:
     recordings = [Recording(tmp_path / "1.wav", "one", dataset=d, split=s) for d, s in ("ax", "by")]
     recordings.append(Recording(tmp_path / "1.wav", "one", dataset="b"))
     assert list(matching(recordings, "m", dataset="b", split="y")) == recordings[1:2]
@@ -114,7 +129,7 @@ def test_a_choice_that_matches_nothing_says_what_there_is(tmp_path: Path) -> Non
         list(matching([], "m", split="z"))
 
 
-def test_validation_counts_what_is_wrong_by_its_kind(tmp_path: Path) -> None:
+def test_validation_counts_problems_by_kind(tmp_path: Path) -> None:
     write_wave(tmp_path / "good.wav", np.zeros(24_000, np.float32))
     write_wave(tmp_path / "empty.wav", np.zeros(0, np.float32))
     late = Recording(tmp_path / "good.wav", "late", (Word("late", 1.5, 1.6),))
@@ -132,7 +147,7 @@ def test_validation_counts_what_is_wrong_by_its_kind(tmp_path: Path) -> None:
         validate([late], None, "fail")
 
 
-def test_structural_faults_are_counted_among_the_others(tmp_path: Path) -> None:
+def test_invalid_lines_are_counted_with_other_problems(tmp_path: Path) -> None:
     write_wave(tmp_path / "good.wav", np.zeros(24_000, np.float32))
     good = '{"audio": "good.wav", "text": "one"}'
     (tmp_path / "all.jsonl").write_text(
@@ -161,7 +176,7 @@ def test_structural_faults_are_counted_among_the_others(tmp_path: Path) -> None:
         ((Word("one", 0.1, 0.4),), "words", "'one' in the words, 'onetwo' in the text"),
     ],
 )
-def test_words_are_those_of_the_text_in_order_within_the_audio(
+def test_words_match_the_text_and_are_in_order_within_the_audio(
     words: tuple[Word, ...], kind: str | None, message: str, tmp_path: Path
 ) -> None:
     write_wave(tmp_path / "good.wav", np.zeros(24_000, np.float32))
@@ -170,7 +185,7 @@ def test_words_are_those_of_the_text_in_order_within_the_audio(
     assert all(message in problem for _, problem in report.problems)
 
 
-def test_to_say_nothing_is_no_problem(tmp_path: Path) -> None:
+def test_a_recording_without_text_is_valid(tmp_path: Path) -> None:
     write_wave(tmp_path / "good.wav", np.zeros(24_000, np.float32))
     _, report = validate([Recording(tmp_path / "good.wav", text) for text in ("", "one", "...")], None, "skip")
     assert (report.good, report.wordless, report.counts()) == (2, 1, {"text": 1})

@@ -1,22 +1,23 @@
-"""JSONL manifests of recordings, and the word times that lie beside an audio file.
+"""JSONL manifests of recordings, and files of word times next to the audio.
 
-A line of a manifest is an object: `audio` (path, relative to the manifest), `text` ("" where nothing is said), and,
+A line of a manifest is an object: `audio` (path, relative to the manifest), `text` ("" for audio without speech), and,
 where known, `words` (`[text, start, end]`, seconds), `phones` (`[name, start]`), `seconds`, `speaker`, `lang`,
-`dataset`, `split`. Where a line has no words, a JSON file beside the audio is read, in the form of Kyutai's fine-tuning
-tool: `{"alignments": [[text, [start, end], speaker], ...]}`. One without `alignments` is somebody else's.
+`dataset`, `split`. Other keys are kept. Where a line has no words, they are read from a JSON file next to the audio, in
+the format of Kyutai's fine-tuning tool: `{"alignments": [[text, [start, end], speaker], ...]}`. A file without
+`alignments` is ignored.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slipstream.audio import SAMPLE_RATE, load
 from slipstream.data.tokenizer import plain_text
@@ -26,20 +27,27 @@ from slipstream.model.text import Tokenizer
 
 OnProblem = Literal["skip", "fail"]
 TIME_TOLERANCE = 0.1
-"""Seconds by which a time may lie after the audio's end: aligners round to frames, codecs cut a little."""
+"""Seconds by which a time may exceed the audio: aligners round to frames, and codecs cut a little."""
 
 _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
 
 
 class ManifestError(SlipstreamError):
-    """A line of a manifest cannot be used; the message names the file and the line."""
+    """A line of a manifest cannot be used. The message names the file and the line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """One line of a manifest. `seconds` is None until the audio was read; `words`, and `phones` (name, start) in
-    espeak-ng's mnemonics, are empty where times are unknown. `place` says which line of which manifest it was."""
+    """One line of a manifest.
+
+    Attributes:
+        words: empty where times are unknown.
+        phones: (name, start) in espeak-ng's mnemonics, empty where times are unknown.
+        seconds: length of the audio; None until it was read.
+        place: file and line number, for messages.
+        extra: other keys of the line, which are kept when the manifest is written.
+    """
 
     audio: Path
     text: str
@@ -51,17 +59,18 @@ class Recording:
     dataset: str = ""
     split: str = ""
     place: str = field(default="", compare=False)
+    extra: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def explain(self, problem: object) -> str:
-        """`problem` as a sentence that names the recording: by its place, and once by its audio."""
-        said = str(problem).removeprefix(f"{self.audio}: ")
-        return ": ".join(part for part in (self.place, str(self.audio), said) if part)
+        """Describe `problem` with the recording's place and, once, its audio file."""
+        text = str(problem).removeprefix(f"{self.audio}: ")
+        return ": ".join(part for part in (self.place, str(self.audio), text) if part)
 
 
 @dataclass
 class Report:
-    """What `validate` found: how many recordings are good (`wordless`: of them, those in which nothing is said), and
-    every problem by its kind."""
+    """What `validate` found: the number of good recordings, how many of them are without text (`wordless`), and every
+    problem with its kind."""
 
     good: int = 0
     wordless: int = 0
@@ -69,12 +78,12 @@ class Report:
     problems: list[tuple[str, str]] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
-        """How many problems there are of each kind."""
+        """Count the problems of each kind."""
         return dict(Counter(kind for kind, _ in self.problems))
 
 
 def read_manifest(path: Path) -> Iterator[Recording]:
-    """The recordings of a manifest. Raises `ManifestError` for a line that is not one."""
+    """Read the recordings of a manifest. Raises `ManifestError` for a line that is not a recording."""
     for line in read_lines(path):
         if isinstance(line, ManifestError):
             raise line
@@ -82,7 +91,7 @@ def read_manifest(path: Path) -> Iterator[Recording]:
 
 
 def read_lines(path: Path) -> Iterator[Recording | ManifestError]:
-    """The recordings of a manifest, and in place of each line that is not one the error that says why.
+    """Read the recordings of a manifest; a line that is not a recording yields the error instead.
 
     Raises `ManifestError` for a file that cannot be read as text.
     """
@@ -93,7 +102,7 @@ def read_lines(path: Path) -> Iterator[Recording | ManifestError]:
     except UnicodeDecodeError as error:
         number = error.object[: error.start].count(b"\n") + 1
         raise ManifestError(f"{path}, line {number}: not UTF-8; save the manifest in that encoding") from error
-    # Not `splitlines`: JSON may hold other separators of lines, such as U+2028, as they are.
+    # Not `splitlines`: JSON strings may contain other line separators, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
@@ -105,23 +114,23 @@ def read_lines(path: Path) -> Iterator[Recording | ManifestError]:
 def matching(
     recordings: Iterable[Recording], source: object, *, dataset: str | None = None, split: str | None = None
 ) -> Iterator[Recording]:
-    """The recordings of a dataset and a split (None: of any).
+    """Select the recordings of a dataset and a split (None: of any).
 
-    Raises `ManifestError` at the end when there was none, with what there is in `source`.
+    Raises `ManifestError` at the end if there was none; the message lists what `source` has.
     """
     wanted = {key: value for key, value in (("dataset", dataset), ("split", split)) if value is not None}
-    there: set[tuple[str, ...]] = set()
+    available: set[tuple[str, ...]] = set()
     found = False
     for recording in recordings:
         values = tuple(getattr(recording, key) for key in wanted)
-        there.add(values)
+        available.add(values)
         if values == tuple(wanted.values()):
             found = True
             yield recording
-    if not there:
+    if not available:
         raise ManifestError(f"{source}: has no recordings")
     if not found:
-        named = ", ".join("/".join(value or "(none)" for value in values) for values in sorted(there))
+        named = ", ".join("/".join(value or "(none)" for value in values) for values in sorted(available))
         asked = "/".join(wanted.values())
         raise ManifestError(f"{source}: no recording is of {'/'.join(wanted)} {asked!r}; there are {named}")
 
@@ -131,9 +140,9 @@ def each(
     make: Callable[[_Item], _Made],
     on_error: Callable[[_Item, SlipstreamError], None] | None = None,
 ) -> Iterator[_Made]:
-    """What `make` makes of each item. One that it cannot use goes to `on_error` with the error, and is left out.
+    """Apply `make` to each item. When it fails, `on_error` gets the item and the error, and the item is left out.
 
-    Raises the error without `on_error`, and a `BackendError` always: what is not installed is missing for all.
+    Raises the error if there is no `on_error`, and always a `BackendError`: a missing package fails for every item.
     """
     for item in items:
         try:
@@ -149,7 +158,7 @@ def each(
 
 
 def write_manifest(path: Path, recordings: Iterable[Recording]) -> None:
-    """Write recordings, their audio relative to the manifest where it lies below it."""
+    """Write recordings, with audio paths relative to the manifest where the audio is below its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as out:
         for recording in recordings:
@@ -157,12 +166,12 @@ def write_manifest(path: Path, recordings: Iterable[Recording]) -> None:
 
 
 def existing_recordings(path: Path) -> list[Recording]:
-    """The recordings of a manifest, none where it is not there. Raises as `read_manifest` does."""
+    """Read the recordings of a manifest if it exists. Raises as `read_manifest` does."""
     return list(read_manifest(path)) if path.exists() else []
 
 
 def add_to_manifest(path: Path, recordings: Iterable[Recording]) -> None:
-    """Write recordings after those that the manifest has, if it is there, and in place of those of the same audio."""
+    """Append recordings to a manifest, or create it; recordings of the same audio are replaced."""
     added = list(recordings)
     replaced = {recording.audio.resolve() for recording in added}
     kept = [earlier for earlier in existing_recordings(path) if earlier.audio.resolve() not in replaced]
@@ -170,7 +179,7 @@ def add_to_manifest(path: Path, recordings: Iterable[Recording]) -> None:
 
 
 def write_alignment(recording: Recording) -> Path:
-    """Write the words' times beside the audio, in the form of Kyutai's fine-tuning tool; gives the file's path."""
+    """Write the words' times next to the audio, in the format of Kyutai's fine-tuning tool; return the file's path."""
     path = recording.audio.with_suffix(".json")
     rows = [[word.text, [round(word.start, 3), round(word.end, 3)], "SPEAKER_MAIN"] for word in recording.words]
     path.write_text(json.dumps({"alignments": rows}, ensure_ascii=False), encoding="utf-8")
@@ -180,11 +189,11 @@ def write_alignment(recording: Recording) -> Path:
 def validate(
     lines: Iterable[Recording | ManifestError], tokenizer: Tokenizer | None, on_problem: OnProblem
 ) -> tuple[list[Recording], Report]:
-    """Read every recording's audio and check it against its text; gives the good ones and what was found.
+    """Read every recording's audio and check it against its text; return the good recordings and a report.
 
-    `lines`: of `read_lines`. Problems: `line` (is no recording), `audio` (cannot be decoded, or holds nothing), `text`
-    (no token comes out of it), `words` (are not those of the text), `times` (lie outside the audio, or go back).
-    Raises `ManifestError` at the first when `on_problem` is "fail".
+    `lines`: from `read_lines`. Kinds of problems: `line` (not a recording), `audio` (cannot be decoded, or is empty),
+    `text` (has no tokens), `words` (differ from the text), `times` (outside the audio, or not in order).
+    Raises `ManifestError` at the first problem if `on_problem` is "fail".
     """
     report, good = Report(), []
     for line in lines:
@@ -203,7 +212,7 @@ def validate(
 
 
 class _Problem(Exception):
-    """What is wrong with a line, and of which kind that is."""
+    """A problem of a line, and its kind."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -211,7 +220,7 @@ class _Problem(Exception):
 
 
 def _checked(line: Recording | ManifestError, tokenizer: Tokenizer | None) -> Recording:
-    """The recording with its length. Raises `_Problem`."""
+    """Return the recording with its length. Raises `_Problem`."""
     if isinstance(line, ManifestError):
         raise _Problem("line", str(line))
     try:
@@ -220,7 +229,7 @@ def _checked(line: Recording | ManifestError, tokenizer: Tokenizer | None) -> Re
         raise _Problem("audio", line.explain(error)) from error
     seconds = samples.shape[-1] / SAMPLE_RATE
     checks = (
-        ("audio", "" if seconds else "holds no samples"),
+        ("audio", "" if seconds else "has no samples"),
         ("text", _text_problem(line.text, tokenizer)),
         ("words", _words_problem(line)),
         ("times", _times_problem([(word.text, word.start, word.end) for word in line.words], seconds)),
@@ -235,20 +244,20 @@ def _checked(line: Recording | ManifestError, tokenizer: Tokenizer | None) -> Re
 def _text_problem(text: str, tokenizer: Tokenizer | None) -> str:
     plain = plain_text(text)
     if text.strip() and (not plain or (tokenizer is not None and not tokenizer.encode(plain))):
-        return f"no token comes out of {text!r}"
+        return f"the text {text!r} has no tokens"
     return ""
 
 
 def _words_problem(recording: Recording) -> str:
-    """Words are compared letter by letter: how a text is cut into them is the aligner's affair."""
+    """Compare words letter by letter: aligners may split a text differently."""
     if not recording.words:
         return ""
-    said, told = (_letters(text) for text in (" ".join(word.text for word in recording.words), recording.text))
-    if said == told:
+    words, text = (_letters(text) for text in (" ".join(word.text for word in recording.words), recording.text))
+    if words == text:
         return ""
-    first = next((i for i, (a, b) in enumerate(zip(said, told, strict=False)) if a != b), min(len(said), len(told)))
+    first = next((i for i, (a, b) in enumerate(zip(words, text, strict=False)) if a != b), min(len(words), len(text)))
     here = slice(max(0, first - 10), first + 20)
-    return f"the words are not the text's: {said[here]!r} in the words, {told[here]!r} in the text"
+    return f"the words differ from the text: {words[here]!r} in the words, {text[here]!r} in the text"
 
 
 def _letters(text: str) -> str:
@@ -257,50 +266,67 @@ def _letters(text: str) -> str:
 
 def _times_problem(spans: list[tuple[str, float, float]], seconds: float) -> str:
     for name, start, end in spans:
-        if not 0 <= start <= end <= seconds + TIME_TOLERANCE:  # false for NaN, too
+        if not 0 <= start <= end <= seconds + TIME_TOLERANCE:  # also false for NaN
             return f"{name!r} from {start} to {end} s in {seconds:.2f} s of audio"
     for (before, earlier, _), (name, start, _) in pairwise(spans):
         if start < earlier:
-            return f"{name!r} at {start} s comes after {before!r} at {earlier} s: they must be in order of time"
+            return f"{name!r} at {start} s comes after {before!r} at {earlier} s: they must be in chronological order"
     return ""
+
+
+class _Line(BaseModel):
+    """The known keys of a line; other keys are kept in `model_extra`."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    audio: str
+    text: str
+    words: list[tuple[str, float, float]] | None = None
+    phones: list[tuple[str, float]] | None = None
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    speaker: str | None = None
+    lang: str | None = None
+    dataset: str | None = None
+    split: str | None = None
+
+
+_EXPECTED = {
+    "words": "a list of [text, start, end] in seconds, or null",
+    "phones": "a list of [name, start] in seconds, or null",
+    "seconds": "a number from 0, or null",
+}
 
 
 def _recording(line: str, folder: Path, place: str) -> Recording:
     try:
-        raw = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{place}: not JSON: {error}") from error
-    if not isinstance(raw, dict) or not isinstance(raw.get("audio"), str) or not isinstance(raw.get("text"), str):
-        raise ManifestError(f"{place}: expected an object with the strings audio and text")
-    for key in ("speaker", "lang", "dataset", "split"):
-        if not isinstance(raw.get(key), (str, NoneType)):
-            raise ManifestError(f"{place}: {key} must be a string, or null, not {json.dumps(raw[key])}")
-    seconds = raw.get("seconds")
-    if seconds is not None and not (type(seconds) in (int, float) and 0 <= seconds < math.inf):
-        raise ManifestError(f"{place}: seconds must be a number from 0, or null, not {json.dumps(seconds)}")
-    audio = folder / raw["audio"]
-    try:
-        words = tuple(Word(str(w[0]), float(w[1]), float(w[2])) for w in raw.get("words") or ())
-        phones = tuple((str(p[0]), float(p[1])) for p in raw.get("phones") or ())
-    except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
-        raise ManifestError(
-            f"{place}: words must be [text, start, end] and phones [name, start], in seconds"
-        ) from error
+        raw = _Line.model_validate_json(line)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        if problem["type"] == "json_invalid":
+            raise ManifestError(f"{place}: not JSON: {problem['ctx']['error']}") from error
+        key = problem["loc"][0] if problem["loc"] else "audio"
+        if key in ("audio", "text"):
+            raise ManifestError(f"{place}: expected an object with the strings audio and text") from error
+        expected = _EXPECTED.get(str(key), "a string, or null")
+        raise ManifestError(f"{place}: {key} must be {expected}, not {json.dumps(problem['input'])}") from error
+    audio = folder / raw.audio
     return Recording(
         audio,
-        raw["text"],
-        words or _beside(audio, place),
-        phones,
-        seconds,
-        raw.get("speaker") or "",
-        raw.get("lang") or "en",
-        raw.get("dataset") or "",
-        raw.get("split") or "",
+        raw.text,
+        tuple(Word(*word) for word in raw.words or ()) or _alignment_file(audio, place),
+        tuple(raw.phones or ()),
+        raw.seconds,
+        raw.speaker or "",
+        raw.lang or "en",
+        raw.dataset or "",
+        raw.split or "",
         place,
+        raw.model_extra or {},
     )
 
 
-def _beside(audio: Path, place: str) -> tuple[Word, ...]:
+def _alignment_file(audio: Path, place: str) -> tuple[Word, ...]:
+    """The words of the JSON file next to the audio, if there is one with `alignments`."""
     path = audio.parent / f"{audio.stem}.json"
     if not path.is_file():
         return ()
@@ -310,10 +336,10 @@ def _beside(audio: Path, place: str) -> tuple[Word, ...]:
             return ()
         return tuple(Word(str(text), float(span[0]), float(span[1])) for text, span, *_ in raw["alignments"])
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ManifestError(f"{place}: {path}, beside the audio, cannot be read as JSON: {error}") from error
+        raise ManifestError(f"{place}: {path}, next to the audio, cannot be read as JSON: {error}") from error
     except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
         raise ManifestError(
-            f"{place}: {path}, beside the audio: alignments must be [[text, [start, end], speaker], ...], in seconds"
+            f"{place}: {path}, next to the audio: alignments must be [[text, [start, end], speaker], ...], in seconds"
         ) from error
 
 
@@ -330,4 +356,5 @@ def _line(recording: Recording, folder: Path) -> dict[str, Any]:
         "dataset": recording.dataset,
         "split": recording.split,
     }
-    return {key: value for key, value in line.items() if key == "text" or value not in (None, "", [])}
+    known = {key: value for key, value in line.items() if key == "text" or value not in (None, "", [])}
+    return known | recording.extra
