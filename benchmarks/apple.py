@@ -30,8 +30,8 @@ from moshi_mlx.utils import Sampler
 from slipstream.backends.mlx.build import build_lm
 from slipstream.backends.mlx.runner import MLXRunner
 from slipstream.backends.mlx.state import Ring, commit
-from slipstream.checkpoints.kyutai import codec_table
-from slipstream.checkpoints.kyutai_config import dump_kyutai
+from slipstream.checkpoints.kyutai import dump_kyutai
+from slipstream.checkpoints.mimi import codec_table
 from slipstream.checkpoints.mlx import lm_table, quantized
 from slipstream.checkpoints.presets import PRESETS
 from slipstream.checkpoints.quantization import GROUP_SIZES

@@ -38,7 +38,8 @@ from slipstream.backends.onnx.lm import lm_model
 from slipstream.backends.onnx.runner import OnnxRunner
 from slipstream.backends.onnx.session import open_session, physical_cores
 from slipstream.backends.onnx.streams import LMStreams
-from slipstream.checkpoints.kyutai_config import dump_codec, dump_kyutai
+from slipstream.checkpoints.kyutai import dump_kyutai
+from slipstream.checkpoints.mimi import dump_codec
 from slipstream.checkpoints.presets import PRESETS
 from slipstream.checkpoints.sources import resolve
 from slipstream.data.manifest import read_manifest

@@ -50,7 +50,8 @@ from slipstream.backends.torch.lm import LM
 from slipstream.backends.torch.mimi import Codebook, Mimi
 from slipstream.backends.torch.runner import SlotState, TorchRunner
 from slipstream.backends.torch.state import State
-from slipstream.checkpoints.kyutai_config import dump_codec, dump_kyutai
+from slipstream.checkpoints.kyutai import dump_kyutai
+from slipstream.checkpoints.mimi import dump_codec
 from slipstream.checkpoints.presets import PRESETS
 from slipstream.engine.engine import Engine, StepReport
 from slipstream.engine.live import LiveSession

@@ -23,7 +23,8 @@ import torch
 from slipstream.backends.torch.lm import LM
 from slipstream.backends.torch.mimi import Mimi
 from slipstream.backends.torch.state import State, commit
-from slipstream.checkpoints.kyutai_config import dump_codec, dump_kyutai
+from slipstream.checkpoints.kyutai import dump_kyutai
+from slipstream.checkpoints.mimi import dump_codec
 from slipstream.checkpoints.presets import PRESETS
 from slipstream.model.config import STTConfig
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tests.models import codec_config, lm_config, mel_codec_config
 
-from slipstream.checkpoints import kyutai, mlx, transformers
+from slipstream.checkpoints import kyutai, mimi, mlx, transformers
 from slipstream.checkpoints.layouts import LAYOUTS, fitting, get_layout
 from slipstream.checkpoints.mimi import numbered
 from slipstream.checkpoints.tables import Table
@@ -153,7 +153,7 @@ def test_names_of_the_published_mimi() -> None:
     ],
 )
 def test_other_spellings_of_the_moshi_package_are_read(published: str, other: str) -> None:
-    table = kyutai.codec_table(codec_config())
+    table = mimi.codec_table(codec_config())
     ours = bits(codec_shapes(codec_config()), np.dtype(np.float32))
     theirs = {name.replace(published, other): array for name, array in table.write(ours).items()}
     assert any(other in name for name in theirs)

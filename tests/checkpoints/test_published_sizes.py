@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from slipstream.checkpoints.kyutai import codec_table, lm_table
+from slipstream.checkpoints.kyutai import lm_table
+from slipstream.checkpoints.mimi import codec_table
 from slipstream.checkpoints.presets import PRESETS
 from slipstream.checkpoints.tables import Table
 

@@ -20,10 +20,11 @@ import pytest
 from tests.models import stt_config
 
 from slipstream.checkpoints import sources
-from slipstream.checkpoints.kyutai_config import dump_codec, dump_kyutai
+from slipstream.checkpoints.kyutai import dump_kyutai
+from slipstream.checkpoints.mimi import dump_codec
 from slipstream.checkpoints.sources import Adapter, Sources, built_in_models, resolve
 from slipstream.checkpoints.tensors import write_tensors
-from slipstream.checkpoints.transformers_config import dump_config
+from slipstream.checkpoints.transformers import dump_config
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import FileNames
 

@@ -10,7 +10,7 @@ import huggingface_hub.constants
 import pytest
 from tests.cli.conftest import Outcome
 
-from slipstream.checkpoints.kyutai_config import dump_kyutai
+from slipstream.checkpoints.kyutai import dump_kyutai
 from slipstream.checkpoints.presets import PRESETS
 from slipstream.cli.models import known_models, production_hint
 

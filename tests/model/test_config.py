@@ -13,19 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.models import CODECS, codec_config, lm_config, mel_codec_config, stt_config
 
-from slipstream.checkpoints.kyutai_config import (
-    UNUSED_LM_KEYS,
+from slipstream.checkpoints.kyutai import (
+    KyutaiLM,
     delay_in_frames,
-    dump_codec,
     dump_kyutai,
     hidden_scale,
-    parse_codec,
     parse_kyutai,
-    read_config,
 )
+from slipstream.checkpoints.mimi import dump_codec, parse_codec
 from slipstream.checkpoints.presets import PRESETS
-from slipstream.checkpoints.rust_model import parse_rust_model
-from slipstream.checkpoints.schema import read_toml
+from slipstream.checkpoints.rust import parse_rust_model
 from slipstream.errors import ConfigError
 from slipstream.model.config import (
     CodecConfig,
@@ -38,6 +35,7 @@ from slipstream.model.config import (
     TransformerConfig,
     WhisperConfig,
 )
+from slipstream.schema import read_toml
 
 # The config.json of kyutai/stt-2.6b-en.
 PUBLISHED_2_6B: dict[str, Any] = {
@@ -196,7 +194,7 @@ def test_rust_server_model_is_the_same_lm(rust_model: dict[str, Any]) -> None:
     assert parse_rust_model(rust_model) == PRESETS["kyutai/stt-1b-en_fr-candle"].lm
 
 
-@pytest.mark.parametrize("key", sorted(PUBLISHED_1B.keys() | UNUSED_LM_KEYS))
+@pytest.mark.parametrize("key", sorted(PUBLISHED_1B.keys() | KyutaiLM.ignored))
 def test_every_published_key_is_known(key: str) -> None:
     raw = {**PUBLISHED_1B, key: PUBLISHED_1B.get(key)}
     assert parse_kyutai(raw) == PRESETS["kyutai/stt-1b-en_fr-candle"]
@@ -219,28 +217,6 @@ def test_a_model_may_say_when_its_turns_end() -> None:
     raw["stt_config"]["end_of_turn_above"] = 85
     with pytest.raises(ConfigError, match="end_of_turn_above"):
         parse_kyutai(raw)
-
-
-def test_read_names_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(PUBLISHED_1B))
-    assert read_config(path) == PRESETS["kyutai/stt-1b-en_fr-candle"]
-    path.write_text(json.dumps({**PUBLISHED_1B, "dims": 3}))
-    with pytest.raises(ConfigError, match=r"config\.json: unknown key 'dims' .* 'dim'"):
-        read_config(path)
-    path.write_text("{")
-    with pytest.raises(ConfigError, match="not JSON"):
-        read_config(path)
-    with pytest.raises(ConfigError, match="no such file"):
-        read_config(tmp_path / "none.json")
-
-
-def test_read_takes_the_codec_from_the_file_that_is_named(tmp_path: Path) -> None:
-    config = stt_config()
-    (tmp_path / "mimi.json").write_text(json.dumps(dump_codec(config.codec)))
-    named = config.model_copy(update={"files": FileNames(codec_config="mimi.json")})
-    (tmp_path / "config.json").write_text(json.dumps(dump_kyutai(named)))
-    assert read_config(tmp_path / "config.json") == named
 
 
 # ------------------------------------------------------------------------------------------------------- wrong values
@@ -402,14 +378,14 @@ def test_conditioners_are_read_as_config_json_and_as_the_rust_server_write_them(
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("lut", "conditioners.delay must be a table, not 'lut'"),
-        ({"type": "text"}, "conditioners.delay.type='text': expected one of "),
-        ({}, "conditioners.delay.type=None"),
+        ("lut", "conditioners: delay must be a table, not 'lut'"),
+        ({"type": "text"}, "conditioners.delay.type='text' is not supported: expected 'continuous', 'lut' or 'tensor'"),
+        ({}, "conditioners.delay lacks type"),
         (changed(LUT, "lut.dim", "8"), "conditioners.delay.lut: dim must be a whole number above 0, not '8'"),
         (changed(LUT, "lut.n_bin", 8), "unknown key 'n_bin' in conditioners.delay.lut; did you mean 'n_bins'"),
         (changed(LUT, "dim", 8), "unknown key 'dim' in conditioners.delay"),
         (changed(LUT, "lut.tokenizer", "whitespace"), "only 'noop' is supported"),
-        (changed(LUT, "lut.n_bins", None), "conditioners.delay lacks n_bins"),
+        (changed(LUT, "lut.n_bins", None), "conditioners.delay.lut lacks n_bins"),
         (changed(LUT, "lut.n_bins", 1), "2 values do not fit 1 bins"),
         (changed(CONTINUOUS, "continuous.dim", 3), "conditioners.0: a continuous condition needs an even dim"),
     ],
@@ -445,10 +421,10 @@ def test_wrong_fuser_names_what_is_wrong(fuser: dict[str, Any], message: str) ->
         ("seanet.n_filter", 1, "unknown key 'n_filter' in seanet; did you mean 'n_filters'"),
         ("seanet.n_filters", "64", "seanet: n_filters must be a whole number above 0, not '64'"),
         ("seanet.ratios", 8, "seanet: ratios must be a list, not 8"),
-        ("seanet.ratios", ["8"], "ratios.0: .*valid integer"),
+        ("seanet.ratios", ["8"], "seanet.ratios.0 must be a whole number, not '8'"),
         ("seanet.ratios", [7, 6, 5, 4], "does not divide a frame"),
         ("seanet.pad_mode", "reflect", "only 'constant' is supported"),
-        ("seanet.dimension", 256, r"seanet.dimension=256 must be the Transformers' width, d_model=512"),
+        ("seanet.dimension", 256, r"seanet.dimension=256 cannot be run here: only 512 is supported, the width d_model"),
         ("transformer.d_model", None, "transformer lacks d_model"),
         ("transformer.max_period", "1e4", "transformer: max_period must be a number above 0"),
         ("transformer.gating", "silu", "only 'none' is supported"),
@@ -498,7 +474,7 @@ def test_own_form_of_a_codec_is_checked_too() -> None:
     assert parse_codec(dumped) == mel_codec_config()
     with pytest.raises(ConfigError, match="unknown key 'num_filter' in the codec's config; did you mean 'num_filters'"):
         parse_codec({**dumped, "num_filter": 3})
-    with pytest.raises(ConfigError, match=r"num_filters: .*valid integer"):
+    with pytest.raises(ConfigError, match="num_filters must be a whole number, not '3'"):
         parse_codec({**dumped, "num_filters": "3"})
 
 
@@ -508,13 +484,13 @@ def test_own_form_of_a_codec_is_checked_too() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("audio_codebook", 32, "unknown key 'audio_codebook' in the model table; did you mean 'audio_codebooks'"),
-        ("audio_codebooks", None, "the model table lacks audio_codebooks"),
+        ("audio_codebook", 32, "unknown key 'audio_codebook' in model; did you mean 'audio_codebooks'"),
+        ("audio_codebooks", None, "model lacks audio_codebooks"),
         ("text_in_vocab_size", "8001", "text_in_vocab_size must be a whole number above 0, not '8001'"),
         ("text_in_vocab_size", 8000, r"text_in_vocab_size=8000 must be text_out_vocab_size \+ 1 = 8001"),
         ("audio_vocab_size", 1, "leaves no audio token"),
         ("depformer", {"num_slices": 8}, "a speech-to-text model has none"),
-        ("transformer", 3, "the model table: transformer must be a table, not 3"),
+        ("transformer", 3, "model: transformer must be a table, not 3"),
         ("transformer.d_models", 1, "unknown key 'd_models' in model.transformer; did you mean 'd_model'"),
         ("transformer.d_model", "2048", "model.transformer: d_model must be a whole number above 0"),
         ("transformer.max_period", None, "model.transformer lacks max_period"),

@@ -18,8 +18,8 @@ import moshi.models  # noqa: E402
 from tests.models import codec_config, random_weights  # noqa: E402
 
 from slipstream.backends.torch.build import build_codec, build_lm  # noqa: E402
-from slipstream.checkpoints.kyutai import codec_table, lm_table  # noqa: E402
-from slipstream.checkpoints.kyutai_config import dump_codec, dump_kyutai  # noqa: E402
+from slipstream.checkpoints.kyutai import dump_kyutai, lm_table  # noqa: E402
+from slipstream.checkpoints.mimi import codec_table, dump_codec  # noqa: E402
 from slipstream.model.config import CodecConfig, LMConfig, STTConfig  # noqa: E402
 from slipstream.model.names import codec_shapes, lm_shapes  # noqa: E402
 

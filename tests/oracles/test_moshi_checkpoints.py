@@ -11,7 +11,7 @@ from tests.models import lm_config, random_model, stt_config
 from tests.oracles.moshi_oracle import moshi, torch
 
 from slipstream.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from slipstream.checkpoints.kyutai_config import dump_codec
+from slipstream.checkpoints.mimi import dump_codec
 from slipstream.model.config import ConditionerConfig, STTConfig
 
 CONDITIONERS = (

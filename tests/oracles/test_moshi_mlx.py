@@ -29,8 +29,8 @@ from slipstream.backends.mlx.lm import LM  # noqa: E402
 from slipstream.backends.torch.build import build_codec as build_torch_codec  # noqa: E402
 from slipstream.backends.torch.build import build_lm as build_torch_lm  # noqa: E402
 from slipstream.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
-from slipstream.checkpoints.kyutai import codec_table  # noqa: E402
-from slipstream.checkpoints.kyutai_config import dump_kyutai  # noqa: E402
+from slipstream.checkpoints.kyutai import dump_kyutai  # noqa: E402
+from slipstream.checkpoints.mimi import codec_table  # noqa: E402
 from slipstream.checkpoints.mlx import lm_table  # noqa: E402
 from slipstream.checkpoints.quantization import GROUP_SIZES  # noqa: E402
 from slipstream.checkpoints.tensors import write_tensors  # noqa: E402

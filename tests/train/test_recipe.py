@@ -179,7 +179,7 @@ def _check_going_on(root: Path) -> None:
 def test_an_unknown_key_is_named(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text(CODEC.format(root=tmp_path).replace("rows = 2", "rows = 2\nlearnig_rate = 1.0"), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"unknown key 'learnig_rate' in \[run\]; did you mean 'learning_rate'\?"):
+    with pytest.raises(ConfigError, match=r"unknown key 'learnig_rate' in run; did you mean 'learning_rate'\?"):
         read_run(path, CodecRun)
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slipstream.checkpoints import eight_bit, mlx
-from slipstream.checkpoints.kyutai_config import dump_codec, dump_kyutai
+from slipstream.checkpoints.kyutai import dump_kyutai
 from slipstream.checkpoints.layouts import LAYOUTS, fitting, get_layout
 from slipstream.checkpoints.lora import fuse
+from slipstream.checkpoints.mimi import dump_codec
 from slipstream.checkpoints.quantization import GROUP_SIZES
 from slipstream.checkpoints.sources import Origin, Ref, Sources, resolve
 from slipstream.checkpoints.tensors import DTYPES, Array, Tensors, read_tensors, write_tensors
-from slipstream.checkpoints.transformers import EXTRAS_FILE, is_extra, with_unread_codebooks
-from slipstream.checkpoints.transformers_config import dump_config
+from slipstream.checkpoints.transformers import EXTRAS_FILE, dump_config, is_extra, with_unread_codebooks
 from slipstream.errors import CheckpointError
 from slipstream.model.config import CodecConfig, FileNames, LMConfig, STTConfig
 

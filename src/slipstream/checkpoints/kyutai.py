@@ -1,32 +1,328 @@
-"""Kyutai's PyTorch layout, which their Rust server reads too: the `moshi` package's names.
+"""Kyutai's PyTorch format: `config.json`, and the LM's tensors under the names of the `moshi` package.
 
-Kyutai publish one spelling of the attention's projections (`in_proj_weight`), their package's modules have another
-(`in_projs.0.weight`): both are read, the published one is written, which every runtime of theirs understands.
+The Rust server reads the same tensors. The codec's file is described in `mimi`.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from slipstream.checkpoints.eight_bit import unpacked
-from slipstream.checkpoints.mimi import codebook_flags, numbered, whisper_entries
+from slipstream.checkpoints.mimi import ATTENTION_ALIASES, dump_codec, parse_codec
 from slipstream.checkpoints.tables import Entries, Same, Stacked, Table, make_rules
 from slipstream.checkpoints.tensors import read_tensors
-from slipstream.model.config import CodecConfig, LMConfig
-from slipstream.model.names import codec_shapes, lm_shapes
+from slipstream.errors import ConfigError
+from slipstream.model.config import END_OF_TURN_ABOVE, CodecConfig, ConditionerConfig, LMConfig, STTConfig
+from slipstream.model.names import lm_shapes
+from slipstream.schema import (
+    Count,
+    Natural,
+    NonNegativeNumber,
+    Number,
+    PositiveNumber,
+    Section,
+    parse,
+)
 
 logger = logging.getLogger(__name__)
 
-_ALIASES = (
-    (r"self_attn\.in_proj(s\.0)?\.weight$", "self_attn.in_proj_weight"),
-    (r"self_attn\.out_projs\.0\.weight$", "self_attn.out_proj.weight"),
-    # Codebooks of older checkpoints.
-    (r"_codebook\.inited$", "_codebook._initialized"),
-    (r"_codebook\.cluster_size$", "_codebook.cluster_usage"),
-    (r"_codebook\.embed(ding)?_(avg|sum)$", "_codebook.embedding_sum"),
-)
+# ----------------------------------------------------------------------------------------------------- config.json
+
+
+class ConditionerBody(Section):
+    """The parameters of a conditioner."""
+
+    dim: Count
+    scale_factor: Number | None = None
+    max_period: PositiveNumber | None = None
+    num_bins: Count | None = Field(None, alias="n_bins")
+    tokenizer: Literal["noop"] | None = None
+    possible_values: list[str] | None = None
+    init_scale: Number | None = None
+
+    def config(self, name: str, kind: str) -> dict[str, Any]:
+        """The fields of a `ConditionerConfig`."""
+        fields = {"dim", "num_bins", "possible_values"} if kind == "lut" else {"dim", "scale_factor", "max_period"}
+        return {"name": name, "kind": kind, **self.model_dump(include=fields, exclude_none=True)}
+
+
+class _Lut(ConditionerBody):
+    num_bins: Count = Field(alias="n_bins")
+
+
+class _Conditioner(Section):
+    """A conditioner: its type, and its parameters in a table of that name."""
+
+    type: Literal["continuous", "lut", "tensor"]
+    continuous: ConditionerBody | None = None
+    lut: _Lut | None = None
+    tensor: ConditionerBody | None = None
+
+
+class _Fuser(Section):
+    sum: list[str] | None = None
+    cross: list[str] | None = None
+    prepend: list[str] | None = None
+    cross_attention_pos_emb: bool | None = None
+    cross_attention_pos_emb_scale: PositiveNumber | None = None
+
+
+class _Sampling(Section):
+    audio_temperature: NonNegativeNumber = Field(0.0, alias="temp")
+    temperature: NonNegativeNumber = Field(0.0, alias="temp_text")
+    audio_top_k: Natural = Field(0, alias="top_k")
+    top_k: Natural = Field(0, alias="top_k_text")
+    cfg_coef: NonNegativeNumber | None = None
+
+
+class _Stt(Section):
+    delay_seconds: NonNegativeNumber = Field(alias="audio_delay_seconds")
+    silence_prefix_seconds: NonNegativeNumber = Field(0.0, alias="audio_silence_prefix_seconds")
+    delay_frames: Natural | None = None
+    condition_values: dict[str, Any] | None = None
+    end_of_turn_above: NonNegativeNumber | None = None
+
+
+class KyutaiLM(Section):
+    """The keys of `config.json` that describe the LM.
+
+    Keys with a default value other than None are written. A `Literal` has the values for which the computation here
+    is that of the checkpoint.
+    """
+
+    # They shape parts that a speech-to-text model does not have (dep_q is 0).
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        {
+            *(f"depformer_{part}" for part in ("causal", "context", "dim", "dim_feedforward", "gating", "layer_scale")),
+            *(f"depformer_{part}" for part in ("low_rank_embeddings", "max_period", "multi_linear", "norm")),
+            *(f"depformer_{part}" for part in ("num_heads", "num_layers", "pos_emb", "weights_per_step")),
+            "depformer_weights_per_step_schedule",
+            "gradient_checkpointing",
+            "tts_config",
+        }
+    )
+    audio_vocab: Count = Field(alias="card")
+    num_codebooks: Count = Field(alias="n_q")
+    dep_q: Literal[0] = 0
+    delays: list[int] | None = None
+    dim: Count
+    text_vocab: Count = Field(alias="text_card")
+    existing_text_padding_id: Literal[3] = 3
+    existing_text_end_padding_id: Literal[0] | None = None
+    num_heads: Count
+    num_layers: Count
+    hidden_scale: PositiveNumber = 4.0
+    causal: Literal[True] = True
+    layer_scale: None = None
+    context: Count
+    max_period: PositiveNumber = 10_000.0
+    gating: Literal["silu"] = "silu"
+    norm: Literal["rms_norm_f32"] = "rms_norm_f32"
+    positional_embedding: Literal["rope"] = "rope"
+    conditioners: dict[str, _Conditioner] = Field({})
+    fuser: _Fuser | None = None
+    cross_attention: Literal[False] = False
+    pause_heads: Natural = Field(0, alias="extra_heads_num_heads")
+    pause_classes: Count = Field(6, alias="extra_heads_dim")
+    model_type: Literal["stt"] = "stt"
+    demux_second_stream: Literal[False] | None = None
+    demux_second_text_stream: Literal[False] | None = None
+    bias_proj: Literal[False] | None = None
+    kv_repeat: Literal[1] | None = None
+    norm_emb: Literal[False] | None = None
+    quantize: Literal[False] | None = None
+    text_card_out: None = None
+    lora: bool | None = None
+    lora_file: str | None = Field(None, alias="lora_name")
+    lora_rank: Count | None = None
+    lora_scaling: PositiveNumber | None = None
+    lm_file: str | None = Field(None, alias="moshi_name")
+    codec_file: str | None = Field(None, alias="mimi_name")
+    codec_config_file: str | None = Field(None, alias="mimi_config_name")
+    tokenizer_file: str | None = Field(None, alias="tokenizer_name")
+    model_id: dict[str, Any] = Field({})
+    sampling: _Sampling | None = Field(None, alias="lm_gen_config")
+    stt: Any = Field(None, alias="stt_config")
+
+    def lm(self) -> LMConfig:
+        """The canonical configuration of the LM. Raises `ConfigError` for values that contradict each other."""
+        if any(self.delays or ()):
+            raise ConfigError(f"delays={self.delays}: all codebooks of a speech-to-text model have delay 0")
+        if self.delays and len(self.delays) != self.num_codebooks + 1:
+            raise ConfigError(f"delays has {len(self.delays)} entries, expected n_q + 1 = {self.num_codebooks + 1}")
+        fuser, names = self.fuser or _Fuser(), list(self.conditioners)
+        for method in ("cross", "prepend"):
+            if unsupported := getattr(fuser, method):
+                raise ConfigError(f"fuser.{method}={unsupported}: only summed conditions are supported (fuser.sum)")
+        if fuser.sum is not None and sorted(fuser.sum) != sorted(names):
+            raise ConfigError(f"fuser.sum={fuser.sum} must name each of the conditioners {names}, and no other")
+        feed_forward = int(self.hidden_scale * self.dim)
+        shared = {"audio_vocab", "num_codebooks", "text_vocab", "pause_heads", "pause_classes"}
+        fields = {
+            "transformer": {
+                **self.model_dump(include={"dim", "num_heads", "num_layers", "context", "max_period"}),
+                # A gated layer keeps the parameter count of a plain one of that width; see `ActivationGating` upstream.
+                "ffn_dim": 21 * self.dim // 8 if feed_forward == 4 * self.dim else 2 * feed_forward // 3,
+                "norm": "rms_norm",
+                "gated": True,
+            },
+            "conditioners": [_conditioner(name, spec) for name, spec in self.conditioners.items()],
+            **self.model_dump(include=shared),
+        }
+        return parse(LMConfig, fields, "config.json")
+
+
+class KyutaiConfig(KyutaiLM):
+    """A whole `config.json`."""
+
+    stt: _Stt = Field(alias="stt_config")
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The fields of a `FileNames`."""
+        names = self.model_dump(include={f"{part}_file" for part in _FILES}, exclude_none=True)
+        return {name.removesuffix("_file"): file for name, file in names.items()}
+
+
+_FILES = ("lm", "codec", "codec_config", "tokenizer", "lora")
+# Parts that a speech-to-text model does not have, as Kyutai write them.
+_DEPFORMER = {
+    "depformer_dim": 1024,
+    "depformer_num_heads": 16,
+    "depformer_num_layers": 6,
+    "depformer_dim_feedforward": None,
+    "depformer_multi_linear": True,
+    "depformer_pos_emb": "none",
+    "depformer_weights_per_step": True,
+}
+# The frames of each published delay, as the published server counts them; other delays are rounded down.
+_PUBLISHED_DELAY_FRAMES = {0.5: 6, 2.5: 32}
+
+
+def delay_in_frames(seconds: float, frame_rate: float = 12.5) -> int:
+    """Frames of text delay for a delay in seconds, as the published server counts them."""
+    # Rounded first: 2.32 * 12.5 is slightly less than 29.
+    return _PUBLISHED_DELAY_FRAMES.get(seconds, math.floor(round(seconds * frame_rate, 6)))
+
+
+def parse_kyutai(raw: Mapping[str, Any], codec: Mapping[str, Any] | None = None) -> STTConfig:
+    """Turn the content of a published `config.json` into an `STTConfig`.
+
+    Args:
+        raw: The content of the file.
+        codec: The content of the codec's own file, for a codec other than the published Mimi.
+
+    Raises:
+        ConfigError: A key or value is wrong; the message describes every problem.
+    """
+    file = parse(KyutaiConfig, raw, "config.json")
+    codec_config = parse_codec(codec) if codec is not None else CodecConfig()
+    stt = file.stt.model_dump(exclude_none=True)
+    fields = {
+        "delay_frames": delay_in_frames(file.stt.delay_seconds, codec_config.frame_rate),
+        **stt,
+        "codec": codec_config.model_dump(),
+        "lm": file.lm().model_dump(),
+        "sampling": file.sampling.model_dump(include={"temperature", "top_k"}) if file.sampling else {},
+        "files": file.files,
+        "model_id": file.model_id,
+    }
+    return parse(STTConfig, fields, "config.json")
+
+
+def parse_lm(raw: Mapping[str, Any]) -> LMConfig:
+    """The LM that a published `config.json` describes; `stt_config` may be missing. Raises `ConfigError`."""
+    return parse(KyutaiLM, raw, "config.json").lm()
+
+
+def dump_kyutai(config: STTConfig) -> dict[str, Any]:
+    """The inverse of `parse_kyutai`: the content of a `config.json`, which Kyutai's loaders read too.
+
+    Raises `ConfigError` for an LM that the file cannot describe.
+    """
+    lm, transformer = config.lm, config.lm.transformer
+    if transformer.norm != "rms_norm" or not transformer.gated or transformer.layer_scale:
+        raise ConfigError("config.json can only describe an LM with RMSNorm, gated feed-forwards and no LayerScale")
+    names = [conditioner.name for conditioner in lm.conditioners]
+    threshold = config.end_of_turn_above
+    sampling = config.sampling.model_dump()
+    file = KyutaiConfig.model_construct(
+        **{name: getattr(lm, name) for name in KyutaiConfig.model_fields if name in LMConfig.model_fields},
+        **{name: getattr(transformer, name) for name in ("dim", "num_heads", "num_layers", "context", "max_period")},
+        **{f"{name}_file": getattr(config.files, name) for name in _FILES},
+    )
+    written = file.model_dump(by_alias=True, exclude_none=True, exclude={"conditioners", "fuser", "sampling", "stt"})
+    stt: dict[str, Any] = {
+        "audio_delay_seconds": config.delay_seconds,
+        "audio_silence_prefix_seconds": config.silence_prefix_seconds,
+        "delay_frames": config.delay_frames,
+    }
+    if config.condition_values:
+        stt["condition_values"] = dict(config.condition_values)
+    if threshold != END_OF_TURN_ABOVE:
+        stt["end_of_turn_above"] = threshold
+    return {
+        **written,
+        **_DEPFORMER,
+        "delays": [0] * (lm.num_codebooks + 1),
+        "hidden_scale": hidden_scale(transformer.dim, transformer.ffn_dim),
+        "layer_scale": None,
+        "conditioners": {c.name: _dump_conditioner(c) for c in lm.conditioners},
+        "model_id": config.model_id,
+        "lm_gen_config": {
+            "temp": sampling["temperature"],
+            "temp_text": sampling["temperature"],
+            "top_k": sampling["top_k"],
+            "top_k_text": sampling["top_k"],
+        },
+        "stt_config": stt,
+        **({"fuser": {"sum": names, "cross": [], "prepend": []}} if names else {}),
+    }
+
+
+def dump_files(config: STTConfig) -> dict[str, dict[str, Any]]:
+    """The configuration files, by name: `config.json`, and the codec's own file if `config.files` names one."""
+    codec = {config.files.codec_config: dump_codec(config.codec)} if config.files.codec_config else {}
+    return {"config.json": dump_kyutai(config), **codec}
+
+
+def hidden_scale(dim: int, ffn_dim: int) -> float:
+    """The scale from which `parse_kyutai` gets this feed-forward width. Raises `ConfigError` if there is none."""
+    if ffn_dim == 21 * dim // 8:
+        return 4
+    for feed_forward in ((3 * ffn_dim + 1) // 2, 3 * ffn_dim // 2 + 1):
+        if 2 * feed_forward // 3 == ffn_dim and feed_forward != 4 * dim:
+            scale = feed_forward / dim
+            return scale if int(scale * dim) == feed_forward else math.nextafter(scale, math.inf)
+    raise ConfigError(f"config.json has no hidden_scale for a feed-forward width of {ffn_dim} with dim={dim}")
+
+
+def _conditioner(name: str, spec: _Conditioner) -> dict[str, Any]:
+    body: ConditionerBody | None = getattr(spec, spec.type)
+    if body is None:
+        raise ConfigError(f"conditioners.{name} lacks {spec.type}")
+    return body.config(name, spec.type)
+
+
+def _dump_conditioner(conditioner: ConditionerConfig) -> dict[str, Any]:
+    body: dict[str, Any] = {"dim": conditioner.dim}
+    if conditioner.kind == "continuous":
+        body |= {"scale_factor": conditioner.scale_factor, "max_period": conditioner.max_period}
+    elif conditioner.kind == "lut":
+        values = list(conditioner.possible_values)
+        body |= {"n_bins": conditioner.num_bins, "tokenizer": "noop", "possible_values": values}
+    return {"type": conditioner.kind, conditioner.kind: body}
+
+
+# --------------------------------------------------------------------------------------------------------- tensors
+
 _SURPLUS = r"(emb|extra_heads)\.\d+\.weight$"
 
 
@@ -50,39 +346,9 @@ def lm_table(config: LMConfig) -> Table:
         "text_linear.weight": Same("text_linear.weight"),
         "pause_heads.weight": Stacked("extra_heads.{k}.weight", config.pause_heads),
     }
-    # `depformer_in` is there in models that were trained to speak too; nothing reads it.
+    # Models that were trained to speak too have `depformer_in`, which is not used here.
     rules = make_rules(lm_shapes(config), entries)
-    return Table(rules, aliases=_ALIASES, skipped=r"depformer_in\.", surplus=_SURPLUS, decode=unpacked)
-
-
-def codec_table(config: CodecConfig) -> Table:
-    """Mimi's tensors in the one file that all of Kyutai's repositories hold, whatever the LM's layout is."""
-    entries: Entries = {
-        **whisper_entries(config),
-        "downsample.weight": Same("downsample.conv.conv.conv.weight"),
-        "upsample.weight": Same("upsample.convtr.convtr.convtr.weight"),
-        "decoder.{n}.resample.{leaf}": Same("decoder.model.{n}.convtr.convtr.{leaf}"),
-    }
-    for side in ("encoder", "decoder"):
-        layer = f"{side}_transformer.transformer.layers.{{i}}."
-        entries |= {
-            f"{side}.{{n}}.{{leaf}}": Same(f"{side}.model.{{n}}.conv.conv.{{leaf}}"),
-            f"{side}.{{n}}.block.{{b}}.{{leaf}}": Same(f"{side}.model.{{n}}.block.{{b}}.conv.conv.{{leaf}}"),
-            f"{side}_transformer.layers.{{i}}.{{norm}}.{{leaf}}": Same(layer + "{norm}.{leaf}"),
-            f"{side}_transformer.layers.{{i}}.attn.in_proj.weight": Same(layer + "self_attn.in_proj_weight"),
-            f"{side}_transformer.layers.{{i}}.attn.out_proj.weight": Same(layer + "self_attn.out_proj.weight"),
-            f"{side}_transformer.layers.{{i}}.ffn.linear_in.weight": Same(layer + "linear1.weight"),
-            f"{side}_transformer.layers.{{i}}.ffn.linear_out.weight": Same(layer + "linear2.weight"),
-            f"{side}_transformer.layers.{{i}}.scale{{j}}": Same(layer + "layer_scale_{j}.scale"),
-        }
-    for part, theirs in (("semantic", "rvq_first"), ("acoustic", "rvq_rest")):
-        codebook = f"quantizer.{theirs}.vq.layers.{{k}}._codebook."
-        entries |= {
-            f"quantizer.{part}.codebooks.{{k}}.{{leaf}}": Same(codebook + "{leaf}"),
-            f"quantizer.{part}.{{proj}}.weight": Same(f"quantizer.{theirs}.{{proj}}.weight", trail=1),
-        }
-    rules = make_rules(codec_shapes(config), entries, spell=lambda name: numbered(name, config))
-    return Table(rules, constants=codebook_flags(rules, "_initialized"), aliases=_ALIASES, decode=unpacked)
+    return Table(rules, aliases=ATTENTION_ALIASES, skipped=r"depformer_in\.", surplus=_SURPLUS, decode=unpacked)
 
 
 def with_pause_heads_of(config: LMConfig, path: Path, *, stated: bool) -> LMConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from slipstream.checkpoints import kyutai, mlx, transformers
+from slipstream.checkpoints import kyutai, mimi, mlx, transformers
 from slipstream.checkpoints.tables import Table
 from slipstream.checkpoints.tensors import Tensors
 from slipstream.errors import CheckpointError
@@ -20,13 +20,13 @@ class Layout:
     codec: Callable[[CodecConfig], Table]
 
 
-_KYUTAI = Layout(kyutai.lm_table, kyutai.codec_table)
+_KYUTAI = Layout(kyutai.lm_table, mimi.codec_table)
 
 LAYOUTS: Mapping[str, Layout] = {
     "kyutai": _KYUTAI,
     # What the Rust server asks for is what Kyutai publish for PyTorch, name for name: the same files serve both.
     "candle": _KYUTAI,
-    "mlx": Layout(mlx.lm_table, kyutai.codec_table),
+    "mlx": Layout(mlx.lm_table, mimi.codec_table),
     "transformers": Layout(transformers.lm_table, transformers.codec_table),
 }
 

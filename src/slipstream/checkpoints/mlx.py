@@ -1,6 +1,6 @@
 """Kyutai's MLX layout: the `moshi_mlx` package's names for the LM, in floats or group-quantised to 8 or 4 bits.
 
-The codec beside it is the PyTorch file: see `kyutai.codec_table`.
+The codec next to it is the PyTorch file: see `mimi.codec_table`.
 """
 
 from __future__ import annotations

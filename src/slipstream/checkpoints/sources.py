@@ -13,14 +13,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypedDict
 
-from slipstream.checkpoints.kyutai import with_pause_heads_of
-from slipstream.checkpoints.kyutai_config import parse_kyutai
+from slipstream.checkpoints.kyutai import parse_kyutai, with_pause_heads_of
 from slipstream.checkpoints.presets import PRESETS
-from slipstream.checkpoints.schema import read_json
-from slipstream.checkpoints.transformers import EXTRAS_FILE
-from slipstream.checkpoints.transformers_config import MODEL_FILE, is_transformers, parse_config
+from slipstream.checkpoints.transformers import EXTRAS_FILE, MODEL_FILE, is_transformers, parse_config
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import STTConfig
+from slipstream.schema import read_json
 
 BUILT_IN = Path(__file__).parent.parent / "models"
 """The models that come with the package, a folder each."""

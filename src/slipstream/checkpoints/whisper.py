@@ -14,13 +14,13 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from slipstream.checkpoints.schema import read_json
 from slipstream.checkpoints.sources import Place, find_optional, find_place, find_shards
 from slipstream.checkpoints.tables import Entries, Same, Table, make_rules
 from slipstream.checkpoints.tensors import Array, Tensors, read_tensors
 from slipstream.errors import CheckpointError
 from slipstream.model.config import WhisperConfig
 from slipstream.model.names import whisper_shapes
+from slipstream.schema import read_json
 from slipstream.spectrum import WHISPER_POSITIONS, whisper_positions
 
 _HEAD_DIM = 64  # of every published Whisper

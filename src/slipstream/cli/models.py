@@ -117,9 +117,9 @@ def _others_cached() -> Iterator[KnownModel]:
 
 
 def _read_config(snapshot: Path) -> STTConfig | None:
-    from slipstream.checkpoints.kyutai_config import parse_kyutai
-    from slipstream.checkpoints.schema import read_json
+    from slipstream.checkpoints.kyutai import parse_kyutai
     from slipstream.errors import ConfigError
+    from slipstream.schema import read_json
 
     try:
         return parse_kyutai(read_json(snapshot / "config.json"))

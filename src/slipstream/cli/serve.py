@@ -158,7 +158,7 @@ def _shown(listener: socket.socket) -> str:
 
 def _limits(settings: list[str]) -> Limits:
     """`Limits` with some of its bounds set by `name=value`. Raises `ConfigError` that names the bound."""
-    from slipstream.checkpoints.schema import check_keys
+    from slipstream.schema import check_keys
     from slipstream.server.limits import Limits
 
     limits = Limits()

@@ -11,8 +11,7 @@ import torch
 from slipstream.backends.torch.lm import LM
 from slipstream.backends.torch.mimi import Mimi
 from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from slipstream.checkpoints.kyutai import codec_table
-from slipstream.checkpoints.kyutai_config import dump_codec
+from slipstream.checkpoints.mimi import codec_table, dump_codec
 from slipstream.checkpoints.tensors import DTYPES, Array, write_tensors
 from slipstream.model.config import STTConfig
 from slipstream.train.model import SpeechModel

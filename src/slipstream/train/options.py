@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from slipstream.checkpoints.schema import read_toml, said, unknown_key
 from slipstream.errors import ConfigError
 from slipstream.model.config import CodecConfig, LMConfig
+from slipstream.schema import parse, read_toml
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -304,18 +302,6 @@ def read_run(path: Path, kind: type[Any]) -> Any:
     """
     raw = read_toml(path)
     try:
-        return kind.model_validate_json(json.dumps(raw))
-    except ValidationError as error:
-        problems = "; ".join(_problem(problem, kind) for problem in error.errors())
-        raise ConfigError(f"{path}: {problems}") from error
-
-
-def _problem(problem: ErrorDetails, kind: type[BaseModel]) -> str:
-    place = [str(part) for part in problem["loc"]]
-    if problem["type"] != "extra_forbidden":
-        return f"{'.'.join(place)}: {said(problem)}" if place else said(problem)
-    for name in place[:-1]:
-        annotation = kind.model_fields[name].annotation
-        kind = next(k for k in (annotation, *get_args(annotation)) if isinstance(k, type) and issubclass(k, BaseModel))
-    where = f"[{'.'.join(place[:-1])}]" if place[1:] else "the file"
-    return unknown_key(place[-1], kind.model_fields, where)
+        return parse(kind, raw, "the file")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from slipstream.backends.torch.build import build_codec, to_tensor
 from slipstream.checkpoints.checkpoint import load_checkpoint, read_codec
-from slipstream.checkpoints.kyutai_config import parse_codec
-from slipstream.checkpoints.schema import read_json
+from slipstream.checkpoints.mimi import parse_codec
 from slipstream.checkpoints.sources import find_place, resolve
 from slipstream.checkpoints.tensors import Array, read_tensors, write_tensors
 from slipstream.data.phones import PhoneInventory
 from slipstream.data.prepare import Aligner
 from slipstream.errors import CheckpointError
 from slipstream.model.config import CodecConfig
+from slipstream.schema import read_json
 from slipstream.train.model import SpeechModel
 
 TRAINING_FILE = "training.safetensors"

@@ -16,7 +16,8 @@ from slipstream.backends.onnx.graph import VERSION, Array
 from slipstream.backends.onnx.lm import lm_model
 from slipstream.backends.onnx.transformer import Quantize
 from slipstream.checkpoints.checkpoint import Checkpoint
-from slipstream.checkpoints.kyutai_config import dump_codec, dump_kyutai
+from slipstream.checkpoints.kyutai import dump_kyutai
+from slipstream.checkpoints.mimi import dump_codec
 from slipstream.checkpoints.sources import Sources
 from slipstream.errors import CheckpointError
 from slipstream.model.config import CodecConfig, FileNames, STTConfig

@@ -14,16 +14,16 @@ from slipstream.backends.torch.build import build_codec, build_lm
 from slipstream.backends.torch.lm import LM
 from slipstream.backends.torch.mimi import Mimi
 from slipstream.checkpoints.checkpoint import read_codec, read_lm
-from slipstream.checkpoints.kyutai import with_pause_heads_of
-from slipstream.checkpoints.kyutai_config import parse_codec, parse_lm
+from slipstream.checkpoints.kyutai import parse_lm, with_pause_heads_of
 from slipstream.checkpoints.lora import fuse
-from slipstream.checkpoints.schema import read_json
+from slipstream.checkpoints.mimi import parse_codec
 from slipstream.checkpoints.sources import find_given, find_named, find_place
 from slipstream.checkpoints.tensors import read_tensors
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import CodecConfig, FileNames
 from slipstream.moshi.models.compression import MimiModel
 from slipstream.moshi.models.lm import LMModel
+from slipstream.schema import read_json
 
 SAMPLE_RATE = 24_000
 FRAME_RATE = 12.5
