@@ -169,7 +169,7 @@ def test_what_is_no_recording_is_said_so(transcriber: Transcriber, tmp_path: Pat
         (b"this is no audio", None, "not audio"),
         (io.BytesIO(b"this is no audio"), None, "not audio"),
         (io.StringIO("this is no audio"), None, "open it in mode 'rb'"),
-        (b"RIFF", 24_000, "a file states its own sample rate"),
+        (b"RIFF", 24_000, "a file has its own sample rate"),
     ):
         with pytest.raises(AudioError, match=message):
             transcriber.transcribe(source, rate)
@@ -261,7 +261,7 @@ def test_a_stream_that_waits_for_a_slot_says_so(transcriber: Transcriber, caplog
     events = transcriber.stream(freeing(held[0], speech(1, words=2)), 24_000)
     with caplog.at_level(logging.WARNING, "slipstream"):
         assert tuple(words_of(list(events))) == solo(speech(1, words=2))
-    assert "all 3 slots are taken" in caplog.text
+    assert "all 3 slots are in use" in caplog.text
     for session in held:
         session.cancel()
 
@@ -393,5 +393,5 @@ def test_load_makes_a_transcriber_of_a_folder(tmp_path: Path) -> None:
 
 def test_load_refuses_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     folder = save_model(tmp_path, stt_config(text_vocab=tiny_tokenizer().vocab_size + 1))
-    with pytest.raises(CheckpointError, match="do not belong together"):
+    with pytest.raises(CheckpointError, match="the tokenizer belongs to another model"):
         slipstream.load(folder)

@@ -1,4 +1,4 @@
-"""Sessions for asyncio: sending and reading are coroutines, which leave the event loop free."""
+"""Sessions for asyncio: sending and reading are coroutines that do not block the event loop."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Open = Callable[[Callable[[], None]], LiveSession]
 
 
 class AsyncSession:
-    """One stream on an engine, for a coroutine that sends and another that reads; made in a running event loop.
+    """One stream on an engine, for asyncio: one task sends audio and another one reads events.
 
-    Iterate over it with `async for` for its events, up to `Final`. Leaving its context frees its slot in any case.
-    See `Transcriber.async_session` for an example.
+    Create it in a running event loop. Iterate over it with `async for` for its events, up to `Final`. Leaving its
+    context frees its slot. See `Transcriber.async_session` for an example.
     """
 
     def __init__(self, open: Open) -> None:
@@ -35,18 +35,18 @@ class AsyncSession:
 
     @property
     def queue_position(self) -> int:
-        """How many sessions get a slot before this one, itself counted; 0 once it has one."""
+        """Place in the queue for a slot, from 1; 0 once it has one."""
         return self._session.queue_position
 
     async def send(self, samples: npt.ArrayLike) -> None:
-        """Send audio, waiting while there is no room for it.
+        """Send audio, and wait while there is no room for it.
 
         Args:
-            samples: mono `[S]` at the model's rate: floats within [-1, 1], int8, int16, int32 or uint8.
+            samples: Mono audio `[S]` at the model's rate: floats within [-1, 1], int8, int16, int32 or uint8.
 
         Raises:
-            SessionClosed: after `finish` or the end.
-            AudioError: for what is not audio; the session ends with it, so that its reader gets the error, too.
+            SessionClosed: After `finish` or the end.
+            AudioError: The samples are invalid; the session ends with it, so that its reader gets the error too.
         """
         audio_S = self._session.convert(samples)
         while True:
@@ -57,9 +57,9 @@ class AsyncSession:
             await self._bell.rung.wait()
 
     async def feed(self, chunks: Iterable[npt.ArrayLike] | AsyncIterable[npt.ArrayLike]) -> None:
-        """Send all chunks, then `finish`: the whole work of a task that sends while another one reads.
+        """Send all chunks, then `finish`: all that a sending task needs to do.
 
-        An error on the way, of `chunks` too, ends the session with it, so that the reader gets it instead of waiting.
+        An error, also one of `chunks`, ends the session with it, so that the reader gets it instead of waiting.
         """
         try:
             if isinstance(chunks, AsyncIterable):
@@ -68,7 +68,7 @@ class AsyncSession:
             else:
                 for chunk in chunks:
                     await self.send(chunk)
-                    await asyncio.sleep(0)  # the reader's turn, even while there is room
+                    await asyncio.sleep(0)  # let the reader run, also while there is room
             self.finish()
         except Exception as error:
             self.fail(error)
@@ -78,37 +78,37 @@ class AsyncSession:
             raise
 
     def flush(self) -> None:
-        """Ask for all text of the audio sent so far at once; `Flushed` tells that it is out. The stream goes on."""
+        """Emit all text of the audio sent so far without waiting for more; `Flushed` follows. The stream continues."""
         self._session.flush()
 
     def mark(self, id: int) -> None:
-        """Ask to be told, by `MarkerReached`, when all text of the audio sent so far is out."""
+        """Emit `MarkerReached` with `id` once all text of the audio sent so far is out."""
         self._session.mark(id)
 
     def finish(self) -> None:
-        """Say that no more audio comes: what was sent is heard and flushed, then `Final` is told."""
+        """End the audio: what was sent is transcribed to its end, then `Final` follows."""
         self._session.finish()
 
     def restart(self) -> None:
-        """Forget everything, audio not yet heard included, and begin afresh in the same slot; `Ready` tells it."""
+        """Reset the session in its slot and drop its buffered audio; `Ready` follows."""
         self._session.restart()
 
     def cancel(self) -> None:
-        """End at once, transcribed or not, and free the slot. Harmless after the end."""
+        """End immediately, drop unprocessed audio and free the slot. Does nothing after the end."""
         self._session.cancel()
 
     def fail(self, error: BaseException) -> None:
-        """End at once and free the slot, like `cancel`; the reader gets `error`. Harmless after the end."""
+        """End immediately and free the slot, like `cancel`; the reader gets `error`. Does nothing after the end."""
         self._session.fail(error)
 
     def __aiter__(self) -> AsyncSession:
         return self
 
     async def __anext__(self) -> Event:
-        """The next event; when the session has failed, its error after the events before it."""
+        """Return the next event. Raises the error of a failed session after its last event."""
         while not self._events:
             self._bell.rung.clear()
-            ended = self._session.ended  # looked at first: no event comes after it
+            ended = self._session.ended  # read before `take`: no event follows the end
             self._events.extend(self._session.take())
             if self._events:
                 break
@@ -127,7 +127,7 @@ class AsyncSession:
 
 
 class _Bell:
-    """Rung in the engine's thread, heard in the event loop. It holds no session, so that a forgotten one is freed."""
+    """Sets an `asyncio.Event` from the engine's thread. It references no session, so that an unused one is freed."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.rung = asyncio.Event()
@@ -137,8 +137,8 @@ class _Bell:
     def ring(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon_threadsafe(self._hear)
+            self._loop.call_soon_threadsafe(self._set)
 
-    def _hear(self) -> None:
+    def _set(self) -> None:
         self._scheduled = False
         self.rung.set()

@@ -1,4 +1,4 @@
-"""A client of the server's plain wire, for asyncio and without it.
+"""A client of the Slipstream server, with and without asyncio.
 
     with open_stream("http://127.0.0.1:8080", sample_rate=16_000) as stream:
         stream.send(samples)
@@ -32,7 +32,7 @@ from slipstream.transcript import Transcript, TranscriptBuilder
 
 
 class ServerError(SlipstreamError):
-    """The server cannot be reached, refused, or closed the stream; `code` is its HTTP status or close code, if any."""
+    """The server cannot be reached, refused, or closed the stream. `code`: its HTTP status or close code, if any."""
 
     def __init__(self, message: str, code: int | None = None) -> None:
         super().__init__(message)
@@ -41,7 +41,7 @@ class ServerError(SlipstreamError):
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """No slot is free yet: `position` in the queue, 1 is served next."""
+    """No slot is free yet. `position`: in the queue; 1 is next."""
 
     position: int
 
@@ -50,9 +50,9 @@ StreamEvent: TypeAlias = Event | Queued
 
 
 class AsyncStream:
-    """One live stream, as `open_async_stream` gives it. Iterate over it for its events, up to `Final`.
+    """A live stream from `open_async_stream`. Iterate over it for its events, up to `Final`.
 
-    Once the first event has come, `request_id` identifies the stream in the server's log.
+    After the first event, `request_id` identifies the stream in the server's log.
     """
 
     def __init__(self, socket: AsyncConnection) -> None:
@@ -63,20 +63,20 @@ class AsyncStream:
     async def send(self, samples: npt.ArrayLike) -> None:
         """Send audio `[S]`. Waits while the server is behind.
 
-        Raises `ServerError` once the server has closed, `AudioError` for what is not audio.
+        Raises `ServerError` once the server has closed the stream, and `AudioError` for invalid samples.
         """
         await self._send(_pcm(self._converter, samples))
 
     async def flush(self, id: int = 0) -> None:
-        """Ask for the text of all that was sent; `MarkerReached` with `id` comes after it."""
+        """Flush the text of all audio sent so far; `MarkerReached` with `id` follows it."""
         await self._send(_control("flush", id=id))
 
     async def restart(self) -> None:
-        """Begin afresh; `Ready` comes again."""
+        """Reset the stream; `Ready` follows."""
         await self._send(_control("restart"))
 
     async def finish(self) -> None:
-        """Say that no more audio comes."""
+        """End the audio."""
         await self._send(_control("close"))
 
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
@@ -98,10 +98,10 @@ class AsyncStream:
 
 
 class Stream:
-    """One live stream, as `open_stream` gives it. Iterate over it for its events, up to `Final`.
+    """A live stream from `open_stream`. Iterate over it for its events, up to `Final`.
 
-    Sending and iterating may happen in two threads. Once the first event has come, `request_id` identifies the stream
-    in the server's log.
+    You can send and iterate in two threads. After the first event, `request_id` identifies the stream in the server's
+    log.
     """
 
     def __init__(self, socket: SyncConnection) -> None:
@@ -112,24 +112,24 @@ class Stream:
     def send(self, samples: npt.ArrayLike) -> None:
         """Send audio `[S]`. Waits while the server is behind.
 
-        Raises `ServerError` once the server has closed, `AudioError` for what is not audio.
+        Raises `ServerError` once the server has closed the stream, and `AudioError` for invalid samples.
         """
         self._send(_pcm(self._converter, samples))
 
     def flush(self, id: int = 0) -> None:
-        """Ask for the text of all that was sent; `MarkerReached` with `id` comes after it."""
+        """Flush the text of all audio sent so far; `MarkerReached` with `id` follows it."""
         self._send(_control("flush", id=id))
 
     def restart(self) -> None:
-        """Begin afresh; `Ready` comes again."""
+        """Reset the stream; `Ready` follows."""
         self._send(_control("restart"))
 
     def finish(self) -> None:
-        """Say that no more audio comes."""
+        """End the audio."""
         self._send(_control("close"))
 
     def close(self) -> None:
-        """End the stream at once, without what the server still owes."""
+        """Close the stream immediately, without its remaining text."""
         self._socket.close()
 
     def __iter__(self) -> Iterator[StreamEvent]:
@@ -154,9 +154,15 @@ class Stream:
 async def open_async_stream(
     url: str, *, sample_rate: int = 24_000, key: str | None = None
 ) -> AsyncIterator[AsyncStream]:
-    """Open a stream on the server at `url` (http, https, ws or wss); audio comes at `sample_rate` Hz.
+    """Open a stream on a server.
 
-    Raises `ServerError` when it cannot be reached or refuses.
+    Args:
+        url: Address of the server: http, https, ws or wss.
+        sample_rate: Of the audio that you send, in Hz.
+        key: API key.
+
+    Raises:
+        ServerError: The server cannot be reached, or refuses.
     """
     try:
         socket = await connect_async(_address(url, sample_rate), additional_headers=_headers(key), **_OPTIONS)
@@ -168,7 +174,7 @@ async def open_async_stream(
 
 @contextmanager
 def open_stream(url: str, *, sample_rate: int = 24_000, key: str | None = None) -> Iterator[Stream]:
-    """Open a stream as `open_async_stream` does, without asyncio."""
+    """Open a stream without asyncio; see `open_async_stream`."""
     try:
         socket = connect_sync(_address(url, sample_rate), additional_headers=_headers(key), **_OPTIONS)
     except (OSError, InvalidHandshake, InvalidURI) as error:
@@ -180,9 +186,19 @@ def open_stream(url: str, *, sample_rate: int = 24_000, key: str | None = None) 
 def transcribe(
     url: str, pieces: Iterable[npt.ArrayLike], *, sample_rate: int = 24_000, key: str | None = None
 ) -> Transcript:
-    """Send a whole recording in pieces `[S]`, as fast as the server takes it, and collect its text.
+    """Transcribe a recording on a server.
 
-    Raises `ServerError` when the server cannot be reached, refuses, or closes before the end, and what `pieces` raises.
+    Args:
+        url: Address of the server.
+        pieces: The samples in pieces `[S]`.
+        sample_rate: Of the samples, in Hz.
+        key: API key.
+
+    Returns:
+        The transcript.
+
+    Raises:
+        ServerError: The server cannot be reached, refuses, or closes the stream before its end.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -203,7 +219,7 @@ def transcribe(
 
 # -------------------------------------------------------------------------------------------------------------- details
 
-# No deadline for the pong: a ping queues behind the audio that a busy server has not read yet.
+# No deadline for the pong: a ping waits behind audio that a busy server has not read yet.
 _OPTIONS: dict[str, Any] = {"max_size": 1 << 20, "compression": None, "ping_timeout": None}
 
 
@@ -213,7 +229,7 @@ def _send_all(stream: Stream, pieces: Iterable[npt.ArrayLike]) -> None:
             stream.send(piece)
         stream.finish()
     except BaseException:
-        stream.close()  # or whoever reads the events would wait for an end that never comes
+        stream.close()  # otherwise the reader waits forever
         raise
 
 
@@ -252,7 +268,7 @@ def _parse(stream: AsyncStream | Stream, message: bytes | str) -> StreamEvent:
     if kind == "step":
         return Step(fields["index"], tuple(fields["pause"]), fields["buffered"])
     if kind not in _EVENTS:
-        raise ServerError(f"the server sent {kind!r}, which this client does not know: it is newer than the client")
+        raise ServerError(f"unknown message {kind!r} from a newer server: update slipstream")
     event: StreamEvent = _EVENTS[kind](**fields)
     return event
 
@@ -280,5 +296,5 @@ def _refused(url: str, error: Exception) -> ServerError:
     if isinstance(error, InvalidStatus):
         reason = error.response.body.decode("utf-8", "replace").strip() if error.response.body else ""
         status = error.response.status_code
-        return ServerError(f"{url}: the server refused with {status}: {reason}", status)
+        return ServerError(f"{url}: the server refused the stream with status {status}: {reason}", status)
     return ServerError(f"{url}: cannot be reached: {error}")

@@ -1,35 +1,35 @@
-"""The errors Slipstream raises: one small family, each a sentence that a user can act on."""
+"""The errors that Slipstream raises. Each message states the problem, its place, and what would be valid."""
 
 from __future__ import annotations
 
 
 class SlipstreamError(Exception):
-    """Base of every error that Slipstream raises on purpose."""
+    """Base class of all Slipstream errors."""
 
 
 class ConfigError(SlipstreamError, ValueError):
-    """A configuration has a key or a value that cannot be used; the message names it."""
+    """A configuration or an option has an invalid key or value."""
 
 
 class CheckpointError(SlipstreamError):
-    """A checkpoint cannot be found, read, or does not fit its configuration."""
+    """A checkpoint cannot be found or read, or does not match its configuration."""
 
 
 class AudioError(SlipstreamError, ValueError):
-    """Audio cannot be found, decoded, or holds samples that are not finite numbers."""
+    """Audio cannot be found or decoded, or has invalid samples."""
 
 
 class BackendError(SlipstreamError):
-    """A backend or device was asked for that this installation does not have."""
+    """A backend, device or optional package is not available in this installation."""
 
 
 class Overloaded(SlipstreamError):
-    """Every slot is taken and the caller chose not to wait, or waited long enough."""
+    """No slot is free, or a stream is faster than the model or slower than its reader allows."""
 
 
 class SessionClosed(SlipstreamError):
-    """Audio was sent to, or a flush asked of, a session that is already closed."""
+    """A call on a session or an engine that is finished or closed."""
 
 
 class EngineError(SlipstreamError):
-    """The engine's thread has stopped because a step failed; the cause is attached."""
+    """The engine has stopped because a step failed; `__cause__` is the exception."""

@@ -1,4 +1,4 @@
-"""What a stream emits: words, turns and the other events."""
+"""The events of a stream: words, turns and others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A stretch of speech between two ends of turn, in seconds."""
+    """Speech between two ends of turn. `start`, `end`: seconds."""
 
     start: float
     end: float
@@ -29,12 +29,12 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The session has a slot: its audio is being heard. The first event, and the first again after a restart."""
+    """The session has a slot, and its audio is processed. The first event, also after a restart."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartialWord:
-    """A word that is still being written; the next one with the same start replaces it."""
+    """A word that is not complete; the next event with the same start replaces it."""
 
     text: str
     start: float
@@ -42,9 +42,9 @@ class PartialWord:
 
 @dataclass(frozen=True, slots=True)
 class OpenWord:
-    """A word whose text is whole and whose end is not known yet; its `Word` follows.
+    """A word whose text is complete and whose end is not known yet; its `Word` follows.
 
-    Should the model go on with it after a pad, it comes once more, longer, with the same start.
+    If the model continues the word, this event comes again with the longer text and the same start.
     """
 
     text: str
@@ -54,14 +54,14 @@ class OpenWord:
 
 @dataclass(frozen=True, slots=True)
 class EndOfTurn:
-    """At `time` the speaker was found to have finished; up to the model's delay of text may still follow."""
+    """The speaker has finished at `time` seconds. Text may still follow, up to the model's delay."""
 
     time: float
 
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
-    """All text of the audio up to `time` is out; getting the part the model still owed took `seconds`."""
+    """All text of the audio up to `time` is out. `seconds`: how long the flush took."""
 
     time: float
     seconds: float
@@ -76,7 +76,7 @@ class MarkerReached:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """At `time` the model's state was made fresh because it had gone mute or round in circles, as `reason` says."""
+    """The model was reset at `time` because it had stopped writing or repeated itself; `reason` describes it."""
 
     time: float
     reason: str
@@ -84,10 +84,13 @@ class Recovered:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One frame of the session's own audio was heard.
+    """One frame of the session's audio was processed.
 
-    `index`: 1 for the first frame. `pause`: each pause head's probability that no new word comes within its horizon;
-    empty for a model without heads. `buffered`: samples received and not yet heard.
+    Args:
+        index: Number of the frame, from 1.
+        pause: For each pause head, the probability that no new word follows within its horizon; empty for a model
+            without heads.
+        buffered: Samples received and not yet processed.
     """
 
     index: int
@@ -97,7 +100,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Final:
-    """The last event: the audio was `duration` seconds long, its last flush took `flush_seconds`."""
+    """The last event. `duration`: of the audio, in seconds. `flush_seconds`: how long the last flush took."""
 
     duration: float
     flush_seconds: float
@@ -106,4 +109,4 @@ class Final:
 Event: TypeAlias = (
     Ready | PartialWord | OpenWord | Word | EndOfTurn | Turn | Flushed | MarkerReached | Recovered | Step | Final
 )
-"""What a session tells its listener, in the order in which it happens."""
+"""Any event of a session."""

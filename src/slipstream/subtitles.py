@@ -1,4 +1,4 @@
-"""Words cut into subtitles: what fits the screen, is read in time, and leaves no short word alone."""
+"""Cut words into subtitles that fit the screen and can be read in time."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _SENTENCE_ENDS = (".", "?", "!", "…", "。", "\N{FULLWIDTH QUESTION MARK}", "\
 
 @dataclass(frozen=True, slots=True)
 class SubtitleLayout:
-    """How much one subtitle shows: the defaults are subtitling practice (guides of Netflix and the BBC).
+    """The size of a subtitle. The defaults follow the subtitling guides of Netflix and the BBC.
 
     Args:
-        max_line_width: in columns; East Asian wide letters and emoji take two.
-        max_line_count: lines of a cue.
-        max_words: words of a cue; None for as many as fit.
+        max_line_width: Columns per line; East Asian wide letters and emoji take two.
+        max_line_count: Lines per cue.
+        max_words: Words per cue; None for as many as fit.
 
     Raises:
-        ConfigError: for a value below 1, or a width below 2.
+        ConfigError: A value is below 1, or a width below 2.
     """
 
     max_line_width: int = 42
@@ -54,10 +54,10 @@ def cues(turns: Iterable[Sequence[Word]], duration: float, layout: SubtitleLayou
     """Cut words, grouped by turn, into subtitles.
 
     A cue ends with a turn, at a pause of `PAUSE_SECONDS`, after the end of a sentence once a line is full, and before
-    it would not fit the layout or last longer than `MAX_CUE_SECONDS`. A last cue of one short word, or of little more,
-    is joined to the one before it, or takes words from it. A short cue stays for `MIN_CUE_SECONDS` where the next one
-    and the recording leave it the time. Cues do not overlap and end with the recording. A word too long for a line is
-    cut.
+    it would not fit the layout or last longer than `MAX_CUE_SECONDS`. A last cue shorter than a third of a line is
+    joined to the cue before it, or takes words from it. A short cue is shown for `MIN_CUE_SECONDS` where the next cue
+    and the end of the recording permit it. Cues do not overlap, and end with the recording. A word too long for a line
+    is cut.
     """
     groups = [
         group
@@ -75,7 +75,7 @@ def cues(turns: Iterable[Sequence[Word]], duration: float, layout: SubtitleLayou
 
 
 def _pieces(word: Word, width: int) -> Iterator[Word]:
-    """A word too wide for a line as several, each with its share of the time."""
+    """Cut a word that is too wide for a line into several, each with its share of the time."""
     parts = chop_cells(word.text, width) if cell_len(word.text) > width else [word.text]
     step = (word.end - word.start) / len(parts)
     for number, part in enumerate(parts):
@@ -83,7 +83,7 @@ def _pieces(word: Word, width: int) -> Iterator[Word]:
 
 
 def _runs(words: Sequence[Word]) -> Iterator[list[Word]]:
-    """Words between pauses."""
+    """Yield the words between pauses."""
     run: list[Word] = []
     for word in words:
         if run and word.start - run[-1].end >= PAUSE_SECONDS:

@@ -1,4 +1,4 @@
-"""The Python interface: recordings to transcripts, streams to events, sessions over one engine."""
+"""The Python interface: recordings to transcripts, streams to events, and sessions that share one engine."""
 
 from __future__ import annotations
 
@@ -38,15 +38,17 @@ logger = logging.getLogger(__name__)
 
 
 class Transcriber:
-    """A model ready to transcribe as many streams at once as its runner has slots.
+    """A model that transcribes as many concurrent streams as its runner has slots.
 
-    Its engine stops when it is closed, at the end of its context, or when it is no longer referenced and the last of
-    its sessions has ended.
+    Its engine stops when it is closed, at the end of its context, or when it is no longer referenced and its last
+    session has ended.
 
     Args:
-        model: its name, for transcripts.
-        silence_prefix_seconds: silence that the model needs before speech.
-        turns: when a turn ends, for sessions that set nothing of their own.
+        runner: The model.
+        tokenizer: Its tokenizer.
+        model: Its name, for transcripts.
+        silence_prefix_seconds: Silence that the model needs before speech.
+        turns: When a turn ends, for sessions that do not set it.
     """
 
     def __init__(
@@ -74,16 +76,20 @@ class Transcriber:
         track: int | None = None,
         options: SessionOptions | None = None,
     ) -> Transcript:
-        """Transcribe a recording. When every slot is taken it waits for one.
+        """Transcribe a recording. When all slots are in use, it waits for one.
 
         Args:
-            source: a file (audio or video, anything FFmpeg reads) as its path, its bytes or a binary file object; or
+            source: A file (audio or video, any format that FFmpeg reads) as a path, bytes or a binary file object; or
                 samples `[S]` or `[C, S]`: floats within [-1, 1], int8, int16, int32 or uint8. Channels are mixed.
-            sample_rate: of samples, in Hz; a file states its own.
-            track: the audio track of a file, counted from 1; None is the one that players choose.
+            sample_rate: Sample rate of an array, in Hz. A file has its own.
+            track: Audio track of a file, counted from 1; None is the one that players choose.
+            options: Options of the session.
+
+        Returns:
+            The transcript.
 
         Raises:
-            AudioError: for what is not audio.
+            AudioError: The source cannot be read, or has invalid samples.
 
         Example:
             >>> transcript = transcriber.transcribe("talk.mp3")
@@ -100,10 +106,15 @@ class Transcriber:
     def transcribe_many(
         self, sources: Iterable[Source], sample_rate: int | None = None, *, return_exceptions: bool = False
     ) -> Iterator[Transcript | SlipstreamError]:
-        """Transcribe recordings, as many at once as there are slots; yields transcripts in the order of `sources`.
+        """Transcribe recordings in parallel, one per slot. Yields transcripts in the order of `sources`.
 
-        A recording that fails raises when its turn comes; with `return_exceptions` its error takes its place, and the
-        others go on. Raises `AudioError` at once where `sources` is a single recording.
+        Args:
+            sources: Recordings, as for `transcribe`.
+            sample_rate: Sample rate of arrays, in Hz.
+            return_exceptions: Yield the error of a recording that fails in place of its transcript, instead of raising.
+
+        Raises:
+            AudioError: `sources` is a single recording, or a recording cannot be read.
         """
         _refuse_single(sources, "transcribe_many takes several recordings", "pass a list of them")
         return self._transcribe_all(sources, sample_rate, return_exceptions)
@@ -128,11 +139,19 @@ class Transcriber:
     def stream(
         self, chunks: Iterable[npt.ArrayLike], sample_rate: int, *, options: SessionOptions | None = None
     ) -> Iterator[Event]:
-        """Transcribe a stream as it comes: arrays `[S]` or `[C, S]` of any lengths, at `sample_rate` Hz.
+        """Transcribe a live stream.
 
-        Yields the events that there are after each chunk, and after the last one all that are left, up to `Final`.
-        When every slot is taken it waits for one, with a warning in the log: streams that one thread reads in turn
-        need a slot each. Raises `AudioError` at once for a sample rate that is none, or where `chunks` is one array.
+        Yields the available events after each chunk, and the remaining ones after the last, up to `Final`. When all
+        slots are in use it waits for one, with a warning in the log: streams that one thread reads in turn need a slot
+        each.
+
+        Args:
+            chunks: Arrays `[S]` or `[C, S]` of any lengths.
+            sample_rate: Of the chunks, in Hz.
+            options: Options of the session.
+
+        Raises:
+            AudioError: The sample rate is invalid, or `chunks` is a single array.
         """
         _refuse_single(chunks, "stream takes an iterable of arrays", "pass a list with it")
         return self._stream(chunks, check_rate(sample_rate), options)
@@ -141,7 +160,7 @@ class Transcriber:
         self, chunks: Iterable[npt.ArrayLike], sample_rate: int, options: SessionOptions | None
     ) -> Iterator[Event]:
         if self.engine.active >= self.slots:
-            logger.warning("all %d slots are taken: this stream waits for one; load more with slots=", self.slots)
+            logger.warning("all %d slots are in use: this stream waits for one; load more with slots=", self.slots)
         with self.session(options, wait=math.inf) as session:
             for audio_S in self._resampled(chunks, sample_rate):
                 session.send(audio_S)
@@ -152,17 +171,23 @@ class Transcriber:
     def session(self, options: SessionOptions | None = None, *, wait: float = 0.0) -> LiveSession:
         """Open a session: send it mono audio at `self.sample_rate`, and iterate over it for its events.
 
-        Send in one thread and read in another, with `LiveSession.feed` for a sender whose errors reach the reader; or
-        send and `take` in turn in one thread. When every slot is taken it waits its turn, for up to `wait` seconds.
-        Raises `Overloaded` when there is neither a slot nor a place to wait.
+        Send in one thread and read in another; `LiveSession.feed` sends all chunks and passes errors to the reader. Or
+        alternate `send` and `take` in one thread.
+
+        Args:
+            options: Options of the session.
+            wait: How long it may wait for a slot when all are in use, in seconds.
+
+        Raises:
+            Overloaded: All slots are in use, and it may not wait or too many wait already.
         """
         return self.engine.open(options, wait=wait)
 
     def async_session(self, options: SessionOptions | None = None, *, wait: float = 0.0) -> AsyncSession:
-        """Open a session for asyncio; called in a running event loop.
+        """Open a session for asyncio. Call it in a running event loop.
 
-        Send in one task and read in another. `feed` sends all chunks; when it fails, or a chunk cannot be sent, the
-        reader gets the error. A `TaskGroup` (Python 3.11), or `gather` as here, ends both when either fails.
+        Send in one task and read in another. `feed` sends all chunks; when it fails, the reader gets the error. A
+        `TaskGroup` (Python 3.11), or `gather` as in the example, ends both when either fails.
 
         Example:
             >>> async def transcribe(chunks):
@@ -176,7 +201,7 @@ class Transcriber:
         return AsyncSession(lambda wake: self.engine.open(options, wait=wait, wake=wake))
 
     def close(self) -> None:
-        """Stop the engine: sessions that are still open end with `SessionClosed`."""
+        """Stop the engine; open sessions end with `SessionClosed`."""
         self.engine.close()
 
     def __enter__(self) -> Transcriber:
@@ -214,19 +239,19 @@ class Transcriber:
         return builder.build(self.model, self.delay)
 
     def _read(self, source: Source, sample_rate: int | None, track: int | None) -> Iterator[FloatArray]:
-        """Mono pieces `[S]` at the model's rate."""
+        """Read a source as mono pieces `[S]` at the model's rate."""
         file: Any = io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source
         if isinstance(file, io.TextIOBase):
             raise AudioError(f"{getattr(file, 'name', 'the stream')}: is open as text: open it in mode 'rb'")
         if isinstance(file, (str, os.PathLike)) or hasattr(file, "read"):
             if sample_rate is not None:
                 name = file if isinstance(file, (str, os.PathLike)) else "the file"
-                raise AudioError(f"{name}: a file states its own sample rate; sample_rate is for arrays")
+                raise AudioError(f"{name}: a file has its own sample rate: pass sample_rate for arrays only")
             return (audio_CS[0] for audio_CS in decode(cast(BinaryIO, file), track=track, sample_rate=self.sample_rate))
         if track is not None:
-            raise AudioError("an array has no tracks: leave out track")
+            raise AudioError("an array has no tracks: omit track")
         if sample_rate is None:
-            raise AudioError("an array does not state its sample rate: pass sample_rate")
+            raise AudioError("an array has no sample rate: pass sample_rate")
         return self._resampled([file], sample_rate)
 
     def _resampled(self, chunks: Iterable[npt.ArrayLike], sample_rate: int) -> Iterator[FloatArray]:
@@ -249,8 +274,7 @@ class Transcriber:
 
 
 def _refuse_single(sources: object, takes: str, remedy: str) -> None:
-    """Raise `AudioError` for one recording or array where several are expected: iterating over it gives its letters,
-    lines, bytes or samples."""
+    """Raise `AudioError` for a single recording or array: iterating over it would yield letters, bytes or samples."""
     if isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(sources, "read"):
         raise AudioError(f"{takes}, not one of type {type(sources).__name__}: {remedy}")
     if getattr(sources, "ndim", None) == 1:

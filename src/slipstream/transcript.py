@@ -103,9 +103,9 @@ class Transcript:
         """Write SubRip subtitles.
 
         Args:
-            max_line_width: in columns; East Asian wide letters and emoji take two.
-            max_line_count: lines of a subtitle.
-            max_words: words of a subtitle; None for as many as fit.
+            max_line_width: Columns per line; East Asian wide letters and emoji take two.
+            max_line_count: Lines per subtitle.
+            max_words: Words per subtitle; None for as many as fit.
 
         Example:
             >>> Path("talk.srt").write_text(transcript.to_srt(max_line_width=32, max_line_count=1))

@@ -69,7 +69,7 @@ def test_raw_file_with_declared_format(tmp_path: Path, caplog: pytest.LogCapture
     [
         ({"encoding": "pcm_s8"}, "choose one of pcm_s16le, pcm_s24le"),
         ({"sample_rate": "8000"}, "sample_rate=.8000.: expected a whole number of Hz"),
-        ({"channels": 0}, "at least one"),
+        ({"channels": 0}, "raw audio has at least 1"),
     ],
 )
 def test_impossible_raw_format(fields: dict[str, Any], message: str) -> None:

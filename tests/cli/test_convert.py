@@ -39,16 +39,16 @@ def test_quantises(cli: Cli, source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "onnx" / "lm.onnx").exists()
 
 
-def test_a_folder_with_something_in_it_is_left_alone(cli: Cli, source: Path) -> None:
+def test_a_folder_that_is_not_empty_is_not_changed(cli: Cli, source: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in source.iterdir()}
     for layout in ("kyutai", "onnx"):
         outcome = cli("convert", source, source, "--layout", layout)
         assert outcome.code == 1
-        assert "give a new one" in outcome.err
+        assert "choose a new one" in outcome.err
     assert {path: path.stat().st_mtime_ns for path in source.iterdir()} == before
 
 
-def test_onnx_has_no_other_types(cli: Cli, source: Path, tmp_path: Path) -> None:
+def test_onnx_refuses_dtype(cli: Cli, source: Path, tmp_path: Path) -> None:
     outcome = cli("convert", source, tmp_path / "onnx", "--layout", "onnx", "--dtype", "bfloat16")
     assert outcome.code == 2
-    assert "float32 or quantises" in outcome.err
+    assert "float32 or quantised" in outcome.err

@@ -142,7 +142,7 @@ def test_the_order_of_events_is_that_of_the_stream(start: Callable[..., Engine])
 def test_a_full_house_is_overloaded_or_a_bounded_wait(start: Callable[..., Engine]) -> None:
     engine = start(ScriptRunner(slots=1))
     with engine.open(QUIET) as holder:
-        with pytest.raises(Overloaded, match="all 1 slots are taken"):
+        with pytest.raises(Overloaded, match="all 1 slots are in use"):
             engine.open(QUIET)
         in_vain = engine.open(QUIET, wait=0.05)
         in_turn = engine.open(QUIET, wait=GENEROUS)

@@ -63,7 +63,7 @@ def test_the_lowest_free_slot_is_given_first() -> None:
 def test_a_full_house_is_overloaded_for_who_will_not_wait() -> None:
     bench = Bench(1)
     bench.open()
-    with pytest.raises(Overloaded, match="all 1 slots are taken"):
+    with pytest.raises(Overloaded, match="all 1 slots are in use"):
         bench.open()
 
 

@@ -62,7 +62,7 @@ def test_thresholds_and_head_are_options() -> None:
 
 
 def test_a_head_the_model_does_not_have_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="only pause heads 0 to 3"):
+    with pytest.raises(ConfigError, match="pause heads 0 to 3"):
         detector(head=4).push((0, 0, 0, 0), False, None)
 
 

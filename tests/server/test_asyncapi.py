@@ -32,7 +32,7 @@ from slipstream.server.protocol import CloseCode, Dialect, ProtocolError, Stream
 
 yaml = pytest.importorskip("yaml")
 API = yaml.safe_load((Path(app.__file__).parents[1] / "api" / "asyncapi.yaml").read_text(encoding="utf-8"))
-FULL = "all 8 slots are taken"
+FULL = "all 8 slots are in use"
 KYUTAI: list[Event] = [
     Ready(),
     Step(7, (0.5, 0.25, 0.125, 0.0), 480),

@@ -76,7 +76,7 @@ def test_keys_known_in_clear() -> None:
         ("a sha256:" + "0" * 64 + " streams=x", "expected"),
         ("a sha256:" + "0" * 64 + " steams=1", "expected"),
         ("a sha256:" + "0" * 64 + " streams=1 streams=2", "expected"),
-        ("# none yet", "holds no key"),
+        ("# none yet", "contains no keys"),
         ("\udcff", "cannot be read"),
     ],
 )

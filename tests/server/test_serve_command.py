@@ -70,7 +70,7 @@ def test_keys_and_tls(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     made = subprocess.run(
         [sys.executable, "-m", "slipstream", "api-key", "desk"], capture_output=True, text=True, check=True
     )
-    key = re.search(r"stored nowhere:\s+(\S+)", made.stderr)
+    key = re.search(r"Key \(shown only once\):\s+(\S+)", made.stderr)
     assert key is not None
     (tmp_path / "keys").write_text(made.stdout)
     certificate, private = tmp_path / "cert.pem", tmp_path / "key.pem"
@@ -122,7 +122,7 @@ def test_metrics_on_their_own_port_and_keys_read_again_on_sighup(model: Path, tm
         (["--limit", "idle_seconds=0"], "must be more than 0"),
         (["--config", "no-such.toml"], "no-such.toml"),
         (["--api-keys", "no-such-keys"], "no-such-keys: cannot be read"),
-        (["--tls-cert", "cert.pem"], "go together"),
+        (["--tls-cert", "cert.pem"], "must be used together"),
     ],
 )
 def test_wrong_options_are_named(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
-"""Audio in: any file, raw PCM, arrays or the microphone, as a stream of mono frames at the model's rate.
+"""Audio input: files, raw PCM, arrays or the microphone, as a stream of mono frames at the model's rate.
 
-Files are decoded by FFmpeg's libraries (through PyAV) piece by piece, so that an hour takes no more memory than a
-second, and resampled by soxr, whose stream gives the same samples for every way of cutting it.
+FFmpeg's libraries (through PyAV) decode files piece by piece, so that an hour takes no more memory than a second.
+soxr resamples them; its output does not depend on how the stream is cut.
 Shapes: C channels, S samples, T frames. Samples are float32, full scale is 1.
 """
 

@@ -12,14 +12,14 @@ from slipstream.audio.samples import logger
 from slipstream.errors import AudioError
 
 _INT16_PEAK = 32_768
-_LOUDEST = 100.0  # lossy decoders overshoot 1 a little; 16-bit integers stored as floats reach thousands
+_LOUDEST = 100.0  # lossy decoders exceed 1 slightly; 16-bit integers stored as floats reach thousands
 _MOST_CHANNELS = 64
 
 
 class SampleConverter:
     """Converts the arrays of one stream to float32 with full scale 1.
 
-    Floats lie within [-1, 1]. The full scale of int8, int16 and int32 is that of the type; uint8 is centred on 128, as
+    Floats are within [-1, 1]. The full scale of int8, int16 and int32 is that of the type; uint8 is centred on 128, as
     in a WAV file. Many libraries return 16-bit samples in wider arrays: int32 samples whose first values fit in 16
     bits are taken as 16-bit samples, with a warning in the log, and larger values after that are an error; int64
     samples are always taken so.
@@ -29,7 +29,7 @@ class SampleConverter:
         self._full_scale: int | None = None  # of int32 and int64; None before the first value other than 0
 
     def convert(self, samples: npt.ArrayLike) -> FloatArray:
-        """Convert `[S]` or `[C, S]` to `[C, S]`, without a look at the range of floats (`check_range`).
+        """Convert `[S]` or `[C, S]` to `[C, S]`. Does not check the range of floats (see `check_range`).
 
         Raises `AudioError` for another shape or type.
         """
@@ -43,7 +43,7 @@ class SampleConverter:
         if len(array) > max(_MOST_CHANNELS, array.shape[1]):
             raise AudioError(f"audio of shape {array.shape} has channels last: pass its transpose, [channels, samples]")
         if array.dtype.kind == "f":
-            with np.errstate(over="ignore"):  # what overflows float32 is out of range, too
+            with np.errstate(over="ignore"):  # values that overflow float32 are out of range too
                 return array.astype(np.float32, copy=False)
         if array.dtype == np.uint8:
             return ((array.astype(np.float32) - 128) / 128).astype(np.float32)
@@ -89,7 +89,7 @@ def check_range(audio_CS: FloatArray, second: float | None = None, sample_rate: 
     if not np.isfinite(value):
         raise AudioError(f"the sample at {where} is {value:g}, not a finite number")
     raise AudioError(
-        f"the sample at {where} is {value:g}: float audio lies within [-1, 1]; divide 16-bit values by 32768, "
+        f"the sample at {where} is {value:g}: float audio must be within [-1, 1]; divide 16-bit values by 32768, "
         "or pass them as int16"
     )
 

@@ -1,4 +1,4 @@
-"""Channels: mixed to one, or each by itself."""
+"""Channels: mix them to one, or keep them separate."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Mixer:
 def downmix_weights(layout: str, channels: int) -> tuple[float, ...]:
     """Give the share of each channel in FFmpeg's downmix to mono (ITU-R BS.775, ATSC A/52), which sum to 1.
 
-    `layout`: FFmpeg's name of a channel layout such as `5.1`. Where it does not say which channel is which, all
+    `layout`: FFmpeg's name of a channel layout such as `5.1`. If the name does not identify the channels, all
     channels have the same share.
     """
     import av

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from av.packet import Packet
 
 _TRUNCATION_SECONDS = 1.0
-# FFmpeg decodes a packet at once, to up to four times its size.
+# FFmpeg decodes a packet in one call, to up to four times its size.
 _LARGEST_PACKET_BYTES = 32 << 20
 # ADTS has no header to state a duration; FFmpeg guesses one from the first bit rates.
 _GUESSED_DURATION = {"aac"}
@@ -48,7 +48,7 @@ def open_container(file: Readable, name: str) -> Iterator[av.container.InputCont
 
 
 def _refusal(file: Readable) -> str | None:
-    """Why FFmpeg refuses a file, which it tells its log and not its caller: so the file is opened once more."""
+    """Return why FFmpeg refuses a file: open it again to read the reason from FFmpeg's log."""
     import av
 
     if not can_seek(file):
@@ -69,7 +69,7 @@ def _refusal(file: Readable) -> str | None:
 
 
 def audio_stream(container: av.container.InputContainer, name: str, track: int | None = None) -> AudioStream:
-    """Give an audio track, counted from 1; None is the one that players choose."""
+    """Return an audio track, counted from 1; None is the one that players choose."""
     tracks = container.streams.audio
     best = container.streams.best("audio")
     if best is None:
@@ -95,7 +95,7 @@ def _describe_tracks(tracks: tuple[AudioStream, ...]) -> str:
 
 
 def declared_seconds(stream: AudioStream, container: av.container.InputContainer) -> float | None:
-    """How long a track is by its header; None where no header says so."""
+    """Return the duration of a track in its header; None without one."""
     if stream.duration is None or stream.time_base is None:
         return None
     shared = container.format.name == "asf" and len(container.streams) > 1  # one duration for all tracks
@@ -105,14 +105,14 @@ def declared_seconds(stream: AudioStream, container: av.container.InputContainer
 
 
 def file_seconds(container: av.container.InputContainer) -> float | None:
-    """How long a file is by its header, or by its size and last timestamp."""
+    """Return the duration of a file by its header, or by its size and last timestamp."""
     if not container.duration or container.format.name in _GUESSED_DURATION:
         return None
     return container.duration / 1_000_000
 
 
 def is_longer(file: BinaryIO, name: str, seconds: float) -> bool:
-    """Whether the packets of a file say that it holds more audio than that; FFmpeg's own duration can be a guess."""
+    """Return whether a file has more audio than `seconds`, by its packets: FFmpeg's own duration can be a guess."""
     with open_container(file, name) as container:
         stream = audio_stream(container, name)
         for packet in container.demux(stream):
@@ -195,22 +195,22 @@ def _warn_of_other_tracks(container: av.container.InputContainer, stream: AudioS
 
 def _warn_of_timestamps(time: Timeline, declared: float | None, name: str) -> None:
     if time.missing >= 0.05:
-        logger.warning("%s: %.1f s of audio are missing; silence takes their place", name, time.missing)
+        logger.warning("%s: %.1f s of audio are missing and are replaced by silence", name, time.missing)
     if time.jumps:
         logger.warning(
-            "%s: its timestamps jump at %.1f s%s: what follows is read as if they went on",
+            "%s: its timestamps jump at %.1f s%s: the audio after it is read without a gap",
             name,
             time.jumps[0],
             f" and {len(time.jumps) - 1} more times" if len(time.jumps) > 1 else "",
         )
     if time.seconds and declared is not None and declared - time.end > _TRUNCATION_SECONDS:
-        logger.warning("%s: its header promises %.1f s, only %.1f s are there", name, declared, time.end)
+        logger.warning("%s: its header states %.1f s of audio, but only %.1f s were found", name, declared, time.end)
 
 
 def _decoded_packets(
     container: av.container.InputContainer, stream: AudioStream, name: str
 ) -> Iterator[tuple[Packet[Any] | None, list[AudioFrame] | None]]:
-    """Packets with their frames; None for the frames that cannot be decoded, after which FFmpeg goes on."""
+    """Yield packets with their frames; None for frames that cannot be decoded, after which decoding continues."""
     import av
 
     packets = container.demux(stream)

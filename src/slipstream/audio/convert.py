@@ -33,18 +33,18 @@ class Converter:
         return self._mixer.cancelled_seconds if self._mixer else 0.0
 
     def push(self, audio_CS: FloatArray) -> FloatArray:
-        """Take `[C, S]`, give what is ready, `[1, S']` or `[C, S']`; the rest lags by at most 0.12 s."""
+        """Take `[C, S]`. Returns what is ready, `[1, S']` or `[C, S']`; the rest is at most 0.12 s behind."""
         return self._resampler.push(self._mixer.push(audio_CS) if self._mixer else audio_CS)
 
     def flush(self) -> FloatArray:
-        """Give what is left; nothing may be pushed after it."""
+        """Return the remaining samples; nothing may be pushed after it."""
         rest_CS = self._resampler.push(self._mixer.flush()) if self._mixer else None
         last_CS = self._resampler.flush()
         return last_CS if rest_CS is None else np.concatenate([rest_CS, last_CS], axis=1)
 
 
 def warn_of_cancellation(name: str, seconds: float) -> None:
-    """Log that channels of `name` cancelled each other out, if for long."""
+    """Log that channels of `name` cancelled each other out, if for a second or more."""
     if seconds >= _REPORTED_SECONDS:
         logger.warning(
             "%s: its channels have opposite phase and cancel out when mixed, for %.1f s; the louder one is used there",

@@ -50,8 +50,11 @@ def input_devices() -> list[InputDevice]:
 def microphone(device: int | str | None = None) -> Iterator[FloatArray]:
     """Record from a microphone until the iterator is closed; yields `[1, S]` pieces at `SAMPLE_RATE`.
 
-    `device`: number or part of a name as `input_devices` gives them; None is the system's default.
-    Raises `AudioError` when there is no such device, or its audio is taken too slowly by more than a minute.
+    Args:
+        device: Number or part of the name, as in `input_devices`; None is the system's default.
+
+    Raises:
+        AudioError: There is no such device, or the reader is more than a minute behind.
     """
     sounddevice = _sounddevice()
     try:
@@ -80,7 +83,7 @@ def microphone(device: int | str | None = None) -> Iterator[FloatArray]:
             while not lost:
                 yield resampler.push(blocks.get())
     except (ValueError, sounddevice.PortAudioError) as error:
-        raise AudioError(f"no microphone to record from: {error}") from error
+        raise AudioError(f"no microphone available: {error}") from error
     raise AudioError(f"{_LONGEST_BACKLOG_SECONDS} s behind the microphone: this model is too slow on this machine")
 
 

@@ -20,7 +20,7 @@ from slipstream.errors import AudioError
 
 @dataclass(frozen=True, slots=True)
 class AudioInfo:
-    """What a file's header says: `duration` in seconds (None where it does not say), `sample_rate` in Hz."""
+    """The header of a file: `duration` in seconds (None if the header has none), `sample_rate` in Hz."""
 
     duration: float | None
     sample_rate: int
@@ -39,11 +39,11 @@ def decode(
 ) -> Iterator[FloatArray]:
     """Decode a file, or a binary file object such as a pipe, as a stream.
 
-    What is damaged is left out. What is missing is replaced by silence where the file's timestamps tell how long it
-    was. Both are warnings in the log, as are several tracks of which none was chosen, and stereo in opposite phase.
+    Damaged audio is left out. Missing audio is replaced by silence where the file's timestamps give its length. The
+    log has a warning for both, for several tracks when `track` is None, and for stereo in opposite phase.
 
     Args:
-        source: A path, or a binary file object. A pipe is read once, from where it stands.
+        source: A path, or a binary file object. A pipe is read once, from its current position.
         raw: The format of audio without a header.
         channels: `mix` for one channel, `separate` for those of the source.
         track: The audio track to read, counted from 1. None is the one that players choose.
@@ -72,7 +72,7 @@ def load(source: Source, sample_rate: int = SAMPLE_RATE) -> FloatArray:
 
 
 def probe(source: Source, *, track: int | None = None) -> AudioInfo:
-    """Read the header of a file; a file object is left where it stands.
+    """Read the header of a file; a file object keeps its position.
 
     Raises `AudioError` when there is no audio in it, and for a pipe, whose audio would be lost.
     """

@@ -20,7 +20,7 @@ Encoding = Literal["pcm_s16le", "pcm_s24le", "pcm_f32le", "mulaw", "alaw"]
 
 @dataclass(frozen=True, slots=True)
 class RawFormat:
-    """What headerless audio is: its encoding, `sample_rate` in Hz, and how many channels are interleaved."""
+    """Format of audio without a header: encoding, `sample_rate` in Hz, and number of interleaved channels."""
 
     encoding: Encoding
     sample_rate: int
@@ -31,7 +31,7 @@ class RawFormat:
             raise AudioError(f"unknown encoding {self.encoding!r}: choose one of {', '.join(get_args(Encoding))}")
         check_rate(self.sample_rate)
         if self.channels < 1:
-            raise AudioError(f"raw audio of {self.channels} channels: there must be at least one")
+            raise AudioError(f"channels={self.channels}: raw audio has at least 1")
 
     @property
     def sample_bytes(self) -> int:
@@ -48,7 +48,7 @@ class PcmDecoder:
         self.format = format
         self._rest = b""
         name = {"mulaw": "pcm_mulaw", "alaw": "pcm_alaw"}.get(format.encoding, format.encoding)
-        # FFmpeg sees one channel, at any rate: interleaved samples are told apart here.
+        # FFmpeg sees one channel, at any rate: interleaved samples are separated here.
         self._codec = cast("AudioCodecContext", av.CodecContext.create(name, "r"))
         self._codec.sample_rate, self._codec.layout = SAMPLE_RATE, "mono"
 
@@ -58,7 +58,7 @@ class PcmDecoder:
         return len(self._rest)
 
     def push(self, data: bytes) -> FloatArray:
-        """Take bytes, give the samples they complete, `[C, S]`."""
+        """Take bytes. Returns the samples they complete, `[C, S]`."""
         import av
 
         data = self._rest + data

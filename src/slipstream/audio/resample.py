@@ -11,7 +11,7 @@ from slipstream.audio.samples import FRAME_SAMPLES, SAMPLE_RATE, check_rate
 
 
 class Resampler:
-    """A stream at one rate made a stream at another, in Hz. Its samples do not depend on how the stream is cut."""
+    """Converts a stream from one sample rate to another, in Hz. Its output does not depend on how the stream is cut."""
 
     def __init__(self, from_rate: int, to_rate: int = SAMPLE_RATE, channels: int = 1) -> None:
         from_rate = check_rate(from_rate)
@@ -24,11 +24,11 @@ class Resampler:
             self._soxr = stream(from_rate, to_rate, channels, dtype="float32", quality="HQ")
 
     def push(self, audio_CS: FloatArray) -> FloatArray:
-        """Take `[C, S]` in, give what is ready, `[C, S']`; the rest lags by at most 0.1 s."""
+        """Take `[C, S]`. Returns the samples that are ready, `[C, S']`; the rest is at most 0.1 s behind."""
         return audio_CS if self._soxr is None else self._resample(audio_CS, last=False)
 
     def flush(self) -> FloatArray:
-        """Give what is left, `[C, S']`; nothing may be pushed after it."""
+        """Return the remaining samples, `[C, S']`; nothing may be pushed after it."""
         nothing = np.zeros((self.channels, 0), np.float32)
         return nothing if self._soxr is None else self._resample(nothing, last=True)
 
@@ -38,7 +38,7 @@ class Resampler:
 
 
 class Framer:
-    """Cuts a mono stream, whatever its chunks, into frames of exactly `frame_samples`."""
+    """Cuts the chunks of a mono stream into frames of `frame_samples`."""
 
     def __init__(self, frame_samples: int = FRAME_SAMPLES) -> None:
         self.frame_samples = frame_samples
@@ -50,14 +50,14 @@ class Framer:
         return len(self._rest)
 
     def push(self, audio_S: FloatArray) -> FloatArray:
-        """Take `[S]` samples in, give the frames they complete, `[T, frame_samples]`, T from 0."""
+        """Take samples `[S]`. Returns the frames they complete, `[T, frame_samples]`, with T from 0."""
         samples = np.concatenate([self._rest, audio_S])
         whole = len(samples) - len(samples) % self.frame_samples
         self._rest = samples[whole:].copy()
         return samples[:whole].reshape(-1, self.frame_samples)
 
     def flush(self) -> tuple[FloatArray, int]:
-        """Give the last frame, `[T, frame_samples]` with T 0 or 1, zeros after its samples, and how many are real."""
+        """Return the last frame, zero-padded, `[T, frame_samples]` with T 0 or 1, and its number of samples."""
         real = self.buffered
         padding = np.zeros(-real % self.frame_samples, np.float32)
         return self.push(padding), real

@@ -1,4 +1,4 @@
-"""What audio is read from: a path, or a binary file object, which may be a pipe."""
+"""Sources of audio: a path, or a binary file object, which may be a pipe."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Pipe:
         return False
 
     def close(self) -> None:
-        """Drop what was kept, and keep nothing more; reading goes on."""
+        """Drop the kept data, and keep no more; reading continues."""
         if self._kept is not None:
             self._kept.close()
             self._kept = None
@@ -76,16 +76,16 @@ class Pipe:
 
 
 SPOOL_BYTES = 1 << 30
-"""How much of a pipe is copied to disk when its format has to seek."""
+"""Most data of a pipe that is copied to disk for a format that must seek."""
 
 
 def can_seek(file: Readable) -> bool:
-    """Tell a file from a pipe. `SpooledTemporaryFile` has no `seekable` before Python 3.11."""
+    """Return whether a file object can seek. `SpooledTemporaryFile` has no `seekable` before Python 3.11."""
     return file.seekable() if hasattr(file, "seekable") else hasattr(file, "seek")
 
 
 def is_pipe(source: Source) -> bool:
-    """Tell whether reading a source consumes it. A path is not opened for it: that would end its writer."""
+    """Return whether a source can be read only once. A path is not opened: that would end its writer."""
     if not isinstance(source, (str, os.PathLike)):
         return not can_seek(source)
     path = Path(source)

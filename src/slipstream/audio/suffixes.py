@@ -1,4 +1,4 @@
-"""Suffixes of file names that a search of a folder takes for audio."""
+"""File name suffixes of audio, for the search of a folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _READ_BY_CONTENT = frozenset({
 
 @functools.cache
 def audio_suffixes() -> frozenset[str]:
-    """Give the suffixes, such as `.mp3`, of audio and video that this FFmpeg can read."""
+    """Return the suffixes, such as `.mp3`, of audio and video that this FFmpeg can read."""
     import av
 
     suffixes = set(_READ_BY_CONTENT)
@@ -40,7 +40,7 @@ def audio_suffixes() -> frozenset[str]:
 
 
 def _is_other_codec(name: str) -> bool:
-    """Tell whether a demuxer reads one video or subtitle codec, whose name it has."""
+    """Return whether a demuxer reads a video or subtitle codec of the same name."""
     import av
 
     try:

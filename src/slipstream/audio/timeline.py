@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # damage only the rounding of a container is.
 _JITTER_SECONDS, _ROUNDING_SECONDS = 0.1, 0.005
 _LONGEST_GAP_SECONDS, _LONGEST_GAP_BETWEEN_CLOCKS = 3600.0, 10.0
-# Timestamps that go back by more than this start again.
+# Timestamps that go back by more than this restart.
 _RESTART_SECONDS = 1.0
 _TS_DISCONT = 0x0200  # AVFMT_TS_DISCONT
 _ONE_CLOCK = {
@@ -36,11 +36,11 @@ _ONE_CLOCK = {
 
 
 class Timeline:
-    """Where a track stands, in seconds from the beginning of the file.
+    """The position in a track, in seconds from the beginning of the file.
 
     Args:
         start: Timestamp at which the first track of the file begins: second 0 in players.
-        longest_gap: Seconds; a longer jump of the timestamps is no gap. 0 if timestamps only count samples.
+        longest_gap: Seconds; a longer jump of the timestamps is not a gap. 0 if timestamps only count samples.
     """
 
     def __init__(self, start: float, longest_gap: float) -> None:
@@ -61,7 +61,7 @@ class Timeline:
         self._damaged += seconds
 
     def gap(self, time: float | None) -> float:
-        """Give the seconds of silence to insert before audio with timestamp `time`."""
+        """Return the seconds of silence to insert before audio with timestamp `time`."""
         damaged, self._damaged = self._damaged, 0.0
         if time is None:
             return self._insert(damaged, late=False)
@@ -113,5 +113,5 @@ def timeline(container: InputContainer) -> Timeline:
 
 
 def has_clocks(container: InputContainer) -> bool:
-    """Tell whether timestamps may jump. Then FFmpeg's duration, from the first and the last, means nothing."""
+    """Return whether timestamps may jump. FFmpeg's duration, from the first and the last, is then wrong."""
     return bool(container.format.flags & _TS_DISCONT)

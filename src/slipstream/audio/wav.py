@@ -11,7 +11,7 @@ _READ_BYTES = 1 << 16
 
 
 def wav_parts(file: Readable, name: str) -> Iterator[WavPart]:
-    """Give a file in parts, each from one WAV header to the next. A file of another format is one part."""
+    """Yield the parts of a file, each from one WAV header to the next. A file of another format is one part."""
     part: WavPart | None = WavPart(file, name)
     while part is not None:
         yield part
@@ -69,7 +69,7 @@ class WavPart:
         return can_seek(self._file)
 
     def next(self) -> WavPart | None:
-        """Read on to the end of this part, and give the next one."""
+        """Read to the end of this part. Returns the next one, if any."""
         while self._is_wav and self.read(_READ_BYTES):
             pass
         if self._end is None:

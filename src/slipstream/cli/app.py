@@ -1,4 +1,4 @@
-"""All commands. Each imports what it needs when it runs, so that `slipstream --help` answers at once."""
+"""All commands. Each imports its packages when it runs, so that `slipstream --help` is fast."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slipstream.cli.transcribe import command as transcribe
 from slipstream.errors import SlipstreamError
 
 app = typer.Typer(
-    help="Slipstream: streaming speech-to-text. Live speech in, timed words out.",
+    help="Slipstream: streaming speech-to-text with the time of each word.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -40,7 +40,7 @@ app.add_typer(train.app, name="train")
 
 
 def run() -> None:
-    """Run the command that the arguments name, and exit: what fails is a sentence, never a traceback."""
+    """Run the command and exit. An error prints one message, not a traceback."""
     guard_streams()
     logging.getLogger("slipstream").addHandler(_warnings)
     interrupted = False

@@ -1,4 +1,4 @@
-"""What the commands share of the terminal: notices and errors go to standard error, results to standard output."""
+"""Terminal output that commands share: notices and errors go to standard error, results to standard output."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from rich.console import Console
 
 INTERRUPTED = 130
-"""The exit code of a command ended by Ctrl-C: 128 + SIGINT."""
+"""Exit code after Ctrl-C: 128 + SIGINT."""
 
 console = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
-"""Standard error. One for all, so that a progress bar and the lines above it do not overwrite each other."""
+"""Standard error. One instance, so that a progress bar and other messages do not overwrite each other."""
 
 
 def notice(message: str) -> None:
@@ -28,7 +28,7 @@ def fail(message: str) -> None:
 
 
 class WarningHandler(logging.Handler):
-    """Shows the library's log on standard error."""
+    """Prints the library's log records to standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         console.print(f"{record.levelname.lower()}: ", style="yellow", end="")
@@ -36,7 +36,7 @@ class WarningHandler(logging.Handler):
 
 
 class Stop(threading.Event):
-    """Set when a command is asked to end; `signal` is what asked."""
+    """Set when a signal asks the command to end."""
 
     signal: signal.Signals = signal.SIGINT
 
@@ -47,13 +47,13 @@ class Stop(threading.Event):
 
 @contextmanager
 def first_signal_stops() -> Iterator[Stop]:
-    """Within it, the first Ctrl-C or SIGTERM sets the event, for an orderly end; the second ends the process."""
+    """Set an event at the first Ctrl-C or SIGTERM, for an orderly end; the second ends the process."""
     stop = Stop()
 
     def handle(number: int, _: object) -> None:
         if stop.is_set():
-            console.show_cursor()  # which a progress bar hides
-            os._exit(128 + number)  # not sys.exit, which waits for threads, and these may hang
+            console.show_cursor()  # a progress bar hides it
+            os._exit(128 + number)  # not sys.exit, which waits for threads that may hang
         stop.signal = signal.Signals(number)
         stop.set()
 

@@ -1,4 +1,4 @@
-"""`slipstream convert`: a checkpoint from whichever layout it is in to another."""
+"""`slipstream convert`: convert a checkpoint to another layout."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def convert(
     source: Annotated[str, typer.Argument(help="A folder, a repository id, or a built-in model.")],
     destination: Annotated[Path, typer.Argument(help="A new folder.")],
     layout: Annotated[
-        Literal["kyutai", "candle", "mlx", "transformers", "onnx"], typer.Option("--layout", help="What to write.")
+        Literal["kyutai", "candle", "mlx", "transformers", "onnx"], typer.Option("--layout", help="Layout to write.")
     ] = "kyutai",
     quantize: Annotated[
         Literal["int4", "int8"] | None,
-        typer.Option("--quantize", help="The LM's weights, in mlx and onnx; int8 also in kyutai."),
+        typer.Option("--quantize", help="Bits of the LM's weights: mlx and onnx; kyutai: int8 only."),
     ] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,
-        typer.Option("--dtype", help="Type of the LM's weights; as they are, if not given."),
+        typer.Option("--dtype", help="Type of the LM's weights. Default: unchanged."),
     ] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the repository.")] = None,
 ) -> None:
@@ -37,10 +37,10 @@ def convert(
 
     origin: Origin = {"revision": revision} if revision else {}
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise CheckpointError(f"{destination} is there already and not an empty folder: give a new one")
+        raise CheckpointError(f"{destination} exists and is not an empty folder: choose a new one")
     if layout == "onnx":
         if dtype:
-            raise typer.BadParameter("onnx keeps float32 or quantises", param_hint="--dtype")
+            raise typer.BadParameter("onnx weights are float32 or quantised: use --quantize", param_hint="--dtype")
         _to_onnx(ModelBundle.resolve(source, **origin), destination, quantize)
     else:
         from slipstream.checkpoints.checkpoint import convert as convert_checkpoint

@@ -1,4 +1,4 @@
-"""`slipstream doctor`: what is installed, what this machine has, and what it can run in real time."""
+"""`slipstream doctor`: installed packages, devices, and how many live streams this machine can run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PACKAGES = {
     "mlx": "mlx",
     "sounddevice": "mic",
 }
-"""What does the work, and the extra that installs it where it is not part of the core."""
+"""Packages, and the extra that installs each; None for required ones."""
 
 _SLOTS = (1, 4, 16, 64)
 _WARM_UP_FRAMES, _MEASURED_FRAMES = 5, 25
@@ -40,7 +40,7 @@ def doctor(
     quantize: Quantize = None,
     threads: Threads = None,
 ) -> None:
-    """Show versions and devices, and measure how many live streams this machine can follow."""
+    """Show versions and devices, and measure how many live streams this machine can run."""
     import slipstream
 
     def load(slots: int) -> Runner:
@@ -53,8 +53,8 @@ def doctor(
     _section(f"Real time with {model}", _real_time(load))
 
 
-def milliseconds_a_frame(runner: Runner) -> float:
-    """The median time of a step with all slots active, hearing noise: speed does not depend on what is heard."""
+def milliseconds_per_frame(runner: Runner) -> float:
+    """Return the median time of a step with all slots active. The input is noise: it does not affect the speed."""
     import numpy as np
 
     pcm_BS = np.random.default_rng(0).normal(0, 0.1, (runner.slots, runner.frame_samples)).astype(np.float32)
@@ -100,7 +100,7 @@ def _machine() -> Iterator[tuple[str, str]]:
     existing = HF_HUB_CACHE
     while not os.path.exists(existing):
         existing = os.path.dirname(existing)
-    yield "free there", f"{shutil.disk_usage(existing).free / 2**30:.1f} GiB"
+    yield "free space", f"{shutil.disk_usage(existing).free / 2**30:.1f} GiB"
 
 
 def _cuda() -> str:
@@ -124,11 +124,11 @@ def _microphones() -> str:
 
 
 def _real_time(load: Callable[[int], Runner]) -> Iterator[tuple[str, str]]:
-    """Step ever more slots, until a step takes longer than the audio it hears."""
+    """Measure more and more slots, until a step takes longer than a frame."""
     for slots in _SLOTS:
         runner = load(slots)
-        took, budget = milliseconds_a_frame(runner), 1000 / runner.frame_rate
+        took, budget = milliseconds_per_frame(runner), 1000 / runner.frame_rate
         holds = "in real time" if took < budget else "too slow"
-        yield f"{slots} live", f"{took:.1f} ms for each {budget:.0f} ms of audio: {holds}, {budget / took:.1f}x"
+        yield f"{slots} live", f"{took:.1f} ms per {budget:.0f} ms of audio: {holds}, {budget / took:.1f}x"
         if took >= budget:
             return

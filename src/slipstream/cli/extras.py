@@ -1,4 +1,4 @@
-"""Commands whose packages come with an extra: without it they say which."""
+"""Errors for commands whose optional packages are not installed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from slipstream.errors import BackendError
 
 @contextmanager
 def needs_extra(extra: str, what: str) -> Iterator[None]:
-    """Within it, importing a package that is not installed raises `BackendError` that names the `extra` to install.
+    """Raise `BackendError` when an import within the context finds a package missing.
 
-    `what`: what needs it, to begin the sentence.
+    Args:
+        extra: The extra that installs the package.
+        what: What needs the package; the message begins with it.
     """
     try:
         yield

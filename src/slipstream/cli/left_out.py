@@ -1,4 +1,4 @@
-"""Recordings that a command cannot use: each is named on standard error, and counted."""
+"""Report and count recordings that a command cannot use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class LeftOut:
-    """What was left out so far. Calling it with a recording and a problem leaves that one out, too."""
+    """Counts skipped recordings. Call it with a recording and a problem to report and count one."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -20,6 +20,6 @@ class LeftOut:
         self.name(recording.explain(problem))
 
     def name(self, message: str) -> None:
-        """Leave out what `message` names and explains."""
+        """Print `message`, which names a recording and its problem, and count it."""
         typer.echo(message, err=True)
         self.count += 1

@@ -1,4 +1,4 @@
-"""`slipstream listen`: the microphone as live text."""
+"""`slipstream listen`: transcribe the microphone live."""
 
 from __future__ import annotations
 
@@ -30,11 +30,14 @@ def listen(
     quantize: Quantize = None,
     threads: Threads = None,
     microphone: Annotated[
-        str | None, typer.Option("--microphone", help="Number or part of the name; the system's default otherwise.")
+        str | None,
+        typer.Option("--microphone", help="Microphone: its number or a part of its name. Default: the system's."),
     ] = None,
-    list_microphones: Annotated[bool, typer.Option("--list-microphones", help="List them and end.")] = False,
+    list_microphones: Annotated[
+        bool, typer.Option("--list-microphones", help="List the microphones and exit.")
+    ] = False,
 ) -> None:
-    """Transcribe the microphone until Ctrl-C, a line for each turn."""
+    """Transcribe the microphone until Ctrl-C, one line per turn."""
     from slipstream import audio
 
     if list_microphones:
@@ -42,7 +45,7 @@ def listen(
         return
     microphones = audio.input_devices()
     if not microphones:
-        raise AudioError("this machine has no microphone")
+        raise AudioError("no microphone found: connect one, or see `slipstream doctor`")
     if model == DEFAULT_MODEL:
         notice(production_hint())
 
@@ -54,12 +57,12 @@ def listen(
             model, device=device, backend=backend, quantize=quantize, threads=threads, progress=progress
         )
     with transcriber, first_signal_stops() as stop:
-        notice("Listening. Ctrl-C ends.")
+        notice("Listening. Press Ctrl-C to stop.")
         show_live(transcriber.stream(_until(stop, audio.microphone(chosen)), audio.SAMPLE_RATE))
 
 
 def show_live(events: Iterable[Event]) -> None:
-    """Print words as they come, a line for each turn; on a terminal with the word in the making."""
+    """Print words as they are recognised, one line per turn; on a terminal also the word that is not complete."""
     from slipstream.events import OpenWord, PartialWord, Turn, Word
 
     console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`slipstream models`: what is built in, cached, and known by name."""
+"""`slipstream models`: models that are built in, cached, or known by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LANGUAGES = {
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A model that can be called by name, and where it is."""
+    """A model known by name, and where its files are."""
 
     name: str
     config: STTConfig
@@ -36,7 +36,7 @@ class KnownModel:
 
     @property
     def parameters(self) -> tuple[int, int]:
-        """How many the LM has, and the codec."""
+        """Number of parameters of the LM and of the codec."""
         from slipstream.model.names import codec_shapes, lm_shapes
 
         lm, codec = lm_shapes(self.config.lm), codec_shapes(self.config.codec)
@@ -44,13 +44,13 @@ class KnownModel:
 
     @property
     def download_gigabytes(self) -> float:
-        """Size of its files, for the published models: the LM in bfloat16, the codec in float32."""
+        """Size of the files of a published model: the LM in bfloat16, the codec in float32."""
         lm, codec = self.parameters
         return (2 * lm + 4 * codec) / 1e9
 
 
 def models() -> None:
-    """List the models that are built in, cached on this machine, and known by name."""
+    """List the models that are built in, cached on this machine, or known by name."""
     from rich.console import Console
     from rich.table import Table
 
@@ -69,19 +69,19 @@ def models() -> None:
         )
     console = Console()
     console.print(table)
-    console.print("\nThe id of another repository on the Hugging Face hub, or a folder, will do.")
+    console.print("\n--model also accepts any other Hugging Face Hub repository, or a folder.")
 
 
 def production_hint() -> str:
-    """One line on which model to use for real work, and what it costs to get."""
+    """Return a line that names the recommended model and its download size."""
     model = next(model for model in _published() if model.name == PRODUCTION_MODEL)
     size = "in your cache" if model.place == "cached" else f"about {model.download_gigabytes:.1f} GB to download"
-    what = "a small built-in model that gets many words wrong"
-    return f"{DEFAULT_MODEL} is {what}; for real work: --model {model.name} ({size})"
+    what = "a small built-in model with many recognition errors"
+    return f"{DEFAULT_MODEL} is {what}; for better results: --model {model.name} ({size})"
 
 
 def known_models() -> Iterator[KnownModel]:
-    """The models that are built in, those published by name, and what else of their kind the hub's cache holds."""
+    """Yield the built-in models, the published ones, and other compatible models in the Hub's cache."""
     from slipstream.checkpoints.sources import built_in_models, resolve
 
     for name in built_in_models():
@@ -101,7 +101,7 @@ def _published() -> Iterator[KnownModel]:
 
 
 def _others_cached() -> Iterator[KnownModel]:
-    """Repositories in the hub's cache that have no name here, but a configuration of our kind."""
+    """Yield other repositories in the Hub's cache that have a compatible configuration."""
     from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
     from slipstream.checkpoints.presets import PRESETS
@@ -124,4 +124,4 @@ def _read_config(snapshot: Path) -> STTConfig | None:
     try:
         return parse_kyutai(read_json(snapshot / "config.json"))
     except ConfigError:
-        return None  # of another kind, or without this file
+        return None  # another kind of model, or none

@@ -1,4 +1,4 @@
-"""Where transcripts go: a file for each, whole or not at all, or standard output."""
+"""Write transcripts to files or to standard output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def render(transcript: Transcript, format: Format, words: bool, layout: SubtitleLayout | None) -> str:
-    """A transcript in a format, subtitles in a layout; with `words`, a line a word: start, end, confidence, text."""
+    """Format a transcript; with `words`, one line per word: start, end, confidence, text."""
     if not words:
         return transcript.render(format, layout)
     return "".join(
@@ -26,7 +26,7 @@ def render(transcript: Transcript, format: Format, words: bool, layout: Subtitle
 
 
 def has_text(path: Path, format: Format) -> bool:
-    """Whether `path` holds a whole transcript with words: an empty one may be all that an earlier run left."""
+    """Return whether `path` is a complete transcript with words; an earlier run may have left an empty one."""
     from slipstream.transcript import Transcript
 
     empty = Transcript((), (), 0.0, "", 0.0).render(format)
@@ -38,7 +38,7 @@ def has_text(path: Path, format: Format) -> bool:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a file that is either whole or not there. Raises `OutputError` when the disk is full or read-only."""
+    """Write a file completely or not at all. Raises `OutputError` when the disk is full or read-only."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def write_file(path: Path, text: str) -> None:
 
 
 def write_stdout(text: str) -> None:
-    """Write to standard output now. Raises `OutputError` when that fails, `BrokenPipeError` when nobody reads it."""
+    """Write to standard output and flush it. Raises `OutputError`, or `BrokenPipeError` when its reader has exited."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -63,6 +63,6 @@ def write_stdout(text: str) -> None:
 
 
 def close_stdout() -> None:
-    """Send what is still buffered nowhere: the interpreter would fail to write it once more at its end."""
-    with suppress(OSError, ValueError):  # ValueError: it is no file, or closed
+    """Discard buffered output: otherwise the interpreter tries to write it at exit, and fails again."""
+    with suppress(OSError, ValueError):  # ValueError: it is not a file, or closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

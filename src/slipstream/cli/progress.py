@@ -14,17 +14,17 @@ from rich.text import Text
 from slipstream.cli.console import console
 
 Report = Callable[[str, float], None]
-"""Called with a job's name and the seconds of its audio heard so far, from any thread."""
+"""Called with a job's name and the seconds of its audio processed so far, from any thread."""
 
 
 @contextmanager
 def progress_bar(durations: Iterable[float | None]) -> Iterator[Report]:
-    """Show how much of `durations` (seconds; None where unknown) is heard, how fast, and the time left.
+    """Show how much of `durations` (seconds; None where unknown) is processed, the speed, and the time left.
 
-    Where standard error is not a terminal nothing is shown, nor are `durations` asked for.
+    Without a terminal on standard error it shows nothing and does not iterate over `durations`.
     """
     if not console.is_terminal:
-        yield lambda name, heard: None
+        yield lambda name, seconds: None
         return
     seconds = list(durations)
     total = None if None in seconds else sum(filter(None, seconds))
@@ -36,25 +36,25 @@ def progress_bar(durations: Iterable[float | None]) -> Iterator[Report]:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        # Redirected text joins the bar's own stream, so only text that goes to the terminal anyway may be.
+        # Redirected text goes to the bar's stream: right only for text that goes to the terminal anyway.
         redirect_stdout=sys.stdout.isatty(),
     )
-    heard: dict[str, float] = {}
+    done: dict[str, float] = {}
     lock = threading.Lock()
     with bar:
         task = bar.add_task("", total=total, started=time.perf_counter())
 
         def report(name: str, seconds: float) -> None:
             with lock:
-                heard[name] = seconds
-                bar.update(task, completed=sum(heard.values()), description=name)
+                done[name] = seconds
+                bar.update(task, completed=sum(done.values()), description=name)
 
         yield report
 
 
 @contextmanager
 def counting_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that is told how many things are done, and of how many. Shown as `progress_bar` is."""
+    """Show a bar; call the result with the number of items done, and the total."""
     if not console.is_terminal:
         yield lambda done, total: None
         return
@@ -64,7 +64,7 @@ def counting_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 class _SpeedColumn(ProgressColumn):
-    """Seconds of audio for each second of time."""
+    """Seconds of audio processed per second."""
 
     def render(self, task: Task) -> Text:
         elapsed = time.perf_counter() - task.fields["started"]

@@ -1,4 +1,4 @@
-"""`slipstream serve`: the live server; `slipstream api-key`: a key for it."""
+"""`slipstream serve`: the server; `slipstream api-key`: create a key for it."""
 
 from __future__ import annotations
 
@@ -30,24 +30,31 @@ def serve(
     backend: Backend = "auto",
     slots: Annotated[
         int | None,
-        typer.Option("--slots", min=1, help="Streams at once; 8, or what --config says.", show_default=False),
+        typer.Option(
+            "--slots", min=1, help="Concurrent streams. Default: 8, or the value in --config.", show_default=False
+        ),
     ] = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; beyond this machine it needs keys.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="0 takes a free one.")] = 8080,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on. One that other machines can reach requires --api-keys.")
+    ] = ("127.0.0.1"),
+    port: Annotated[
+        int, typer.Option("--port", "-p", min=0, max=65535, help="Port to listen on; 0 selects a free one.")
+    ] = 8080,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="TOML", help="A configuration of Kyutai's Rust server.")
+        Path | None, typer.Option("--config", metavar="TOML", help="Configuration file of Kyutai's Rust server.")
     ] = None,
     api_keys: Annotated[
         Path | None,
-        typer.Option("--api-keys", metavar="FILE", help="Accepted keys: lines made by `slipstream api-key`."),
+        typer.Option(
+            "--api-keys", metavar="FILE", help="File of accepted keys, one line each, made by `slipstream api-key`."
+        ),
     ] = None,
     allow_origin: Annotated[
-        list[str] | None, typer.Option("--allow-origin", help="A page's origin that may connect; * is every page.")
+        list[str] | None, typer.Option("--allow-origin", help="Origin whose pages may connect; * allows all.")
     ] = None,
     queue_seconds: Annotated[
-        float, typer.Option("--queue-seconds", min=0, help="How long a stream waits for a slot; 0 refuses it at once.")
+        float,
+        typer.Option("--queue-seconds", min=0, help="Seconds a stream may wait for a slot; 0 refuses it immediately."),
     ] = 0.0,
     flush_after_silence: Annotated[
         float,
@@ -55,35 +62,37 @@ def serve(
             "--flush-after-silence",
             metavar="SECONDS",
             min=0,
-            help="Flush a stream's text after this much silence, for clients that send no Marker; 0 never does.",
+            help="Flush the text after this much silence, for clients that send no Marker; 0 disables it.",
         ),
     ] = 0.0,
-    max_waiting: Annotated[int, typer.Option("--max-waiting", min=0, help="Streams that may wait at once.")] = 64,
+    max_waiting: Annotated[int, typer.Option("--max-waiting", min=0, help="Streams that may wait for a slot.")] = 64,
     limit: Annotated[
-        list[str] | None, typer.Option("--limit", metavar="NAME=VALUE", help="A bound, such as idle_seconds=60.")
+        list[str] | None, typer.Option("--limit", metavar="NAME=VALUE", help="Set a limit, such as idle_seconds=60.")
     ] = None,
-    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", metavar="PEM", help="Certificate chain.")] = None,
-    tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="PEM", help="Its key.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", metavar="PEM", help="TLS certificate chain.")] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", metavar="PEM", help="Private key of the TLS certificate.")
+    ] = None,
     metrics_port: Annotated[
         int | None,
         typer.Option(
-            "--metrics-port", min=0, max=65535, help="A second port for metrics, health and information, without keys."
+            "--metrics-port", min=0, max=65535, help="Second port for metrics, health and information; it needs no key."
         ),
     ] = None,
-    metrics_host: Annotated[str, typer.Option("--metrics-host", help="Address of the metrics port.")] = "127.0.0.1",
+    metrics_host: Annotated[str, typer.Option("--metrics-host", help="Address of --metrics-port.")] = "127.0.0.1",
     ready_when_free: Annotated[
-        bool, typer.Option("--ready-when-free", help="Report 503 at /readyz while all slots are in use.")
+        bool, typer.Option("--ready-when-free", help="Return 503 from /readyz while all slots are in use.")
     ] = False,
-    log_level: Annotated[_Level, typer.Option("--log-level", help="Logs are JSON lines, without audio or text.")] = (
-        "info"
-    ),
+    log_level: Annotated[
+        _Level, typer.Option("--log-level", help="Log level. Logs are JSON lines and contain no audio or text.")
+    ] = ("info"),
 ) -> None:
-    """Serve live transcription: Kyutai's protocol, plain PCM with JSON, whole files, and a page.
+    """Serve transcription over WebSockets (Kyutai's protocol, or PCM with JSON), file uploads and a web page.
 
-    SIGTERM and Ctrl-C finish the open streams first. SIGHUP reads the keys and the certificate again. When the model
-    fails, the exit code is 1.
+    SIGTERM and Ctrl-C finish the open streams before the server stops. SIGHUP reloads the keys and the certificate.
+    The exit code is 1 when the model fails.
     """
-    with needs_extra("server", "serving"):
+    with needs_extra("server", "slipstream serve"):
         from slipstream.bundle import ModelBundle
         from slipstream.checkpoints.rust import read_rust_config
         from slipstream.server.access import Access, is_loopback
@@ -95,7 +104,7 @@ def serve(
         from slipstream.server.run import serve as run
 
     if (tls_cert is None) != (tls_key is None):
-        raise typer.BadParameter("--tls-cert and --tls-key go together", param_hint="--tls-cert")
+        raise typer.BadParameter("--tls-cert and --tls-key must be used together", param_hint="--tls-cert")
     limits = _limits(limit or [])
     rust = None if config is None else read_rust_config(config)
     named_keys = KeyRing.of(rust.keys) if rust and rust.keys else None
@@ -137,17 +146,17 @@ def serve(
 def api_key(
     name: Annotated[str, typer.Argument(help="Name of the key's owner, one word. It appears in the server's log.")],
     streams: Annotated[
-        int | None, typer.Option("--streams", min=1, help="Streams and uploads that may be open at once.")
+        int | None, typer.Option("--streams", min=1, help="Maximum of open streams and uploads.")
     ] = None,
     per_minute: Annotated[
-        int | None, typer.Option("--per-minute", min=1, help="Streams and uploads that may start within a minute.")
+        int | None, typer.Option("--per-minute", min=1, help="Maximum of streams and uploads started per minute.")
     ] = None,
 ) -> None:
-    """Make a key for `slipstream serve --api-keys`: the key itself is shown once, its line goes to standard output."""
+    """Create a key for `slipstream serve --api-keys`. Shows the key once, and prints its line for the key file."""
     from slipstream.server.keys import new_key
 
     key, line = new_key(name, streams, per_minute)
-    notice(f"The key, which is stored nowhere: {key}")
+    notice(f"Key (shown only once): {key}")
     typer.echo(line)
 
 
@@ -157,7 +166,7 @@ def _shown(listener: socket.socket) -> str:
 
 
 def _limits(settings: list[str]) -> Limits:
-    """`Limits` with some of its bounds set by `name=value`. Raises `ConfigError` that names the bound."""
+    """Return `Limits` with the values of `name=value` settings. Raises `ConfigError` for an invalid setting."""
     from slipstream.schema import check_keys
     from slipstream.server.limits import Limits
 

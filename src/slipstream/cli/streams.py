@@ -1,4 +1,4 @@
-"""Standard input and output, which may be closed, and pipes that may stall."""
+"""Standard input and output that may be closed, and pipes that may stall."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class OutputError(SlipstreamError):
 
 
 def guard_streams() -> None:
-    """Make the use of a closed standard output an error, and keep files from being opened in a closed stream's place.
+    """Make writing to a closed standard output an error, and occupy the file descriptors of closed streams.
 
-    Python has None for a stream that the shell closed (`>&-`), and the system gives its number to the next file: what a
-    library prints would be written into that.
+    Python represents a stream that the shell closed (`>&-`) as None. The system gives its descriptor to the next file
+    opened, and a library that prints would write into that file.
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None and (descriptor := os.open(os.devnull, os.O_RDWR)) > 2:
-            os.close(descriptor)  # its number is taken already
+            os.close(descriptor)  # the three descriptors are in use
     if sys.stdout is None:
         sys.stdout = _ClosedOutput()
 
@@ -36,14 +36,14 @@ def check_stdout() -> None:
 
 
 def standard_input(stop: StopEvent) -> BinaryIO:
-    """Standard input as bytes; a pipe ends when `stop` is set. Raises `AudioError` if it is closed."""
+    """Return standard input as bytes; a pipe ends when `stop` is set. Raises `AudioError` if it is closed."""
     if sys.stdin is None:
         raise AudioError("standard input is closed: pipe or redirect audio into it")
     return until_stopped(sys.stdin.buffer, stop)
 
 
 def until_stopped(file: BinaryIO, stop: StopEvent) -> BinaryIO:
-    """A pipe that ends when `stop` is set, even while it waits for its next bytes; another file as it is."""
+    """Return a pipe that ends when `stop` is set, also while it waits for data; return any other file unchanged."""
     if os.name != "posix" or file.seekable():
         return file
     return io.BufferedReader(_Pipe(file, stop))

@@ -18,10 +18,10 @@ from slipstream.events import Event
 
 
 class LiveSession:
-    """One stream on an engine: audio in from any thread, events out to any other.
+    """One stream on an engine. Send audio in one thread and read events in another.
 
-    Iterate over it for its events, up to `Final`. As a context manager it frees its slot in the end, whatever happens;
-    so does forgetting it.
+    Iterate over it for its events, up to `Final`. It frees its slot at the end of its context, or when it is no longer
+    referenced.
     """
 
     def __init__(self, engine: EnginePort, mailbox: Mailbox) -> None:
@@ -32,24 +32,33 @@ class LiveSession:
 
     @property
     def clock(self) -> float:
-        """Seconds of its audio heard so far."""
+        """Seconds of its audio processed so far."""
         return self._mailbox.session.clock
 
     @property
     def ended(self) -> bool:
-        """Whether no more events come; those that came may still wait to be read."""
+        """Whether no more events follow those that wait to be read."""
         return self._mailbox.ended
 
     @property
     def queue_position(self) -> int:
-        """How many sessions get a slot before this one, itself counted; 0 once it has one."""
+        """Place in the queue for a slot, from 1; 0 once it has one."""
         return self._engine.position(self._mailbox.session)
 
     def offer(self, samples: npt.ArrayLike) -> int:
-        """Send as much of the audio as there is room for; returns how many samples that was.
+        """Send as much of the audio as there is room for, without waiting.
 
-        `samples`: as of `send`. When some are left, the session's `wake` is called once there is room again. Raises
-        `SessionClosed` after `finish` or the end. What is not audio raises `AudioError`, and ends the session with it.
+        When samples are left, the session's `wake` is called once there is room for them.
+
+        Args:
+            samples: As in `send`.
+
+        Returns:
+            The number of samples taken.
+
+        Raises:
+            SessionClosed: After `finish` or the end.
+            AudioError: The samples are invalid; the session ends with this error.
         """
         audio_S = self.convert(samples)
 
@@ -62,9 +71,9 @@ class LiveSession:
         return self._engine.change(self._mailbox, push)
 
     def convert(self, samples: npt.ArrayLike) -> FloatArray:
-        """Convert one chunk, as of `send`, to float32 `[S]`, once for all of the `offer` calls it takes.
+        """Convert one chunk to float32 `[S]`, once for all `offer` calls that it takes.
 
-        What is not audio raises `AudioError`, and ends the session with it: its reader must not wait for the rest.
+        Raises `AudioError` for invalid samples; the session ends with it, so that its reader gets the error too.
         """
         try:
             return self._mailbox.session.convert(samples)
@@ -73,16 +82,16 @@ class LiveSession:
             raise
 
     def send(self, samples: npt.ArrayLike, timeout: float | None = None) -> None:
-        """Send audio, waiting for room for up to `timeout` seconds (None: as long as it takes; 0: not at all).
+        """Send audio, and wait while there is no room for it.
 
         Args:
-            samples: mono `[S]` at the model's rate: floats within [-1, 1], int8, int16, int32 or uint8.
-            timeout: in seconds.
+            samples: Mono audio `[S]` at the model's rate: floats within [-1, 1], int8, int16, int32 or uint8.
+            timeout: How long to wait, in seconds; None waits without a limit, 0 does not wait.
 
         Raises:
-            SessionClosed: after `finish` or the end.
-            AudioError: for what is not audio; the session ends with it, so that its reader gets the error, too.
-            Overloaded: when the time is up. The rest of the audio was not taken.
+            SessionClosed: After `finish` or the end.
+            AudioError: The samples are invalid; the session ends with it, so that its reader gets the error too.
+            Overloaded: The time is up. The rest of the audio was not taken.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         audio_S = self.convert(samples)
@@ -95,9 +104,9 @@ class LiveSession:
                 )
 
     def feed(self, chunks: Iterable[npt.ArrayLike]) -> None:
-        """Send all chunks, then `finish`: the whole work of a thread that sends while another one reads.
+        """Send all chunks, then `finish`: all that a sending thread needs to do.
 
-        An error on the way, of `chunks` too, ends the session with it, so that the reader gets it instead of waiting.
+        An error, also one of `chunks`, ends the session with it, so that the reader gets it instead of waiting.
         """
         try:
             for chunk in chunks:
@@ -111,33 +120,33 @@ class LiveSession:
             raise
 
     def fail(self, error: BaseException) -> None:
-        """End at once and free the slot, like `cancel`; the reader gets `error`. Harmless after the end."""
+        """End immediately and free the slot, like `cancel`; the reader gets `error`. Does nothing after the end."""
         self._engine.end(self._mailbox.session, error)
 
     def flush(self) -> None:
-        """Ask for all text of the audio sent so far at once; `Flushed` tells that it is out. The stream goes on."""
+        """Emit all text of the audio sent so far without waiting for more; `Flushed` follows. The stream continues."""
         self._engine.change(self._mailbox, lambda session: session.flush(time.monotonic()))
 
     def mark(self, id: int) -> None:
-        """Ask to be told, by `MarkerReached`, when all text of the audio sent so far is out."""
+        """Emit `MarkerReached` with `id` once all text of the audio sent so far is out."""
         self._engine.change(self._mailbox, lambda session: session.mark(id, time.monotonic()))
 
     def finish(self) -> None:
-        """Say that no more audio comes: what was sent is heard and flushed, then `Final` is told."""
+        """End the audio: what was sent is transcribed to its end, then `Final` follows."""
         self._engine.change(self._mailbox, lambda session: session.finish(time.monotonic()))
 
     def restart(self) -> None:
-        """Forget everything, audio not yet heard included, and begin afresh in the same slot; `Ready` tells it."""
+        """Reset the session in its slot and drop its buffered audio; `Ready` follows."""
         self._engine.change(self._mailbox, lambda session: session.restart())
 
     def cancel(self) -> None:
-        """End at once, heard or not, and free the slot. Harmless after the end."""
+        """End immediately, drop unprocessed audio and free the slot. Does nothing after the end."""
         self._engine.end(self._mailbox.session, None)
 
     def take(self) -> list[Event]:
-        """The events that came since the last call, without waiting.
+        """Return the events since the last call, without waiting.
 
-        When the session has failed, its error is raised once the events before it are taken.
+        Raises the error of a failed session, once all events before it are taken.
         """
         return self._mailbox.take()
 

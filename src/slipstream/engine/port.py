@@ -58,11 +58,11 @@ class Mailbox:
 
     @property
     def overfull(self) -> bool:
-        """Whether its reader does not come."""
+        """Whether too many events are unread."""
         return len(self.unread) > MAX_UNREAD_EVENTS
 
     def collect(self) -> bool:
-        """Take over the session's events; returns whether its owner has something to do."""
+        """Take over the session's events. Returns whether its owner has something to do."""
         news = False
         if self.session.events:
             events, self.session.events = self.session.events, []
@@ -81,7 +81,7 @@ class Mailbox:
         self.ended = True
 
     def signal(self) -> None:
-        """Tell the owner that there is something to do."""
+        """Wake the owner."""
         if self._waiters:
             with self._news:
                 self._news.notify_all()
@@ -89,9 +89,9 @@ class Mailbox:
             self._wake()
 
     def wait(self, done: Callable[[Mailbox], object], deadline: float = math.inf) -> bool:
-        """Wait for `done` to become true; returns whether it did before `deadline`."""
+        """Wait for `done` to become true. Returns whether it did before `deadline`."""
         with self._news:
-            # Counted before `done` is looked at: whoever changes something after that look sees that there is a waiter.
+            # Counted before `done` is evaluated: a later change then finds a waiter to notify.
             self._waiters += 1
             try:
                 timeout = None if deadline == math.inf else max(0.0, deadline - time.monotonic())

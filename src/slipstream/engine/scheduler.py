@@ -1,4 +1,4 @@
-"""Which session has which slot, and when the next step runs. No thread, no device: it is told the time."""
+"""Assign slots to sessions and time the steps. It has no thread and no device, and receives the time as argument."""
 
 from __future__ import annotations
 
@@ -9,34 +9,33 @@ from slipstream.engine.session import Session
 from slipstream.errors import Overloaded
 
 BATCH_WAIT_SECONDS = 0.01
-"""How long a frame may wait for those of other sessions. A step costs about the same for one slot as for many, so one
-full step beats two half-empty ones; an eighth of a frame's own time bounds what that may cost in latency."""
+"""How long a frame may wait for frames of other sessions. A step takes about as long for one slot as for many, so one
+full step is cheaper than two half-empty ones. The limit, an eighth of a frame, bounds the added latency."""
 
 URGENT_WAIT_SECONDS = 0.004
-"""How long an urgent frame waits for a sixteenth of the sessions. When hundreds have fallen behind, steps for a few of
-them each would take the time that they need to catch up."""
+"""How long an urgent frame waits for a sixteenth of the sessions. When hundreds are behind, steps for a few of them
+would use up the time that they need to catch up."""
 
 MARKER_WAIT_SECONDS = 0.2
-"""How long a marker waits for more audio before its text is flushed. Two and a half frames: a live client that goes on
-speaking is not flushed in the middle of a word."""
-
+"""How long a marker waits for more audio before its text is flushed: two and a half frames, so that a live client that
+continues to speak is not flushed in the middle of a word."""
 
 HOLD_SECONDS = 0.06
-"""How long a frame may wait while urgent sessions take steps of their own before it. Three quarters of a frame's own
-time: its step begins before the session's next frame comes, so nobody falls behind for another's flush."""
+"""How long a frame may wait while urgent sessions take steps before it: three quarters of a frame, so that its step
+begins before the session's next frame arrives, and no session falls behind because of another one's flush."""
 
 COST_KEPT_SECONDS = 10.0
-"""How long what a step cost is believed: one slow step must not rule out steps of its size for good."""
+"""How long the measured time of a step is used: one slow step must not exclude steps of its size forever."""
 
 
 class Scheduler:
     """Admits sessions to slots and decides each step. All times are `now` of one steady clock, in seconds.
 
-    A step runs as soon as every admitted session has a frame, or one is urgent (it is behind its audio, or on its way
-    to and through a flush; among many it waits a little for company), or one frame has waited for `batch_wait`; it
-    takes every session that has a frame. But where steps for a few are seen to cost less than half of a step for all,
-    the urgent ones run ahead, as long as no other frame has waited for `HOLD_SECONDS`. The lowest free slot is given
-    first, so that a runner can leave the rest of its batch out.
+    A step takes every session that has a frame. It runs as soon as every admitted session has a frame, or one is
+    urgent (behind its audio, or with a flush to do; among many sessions it waits up to `URGENT_WAIT_SECONDS` for
+    others), or one frame has waited for `batch_wait`. Where steps for a few sessions measurably take less than half of
+    a step for all, the urgent ones run first, as long as no other frame has waited for `HOLD_SECONDS`. Sessions get
+    the lowest free slot, so that a runner can compute only the first part of its batch.
     """
 
     def __init__(
@@ -53,12 +52,12 @@ class Scheduler:
         self.marker_wait = marker_wait
         self._free = list(range(slots))
         self._admitted: set[Session] = set()
-        self._waiting: dict[Session, float] = {}  # in the order of coming: until when each waits
+        self._waiting: dict[Session, float] = {}  # in the order of arrival: until when each waits
         self._ready: dict[Session, float] = {}  # in the order of becoming ready: since when
         self._urgent: set[Session] = set()
-        self._markers: dict[Session, float] = {}  # in the order of time: when each session's markers are flushed for
+        self._markers: dict[Session, float] = {}  # in the order of time: when to flush for each session's markers
         self._costs = _StepCosts()
-        self._step: tuple[int, float] | None = None  # the sessions of the step under way, and when it began
+        self._step: tuple[int, float] | None = None  # number of sessions of the current step, and when it began
 
     @property
     def active(self) -> int:
@@ -71,25 +70,25 @@ class Scheduler:
         return len(self._waiting)
 
     def position(self, session: Session) -> int:
-        """How many sessions get a slot before this one, itself counted; 0 for one that does not wait."""
+        """Return the session's place in the queue, from 1; 0 for one that does not wait."""
         return list(self._waiting).index(session) + 1 if session in self._waiting else 0
 
     def add(self, session: Session, now: float, wait: float = 0.0) -> None:
         """Give the session a slot, or a place in the queue for up to `wait` seconds.
 
-        Raises `Overloaded` when every slot is taken and it may not wait, or too many wait already.
+        Raises `Overloaded` when all slots are in use and it may not wait, or too many wait already.
         """
         if self._free:
             self._admit(session, now)
         elif wait <= 0:
-            raise Overloaded(f"all {self.slots} slots are taken")
+            raise Overloaded(f"all {self.slots} slots are in use")
         elif len(self._waiting) >= self.max_waiting:
-            raise Overloaded(f"all {self.slots} slots are taken and {len(self._waiting)} sessions wait already")
+            raise Overloaded(f"all {self.slots} slots are in use and {len(self._waiting)} sessions wait already")
         else:
             self._waiting[session] = now + wait
 
     def remove(self, session: Session, now: float) -> Session | None:
-        """Take the session's slot or its place in the queue; gives the session that has got the slot, if one waited."""
+        """Free the session's slot or its place in the queue. Returns the waiting session that gets the slot, if any."""
         if self._waiting.pop(session, None) is not None or session not in self._admitted:
             session.release()
             return None
@@ -108,10 +107,10 @@ class Scheduler:
         return following
 
     def refresh(self, session: Session, now: float) -> None:
-        """Look at a session again, after audio, a wish or a step has changed it."""
+        """Update a session after audio, a request or a step has changed it."""
         if session not in self._admitted:
             return
-        # While its step runs it may look ready, and turn out not to be when the step is over.
+        # During its step it may be ready, and no longer be when the step is over.
         if session.ready:
             self._ready.setdefault(session, now)
         else:
@@ -125,7 +124,7 @@ class Scheduler:
             self._markers[session] = now + self.marker_wait
 
     def delay(self, now: float) -> float | None:
-        """Seconds until something is due: 0 for now, None when nothing is until a session changes."""
+        """Return the seconds until something is due; None when nothing is due until a session changes."""
         due = min(self._waiting.values(), default=math.inf)
         if self._ready:
             due = min(due, self._step_time())
@@ -134,7 +133,7 @@ class Scheduler:
         return None if due == math.inf else max(0.0, due - now)
 
     def expire(self, now: float) -> list[Session]:
-        """Flush for the markers whose time has come; gives the sessions that have waited for a slot long enough."""
+        """Flush for the markers that are due. Returns the sessions whose time to wait for a slot is over."""
         for session, when in list(self._markers.items()):
             if when > now:
                 break
@@ -143,7 +142,7 @@ class Scheduler:
         return [session for session, until in self._waiting.items() if until <= now]
 
     def take(self, now: float) -> list[Session]:
-        """The sessions of the step that is due; none when no step is. The next call tells that this step is over."""
+        """Return the sessions of the step that is due, if any. The next call marks the end of that step."""
         if self._step is not None:
             sessions, began = self._step
             self._costs.record(sessions, now - began, now)
@@ -158,12 +157,12 @@ class Scheduler:
         return batch
 
     def oldest_wait(self, now: float) -> float:
-        """Seconds for which the oldest frame of the next step has waited."""
+        """Return how long the oldest frame of the next step has waited, in seconds."""
         batch = self._next(now)
         return now - self._ready[batch[0]] if batch else 0.0
 
     def _next(self, now: float) -> list[Session]:
-        """Whom the next step takes, in the order of becoming ready: all, or the urgent ones ahead of the others."""
+        """Return the sessions of the next step, in the order they became ready: all, or only the urgent ones."""
         ready = list(self._ready)
         held = next((session for session in ready if session not in self._urgent), None)
         if held is None or not self._urgent:
@@ -174,7 +173,7 @@ class Scheduler:
         return [session for session in ready if session in self._urgent]
 
     def _step_time(self) -> float:
-        """When the next step is due, given that a session is ready."""
+        """Return when the next step is due; at least one session must be ready."""
         oldest = next(iter(self._ready.values()))
         if len(self._ready) == len(self._admitted):
             return oldest
@@ -189,7 +188,7 @@ class Scheduler:
 
 
 class _StepCosts:
-    """What steps were seen to cost, by number of sessions, in classes a factor of two wide."""
+    """Measured times of steps, by number of sessions, in classes a factor of two wide."""
 
     def __init__(self) -> None:
         self._seen: dict[int, tuple[float, float]] = {}  # by the class: seconds, and when that was seen
@@ -198,7 +197,7 @@ class _StepCosts:
         self._seen[sessions.bit_length()] = (seconds, now)
 
     def of(self, sessions: int, now: float) -> float:
-        """Seconds for a step of so many, or of the nearest smaller number lately seen; 0 where none: worth a try."""
+        """Return the time of a step for this many sessions, or for the nearest smaller number; 0 if not measured."""
         for size in range(sessions.bit_length(), 0, -1):
             seconds, when = self._seen.get(size, (0.0, -math.inf))
             if now - when < COST_KEPT_SECONDS:

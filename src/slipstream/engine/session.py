@@ -1,4 +1,4 @@
-"""One stream: its audio, clock, text and turns. No thread, no device, no clock of the wall: it is told the time."""
+"""One stream: its audio, clock, text and turns. It has no thread and no device, and receives the time as argument."""
 
 from __future__ import annotations
 
@@ -26,9 +26,15 @@ from slipstream.model.text import Tokenizer, WordDecoder, WordEvent
 
 @dataclass(frozen=True, slots=True)
 class StreamFormat:
-    """What every session of one model shares: how audio goes in and how text comes out.
+    """What all sessions of one model share.
 
-    `silence_frames`: frames of silence the model wants before the audio. `turns`: for sessions that set none.
+    Args:
+        tokenizer: The tokenizer of the model.
+        frame_samples: Samples per frame.
+        frame_rate: Frames per second.
+        delay_frames: How far the text is behind the audio.
+        silence_frames: Frames of silence that the model needs before the audio.
+        turns: When a turn ends, for sessions that do not set it.
     """
 
     tokenizer: Tokenizer
@@ -46,12 +52,17 @@ class StreamFormat:
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """What one session wants.
+    """Options of one session.
 
-    `partials`: tell words while they are being written. `steps`: tell every frame. `low_latency`: flush at each end of
-    turn, so that its last words come at once. `turns`: None leaves it to the model's configuration. `watchdog`: None
-    turns it off. `max_buffered_seconds`: the most audio that waits to be heard. `flush_after_silence`: after how many
-    seconds of audio without voice the text is flushed once, so that the last word comes although no marker asks for it.
+    Args:
+        partials: Emit words while they are being written, as `PartialWord`.
+        steps: Emit a `Step` for every frame.
+        low_latency: Flush at each end of turn, so that its last words come immediately.
+        turns: When a turn ends; None uses the model's configuration.
+        watchdog: When to reset a model that has stopped writing or repeats itself; None disables it.
+        max_buffered_seconds: Most audio that may wait to be processed.
+        flush_after_silence: Flush the text once after this many seconds without voice, so that the last word comes
+            without a marker.
     """
 
     partials: bool = True
@@ -70,7 +81,7 @@ class SessionOptions:
 
 
 class SlotOp(enum.Enum):
-    """What must be done to a session's slot before its next step."""
+    """An operation on a session's slot before its next step."""
 
     RESET = enum.auto()
     SNAPSHOT = enum.auto()
@@ -78,20 +89,22 @@ class SlotOp(enum.Enum):
 
 
 class Session:
-    """One stream of audio, buffered, cut into frames, and its text as events.
+    """One stream of audio, buffered and cut into frames, and its text as events.
 
-    Audio comes in through `push`, in any pieces, and is heard frame by frame: whoever owns the model calls `fill`, runs
-    a step, and hands the outcome to `advance`. `now` is always the time of one and the same steady clock, in seconds.
+    `push` takes audio in pieces of any length. The owner of the model processes it frame by frame: it calls `fill`,
+    runs a step, and passes the output to `advance`. `now` is the time of one steady clock, in seconds.
 
-    The session's own clock counts its audio; silence that a flush inserts does not advance it. A flush in mid-stream
-    leaves no trace in the model: its state is saved before the inserted silence (`SlotOp.SNAPSHOT`) and put back after
-    it (`SlotOp.RESTORE`), so that the stream goes on exactly as without the flush, and `Reconciler` keeps the words it
-    then writes again from being told again.
+    The session's own clock counts its audio; silence that a flush inserts does not advance it. A flush within a stream
+    does not change the model: its state is saved before the inserted silence (`SlotOp.SNAPSHOT`) and restored after it
+    (`SlotOp.RESTORE`), so that the stream continues exactly as without the flush. `Reconciler` drops the words that the
+    model then writes a second time.
 
-    `saved`: where the owner of the model keeps what a snapshot gave. `events`: what happened and was not taken yet.
+    Attributes:
+        events: Events that have not been taken yet.
+        saved: The state of the last snapshot, kept here by the owner of the model.
     """
 
-    # Past the delay, a flush goes on for as long as the model is writing: dense speech leaves a queue of tokens.
+    # After the delay, a flush continues while the model writes: fast speech leaves a queue of tokens.
     MAX_EXTRA_FLUSH_FRAMES = 25
 
     def __init__(self, format: StreamFormat, options: SessionOptions) -> None:
@@ -110,7 +123,7 @@ class Session:
         self.done = False
         self._framer = Framer(format.frame_samples)
         self._frames: deque[FloatArray] = deque()
-        self._received = self._heard = self._flushed_to = 0
+        self._received = self._processed = self._flushed_to = 0
         self._closing = False
         self._in_step = False
         self._silence_left = format.silence_frames
@@ -129,22 +142,22 @@ class Session:
         self._barriers: deque[_Barrier] = deque()
         self._flush: _Flush | None = None
 
-    # ------------------------------------------------------------------------------------------ what its user does
+    # ------------------------------------------------------------------------------------ called by the user's side
 
     @property
     def received(self) -> int:
-        """Samples of audio taken in so far."""
+        """Samples of audio received so far."""
         return self._received
 
     @property
     def clock(self) -> float:
-        """Seconds of its own audio heard so far."""
-        return self._seconds(self._heard)
+        """Seconds of its own audio processed so far."""
+        return self._seconds(self._processed)
 
     @property
     def room(self) -> int:
-        """Samples that may be pushed before `max_buffered_seconds` wait to be heard."""
-        return max(0, self.capacity - (self._received - self._heard))
+        """Samples that may be pushed before `max_buffered_seconds` of audio wait to be processed."""
+        return max(0, self.capacity - (self._received - self._processed))
 
     def convert(self, samples: npt.ArrayLike) -> FloatArray:
         """Convert one chunk to float32 `[S]`; see `SampleConverter`. Raises `AudioError` for another shape or type."""
@@ -157,37 +170,37 @@ class Session:
     def push(self, samples: npt.ArrayLike) -> None:
         """Take more audio: mono, `[S]`, at the model's rate.
 
-        Raises `SessionClosed` after `finish`, `AudioError` for another shape or samples that are not audio.
+        Raises `SessionClosed` after `finish`, and `AudioError` for another shape or invalid samples.
         """
-        self._check_open("audio was sent to")
+        self._check_open("send audio to")
         audio_S = self.convert(samples)
         check_range(audio_S, self._seconds(self._received), self.format.frame_rate * self.format.frame_samples)
         self._frames.extend(self._framer.push(audio_S))
         self._received += len(audio_S)
 
     def flush(self, now: float) -> None:
-        """Ask for all text of the audio received so far, without waiting for more of it. `Flushed` tells the end."""
-        self._check_open("a flush was asked of")
+        """Emit all text of the audio received so far, without waiting for more audio; `Flushed` follows it."""
+        self._check_open("flush")
         self._barriers.append(_Barrier(self._received, final=False))
         self._settle(now)
 
     def mark(self, id: int, now: float) -> None:
-        """Ask to be told (`MarkerReached`) when all text of the audio received so far is out."""
-        self._check_open("a marker was sent to")
+        """Emit `MarkerReached` once all text of the audio received so far is out."""
+        self._check_open("send a marker to")
         self._markers.append(_Marker(self._received, id))
         self._settle(now)
 
     def finish(self, now: float) -> None:
-        """Say that no more audio comes: what is left is heard and flushed, then `Final` is told. Harmless twice."""
+        """End the audio: process and flush what is left, then emit `Final`. A second call does nothing."""
         if not self._closing:
             self._closing = True
             self._barriers.append(_Barrier(self._received, final=True))
             self._settle(now)
 
     def restart(self) -> None:
-        """Forget everything, audio not yet heard included, and begin afresh. Raises `SessionClosed` after the end."""
+        """Reset the session and drop its buffered audio. Raises `SessionClosed` after the end."""
         if self.done:
-            raise SessionClosed("a restart was asked of a session that has ended")
+            raise SessionClosed("cannot restart a session that has ended")
         self._begin()
         self.saved = None
         if self.slot is not None:
@@ -195,50 +208,50 @@ class Session:
 
     def _check_open(self, what: str) -> None:
         if self._closing:
-            raise SessionClosed(f"{what} a session that was already finished")
+            raise SessionClosed(f"cannot {what} a finished session")
 
-    # --------------------------------------------------------------------------------- what the scheduler asks of it
+    # --------------------------------------------------------------------------------------- called by the scheduler
 
     @property
     def ready(self) -> bool:
-        """Whether it has a frame for the model: of its audio, or of silence that it is owed."""
+        """Whether it has a frame for the model, of audio or of silence."""
         return bool(self._frames) or self._flush is not None or (self._silence_left > 0 and not self.done)
 
     @property
     def urgent(self) -> bool:
-        """Whether it should not wait for others: it is behind its audio, or on its way to and through a flush."""
+        """Whether it should not wait for other sessions: it is behind its audio, or has a flush to do."""
         return len(self._frames) > 1 or self._flush is not None or self._silence_left > 0 or bool(self._barriers)
 
     @property
     def awaits_marker(self) -> bool:
-        """Whether a marker waits for audio that may never come."""
+        """Whether a marker waits for more audio."""
         return bool(self._markers) and not self._barriers and self._flush is None
 
     def admit(self, slot: int) -> None:
-        """It has a slot from now on."""
+        """Take a slot."""
         self.slot = slot
         self.events.append(Ready())
 
     def release(self) -> None:
-        """It has no slot any more, and hears nothing of a step that is under way."""
+        """Give up the slot, and ignore the output of the current step."""
         self.slot = None
         self.done = True
         self._in_step = False
         self.saved = None
 
     def flush_for_markers(self, now: float) -> None:
-        """Bring the text that markers wait for, since no more audio came."""
+        """Flush for the waiting markers, since no more audio has come."""
         self._barriers.append(_Barrier(self._received, final=False))
         self._settle(now)
 
-    # ------------------------------------------------------------------------------- what the model's owner asks of it
+    # ----------------------------------------------------------------------------- called by the owner of the model
 
     @property
     def has_ops(self) -> bool:
         return bool(self._ops)
 
     def take_ops(self) -> list[SlotOp]:
-        """What must be done to its slot, in that order, before its next step, and was not told before."""
+        """Take the operations to run on its slot, in this order, before its next step."""
         ops, self._ops = self._ops, []
         return ops
 
@@ -256,10 +269,10 @@ class Session:
     def advance(self, token: int, logprob: float, pause_H: Sequence[float], now: float) -> None:
         """Take the output of the step for which `fill` gave the frame."""
         if not self._in_step:
-            return  # restarted or released while the step ran: its outcome belongs to a stream that is no more
+            return  # restarted or released during the step: the output belongs to the stream before
         self._in_step = False
         for event in self._decoder.push(token, logprob):
-            self._tell(event)
+            self._emit(event)
         if self._flush is not None:
             self._flush.frames_left -= 1
             if self._flush.over(self._decoder):
@@ -273,16 +286,16 @@ class Session:
     # ------------------------------------------------------------------------------------------------------ in detail
 
     def _count_frame(self, token: int, pause_H: Sequence[float]) -> None:
-        self._heard += self.format.frame_samples
+        self._processed += self.format.frame_samples
         if self.options.steps:
-            index = self._heard // self.format.frame_samples
-            self.events.append(Step(index, tuple(pause_H), self._received - self._heard))
+            index = self._processed // self.format.frame_samples
+            self.events.append(Step(index, tuple(pause_H), self._received - self._processed))
         voiced = self._voice.push(self._mean_square)
         if self._turn_detector.push(pause_H, voiced, self._decoder.writing_frame):
             self.events.append(EndOfTurn(self.clock))
             self._turn_builder.end(self.clock)
             if self.options.low_latency:
-                self._barriers.appendleft(_Barrier(self._heard, final=False))
+                self._barriers.appendleft(_Barrier(self._processed, final=False))
         if self.options.flush_after_silence is not None:
             self._flush_if_silent(voiced, self.options.flush_after_silence)
         if self._watchdog is not None:
@@ -295,28 +308,28 @@ class Session:
         self._spoke |= voiced
         if self._spoke and self._quiet_frames >= seconds * self.format.frame_rate:
             self._spoke = False
-            self._barriers.appendleft(_Barrier(self._heard, final=False))
+            self._barriers.appendleft(_Barrier(self._processed, final=False))
 
     def _recover(self, reason: str) -> None:
         for event in self._decoder.flush():
-            self._tell(event)
+            self._emit(event)
         self.events.append(Recovered(self.clock, reason))
         self._ops.append(SlotOp.RESET)
         self._silence_left = self.format.silence_frames
         self._decoder = self._new_decoder()
 
     def _new_decoder(self) -> WordDecoder:
-        """A decoder for a fresh model that takes over here, after its silence."""
+        """Make a decoder for a model that was reset here and begins with its silence."""
         format = self.format
         return WordDecoder(
             format.tokenizer,
             format.delay_frames,
             format.frame_rate,
-            offset_frames=self._heard // format.frame_samples - format.silence_frames,
+            offset_frames=self._processed // format.frame_samples - format.silence_frames,
             partials=self.options.partials,
         )
 
-    def _tell(self, event: WordEvent) -> None:
+    def _emit(self, event: WordEvent) -> None:
         passed = self._reconciler.pass_on(event)
         if passed is None:
             return
@@ -325,7 +338,7 @@ class Session:
         self.events.append(passed)
 
     def _settle(self, now: float) -> None:
-        """Tell what the text so far has completed, and begin the next flush that is due."""
+        """Emit turns and markers that the text so far completes, and begin the next flush that is due."""
         if self._flush is None and (self._markers or self._turn_builder.ending):
             settled = max(self._flushed_to, self._decoder.settled_frames * self.format.frame_samples)
             self.events += self._turn_builder.settle(self._seconds(settled))
@@ -334,15 +347,15 @@ class Session:
             barrier = self._barriers[0]
             if barrier.position <= self._flushed_to:
                 self._barriers.popleft()
-                self._told_all(barrier, 0.0)
-            elif self._silence_left == 0 and self._heard == self._whole_frames(barrier.position):
+                self._complete(barrier, 0.0)
+            elif self._silence_left == 0 and self._processed == self._whole_frames(barrier.position):
                 self._barriers.popleft()
                 self._begin_flush(barrier, now)
             else:
                 return
 
     def _begin_flush(self, barrier: _Barrier, now: float) -> None:
-        tail = self._tail(barrier.position - self._heard)
+        tail = self._tail(barrier.position - self._processed)
         self._flush = _Flush(
             barrier=barrier,
             began=now,
@@ -357,17 +370,17 @@ class Session:
 
     def _end_flush(self, flush: _Flush, now: float) -> None:
         for event in self._decoder.flush():
-            self._tell(event)
+            self._emit(event)
         self._reconciler.end_flush()
         self._flush = None
         self._flushed_to = flush.barrier.position
         if not flush.barrier.final:
             self._ops.append(SlotOp.RESTORE)
             self._decoder = flush.decoder_before
-        self._told_all(flush.barrier, now - flush.began)
+        self._complete(flush.barrier, now - flush.began)
 
-    def _told_all(self, barrier: _Barrier, seconds: float) -> None:
-        """All text up to the barrier is out."""
+    def _complete(self, barrier: _Barrier, seconds: float) -> None:
+        """Emit what follows the text of a barrier."""
         time = self._seconds(barrier.position)
         self.events += self._turn_builder.flush() if barrier.final else self._turn_builder.settle(time)
         self._reach_markers(barrier.position)
@@ -381,7 +394,7 @@ class Session:
             self.events.append(MarkerReached(self._markers.popleft().id))
 
     def _tail(self, samples: int) -> FloatArray | None:
-        """The first `samples` of the next frame with silence after them; None for none."""
+        """Return the first `samples` of the next frame, followed by silence; None if `samples` is 0."""
         if samples == 0:
             return None
         frame_S = self._frames[0] if self._frames else copy.copy(self._framer).flush()[0][0]
@@ -398,7 +411,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class _Marker:
-    """`id`, reached when the text of the first `position` samples is out."""
+    """A marker, reached when the text of the first `position` samples is out."""
 
     position: int
     id: int
@@ -406,7 +419,7 @@ class _Marker:
 
 @dataclass(frozen=True, slots=True)
 class _Barrier:
-    """Nothing after the first `position` samples is heard before their text is flushed."""
+    """A flush after the first `position` samples, before any later audio is processed."""
 
     position: int
     final: bool
@@ -414,7 +427,7 @@ class _Barrier:
 
 @dataclass(slots=True)
 class _Flush:
-    """A flush under way. `tail`: the begun frame at its position, if any. `decoder_before`: put back after it."""
+    """A flush in progress. `tail`: an incomplete frame at its position. `decoder_before`: restored after it."""
 
     barrier: _Barrier
     began: float
@@ -427,7 +440,7 @@ class _Flush:
         return 0.0 if frame_S is None else frame_S
 
     def over(self, decoder: WordDecoder) -> bool:
-        """Whether all owed text is out: the delay has passed and the model writes no word."""
+        """Whether all text is out: the delay has passed and the model is not within a word."""
         if self.frames_left > 0:
             return False
         return decoder.writing_frame is None or self.frames_left <= -Session.MAX_EXTRA_FLUSH_FRAMES

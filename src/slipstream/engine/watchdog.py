@@ -1,4 +1,4 @@
-"""Finds the known failure of delayed-streams models on long audio: they go mute, or round in circles."""
+"""Detect a known failure of delayed-streams models on long audio: they stop writing text, or repeat themselves."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from slipstream.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class WatchdogOptions:
-    """When a model counts as failed, and when its state is made fresh.
+    """When a model has failed, and when its state is reset.
 
-    Failed: no text for `mute_seconds` of speech (twice as long after each recovery that brought no text: what sounds
-    like speech may be music), or the same up to `LONGEST_LOOP` tokens `loop_repeats` times in a row. The state is made
-    fresh at the next pause of `pause_seconds`, where no word is lost by it, but no later than `patience_seconds` on.
+    Args:
+        mute_seconds: Seconds of speech without text after which the model has failed. Doubles after each reset that
+            brought no text: the speech may be music.
+        loop_repeats: Repetitions of the same tokens, up to `LONGEST_LOOP`, after which the model has failed.
+        pause_seconds: Length of the pause in which the state is reset, so that no word is lost.
+        patience_seconds: The state is reset after this time even without a pause.
+
+    Raises:
+        ConfigError: A value is out of its range.
     """
 
     mute_seconds: float = 10.0
@@ -25,19 +31,19 @@ class WatchdogOptions:
         if min(self.mute_seconds, self.pause_seconds) <= 0 or self.patience_seconds < 0 or self.loop_repeats < 3:
             raise ConfigError(
                 f"{self}: mute_seconds and pause_seconds must be above 0, patience_seconds at least 0, loop_repeats at "
-                "least 3 (people do say a word twice)"
+                "least 3 (speakers repeat words, too)"
             )
 
 
 LONGEST_LOOP = 8
 MIN_LOOP_TOKENS = 20
-"""A loop is at least this many tokens altogether: "no, no, no" and a phone number's zeros are none."""
+"""A loop has at least this many tokens in total; "no, no, no" or the zeros of a phone number have fewer."""
 LONGEST_GAP_SECONDS = 1.0
-"""A loop has no longer gap in its text: who says only "yes" for minutes on end is no failure."""
+"""A loop has no longer gap in its text: a speaker may answer only "yes" for minutes."""
 
 
 class Watchdog:
-    """Watches one stream. `delay_frames`: how far its text lags behind the sound."""
+    """Watches one stream. `delay_frames`: how far its text is behind the audio."""
 
     def __init__(self, options: WatchdogOptions, delay_frames: int, frame_rate: float) -> None:
         self._options = options
@@ -53,9 +59,14 @@ class Watchdog:
         self._loop: str | None = None
 
     def push(self, text_token: int | None, voiced: bool) -> str | None:
-        """Judge the next frame; gives the reason when the state must be made fresh now.
+        """Process the next frame.
 
-        `text_token`: the token if it carries text, else None. `voiced`: whether the frame holds speech.
+        Args:
+            text_token: The token if it carries text, else None.
+            voiced: Whether the frame has voice.
+
+        Returns:
+            The reason to reset the state now, or None.
         """
         self._quiet = 0 if voiced else self._quiet + 1
         if text_token is not None:
@@ -90,7 +101,7 @@ class Watchdog:
     def _find_loop(self, token: int) -> str | None:
         found = None
         for n in range(1, LONGEST_LOOP + 1):
-            # How many tokens in a row equal the one n places before them.
+            # Number of consecutive tokens that equal the one n places before them.
             matches = len(self._recent) >= n and self._recent[-n] == token
             self._matches[n] = self._matches[n] + 1 if matches else 0
             repeated = self._matches[n] + n

@@ -25,7 +25,7 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?P<authority>(\[[0-9a-f:.]+\]|[a-z0-
 
 
 class Refused(SlipstreamError):
-    """A request is refused with an HTTP status; the message is the reason, `headers` go into the response."""
+    """A request is refused. `status`: of the response. `reason`: its body. `headers`: of the response."""
 
     def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)
@@ -34,7 +34,7 @@ class Refused(SlipstreamError):
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """The sender of a request, as log lines state it.
+    """The sender of a request, for the log.
 
     Args:
         id: Identifies the request. The client receives it too, in the response header `x-request-id`.
@@ -53,7 +53,7 @@ class Client:
 
 @dataclass(slots=True)
 class _Usage:
-    """What one key uses: the streams and uploads that are open, and when the latest ones started."""
+    """The usage of one key: its open streams and uploads, and when the latest ones started."""
 
     open: int = 0
     starts: deque[float] = field(default_factory=deque)
@@ -66,7 +66,7 @@ class Access:
         host: Address to listen on. Without `keys` it must be a loopback address, and the server answers only to
             loopback names: otherwise a page elsewhere could reach it by a name that resolves to 127.0.0.1.
         keys: The accepted keys.
-        origins: Pages of other hosts that may connect, besides the server's own; `*` is every page.
+        origins: Pages of other hosts that may connect, in addition to the server's own; `*` allows every page.
     """
 
     def __init__(self, host: str, keys: KeyRing | None = None, origins: Sequence[str] = ()) -> None:

@@ -1,7 +1,7 @@
 """API keys: shown once when made, kept as hashes, compared in constant time.
 
 A key file has one line per key, `name sha256:<hex> [streams=N] [per_minute=N]`; text after a `#` is a comment.
-`streams` limits the streams and uploads that are open at once, `per_minute` those that start within a minute.
+`streams` limits the open streams and uploads, `per_minute` those started per minute.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _read(path: Path) -> list[Key]:
             raise ConfigError(f"{path}:{number}: a second key named {key.name!r}")
         keys[key.name] = key
     if not keys:
-        raise ConfigError(f"{path}: holds no key")
+        raise ConfigError(f"{path}: contains no keys")
     return list(keys.values())
 
 

@@ -1,4 +1,4 @@
-"""What one connection may cost the server, and how its pace is kept."""
+"""Limits on what a connection may cost the server."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The bounds on a connection. Times in seconds.
+    """The limits of a server. Times are in seconds.
 
-    Over `message_bytes`, `text_bytes` (of a text message), `message_fragments` and `idle_seconds` a connection is
-    closed. At `session_seconds` its stream is finished, then closed. Over `buffered_seconds` of audio,
-    `bytes_per_second`, `messages_per_second` (fragments, pings and pongs count as messages), `restarts_per_second` or
-    `pending_markers` the server stops reading from it, so that the client waits: nothing is lost. `droppable_messages`
-    and `unsent_messages` bound what a slow reader leaves unread: above the first, `Step` and partial words are left
-    out; above the second, it is closed.
+    The server closes a connection over `message_bytes`, `text_bytes` (of a text message), `message_fragments` or
+    `idle_seconds`. At `session_seconds` it finishes the stream, then closes it. Over `buffered_seconds` of audio,
+    `bytes_per_second`, `messages_per_second` (including fragments, pings and pongs), `restarts_per_second` or
+    `pending_markers` it stops reading, so that the client waits: no audio is lost. For a client that reads too slowly,
+    it drops `Step` and partial words over `droppable_messages`, and closes the connection over `unsent_messages`.
 
     An upload has at most `upload_bytes`, and `upload_seconds` of audio; the gaps between its timestamps, which become
-    silence, add up to at most `upload_gap_seconds`. `uploads` are served at once.
+    silence, add up to at most `upload_gap_seconds`. The server processes `uploads` of them in parallel.
 
     The server has at most `connections`, and `connections_per_address` of them from one IPv4 address or IPv6 /64
-    network. A request's head has `header_seconds` and `header_bytes`. Its body has `body_seconds`, and a second more
-    for every `body_bytes_per_second`. A step of the model that takes more than `step_seconds` counts as a hang.
+    network. The head of a request may take `header_seconds` and `header_bytes`. Its body may take `body_seconds`, and
+    one more second per `body_bytes_per_second`. A step of the model over `step_seconds` counts as a hang.
     """
 
     message_bytes: int = 4 << 20
@@ -51,9 +50,12 @@ class Limits:
 
 
 class Pace:
-    """A token bucket: how long to wait so that amounts keep to `rate` a second, with `burst` at once.
+    """A token bucket of `rate` per second.
 
-    `burst`: by default a second's worth, at least 1.
+    Args:
+        rate: Amount per second.
+        now: Seconds of a monotonic clock.
+        burst: Amount allowed without a delay. Default: the amount of a second, at least 1.
     """
 
     def __init__(self, rate: float, now: float, burst: float | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Prometheus metrics. The first four have the names, labels and units of Kyutai's server, so that its boards work."""
+"""Prometheus metrics. The first four have the names, labels and units of Kyutai's server, for its dashboards."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 
 
 class Metrics:
-    """The server's instruments, on a registry of their own."""
+    """The metrics of a server, in their own registry."""
 
     def __init__(self) -> None:
         registry = CollectorRegistry()
         self.registry = registry
-        # Gauges, though they count: a Counter would be written as asr_connect_total.
+        # Gauges although they count: a Counter would be named asr_connect_total.
         connects = Gauge("asr_connect", "Connections so far.", ["handler"], registry=registry)
         self.connects = connects.labels("all")
         open_channels = Gauge("asr_open_channels", "Streams that have a slot.", ["handler"], registry=registry)
@@ -35,7 +35,10 @@ class Metrics:
             "asr_model_step_duration", "One step of the model, in seconds.", buckets=_STEP_SECONDS, registry=registry
         )
         self.connection_steps = Histogram(
-            "asr_connection_num_steps", "Frames heard in a connection.", buckets=_CONNECTION_STEPS, registry=registry
+            "asr_connection_num_steps",
+            "Frames processed in a connection.",
+            buckets=_CONNECTION_STEPS,
+            registry=registry,
         )
         self.queued = Gauge("slipstream_queued", "Streams and uploads that wait for a slot.", registry=registry)
         self.slots = Gauge("slipstream_slots", "Slots of the model.", registry=registry)
@@ -57,8 +60,8 @@ class Metrics:
             buckets=_FLUSH_SECONDS,
             registry=registry,
         )
-        self.recoveries = Counter("slipstream_recoveries", "Streams whose model was made fresh.", registry=registry)
-        self.dropped = Counter("slipstream_dropped_messages", "Messages slow readers missed.", registry=registry)
+        self.recoveries = Counter("slipstream_recoveries", "Resets of a stream's model.", registry=registry)
+        self.dropped = Counter("slipstream_dropped_messages", "Messages dropped for slow readers.", registry=registry)
         self.closes = Counter(
             "slipstream_closes", "Connections the server closed, by code.", ["code"], registry=registry
         )
@@ -85,7 +88,7 @@ class Metrics:
         self.step_running.set(engine.step_seconds)
 
     def refuse(self, status: int, reason: str, client: Client) -> None:
-        """Count a refused request, and log it, unless refusals come so fast that they would fill the log."""
+        """Count a refused request, and log it, unless too many refusals in this second would fill the log."""
         self.refusals.labels(status).inc()
         if (second := int(time.monotonic())) != self._log_second:
             self._log_second, self._logged = second, 0

@@ -1,4 +1,4 @@
-"""What a client can ask of a stream, whatever the dialect: the commands that all dialects decode to."""
+"""The protocol of a stream, for all dialects: the commands of a client, and the interface of a dialect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slipstream.errors import SlipstreamError
 from slipstream.events import Event
 
 LOUDEST = 100.0
-"""Float audio has full scale 1. Decoders overshoot it a little; integers sent as floats reach thousands."""
+"""Float audio has full scale 1. Decoders exceed it slightly; integers sent as floats reach thousands."""
 
 PIECE_SAMPLES = 6_000
 """How much audio is decoded at a time: 0.25 s."""
@@ -34,7 +34,7 @@ class CloseCode(IntEnum):
 
 
 class ProtocolError(SlipstreamError):
-    """The client broke the protocol; the message says how, `code` is what the socket is closed with."""
+    """The client violated the protocol. `code`: the close code."""
 
     def __init__(self, message: str, code: CloseCode = CloseCode.INVALID_PAYLOAD) -> None:
         super().__init__(message)
@@ -43,26 +43,26 @@ class ProtocolError(SlipstreamError):
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """Begin the stream afresh: what was heard and what waits to be heard is forgotten."""
+    """Reset the stream and drop its buffered audio."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Audio:
-    """More of the stream: `pcm_S`, mono float32 at the model's sample rate, full scale 1."""
+    """More audio: `pcm_S`, mono float32 at the model's sample rate, full scale 1."""
 
     pcm_S: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """Flush, and answer with `id` once the text of everything before it has been sent."""
+    """Flush, and respond with `id` after the text of all audio before it."""
 
     id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The stream ends here: send what is left of the text and close."""
+    """End the stream: send the remaining text and close."""
 
 
 Command: TypeAlias = Restart | Audio | Marker | Finish
@@ -73,7 +73,7 @@ Message: TypeAlias = bytes | str
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """The end of a connection: what the socket is closed with. `reason`: at most 123 bytes (RFC 6455, section 5.5)."""
+    """The end of a connection: close code and reason. `reason`: at most 123 bytes (RFC 6455, section 5.5)."""
 
     code: CloseCode
     reason: str = ""
@@ -106,33 +106,33 @@ class Dialect(Protocol):
 
     @property
     def droppable(self) -> tuple[type[Event], ...]:
-        """Events that a slow reader may miss: the next of their kind makes up for them."""
+        """Events that may be dropped for a slow reader: the next one of the type replaces them."""
         ...
 
     def decode(self, message: Message) -> Iterator[Command]:
-        """Give the commands of a client's message, lazily: audio in pieces of at most about `PIECE_SAMPLES`.
+        """Yield the commands of a client's message, lazily: audio in pieces of at most about `PIECE_SAMPLES`.
 
-        Between two commands little is computed (about 0.3 ms), however much audio a message holds, so that other
-        connections can be served in between. A command may be empty audio.
+        Decoding one command takes about 0.3 ms however long the message is, so that other connections can be served
+        between commands. A command may be empty audio.
         Raises `ProtocolError`, possibly after the first commands.
         """
         ...
 
     def encode(self, event: Event) -> Message | None:
-        """Give the message that tells an event, or None where this dialect has none."""
+        """Return the message for an event, or None if this dialect has none."""
         ...
 
     def queued(self, position: int) -> Message:
-        """Say that no slot is free yet, and the place in the queue: 1 is served next."""
+        """Return the message that no slot is free, with the place in the queue; 1 is next."""
         ...
 
     def error(self, message: str, code: CloseCode) -> Message:
-        """Say why the connection is about to be closed."""
+        """Return the message with the reason for closing the connection."""
         ...
 
 
 def check_audio(pcm_S: FloatArray) -> FloatArray:
-    """Give `pcm_S` back when it can be audio. Raises `ProtocolError` for NaN, infinities and integers in disguise."""
-    if len(pcm_S) and not (peak := float(np.abs(pcm_S).max())) <= LOUDEST:  # written so that NaN is caught
-        raise ProtocolError(f"audio lies within [-1, 1], but its peak is {peak:.4g}")
+    """Return `pcm_S`. Raises `ProtocolError` if it has NaN, infinities, or integers stored as floats."""
+    if len(pcm_S) and not (peak := float(np.abs(pcm_S).max())) <= LOUDEST:  # false for NaN
+        raise ProtocolError(f"audio must be within [-1, 1], but its peak is {peak:.4g}")
     return pcm_S

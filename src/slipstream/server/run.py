@@ -34,7 +34,7 @@ from slipstream.server.http.requests import Requests
 from slipstream.server.streams.registry import StreamRegistry
 
 DEAD_PEER_SECONDS = 30
-"""After how long the kernel gives up a peer that acknowledges nothing, or leaves its window closed."""
+"""Time after which the kernel drops a peer that acknowledges nothing, or keeps its window closed."""
 BACKLOG = 2048
 OPERATIONS_CONNECTIONS = 32
 SWEEP_TICKS = 3
@@ -60,7 +60,7 @@ def serve(
     tls: Tls | None = None,
     operations: tuple[socket.socket, Access | None] | None = None,
 ) -> None:
-    """Serve on `listener` until SIGTERM or SIGINT, then drain; a second SIGINT stops at once.
+    """Serve on `listener` until SIGTERM or SIGINT, then drain; a second SIGINT stops immediately.
 
     SIGHUP reads the keys and the certificate again.
 
@@ -71,7 +71,7 @@ def serve(
     """
     # The engine's thread and the event loop take turns: at Python's 5 ms, each socket call would wait for a whole turn.
     sys.setswitchinterval(SWITCH_SECONDS)
-    # What is loaded by now stays: each full collection would walk over it for 16 ms, in which no stream is served.
+    # Objects loaded so far stay: each full garbage collection would traverse them for 16 ms and block all streams.
     gc.freeze()
     Server(service, tls, operations).run(sockets=[listener])
     if _is_lost(service.engine):
@@ -93,7 +93,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """uvicorn with its own acceptors, connections, drain and health; uvicorn alone would close WebSockets at once."""
+    """uvicorn with its own acceptors, connections, drain and health; uvicorn alone closes WebSockets immediately."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Server(uvicorn.Server):
         capacity = connections_that_fit(service.limits.connections)
         self._gate = Gate(capacity, min(service.limits.connections_per_address, capacity))
         service.metrics.connections.set_function(lambda: len(self._gate))
-        self._told_to_stop = False
+        self._stopping = False
         self._failing = False
         self._drain: asyncio.Task[bool] | None = None
         self._last_alive = 0.0
@@ -126,9 +126,9 @@ class Server(uvicorn.Server):
         )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._told_to_stop:
+        if self._stopping:
             super().handle_exit(sig, frame)
-        self._told_to_stop = True
+        self._stopping = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.lifespan.startup()
@@ -154,7 +154,7 @@ class Server(uvicorn.Server):
                 if isinstance(connection, HttpConnection):
                     connection.sweep(now)
         self._watch(now)
-        if self._told_to_stop and self._drain is None:
+        if self._stopping and self._drain is None:
             systemd.notify("STOPPING=1")
             logger.info("draining", extra={"streams": len(self._registry)})
             self._drain = asyncio.create_task(self._registry.drain())
@@ -162,7 +162,7 @@ class Server(uvicorn.Server):
             logger.info("drained", extra={"complete": self._drain.result()})
             self.should_exit = True
         elif self._drain is not None and _is_lost(self._service.engine):
-            self._drain.cancel()  # nothing more comes out of this model
+            self._drain.cancel()  # this model emits no more text
             self.should_exit = True
         return await super().on_tick(counter)
 
@@ -183,10 +183,10 @@ class Server(uvicorn.Server):
         systemd.notify("READY=1")
 
     def _watch(self, now: float) -> None:
-        """Stop when the model has failed; tell systemd that all is well, unless the model hangs."""
+        """Stop when the model has failed; report to systemd that the server works, unless the model hangs."""
         engine = self._service.engine
         if engine.failure is not None and not self._failing:
-            self._failing = self._told_to_stop = True
+            self._failing = self._stopping = True
             logger.critical("the model failed: the server stops", exc_info=engine.failure)
         every = systemd.watchdog_seconds()
         if every is not None and now - self._last_alive >= every and not self._service.trouble:
@@ -253,7 +253,7 @@ _RECORD_FIELDS = set(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
 
 
 def _give_up_dead_peers(listener: socket.socket) -> None:
-    """For peers that fell silent, and for those that stopped reading; the sockets it accepts inherit this."""
+    """Set the kernel's timeouts for peers that are silent or stop reading; accepted sockets inherit them."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sys.platform == "linux":
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, DEAD_PEER_SECONDS)

@@ -20,7 +20,7 @@ def notify(*assignments: str) -> None:
 
 
 def notify_reloading() -> None:
-    """Tell that the configuration is being read again; `READY=1` ends it."""
+    """Report that the configuration is being reloaded; `READY=1` ends it."""
     notify("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
 

@@ -199,7 +199,7 @@ def test_a_full_server_says_so_as_the_reference_does() -> None:
     with serving(ScriptRunner(slots=1)) as running:
         error, code = asyncio.run(client(running.address))
     assert error["type"] == "Error"
-    assert "slots are taken" in error["message"]
+    assert "slots are in use" in error["message"]
     assert code == 1013
 
 

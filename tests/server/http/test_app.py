@@ -108,7 +108,7 @@ def test_telephone_audio_is_resampled() -> None:
 def test_a_wrong_format_is_refused_before_the_socket_opens() -> None:
     with (
         serving() as running,
-        pytest.raises(ServerError, match="refused with 400: sample_rate=5: expected at least 4000 Hz") as refused,
+        pytest.raises(ServerError, match="with status 400: sample_rate=5: expected at least 4000 Hz") as refused,
         open_stream(running.http, sample_rate=5),
     ):
         pass
@@ -143,7 +143,7 @@ def test_a_server_that_is_not_there() -> None:
 def test_a_full_house_and_a_queue() -> None:
     runner = ScriptRunner(slots=1)
     with serving(runner) as running, open_stream(running.http), open_stream(running.http) as second:
-        with pytest.raises(ServerError, match="slots are taken") as full:
+        with pytest.raises(ServerError, match="slots are in use") as full:
             list(second)
         assert full.value.code == 1013
     with (

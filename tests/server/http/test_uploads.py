@@ -187,7 +187,7 @@ def test_a_full_pool_is_refused_and_serves_everything_else() -> None:
         busy = [post(running, wav(np.zeros(60 * RATE, np.float32))) for _ in range(2)]
         wait_for(lambda: running.engine.active == 2)
         status, body, headers = get(f"{running.http}{PATH}", b"x")
-        assert (status, body) == (503, b"2 uploads are being served, the most this server takes at once")
+        assert (status, body) == (503, b"2 uploads are in progress, the limit of this server")
         assert headers["retry-after"] == "5"
         for path in ("/", "/app.js", "/healthz", "/metrics"):
             assert get(f"{running.http}{path}")[0] == 200

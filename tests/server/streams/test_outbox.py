@@ -47,7 +47,7 @@ def test_droppable_messages_go_first_then_the_reader() -> None:
     assert len(box) == 0
     socket.room = 9
     box.send_on()
-    assert socket.sent == [Close(CloseCode.TOO_SLOW, "4 messages were not read in time")]
+    assert socket.sent == [Close(CloseCode.TOO_SLOW, "4 messages are unread: the client is too slow")]
 
 
 def test_nothing_follows_the_end() -> None:

@@ -1,4 +1,4 @@
-"""Fair scheduling of connections in the event loop: whoever has much to do works in turn, a little at a time."""
+"""Fair scheduling of connections in the event loop: those with much work take turns, a little at a time."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import time
 from typing import Protocol
 
 TURN_SECONDS = 0.0005
-"""How long one turn may take. What cannot be interrupted (a piece of audio, a frame) takes less."""
+"""How long one turn may take. Work that cannot be interrupted (a piece of audio, a frame) takes less."""
 REST_SECONDS = 0.001
-"""How long the event loop is free after the turns, at least: no timer is finer."""
+"""Least time the event loop is free after the turns: timers are not finer."""
 REST_RATIO = 3.0
-"""And how long in relation to what they took."""
+"""Time the event loop is free after the turns, relative to their time."""
 
 
 class Worker(Protocol):
-    """Somebody with more to do than fits in one turn."""
+    """An object with more work than fits in one turn."""
 
     def work(self, until: float) -> bool:
         """Work until the time `until` (`time.perf_counter`) or the end. Returns whether there is more to do now."""
@@ -25,8 +25,8 @@ class Worker(Protocol):
 class RoundRobin:
     """Gives the workers turns, one after another, and leaves the event loop free in between.
 
-    Workers with little to do share a turn. However many workers there are, and however much they have to do, they take
-    a quarter of the event loop's time, and everybody else waits for no more than one turn.
+    Workers with little work share a turn. All workers together take at most a quarter of the event loop's time, however
+    many they are, and other code waits for at most one turn.
     """
 
     def __init__(self) -> None:
@@ -37,12 +37,12 @@ class RoundRobin:
         return worker in self._workers
 
     def add(self, worker: Worker) -> None:
-        """Give the worker turns until it has nothing more to do. Harmless if it has them already."""
+        """Give the worker turns until it has nothing more to do. Does nothing if it has them already."""
         self._workers.setdefault(worker)
         self._schedule(REST_SECONDS)
 
     def remove(self, worker: Worker) -> None:
-        """Give the worker no more turns. Harmless if it has none."""
+        """Give the worker no more turns. Does nothing if it has none."""
         self._workers.pop(worker, None)
 
     def _schedule(self, rest: float) -> None:

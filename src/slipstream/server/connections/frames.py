@@ -1,4 +1,4 @@
-"""Where the frames of a WebSocket begin and end (RFC 6455, section 5.2), so that they can be counted before parsing."""
+"""Find the frames in WebSocket data (RFC 6455, section 5.2), to count them before they are parsed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class FrameHead:
-    """What a frame's header says. `length`: of its payload, in bytes."""
+    """The header of a frame. `length`: of its payload, in bytes."""
 
     fin: bool
     opcode: int
@@ -16,7 +16,7 @@ class FrameHead:
 
 @dataclass(frozen=True, slots=True)
 class FramePart:
-    """Bytes of one frame, as many as have arrived. `head`: of the frame, None if the bytes are not its first ones."""
+    """Bytes of one frame, possibly incomplete. `head`: of the frame, None if the bytes are not its first ones."""
 
     head: FrameHead | None
     data: bytes
@@ -37,7 +37,7 @@ class FrameCutter:
         self._bytes += data
 
     def next(self) -> FramePart | None:
-        """Give the next bytes, of one frame only; None when they have all been given, or its header is incomplete."""
+        """Return the next bytes, of one frame only; None when there are none, or its header is incomplete."""
         head = None
         if not self._left:
             head, self._left = self._head()
@@ -52,7 +52,7 @@ class FrameCutter:
         return FramePart(head, data)
 
     def _head(self) -> tuple[FrameHead | None, int]:
-        """The header at the position and the size of its frame; None until all of it has arrived."""
+        """Return the header at the position and the size of its frame; None until it is complete."""
         held, start = self._bytes, self._position
         if len(held) < start + 2:
             return None, 0

@@ -64,11 +64,11 @@ class HttpConnection(H11Protocol):
         self._lost()
 
     def on_response_complete(self) -> None:
-        self._phase = ""  # the next request has its own time
+        self._phase = ""  # the next request has its own deadline
         super().on_response_complete()
 
     def shutdown(self) -> None:
-        """Close the connection, after the response unless the client still owes a part of its request."""
+        """Close the connection: immediately if the request is incomplete, else after the response."""
         if self._waits_for() == "body":
             self.transport.abort()
         else:
@@ -109,7 +109,7 @@ class HttpConnection(H11Protocol):
                 self._give_up()
 
     def _waits_for(self) -> str:
-        """What the client still owes: the head or the body of a request, reading the response, or the end."""
+        """Return what the server waits for: `head` or `body` of a request, its `reader`, the `end`, or nothing."""
         answered = self.cycle is None or self.cycle.response_complete
         if self.transport.is_closing() or (answered and self.conn.their_state is h11.SEND_BODY):
             return "end"

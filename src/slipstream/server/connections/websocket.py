@@ -26,19 +26,19 @@ from slipstream.server.limits import Limits, Pace
 from slipstream.server.protocol import Close, CloseCode, Message
 
 DIRECT_SHARE = 0.02
-"""How much of the event loop's time a connection may take when its data arrive. Beyond it, it is served in turn. A
-stream in real time takes a tenth of that."""
+"""Share of the event loop's time that a connection may take directly when its data arrive; beyond it, it takes turns. A
+stream in real time needs a tenth of that."""
 PACE_SECONDS = 0.02
-"""How long a client that is too fast waits at least, so that it does not cost a timer for each of its frames."""
+"""Least time that a client which is too fast waits, so that it does not need a timer per frame."""
 CLOSE_SECONDS = 5.0
-"""How long a client has to read the last messages and answer the close, before the connection is cut."""
+"""How long a client may take to read the last messages and answer the close, before the connection is aborted."""
 
 
 class Listener(Protocol):
-    """Whom a WebSocket tells what happens. All is called in the event loop."""
+    """Receives the events of a WebSocket, in the event loop."""
 
     def opened(self) -> None:
-        """The client may be spoken to."""
+        """The connection is open."""
         ...
 
     def receive(self, message: Message) -> None:
@@ -46,30 +46,30 @@ class Listener(Protocol):
         ...
 
     def writable(self) -> None:
-        """A client that was slow reads again: the socket is no longer congested."""
+        """The socket is no longer congested."""
         ...
 
     def closed(self, code: int | None) -> None:
-        """Nothing follows. `code`: what the server closed with, None where the client or the network ended it."""
+        """The connection has ended. `code`: the server's close code; None if the client or the network ended it."""
         ...
 
 
 Accept: TypeAlias = Callable[[HTTPConnection, "WebSocket"], Listener]
-"""Gives the listener of a new connection, or raises `Refused`."""
+"""Makes the listener of a new connection, or raises `Refused`."""
 
 
 class WebSocket(asyncio.Protocol):
     """One connection, which uvicorn hands over at its upgrade request.
 
-    Bytes and frames are counted as they arrive, and frames are parsed one at a time, as far as the limits and the other
-    connections allow. Meanwhile no more is read, so that the client waits.
+    It counts bytes and frames as they arrive, and parses frames one at a time, as far as the limits and the other
+    connections allow. Until then it reads no more, so that the client waits.
 
     Args:
         accept: Makes the listener.
-        limits: The bounds on the connection.
-        turns: Where a connection waits that has more to do than it may do at once.
+        limits: The limits of the connection.
+        turns: Schedules connections that have more work than fits in one turn.
         scope: The upgrade request as ASGI has it, with the request's ID as `id`.
-        connections: Where uvicorn keeps those it must see closed before it stops; it calls `shutdown` on each.
+        connections: The connections that uvicorn waits for before it stops; it calls `shutdown` on each.
         lost: Called when the connection is over.
     """
 
@@ -102,12 +102,12 @@ class WebSocket(asyncio.Protocol):
         self._pace_timer: asyncio.TimerHandle | None = None
         self._last_call: asyncio.TimerHandle | None = None
         self.congested = False
-        """Whether the client reads too slowly: what is sent now would pile up here."""
+        """Whether the client reads too slowly, so that messages would accumulate here."""
 
     # --------------------------------------------------------------------------------------- what the listener calls
 
     def send(self, message: Message) -> None:
-        """Send a message. Harmless after the end."""
+        """Send a message. Does nothing after the end."""
         if self._protocol.state is not State.OPEN:
             return
         if isinstance(message, str):
@@ -117,29 +117,29 @@ class WebSocket(asyncio.Protocol):
         self._write()
 
     def ping(self) -> None:
-        """Show proxies that the connection is alive."""
+        """Send a ping, so that proxies keep the connection open."""
         if self._protocol.state is State.OPEN:
             self._protocol.send_ping(b"")
             self._write()
 
     def close(self, close: Close) -> None:
-        """Send the end, and give the client time to answer it."""
+        """Send the close, and give the client time to answer it."""
         if self._protocol.state is State.OPEN:
             self._protocol.send_close(int(close.code), close.reason)
             self._write()
         self._end(int(close.code))
 
     def cut_off_later(self) -> None:
-        """Cut the connection after `CLOSE_SECONDS`, whatever it still owes."""
+        """Abort the connection after `CLOSE_SECONDS`, also with unsent messages."""
         if self._last_call is None:
             self._last_call = asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._transport.abort)
 
     def pause(self) -> None:
-        """Give the listener no more messages, so that the client has to wait."""
+        """Pass no more messages to the listener, so that the client waits."""
         self._paused = True
 
     def resume(self) -> None:
-        """Read on. Harmless if the socket is not paused."""
+        """Continue reading. Does nothing if the socket is not paused."""
         if self._paused:
             self._paused = False
             self._turns.add(self)
@@ -151,9 +151,9 @@ class WebSocket(asyncio.Protocol):
 
     @property
     def gone(self) -> bool:
-        """Whether the client has closed the connection, which nobody else notices while the socket is not read.
+        """Whether the client has closed the connection, which is not noticed otherwise while the socket is not read.
 
-        Only Linux tells this before all that the client has sent is read.
+        Only Linux reports this before all data of the client are read.
         """
         if sys.platform != "linux" or self._transport.is_closing():
             return False
@@ -162,7 +162,7 @@ class WebSocket(asyncio.Protocol):
         return bool(poll.poll(0))
 
     def abort(self) -> None:
-        """Close the connection at once."""
+        """Close the connection immediately."""
         self._transport.abort()
 
     @property
@@ -180,7 +180,7 @@ class WebSocket(asyncio.Protocol):
     # ------------------------------------------------------------------------------ what uvicorn and its transport call
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
+        self._transport = cast(asyncio.Transport, transport)  # not a subclass in uvloop
         self._connections.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -189,7 +189,7 @@ class WebSocket(asyncio.Protocol):
             return
         now = time.monotonic()
         self._keep_pace(self._byte_pace.delay(now, len(data)))
-        if not self._protocol.eof_sent:  # else what comes after a close is not even parsed
+        if not self._protocol.eof_sent:  # data after a close are not parsed
             self._frames.push(data)
         if self not in self._turns and (now < self._direct_from or self._work_directly(now)):
             self._turns.add(self)
@@ -231,13 +231,13 @@ class WebSocket(asyncio.Protocol):
             self._listener.writable()
 
     def shutdown(self) -> None:
-        """uvicorn stops. A connection that is closing already has `CLOSE_SECONDS` to see what it was sent last."""
+        """Close for uvicorn's stop. A connection that is closing already keeps its `CLOSE_SECONDS`."""
         self.close(Close(CloseCode.RESTARTING))
 
     # ------------------------------------------------------------------------------------------------------ in detail
 
     def _work_directly(self, now: float) -> bool:
-        """Take a turn at once. Returns whether there is more to do."""
+        """Take a turn now. Returns whether there is more to do."""
         began = time.perf_counter()
         more = self.work(began + TURN_SECONDS)
         self._direct_from = now + self._direct_pace.delay(now, time.perf_counter() - began)
@@ -249,7 +249,7 @@ class WebSocket(asyncio.Protocol):
         return self._paused or self._pace_timer is not None
 
     def _keep_pace(self, delay: float) -> None:
-        """Parse nothing for a while."""
+        """Stop parsing for `delay` seconds."""
         if delay > 0 and self._pace_timer is None:
             self._pace_timer = asyncio.get_running_loop().call_later(max(delay, PACE_SECONDS), self._go_on)
 
@@ -267,7 +267,7 @@ class WebSocket(asyncio.Protocol):
         self._feed(frame.data, pings)
 
     def _refusal(self, head: FrameHead) -> tuple[StandardCode, str] | None:
-        """Why a frame is not read, as a close code and a reason. Its size alone is checked by the protocol."""
+        """Return the close code and reason of a frame that is refused. The protocol checks only its size."""
         if head.opcode >= Opcode.CLOSE:
             return None
         if head.opcode != Opcode.CONT:
@@ -283,7 +283,7 @@ class WebSocket(asyncio.Protocol):
         return None
 
     def _feed(self, data: bytes, ping: bool = False) -> None:
-        """Parse bytes, which end at most one frame, and do what it says."""
+        """Parse bytes, which end at most one frame, and process it."""
         self._protocol.receive_data(data)
         if ping and self._protocol.state is State.OPEN:
             # Only the latest of the pings that arrive together is answered (RFC 6455, section 5.5.3).
@@ -313,7 +313,7 @@ class WebSocket(asyncio.Protocol):
         except UnicodeDecodeError as error:
             self._protocol.fail(StandardCode.INVALID_DATA, f"{error.reason} at position {error.start}")
         else:
-            if self._listener is not None:  # else the client sends on after the end
+            if self._listener is not None:  # None: the client still sends after the end
                 self._listener.receive(message)
 
     def _open(self, request: Request) -> None:
@@ -335,8 +335,8 @@ class WebSocket(asyncio.Protocol):
             if data:
                 self._transport.write(data)
             elif self._transport.can_write_eof():
-                # Not closed: what the client is still sending would be answered by a reset, and it would lose
-                # what it has not read yet.
+                # Not closed: data that the client still sends would cause a reset, and it would lose what it has not
+                # read yet.
                 self._transport.write_eof()
             else:
                 self._transport.close()
@@ -346,6 +346,6 @@ class WebSocket(asyncio.Protocol):
     def _end(self, code: int | None) -> None:
         listener, self._listener = self._listener, None
         if self._paused and not self._transport.is_closing():
-            self.resume()  # the client's answer to the close comes after what it was kept waiting with
+            self.resume()  # the client's answer to the close follows its unread data
         if listener is not None:
             listener.closed(code)

@@ -1,8 +1,8 @@
-"""Kyutai's dialect: msgpack maps with a `type`, on a WebSocket's binary messages.
+"""Kyutai's dialect: msgpack maps with a `type`, in binary WebSocket messages.
 
 In: `Init`, `Audio {pcm}`, `OggOpus {data}`, `Marker {id}`. Out: `Ready`, `Step {step_idx, prs, buffered_pcm}`,
-`Word {text, start_time}`, `EndWord {stop_time}`, `Marker {id}`, `Error {message}`. What goes out is, byte for byte,
-what the Rust server writes: fields in its order, times as float64, `prs` as float32.
+`Word {text, start_time}`, `EndWord {stop_time}`, `Marker {id}`, `Error {message}`. The messages are byte for byte those
+of the Rust server: fields in its order, times as float64, `prs` as float32.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class KyutaiDialect:
         self._open: OpenWord | None = None
 
     def decode(self, message: Message) -> Iterator[Command]:
-        """Give the commands of a message, as `Dialect.decode`."""
-        if isinstance(message, str):  # which the reference ignores
+        """Yield the commands of a message; see `Dialect.decode`."""
+        if isinstance(message, str):  # the reference ignores text
             return
         kind, value = parse(message, _KEY_OF)
         if kind == "Audio":
@@ -79,9 +79,9 @@ class KyutaiDialect:
             yield Restart()
 
     def encode(self, event: Event) -> bytes | None:
-        """Give the message that tells an event; None for partial words, turns and what else this dialect cannot say."""
+        """Return the message for an event; None for partial words, turns and others that this dialect does not have."""
         if isinstance(event, Step):
-            # Their server sends none for a model without pause heads, and their clients index into `prs`.
+            # The reference sends none for a model without pause heads, and its clients index into `prs`.
             return step(event.index, event.pause, event.buffered) if event.pause else None
         if isinstance(event, OpenWord):
             return self._word(event)
@@ -96,7 +96,7 @@ class KyutaiDialect:
         return None
 
     def queued(self, position: int) -> bytes:
-        """Not in the reference, so sent only where a queue is configured."""
+        """Return a message that the reference does not have; it is sent only where a queue is configured."""
         return _pack({"type": "Queued", "position": position})
 
     def error(self, message: str, code: CloseCode) -> bytes:
@@ -107,39 +107,39 @@ class KyutaiDialect:
         return audio_S
 
     def _word(self, opened: OpenWord) -> bytes:
-        """A word; where the model went on with one that was sent already, what it added, as the reference does."""
+        """Return a word, or what the model has added to the last one, as the reference does."""
         sent = self._open.text if self._open and self._open.start == opened.start else ""
         self._open = opened
         return word(opened.text.removeprefix(sent), opened.start)
 
 
 def ready() -> bytes:
-    """The stream is fresh and is being listened to."""
+    """Return the message that the stream has begun."""
     return _pack({"type": "Ready"})
 
 
 def step(step_idx: int, prs: Sequence[float], buffered_pcm: int) -> bytes:
-    """A frame was heard: its number in this stream, the pause probabilities, the samples that wait."""
+    """Return the message for a frame: its number in this stream, the pause probabilities, the buffered samples."""
     return b"".join((_STEP, _pack(step_idx), _PRS, _pack_single(list(prs)), _BUFFERED_PCM, _pack(buffered_pcm)))
 
 
 def word(text: str, start_time: float) -> bytes:
-    """A word, as soon as its text is known."""
+    """Return the message for a word, sent as soon as its text is known."""
     return _pack({"type": "Word", "text": text, "start_time": start_time})
 
 
 def end_word(stop_time: float) -> bytes:
-    """The end of the last word."""
+    """Return the message for the end of the last word."""
     return _pack({"type": "EndWord", "stop_time": stop_time})
 
 
 def marker(id: int) -> bytes:
-    """All text before this marker has been sent."""
+    """Return the message that follows all text before a marker."""
     return _pack({"type": "Marker", "id": id})
 
 
 def error(message: str) -> bytes:
-    """Why the connection is about to be closed."""
+    """Return the message with the reason for closing the connection."""
     return _pack({"type": "Error", "message": message})
 
 
@@ -165,5 +165,5 @@ def _pack_single(values: list[float]) -> bytes:
 
 def _int64(id: Any) -> int:
     if type(id) is not int or not -(2**63) <= id < 2**63:
-        raise ProtocolError(f"a marker's id is an integer of 64 bits, not {id!r:.40}")
+        raise ProtocolError(f"id of a marker: expected a 64-bit integer, got {id!r:.40}")
     return id

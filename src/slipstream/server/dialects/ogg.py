@@ -1,7 +1,7 @@
-"""Ogg Opus as it arrives: bytes in, cut anywhere, samples out.
+"""Decode a live Ogg Opus stream from bytes that are cut anywhere.
 
-The container is read here, the packets are decoded by FFmpeg (PyAV). FFmpeg's own demuxer wants a blocking file and
-so a thread for each stream; a page's layout (RFC 3533, section 6) is a few lines.
+This module parses the container; FFmpeg (PyAV) decodes the packets. FFmpeg's own demuxer needs a blocking file, and so
+a thread per stream; parsing a page (RFC 3533, section 6) takes a few lines.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 OPUS_RATE = 48_000
 MAX_STREAMS = 100
-"""A decoder is made for each, which costs as much as 10 s of audio."""
+"""Each needs a new decoder, which takes as long as decoding 10 s of audio."""
 _PIECE_SAMPLES = OPUS_RATE // 4
 _PIECE_COST = 20
-"""Packets and pages to decode before others have a turn, and what a new decoder counts as."""
+"""Packets and pages per piece; a new decoder counts as this many."""
 MAX_PACKET_BYTES = 61_440
 """The largest packet a decoder need accept (RFC 7845, section 6)."""
 
@@ -31,7 +31,7 @@ MAX_PACKET_BYTES = 61_440
 class OggOpusDecoder:
     """Decodes one Ogg Opus stream, or several one after the other, to mono at `sample_rate` Hz.
 
-    Raises `ProtocolError` for bytes that are not Ogg, or do not hold Opus.
+    Raises `ProtocolError` for bytes that are not Ogg Opus.
     """
 
     def __init__(self, sample_rate: int) -> None:
@@ -42,9 +42,9 @@ class OggOpusDecoder:
         self._streams = 0
 
     def push(self, data: bytes) -> Iterator[FloatArray]:
-        """Take bytes, give the samples they complete in pieces `[S]`, some of them empty; the rest lags by up to 0.1 s.
+        """Take bytes. Yields the samples they complete in pieces `[S]`, which may be empty; up to 0.1 s is held back.
 
-        One byte may hold 60 ms of audio, and 27 an empty page: a piece ends by its samples, or by what it cost.
+        One byte may hold 60 ms of audio, and 27 bytes an empty page: a piece ends by its samples or by its cost.
         """
         decoded: list[FloatArray] = []
         samples = cost = 0
@@ -68,7 +68,7 @@ class OggOpusDecoder:
         yield self._resampled(decoded)
 
     def flush(self) -> FloatArray:
-        """Give the samples `[S]` that lag; the stream may go on."""
+        """Return the samples `[S]` that were held back; the stream may continue."""
         rest_S: FloatArray = self._resampler.flush()[0]
         self._resampler = Resampler(OPUS_RATE, self._sample_rate)
         return rest_S
@@ -91,16 +91,16 @@ class OggOpusDecoder:
 
 
 class OggPackets:
-    """Cuts a byte stream of Ogg pages into packets. Holds at most one page and one packet."""
+    """Cuts a byte stream of Ogg pages into packets. Buffers at most one page and one packet."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
         self._packet = bytearray()
 
     def push(self, data: bytes) -> Iterator[tuple[bytes | None, bool]]:
-        """Take bytes, yield the packets they complete, each with whether it opens a logical stream; None ends a page.
+        """Take bytes. Yields the packets they complete, each with whether it begins a logical stream; None ends a page.
 
-        Raises `ProtocolError` where a page does not begin, or a packet is too long.
+        Raises `ProtocolError` for bytes that are not a page, or a packet that is too long.
         """
         self._bytes += data
         while (page := self._next_page()) is not None:
@@ -118,7 +118,7 @@ class OggPackets:
             yield None, False
 
     def _next_page(self) -> tuple[bool, bytes, bytes] | None:
-        """Whether it begins a stream, its lacing values and its body; None until all of it has come."""
+        """Return whether a page begins a stream, its lacing values and its body; None until it is complete."""
         held = self._bytes
         if not b"OggS\0".startswith(held[:5]):
             raise ProtocolError("not an Ogg stream: a page begins with 'OggS'")
@@ -141,12 +141,12 @@ _CONTINUED, _BEGINS_STREAM = 1, 2
 
 
 def _opus_codec(head: bytes) -> AudioCodecContext:
-    """A decoder set up by an identification header (RFC 7845, section 5.1), which also trims the pre-skip."""
+    """Make a decoder from an identification header (RFC 7845, section 5.1); it also trims the pre-skip."""
     import av
     from av.audio.codeccontext import AudioCodecContext
 
     if head[:8] != b"OpusHead" or len(head) < 19 or head[8] >> 4:
-        raise ProtocolError("the Ogg stream does not hold Opus: its first packet is no OpusHead of version 0 or 1")
+        raise ProtocolError("the Ogg stream is not Opus: its first packet is not an OpusHead of version 0 or 1")
     if not 1 <= head[9] <= 2 or head[18]:
         raise ProtocolError(f"Opus of {head[9]} channels, mapping family {head[18]}: send mono or stereo, family 0")
     codec = av.CodecContext.create("opus", "r")

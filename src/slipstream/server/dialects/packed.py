@@ -1,6 +1,6 @@
-"""Kyutai's messages, read in place: only the keys they may have are unpacked, and long values a piece at a time.
+"""Parse Kyutai's messages in place: only known keys are unpacked, and long values piece by piece.
 
-Unpacking a whole message makes a Python object of each element, in which every other stream waits: 4 MiB of small
+Unpacking a whole message makes a Python object of each element, and blocks all other streams meanwhile: 4 MiB of small
 integers take 0.2 s and 30 MB.
 """
 
@@ -57,7 +57,7 @@ def parse(data: bytes, keys: dict[str, str | None]) -> tuple[str, Any]:
         raise ProtocolError("not a msgpack message: expected a map of type and at most one other key")
     fields: dict[str, Any] = {}
     position = 1
-    # Whoever sorts its keys writes `pcm` before `type`: what follows the long value is then known.
+    # A client that sorts its keys writes `pcm` before `type`: the bytes after the long value are then known.
     tail = next((tail for tail in _TAILS if data.endswith(tail)), b"") if not data.startswith(_TYPE, 1) else b""
     for _ in range(count):
         key, position = _scalar(data, position, end)
@@ -76,7 +76,7 @@ def parse(data: bytes, keys: dict[str, str | None]) -> tuple[str, Any]:
 
 
 def samples(pcm: Any) -> Iterator[FloatArray]:
-    """Give the samples of `pcm` in pieces `[S]`. Raises `ProtocolError` for what is neither numbers nor float32."""
+    """Yield the samples of `pcm` in pieces `[S]`. Raises `ProtocolError` for other values than numbers."""
     if isinstance(pcm, Binary):
         if (pcm.end - pcm.start) % 4:
             raise ProtocolError(f"binary pcm is float32, 4 bytes a sample: {pcm.end - pcm.start} bytes do not divide")
@@ -96,7 +96,7 @@ def samples(pcm: Any) -> Iterator[FloatArray]:
 
 
 def octets(data: Any) -> Iterator[bytes]:
-    """Give binary data, or the list of bytes that the reference's own clients write, in pieces."""
+    """Yield binary data, or the list of bytes that the reference's own clients write, in pieces."""
     if isinstance(data, Binary):
         for start in range(data.start, data.end, _PIECE_BYTES):
             yield data.data[start : min(start + _PIECE_BYTES, data.end)]
@@ -160,10 +160,10 @@ def _floats(pcm: Listed, position: int, size: int) -> tuple[FloatArray, int]:
     """`size` samples at a position, and where they end. Floats of one width are read in place, 20 times as fast."""
     for tag, dtype in _FLOATS:
         stop = position + dtype.itemsize * size
-        # As bytes, since a comparison of numpy's costs four times as much.
+        # As bytes: a comparison in numpy takes four times as long.
         if stop <= pcm.end and pcm.data[position : stop : dtype.itemsize] == tag * size:
             values = np.frombuffer(pcm.data, dtype, size, position)["value"]
-            with np.errstate(over="ignore"):  # beyond float32 it becomes infinite: no audio either
+            with np.errstate(over="ignore"):  # larger values become infinite, which is refused
                 return values.astype(np.float32), stop
     listed, position = _elements(pcm, position, size)
     if not set(map(type, listed)) <= {float, int}:

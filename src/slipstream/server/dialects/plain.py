@@ -1,7 +1,7 @@
-"""The dialect for people without msgpack: raw PCM in binary messages, JSON in text messages.
+"""The plain dialect: raw PCM in binary messages, JSON in text messages.
 
-In: audio as the address declares it (`?encoding=pcm_s16le&sample_rate=16000`), cut anywhere, and
-`{"type": "flush", "id": 1}`, `{"type": "restart"}`, `{"type": "close"}`. Out, one JSON object a message: `ready`,
+In: audio in the format of the address (`?encoding=pcm_s16le&sample_rate=16000`), cut anywhere, and
+`{"type": "flush", "id": 1}`, `{"type": "restart"}`, `{"type": "close"}`. Out, one JSON object per message: `ready`,
 `queued`, `step`, `partial`, `word`, `end_of_turn`, `turn`, `flushed`, `recovered`, `done` and `error`.
 """
 
@@ -64,7 +64,7 @@ class PlainDialect:
         self._restart()
 
     def decode(self, message: Message) -> Iterator[Command]:
-        """Give the commands of a message, as `Dialect.decode`."""
+        """Yield the commands of a message; see `Dialect.decode`."""
         if isinstance(message, bytes):
             for start in range(0, len(message), self._piece_bytes):
                 self._lags = True
@@ -85,7 +85,7 @@ class PlainDialect:
         yield Marker(id) if kind == "flush" else Finish()
 
     def encode(self, event: Event) -> str | None:
-        """Give the message that tells an event; None for the one that has none (`Flushed`)."""
+        """Return the message for an event; None for `Flushed`, which has none."""
         if isinstance(event, Step):
             time = round(event.index * self._info.frame_seconds, 3)
             pause = [round(p, 4) for p in event.pause]
@@ -122,11 +122,11 @@ class PlainDialect:
         self._converter = Converter(
             self._format.sample_rate, equal_weights(self._format.channels), self._info.sample_rate
         )
-        self._lags = False  # whether it holds audio back
+        self._lags = False  # whether it holds back audio
 
 
 def parse_format(query: Mapping[str, str]) -> RawFormat:
-    """The audio format that an address declares. Raises `ProtocolError` that names the parameter."""
+    """Return the audio format of an address. Raises `ProtocolError` that names the invalid parameter."""
     encoding: Any = query.get("encoding", "pcm_s16le")
     if encoding not in get_args(Encoding):
         raise ProtocolError(f"encoding={encoding!r:.40}: expected one of {', '.join(get_args(Encoding))}")
@@ -148,7 +148,7 @@ def parse_format(query: Mapping[str, str]) -> RawFormat:
 
 MAX_CHANNELS = 8
 LOWEST_RATE = 4_000
-"""Below it, speech cannot be recognised, and a byte would stand for more than 6 samples at the model's rate."""
+"""At lower rates, speech cannot be recognised, and a byte would become more than 6 samples of the model."""
 _PIECE_BYTES = 1 << 16
 
 
@@ -162,10 +162,10 @@ def _control(text: str) -> tuple[Any, int]:
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not a JSON message: {error}") from error
     if not isinstance(message, dict):
-        raise ProtocolError(f"a control message is a JSON object with a type, not {type(message).__name__}")
+        raise ProtocolError(f"expected a JSON object with a type, got {type(message).__name__}")
     if unknown := message.keys() - {"type", "id"}:
         raise ProtocolError(f"unknown key {unknown.pop()!r:.40}: expected type or id")
     id = message.get("id", 0)
     if type(id) is not int or not -(2**63) <= id < 2**63:
-        raise ProtocolError(f"id is an integer of 64 bits, not {id!r:.40}")
+        raise ProtocolError(f"id: expected a 64-bit integer, got {id!r:.40}")
     return message.get("type"), id

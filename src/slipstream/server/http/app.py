@@ -43,7 +43,7 @@ class Service:
     """The parts of a server.
 
     Args:
-        queue_seconds: How long a stream may wait for a slot; 0 refuses it at once.
+        queue_seconds: How long a stream may wait for a slot; 0 refuses it immediately.
         flush_after_silence: After how many seconds of silence a stream's text is flushed; 0 for never.
         ready_when_free: Whether `/readyz` reports 503 while no slot is free.
         metrics_elsewhere: Whether `/metrics` has a listener of its own.
@@ -280,6 +280,6 @@ class _Page(StaticFiles):
 
 _PAGE_HEADERS = [
     (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'"),
-    (b"referrer-policy", b"no-referrer"),  # a key may stand in the address
+    (b"referrer-policy", b"no-referrer"),  # the address may contain a key
     (b"x-content-type-options", b"nosniff"),
 ]

@@ -40,7 +40,7 @@ RETRY_AFTER_SECONDS = 5
 BODY_GRACE_SECONDS, BODY_BYTES_PER_SECOND = 20.0, 16_384
 """A body arrives at this rate at least, once the grace period is over: a slow sender must not hold a place."""
 INCOMPLETE_HEADER = "transcript-incomplete"
-"""Says why a transcript ends before its audio, and after how many seconds."""
+"""Response header: why a transcript ends before its audio, and after how many seconds."""
 _SPOOL_BYTES = 1 << 20
 _RETRY = {"retry-after": str(RETRY_AFTER_SECONDS)}
 
@@ -51,8 +51,8 @@ logger = logging.getLogger(__name__)
 class Uploads:
     """ASGI endpoint: takes a file in any format FFmpeg reads, answers with its words in the reference's JSON.
 
-    At most `limits.uploads` requests are served at once, each with a thread of a pool of their own. The others are
-    refused with 503 and `Retry-After`, before their body is read.
+    At most `limits.uploads` requests run in parallel, each in a thread of a separate pool. Others are refused with 503
+    and `Retry-After`, before their body is read.
     """
 
     def __init__(self, engine: Engine, registry: StreamRegistry, limits: Limits, metrics: Metrics) -> None:
@@ -65,7 +65,7 @@ class Uploads:
         if self._registry.draining:
             raise Refused(503, _STOPPING, _RETRY)
         if self._open >= self._limits.uploads:
-            reason = f"{self._open} uploads are being served, the most this server takes at once"
+            reason = f"{self._open} uploads are in progress, the limit of this server"
             raise Refused(503, reason, _RETRY)
         self._open += 1
         upload = _Upload(request, self._engine, self._registry, self._pool, self._limits, self._metrics)
@@ -133,7 +133,7 @@ class _Upload:
             self._record(status, reason)
         return response
 
-    # ------------------------------------------------------------------------------------------ what the registry calls
+    # ------------------------------------------------------------------------------------------ called by the registry
 
     def deliver(self) -> None:
         """Take what the session has transcribed."""
@@ -141,7 +141,7 @@ class _Upload:
             return
         try:
             for event in self._session.take():
-                self._tell(event)
+                self._add(event)
         except SlipstreamError as error:
             self._done.set_exception(error)
 
@@ -156,7 +156,7 @@ class _Upload:
             return
         self._ended.set_result(_Ended(503, close.reason))
         if self._session is not None and not self._session.queue_position:
-            with suppress(SlipstreamError):  # it has failed: `_done` says how
+            with suppress(SlipstreamError):  # it has failed: `_done` has its error
                 self._session.finish()
         else:
             self._give_up(self._ended.result())
@@ -216,7 +216,7 @@ class _Upload:
             watch.cancel()
 
     async def _free(self) -> None:
-        """Free the slot at once, then wait for the pool's thread: it may still read the body."""
+        """Free the slot immediately, then wait for the pool's thread: it may still read the body."""
         if self._session is not None:
             self._session.cancel()
         if self._has_slot:
@@ -252,7 +252,7 @@ class _Upload:
             self._whole = True
             session.finish()
         except SessionClosed:
-            pass  # it was ended in the meantime: `_done` says how
+            pass  # it has ended meanwhile: `_done` has the reason
         except SlipstreamError:
             if not session.ended:  # else the session's own error, which `_done` has
                 raise
@@ -269,13 +269,13 @@ class _Upload:
         self._give_up(gone)
 
     def _give_up(self, error: _Ended) -> None:
-        """Free the slot at once."""
+        """Free the slot immediately."""
         if self._session is not None:
             self._session.cancel()
             if not self._done.done():
                 self._done.set_exception(error)
 
-    def _tell(self, event: Event) -> None:
+    def _add(self, event: Event) -> None:
         self._transcript.add(event)
         if isinstance(event, Word):
             self._metrics.words.inc()
@@ -356,7 +356,7 @@ class _Body(tempfile.SpooledTemporaryFile[bytes]):
         return "the upload"
 
     def seekable(self) -> bool:
-        """Say that it can seek: before Python 3.11 the base class does not."""
+        """Return True: before Python 3.11 the base class has no `seekable`."""
         return True
 
     def read(self, *args: int) -> bytes:

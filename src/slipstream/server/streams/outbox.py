@@ -1,4 +1,4 @@
-"""Messages on their way to one client, bounded however slowly it reads."""
+"""A bounded queue of messages for one client."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from slipstream.server.protocol import Close, CloseCode, Message
 
 
 class Socket(Protocol):
-    """What an outbox writes to."""
+    """The socket that an outbox writes to."""
 
     @property
     def congested(self) -> bool:
-        """Whether the client reads too slowly: what is sent now would pile up."""
+        """Whether the client reads too slowly, so that messages would accumulate."""
         ...
 
     def send(self, message: Message) -> None: ...
@@ -23,10 +23,10 @@ class Socket(Protocol):
 
 
 class Outbox:
-    """Stands between a session's events and one socket; a `Close` is the last thing that goes through.
+    """Sends a session's messages to one socket; a `Close` is the last one.
 
-    A client that reads too slowly first misses what may be missed (`dropped` counts it), then is given up
-    (`overflowed`).
+    For a client that reads too slowly, it first drops messages that may be dropped (`dropped` counts them), then ends
+    the connection (`overflowed`).
     """
 
     def __init__(self, socket: Socket, limits: Limits) -> None:
@@ -34,7 +34,7 @@ class Outbox:
         self._limits = limits
         self._unsent: deque[Message] = deque()
         self.ending: Close | None = None
-        """The end that was put, sent or not."""
+        """The close of the connection, sent or not."""
         self.dropped = 0
         self.overflowed = False
 
@@ -42,7 +42,7 @@ class Outbox:
         return len(self._unsent)
 
     def put(self, message: Message, droppable: bool = False) -> None:
-        """Send a message, or keep it for later, or drop it where the bounds say so, or because the end was put."""
+        """Send a message, keep it for later, or drop it, as the limits require. After `close`, do nothing."""
         unsent = len(self._unsent)
         if self.ending is not None:
             return
@@ -53,18 +53,18 @@ class Outbox:
         elif unsent >= self._limits.unsent_messages:
             self.overflowed = True
             self._unsent.clear()
-            self.close(Close(CloseCode.TOO_SLOW, f"{unsent} messages were not read in time"))
+            self.close(Close(CloseCode.TOO_SLOW, f"{unsent} messages are unread: the client is too slow"))
         else:
             self._unsent.append(message)
 
     def close(self, close: Close) -> None:
-        """Put the end, once."""
+        """Close the connection after the queued messages. A second call does nothing."""
         if self.ending is None:
             self.ending = close
             self.send_on()
 
     def send_on(self) -> None:
-        """Send what was kept, as far as the client reads."""
+        """Send queued messages, as far as the client reads."""
         while self._unsent and not self._socket.congested:
             self._socket.send(self._unsent.popleft())
         if self.ending is not None and not self._unsent and not self._socket.congested:

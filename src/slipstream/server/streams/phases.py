@@ -23,7 +23,7 @@ class Phase(Enum):
 
 
 class Signal(Enum):
-    """What the server tells a connection: finish the audio received so far; or the stream is over, for any reason."""
+    """A signal of the server: finish the audio received so far; or the stream has ended, for any reason."""
 
     DRAIN = auto()
     END = auto()
@@ -74,7 +74,7 @@ NEXT: dict[Phase, dict[Trigger, Phase]] = {
     },
     Phase.CLOSED: {Signal.END: Phase.CLOSED},
 }
-"""The whole protocol, both dialects. Events other than `Ready` and `Final` change no phase."""
+"""The protocol, for all dialects. Events other than `Ready` and `Final` change no phase."""
 
 
 class Connection:
@@ -85,7 +85,7 @@ class Connection:
 
     @property
     def ended(self) -> bool:
-        """Whether the client or the server has ended the stream: what the client sends from now on is ignored.
+        """Whether the client or the server has ended the stream: further messages of the client are ignored.
 
         Any client may have audio in flight when a stream ends.
         """

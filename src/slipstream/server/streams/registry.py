@@ -1,4 +1,4 @@
-"""All live connections of a server, and the way of their events from the engine's thread to the event loop."""
+"""The open streams and uploads of a server. Their events pass from the engine's thread to the event loop here."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _STOPPING = Close(CloseCode.RESTARTING, "the server is about to stop")
 
 
 class Member(Protocol):
-    """A connection, as the registry sees it. All is called in the event loop."""
+    """A stream or an upload. The registry calls it in the event loop."""
 
     def deliver(self) -> None:
-        """Take what the session has told."""
+        """Take the new events of the session."""
         ...
 
     def sweep(self, now: float) -> None:
-        """Look at the clock: time limits, and the place in the queue."""
+        """Apply the time limits, and report the place in the queue. Called every `SWEEP_SECONDS`."""
         ...
 
     def end(self, close: Close) -> None:
-        """Finish what was heard, then close."""
+        """Transcribe the audio received so far, then close."""
         ...
 
 
 class StreamRegistry:
-    """Wakes the event loop once for all sessions of a step, keeps the time of all connections, and drains them.
+    """Wakes the event loop once per step for all sessions, applies the time limits, and drains connections.
 
-    `turns`: where a connection waits that has more to do than it may do at once.
+    `turns` schedules connections that have more work than fits in one turn.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -52,22 +52,22 @@ class StreamRegistry:
         return len(self._members)
 
     def join(self, member: Member) -> None:
-        """Look after a connection from now on."""
+        """Add a member."""
         self._members.add(member)
-        if self.draining:  # it was let in just before
+        if self.draining:  # it was accepted just before
             member.end(_STOPPING)
 
     def leave(self, member: Member) -> None:
-        """The connection is over."""
+        """Remove a member."""
         self._members.discard(member)
 
     def waker(self, member: Member) -> Callable[[], None]:
-        """What a session calls, in any thread, when it has something to tell."""
+        """Return the function that a session calls, in any thread, when it has new events."""
         loop = asyncio.get_running_loop()
 
         def wake() -> None:
             self._woken.append(member)
-            if not self._scheduled:  # two threads may both find it so: the second delivery finds nothing
+            if not self._scheduled:  # two threads may both schedule: the second delivery finds no events
                 self._scheduled = True
                 loop.call_soon_threadsafe(self._deliver)
 
@@ -82,7 +82,7 @@ class StreamRegistry:
                 _guarded(member.sweep, now)
 
     async def drain(self) -> bool:
-        """Take no more connections, finish those there are. Returns whether all ended within `drain_seconds`."""
+        """Finish all connections. Returns whether they ended within `drain_seconds`."""
         self.draining = True
         for member in list(self._members):
             member.end(_STOPPING)

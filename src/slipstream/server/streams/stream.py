@@ -1,4 +1,4 @@
-"""One live stream: a WebSocket on one side, a session of the engine on the other."""
+"""One live stream: connects a WebSocket to a session of the engine."""
 
 from __future__ import annotations
 
@@ -37,21 +37,24 @@ from slipstream.server.streams.registry import StreamRegistry
 
 INTERNAL_ERROR = "the server failed; try again"
 PING_SECONDS = 10.0
-"""How often a client is pinged, as in the reference: it keeps proxies from closing an idle connection. No pong is
-waited for: it queues behind audio that a busy server makes its client hold back. Dead peers are the kernel's part
-(`listen` in `server/run.py`), silent ones the idle limit's."""
+"""How often a client is pinged, as in the reference, so that proxies do not close an idle connection. The server does
+not wait for the pong, which may wait behind audio. The kernel finds dead peers (`listen` in `server/run.py`), and the
+idle limit silent ones."""
 
 logger = logging.getLogger(__name__)
 
 
 class LiveStream:
-    """Runs one accepted WebSocket from its first message to its close, on calls from the socket and from the registry.
+    """Runs one accepted WebSocket from its first message to its close. The socket and the registry call it.
 
-    A message is decoded lazily, as far as the session has room for its audio. What fits in one turn is decoded where it
-    is read; the rest in turn with other connections, and the socket is paused until then. What the session tells is
-    encoded and written where it is delivered. `queue_seconds`: how long to wait for a slot, 0 for not at all.
-    `flush_after_silence`: after how many seconds without voice, or without audio, the text is flushed; 0 for never.
-    `client`: for the log. `over` is called once, when the connection has ended.
+    A message is decoded lazily, as far as the session has room for its audio. What fits in one turn is decoded
+    immediately; the rest takes turns with other connections, and the socket is paused until then.
+
+    Args:
+        queue_seconds: How long to wait for a slot; 0 does not wait.
+        client: For the log.
+        over: Called once, when the connection has ended.
+        flush_after_silence: Seconds without voice, or without audio, after which the text is flushed; 0 disables it.
     """
 
     def __init__(
@@ -84,17 +87,17 @@ class LiveStream:
         self._close = Close(CloseCode.NORMAL)
         self._began = self._last_message = self._last_ping = time.monotonic()
         self._restart_pace = Pace(limits.restarts_per_second, self._began, _RESTARTS_AT_ONCE)
-        self._commands: Iterator[Command] | None = None  # of the message that is being worked on
+        self._commands: Iterator[Command] | None = None  # of the current message
         self._unfinished: Command | None = None
         self._full = self._too_fast = False
         self._pending_markers = 0
-        self._place_told = 0
-        self._frames_heard = 0
+        self._place_sent = 0
+        self._frames = 0
         self._words = 0
         self._session: LiveSession | None = None
         self._had_slot = False
 
-    # -------------------------------------------------------------------------------------- what the socket calls
+    # ------------------------------------------------------------------------------------------ called by the socket
 
     def opened(self) -> None:
         """Ask for a slot."""
@@ -112,7 +115,7 @@ class LiveStream:
             self._registry.join(self)
 
     def receive(self, message: Message) -> None:
-        """Do what a message asks; if that takes more than a turn, or room that there is not, read no further yet."""
+        """Process a message. Pause the socket if it takes more than a turn, or the session has no room for it."""
         if self._connection.ended:
             return
         self._last_message = time.monotonic()
@@ -120,15 +123,15 @@ class LiveStream:
         if self.work(time.perf_counter() + TURN_SECONDS):
             self._registry.turns.add(self)
         if self._commands is not None or self._too_fast:
-            self._last_message = math.inf  # it is the server that keeps the client waiting
+            self._last_message = math.inf  # the client waits for the server
             self._socket.pause()
 
     def writable(self) -> None:
-        """The client reads again."""
+        """Send queued messages."""
         self._outbox.send_on()
 
     def closed(self, code: int | None) -> None:
-        """The last message is written, or nobody is left to read it."""
+        """Free everything: the connection has ended."""
         self._stop()
         if code is not None:
             self._metrics.closes.labels(code).inc()
@@ -136,10 +139,10 @@ class LiveStream:
         self._over()
         self._record(code)
 
-    # ------------------------------------------------------------------------------------------ what the registry calls
+    # ------------------------------------------------------------------------------------------ called by the registry
 
     def deliver(self) -> None:
-        """Take what the session has told."""
+        """Take the new events of the session."""
         if self._session is None or self._connection.phase is Phase.CLOSED:
             return
         try:
@@ -148,7 +151,7 @@ class LiveStream:
             self._fail(error)
             return
         for event in events:
-            self._tell(event)
+            self._send(event)
             if self._outbox.overflowed:
                 self._give_up()
                 return
@@ -157,14 +160,14 @@ class LiveStream:
             self._registry.turns.add(self)
 
     def sweep(self, now: float) -> None:
-        """Look at the clock: time limits, the place in the queue, a ping; and whether the client is still there."""
+        """Apply the time limits, report the place in the queue, ping, and notice a client that has left."""
         if self._commands is not None and self._socket.gone:
             self._socket.abort()
             return
         if self._socket.behind:
             self._last_message = max(self._last_message, now)
         if self._connection.phase is Phase.WAITING:
-            self._tell_place()
+            self._report_place()
         elif now - self._last_message > self._limits.idle_seconds:
             self.end(Close(CloseCode.TIMED_OUT, f"nothing was received for {self._limits.idle_seconds:g} s"))
         elif now - self._began > self._limits.session_seconds:
@@ -177,9 +180,9 @@ class LiveStream:
             self._socket.ping()
 
     def end(self, close: Close) -> None:
-        """Finish what was heard, then close."""
+        """Transcribe the audio received so far, then close."""
         if self._session is None or self._connection.phase not in (Phase.WAITING, Phase.LIVE):
-            return  # it ends already
+            return  # it is ending already
         self._connection.signal(Signal.DRAIN)
         self._close = close
         self._drop_message()
@@ -192,7 +195,7 @@ class LiveStream:
     # -------------------------------------------------------------------------------------------------- in detail
 
     def work(self, until: float) -> bool:
-        """Act on the commands of the last message, up to one for which there is no room yet."""
+        """Process the commands of the last message, up to one for which there is no room yet."""
         try:
             while self._commands is not None and self._session is not None:
                 command = self._unfinished or next(self._commands, None)
@@ -208,14 +211,14 @@ class LiveStream:
                 if time.perf_counter() > until:
                     return True
         except SessionClosed:
-            self._drop_message()  # the session has ended in the meantime: `deliver` says why
+            self._drop_message()  # the session has ended meanwhile: `deliver` gets its error
         except Exception as error:
             self._fail(error)
         self._read_on()
         return False
 
     def _act(self, session: LiveSession, command: Command) -> Command | None:
-        """Do what a command asks. Returns what is left of it, for which there is no room."""
+        """Process a command. Returns the rest of it for which there is no room."""
         if isinstance(command, Audio):
             taken = session.offer(command.pcm_S)
             self._last_audio = time.monotonic()
@@ -237,7 +240,7 @@ class LiveStream:
 
     def _flush(self) -> None:
         if self._session is not None and self._connection.phase is Phase.LIVE:
-            with suppress(SessionClosed):  # it has ended in the meantime: `deliver` says why
+            with suppress(SessionClosed):  # it has ended meanwhile: `deliver` gets its error
                 self._session.flush()
 
     def _slowed_down(self) -> None:
@@ -255,13 +258,13 @@ class LiveStream:
         self._full = False
         self._registry.turns.remove(self)
 
-    def _tell(self, event: Event) -> None:
+    def _send(self, event: Event) -> None:
         self._connection.event(event)
         if isinstance(event, Ready) and not self._had_slot:
             self._had_slot = True
             self._metrics.open_channels.inc()
         if isinstance(event, Step):
-            self._frames_heard = event.index
+            self._frames = event.index
         elif isinstance(event, Word):
             self._words += 1
             self._metrics.words.inc()
@@ -277,17 +280,17 @@ class LiveStream:
         if isinstance(event, Final):
             self._outbox.close(self._close)
 
-    def _tell_place(self) -> None:
+    def _report_place(self) -> None:
         place = self._session.queue_position if self._session else 0
-        if place and place != self._place_told:
-            self._place_told = place
+        if place and place != self._place_sent:
+            self._place_sent = place
             self._outbox.put(self._dialect.queued(place))
 
     def _fail(self, error: Exception) -> None:
-        """Say what is wrong and close, without what the stream still owes."""
+        """Send the error and close, without the remaining text."""
         code = error.code if isinstance(error, ProtocolError) else _CODES.get(type(error), CloseCode.INTERNAL_ERROR)
         message = str(error)
-        if code is CloseCode.INTERNAL_ERROR:  # its text is for the operator alone
+        if code is CloseCode.INTERNAL_ERROR:  # its text is only for the operator
             message = INTERNAL_ERROR
             if not isinstance(error, SlipstreamError):
                 logger.error("stream failed", extra=self._client.log_fields, exc_info=error)
@@ -296,12 +299,12 @@ class LiveStream:
         self._give_up()
 
     def _give_up(self) -> None:
-        """End the stream; the client has a little time to read why, and no more: it may not be reading."""
+        """End the stream. The client has a short time to read the reason."""
         self._stop()
         self._socket.cut_off_later()
 
     def _stop(self) -> None:
-        """Free the slot and act on no more messages."""
+        """Free the slot and process no more messages."""
         self._connection.signal(Signal.END)
         self._drop_message()
         if self._session is not None:
@@ -310,10 +313,10 @@ class LiveStream:
     def _record(self, code: int | None) -> None:
         if self._had_slot:
             self._metrics.open_channels.dec()
-            self._metrics.connection_steps.observe(self._frames_heard)
+            self._metrics.connection_steps.observe(self._frames)
         self._metrics.dropped.inc(self._outbox.dropped)
         ended_by, reason = "server", self._socket.sent_reason
-        if code is None and (close := self._outbox.ending):  # the client was cut off before it could read that
+        if code is None and (close := self._outbox.ending):  # the client was disconnected before it could read it
             code, reason = close.code, close.reason
         elif code is None:
             ended_by, code, reason = "client", self._socket.client_code, ""
@@ -324,7 +327,7 @@ class LiveStream:
             "code": int(code),
             "reason": reason,
             "seconds": round(time.monotonic() - self._began, 3),
-            "frames": self._frames_heard,
+            "frames": self._frames,
             "words": self._words,
             "dropped": self._outbox.dropped,
         }
