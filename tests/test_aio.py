@@ -115,7 +115,7 @@ async def test_leaving_early_frees_the_slot_and_so_does_forgetting() -> None:
 
 
 @in_loop
-async def test_a_place_in_the_queue_is_told() -> None:
+async def test_the_place_in_the_queue_is_reported() -> None:
     async with hearing(ScriptRunner(slots=1)) as transcriber:
         holder = transcriber.async_session(QUIET)
         waiting = transcriber.async_session(QUIET, wait=20)

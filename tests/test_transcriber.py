@@ -85,7 +85,7 @@ def test_an_array_becomes_a_transcript(transcriber: Transcriber) -> None:
     assert transcript.to_srt().startswith("1\n00:00:")
 
 
-def test_a_file_is_heard_as_its_samples_are(transcriber: Transcriber, tmp_path: Path) -> None:
+def test_a_file_is_transcribed_like_its_samples(transcriber: Transcriber, tmp_path: Path) -> None:
     audio_S = speech(2, words=6)
     from_file = transcriber.transcribe(as_wav(tmp_path / "speech.wav", audio_S))
     from_array = transcriber.transcribe(quantised(audio_S), 24_000)
@@ -157,7 +157,7 @@ def test_a_recording_longer_than_the_buffer(transcriber: Transcriber) -> None:
     assert len(transcript.turns) == 30
 
 
-def test_what_is_no_recording_is_said_so(transcriber: Transcriber, tmp_path: Path) -> None:
+def test_an_invalid_source_is_an_error(transcriber: Transcriber, tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("this is no audio")
     for source, rate, message in (
         (tmp_path / "absent.wav", None, "no such file"),
@@ -195,7 +195,7 @@ def test_many_recordings_fill_the_slots_and_come_in_order(transcriber: Transcrib
     assert [transcript.words for transcript in transcripts] == [solo(audio_S) for audio_S in recordings]
 
 
-def test_one_that_fails_raises_in_its_turn_or_stands_in_its_place(transcriber: Transcriber, tmp_path: Path) -> None:
+def test_a_failed_recording_raises_or_takes_its_place_in_the_results(transcriber: Transcriber, tmp_path: Path) -> None:
     sources = [as_wav(tmp_path / f"{n}.wav", speech(n, words=2)) for n in range(4)]
     sources[2].write_bytes(b"broken")
     transcripts = transcriber.transcribe_many(sources)
@@ -219,7 +219,7 @@ def test_who_stops_asking_for_transcripts_does_not_wait_for_them() -> None:
 # -------------------------------------------------------------------------------------------------------------- streams
 
 
-def test_a_stream_tells_words_as_they_come(transcriber: Transcriber) -> None:
+def test_a_stream_yields_words_as_they_come(transcriber: Transcriber) -> None:
     audio_S = speech(3, words=5)
     fed = 0
 
@@ -238,7 +238,7 @@ def test_a_stream_tells_words_as_they_come(transcriber: Transcriber) -> None:
     assert min(words.values()) < 40
 
 
-def test_a_stream_tells_what_its_options_ask_for(transcriber: Transcriber) -> None:
+def test_a_stream_yields_the_events_of_its_options(transcriber: Transcriber) -> None:
     by_default = {type(event) for event in transcriber.stream([speech(3, words=5)], 24_000)}
     assert PartialWord in by_default
     assert Step not in by_default
@@ -256,7 +256,9 @@ def test_who_stops_reading_a_stream_frees_its_slot(transcriber: Transcriber) -> 
     assert transcriber.engine.active == 0
 
 
-def test_a_stream_that_waits_for_a_slot_says_so(transcriber: Transcriber, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stream_that_waits_for_a_slot_logs_a_warning(
+    transcriber: Transcriber, caplog: pytest.LogCaptureFixture
+) -> None:
     held = [transcriber.session() for _ in range(transcriber.slots)]
     events = transcriber.stream(freeing(held[0], speech(1, words=2)), 24_000)
     with caplog.at_level(logging.WARNING, "slipstream"):
@@ -266,7 +268,7 @@ def test_a_stream_that_waits_for_a_slot_says_so(transcriber: Transcriber, caplog
         session.cancel()
 
 
-def test_a_closed_transcriber_says_that_it_is_closed(transcriber: Transcriber) -> None:
+def test_a_closed_transcriber_refuses_sessions(transcriber: Transcriber) -> None:
     transcriber.close()
     with pytest.raises(SessionClosed, match="is closed"):
         transcriber.session()

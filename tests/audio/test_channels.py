@@ -56,7 +56,7 @@ def test_eight_planar_channels_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("gain", "louder"), [(-1.0, 1.0), (-0.5, 1.0), (-2.0, 2.0)])
-def test_opposite_phase_is_heard_and_reported(
+def test_opposite_phase_is_transcribed_and_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, gain: float, louder: float
 ) -> None:
     left = tones(2.0, 24_000)[0] / 2

@@ -103,7 +103,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     assert peak < 2_000_000
 
 
-def test_truncated_mp3_gives_what_is_there_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_truncated_mp3_is_read_to_its_end_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_encoded(tmp_path / "talk.mp3", "libmp3lame", tones(4.0, 44_100), 44_100)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -201,7 +201,7 @@ def broken_files(folder: Path) -> dict[str, tuple[Path, str]]:
 )
 def test_broken_input_is_a_clear_error(tmp_path: Path, case: str) -> None:
     path, message = broken_files(tmp_path)[case]
-    for _ in range(2):  # the second time FFmpeg would keep from its log what it has just said
+    for _ in range(2):  # FFmpeg's log leaves out repeated messages
         with pytest.raises(AudioError, match=message) as caught:
             audio.load(path)
         assert str(path) in str(caught.value)

@@ -66,7 +66,7 @@ def test_audio_comes_before_the_pipe_ends() -> None:
         writer.close()
 
 
-def test_a_pipe_too_long_to_be_copied_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_pipe_too_long_to_copy_names_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "SPOOL_BYTES", 10_000)
     path = write_encoded(tmp_path / "film.mp4", "aac", tones(10.0, 48_000), 48_000)
     with pytest.raises(AudioError, match=r"a format that must seek: save it to a file first"):

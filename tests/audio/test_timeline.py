@@ -1,4 +1,4 @@
-"""Timestamps: words stand where players show them, and only missing audio becomes silence."""
+"""Timestamps: words have the times of players, and only missing audio becomes silence."""
 
 from __future__ import annotations
 

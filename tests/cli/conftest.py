@@ -21,7 +21,7 @@ FRAME = 1920
 
 @dataclass
 class FakeTranscriber:
-    """Hears one word a second: how loud that second was, in hundredths of full scale. `on_step` is told each frame."""
+    """Writes one word per second: its loudness, in hundredths of full scale. Calls `on_step` for each frame."""
 
     slots: int = 1
     model: str = "fake"

@@ -21,7 +21,7 @@ import pytest
         ("data synthesise texts.txt -o x", "train", "torch"),
     ],
 )
-def test_a_command_without_its_extra_says_which(command: str, extra: str, package: str) -> None:
+def test_a_command_names_its_missing_extra(command: str, extra: str, package: str) -> None:
     program = f"import sys; sys.modules[{package!r}] = None; from slipstream.cli import main; main()"
     run = subprocess.run([sys.executable, "-c", program, *command.split()], capture_output=True, text=True, check=False)
     assert run.returncode == 1

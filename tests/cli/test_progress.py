@@ -1,4 +1,4 @@
-"""Progress bars: on a terminal what is heard, how fast, and the time left; in a pipe nothing."""
+"""Progress bars: progress, speed and the time left on a terminal; nothing in a pipe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> StringIO:
     return screen
 
 
-def test_says_what_is_heard_and_how_fast(screen: StringIO) -> None:
+def test_shows_the_progress_and_the_speed(screen: StringIO) -> None:
     with progress.progress_bar([10.0, 30.0]) as report:
         report("a.mp3", 10.0)
         report("b.mp3", 5.0)

@@ -68,7 +68,7 @@ def asleep(engine: Engine) -> bool:
 # ---------------------------------------------------------------------------------------------------------- laws
 
 
-def test_thirty_two_sessions_with_stalls_and_deaths_each_hear_what_they_hear_alone(
+def test_thirty_two_sessions_with_stalls_and_cancels_each_transcribe_as_if_alone(
     start: Callable[..., Engine],
 ) -> None:
     runner = ScriptRunner(slots=12)
@@ -315,7 +315,7 @@ def test_an_idle_engine_sleeps(start: Callable[..., Engine]) -> None:
     until(lambda: asleep(engine))
 
 
-def test_sending_faster_than_the_model_hears_waits_or_is_overloaded(start: Callable[..., Engine]) -> None:
+def test_sending_faster_than_the_model_waits_or_is_overloaded(start: Callable[..., Engine]) -> None:
     engine = start(ScriptRunner(step_seconds=0.002))
     audio_S = speech(4, words=12)
     options = SessionOptions(partials=False, max_buffered_seconds=1.0)
@@ -361,7 +361,7 @@ def test_a_marker_comes_back_without_any_more_audio(start: Callable[..., Engine]
     assert [word.text for word in words_of(events)] == ["fox"]
 
 
-def test_draining_finishes_what_was_heard_and_takes_nothing_new(start: Callable[..., Engine]) -> None:
+def test_draining_finishes_open_sessions_and_refuses_new_ones(start: Callable[..., Engine]) -> None:
     engine = start(ScriptRunner(slots=8))
     sessions = [engine.open(QUIET) for _ in range(8)]
     for number, session in enumerate(sessions):
@@ -392,7 +392,7 @@ def test_steps_are_reported(start: Callable[..., Engine]) -> None:
     assert {(report.sessions, report.slots) for report in reports} == {(1, 4)}
 
 
-def test_silence_the_model_wants_first_is_fed_at_once(start: Callable[..., Engine]) -> None:
+def test_the_silence_prefix_is_processed_immediately(start: Callable[..., Engine]) -> None:
     runner = ScriptRunner()
     with start(runner, silence_prefix_seconds=1.0).open(SessionOptions(steps=True)) as session:
         until(lambda: runner.steps == 13)

@@ -12,7 +12,7 @@ def word(text: str, start: float, end: float | None = None) -> Word:
 
 
 def flushed(*words: Word, audio_end: float = 100.0) -> Reconciler:
-    """A reconciler that has told these words in a flush."""
+    """A reconciler that has passed these words in a flush."""
     reconciler = Reconciler()
     reconciler.begin_flush(audio_end)
     for each in words:
@@ -21,7 +21,7 @@ def flushed(*words: Word, audio_end: float = 100.0) -> Reconciler:
     return reconciler
 
 
-def test_a_word_told_by_a_flush_is_not_told_again() -> None:
+def test_a_word_of_a_flush_passes_once() -> None:
     reconciler = flushed(word("fox", 1.0), word("dog", 1.4))
     assert reconciler.pass_on(PartialWord("f", 1.08)) is None
     assert reconciler.pass_on(OpenWord("fox", 1.08, 1.0)) is None
@@ -30,23 +30,23 @@ def test_a_word_told_by_a_flush_is_not_told_again() -> None:
     assert reconciler.pass_on(word("sea", 1.8)) == word("sea", 1.8)
 
 
-def test_the_same_word_said_again_is_told() -> None:
+def test_the_same_word_spoken_again_passes() -> None:
     reconciler = flushed(word("no", 1.0))
     assert reconciler.pass_on(word("no", 1.0)) is None
     assert reconciler.pass_on(word("no", 1.2)) is not None
 
 
-def test_a_word_cut_by_the_flush_stands_as_it_was_told() -> None:
+def test_a_word_cut_by_the_flush_is_not_replaced() -> None:
     assert flushed(word("hel", 1.0)).pass_on(word("hello", 1.08)) is None
 
 
-def test_a_word_the_flush_missed_is_told_late() -> None:
+def test_a_word_that_the_flush_missed_passes_late() -> None:
     reconciler = flushed(word("one", 1.0), word("three", 1.4, 1.6))
     told = [reconciler.pass_on(word(text, start)) for text, start in (("one", 1.0), ("two", 1.2), ("three", 1.4))]
     assert told == [None, Word("two", 1.6, 1.6), None]
 
 
-def test_a_second_flush_tells_only_what_is_new() -> None:
+def test_a_second_flush_passes_only_new_words() -> None:
     reconciler = flushed(word("fox", 1.0))
     reconciler.begin_flush(2.0)
     assert reconciler.pass_on(word("fox", 1.0)) is None
@@ -68,7 +68,7 @@ times = st.lists(st.floats(0, 50, allow_nan=False), max_size=30).map(sorted)
 
 
 @given(times, st.sets(st.integers(0, 29)), st.floats(0, 50, allow_nan=False))
-def test_what_is_told_is_always_in_order(starts: list[float], in_flush: set[int], audio_end: float) -> None:
+def test_words_always_pass_in_order(starts: list[float], in_flush: set[int], audio_end: float) -> None:
     reconciler, last_end = Reconciler(), 0.0
     for number, start in enumerate(starts):
         if number in in_flush:

@@ -67,7 +67,7 @@ def test_a_full_house_is_overloaded_for_who_will_not_wait() -> None:
         bench.open()
 
 
-def test_who_waits_is_served_in_turn_and_told() -> None:
+def test_waiting_sessions_get_slots_in_order_with_their_position() -> None:
     bench = Bench(1)
     holder, first, second = bench.open(), bench.open(wait=5), bench.open(wait=5)
     assert [bench.scheduler.position(session) for session in (holder, first, second)] == [0, 1, 2]
@@ -99,7 +99,7 @@ def test_the_queue_is_bounded() -> None:
         bench.open(wait=5)
 
 
-def test_audio_sent_while_waiting_is_heard_after_it() -> None:
+def test_audio_sent_while_waiting_is_processed_after_it() -> None:
     bench = Bench(1)
     holder, waiting = bench.open(), bench.open(wait=5)
     bench.send(waiting, 3)
@@ -180,7 +180,7 @@ def test_among_many_an_urgent_frame_waits_a_little_for_company() -> None:
     assert bench.step() == sessions[:1]
 
 
-def test_a_flush_runs_at_once_beside_the_others() -> None:
+def test_a_flush_runs_immediately_next_to_other_sessions() -> None:
     bench = Bench(3)
     flushing, other, _ = bench.open(), bench.open(), bench.open()
     flushing.push(sound_of("fox", 2))
@@ -221,7 +221,7 @@ def test_audio_that_comes_during_the_last_step_of_a_flush_leaves_no_empty_step()
     assert bench.step() == []
 
 
-def test_due_and_taken_agree_whatever_the_clock_says() -> None:
+def test_due_and_taken_agree_at_any_time() -> None:
     random = np.random.default_rng(0)
     bench = Bench(8)
     sessions = [bench.open() for _ in range(8)]
@@ -241,7 +241,7 @@ def test_due_and_taken_agree_whatever_the_clock_says() -> None:
 
 
 class Simulation:
-    """Live sessions in virtual time: each sends a frame every 80 ms, `cost` says what a step of so many takes.
+    """Live sessions in virtual time: each sends a frame every 80 ms, `cost` gives the time of a step for N sessions.
 
     `waits`: for how long each frame of those that never flush had waited when its step began. `flushes`: how long each
     flush took.
@@ -333,7 +333,7 @@ def test_where_a_small_step_costs_as_much_as_a_full_one_flushes_ride_along() -> 
     assert max(live.waits) < live.FRAME
 
 
-def test_many_flushes_at_once_hold_nobody_up() -> None:
+def test_many_simultaneous_flushes_delay_no_session() -> None:
     live = Simulation(256, cost=lambda count: 0.004 if count <= 8 else 0.03)
     for number in range(0, 256, 2):
         live.flush(number, when=0.4)

@@ -129,8 +129,8 @@ def test_a_flush_brings_every_word_that_was_begun() -> None:
         assert isinstance(events[-1], Flushed)
 
 
-def test_low_latency_brings_a_turns_last_words_at_once_and_no_word_twice() -> None:
-    # The word begins only two frames before the pause: at the end of the turn the model still owes it.
+def test_low_latency_emits_the_last_words_of_a_turn_immediately_and_no_word_twice() -> None:
+    # The word begins only two frames before the pause: it is still pending at the end of the turn.
     audio_S = np.concatenate([sound_of("fox", 14), silence(9), sound_of("sea", 5), silence(30)])
     runner = ScriptRunner(delay_frames=20)
     session = new_session(runner, low_latency=True)
@@ -165,10 +165,10 @@ def test_turns_span_their_words(low_latency: bool) -> None:
         Turn(sea.start, sea.end),
     ]
     ends = [event.time for event in events if isinstance(event, EndOfTurn)]
-    assert ends == [25 / FRAME_RATE, 55 / FRAME_RATE]  # five silent frames make the pause heads say 0.625
+    assert ends == [25 / FRAME_RATE, 55 / FRAME_RATE]  # after five silent frames the pause heads give 0.625
 
 
-def test_the_model_says_when_a_turn_ends_unless_the_session_does() -> None:
+def test_turn_options_of_the_session_replace_those_of_the_model() -> None:
     audio_S = np.concatenate([sound_of("fox", 15), silence(25)])
     runner = ScriptRunner()
     format = replace(new_session(runner).format, turns=TurnOptions(end_above=0.8))
@@ -176,7 +176,7 @@ def test_the_model_says_when_a_turn_ends_unless_the_session_does() -> None:
     for options in (SessionOptions(), SessionOptions(turns=TurnOptions(end_above=0.6))):
         events = drive(Session(format, options), runner, [audio_S])
         ends += [round(event.time * FRAME_RATE) for event in events if isinstance(event, EndOfTurn)]
-    assert ends == [22, 20]  # after n silent frames the pause heads say n / 8
+    assert ends == [22, 20]  # after n silent frames the pause heads give n / 8
 
 
 def test_without_pause_heads_turns_follow_the_sound() -> None:
@@ -217,7 +217,7 @@ def test_a_marker_comes_after_all_text_of_the_audio_before_it_and_no_later_than_
         assert words_of(before)[: len(owed)] == owed
 
 
-def test_a_marker_is_answered_at_once_when_nothing_is_owed() -> None:
+def test_a_marker_is_reached_immediately_when_no_text_is_pending() -> None:
     session = new_session(ScriptRunner())
     session.admit(0)
     session.mark(1, now=0.0)
@@ -250,7 +250,7 @@ def test_an_empty_session_ends_without_a_step() -> None:
     assert session.done
 
 
-def test_flushing_again_where_all_is_told_costs_no_step() -> None:
+def test_a_second_flush_at_the_same_place_takes_no_step() -> None:
     runner = ScriptRunner()
     session = new_session(runner)
     drive(session, runner, [speech(1, words=3)], finish=False)
@@ -263,7 +263,7 @@ def test_flushing_again_where_all_is_told_costs_no_step() -> None:
     assert runner.steps == steps
 
 
-def test_the_time_a_flush_took_is_told() -> None:
+def test_a_flush_reports_its_time() -> None:
     runner = ScriptRunner()
     session = new_session(runner)
     drive(session, runner, [sound_of("fox", 5)], finish=False)
@@ -293,7 +293,7 @@ def test_a_model_that_never_stops_writing_cannot_hold_a_flush() -> None:
     assert runner.steps == 10 + 6 + Session.MAX_EXTRA_FLUSH_FRAMES
 
 
-def test_audio_that_comes_during_a_flush_is_heard_after_it() -> None:
+def test_audio_that_comes_during_a_flush_is_processed_after_it() -> None:
     runner = ScriptRunner()
     session = new_session(runner)
     events = drive(session, runner, [sound_of("fox", 5)], finish=False)
@@ -389,7 +389,7 @@ def test_options_that_make_no_sense_are_refused() -> None:
         SessionOptions(max_buffered_seconds=0.0)
 
 
-def test_partial_words_and_steps_are_told_when_asked_for() -> None:
+def test_partial_words_and_steps_are_optional() -> None:
     runner = ScriptRunner()
     audio_S = np.concatenate([sound_of("hôpital", 4), silence(8)])
     events = drive(new_session(runner, partials=True, steps=True), runner, [audio_S])
@@ -411,7 +411,7 @@ def long_speech() -> np.ndarray:
     return np.concatenate([piece for word in words for piece in (sound_of(word, 25), silence(7))])
 
 
-def test_a_model_gone_mute_is_made_fresh_at_a_pause_and_the_words_go_on_in_time() -> None:
+def test_a_model_without_text_is_reset_at_a_pause_and_later_words_keep_their_times() -> None:
     runner = ScriptRunner(mute_after=100, pause_heads=0)
     options = WatchdogOptions(mute_seconds=4.0)
     events = drive(new_session(runner, watchdog=options), runner, [long_speech()])

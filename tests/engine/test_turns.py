@@ -13,7 +13,7 @@ from slipstream.events import Turn, Word
 
 
 def ends(detector: TurnDetector, probabilities: list[float]) -> list[int]:
-    """Frames, counted from 1, where turns end when head 2 says `probabilities`."""
+    """Frames, counted from 1, where turns end when head 2 gives `probabilities`."""
     return [
         frame
         for frame, probability in enumerate(probabilities, start=1)
@@ -42,7 +42,7 @@ def test_the_first_frames_are_not_judged() -> None:
     assert ends(detector(warmup_frames=0), [0.0] * 6 + [1.0] * 6 + [0.5] * 10) == [7]
 
 
-def test_a_word_said_during_the_warmup_still_makes_a_turn() -> None:
+def test_a_word_spoken_during_the_warmup_still_makes_a_turn() -> None:
     short = detector()
     frames = [short.push((0, 0, 0.9, 0), False, word_frame=3 if frame == 10 else None) for frame in range(1, 20)]
     assert [frame for frame, ended in enumerate(frames, start=1) if ended] == [13]
@@ -122,14 +122,14 @@ def test_text_that_lags_is_not_blank_text() -> None:
     assert not any(slow.push((), True, None) for _ in range(40))
 
 
-def test_voice_is_heard_above_the_background() -> None:
+def test_voice_is_detected_above_the_background() -> None:
     level = VoiceLevel()
     assert not any(level.push(0.0) for _ in range(10))
     assert level.push(1e-3)
     assert not level.push(1e-7)
 
 
-def test_a_steady_hum_becomes_background_and_speech_stands_out_of_it() -> None:
+def test_a_steady_hum_becomes_background_and_speech_is_detected_above_it() -> None:
     level = VoiceLevel()
     hum = 10**-4.5
     judged = [level.push(hum) for _ in range(100)]

@@ -59,7 +59,7 @@ def test_a_repeated_run_of_tokens_is_a_failure(n: int) -> None:
     assert found[1].startswith(f"the same {n} tokens")
 
 
-def test_a_word_said_a_few_times_is_no_failure() -> None:
+def test_a_word_repeated_a_few_times_is_not_a_failure() -> None:
     assert first_reason(watchdog(), [(10, True), (11, True)] * 5 + [(12, True)] * 9) is None
 
 

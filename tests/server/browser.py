@@ -145,7 +145,7 @@ class Tab:
 
 @contextlib.contextmanager
 def open_browser(microphone: Path, profile: Path) -> Iterator[Browser]:
-    """Start a browser whose microphone plays a WAV once, and which reaches nothing but this machine."""
+    """Start a browser whose microphone plays a WAV once, and which can reach only this machine."""
     assert CHROMIUM is not None
     command = [
         CHROMIUM,

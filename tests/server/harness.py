@@ -94,7 +94,7 @@ def serving(
 
 
 def hold_after(runner: ScriptRunner, steps: int) -> threading.Event:
-    """Let a runner take this number of steps, and no more until the event is set."""
+    """Pause a runner after this number of steps until the event is set."""
     released, step, taken = threading.Event(), runner.step, itertools.count()
 
     def held(pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:

@@ -30,7 +30,7 @@ def main() -> None:
 def server_process(
     slots: int, step_seconds: float = 0.0, idle_seconds: float = 120.0
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Such a process and its address; it is told to stop when the block ends, and must then end well."""
+    """Such a process and its address; it gets SIGTERM when the block ends, and must then exit with code 0."""
     command = [sys.executable, "-m", "tests.server.scripted", str(slots), str(step_seconds), str(idle_seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

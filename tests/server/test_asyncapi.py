@@ -1,4 +1,4 @@
-"""The AsyncAPI file says what the code does: each of its examples is decoded, or encoded, to the letter."""
+"""The AsyncAPI file matches the code: each of its examples is decoded, or encoded, exactly."""
 
 from __future__ import annotations
 

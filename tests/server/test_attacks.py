@@ -30,7 +30,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("path", BOMBS)
 def test_a_message_of_many_minutes_waits_for_room_and_harms_nobody(path: str) -> None:
-    """Were it decoded at once, the first step would find all of it in the buffer."""
+    """Decoded in one go, all of it would be in the buffer at the first step."""
     audio_S = speech(seed=1, words=6)
 
     async def client(address: str) -> None:
@@ -124,7 +124,9 @@ def test_restarts_are_paced() -> None:
             return ready
 
     with serving(limits=Limits(restarts_per_second=0.01)) as running:
-        assert asyncio.run(client(running.address)) == 1 + 5 + 1  # at the start, at once, and the one that has to wait
+        assert (
+            asyncio.run(client(running.address)) == 1 + 5 + 1
+        )  # at the start, the burst, and the one that has to wait
 
 
 def test_markers_wait_for_those_before_them() -> None:

@@ -30,7 +30,7 @@ MICROPHONE_RATE = 48_000
 
 
 class NarratingRunner(ScriptRunner):
-    """Says the next word of a text at each onset of sound, so that a browser's resampling changes nothing."""
+    """Writes the next word of a text at each onset of sound, so that a browser's resampling changes nothing."""
 
     def __init__(self, step_seconds: float = 0.0) -> None:
         super().__init__(slots=1, step_seconds=step_seconds)
@@ -149,7 +149,7 @@ def test_stop_keeps_the_last_words(browser: Browser) -> None:
         assert tab.text(NOTICE) == ""
         assert tab.problems == []
 
-        # A second recording goes on with the transcript, in a new turn and with later times, and so does one that
+        # A second recording continues the transcript, in a new turn and with later times, and so does one that
         # loses its connection.
         before = tab.evaluate(TURNS)
         tab.press(" ", 32, text=" ")
@@ -346,7 +346,7 @@ def test_a_key(browser: Browser, microphone: Path) -> None:
         tab.choose_file("#file", microphone)
         tab.wait_for(f"{IDLE} && !document.getElementById('key-form').hidden")
         assert tab.text(NOTICE) == ""
-        enter("secret")  # goes on with the file
+        enter("secret")  # continues with the file
         tab.wait_for(f"{IDLE} && {WORDS}.length === 12")
         assert tab.text("#key-form") == ""
 

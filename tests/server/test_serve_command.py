@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def served(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The command with these options, and the address that it says it serves."""
+    """The command with these options, and the address that it reports."""
     command = [sys.executable, "-m", "slipstream", "serve", "--port", "0", "--backend", "onnx", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -22,7 +22,7 @@ UNHEARD = 4 * FRAME_SAMPLES
 
 
 def test_fifty_streams_get_all_their_words() -> None:
-    """No stream ends by itself, and none runs ahead of what it has been told: only the signal decides what is heard."""
+    """No stream ends on its own, and none runs ahead of its messages: only the signal sets how much is transcribed."""
     recordings = [speech(seed=seed, words=12) for seed in range(SESSIONS)]
     with server_process(SESSIONS, step_seconds=0.002) as (process, address):
         streams = asyncio.run(all_streams(address, recordings, lambda: process.send_signal(signal.SIGTERM)))
@@ -36,7 +36,7 @@ def test_fifty_streams_get_all_their_words() -> None:
 
 
 async def all_streams(address: str, recordings: list[FloatArray], stop: Callable[[], None]) -> list[list[StreamEvent]]:
-    """Open a stream for each recording, one after another; stop the server when each has heard some of it."""
+    """Open a stream for each recording, one after another; stop the server when each has some words."""
     waiting = set(range(len(recordings)))
 
     def heard(number: int) -> None:
@@ -55,7 +55,7 @@ async def all_streams(address: str, recordings: list[FloatArray], stop: Callable
 async def listen(
     stream: AsyncStream, number: int, recording_S: FloatArray, heard: Callable[[int], None]
 ) -> list[StreamEvent]:
-    """Send the recording over and over, a little ahead of what was heard; gives all events up to the last."""
+    """Send the recording repeatedly, slightly ahead of its transcription. Returns all events."""
     events: list[StreamEvent] = []
     sent = 0
 

@@ -47,7 +47,7 @@ def test_a_missing_file_stays_in_the_list_to_fail_in_its_turn(folder: Path) -> N
     assert list(outputs("gone.mp3", "a.mp3")) == ["gone.mp3", "a.mp3"]
 
 
-def test_each_input_is_heard_once(folder: Path) -> None:
+def test_each_input_is_transcribed_once(folder: Path) -> None:
     assert list(outputs("a.mp3", "*.mp3", "a.mp3")) == ["a.mp3"]
 
 
@@ -58,7 +58,7 @@ def test_nothing_found_is_an_error(folder: Path, argument: str, message: str) ->
         find_jobs([argument])
 
 
-def test_a_url_says_how_to_fetch_it(folder: Path) -> None:
+def test_the_error_for_a_url_has_a_command(folder: Path) -> None:
     url = "https://example.org/a.mp3?x=1&y=2"
     with pytest.raises(AudioError) as raised:
         find_jobs([url])

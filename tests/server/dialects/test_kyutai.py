@@ -130,7 +130,7 @@ def test_samples_that_are_no_audio_are_refused(value: float) -> None:
         (msgpack.packb({"type": "OggOpus", "data": b"RIFF"}), "not an Ogg stream"),
     ],
 )
-def test_errors_say_what_was_wrong(message: bytes, says: str) -> None:
+def test_errors_name_the_problem(message: bytes, says: str) -> None:
     with pytest.raises(ProtocolError, match=says):
         decoded(message)
 
@@ -210,7 +210,7 @@ def heard(dialect: KyutaiDialect, messages: list[bytes]) -> np.ndarray[Any, np.d
 
 
 @pytest.mark.parametrize("size", [1, 100, 1_000_000])
-def test_opus_is_heard_wherever_it_is_cut(size: int) -> None:
+def test_opus_is_decoded_wherever_it_is_cut(size: int) -> None:
     stream, marker = ogg_opus(1.0), msgpack.packb({"type": "Marker", "id": 1})
     pcm = heard(KyutaiDialect(), [*opus_messages(stream, size), marker])
     assert len(pcm) == pytest.approx(24_000, abs=500)  # libopus pads the last 20 ms frame

@@ -83,7 +83,7 @@ def test_no_silence_at_all() -> None:
 
 
 @pytest.mark.parametrize("size", [480, 1920, 7001, 24_000])
-def test_any_chunk_size_is_drained_at_once(size: int) -> None:
+def test_any_chunk_size_is_drained_immediately(size: int) -> None:
     audio_S = speech(seed=3, words=5)
 
     async def client(address: str) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ def test_any_chunk_size_is_drained_at_once(size: int) -> None:
 
 
 def test_a_marker_is_never_early() -> None:
-    """Markers between the words of a stream that goes on: each comes after its words, before those said later."""
+    """Markers between the words of a stream that continues: each comes after its words, before later ones."""
     pieces = [speech(seed=seed, words=3) for seed in range(4)]
 
     async def client(address: str) -> list[list[dict[str, Any]]]:
@@ -166,7 +166,7 @@ def test_a_client_that_goes_silent_without_a_marker_gets_its_last_word(then: str
     assert [text for text, _, _ in words_heard(messages)] == ["fox"]
 
 
-def test_init_begins_afresh_queue_included() -> None:
+def test_init_resets_the_stream_and_drops_its_queue() -> None:
     before, after = speech(seed=4, words=30), speech(seed=5, words=5)
 
     async def client(address: str) -> list[dict[str, Any]]:
@@ -177,7 +177,7 @@ def test_init_begins_afresh_queue_included() -> None:
             await socket.send(audio_message(after))
             await socket.send(pack(type="Marker", id=1))
             messages = await until(socket, "Ready")
-            assert len(messages) < len(before) // 1920  # most of the first recording was never heard
+            assert len(messages) < len(before) // 1920  # most of the first recording was not processed
             return await until(socket, "Marker")
 
     with serving(ScriptRunner(slots=1, step_seconds=0.005)) as running:
@@ -186,7 +186,7 @@ def test_init_begins_afresh_queue_included() -> None:
     assert next(message for message in messages if message["type"] == "Step")["step_idx"] == 1
 
 
-def test_a_full_server_says_so_as_the_reference_does() -> None:
+def test_a_full_server_sends_the_error_of_the_reference() -> None:
     async def client(address: str) -> tuple[dict[str, Any], int]:
         async with kyutai(address) as first:
             assert await receive(first) == {"type": "Ready"}
@@ -203,7 +203,7 @@ def test_a_full_server_says_so_as_the_reference_does() -> None:
     assert code == 1013
 
 
-def test_a_full_server_tells_the_place_in_its_queue() -> None:
+def test_a_full_server_sends_the_place_in_its_queue() -> None:
     async def client(address: str) -> list[dict[str, Any]]:
         async with kyutai(address) as first:
             assert await receive(first) == {"type": "Ready"}

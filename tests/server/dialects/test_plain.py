@@ -134,7 +134,7 @@ def test_a_wrong_format_is_named(query: dict[str, str], says: str) -> None:
         (np.array([300], "<f4").tobytes(), "peak"),
     ],
 )
-def test_errors_say_what_was_wrong(message: bytes | str, says: str) -> None:
+def test_errors_name_the_problem(message: bytes | str, says: str) -> None:
     with pytest.raises(ProtocolError, match=says):
         list(dialect("pcm_f32le").decode(message))
 

@@ -44,7 +44,7 @@ from slipstream.server.streams.stream import LiveStream
 # ------------------------------------------------------------------------------------------------------- plain streams
 
 
-def test_the_client_hears_what_a_solo_run_hears() -> None:
+def test_the_client_gets_the_words_of_a_solo_run() -> None:
     audio_S = speech(seed=1, words=10)
     with serving() as running:
         transcript = transcribe(running.http, chunks(audio_S, 5000))
@@ -215,7 +215,7 @@ def test_a_reader_too_slow_is_closed_and_its_slot_freed() -> None:
     limits = Limits(droppable_messages=5, unsent_messages=20)
     with serving(ScriptRunner(slots=1), limits=limits) as running:
         client = raw_websocket(running.address)
-        # Each word is told twice, so that the unread words alone overflow the outbox once the socket is full.
+        # Each word is sent twice, so that the unread words alone overflow the outbox once the socket is full.
         words = websocket_frame(audio_message(speech(seed=8, words=400)))
         client.settimeout(0.2)
         with contextlib.suppress(OSError):  # until the server reads no more
@@ -263,7 +263,7 @@ def test_a_model_that_fails_is_logged_and_stops_the_server(caplog: pytest.LogCap
     assert "the device is on fire" in str(record.exc_info)
 
 
-def test_neighbours_are_heard_as_if_alone() -> None:
+def test_parallel_streams_are_transcribed_as_if_alone() -> None:
     recordings = [speech(seed=seed, words=6) for seed in range(6)]
     heard: dict[int, list[Word]] = {}
 
@@ -282,7 +282,7 @@ def test_neighbours_are_heard_as_if_alone() -> None:
 # ----------------------------------------------------------------------------------------------------- HTTP addresses
 
 
-def test_what_the_server_says_of_itself() -> None:
+def test_information_about_the_server() -> None:
     with serving(ScriptRunner(slots=3)) as running, open_stream(running.http) as stream:
         stream.send(speech(seed=1, words=3))
         stream.flush()
@@ -335,7 +335,7 @@ def test_pages_elsewhere_may_not_connect() -> None:
 # --------------------------------------------------------------------------------------------------------------- drain
 
 
-def test_a_drain_tells_all_that_was_heard_and_takes_no_more() -> None:
+def test_a_drain_sends_the_text_of_all_audio_and_refuses_new_streams() -> None:
     audio_S = speech(seed=1, words=8)
 
     async def client(address: str, stop: Any) -> tuple[list[dict[str, Any]], int]:

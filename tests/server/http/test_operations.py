@@ -32,7 +32,7 @@ AUDIO = speech(seed=1, words=3)
 
 
 class HangingRunner(ScriptRunner):
-    """Waits in its fifth step until it is told to go on."""
+    """Waits in its fifth step until it is released."""
 
     def __init__(self) -> None:
         super().__init__(slots=1)
@@ -151,7 +151,9 @@ def closed_streams(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     return [vars(record) for record in caplog.records if record.message == "stream closed"]
 
 
-def test_a_log_line_says_who_it_was_and_why_it_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_log_line_names_the_client_and_the_reason_of_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     key, line = new_key("desk")
     (tmp_path / "keys").write_text(line)
@@ -242,7 +244,7 @@ def test_a_tls_handshake_that_stops_is_closed(tmp_path: Path, monkeypatch: pytes
         wait_for(lambda: len(running.server._gate) == 0)
 
 
-def test_the_server_tells_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_notifies_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(10)

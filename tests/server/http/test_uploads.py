@@ -121,7 +121,7 @@ def test_a_limit_on_seconds_by_the_header() -> None:
 
 
 def test_a_limit_on_seconds_that_only_decoding_finds() -> None:
-    """Two Ogg streams in a row: the first one's length is all that the container tells."""
+    """Two Ogg streams in a row: the container reports only the length of the first one."""
     file = encoded("libopus", "ogg", 1.9) * 2
     with serving(limits=Limits(upload_seconds=3)) as running:
         assert upload(running, file) == (413, b"the upload is longer than 3 s of audio")

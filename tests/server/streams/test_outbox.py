@@ -8,7 +8,7 @@ from slipstream.server.streams.outbox import Outbox
 
 
 class Socket:
-    """Takes so many messages before its client reads no further."""
+    """Takes `room` messages, then its client stops reading."""
 
     def __init__(self, room: int) -> None:
         self.room = room
@@ -25,7 +25,7 @@ class Socket:
         self.sent.append(close)
 
 
-def test_what_can_be_sent_is_sent_at_once() -> None:
+def test_messages_are_sent_immediately_when_possible() -> None:
     box = Outbox(socket := Socket(room=9), Limits(droppable_messages=0, unsent_messages=0))
     box.put("step", droppable=True)
     box.put("word")

@@ -16,7 +16,7 @@ AUDIO = Audio(np.zeros(1, np.float32))
 
 def test_a_stream_from_the_first_frame_to_the_last_word() -> None:
     connection = Connection()
-    assert connection.command(AUDIO)  # a client may speak before it is told Ready
+    assert connection.command(AUDIO)  # a client may send audio before Ready
     connection.event(Ready())
     assert connection.phase is Phase.LIVE
     assert connection.command(Marker(1))
