@@ -1,4 +1,4 @@
-"""`slipstream evaluate`: what is said when there is little or nothing to measure."""
+"""`slipstream evaluate`: what is expected when there is little or nothing to measure."""
 
 from __future__ import annotations
 

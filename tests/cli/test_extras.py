@@ -12,7 +12,7 @@ import pytest
     ("command", "extra", "package"),
     [
         ("serve", "server", "starlette"),
-        ("transcribe a.wav --server http://127.0.0.1:9", "server", "websockets"),
+        ("transcribe a.wav --server http://127.0.0.1:9", "client", "websockets"),
         ("train tokenizer texts.txt -o x.model", "train", "torch"),
         ("train codec run.toml", "train", "torch"),
         ("train lm run.toml", "train", "torch"),

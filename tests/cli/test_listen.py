@@ -52,7 +52,7 @@ def test_lists_microphones(cli: Cli, microphone: list[Any]) -> None:
 def test_without_a_microphone_nothing_is_loaded(cli: Cli, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audio, "input_devices", list)
     outcome = cli("listen")
-    assert (outcome.code, outcome.err) == (1, "error: this machine has no microphone\n")
+    assert (outcome.code, outcome.err) == (1, "error: no microphone found: connect one, or see `slipstream doctor`\n")
     assert loaded.model is None
 
 

@@ -141,7 +141,7 @@ def test_a_signal_ends_a_pipe_that_stalls_and_keeps_its_text(
     assert process.stderr is not None
     assert process.stdout.read().startswith(b"10 20 30")
     error = process.stderr.read()
-    assert b"Interrupted. The text up to there is written." in error
+    assert b"Interrupted. The text so far is written." in error
     assert b"Traceback" not in error
 
 

@@ -114,9 +114,9 @@ def test_samples_that_are_no_audio_are_refused(value: float) -> None:
         (msgpack.packb({"type": "Init", "at": msgpack.Timestamp(0)}), "unknown key 'at'"),
         (msgpack.packb({"type": "Marker", "id": 1, "x": [[0] * 1000] * 8}), "at most one other key"),
         (msgpack.packb({"type": "Marker", "x": [[0] * 1000] * 8}), "unknown key 'x'"),
-        (msgpack.packb({"type": "Marker"}), "64 bits, not None"),
-        (msgpack.packb({"type": "Marker", "id": True}), "64 bits, not True"),
-        (msgpack.packb({"type": "Marker", "id": 2**63}), "64 bits"),
+        (msgpack.packb({"type": "Marker"}), "64-bit integer, got None"),
+        (msgpack.packb({"type": "Marker", "id": True}), "64-bit integer, got True"),
+        (msgpack.packb({"type": "Marker", "id": 2**63}), "64-bit integer"),
         (msgpack.packb({"type": "Marker", "id": [0] * 1000}), "not a msgpack message"),
         (msgpack.packb({"type": "Audio"}), "not NoneType"),
         (msgpack.packb({"type": "Audio", "pcm": b"123"}), "do not divide"),
@@ -239,9 +239,9 @@ def test_init_forgets_half_a_page() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        (b"OpusHead\x01\x01", b"OpusHead\x11\x01", "no OpusHead"),
+        (b"OpusHead\x01\x01", b"OpusHead\x11\x01", "is not an OpusHead"),
         (b"OpusHead\x01\x01", b"OpusHead\x01\x09", "9 channels"),
-        (b"OpusHead", b"VorbHead", "no OpusHead"),
+        (b"OpusHead", b"VorbHead", "is not an OpusHead"),
         (b"OggS", b"Oggs", "not an Ogg stream"),
     ],
 )
