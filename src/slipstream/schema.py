@@ -177,7 +177,7 @@ def check_keys(raw: Mapping[str, Any], known: Any, where: str) -> None:
 def check_fixed(section: BaseModel, fixed: Mapping[str, Any], where: str, why: str = "") -> None:
     """Raise `ConfigError` for a field that is present with another value than its one supported value.
 
-    `why` says in the message where the supported value comes from.
+    `why` completes the message with the source of the supported value.
     """
     for name, value in fixed.items():
         if (found := getattr(section, name)) is not None and found != value:
