@@ -81,7 +81,7 @@ async def test_sending_waits_for_room_and_leaves_the_loop_free() -> None:
 
 
 @in_loop
-async def test_wishes_are_answered() -> None:
+async def test_requests_are_passed_to_the_session() -> None:
     async with hearing(ScriptRunner()) as transcriber, transcriber.async_session(QUIET) as session:
         await session.send(sound_of("fox", 5))
         session.flush()
@@ -101,7 +101,7 @@ async def test_wishes_are_answered() -> None:
 
 
 @in_loop
-async def test_leaving_early_frees_the_slot_and_so_does_forgetting() -> None:
+async def test_leaving_the_context_or_dropping_the_session_frees_the_slot() -> None:
     async with hearing(ScriptRunner(slots=1)) as transcriber:
         async with transcriber.async_session(QUIET) as session:
             await session.send(speech(1, words=3))

@@ -125,7 +125,7 @@ def test_int32_samples_at_full_scale(transcriber: Transcriber) -> None:
 
 
 @pytest.mark.parametrize("rate", ["24000", 0, -1, math.nan, True])
-def test_a_sample_rate_that_is_none(transcriber: Transcriber, rate: Any) -> None:
+def test_an_invalid_sample_rate(transcriber: Transcriber, rate: Any) -> None:
     with pytest.raises(AudioError, match="expected a whole number of Hz"):
         transcriber.transcribe(silence(5), rate)
     with pytest.raises(AudioError, match="expected a whole number of Hz"):
@@ -207,7 +207,7 @@ def test_a_failed_recording_raises_or_takes_its_place_in_the_results(transcriber
     assert all(isinstance(each, (Transcript, AudioError)) for each in found)
 
 
-def test_who_stops_asking_for_transcripts_does_not_wait_for_them() -> None:
+def test_closing_the_iterator_of_transcripts_does_not_wait() -> None:
     runner = ScriptRunner(slots=2, step_seconds=0.005)
     with Transcriber(runner, tiny_tokenizer(), model="slow") as transcriber:
         transcripts = transcriber.transcribe_many([speech(seed, words=2) for seed in range(50)], 24_000)
@@ -248,7 +248,7 @@ def test_a_stream_yields_the_events_of_its_options(transcriber: Transcriber) -> 
     assert PartialWord not in asked
 
 
-def test_who_stops_reading_a_stream_frees_its_slot(transcriber: Transcriber) -> None:
+def test_closing_a_stream_frees_its_slot(transcriber: Transcriber) -> None:
     events = transcriber.stream([silence(1)] * 100, 24_000)
     next(events)
     assert transcriber.engine.active == 1
@@ -274,7 +274,7 @@ def test_a_closed_transcriber_refuses_sessions(transcriber: Transcriber) -> None
         transcriber.session()
 
 
-def test_sessions_share_the_engine_and_the_house_can_be_full(transcriber: Transcriber) -> None:
+def test_sessions_share_the_engine_and_its_slots_are_limited(transcriber: Transcriber) -> None:
     sessions = [transcriber.session() for _ in range(3)]
     with pytest.raises(Overloaded):
         transcriber.session()

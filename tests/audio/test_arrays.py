@@ -101,7 +101,7 @@ def test_sample_rates(rate: Any) -> None:
 
 
 @pytest.mark.parametrize("rate", ["24000", 0, -24_000, float("nan"), float("inf"), True, None, 24_000.5, 999, 768_001])
-def test_values_that_are_no_sample_rate(rate: Any) -> None:
+def test_invalid_sample_rates(rate: Any) -> None:
     with pytest.raises(AudioError, match="expected a whole number of Hz between 1000 and 768000") as caught:
         check_rate(rate)
     assert repr(rate) in str(caught.value)

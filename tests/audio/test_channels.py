@@ -79,7 +79,7 @@ def test_opposite_phase_is_found_under_noise_and_lost_at_its_end() -> None:
     assert 1.0 <= mixer.cancelled_seconds < 1.3
 
 
-def test_stereo_as_usual_is_the_mean() -> None:
+def test_normal_stereo_is_averaged() -> None:
     samples = np.random.default_rng(0).normal(0, 0.1, (2, 24_000)).astype(np.float32)
     samples[:, :6000] = 0
     samples[1, 12_000:] = 0  # a channel may fall silent

@@ -51,7 +51,7 @@ def fed(path: Path, data: bytes) -> Iterator[Path]:
         ("wv", "wavpack"),
     ],
 )
-def test_a_fifo_gives_what_its_file_gives(tmp_path: Path, suffix: str, codec: str) -> None:
+def test_a_fifo_is_decoded_like_its_file(tmp_path: Path, suffix: str, codec: str) -> None:
     file = write_encoded(tmp_path / f"talk.{suffix}", codec, tones(3.0, 44_100), 44_100)
     with fed(tmp_path / "pipe", file.read_bytes()) as pipe:
         np.testing.assert_array_equal(audio.load(pipe), audio.load(file))

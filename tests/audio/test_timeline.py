@@ -181,7 +181,7 @@ def test_time_zero_is_where_the_first_track_starts() -> None:
     assert follow(Timeline(1.4, 0.0), [1.46]) == [0.06]
 
 
-def test_jitter_is_no_gap_and_does_not_add_up() -> None:
+def test_jitter_is_not_a_gap_and_does_not_accumulate() -> None:
     timeline = Timeline(0.0, 10.0)
     assert follow(timeline, [0.0, 1.09, 2.02, 3.11]) == [0.0, 0.0, 0.0, 0.11]
     assert timeline.missing == pytest.approx(0.11)

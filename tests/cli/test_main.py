@@ -29,14 +29,14 @@ def test_runs_as_a_module() -> None:
     assert run.stdout == f"slipstream {slipstream.__version__}\n"
 
 
-def test_a_missing_model_is_a_sentence(cli: Callable[..., Outcome], sound: Callable[..., object]) -> None:
+def test_a_missing_model_is_an_error_message(cli: Callable[..., Outcome], sound: Callable[..., object]) -> None:
     outcome = cli("transcribe", sound("a.wav", [0.1]), "--model", "no-such-model")
     assert outcome.code == 1
     assert outcome.err.startswith("error: no-such-model is neither a folder")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell's pipe")
-def test_a_reader_that_leaves_is_no_error() -> None:
+def test_a_reader_that_exits_is_not_an_error() -> None:
     command = f"{sys.executable} -m slipstream transcribe --help | head -n 1"
     run = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in run.stderr

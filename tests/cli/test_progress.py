@@ -29,7 +29,7 @@ def test_shows_the_progress_and_the_speed(screen: StringIO) -> None:
     assert "x real time" in shown
 
 
-def test_without_a_known_length_there_is_no_share(screen: StringIO) -> None:
+def test_without_a_known_length_no_percentage_is_shown(screen: StringIO) -> None:
     with progress.progress_bar([10.0, None]) as report:
         report("standard input", 5.0)
     assert "50%" not in screen.getvalue()
@@ -43,7 +43,7 @@ def test_counts(screen: StringIO) -> None:
     assert " 25%" in screen.getvalue()
 
 
-def test_a_pipe_stays_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_shown_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = StringIO()
     monkeypatch.setattr(progress, "console", Console(file=pipe, force_terminal=False))
     with progress.progress_bar([10.0]) as report, progress.counting_bar("Converting") as count:

@@ -76,13 +76,13 @@ def read_until(process: subprocess.Popen[bytes], text: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("command", ["transcribe examples/sample.opus", "models", "--help"])
-def test_a_closed_standard_output_is_a_sentence(command: str) -> None:
+def test_a_closed_standard_output_is_an_error_message(command: str) -> None:
     run = shell(f"slipstream {command} >&-")
     assert (run.returncode, run.stdout) == (1, "")
     assert run.stderr.splitlines()[-1] == "error: standard output is closed: redirect it to a file or a pipe"
 
 
-def test_a_closed_standard_input_is_a_sentence() -> None:
+def test_a_closed_standard_input_is_an_error_message() -> None:
     run = shell("slipstream transcribe - <&-")
     assert (run.returncode, run.stdout) == (1, "")
     assert run.stderr.splitlines()[-1].strip() == "standard input is closed: pipe or redirect audio into it"
@@ -97,12 +97,12 @@ def test_files_are_written_where_every_stream_is_closed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("command", "pipe"), [("transcribe examples/sample.opus", "|"), ("models", "|&")])
-def test_a_reader_that_leaves_is_no_traceback(command: str, pipe: str) -> None:
+def test_a_reader_that_exits_causes_no_traceback(command: str, pipe: str) -> None:
     run = shell(f"slipstream {command} {pipe} true; exit ${{PIPESTATUS[0]}}")
     assert run.returncode in (0, 1)
 
 
-def test_a_full_disk_is_a_sentence() -> None:
+def test_a_full_disk_is_an_error_message() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
     run = shell("slipstream transcribe examples/sample.opus > /dev/full")
@@ -114,7 +114,7 @@ def test_a_full_disk_is_a_sentence() -> None:
 
 
 @pytest.mark.parametrize("module", [b"| typer.", b"| rich.", b"| numpy", b"| onnxruntime"])
-def test_ctrl_c_during_the_imports_is_no_traceback(
+def test_ctrl_c_during_the_imports_causes_no_traceback(
     start: Callable[..., subprocess.Popen[bytes]], module: bytes
 ) -> None:
     process = start("-X", "importtime", "-m", "slipstream", "transcribe", SAMPLE)
@@ -145,7 +145,7 @@ def test_a_signal_ends_a_pipe_that_stalls_and_keeps_its_text(
     assert b"Traceback" not in error
 
 
-def test_a_second_signal_ends_what_hangs(start: Callable[..., subprocess.Popen[bytes]], sound: Sound) -> None:
+def test_a_second_signal_ends_a_command_that_hangs(start: Callable[..., subprocess.Popen[bytes]], sound: Sound) -> None:
     process = start("-c", FAKE.replace("flush()", "flush(); time.sleep(600)"), "transcribe", sound("a.wav", [0.1] * 5))
     read_until(process, b"frame 40")
     for _ in range(300):

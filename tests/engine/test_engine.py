@@ -113,7 +113,7 @@ def test_thirty_two_sessions_with_stalls_and_cancels_each_transcribe_as_if_alone
     assert runner.threads == {engine._thread.ident}
 
 
-def test_a_neighbour_that_begins_or_ends_changes_nothing(start: Callable[..., Engine]) -> None:
+def test_other_sessions_do_not_change_the_words(start: Callable[..., Engine]) -> None:
     engine = start(ScriptRunner(slots=3))
     audio_S = speech(1, words=10)
     with engine.open(QUIET) as session:
@@ -139,7 +139,7 @@ def test_the_order_of_events_is_that_of_the_stream(start: Callable[..., Engine])
 # --------------------------------------------------------------------------------------------------------- slots
 
 
-def test_a_full_house_is_overloaded_or_a_bounded_wait(start: Callable[..., Engine]) -> None:
+def test_a_full_engine_is_overloaded_or_waits_for_a_limited_time(start: Callable[..., Engine]) -> None:
     engine = start(ScriptRunner(slots=1))
     with engine.open(QUIET) as holder:
         with pytest.raises(Overloaded, match="all 1 slots are in use"):
@@ -173,7 +173,7 @@ def test_leaving_the_context_frees_the_slot_whatever_happens(start: Callable[...
         sessions[0].send(silence(1))
 
 
-def test_a_session_that_is_forgotten_frees_its_slot(start: Callable[..., Engine]) -> None:
+def test_an_unreferenced_session_frees_its_slot(start: Callable[..., Engine]) -> None:
     engine = start(ScriptRunner(slots=1))
     session = engine.open(QUIET)
     session.send(speech(1, words=3))
@@ -228,7 +228,7 @@ def test_a_session_whose_listener_raises_ends_and_frees_its_slot(start: Callable
         list(broken)
 
 
-def test_a_restart_keeps_the_slot_and_forgets_the_rest(start: Callable[..., Engine]) -> None:
+def test_a_restart_keeps_the_slot_and_drops_the_rest(start: Callable[..., Engine]) -> None:
     engine = start(ScriptRunner(slots=1, step_seconds=0.001))
     with engine.open(QUIET) as session:
         session.send(speech(1, words=20))
@@ -267,7 +267,7 @@ class BabblingRunner(ScriptRunner):
         return output
 
 
-def test_a_session_that_fails_leaves_its_neighbours_alone(start: Callable[..., Engine]) -> None:
+def test_a_failed_session_does_not_affect_others(start: Callable[..., Engine]) -> None:
     engine = start(BabblingRunner(slots=2))
     with engine.open(QUIET) as broken, engine.open(QUIET) as neighbour:
         for session in (broken, neighbour):
@@ -278,7 +278,7 @@ def test_a_session_that_fails_leaves_its_neighbours_alone(start: Callable[..., E
             list(broken)
 
 
-def test_audio_that_is_none_ends_its_session_only(start: Callable[..., Engine]) -> None:
+def test_invalid_audio_ends_only_its_session(start: Callable[..., Engine]) -> None:
     engine = start(ScriptRunner(slots=2))
     with engine.open(QUIET) as session, engine.open(QUIET) as other:
         with pytest.raises(AudioError, match="not a finite number"):
@@ -329,7 +329,7 @@ def test_sending_faster_than_the_model_waits_or_is_overloaded(start: Callable[..
         assert words_of(session) == solo(audio_S)
 
 
-def test_a_reader_that_does_not_come_misses_partial_words_and_is_then_given_up(
+def test_a_slow_reader_loses_partial_words_then_its_session(
     start: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(port, "MAX_UNREAD_EVENTS", 60)
@@ -373,7 +373,7 @@ def test_draining_finishes_open_sessions_and_refuses_new_ones(start: Callable[..
         assert words_of(session) == solo(speech(number, words=6))
 
 
-def test_draining_gives_up_in_time(start: Callable[..., Engine]) -> None:
+def test_draining_stops_at_its_timeout(start: Callable[..., Engine]) -> None:
     engine = start(ScriptRunner(step_seconds=0.05))
     session = engine.open(QUIET)
     session.send(silence(100))

@@ -60,7 +60,7 @@ def test_the_lowest_free_slot_is_given_first() -> None:
     assert bench.scheduler.active == 3
 
 
-def test_a_full_house_is_overloaded_for_who_will_not_wait() -> None:
+def test_without_a_wait_a_full_scheduler_is_overloaded() -> None:
     bench = Bench(1)
     bench.open()
     with pytest.raises(Overloaded, match="all 1 slots are in use"):
@@ -121,7 +121,7 @@ def test_removing_twice_frees_one_slot_once() -> None:
 # ------------------------------------------------------------------------------------------------------- when to step
 
 
-def test_nothing_is_due_while_nobody_has_a_frame() -> None:
+def test_nothing_is_due_while_no_session_has_a_frame() -> None:
     bench = Bench(2)
     session = bench.open()
     assert bench.delay() is None
@@ -154,7 +154,7 @@ def test_a_step_runs_when_the_oldest_frame_has_waited_long_enough() -> None:
     assert bench.step() == [first, second]
 
 
-def test_who_is_behind_catches_up_at_full_speed_and_others_ride_along() -> None:
+def test_sessions_that_are_behind_catch_up_and_others_share_their_steps() -> None:
     bench = Bench(3)
     behind, other, _ = bench.open(), bench.open(), bench.open()
     bench.send(other, 1)
@@ -167,7 +167,7 @@ def test_who_is_behind_catches_up_at_full_speed_and_others_ride_along() -> None:
     assert bench.step() == [behind]
 
 
-def test_among_many_an_urgent_frame_waits_a_little_for_company() -> None:
+def test_among_many_sessions_an_urgent_frame_waits_briefly_for_others() -> None:
     bench = Bench(64)
     sessions = [bench.open() for _ in range(64)]
     bench.send(sessions[0], 5)
@@ -310,7 +310,7 @@ class Simulation:
 
 
 @pytest.mark.parametrize(("sessions", "full", "expected"), [(64, 0.012, 0.060), (512, 0.040, 0.120)])
-def test_a_flush_takes_steps_of_its_own_and_nobody_is_late(sessions: int, full: float, expected: float) -> None:
+def test_a_flush_takes_separate_steps_and_no_session_is_late(sessions: int, full: float, expected: float) -> None:
     """Eight rows or fewer in 4 ms, all in `full`: seven steps of the flush take no seven full ones."""
     live = Simulation(sessions, cost=lambda count: 0.004 if count <= 8 else full)
     for number in range(6):
@@ -321,7 +321,7 @@ def test_a_flush_takes_steps_of_its_own_and_nobody_is_late(sessions: int, full: 
     assert max(live.waits) < live.FRAME
 
 
-def test_where_a_small_step_costs_as_much_as_a_full_one_flushes_ride_along() -> None:
+def test_flushes_share_steps_where_a_small_step_costs_as_much_as_a_full_one() -> None:
     live = Simulation(64, cost=lambda count: 0.02)
     for number in range(10):
         live.flush(number * 3, when=0.2 + 0.13 * number)
@@ -342,7 +342,7 @@ def test_many_simultaneous_flushes_delay_no_session() -> None:
     assert max(live.waits) < live.FRAME
 
 
-def test_what_a_step_cost_is_known_by_its_size_and_forgotten_after_a_while() -> None:
+def test_step_times_are_kept_by_size_and_expire() -> None:
     """So that one slow step does not rule out those of its size for good."""
     costs = _StepCosts()
     costs.record(2, 1.0, now=100.0)

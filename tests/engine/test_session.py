@@ -108,7 +108,7 @@ def test_a_flush_in_mid_stream_changes_neither_the_words_nor_the_state_of_the_mo
     assert owed_at_the_end > 10
 
 
-def test_a_flush_brings_every_word_that_was_begun() -> None:
+def test_a_flush_emits_every_word_that_has_begun() -> None:
     audio_S = speech(5, words=10)
     expected = transcribed(audio_S)
     for seconds in np.arange(0.5, len(audio_S) / SAMPLE_RATE, 0.37):

@@ -33,11 +33,11 @@ def test_a_turn_ends_once_above_the_threshold_and_again_only_after_speech() -> N
     assert ends(detector(), speech + unsure + pause + unsure + pause + speech + pause) == [26, 71]
 
 
-def test_silence_from_the_start_is_no_turn() -> None:
+def test_silence_from_the_start_is_not_a_turn() -> None:
     assert ends(detector(), [0.95] * 100) == []
 
 
-def test_the_first_frames_are_not_judged() -> None:
+def test_no_turn_ends_during_the_warmup() -> None:
     assert ends(detector(warmup_frames=12), [0.0] * 6 + [1.0] * 6 + [0.5] * 10) == []
     assert ends(detector(warmup_frames=0), [0.0] * 6 + [1.0] * 6 + [0.5] * 10) == [7]
 
@@ -48,7 +48,7 @@ def test_a_word_spoken_during_the_warmup_still_makes_a_turn() -> None:
     assert [frame for frame, ended in enumerate(frames, start=1) if ended] == [13]
 
 
-def test_a_word_that_only_comes_late_begins_no_turn() -> None:
+def test_a_late_word_begins_no_turn() -> None:
     late = detector()
     assert ends(late, [0.1] * 20 + [0.9]) == [21]
     assert not any(late.push((0, 0, 0.9, 0), False, word_frame=18) for _ in range(10))
@@ -84,7 +84,7 @@ def test_a_model_with_fewer_heads_uses_its_last(heads: int, head: int) -> None:
         {"end_above": float("nan")},
     ],
 )
-def test_options_that_make_no_sense_are_refused(options: dict[str, float]) -> None:
+def test_invalid_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         TurnOptions(**options)  # type: ignore[arg-type]
 
@@ -160,7 +160,7 @@ def test_a_word_after_the_end_closes_the_turn_before_it() -> None:
     assert builder.flush() == []
 
 
-def test_a_turn_without_words_is_none() -> None:
+def test_a_turn_without_words_is_dropped() -> None:
     builder = TurnBuilder()
     builder.end(1.0)
     builder.end(2.0)

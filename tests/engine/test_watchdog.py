@@ -73,6 +73,6 @@ def test_pads_inside_a_loop_do_not_hide_it() -> None:
 
 
 @pytest.mark.parametrize("options", [{"mute_seconds": 0}, {"loop_repeats": 2}, {"pause_seconds": -1}])
-def test_options_that_make_no_sense_are_refused(options: dict[str, float]) -> None:
+def test_invalid_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         watchdog(**options)

@@ -76,7 +76,7 @@ def in_order(messages: list[Any]) -> list[Any]:
     return sorted(messages, key=json.dumps)
 
 
-def test_what_the_server_sends() -> None:
+def test_messages_of_the_server() -> None:
     assert in_order(examples("receiveKyutai")) == in_order(told(kyutai(), KYUTAI))
     assert in_order(examples("receivePlain")) == in_order(told(plain(), PLAIN))
     for kind, operation in ((kyutai(), "receiveKyutai"), (plain(), "receivePlain")):
@@ -85,7 +85,7 @@ def test_what_the_server_sends() -> None:
             assert list(message) == known[message["type"]]  # the fields' order, too
 
 
-def test_what_the_server_understands() -> None:
+def test_messages_of_the_client() -> None:
     for payload in examples("sendKyutai"):
         list(kyutai().decode(msgpack.packb(payload)))
     for payload in examples("sendPlain"):

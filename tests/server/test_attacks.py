@@ -29,7 +29,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("path", BOMBS)
-def test_a_message_of_many_minutes_waits_for_room_and_harms_nobody(path: str) -> None:
+def test_a_message_of_many_minutes_waits_for_room_and_delays_no_other_stream(path: str) -> None:
     """Decoded in one go, all of it would be in the buffer at the first step."""
     audio_S = speech(seed=1, words=6)
 
@@ -99,7 +99,7 @@ def test_a_message_may_come_in_fragments(pieces: int) -> None:
     ],
     ids=["many fragments", "an empty fragment", "a long text", "a long text in fragments", "a terabyte"],
 )
-def test_frames_that_have_no_use_close_the_connection(frames: list[bytes], code: int) -> None:
+def test_useless_frames_close_the_connection(frames: list[bytes], code: int) -> None:
     with serving() as running:
         client = raw_websocket(running.address)
         client.settimeout(10)

@@ -15,7 +15,7 @@ def name(ring: KeyRing, key: str) -> str | None:
     return found and found.name
 
 
-def test_a_new_key_opens_and_no_other_does(tmp_path: Path) -> None:
+def test_only_the_new_key_is_accepted(tmp_path: Path) -> None:
     key, line = new_key("desk")
     other, other_line = new_key("phone")
     file = tmp_path / "keys"
@@ -27,7 +27,7 @@ def test_a_new_key_opens_and_no_other_does(tmp_path: Path) -> None:
         assert ring.find(wrong) is None
 
 
-def test_the_file_holds_no_key() -> None:
+def test_the_file_contains_no_key_in_clear_text() -> None:
     key, line = new_key("desk")
     assert key not in line
     assert len(key) >= 43  # 256 bits

@@ -35,7 +35,7 @@ class Mixer:
         self._gains = weights
 
     def push(self, audio_CS: FloatArray) -> FloatArray:
-        """Take `[C, S]`, give `[1, S']`: all complete blocks of 20 ms, or everything unless the audio is stereo."""
+        """Take `[C, S]`. Returns `[1, S']`: complete blocks of 20 ms of stereo, all samples of other audio."""
         if len(self.weights) != 2:
             return _weighted(audio_CS, self.weights)
         audio_CS = np.concatenate([self._rest, audio_CS], axis=1)
@@ -44,7 +44,7 @@ class Mixer:
         return self._mixed(audio_CS[:, :whole].reshape(2, -1, self._block))
 
     def flush(self) -> FloatArray:
-        """Give what is left, `[1, S]`."""
+        """Return the remaining samples, `[1, S]`."""
         blocks_CNS, self._rest = self._rest[:, None], self._rest[:, :0]
         return self._mixed(blocks_CNS) if blocks_CNS.size else np.zeros((1, 0), np.float32)
 
@@ -76,7 +76,7 @@ class Mixer:
 
 @functools.lru_cache(maxsize=64)
 def downmix_weights(layout: str, channels: int) -> tuple[float, ...]:
-    """Give the share of each channel in FFmpeg's downmix to mono (ITU-R BS.775, ATSC A/52), which sum to 1.
+    """Return the share of each channel in FFmpeg's downmix to mono (ITU-R BS.775, ATSC A/52), which sum to 1.
 
     `layout`: FFmpeg's name of a channel layout such as `5.1`. If the name does not identify the channels, all
     channels have the same share.
@@ -86,7 +86,7 @@ def downmix_weights(layout: str, channels: int) -> tuple[float, ...]:
     if channels == 1 or layout == f"{channels} channels":
         return equal_weights(channels)
     try:
-        # A channel's share is what comes out when only that channel is 1.
+        # The share of a channel is the output when only that channel is 1.
         frame = av.AudioFrame.from_ndarray(np.eye(channels, dtype=np.float32).reshape(1, -1), "flt", layout)
         frame.sample_rate = 48_000
         resampler = av.AudioResampler(format="flt", layout="mono", rate=frame.sample_rate)

@@ -167,7 +167,7 @@ def _part_pieces(file: Readable, name: str, track: int | None, max_gap_seconds: 
             for frame in frames or ():
                 yield from _frame_pieces(frame, time, name, max_gap_seconds)
         if damaged and not time.seconds:
-            raise AudioError(f"{name}: none of its audio can be decoded")
+            raise AudioError(f"{name}: its audio cannot be decoded")
         if damaged:
             logger.warning("%s: %d damaged packets are left out", name, damaged)
         _warn_of_timestamps(time, declared_seconds(stream, container), name)

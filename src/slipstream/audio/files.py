@@ -74,7 +74,7 @@ def load(source: Source, sample_rate: int = SAMPLE_RATE) -> FloatArray:
 def probe(source: Source, *, track: int | None = None) -> AudioInfo:
     """Read the header of a file; a file object keeps its position.
 
-    Raises `AudioError` when there is no audio in it, and for a pipe, whose audio would be lost.
+    Raises `AudioError` for a file without audio, and for a pipe, whose audio would be lost.
     """
     name = source_name(source)
     if is_pipe(source):

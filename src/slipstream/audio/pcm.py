@@ -74,7 +74,7 @@ class PcmDecoder:
 def raw_pieces(file: BinaryIO, format: RawFormat, name: str) -> Iterator[Piece]:
     """Decode raw audio, as it arrives if `file` is a pipe."""
     decoder = PcmDecoder(format)
-    read_some = getattr(file, "read1", file.read)  # read1 gives what a pipe holds now, read waits for all
+    read_some = getattr(file, "read1", file.read)  # read1 returns what is available, read waits for all
     weights = equal_weights(format.channels)
     while data := read_some(_READ_BYTES):
         yield Piece(decoder.push(data), format.sample_rate, weights)

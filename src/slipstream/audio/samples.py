@@ -36,7 +36,7 @@ def equal_weights(channels: int) -> tuple[float, ...]:
 
 
 def check_rate(rate: Any, name: str = "sample_rate") -> int:
-    """Return a sample rate in Hz as an integer. Raises `AudioError` for what is not one between 1000 and 768000."""
+    """Return a sample rate in Hz as an integer. Raises `AudioError` unless it is from 1000 to 768000."""
     low, high = 1_000, 768_000
     number = isinstance(rate, (int, float, np.integer, np.floating)) and not isinstance(rate, bool)
     if not (number and low <= rate <= high and rate == int(rate)):  # false for NaN

@@ -24,11 +24,11 @@ class Readable(Protocol):
 
 
 class Pipe:
-    """A file that cannot seek. Keeps what it has read, so that reading can begin again, until it is closed."""
+    """A file that cannot seek. Keeps the data it has read, so that they can be read again, until it is closed."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._name = name
-        self._read = getattr(file, "read1", file.read)  # read1 gives what a pipe holds now, read waits for all
+        self._read = getattr(file, "read1", file.read)  # read1 returns what is available, read waits for all
         self._kept: IO[bytes] | None = tempfile.TemporaryFile()  # noqa: SIM115
         self._position = 0
 

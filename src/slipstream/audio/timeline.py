@@ -3,7 +3,7 @@
 Containers differ in what their timestamps mean:
 
 - Some only count samples (WAV, MP3, ADTS, AVI): a difference is an error of the count, never a gap.
-- Transport streams, program streams and Ogg may be joined from several, each with a clock of its own. As in FFmpeg
+- Transport streams, program streams and Ogg may be joined from several, each with its own clock. As in FFmpeg
   (`-dts_delta_threshold`), a jump of more than 10 s is a change of clock and not a gap.
 - The others (MP4, Matroska, FLV, ASF ...) have one clock, so a gap may be long.
 """

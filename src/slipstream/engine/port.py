@@ -31,7 +31,7 @@ class EnginePort(Protocol):
         ...
 
     def end(self, session: Session, error: BaseException | None) -> None:
-        """End a session and free its slot; its reader gets `error`. Harmless after the end."""
+        """End a session and free its slot; its reader gets `error`. Does nothing after the end."""
         ...
 
     def abandon(self, session: Session) -> None:

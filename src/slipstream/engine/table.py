@@ -93,7 +93,7 @@ class SessionTable:
         return mailboxes
 
     def end_all(self, new_error: Callable[[], BaseException]) -> None:
-        """End every session, each with an error of its own: a raised error keeps the stack of its reader."""
+        """End every session, each with its own error: a raised error keeps the stack of its reader."""
         with self:
             self.refusal = new_error
             for session in list(self._mailboxes):
@@ -145,7 +145,7 @@ class SessionTable:
             self.scheduler.refresh(session, time.monotonic())
 
     def remove(self, session: Session, error: BaseException | None) -> None:
-        """End a session and give its slot to the next one in the queue. Harmless after its end."""
+        """End a session and give its slot to the next one in the queue. Does nothing after its end."""
         following = self.scheduler.remove(session, time.monotonic())
         if (mailbox := self._mailboxes.pop(session, None)) is not None:
             mailbox.end(error)

@@ -72,8 +72,8 @@ class Access:
     def __init__(self, host: str, keys: KeyRing | None = None, origins: Sequence[str] = ()) -> None:
         if keys is None and not is_loopback(host):
             raise ConfigError(
-                f"{host} can be reached from other machines, so the server needs keys: give --api-keys a file with "
-                "lines made by `slipstream api-key NAME`, or listen on 127.0.0.1"
+                f"{host} can be reached from other machines, so the server needs keys: create them with "
+                "`slipstream api-key NAME >> FILE` and add --api-keys FILE, or listen on 127.0.0.1"
             )
         self.keys, self.origins = keys, tuple(origins)
         self._usage: defaultdict[str, _Usage] = defaultdict(_Usage)

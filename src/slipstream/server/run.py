@@ -217,7 +217,7 @@ class Server(uvicorn.Server):
 
 
 class JsonFormatter(logging.Formatter):
-    """A log record as one JSON object: `time`, `level`, `logger`, `message` and what was given as `extra`."""
+    """A log record as one JSON object: `time`, `level`, `logger`, `message` and the fields of `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {
@@ -241,7 +241,7 @@ def log_to_stderr(level: str) -> None:
     # malformed request, which lets a client fill the log.
     for name in ("uvicorn.error", "websockets.server"):
         logging.getLogger(name).setLevel(max(logging.ERROR, logging.getLogger().level))
-    # FFmpeg writes what it finds in damaged files, which may be a client's text.
+    # FFmpeg logs content of damaged files, which may be a client's text.
     logging.getLogger("libav").setLevel(logging.CRITICAL)
 
 

@@ -24,7 +24,7 @@ def outputs(*arguments: str) -> dict[str, str]:
     return {job.name: str(job.output(Path("out"), "srt")) for job in find_jobs(arguments)}
 
 
-def test_a_folder_is_searched_and_its_shape_kept(folder: Path) -> None:
+def test_a_folder_is_searched_and_its_structure_kept(folder: Path) -> None:
     assert outputs("deep", ".") == {
         "deep/c.FLAC": "out/c.srt",
         "deep/d.opus": "out/d.srt",
@@ -72,7 +72,7 @@ def test_two_inputs_never_share_an_output(folder: Path) -> None:
     check_places(find_jobs(["a.mp3", "a.wav"]))
 
 
-def test_channels_have_outputs_of_their_own(folder: Path) -> None:
+def test_each_channel_has_its_own_output(folder: Path) -> None:
     parts = split_channels(find_jobs(["a.mp3"])[0], 2)
     assert [str(part.output(Path("out"), "txt")) for part in parts] == ["out/a.ch1.txt", "out/a.ch2.txt"]
     check_places(parts)

@@ -129,7 +129,7 @@ def test_half_requests_are_closed(begun: str, expected: bytes, monkeypatch: pyte
         "POST /api/asr-streaming HTTP/1.1\r\nContent-Length: 0\r\nConnection: close\r\n",
     ],
 )
-def test_malformed_heads_are_refused_and_leave_nothing_behind(
+def test_malformed_heads_are_refused_and_leak_nothing(
     request_line: str, host: str, extra: str, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with serving(ScriptRunner(slots=1)) as running:
@@ -141,9 +141,7 @@ def test_malformed_heads_are_refused_and_leave_nothing_behind(
     assert not [record for record in caplog.records if record.exc_info]
 
 
-def test_a_failure_in_the_handshake_leaves_nothing_behind(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failed_handshake_leaks_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     with serving() as running:
         monkeypatch.setattr(running.service.access, "check", lambda request: 1 / 0)
         reply = answer(running, f"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}\r\n")

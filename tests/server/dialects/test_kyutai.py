@@ -71,7 +71,7 @@ def test_step_is_what_a_msgpack_writer_would_write() -> None:
         ("82a474797065a5417564696fa370636d930001ff", [0.0, 1.0, -1.0]),  # JavaScript writes whole numbers as such
     ],
 )
-def test_audio_of_other_clients_is_understood(recorded: str, samples: list[float]) -> None:
+def test_audio_of_other_clients_is_decoded(recorded: str, samples: list[float]) -> None:
     assert audio_of(bytes.fromhex(recorded)) == samples
 
 
@@ -85,7 +85,7 @@ def test_audio_in_place_equals_audio_unpacked(samples: list[float], repeat: int)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 32767.0, 1e39])
-def test_samples_that_are_no_audio_are_refused(value: float) -> None:
+def test_invalid_samples_are_refused(value: float) -> None:
     for single in (True, False):
         if single and value == 1e39:
             continue
@@ -228,7 +228,7 @@ def test_opus_as_a_list_of_bytes_and_a_second_stream() -> None:
     assert len(heard(dialect, opus_messages(second, 500))) > 0
 
 
-def test_init_forgets_half_a_page() -> None:
+def test_init_drops_half_a_page() -> None:
     dialect = KyutaiDialect()
     half = opus_messages(ogg_opus(0.3)[:700], 700)
     heard(dialect, half)

@@ -236,7 +236,7 @@ def test_no_key_no_socket(key: str | None) -> None:
         assert asyncio.run(client(running.address)) == 401
 
 
-def test_garbage_is_answered_and_ends_the_connection() -> None:
+def test_invalid_bytes_get_an_error_and_end_the_connection() -> None:
     async def client(address: str) -> tuple[list[dict[str, Any]], int]:
         async with kyutai(address) as socket:
             await socket.send(b"\xc1")

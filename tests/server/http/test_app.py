@@ -73,7 +73,7 @@ def test_events_of_a_plain_stream() -> None:
     assert kinds.index(MarkerReached) > max(i for i, kind in enumerate(kinds) if kind is Word)
 
 
-def test_recordings_that_fail_fail_their_transcription() -> None:
+def test_an_error_of_the_recording_is_raised() -> None:
     class BrokenDisk(Exception):
         pass
 
@@ -116,7 +116,7 @@ def test_a_wrong_format_is_refused_before_the_socket_opens() -> None:
 
 
 @pytest.mark.parametrize("late", [bytes(960), b"\1", "not JSON", '{"type": "flush"}', '{"type": "close"}'])
-def test_what_comes_after_close_is_ignored(late: bytes | str) -> None:
+def test_messages_after_close_are_ignored(late: bytes | str) -> None:
     """A client has audio in flight when it closes. The model lags 6 frames, so the last word comes after the close."""
     audio_S = np.concatenate([np.zeros(5 * 1920, np.float32), sound_of("hôpital", 3)])
 
@@ -135,12 +135,12 @@ def test_what_comes_after_close_is_ignored(late: bytes | str) -> None:
     assert code == 1000
 
 
-def test_a_server_that_is_not_there() -> None:
+def test_an_unreachable_server() -> None:
     with pytest.raises(ServerError, match="cannot be reached"), open_stream("http://127.0.0.1:9"):
         pass
 
 
-def test_a_full_house_and_a_queue() -> None:
+def test_a_full_server_and_a_queue() -> None:
     runner = ScriptRunner(slots=1)
     with serving(runner) as running, open_stream(running.http), open_stream(running.http) as second:
         with pytest.raises(ServerError, match="slots are in use") as full:
@@ -226,7 +226,7 @@ def test_a_reader_too_slow_is_closed_and_its_slot_freed() -> None:
         assert list(transcribe(running.http, [speech(seed=9, words=3)]).words) == solo(speech(seed=9, words=3))
 
 
-def test_a_client_that_vanishes_frees_its_slot() -> None:
+def test_a_client_that_disconnects_frees_its_slot() -> None:
     with serving(ScriptRunner(slots=1)) as running:
         for linger in (b"\0" * 8, b"\1\0\0\0\0\0\0\0"):  # an orderly end of TCP, and a reset; neither of WebSockets
             client = raw_websocket(running.address)
@@ -305,7 +305,7 @@ def test_information_about_the_server() -> None:
     assert "asr_connection_num_steps_count" in samples
 
 
-def test_the_page_and_its_parts_come_from_here_alone() -> None:
+def test_the_page_loads_nothing_from_elsewhere() -> None:
     with serving() as running:
         status, page, headers = get(f"{running.http}/")
         assert status == 200
@@ -319,7 +319,7 @@ def test_the_page_and_its_parts_come_from_here_alone() -> None:
         assert get(f"{running.http}/../app.py")[0] == 404
 
 
-def test_pages_elsewhere_may_not_connect() -> None:
+def test_pages_of_other_origins_may_not_connect() -> None:
     with serving() as running:
         status, body, _ = get(f"{running.http}/api/asr-streaming", b"x", origin="https://evil.example")
         assert (status, b"evil.example" in body) == (403, True)
@@ -376,7 +376,7 @@ def test_a_drain_waits_for_clients_that_read_late() -> None:
         client.close()
 
 
-def test_streams_that_are_over_leave_nothing_behind() -> None:
+def test_ended_streams_free_everything() -> None:
     def alive() -> int:
         gc.collect()
         return sum(type(thing) is LiveStream for thing in gc.get_objects())

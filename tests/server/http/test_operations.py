@@ -258,7 +258,7 @@ def test_the_server_notifies_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 assert said.startswith(b"WATCHDOG=1")
 
 
-def test_a_hang_ends_the_signs_to_the_watchdog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hang_stops_the_notifications_of_the_watchdog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = HangingRunner()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))

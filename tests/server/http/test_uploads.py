@@ -197,7 +197,7 @@ def test_a_full_pool_is_refused_and_serves_everything_else() -> None:
         wait_for(lambda: upload(running, wav(exact(speech(seed=1, words=2))))[0] == 200)
 
 
-def test_an_upload_that_waits_in_vain_for_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_that_gets_no_slot_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "UPLOAD_WAIT_SECONDS", 0.1)
     long = wav(np.zeros(60 * RATE, np.float32))
     with serving(ScriptRunner(slots=1, step_seconds=0.02)) as running, post(running, long):
@@ -333,3 +333,14 @@ def test_sigterm_ends_uploads_without_a_traceback() -> None:
             client.close()
         assert process.wait(20) == 0
     assert statuses == [200, 200, 503]
+
+
+def test_uploads_are_converted_to_the_models_sample_rate(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "slipstream")
+    runner = ScriptRunner()
+    runner.frame_samples = 1280  # at 12.5 frames per second: 16 kHz
+    with serving(runner) as running:
+        assert running.service.info.sample_rate == 16_000
+        assert upload(running, wav(np.zeros(2 * RATE, np.float32)))[0] == 200
+    record = next(record.__dict__ for record in caplog.records if record.message == "upload closed")
+    assert (record["audio_seconds"], record["frames"]) == (2.0, 25)

@@ -33,7 +33,7 @@ def test_messages_are_sent_immediately_when_possible() -> None:
     assert socket.sent == ["step", "word", Close(CloseCode.NORMAL)]
 
 
-def test_droppable_messages_go_first_then_the_reader() -> None:
+def test_droppable_messages_are_dropped_first_then_the_connection_ends() -> None:
     box = Outbox(socket := Socket(room=0), Limits(droppable_messages=2, unsent_messages=4))
     for _ in range(10):
         box.put("step", droppable=True)

@@ -39,7 +39,7 @@ def test_wakes_of_other_threads_are_delivered_in_the_loop() -> None:
     assert asyncio.run(scenario()) == ([0, 0, 0], [2, 2, 2])
 
 
-def test_a_drain_ends_all_and_who_comes_too_late() -> None:
+def test_a_drain_ends_all_members_also_late_ones() -> None:
     async def scenario() -> tuple[bool, list[int], int]:
         registry, early, late = StreamRegistry(Limits(drain_seconds=5)), Listener(), Listener()
         registry.join(early)

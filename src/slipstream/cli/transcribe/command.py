@@ -19,12 +19,12 @@ from slipstream.cli.streams import check_stdout
 from slipstream.cli.transcribe.recognisers import SERVER_KEY, LocalRecogniser, Recogniser, ServerRecogniser
 from slipstream.cli.transcribe.run import Result, transcribe_all
 from slipstream.cli.transcribe.sources import Job, channel_jobs, check_places, find_jobs, on_disk
+from slipstream.transcript import SUBTITLES, Format
 
 if TYPE_CHECKING:
     from slipstream.subtitles import SubtitleLayout
     from slipstream.transcriber import Transcriber
 
-Format = Literal["txt", "json", "jsonl", "srt", "vtt", "tsv"]
 _Encoding = Literal["pcm_s16le", "pcm_s24le", "pcm_f32le", "mulaw", "alaw"]
 
 
@@ -97,7 +97,7 @@ def transcribe(
     layout = {name: value for name, value in asked.items() if value is not None}
     if words and format != "txt":
         raise typer.BadParameter(f"it applies to txt only, not to {format}", param_hint="--words")
-    if layout and format not in ("srt", "vtt"):
+    if layout and format not in SUBTITLES:
         option = f"--{next(iter(layout)).replace('_', '-')}"
         raise typer.BadParameter(f"it applies to subtitles (srt, vtt) only, not to {format}", param_hint=option)
     if server and model != DEFAULT_MODEL:

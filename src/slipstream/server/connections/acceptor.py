@@ -53,7 +53,7 @@ class Gate:
 
 
 class Acceptor:
-    """Accepts the connections of one listening socket, as far as the gate has room.
+    """Accepts the connections of one listening socket, within the limits of its gate.
 
     `close` and `wait_closed` make it one of uvicorn's `servers`. uvloop's own server would count a connection only
     after it has a transport, and after its TLS handshake: too late for a limit on file descriptors.
@@ -122,7 +122,7 @@ def connections_that_fit(wanted: int) -> int:
     """Raise this process's limit on file descriptors for `wanted` connections. Returns how many fit."""
     try:
         import resource
-    except ImportError:  # Windows, where sockets are no file descriptors
+    except ImportError:  # Windows, where sockets are not file descriptors
         return wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + RESERVED_DESCRIPTORS

@@ -23,7 +23,7 @@ class Worker(Protocol):
 
 
 class RoundRobin:
-    """Gives the workers turns, one after another, and leaves the event loop free in between.
+    """Schedules turns of workers, one after another, and leaves the event loop free between them.
 
     Workers with little work share a turn. All workers together take at most a quarter of the event loop's time, however
     many they are, and other code waits for at most one turn.
@@ -37,12 +37,12 @@ class RoundRobin:
         return worker in self._workers
 
     def add(self, worker: Worker) -> None:
-        """Give the worker turns until it has nothing more to do. Does nothing if it has them already."""
+        """Schedule turns of the worker until its work is done. Does nothing if they are scheduled already."""
         self._workers.setdefault(worker)
         self._schedule(REST_SECONDS)
 
     def remove(self, worker: Worker) -> None:
-        """Give the worker no more turns. Does nothing if it has none."""
+        """Cancel the turns of the worker, if any."""
         self._workers.pop(worker, None)
 
     def _schedule(self, rest: float) -> None:

@@ -75,7 +75,7 @@ class HttpConnection(H11Protocol):
             super().shutdown()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        """Give the connection to a WebSocket, before that sees the request: if it fails, it is closed as its own."""
+        """Pass the connection to a WebSocket, and then the request: the WebSocket closes it if that fails."""
         if not head_fits(self.scope, self._limits.header_bytes):
             self._refused(431, "request headers too large", self.client[0] if self.client else "")
             self.transport.write(_TOO_LARGE)

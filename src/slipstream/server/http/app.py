@@ -46,7 +46,7 @@ class Service:
         queue_seconds: How long a stream may wait for a slot; 0 refuses it immediately.
         flush_after_silence: After how many seconds of silence a stream's text is flushed; 0 for never.
         ready_when_free: Whether `/readyz` reports 503 while no slot is free.
-        metrics_elsewhere: Whether `/metrics` has a listener of its own.
+        metrics_elsewhere: Whether `/metrics` has its own listener.
     """
 
     engine: Engine
@@ -85,7 +85,7 @@ class Service:
 
 
 class Streams:
-    """The WebSocket routes: gives each connection a stream in its dialect, which joins `registry`, or refuses it."""
+    """The WebSocket routes: opens a stream in its dialect for each connection, or refuses it."""
 
     def __init__(self, service: Service, registry: StreamRegistry) -> None:
         self._service, self._registry = service, registry

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Requests:
-    """ASGI middleware: gives every HTTP request an ID, refuses a head that is too large, and logs what fails."""
+    """ASGI middleware: assigns an ID to every HTTP request, refuses a head that is too large, and logs failures."""
 
     def __init__(self, app: ASGIApp, header_bytes: int) -> None:
         self.app, self._header_bytes = app, header_bytes

@@ -151,7 +151,7 @@ class _Upload:
             self.end(Close(CloseCode.TIMED_OUT, f"an upload lasts at most {self._limits.session_seconds:g} s"))
 
     def end(self, close: Close) -> None:
-        """Transcribe what is decoded so far and respond with it; refuse an upload that has no slot yet."""
+        """Respond with the transcript of the audio decoded so far; refuse an upload that has no slot yet."""
         if self._ended.done():
             return
         self._ended.set_result(_Ended(503, close.reason))
@@ -225,7 +225,7 @@ class _Upload:
             await asyncio.wait({self._work})
         for future in (self._work, self._done):
             if future is not None and future.done():
-                future.exception()  # now retrieved: nobody else may wait for it
+                future.exception()  # retrieved: otherwise asyncio logs it
 
     def _open_body(self, body: _Body) -> tuple[FloatArray, Generator[FloatArray]]:
         """Refuse a file that is too long, and decode the first piece of any other."""
@@ -260,7 +260,7 @@ class _Upload:
             pieces.close()
 
     async def _watch(self) -> None:
-        """Give up when the client disconnects."""
+        """End the upload when the client disconnects."""
         while (await _receive(self._request))["type"] != "http.disconnect":
             pass
         gone = _gone()
@@ -332,7 +332,7 @@ class _Upload:
 
 
 class _Ended(Exception):
-    """An upload ends without a whole transcript. `status`: of the response; 0 where nobody is left to read one."""
+    """An upload ends without a complete transcript. `status`: of the response; 0 if the client has left."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
