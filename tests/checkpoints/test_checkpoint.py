@@ -111,7 +111,7 @@ def test_dtype_is_that_of_the_lm_alone(dtype: str, tmp_path: Path) -> None:
         loaded = load_checkpoint(tmp_path / layout)
         assert {array.dtype.name for array in loaded.lm.values()} == {dtype}
         assert_same_tensors(loaded.codec, checkpoint.codec)
-    with pytest.raises(CheckpointError, match="no dtype is called 'int8'; there are float32, float16, bfloat16"):
+    with pytest.raises(CheckpointError, match="dtype='int8' is unknown: expected float32, float16, bfloat16"):
         save_checkpoint(checkpoint, tmp_path / "x", "kyutai", dtype="int8")
 
 
@@ -155,7 +155,7 @@ def test_8_bit_weights_whose_scales_do_not_fit_are_named(tmp_path: Path) -> None
         load_checkpoint(tmp_path / "8")
 
 
-def test_what_cannot_be_quantised_says_why(tmp_path: Path) -> None:
+def test_quantisation_that_a_layout_lacks_is_refused_with_the_reason(tmp_path: Path) -> None:
     checkpoint = make(stt_config(), tmp_path)
     for layout, width, message in (
         ("candle", 8, "the layout candle has no quantised weights: use the layout kyutai, mlx or onnx"),
@@ -170,7 +170,7 @@ def test_what_cannot_be_quantised_says_why(tmp_path: Path) -> None:
 
 
 def test_an_unknown_layout_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no layout is called 'onnx'"):
+    with pytest.raises(CheckpointError, match="layout 'onnx' is unknown"):
         save_checkpoint(make(stt_config(), tmp_path), tmp_path / "x", "onnx")
     assert not (tmp_path / "x").exists()
 
@@ -185,7 +185,7 @@ def test_conversion_takes_parts_from_elsewhere_and_never_writes_over_a_folder(tm
     assert made.tokenizer.read_bytes() == b"another tokenizer"
     assert {array.dtype.name for array in made.lm.values()} == {"bfloat16"}
     for taken in (tmp_path / "made", other):
-        with pytest.raises(CheckpointError, match=f"{taken.name} is not an empty folder: give a new one"):
+        with pytest.raises(CheckpointError, match=f"{taken.name} is not an empty folder: choose a new one"):
             convert(tmp_path / "source", taken, "mlx")
 
 
@@ -223,7 +223,7 @@ def test_weights_in_several_files_are_one(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "saved")
 
 
-def test_an_adapter_beside_the_weights_is_merged(tmp_path: Path) -> None:
+def test_an_adapter_is_merged_into_the_weights(tmp_path: Path) -> None:
     checkpoint = make(stt_config(), tmp_path, ml_dtypes.bfloat16)
     save_checkpoint(checkpoint, tmp_path / "base", "kyutai")
     rng = np.random.default_rng(3)
@@ -263,7 +263,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def broken(saved: Path, change: dict[str, np.ndarray | None]) -> str:
-    """What loading says when some of the LM's tensors are replaced, or taken away (None)."""
+    """The error when some of the LM's tensors are replaced, or removed (None)."""
     path = saved / "model.safetensors"
     tensors = {**read_tensors(path), **change}
     write_tensors(path, {name: array for name, array in tensors.items() if array is not None})
@@ -272,7 +272,7 @@ def broken(saved: Path, change: dict[str, np.ndarray | None]) -> str:
     return str(raised.value)
 
 
-def test_everything_that_is_wrong_with_a_file_is_said_at_once(saved: Path) -> None:
+def test_one_error_lists_everything_that_is_wrong_with_a_file(saved: Path) -> None:
     bad = np.zeros((1, 1, 42), np.float32)
     bad[..., 5] = np.nan
     message = broken(
@@ -297,7 +297,7 @@ def test_everything_that_is_wrong_with_a_file_is_said_at_once(saved: Path) -> No
     ]
 
 
-def test_a_configuration_for_another_model_names_every_layer_that_is_not_there(saved: Path) -> None:
+def test_a_configuration_for_another_model_names_every_missing_layer(saved: Path) -> None:
     raw = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**raw, "num_layers": 3}))
     with pytest.raises(CheckpointError) as raised:
@@ -305,7 +305,7 @@ def test_a_configuration_for_another_model_names_every_layer_that_is_not_there(s
     assert "6 missing:\n    transformer.layers.2.norm1.alpha [1, 1, 42]" in str(raised.value)
 
 
-def test_a_truncated_download_says_so(saved: Path) -> None:
+def test_a_truncated_download_is_reported(saved: Path) -> None:
     path = saved / "tokenizer-e351c8d8-checkpoint125.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"checkpoint125\.safetensors is cut short"):
@@ -325,7 +325,7 @@ def test_a_typo_in_the_configuration_names_the_nearest_key(saved: Path) -> None:
         load_checkpoint(saved)
 
 
-def test_swapped_files_say_what_is_missing(saved: Path) -> None:
+def test_swapped_files_are_reported_with_the_missing_tensors(saved: Path) -> None:
     codec = saved / "tokenizer-e351c8d8-checkpoint125.safetensors"
-    with pytest.raises(CheckpointError, match="is in no layout that is known here"):
+    with pytest.raises(CheckpointError, match="has no known layout"):
         load_checkpoint(saved, lm=codec)

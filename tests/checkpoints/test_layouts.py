@@ -1,4 +1,4 @@
-"""Every layout: bit for bit there and back, told apart by its names, with the names and shapes that others ask for."""
+"""Every layout: exact round trips, detection by names, and the names and shapes that other runtimes expect."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ def assert_back_again(table: Table, shapes: Shapes, dtype: np.dtype) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("config", LMS.values(), ids=LMS)
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-def test_lm_there_and_back_bit_for_bit(layout: str, config: LMConfig, dtype: type) -> None:
+def test_an_lm_round_trip_is_exact(layout: str, config: LMConfig, dtype: type) -> None:
     assert_back_again(LAYOUTS[layout].lm(config), lm_shapes(config), np.dtype(dtype))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("config", [*CODECS.values(), mel_codec_config()], ids=[*CODECS, "log-mel"])
-def test_codec_there_and_back_bit_for_bit(layout: str, config: CodecConfig) -> None:
+def test_a_codec_round_trip_is_exact(layout: str, config: CodecConfig) -> None:
     assert_back_again(LAYOUTS[layout].codec(config), codec_shapes(config), np.dtype(np.float32))
 
 
-def test_a_layout_is_told_by_its_names() -> None:
+def test_a_layout_is_detected_by_its_names() -> None:
     for tables, shapes in (
         ([layout.lm(lm_config()) for layout in LAYOUTS.values()], lm_shapes(lm_config())),
         ([layout.codec(codec_config()) for layout in LAYOUTS.values()], codec_shapes(codec_config())),
@@ -73,14 +73,14 @@ def test_a_layout_is_told_by_its_names() -> None:
             assert found.shapes == table.shapes
 
 
-def test_a_file_in_no_layout_says_what_its_names_are() -> None:
+def test_a_file_of_an_unknown_layout_is_reported_with_its_names() -> None:
     tables = [layout.lm(lm_config()) for layout in LAYOUTS.values()]
-    with pytest.raises(CheckpointError, match=r"here is in no layout that is known here \(kyutai, candle.*called a, b"):
+    with pytest.raises(CheckpointError, match=r"here has no known layout \(kyutai, candle.*called a, b"):
         fitting(tables, {"a": np.zeros(1), "b": np.zeros(1)}, "here")
 
 
-def test_a_layout_that_is_not_there_lists_those_that_are() -> None:
-    with pytest.raises(CheckpointError, match="no layout is called 'mxl'; there are kyutai, candle, mlx, transformers"):
+def test_an_unknown_layout_lists_the_known_ones() -> None:
+    with pytest.raises(CheckpointError, match="layout 'mxl' is unknown: expected kyutai, candle, mlx, transformers"):
         get_layout("mxl")
 
 
@@ -161,7 +161,7 @@ def test_other_spellings_of_the_moshi_package_are_read(published: str, other: st
     assert all(np.array_equal(back[name], ours[name]) for name in ours)
 
 
-def test_a_depformer_projection_that_nothing_reads_is_passed_over() -> None:
+def test_an_unused_depformer_projection_is_ignored() -> None:
     table = kyutai.lm_table(lm_config())
     theirs = table.write(bits(lm_shapes(lm_config()), np.dtype(np.float32)))
     table.read(theirs | {"depformer_in.0.weight": np.zeros((3, 3), np.float32)}, "here")
@@ -170,9 +170,7 @@ def test_a_depformer_projection_that_nothing_reads_is_passed_over() -> None:
 
 
 @pytest.mark.parametrize(("codebooks", "heads"), [(3, 4), (5, 2), (3, 0)])
-def test_more_codebooks_and_heads_than_asked_for_are_skipped(
-    codebooks: int, heads: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_surplus_codebooks_and_heads_are_skipped(codebooks: int, heads: int, caplog: pytest.LogCaptureFixture) -> None:
     """Kyutai's deployed server reads 20 codebooks of a file with 32."""
     whole = bits(lm_shapes(lm_config()), np.dtype(np.float32))
     asked = lm_config(num_codebooks=codebooks, pause_heads=heads)
@@ -184,7 +182,7 @@ def test_more_codebooks_and_heads_than_asked_for_are_skipped(
     more = " and ".join(
         f"{count} more `{name}`" for name, count in (("emb", 5 - codebooks), ("extra_heads", 4 - heads)) if count
     )
-    said = f"model.safetensors has {more} than the configuration asks for: they are not used"
+    said = f"model.safetensors has {more} than the configuration: they are not used"
     assert record.getMessage() == said
 
 
@@ -296,7 +294,7 @@ def test_embeddings_are_one_table_with_a_row_of_zeros() -> None:
     assert not theirs["lm_head.weight"][-1].any()
 
 
-def test_what_has_no_place_in_transformers_is_told_apart() -> None:
+def test_tensors_without_a_place_in_transformers_are_separated() -> None:
     names = transformers.lm_table(lm_config()).shapes
     extras = {name for name in names if transformers.is_extra(name)}
     assert extras == {

@@ -1,4 +1,4 @@
-"""Kyutai's TOML, as published and as misspelt."""
+"""The Rust server's TOML, as published and with errors."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_delay_that_conditions_the_model(tmp_path: Path) -> None:
         ("causal = true", "causal = maybe", "not TOML"),
     ],
 )
-def test_what_cannot_be_served_is_named(tmp_path: Path, old: str, new: str, says: str) -> None:
+def test_keys_and_values_that_are_not_supported_are_named(tmp_path: Path, old: str, new: str, says: str) -> None:
     assert old in PUBLISHED
     with pytest.raises(ConfigError, match=says) as error:
         read(tmp_path, PUBLISHED.replace(old, new))

@@ -96,7 +96,7 @@ def test_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "mimi.json", *FILES])
-def test_a_file_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     folder = fill(tmp_path / "model")
     (folder / name).unlink()
     with pytest.raises(CheckpointError, match=f"{name}: no such file"):
@@ -125,18 +125,16 @@ def test_an_adapter_needs_both_of_its_keys(tmp_path: Path, half: dict[str, Any])
         resolve(fill(tmp_path / "model", **half))
 
 
-def test_what_is_nothing_lists_what_would_be_something(tmp_path: Path) -> None:
+def test_an_unknown_name_lists_what_is_accepted(tmp_path: Path) -> None:
     file = fill(tmp_path / "model") / "lm.safetensors"
-    with pytest.raises(CheckpointError, match="is a file: give the folder that it lies in"):
+    with pytest.raises(CheckpointError, match="is a file: give its folder"):
         resolve(file)
-    with pytest.raises(
-        CheckpointError, match=r"neither a folder, nor a repository's id \(owner/name\), nor a built-in"
-    ):
+    with pytest.raises(CheckpointError, match=r"not a folder, a repository id \(owner/name\) or a built-in"):
         resolve("no-such-model")
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "/nowhere", "~/nowhere", "a/b/c", "a\\b"])
-def test_what_can_only_be_a_path_is_not_asked_of_the_hub(name: str) -> None:
+def test_a_path_is_not_requested_from_the_hub(name: str) -> None:
     with pytest.raises(CheckpointError, match=f"^{re.escape(name)}: no such folder$"):
         resolve(name)
 
@@ -146,7 +144,7 @@ def test_a_near_miss_of_a_known_name_is_recognised() -> None:
         resolve("tiyn")
 
 
-def test_a_folder_with_only_a_gguf_file_says_so(tmp_path: Path) -> None:
+def test_a_folder_with_only_a_gguf_file_is_reported(tmp_path: Path) -> None:
     folder = fill(tmp_path / "model")
     (folder / "lm.safetensors").rename(folder / "lm-q4k.gguf")
     with pytest.raises(CheckpointError, match=r"lm-q4k\.gguf is there, but GGUF files are not supported"):
@@ -157,13 +155,13 @@ def test_a_folder_with_only_a_gguf_file_says_so(tmp_path: Path) -> None:
     ("stated", "in_file", "expected"),
     [(None, 0, 0), (None, 4, 4), (4, 4, 4), (4, 0, 0), (2, 4, 2), (0, 4, 0)],
 )
-def test_pause_heads_follow_the_file_where_the_configuration_does_not_say(
+def test_the_file_gives_the_pause_heads_if_the_configuration_does_not(
     stated: int | None, in_file: int, expected: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = fill(tmp_path / "model", extra_heads_num_heads=stated)
     write_heads(folder, in_file)
     assert resolve(folder).config.lm.pause_heads == expected
-    assert ("turns without pause heads" in caplog.text) == (stated == 4 and in_file == 0)
+    assert ("turns end by loudness" in caplog.text) == (stated == 4 and in_file == 0)
 
 
 def test_a_built_in_model_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +171,7 @@ def test_a_built_in_model_by_its_name(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "models" / "unfinished").mkdir()
     assert built_in_models() == ("tiny",)
     assert resolve("tiny") == lying_in(folder)
-    with pytest.raises(CheckpointError, match=r"nor a built-in model \(tiny\)"):
+    with pytest.raises(CheckpointError, match=r"or a built-in model \(tiny\)"):
         resolve("tyni")
 
 
@@ -204,7 +202,7 @@ def test_a_part_from_another_repository(tmp_path: Path, cached: Callable[..., Pa
     snapshot = cached("owner/name")
     found = resolve(fill(tmp_path / "model"), codec="hf://owner/name/mimi@1.safetensors")
     assert found.codec == (snapshot / "mimi@1.safetensors",)
-    with pytest.raises(CheckpointError, match="hf://owner/name names no file: expected hf://owner/repo/file"):
+    with pytest.raises(CheckpointError, match="hf://owner/name does not name a file: expected hf://owner/repo/file"):
         resolve(tmp_path / "model", codec="hf://owner/name")
 
 
@@ -234,8 +232,8 @@ def test_a_revision_is_that_of_its_own_repository(cached: Callable[..., Path]) -
     assert found.codec == (old / "mimi@1.safetensors",)
 
 
-def test_offline_and_not_cached_says_what_to_do(cached: Callable[..., Path]) -> None:
-    message = r"config\.json of owner/none on the hub is not in the hub's cache.*HF_HUB_OFFLINE.*fetch it once"
+def test_offline_and_not_cached_is_an_error_with_a_remedy(cached: Callable[..., Path]) -> None:
+    message = r"config\.json of owner/none on the hub is not in the hub's cache.*HF_HUB_OFFLINE.*download it once"
     with pytest.raises(CheckpointError, match=message):
         resolve("owner/none")
     (cached("owner/name") / "lm.safetensors").unlink()
@@ -253,10 +251,10 @@ def test_offline_and_not_cached_says_what_to_do(cached: Callable[..., Path]) -> 
         ("HfHubHTTPError", r"config\.json of owner/name on the hub at revision v2 cannot be fetched: server down"),
     ],
 )
-def test_what_the_hub_refuses_is_put_in_words(error: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_hub_are_explained(error: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import errors
 
-    # Newer versions have a kind of its own for what the hub itself says is missing.
+    # Newer versions have a separate error for files that the hub reports as missing.
     kind = getattr(errors, f"Remote{error}", getattr(errors, error))
 
     def refuse(*_: object, **__: object) -> None:
@@ -350,8 +348,8 @@ def test_the_delay_is_read_from_either_processor_file(tmp_path: Path) -> None:
         resolve(folder)
 
 
-def test_a_missing_tokenizer_of_transformers_says_where_to_take_one(tmp_path: Path) -> None:
+def test_a_missing_tokenizer_of_transformers_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     folder = fill_transformers(tmp_path / "model")
     (folder / CONFIG.files.tokenizer).unlink()
-    with pytest.raises(CheckpointError, match="no SentencePiece model; name one as the tokenizer, such as hf://kyutai"):
+    with pytest.raises(CheckpointError, match="no SentencePiece model; pass one as the tokenizer, such as hf://kyutai"):
         resolve(folder)

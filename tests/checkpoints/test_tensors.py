@@ -79,7 +79,7 @@ def test_a_mapped_file_can_be_replaced_by_its_own_tensors(path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_write_that_fails_leaves_the_old_file_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
@@ -91,20 +91,20 @@ def test_a_write_that_fails_leaves_the_old_file_alone(path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("lost", [1, 8, 20])
-def test_truncated_data_is_said_to_be_cut_short(path: Path, lost: int) -> None:
+def test_truncated_data_is_reported(path: Path, lost: int) -> None:
     path.write_bytes(path.read_bytes()[:-lost])
     with pytest.raises(CheckpointError, match=r"is cut short: .* would end at byte \d+, the file at \d+; download"):
         read_tensors(path)
 
 
 @pytest.mark.parametrize("kept", [0, 3, 8, 100])
-def test_a_truncated_header_is_said_to_be_cut_short(path: Path, kept: int) -> None:
+def test_a_truncated_header_is_reported(path: Path, kept: int) -> None:
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(CheckpointError, match=r"no safetensors file; download|cut short"):
+    with pytest.raises(CheckpointError, match=r"not a safetensors file; download|cut short"):
         read_tensors(path)
 
 
-def test_other_files_are_said_to_be_something_else(tmp_path: Path) -> None:
+def test_files_of_other_types_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"<!doctype html><html>not found</html>")
     with pytest.raises(CheckpointError, match="not a safetensors file"):
@@ -158,7 +158,7 @@ def test_gguf_is_refused(tmp_path: Path) -> None:
         read_tensors(path)
 
 
-def test_what_is_not_there_or_no_file_is_said(tmp_path: Path) -> None:
+def test_missing_files_and_folders_are_reported(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
         read_tensors(tmp_path / "none.safetensors")
     with pytest.raises(CheckpointError, match="cannot be read"):

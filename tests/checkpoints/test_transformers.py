@@ -1,4 +1,4 @@
-"""The configuration files of `transformers`: there and back, theirs without ours, and what is refused."""
+"""The configuration files of `transformers`: round trips, published files, and what is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slipstream.checkpoints.transformers import dump_config, is_transformers, pa
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import CodecConfig, FileNames, SamplingConfig, STTConfig, TransformerConfig
 
-# What the repositories of transformers say about stt-2.6b-en: sizes only, and only what differs from their defaults.
+# The config.json of transformers for stt-2.6b-en: only sizes that differ from the defaults.
 PUBLISHED_2_6B: dict[str, Any] = {
     "model_type": "kyutai_speech_to_text",
     "audio_bos_token_id": 2048,
@@ -75,7 +75,7 @@ def test_parsing_what_was_dumped_gives_the_same(config: STTConfig) -> None:
     assert parsed.model_copy(update={"files": config.files}) == config
 
 
-def test_tokens_and_padding_stand_where_their_embedding_expects_them() -> None:
+def test_token_ids_match_the_rows_of_the_embedding() -> None:
     raw = dump_config(stt_config(), "bfloat16")["config.json"]
     V, K, A = 40, stt_config().codec.num_codebooks, 32
     assert raw["bos_token_id"] == V
@@ -111,7 +111,7 @@ def test_tokens_and_padding_stand_where_their_embedding_expects_them() -> None:
         ({"slipstream": {"stt_config": 3}}, "stt_config must be a table, not 3"),
     ],
 )
-def test_what_is_wrong_is_named(change: dict[str, Any], message: str) -> None:
+def test_wrong_values_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config(PUBLISHED_2_6B | change, DELAYS)
 
@@ -121,7 +121,7 @@ def test_the_context_of_a_known_model_wins_over_a_wrong_sliding_window(caplog: p
     assert not caplog.text
     assert parse_config(PUBLISHED_2_6B | {"sliding_window": 3000}, DELAYS).lm.transformer.context == 375
     assert "sliding_window=3000 contradicts kyutai/stt-2.6b-en" in caplog.text
-    # A model of our own says what its context is.
+    # A model of our own has its own context.
     own = PUBLISHED_2_6B | {"sliding_window": 3000, "slipstream": {"model_id": {"sig": "own"}}}
     assert parse_config(own, DELAYS).lm.transformer.context == 3000
 
@@ -153,6 +153,6 @@ PLAIN = codec_config().transformer
         ),
     ],
 )
-def test_models_that_transformers_does_not_have_are_refused(config: STTConfig, message: str) -> None:
+def test_models_that_transformers_cannot_represent_are_refused(config: STTConfig, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         dump_config(config, "float32")

@@ -152,7 +152,7 @@ def test_the_number_of_heads_comes_from_the_configuration(tmp_path: Path) -> Non
         read_whisper(str(tmp_path))
 
 
-def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     tensors = named("openai")
     del tensors["encoder.blocks.1.mlp.0.bias"]
@@ -160,7 +160,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"1 missing:\n +encoder\.layers\.1\.fc1\.bias \[192\]"):
         read_whisper(str(tmp_path))
     write_tensors(path, {"lm.weight": np.zeros(3, np.float32)})
-    with pytest.raises(CheckpointError, match=r"holds no Whisper encoder: its tensors are called lm\.weight"):
+    with pytest.raises(CheckpointError, match=r"does not contain a Whisper encoder: its tensors are called lm\.weight"):
         read_whisper(str(tmp_path))
     learnt = named("openai") | {"encoder.positional_embedding": np.ones((1500, 128), np.float32)}
     write_tensors(path, learnt)
@@ -179,5 +179,5 @@ def test_a_folder_without_weights_and_damaged_files_are_refused(tmp_path: Path) 
         with pytest.raises(CheckpointError, match="not a CTranslate2 model, or cut short"):
             read_whisper(str(tmp_path))
     path.write_bytes(whole.replace(b"WhisperSpec", b"TransfoSpec"))
-    with pytest.raises(CheckpointError, match=r"no Whisper model of CTranslate2.*'TransfoSpec'"):
+    with pytest.raises(CheckpointError, match=r"not a Whisper model of CTranslate2.*'TransfoSpec'"):
         read_whisper(str(tmp_path))

@@ -32,7 +32,7 @@ def test_runs_as_a_module() -> None:
 def test_a_missing_model_is_an_error_message(cli: Callable[..., Outcome], sound: Callable[..., object]) -> None:
     outcome = cli("transcribe", sound("a.wav", [0.1]), "--model", "no-such-model")
     assert outcome.code == 1
-    assert outcome.err.startswith("error: no-such-model is neither a folder")
+    assert outcome.err.startswith("error: no-such-model is not a folder")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell's pipe")

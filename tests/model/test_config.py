@@ -1,4 +1,4 @@
-"""Configurations: the published files exactly, whole round trips, and errors that name the key as it was written."""
+"""Configurations: the published files, round trips, and errors that name the key of the file."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_dumped_preset_has_every_published_key_with_its_value() -> None:
     assert dumped["stt_config"].items() >= PUBLISHED_2_6B["stt_config"].items()
 
 
-def test_a_model_may_say_when_its_turns_end() -> None:
+def test_a_model_can_set_its_end_of_turn_threshold() -> None:
     assert parse_kyutai(PUBLISHED_1B).end_of_turn_above == 0.6
     raw = {**PUBLISHED_1B, "stt_config": {**PUBLISHED_1B["stt_config"], "end_of_turn_above": 0.85}}
     config = parse_kyutai(raw)
@@ -250,7 +250,7 @@ def test_typo_in_a_table_names_the_table(table: str, key: str, nearest: str) -> 
         parse_kyutai(changed(PUBLISHED_1B, f"{table}.{key}", 1))
 
 
-def test_unlike_any_key_lists_the_known_ones() -> None:
+def test_a_key_unlike_any_other_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"known keys: .*audio_delay_seconds"):
         parse_kyutai(changed(PUBLISHED_1B, "stt_config.xyz", 1))
 
@@ -287,7 +287,7 @@ def test_value_of_a_wrong_kind_names_its_key(key: str, value: Any, expected: str
         parse_kyutai(raw)
 
 
-def test_null_is_as_good_as_absent() -> None:
+def test_null_is_the_same_as_absent() -> None:
     assert parse_kyutai(changed(PUBLISHED_1B, "lm_gen_config.top_k_text", None)).sampling.top_k == 0
 
 
@@ -315,7 +315,7 @@ def test_missing_sizes_are_named(key: str, absent: bool) -> None:
         ("existing_text_padding_id", 0),
     ],
 )
-def test_models_that_cannot_be_run_say_so(key: str, value: Any) -> None:
+def test_models_that_cannot_be_run_are_refused(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"{key}={value!r} cannot be run here"):
         parse_kyutai({**PUBLISHED_1B, key: value})
 
@@ -390,7 +390,7 @@ def test_conditioners_are_read_as_config_json_and_as_the_rust_server_write_them(
         (changed(CONTINUOUS, "continuous.dim", 3), "conditioners.0: a continuous condition needs an even dim"),
     ],
 )
-def test_wrong_conditioner_names_what_is_wrong(spec: Any, message: str) -> None:
+def test_an_error_in_a_conditioner_is_named(spec: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_kyutai(with_conditioner(spec))
 
@@ -405,7 +405,7 @@ def test_wrong_conditioner_names_what_is_wrong(spec: Any, message: str) -> None:
         ({"sum": "delay"}, "fuser: sum must be a list, not 'delay'"),
     ],
 )
-def test_wrong_fuser_names_what_is_wrong(fuser: dict[str, Any], message: str) -> None:
+def test_an_error_in_the_fuser_is_named(fuser: dict[str, Any], message: str) -> None:
     assert parse_kyutai(with_conditioner(CONTINUOUS, fuser={"sum": ["delay"], "cross": []})).lm.conditioners
     with pytest.raises(ConfigError, match=message):
         parse_kyutai(with_conditioner(CONTINUOUS, fuser=fuser))
@@ -435,7 +435,7 @@ def test_wrong_fuser_names_what_is_wrong(fuser: dict[str, Any], message: str) ->
         ("channels", 2, "only 1 is supported"),
     ],
 )
-def test_wrong_codec_names_what_is_wrong(key: str, value: Any, message: str) -> None:
+def test_an_error_in_a_codec_is_named(key: str, value: Any, message: str) -> None:
     raw = changed(PUBLISHED_MIMI, key, value)
     with pytest.raises(ConfigError, match=message):
         parse_codec(raw)
@@ -464,7 +464,7 @@ def test_a_whisper_encoder_sets_width_rate_and_delay() -> None:
         ({"whisper": {}, "sample_rate": 8000}, "sample rate of at least 16000"),
     ],
 )
-def test_a_wrong_whisper_encoder_names_what_is_wrong(raw: dict[str, Any], message: str) -> None:
+def test_an_error_in_a_whisper_encoder_is_named(raw: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_codec(raw)
 
@@ -498,7 +498,7 @@ def test_own_form_of_a_codec_is_checked_too() -> None:
         ("extra_heads.heads", 4, "unknown key 'heads' in model.extra_heads"),
     ],
 )
-def test_wrong_rust_model_names_what_is_wrong(rust_model: dict[str, Any], key: str, value: Any, message: str) -> None:
+def test_an_error_in_a_rust_model_is_named(rust_model: dict[str, Any], key: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_rust_model(changed(rust_model, key, value))
 
@@ -560,7 +560,7 @@ def configs(draw: st.DrawFn) -> STTConfig:
         dim=dim,
         num_heads=heads,
         num_layers=draw(counts),
-        # Kyutai's config.json says a scale: these are the widths that it can say.
+        # config.json has a scale: these are the widths that a scale can describe.
         ffn_dim=draw(st.integers(1, 500)) * 2,
         context=draw(counts),
         max_period=1 + draw(positives),
@@ -601,7 +601,7 @@ def test_hidden_scale_gives_the_width_again(dim: int, ffn_dim: int) -> None:
     try:
         scale = hidden_scale(dim, ffn_dim)
     except ConfigError:
-        # The scale would have to be 4, which stands for another width.
+        # The scale would have to be 4, which represents another width.
         assert (3 * ffn_dim + 1) // 2 == 4 * dim
         return
     raw = {**PUBLISHED_1B, "dim": 2 * dim, "num_heads": 1, "hidden_scale": scale}

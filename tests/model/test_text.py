@@ -120,7 +120,7 @@ def test_times_of_any_stream_run_forwards_within_the_audio(tokens: list[int], de
 # ----------------------------------------------------------------------------------------------------- placement
 
 
-def test_a_word_stands_its_delay_after_its_frame_with_the_word_token_before_it() -> None:
+def test_a_word_is_placed_after_the_delay_with_the_word_token_before_it() -> None:
     fox = TOKENIZER.encode("fox")
     stream = encode_stream([Word("fox", 1.0, 1.4)], TOKENIZER, delay_frames=6, num_frames=30)
     assert stream.dtype == np.int64
@@ -190,7 +190,7 @@ def test_several_words_in_one_segment_are_split_and_timed() -> None:
     ]
 
 
-def test_a_piece_after_a_pad_goes_on_with_its_word() -> None:
+def test_a_piece_after_a_pad_continues_its_word() -> None:
     stream = [PAD_ID] * 6 + [WORD_ID, *pieces("▁fo"), PAD_ID, *pieces("x"), *[PAD_ID] * 8]
     events = decode(stream, delay=6)
     assert [(type(event), event.text) for event in events] == [
@@ -214,7 +214,7 @@ def test_a_character_that_never_ends_is_left_out() -> None:
     assert [word.text for word in words_of(decode(half, delay=1))] == ["fox"]
 
 
-def test_the_text_is_told_at_the_first_pad_and_the_word_at_the_pause() -> None:
+def test_the_text_is_emitted_at_the_first_pad_and_the_word_at_the_pause() -> None:
     decoder = WordDecoder(TOKENIZER, 1, partials=False)
     for token in [WORD_ID, *pieces("▁fo", "x")]:
         assert decoder.push(token) == []
@@ -241,7 +241,7 @@ def test_silence_before_the_audio_moves_no_word() -> None:
     assert words_of(decoded)[0].start == 0.4
 
 
-def test_settled_frames_say_before_which_frame_no_word_can_come() -> None:
+def test_no_word_starts_before_the_settled_frames() -> None:
     decoder = WordDecoder(TOKENIZER, 6)
     for _ in range(6):
         decoder.push(PAD_ID)
@@ -259,7 +259,7 @@ def test_settled_frames_say_before_which_frame_no_word_can_come() -> None:
     assert decoder.settled_frames == 9 + PAUSE_FRAMES + 1 - 6
 
 
-def test_a_copy_goes_its_own_way() -> None:
+def test_a_copy_is_independent() -> None:
     decoder = WordDecoder(TOKENIZER, 1)
     decoder.push(pieces("▁fo")[0])
     other = decoder.copy()

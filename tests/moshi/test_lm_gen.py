@@ -50,7 +50,7 @@ def test_generation_is_the_greedy_path_through_the_offline_model(lm, codes):
     assert len(text.unique()) > 8, "tokens that hardly vary would prove little"
 
 
-def test_the_first_frame_is_not_heard_unless_given_twice(lm, codes):
+def test_the_first_frame_is_not_processed_unless_passed_twice(lm, codes):
     other = codes.clone()
     other[:, :, 0] = 0
     lm_gen = LMGen(lm, use_sampling=False)
@@ -67,7 +67,7 @@ def test_paused_and_reset_slots(lm, codes):
             lm_gen.step(codes[..., t : t + 1])
         lm_gen.set_exec_mask(torch.tensor([True, False, True]))
         lm_gen.reset_streaming(torch.tensor([True, False, False]))
-        # Slot 0 begins again, slot 1 stands still and may be given anything, slot 2 goes on.
+        # Slot 0 is reset, slot 1 is paused and can have any input, slot 2 continues.
         for t in range(10, 20):
             given = torch.stack([codes[0, :, t - 10], torch.full_like(codes[1, :, t], 10**9), codes[2, :, t]])
             text = lm_gen.step(given[..., None])[:, 0, 0]

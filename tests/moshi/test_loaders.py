@@ -53,7 +53,7 @@ def transcribe(info: CheckpointInfo) -> list[int]:
         return [int(lm_gen.step(mimi.encode(x))) for x in audio.split(mimi.frame_size, dim=-1)]
 
 
-def test_what_a_checkpoint_says(folder):
+def test_the_content_of_a_checkpoint(folder):
     info = CheckpointInfo.from_hf_repo(str(folder))
     raw = json.loads((folder / "config.json").read_text())
     assert info.raw_config == raw
@@ -203,12 +203,18 @@ def test_an_adapter_needs_both_its_file_and_its_config(folder, lora_folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"emb.0.lora_Q.weight": np.zeros((2, 2), np.float32)}, "no adapter of this model: it holds emb.0.lora_Q"),
-        ({"depth.lora_A.weight": np.zeros((3, 42), np.float32)}, "no adapter of this model: it holds depth.lora_A"),
+        (
+            {"emb.0.lora_Q.weight": np.zeros((2, 2), np.float32)},
+            "not an adapter of this model: it contains emb.0.lora_Q",
+        ),
+        (
+            {"depth.lora_A.weight": np.zeros((3, 42), np.float32)},
+            "not an adapter of this model: it contains depth.lora_A",
+        ),
         ({"text_linear.lora_B.weight": None}, "lacks one of the two factors of text_linear.weight"),
         (
             {"text_linear.lora_B.weight": np.zeros((400, 2), np.float32)},
-            r"factors \[400, 2\] and \[3, 42\] do not make text_linear.weight \[400, 42\]",
+            r"factors \[400, 2\] and \[3, 42\] do not fit text_linear.weight \[400, 42\]",
         ),
     ],
 )
@@ -223,7 +229,7 @@ def test_an_adapter_that_does_not_fit(lora_folder, change, message):
 # ---------------------------------------------------------------------------------------------------------- refusal
 
 
-def test_models_that_speak_are_refused_but_their_codec_is_not(folder, tmp_path):
+def test_models_that_generate_speech_are_refused_but_their_codec_is_not(folder, tmp_path):
     for model_type in ("moshi", "hibiki"):
         other = write(tmp_path / model_type)
         edit(other / "config.json", model_type=model_type)
@@ -235,13 +241,13 @@ def test_models_that_speak_are_refused_but_their_codec_is_not(folder, tmp_path):
         loaders.get_moshi_lm(folder / "model.safetensors")
 
 
-def test_a_codec_of_a_model_that_speaks_writes_what_it_hears(folder):
+def test_a_codec_of_a_model_that_generates_speech_encodes_audio(folder):
     info = CheckpointInfo.from_hf_repo(str(folder))
     info.lm_config.update(n_q=7, dep_q=4)
     assert info.get_mimi().num_codebooks == 4
 
 
-def test_files_that_are_not_there(folder, tmp_path):
+def test_missing_files(folder, tmp_path):
     with pytest.raises(CheckpointError, match=r"nothing.safetensors: no such file"):
         CheckpointInfo.from_hf_repo(str(folder), moshi_weights=tmp_path / "nothing.safetensors")
     with pytest.raises(CheckpointError, match="here: no such folder"):

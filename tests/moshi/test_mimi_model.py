@@ -41,7 +41,7 @@ def test_streaming_equals_offline_for_any_chunks(mimi, audio):
     torch.testing.assert_close(heard, mimi.decode(codes), atol=1e-4, rtol=1e-4)
 
 
-def test_a_paused_slot_stands_still_whatever_it_is_given_however_long(mimi, audio):
+def test_a_paused_slot_does_not_change_for_any_input(mimi, audio):
     expected = mimi.encode(audio)
     sound = mimi.decode(expected)
     first, rest = chunks(mimi, audio, 8, 12)
@@ -51,20 +51,20 @@ def test_a_paused_slot_stands_still_whatever_it_is_given_however_long(mimi, audi
         mimi.encode(first)
         mimi.decode(expected[..., :8])
         mimi.set_exec_mask(torch.tensor([False, True]))
-        beside = mimi.encode(noise)  # longer than the ring of slot 0 has room for beside its past
+        noisy = mimi.encode(noise)  # longer than the free part of slot 0's ring
         given = torch.cat([torch.full_like(expected[:1, :, :6], -2), expected[1:, :, 8:14]])
-        sound_beside = mimi.decode(given)
+        sound_noisy = mimi.decode(given)
         mimi.set_exec_mask(torch.tensor([True, False]))
         after = mimi.encode(rest)
         sound_after = mimi.decode(expected[..., 8:])
-    assert beside[1].equal(expected[1, :, 8:14])
+    assert noisy[1].equal(expected[1, :, 8:14])
     assert after[0].equal(expected[0, :, 8:])
     frame = mimi.frame_size
-    torch.testing.assert_close(sound_beside[1], sound[1, :, 8 * frame : 14 * frame], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(sound_noisy[1], sound[1, :, 8 * frame : 14 * frame], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(sound_after[0], sound[0, :, 8 * frame :], atol=1e-4, rtol=1e-4)
 
 
-def test_reset_starts_the_masked_slots_afresh_and_lets_them_advance(mimi, audio):
+def test_reset_restarts_the_masked_slots_and_lets_them_advance(mimi, audio):
     expected = mimi.encode(audio)
     first, second = chunks(mimi, audio, 10, 10)
     with mimi.streaming(2):
@@ -93,7 +93,7 @@ def test_fewer_codebooks_are_the_first_ones(mimi, audio):
 
 
 @pytest.mark.parametrize("n", [0, 7])
-def test_codebooks_that_are_not_there(mimi, n):
+def test_a_number_of_codebooks_that_the_codec_lacks(mimi, n):
     with pytest.raises(ValueError, match=f"{n} codebooks: this codec has 1 to 6"):
         mimi.set_num_codebooks(n)
 
@@ -106,7 +106,7 @@ def test_the_latent_of_a_stream(mimi, audio):
     torch.testing.assert_close(torch.cat(pieces, dim=-1), whole, atol=1e-4, rtol=1e-4)
 
 
-def test_two_streamings_of_one_object_at_once_are_refused(mimi):
+def test_nested_streaming_of_one_object_is_refused(mimi):
     with mimi.streaming(1):
         assert mimi.is_streaming
         with pytest.raises(RuntimeError, match="MimiModel is streaming already"):
@@ -114,7 +114,7 @@ def test_two_streamings_of_one_object_at_once_are_refused(mimi):
     assert not mimi.is_streaming
 
 
-def test_calls_that_need_a_stream_say_so(mimi):
+def test_calls_outside_a_stream_are_refused(mimi):
     for call in (mimi.reset_streaming, lambda: mimi.set_exec_mask(torch.ones(1, dtype=torch.bool))):
         with pytest.raises(RuntimeError, match="MimiModel is not streaming: call it inside"):
             call()
@@ -126,7 +126,7 @@ def test_shapes_that_do_not_fit_are_refused(mimi, audio):
     with mimi.streaming(2):
         with pytest.raises(ValueError, match="a batch of 1, but 2 streams were started"):
             mimi.encode(audio[:1])
-        with pytest.raises(ValueError, match="1000 samples: while streaming, give whole frames of 1920"):
+        with pytest.raises(ValueError, match="1000 samples: while streaming, pass whole frames of 1920"):
             mimi.encode(audio[..., :1000])
         with pytest.raises(ValueError, match=r"a mask of shape \[3\]: expected \[2\]"):
             mimi.set_exec_mask(torch.ones(3, dtype=torch.bool))

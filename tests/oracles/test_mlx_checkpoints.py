@@ -144,7 +144,7 @@ def test_its_importer_of_pytorch_files_reads_kyutais_layout(name: str, tmp_path:
     assert np.array_equal(linear, checkpoint.lm["transformer.layers.1.ffn.linear_out.weight"].astype(np.float32))
 
 
-def test_its_codec_reads_the_file_beside_the_lm(tmp_path: Path) -> None:
+def test_its_codec_reads_the_file_next_to_the_lm(tmp_path: Path) -> None:
     config = codec_config()
     checkpoint = made(CONFIGS["odd"], tmp_path)
     save_checkpoint(checkpoint, tmp_path / "saved", "mlx")

@@ -191,7 +191,7 @@ def test_more_rows_than_the_lm_reads_are_ignored():
             assert ours.step(frame).equal(theirs.step(frame))
 
 
-def test_tokens_that_stand_for_nothing():
+def test_tokens_without_content():
     ours, theirs = lm_gens(use_sampling=False, check=True)
     codes = random_codes(ours, 20)
     codes[torch.rand(codes.shape) < 0.5] = ours.lm_model.zero_token_id
@@ -276,7 +276,7 @@ def checkpoint_info(models, folder: Path, **overrides):
     return models.loaders.CheckpointInfo.from_hf_repo(str(folder), **{**files, **overrides})
 
 
-def test_a_checkpoint_says_the_same(folder):
+def test_a_checkpoint_has_the_same_content(folder):
     ours, theirs = (dataclasses.asdict(checkpoint_info(models, folder)) for models in (OURS, THEIRS))
     assert ours == theirs
 
@@ -364,7 +364,7 @@ def script_notebook(models, folder: Path):
 
 
 def script_with_pauses(models, folder: Path):
-    """What live scripts do: the pause heads beside each token, and a reset of everything after a pause."""
+    """The loop of live scripts: pause heads with each token, and a reset of everything after a pause."""
     info = checkpoint_info(models, folder)
     mimi = info.get_mimi()
     lm_gen = models.LMGen(info.get_moshi(dtype=torch.float32), temp=0, temp_text=0.0)

@@ -34,7 +34,7 @@ def made(config: STTConfig, folder: Path) -> Checkpoint:
 
 
 def published(folder: Path):
-    """What the `moshi` package makes of a folder as of a repository of Kyutai's."""
+    """The model that the `moshi` package loads from a folder, as from a repository."""
     raw = json.loads((folder / "config.json").read_text())
     return moshi.models.loaders.CheckpointInfo.from_hf_repo(
         "not/reached",

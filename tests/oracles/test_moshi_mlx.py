@@ -1,6 +1,6 @@
-"""The MLX backend beside the published `moshi_mlx` package: the same text tokens for the same audio tokens.
+"""The MLX backend and the published `moshi_mlx` package: the same text tokens for the same audio tokens.
 
-Where the two differ, the PyTorch model's offline forward, which is what training computes, says which is right.
+Where the two differ, the PyTorch model's offline forward, which training computes, is the reference.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def codes(config: LMConfig, frames: int) -> np.ndarray:
 
 
 def our_tokens(lm: LM, codes_T1K: np.ndarray) -> tuple[list[int], np.ndarray]:
-    """Text tokens and pause probabilities `[T + 1, H]` of a stream that hears the given codes, number 0 first."""
+    """Text tokens and pause probabilities `[T + 1, H]` of a stream with the given codes, number 0 first."""
     state, condition = lm.init_state(1), lm.condition({})
     text, heard = (
         mx.array([lm.config.text_initial_id]),
@@ -105,7 +105,7 @@ def test_the_same_text_and_pauses_for_the_same_audio_tokens():
 
 
 @pytest.mark.parametrize("bits", sorted(GROUP_SIZES))
-def test_a_quantised_checkpoint_of_ours_says_the_same_in_theirs(bits: int, tmp_path: Path):
+def test_our_quantised_checkpoint_gives_the_same_tokens_in_theirs(bits: int, tmp_path: Path):
     stt = config()
     (tmp_path / "spm.model").write_bytes(b"")
     checkpoint = Checkpoint(stt, *random_model(stt), tmp_path / "spm.model")
@@ -121,7 +121,7 @@ def test_a_quantised_checkpoint_of_ours_says_the_same_in_theirs(bits: int, tmp_p
 
 
 @pytest.mark.parametrize("bits", sorted(GROUP_SIZES))
-def test_a_quantised_checkpoint_of_theirs_says_the_same_in_ours(bits: int, tmp_path: Path):
+def test_their_quantised_checkpoint_gives_the_same_tokens_in_ours(bits: int, tmp_path: Path):
     stt = config()
     (tmp_path / "spm.model").write_bytes(b"")
     save_checkpoint(Checkpoint(stt, *random_model(stt), tmp_path / "spm.model"), tmp_path / "saved", "mlx")
@@ -182,12 +182,12 @@ def equal_frames(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.abs(left - right).max(axis=1) < 1e-3
 
 
-def test_our_window_is_that_of_the_offline_forward_for_ever(scores: dict[str, np.ndarray]):
+def test_our_window_stays_that_of_the_offline_forward(scores: dict[str, np.ndarray]):
     assert equal_frames(scores["ours"], scores["offline"]).all()
 
 
 def test_their_window_sees_one_position_more_than_the_context(scores: dict[str, np.ndarray]):
-    # It keeps the `context` newest keys besides this step's own; in training a query counts as one of them.
+    # It keeps the `context` newest keys in addition to this step's own; in training a query counts as one of them.
     same = equal_frames(scores["theirs"], scores["offline"])
     assert same[:WINDOW].all()
     assert not same[WINDOW:].any()
@@ -195,7 +195,7 @@ def test_their_window_sees_one_position_more_than_the_context(scores: dict[str, 
 
 
 def test_their_window_is_another_once_its_ring_wraps(scores: dict[str, np.ndarray]):
-    # It takes the last columns of the ring for the newest keys, but from there on the newest lie anywhere in it.
+    # It assumes that the newest keys are in the last columns of the ring, but from there on they can be anywhere.
     for window in ("offline", "offline, one more"):
         assert not equal_frames(scores["theirs"], scores[window])[RING:].all()
     assert equal_frames(scores["theirs"], scores["offline, one more"])[RING:].mean() < 0.5

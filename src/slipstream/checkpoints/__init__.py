@@ -1,1 +1,1 @@
-"""Canonical tensor names, the published layouts, and where checkpoints come from."""
+"""Checkpoints: one module per published format, the layouts by name, and the places of files."""

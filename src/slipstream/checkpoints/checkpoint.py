@@ -1,4 +1,4 @@
-"""Checkpoints: loaded from any published layout, saved in any, converted from one to another."""
+"""Load checkpoints from any published layout, save them in any, and convert between layouts."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slipstream.checkpoints import eight_bit, mlx
-from slipstream.checkpoints.kyutai import dump_kyutai
+from slipstream.checkpoints.kyutai import dump_files
 from slipstream.checkpoints.layouts import LAYOUTS, fitting, get_layout
 from slipstream.checkpoints.lora import fuse
-from slipstream.checkpoints.mimi import dump_codec
 from slipstream.checkpoints.quantization import GROUP_SIZES
 from slipstream.checkpoints.sources import Origin, Ref, Sources, resolve
 from slipstream.checkpoints.tensors import DTYPES, Array, Tensors, read_tensors, write_tensors
@@ -27,9 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A whole model: its configuration, its tensors under canonical names (see `names`), its tokenizer's file.
+    """A whole model: configuration, tensors under canonical names (see `model.names`), and the tokenizer's file.
 
-    Tensors loaded from a file have the types that they have there; most are views of the file, not copies.
+    Tensors that are loaded from a file keep their types; most are views of the file, not copies.
     """
 
     config: STTConfig
@@ -69,7 +68,7 @@ def read_checkpoint(sources: Sources, *, keep_quantized: bool = False) -> Checkp
 
 
 def read_lm(paths: Sequence[Path], config: LMConfig, *, keep_quantized: bool = False) -> dict[str, Array]:
-    """The LM's tensors under canonical names, from files in whichever layout. Raises `CheckpointError` as above."""
+    """Read the LM's tensors from files of any layout. Arguments and errors are those of `read_checkpoint`."""
     tensors, where = _read(paths)
     tables = [layout.lm(config) for layout in LAYOUTS.values()]
     if keep_quantized:
@@ -78,7 +77,7 @@ def read_lm(paths: Sequence[Path], config: LMConfig, *, keep_quantized: bool = F
 
 
 def read_codec(paths: Sequence[Path], config: CodecConfig) -> dict[str, Array]:
-    """The codec's tensors under canonical names, from files in whichever layout. Raises `CheckpointError` as above."""
+    """Read the codec's tensors from files of any layout. Raises `CheckpointError` as `read_checkpoint` does."""
     tensors, where = _read(paths)
     return fitting([layout.codec(config) for layout in LAYOUTS.values()], tensors, where).read(tensors, where)
 
@@ -86,12 +85,18 @@ def read_codec(paths: Sequence[Path], config: CodecConfig) -> dict[str, Array]:
 def save_checkpoint(
     checkpoint: Checkpoint, folder: Path, layout: str, *, quantize: int | None = None, dtype: str | None = None
 ) -> None:
-    """Write a checkpoint into a folder, which is made if need be.
+    """Write a checkpoint into a folder, which is created if it does not exist.
 
-    `layout`: a name in `LAYOUTS`. `quantize`: 4 or 8 bits for the LM in the layout `mlx`; 8 bits for the LM and a
-    Whisper encoder in the layout `kyutai`, which only Slipstream reads then. `dtype`: a name in
-    `DTYPES` for the LM's weights; by default they keep theirs. The codec always does: its codebooks need it.
-    Raises `CheckpointError` when the layout cannot hold the model.
+    Args:
+        checkpoint: The model.
+        folder: Where to write.
+        layout: A name in `LAYOUTS`.
+        quantize: 4 or 8 bits for the LM in the layout `mlx`; 8 bits for the LM and a Whisper encoder in the layout
+            `kyutai`, which only Slipstream can read then.
+        dtype: A name in `DTYPES` for the LM's weights; by default they keep their type, as the codec always does.
+
+    Raises:
+        CheckpointError: The layout cannot hold the model.
     """
     tables = get_layout(layout)
     if quantize is not None and layout not in ("kyutai", "mlx"):
@@ -101,7 +106,7 @@ def save_checkpoint(
     if quantize is not None and quantize not in GROUP_SIZES:
         raise CheckpointError(f"cannot quantise to {quantize} bits: expected 4 or 8")
     if dtype is not None and dtype not in DTYPES:
-        raise CheckpointError(f"no dtype is called {dtype!r}; there are {', '.join(DTYPES)}")
+        raise CheckpointError(f"dtype={dtype!r} is unknown: expected {', '.join(DTYPES)}")
     config = checkpoint.config
     lm: Tensors = tables.lm(config.lm).write(_cast(checkpoint.lm, dtype))
     codec = tables.codec(config.codec).write(checkpoint.codec)
@@ -121,9 +126,7 @@ def save_checkpoint(
         if extras := {name: array for name, array in lm.items() if is_extra(name)}:
             tensors[EXTRAS_FILE] = extras
     else:
-        texts = {"config.json": dump_kyutai(config)}
-        if files.codec_config:
-            texts[files.codec_config] = dump_codec(config.codec)
+        texts = dump_files(config)
         tensors = {files.lm: dict(lm), files.codec: codec}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,13 +162,13 @@ def convert(
     """
     destination = Path(destination)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise CheckpointError(f"{destination} is not an empty folder: give a new one")
+        raise CheckpointError(f"{destination} is not an empty folder: choose a new one")
     sources = source if isinstance(source, Sources) else resolve(source, **origin)
     save_checkpoint(read_checkpoint(sources), destination, layout, quantize=quantize, dtype=dtype)
 
 
 def _read(paths: Sequence[Path]) -> tuple[dict[str, Array], str]:
-    """All tensors of some files, and how to call the files in a message."""
+    """All tensors of some files, and what to call the files in messages."""
     tensors: dict[str, Array] = {}
     where = ", ".join(map(str, paths))
     for path in paths:

@@ -1,7 +1,7 @@
 """8-bit weights in safetensors: a matrix `name` of int8 and a scale for each block of a row, `name_scale` of float32.
 
-`weight = scale * integer`, with the blocks and the rounding of `onnx_model.quantize`, so that ONNX Runtime runs the
-stored integers themselves. The other backends read floats.
+`weight = scale * integer`, with the blocks and the rounding of ONNX Runtime, which computes with the stored integers.
+The other backends read floats.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def packed(tensors: Tensors) -> dict[str, Array]:
 
 
 def unpacked(tensors: Tensors, _: Shapes) -> dict[str, Array]:
-    """The tensors with each matrix and its scales made one of float32. Those that do not fit each other are left."""
+    """Replace each matrix and its scales by a float32 matrix. Those that do not fit each other stay as they are."""
     out = dict(tensors)
     for name, weight in tensors.items():
         scale = tensors.get(name + SCALE)

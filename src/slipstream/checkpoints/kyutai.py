@@ -355,12 +355,12 @@ def with_pause_heads_of(config: LMConfig, path: Path, *, stated: bool) -> LMConf
     """Match the number of pause heads in `config` to the LM file at `path`.
 
     Kyutai publish stt-1b-en_fr twice: `kyutai/stt-1b-en_fr` has no pause heads (131 tensors) and
-    `kyutai/stt-1b-en_fr-candle` has four (135 tensors). A configuration need not say which.
+    `kyutai/stt-1b-en_fr-candle` has four (135 tensors). A configuration can leave the number out.
 
     Args:
         config: The LM that the configuration describes.
         path: The LM's safetensors file. Other files are not opened.
-        stated: Whether the configuration gives a number of heads. If so, surplus heads in the file are left alone.
+        stated: Whether the configuration gives a number of heads. If so, surplus heads in the file are ignored.
 
     Returns:
         `config`, with as many heads as the file has if none were stated or the file has fewer.
@@ -375,7 +375,7 @@ def with_pause_heads_of(config: LMConfig, path: Path, *, stated: bool) -> LMConf
         return config
     if len(heads) < config.pause_heads:
         logger.warning(
-            "%s has %d pause heads, its configuration says %d; turns without pause heads end by loudness",
+            "%s has %d pause heads, its configuration has %d; without pause heads, turns end by loudness",
             path,
             len(heads),
             config.pause_heads,

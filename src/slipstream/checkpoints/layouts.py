@@ -1,4 +1,4 @@
-"""The published layouts by name, and which of them a file is in."""
+"""The published layouts by name, and the layout of a given file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slipstream.model.config import CodecConfig, LMConfig
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How one family of published repositories keeps the LM and the codec."""
+    """How a family of published repositories stores the LM and the codec."""
 
     lm: Callable[[LMConfig], Table]
     codec: Callable[[CodecConfig], Table]
@@ -24,7 +24,7 @@ _KYUTAI = Layout(kyutai.lm_table, mimi.codec_table)
 
 LAYOUTS: Mapping[str, Layout] = {
     "kyutai": _KYUTAI,
-    # What the Rust server asks for is what Kyutai publish for PyTorch, name for name: the same files serve both.
+    # The Rust server reads the files that Kyutai publish for PyTorch.
     "candle": _KYUTAI,
     "mlx": Layout(mlx.lm_table, mimi.codec_table),
     "transformers": Layout(transformers.lm_table, transformers.codec_table),
@@ -32,14 +32,14 @@ LAYOUTS: Mapping[str, Layout] = {
 
 
 def get_layout(name: str) -> Layout:
-    """The layout of this name. Raises `CheckpointError` that lists the names there are."""
+    """The layout of this name. Raises `CheckpointError` that lists the known names."""
     if name not in LAYOUTS:
-        raise CheckpointError(f"no layout is called {name!r}; there are {', '.join(LAYOUTS)}")
+        raise CheckpointError(f"layout {name!r} is unknown: expected {', '.join(LAYOUTS)}")
     return LAYOUTS[name]
 
 
 def fitting(tables: Iterable[Table], tensors: Tensors, where: str) -> Table:
-    """The table that knows most of a file's names. Raises `CheckpointError` when none knows any."""
+    """The table with most of a file's names. Raises `CheckpointError` if no table has any of them."""
 
     def known(table: Table) -> int:
         return len(table.shapes.keys() & {table.spelled(name) for name in tensors})
@@ -47,7 +47,5 @@ def fitting(tables: Iterable[Table], tensors: Tensors, where: str) -> Table:
     best = max(tables, key=known)
     if known(best) == 0:
         some = ", ".join(list(tensors)[:5])
-        raise CheckpointError(
-            f"{where} is in no layout that is known here ({', '.join(LAYOUTS)}): its tensors are called {some} ..."
-        )
+        raise CheckpointError(f"{where} has no known layout ({', '.join(LAYOUTS)}): its tensors are called {some} ...")
     return best

@@ -11,10 +11,20 @@ from slipstream.model.config import LMConfig
 
 
 def fuse(weights: Tensors, adapter: Tensors, config: LMConfig, scaling: float, where: str) -> dict[str, Array]:
-    """Canonical LM weights with `scaling * B @ A` added to each that the adapter names, in float32.
+    """Add `scaling * B @ A` to each weight that the adapter names.
 
-    `where` says which file the adapter is, for the message of the `CheckpointError` that is raised when a factor is
-    missing, or does not fit a weight of the model.
+    Args:
+        weights: The LM's weights under canonical names.
+        adapter: The factors under Kyutai's names.
+        config: The LM.
+        scaling: The factor on what the adapter adds.
+        where: What to call the adapter in messages.
+
+    Returns:
+        All weights under canonical names; the changed ones are float32.
+
+    Raises:
+        CheckpointError: A factor is missing, or does not fit a weight of the model.
     """
     table = lm_table(config)
     theirs = table.write(weights)
@@ -24,14 +34,14 @@ def fuse(weights: Tensors, adapter: Tensors, config: LMConfig, scaling: float, w
         target = table.spelled(name.replace(".lora_A.", "."))
         down, up = adapter.get(name), adapter.get(name.replace(".lora_A.", ".lora_B."))
         if target not in theirs or theirs[target].ndim != 2 or ".lora_A." not in name:
-            raise CheckpointError(f"{where} is no adapter of this model: it holds {name}")
+            raise CheckpointError(f"{where} is not an adapter of this model: it contains {name}")
         if down is None or up is None:
             raise CheckpointError(f"{where} lacks one of the two factors of {target}")
         rows, columns = theirs[target].shape
         rank = up.shape[-1]
         if up.shape != (rows, rank) or down.shape != (rank, columns):
             raise CheckpointError(
-                f"{where}: factors {list(up.shape)} and {list(down.shape)} do not make {target} [{rows}, {columns}]"
+                f"{where}: factors {list(up.shape)} and {list(down.shape)} do not fit {target} [{rows}, {columns}]"
             )
         fused[target] = theirs[target].astype(np.float32) + scaling * (up.astype(np.float32) @ down.astype(np.float32))
     return table.read(fused, where)

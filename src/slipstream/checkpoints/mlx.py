@@ -33,11 +33,11 @@ def lm_table(config: LMConfig) -> Table:
 
 
 def packed_table(config: LMConfig, tensors: Tensors) -> Table:
-    """The LM's tensors, those matrices that are quantised in this file kept so.
+    """The LM's tensors; matrices that are quantised in this file stay quantised.
 
-    A quantised canonical `name.weight` then holds packed integers, with `name.scales` and `name.biases` beside it;
-    each differs from the canonical shape in its last axis alone. One that does not fit its shape is left to be
-    reported.
+    A quantised canonical `name.weight` then holds packed integers, with `name.scales` and `name.biases`; each
+    differs from the canonical shape in its last axis only. One that does not fit its shape stays as it is, so that
+    `Table.read` reports it.
     """
     rules: list[Rule] = []
     packed: set[str] = set()
@@ -61,7 +61,7 @@ def packed_table(config: LMConfig, tensors: Tensors) -> Table:
 
 
 def file_name(bits: int | None) -> str:
-    """What `moshi_mlx` expects the LM's file to be called: it tells the number of bits by the name."""
+    """The name that `moshi_mlx` expects of the LM's file: it reads the number of bits from the name."""
     return f"model.q{bits}.safetensors" if bits else "model.safetensors"
 
 
@@ -78,9 +78,9 @@ def quantized(tensors: Tensors, bits: int) -> dict[str, Array]:
 
 
 def dequantized(tensors: Tensors, shapes: Shapes) -> dict[str, Array]:
-    """The tensors with each `weight`, `scales`, `biases` made one matrix of the shape to be found.
+    """Replace each `weight`, `scales` and `biases` by one matrix.
 
-    Three that do not fit that shape are left as they are, to be reported.
+    Those that do not fit the shape in `shapes` stay as they are, so that `Table.read` reports them.
     """
     out = dict(tensors)
     for name, shape in shapes.items():

@@ -1,6 +1,6 @@
-"""Affine group quantisation, number for number as MLX does it.
+"""Affine group quantisation with exactly the numbers of MLX.
 
-A row is cut into groups; each group keeps whole numbers of 4 or 8 bits, packed into `uint32` from the lowest bits up,
+A row is split into groups. A group has whole numbers of 4 or 8 bits, packed into `uint32` from the lowest bits up,
 and a scale and a bias in the type of the weights: `weight = scale * code + bias`.
 """
 
@@ -14,7 +14,7 @@ from slipstream.checkpoints.tensors import Array
 from slipstream.errors import CheckpointError
 
 GROUP_SIZES = {4: 32, 8: 64}
-"""The group of each width in bits, as Kyutai's MLX repositories have it: their loader takes it for granted."""
+"""Group size by number of bits, as in Kyutai's MLX repositories: their loader assumes it."""
 
 _LEAST_SCALE = np.float32(1e-7)  # of a group whose numbers are all the same
 
@@ -31,7 +31,7 @@ class Quantized(NamedTuple):
 
 
 def quantize(matrix: Array, bits: int) -> Quantized:
-    """Quantise a matrix of floats to 4 or 8 bits. Raises `CheckpointError` when its rows do not divide into groups."""
+    """Quantise a matrix of floats to 4 or 8 bits. Raises `CheckpointError` if its rows do not divide into groups."""
     group = GROUP_SIZES[bits]
     rows, columns = matrix.shape
     if columns % group:
@@ -75,7 +75,7 @@ def dequantize(quantized: Quantized, columns: int) -> Array:
     weight, scales, biases = quantized
     dtype = scales.dtype
     codes = _unpack(weight, _bits(quantized, columns)).reshape(*scales.shape, -1)
-    with np.errstate(invalid="ignore", over="ignore"):  # a file may hold anything: readers check what comes out
+    with np.errstate(invalid="ignore", over="ignore"):  # a file can hold any numbers: readers check the result
         # Each of the two operations rounded to the scales' type, as `mlx.core.dequantize` has it; float32 holds
         # both results exactly enough to be rounded once, and is much faster than bfloat16.
         product = (codes * scales[..., None].astype(np.float32)).astype(dtype).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Where the parts of a checkpoint come from: a folder, a repository on the hub, a built-in model, single files."""
+"""Find the files of a checkpoint: a folder, a repository on the Hugging Face Hub, a built-in model, single files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from slipstream.model.config import STTConfig
 from slipstream.schema import read_json
 
 BUILT_IN = Path(__file__).parent.parent / "models"
-"""The models that come with the package, a folder each."""
+"""The folder of the built-in models, which has a folder for each."""
 
 LORA_SCALING = 2.0
-"""What Kyutai's loader takes for `lora_scaling` where a configuration has none."""
+"""The default of `lora_scaling` in Kyutai's loader."""
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ Ref = str | os.PathLike[str]
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """A checkpoint's configuration, and its files on this machine; the codec's may be the LM's own."""
+    """A checkpoint's configuration, and its files on this machine. The codec can be in the LM's file."""
 
     config: STTConfig
     lm: tuple[Path, ...]
@@ -44,14 +44,14 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter of the LM: its file, and the factor on what it adds."""
+    """A LoRA adapter of the LM: its file, and the factor on what it adds to the weights."""
 
     path: Path
     scaling: float
 
 
 class Origin(TypedDict, total=False):
-    """The keyword arguments of `resolve`, for functions that hand them on."""
+    """The keyword arguments of `resolve`, for functions that pass them on."""
 
     revision: str | None
     config: Ref | None
@@ -73,9 +73,22 @@ def resolve(
 ) -> Sources:
     """Find every file of a checkpoint; download what the hub's cache does not have.
 
-    `ref`: a folder, a repository id such as `kyutai/stt-1b-en_fr` (at `revision`: a branch, tag or commit), or the
-    name of a built-in model. Each part can come from elsewhere: a path, `file://path` or `hf://owner/repo/file`.
-    Raises `CheckpointError` for what cannot be found or fetched, `ConfigError` for a configuration that is wrong.
+    Args:
+        ref: A folder, a repository id such as `kyutai/stt-1b-en_fr`, or the name of a built-in model.
+        revision: A branch, tag or commit of the repository.
+        config: Another `config.json`. This and the following are a path, `file://path` or `hf://owner/repo/file`.
+        codec_config: Another configuration of the codec.
+        lm: Other weights of the LM.
+        codec: Other weights of the codec.
+        tokenizer: Another SentencePiece model.
+
+    Raises:
+        CheckpointError: A file cannot be found or fetched.
+        ConfigError: The configuration is wrong.
+
+    Example:
+        >>> resolve("kyutai/stt-1b-en_fr-candle", revision="main").config.delay_frames
+        6
     """
     place = find_place(ref, revision)
     config_path = find_given(config, place) or place.get("config.json")
@@ -122,12 +135,12 @@ def resolve_files(config: STTConfig, *, lm: Ref, codec: Ref, tokenizer: Ref) -> 
 
 
 def built_in_models() -> tuple[str, ...]:
-    """Names of the models that come with the package."""
+    """The names of the built-in models."""
     return tuple(sorted(path.parent.name for path in BUILT_IN.glob("*/config.json")))
 
 
 def find_place(ref: Ref, revision: str | None) -> Place:
-    """Where a checkpoint's files lie: a folder, a repository on the hub, or a built-in model's folder.
+    """The place of a checkpoint's files: a folder, a repository on the hub, or a built-in model's folder.
 
     Raises `CheckpointError` for a `ref` that is none of them.
     """
@@ -137,20 +150,20 @@ def find_place(ref: Ref, revision: str | None) -> Place:
     if Path(name).is_dir():
         return _Folder(Path(name))
     if Path(name).is_file():
-        raise CheckpointError(f"{name} is a file: give the folder that it lies in")
+        raise CheckpointError(f"{name} is a file: give its folder")
     repository = name.removeprefix("hf://")
     if repository == name and (name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1):
         raise CheckpointError(f"{name}: no such folder")
     if isinstance(ref, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         return _Repository(repository, revision)
     raise CheckpointError(
-        f"{name} is neither a folder, nor a repository's id (owner/name), "
-        f"nor a built-in model ({', '.join(built_in_models()) or 'there is none'}){_near(name)}"
+        f"{name} is not a folder, a repository id (owner/name) or a built-in model "
+        f"({', '.join(built_in_models()) or 'there is none'}){_near(name)}"
     )
 
 
 def find_named(place: Place, name: str) -> Path:
-    """A file that a configuration names: one of the place's own, or of another (`hf://`, `file://`)."""
+    """A file that a configuration names, in the same place or in another (`hf://`, `file://`)."""
     return _elsewhere(name, place) or place.get(name)
 
 
@@ -162,7 +175,7 @@ def find_given(ref: Ref | None, place: Place) -> Path | None:
 
 
 def find_optional(place: Place, name: str) -> Path | None:
-    """A file of a place, or None where it has no such file."""
+    """A file of a place, or None if it has no such file."""
     try:
         return place.get(name)
     except _NotThereError:
@@ -170,7 +183,7 @@ def find_optional(place: Place, name: str) -> Path | None:
 
 
 def _near(name: str) -> str:
-    """A question with the known names close to an unknown one; empty where none is close."""
+    """A suggestion of the known names that are close to an unknown one; empty if there are none."""
     known = dict.fromkeys([*built_in_models(), *PRESETS, *_cached_repositories()])
     near = [] if name in known else get_close_matches(name, known, n=3, cutoff=0.7)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
@@ -210,7 +223,7 @@ class _Folder:
         path = self.path / name
         if not path.is_file():
             gguf = next(self.path.glob("*.gguf"), None) if path.suffix == ".safetensors" else None
-            hint = f"; {gguf.name} is there, but GGUF files are not supported: get the safetensors file" if gguf else ""
+            hint = f"; {gguf.name} is there, but GGUF files are not supported: use the safetensors file" if gguf else ""
             raise _NotThereError(f"{path}: no such file{hint}")
         return path
 
@@ -242,7 +255,7 @@ class _Repository:
         except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
             raise _NotThereError(
                 f"{name} of {where} is not in the hub's cache, and the hub cannot be reached (HF_HUB_OFFLINE is set, "
-                f"or there is no connection): fetch it once with a connection, or give a folder{_near(self.name)}"
+                f"or there is no connection): download it once with a connection, or give a folder{_near(self.name)}"
             ) from error
         except errors.EntryNotFoundError as error:
             raise _NotThereError(f"{where} has no file {name}") from error
@@ -260,7 +273,7 @@ def _elsewhere(name: str, place: Place) -> Path | None:
         return None
     parts = name.removeprefix("hf://").split("/", 2)
     if len(parts) < 3:
-        raise CheckpointError(f"{name} names no file: expected hf://owner/repo/file")
+        raise CheckpointError(f"{name} does not name a file: expected hf://owner/repo/file")
     repository = "/".join(parts[:2])
     # A revision belongs to the repository that it was given for.
     if isinstance(place, _Repository) and place.name == repository:
@@ -293,7 +306,7 @@ def _feature_extractor(place: Place) -> Mapping[str, Any]:
 
 
 def find_shards(place: Place) -> tuple[Path, ...]:
-    """The file of the weights, or the files: `transformers` cuts large models into several, listed in an index."""
+    """The file or files of the weights: `transformers` splits large models into several, listed in an index."""
     try:
         return (place.get(MODEL_FILE),)
     except _NotThereError as missing:
@@ -312,6 +325,6 @@ def _tokenizer(place: Place, name: str) -> Path:
         return place.get(name)
     except _NotThereError as missing:
         raise CheckpointError(
-            f"{missing}: checkpoints of transformers have no SentencePiece model; name one as the tokenizer, "
+            f"{missing}: checkpoints of transformers have no SentencePiece model; pass one as the tokenizer, "
             "such as hf://kyutai/stt-2.6b-en/tokenizer_en_audio_4000.model"
         ) from missing

@@ -1,7 +1,7 @@
-"""A layout's table: which of its tensors hold the same numbers as which canonical ones, applied in both directions.
+"""Tables of tensors: which tensors of a layout hold the same numbers as which canonical ones, in both directions.
 
-A table is data, made from a configuration: it knows the name and shape of every tensor on both sides before a file is
-opened, so that reading can say everything that is wrong with a file at once.
+A table is data that is computed from a configuration. It has the name and shape of every tensor on both sides before a
+file is opened, so that one error can report everything that is wrong with the file.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Shape = tuple[int, ...]
 
 
 class Form(Protocol):
-    """How a layout keeps one or more canonical tensors: under which names, and in which shape.
+    """How a layout stores one or more canonical tensors: under which names, and in which shape.
 
-    A name may hold the placeholders of the entry's key, such as `{i}`.
+    A name can contain the placeholders of the entry's key, such as `{i}`.
     """
 
     @property
@@ -48,7 +48,7 @@ class Form(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Same:
-    """The same numbers in the same order, with `lead` or `trail` axes of length 1 more."""
+    """The same numbers in the same order, with `lead` or `trail` additional axes of length 1."""
 
     name: str
     lead: int = 0
@@ -90,6 +90,30 @@ class Stacked:
 
 
 @dataclass(frozen=True, slots=True)
+class Joined:
+    """The rows of several canonical tensors in one, followed by a row of zeros."""
+
+    name: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def shapes(self, ours: Sequence[Shape]) -> Sequence[Shape]:
+        return [(sum(_rows(shape) for shape in ours) + 1, ours[0][-1])]
+
+    def read(self, theirs: Sequence[Array], ours: Sequence[Shape]) -> Sequence[Array]:
+        ends = np.cumsum([_rows(shape) for shape in ours])
+        parts = np.split(theirs[0], ends)[:-1]
+        return [part.reshape(shape) for part, shape in zip(parts, ours, strict=True)]
+
+    def write(self, ours: Sequence[Array]) -> Sequence[Array]:
+        width = ours[0].shape[-1]
+        rows = [array.reshape(-1, width) for array in ours]
+        return [np.concatenate([*rows, np.zeros((1, width), rows[0].dtype)])]
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """Some canonical tensors and the layout's tensors that hold the same numbers."""
 
@@ -102,11 +126,14 @@ class Rule:
 class Table:
     """One part (LM or codec) of a checkpoint in one layout.
 
-    `constants` are written and, when read, skipped: they carry nothing. `aliases` are patterns of other spellings
-    that are read too. `skipped` is a pattern of names that belong elsewhere. `surplus` is a pattern of names of which a
-    file may have more than the configuration asks for: a model can run with the first of its codebooks or pause heads.
-    `decode` turns a file's tensors into plain ones before they are looked at (quantised weights), given the names and
-    shapes to be found. `packed` names the tensors that hold whole numbers: the others are floats.
+    Attributes:
+        constants: Tensors without information: written, and skipped when they are read.
+        aliases: Patterns of other spellings that are read too, with the usual spelling.
+        skipped: A pattern of names that belong to other parts.
+        surplus: A pattern of names of which a file can have more than the configuration asks for: a model can run with
+            the first of its codebooks or pause heads.
+        decode: Turns a file's tensors into plain ones (quantised weights), given the expected names and shapes.
+        packed: Names of the tensors that hold whole numbers; the others are floats.
     """
 
     rules: tuple[Rule, ...]
@@ -129,10 +156,15 @@ class Table:
         return name
 
     def read(self, tensors: Tensors, where: str) -> dict[str, Array]:
-        """A file's tensors as canonical ones.
+        """Turn a file's tensors into canonical ones.
 
-        Raises one `CheckpointError` that names every tensor that is missing, not known, of a wrong shape or type, or
-        holds NaN or infinity. `where` says which file it is, for the message.
+        Args:
+            tensors: The file's tensors.
+            where: What to call the file in messages.
+
+        Raises:
+            CheckpointError: The message names every tensor that is missing, unknown, of a wrong shape or type, or holds
+                NaN or infinity.
         """
         shapes = self.shapes
         found = self.decode({self.spelled(name): array for name, array in tensors.items()}, shapes)
@@ -140,7 +172,7 @@ class Table:
         if surplus:
             counts = Counter(name.partition(".")[0] for name in surplus)
             more = " and ".join(f"{count} more `{stem}`" for stem, count in counts.items())
-            logger.warning("%s has %s than the configuration asks for: they are not used", where, more)
+            logger.warning("%s has %s than the configuration: they are not used", where, more)
         problems = {
             "missing": [f"{name} {list(shape)}" for name, shape in shapes.items() if name not in found],
             "not known": [
@@ -170,7 +202,7 @@ class Table:
         return out
 
     def write(self, tensors: Tensors) -> dict[str, Array]:
-        """Canonical tensors as the layout's, its constants included."""
+        """Turn canonical tensors into the layout's, including its constants."""
         out: dict[str, Array] = {}
         for rule in self.rules:
             arrays = rule.form.write([tensors[name] for name in rule.ours])
@@ -185,7 +217,7 @@ Entries = dict[str | tuple[str, ...], Form]
 def make_rules(shapes: Shapes, entries: Entries, spell: Callable[[str], str] = str) -> tuple[Rule, ...]:
     """The rules for every tensor in `shapes`, from entries keyed by canonical names with placeholders.
 
-    A placeholder `{i}` stands for one part of a name between dots; the form's names may use it. A key of several
+    A placeholder `{i}` represents one part of a name between dots; the form's names can use it. A key of several
     names (without placeholders) is for tensors that a layout merges. `spell` turns a canonical name into what the
     keys are written in. Raises `CheckpointError` for tensors that no entry covers: the layout has no place for them.
     """
@@ -202,6 +234,10 @@ def make_rules(shapes: Shapes, entries: Entries, spell: Callable[[str], str] = s
     if rest:
         raise CheckpointError(f"this layout has no place for {', '.join(rest)}")
     return tuple(rules)
+
+
+def _rows(shape: Shape) -> int:
+    return int(np.prod(shape[:-1]))
 
 
 def _rule(ours: Shapes, form: Form, placeholders: Mapping[str, str]) -> Rule:

@@ -1,4 +1,4 @@
-"""Tensor files: safetensors read as memory-mapped arrays and written whole or not at all; never a pickle.
+"""Read safetensors files as memory-mapped arrays, and write them atomically. Pickles are refused.
 
 A file of 5 GB costs no memory to open: each array is a view of the mapped file, private and writable, so a change
 stays in memory. bfloat16 arrays have the dtype of `ml_dtypes`.
@@ -30,7 +30,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-"""The types that weights can be kept in, by the name that users write."""
+"""The types that weights can have, by name."""
 
 _SAFETENSORS_DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -65,7 +65,7 @@ def read_tensors(path: Path) -> dict[str, Array]:
             start = file.read(_LENGTH_BYTES)
             _refuse_pickle(path, start)
             if size < _LENGTH_BYTES:
-                raise CheckpointError(f"{path}: {size} bytes are no safetensors file; download or copy it again")
+                raise CheckpointError(f"{path}: {size} bytes are not a safetensors file; download or copy it again")
             # Copy-on-write: torch warns about arrays that it could not write to.
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except FileNotFoundError as error:
@@ -77,8 +77,8 @@ def read_tensors(path: Path) -> dict[str, Array]:
 
 
 def write_tensors(path: Path, tensors: Tensors) -> None:
-    """Write a safetensors file. It replaces an older one in one step, so nobody ever reads half of it."""
-    # "format" is what transformers asks of a file before it loads it.
+    """Write a safetensors file. It replaces an older file atomically, so that no reader sees a part of it."""
+    # transformers checks "format" before it loads a file.
     contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     os.close(handle)
@@ -86,7 +86,7 @@ def write_tensors(path: Path, tensors: Tensors) -> None:
         save_file(contiguous, temporary, metadata={"format": "pt"})
         umask = os.umask(0)
         os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)  # mkstemp's files are their maker's alone
+        Path(temporary).chmod(0o666 & ~umask)  # mkstemp creates files that only their owner can read
         Path(temporary).replace(path)
     finally:
         Path(temporary).unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from pydantic import Field
 from slipstream.checkpoints.kyutai import dump_kyutai, hidden_scale, parse_kyutai
 from slipstream.checkpoints.mimi import codebook_flags, numbered, whisper_entries
 from slipstream.checkpoints.presets import PRESETS
-from slipstream.checkpoints.tables import Entries, Same, Shape, Table, make_rules
+from slipstream.checkpoints.tables import Entries, Joined, Same, Shape, Table, make_rules
 from slipstream.checkpoints.tensors import Array, Tensors
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import PAD_ID, CodecConfig, LMConfig, STTConfig
@@ -315,7 +315,7 @@ _CODEC = "codec_model."
 
 
 def is_extra(name: str) -> bool:
-    """Whether a tensor has no place in the model of `transformers`, and so lies in `EXTRAS_FILE`."""
+    """Whether a tensor has no place in the model of `transformers`, and is in `EXTRAS_FILE`."""
     return name.startswith(("pause_heads.", "conditioners."))
 
 
@@ -323,8 +323,8 @@ def is_extra(name: str) -> bool:
 class Rotated:
     """Queries, keys and values as three matrices; `{}` in the name is `q`, `k` or `v`.
 
-    Canonical rows of a query head hold the rotary pairs side by side (0, 1), (2, 3) ...; here the pair of row j is
-    row j + half: all first members, then all second ones.
+    Canonical rows of a query head hold rotary pairs next to each other: (0, 1), (2, 3) ... Here row j and row j + half
+    are a pair: first all first members, then all second ones.
     """
 
     name: str
@@ -350,34 +350,6 @@ class Rotated:
         rows, columns = matrix.shape
         pairs: Array = matrix.reshape(self.num_heads, *axes, columns).swapaxes(1, 2)
         return pairs.reshape(rows, columns)
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """Tables with their rows one after the other, then one row of zeros."""
-
-    name: str
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.name,)
-
-    def shapes(self, ours: Sequence[Shape]) -> Sequence[Shape]:
-        return [(sum(_rows(shape) for shape in ours) + 1, ours[0][-1])]
-
-    def read(self, theirs: Sequence[Array], ours: Sequence[Shape]) -> Sequence[Array]:
-        ends = np.cumsum([_rows(shape) for shape in ours])
-        parts = np.split(theirs[0], ends)[:-1]
-        return [part.reshape(shape) for part, shape in zip(parts, ours, strict=True)]
-
-    def write(self, ours: Sequence[Array]) -> Sequence[Array]:
-        width = ours[0].shape[-1]
-        rows = [array.reshape(-1, width) for array in ours]
-        return [np.concatenate([*rows, np.zeros((1, width), rows[0].dtype)])]
-
-
-def _rows(shape: Shape) -> int:
-    return int(np.prod(shape[:-1]))
 
 
 def lm_table(config: LMConfig) -> Table:

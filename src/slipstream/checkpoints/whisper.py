@@ -1,4 +1,4 @@
-"""Whisper's audio encoder from published checkpoints of any size, as canonical tensors of a codec's encoder.
+"""Read Whisper's audio encoder, of any size, as canonical tensors of a codec's encoder.
 
 Three formats are read: Hugging Face safetensors, safetensors with the names of the `openai-whisper` package, and
 CTranslate2's `model.bin` (float32, float16, bfloat16, int16 or int8).
@@ -116,8 +116,8 @@ def _weights(place: Place, name: str) -> tuple[Path, ...]:
         if (path := find_optional(place, "model.bin")) is not None:
             return (path,)
         raise CheckpointError(
-            f"{name} holds no Whisper checkpoint: expected model.safetensors, its shards, or CTranslate2's model.bin "
-            f"({error})"
+            f"{name} does not contain a Whisper checkpoint: expected model.safetensors, its shards, or CTranslate2's "
+            f"model.bin ({error})"
         ) from error
 
 
@@ -138,7 +138,7 @@ def _config(tensors: Tensors, place: Place, where: str) -> WhisperConfig:
     conv, linear = tensors.get("encoder.conv1.weight"), tensors.get("encoder.layers.0.fc1.weight")
     if conv is None or conv.ndim != 3 or linear is None or linear.ndim != 2:
         some = ", ".join(list(tensors)[:5]) or "none"
-        raise CheckpointError(f"{where} holds no Whisper encoder: its tensors are called {some} ...")
+        raise CheckpointError(f"{where} does not contain a Whisper encoder: its tensors are called {some} ...")
     dim, n_mels, _ = conv.shape
     heads = dim // _HEAD_DIM
     if (path := find_optional(place, "config.json")) is not None:
@@ -184,7 +184,7 @@ def read_ctranslate2(path: Path) -> dict[str, Array]:
         version = number("I")
         if version < 4 or not (specification := text()).startswith("Whisper"):
             what = f"version {version}" if version < 4 else specification
-            raise CheckpointError(f"{path} is no Whisper model of CTranslate2, version 4 or later: found {what!r}")
+            raise CheckpointError(f"{path} is not a Whisper model of CTranslate2, version 4 or later: found {what!r}")
         number("I")  # the specification's revision
         for _ in range(number("I")):
             name, shape = text(), [number("I") for _ in range(number("B"))]
@@ -197,7 +197,7 @@ def read_ctranslate2(path: Path) -> dict[str, Array]:
 
 
 def _plain(tensors: Tensors, name: str) -> Array:
-    """A variable, divided by its scale (one number, or one a row) if it has one."""
+    """A variable, divided by its scale (one number, or one per row) if it has one."""
     scale = tensors.get(name + "_scale")
     if scale is None:
         return tensors[name]
@@ -206,7 +206,7 @@ def _plain(tensors: Tensors, name: str) -> Array:
 
 
 def _split(variables: Tensors) -> dict[str, Array]:
-    """The encoder of a CTranslate2 model under Hugging Face's names: queries, keys and values apart."""
+    """The encoder of a CTranslate2 model under Hugging Face's names: with separate queries, keys and values."""
     tensors: dict[str, Array] = {}
     for name, array in variables.items():
         if match := re.fullmatch(r"(encoder/layer_\d+/)self_attention/linear_0/(weight|bias)", name):

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PAD_ID = 3
-"""Text token that says: nothing here."""
+"""Text token of a frame without text."""
 WORD_ID = 0
-"""Text token that says: a word comes next. It stands one frame before the word's first token."""
+"""Text token one frame before the first token of a word."""
 WHISPER_RATE = 50
-"""Positions a second of Whisper's encoder, at half the rate of its log-mel frames."""
+"""Positions per second of Whisper's encoder: half the rate of its log-mel frames."""
 END_OF_TURN_ABOVE = 0.6
-"""What the published models' pause head must say for a turn to end."""
+"""Probability of the pause head above which a turn ends, for the published models."""
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -24,10 +24,10 @@ class _Config(BaseModel):
 
 
 class TransformerConfig(_Config):
-    """A causal Transformer whose queries see the last `context` positions, themselves included.
+    """A causal Transformer whose queries see the last `context` positions, including their own.
 
-    `ffn_dim` is the width between the two feed-forward layers; a gated one reads `2 * ffn_dim` and multiplies the
-    halves. `layer_scale`: a learnt scale on each residual branch.
+    `ffn_dim`: width between the two feed-forward layers; a gated one computes `2 * ffn_dim` and multiplies the halves.
+    `layer_scale`: a learnt scale on each residual branch.
     """
 
     dim: Positive
@@ -66,7 +66,7 @@ class MelConfig(_Config):
 class WhisperConfig(_Config):
     """Whisper's audio encoder with limited context: log-mel bands at 100 Hz, two convolutions, layers at 50 Hz.
 
-    The defaults are the size of Whisper base. A position sees `context` positions of the layer below, itself included,
+    The defaults are the size of Whisper base. A position sees `context` positions of the layer below, including itself,
     and `lookahead` positions after it. `mel_floor` replaces Whisper's floor, which depends on the maximum of the clip:
     bands below it (log10 of the power) are raised to it.
     """
@@ -100,7 +100,7 @@ class CodecConfig(_Config):
     """Mimi: SEANet, a Transformer, a strided convolution to the frame rate, a split residual quantiser.
 
     The defaults are the published Mimi (24 kHz, 12.5 frames/s). `ratios` are in the decoder's order; the encoder
-    strides by them in reverse. With `mel` set, SEANet's encoder reads log-mel frames instead of samples and there is
+    uses them in reverse. With `mel` set, SEANet's encoder reads log-mel frames instead of samples and there is
     no decoder. With `whisper` set, Whisper's encoder replaces SEANet and the Transformer, and there is no decoder.
     """
 
@@ -237,14 +237,14 @@ class LMConfig(_Config):
 
 
 class SamplingConfig(_Config):
-    """How a text token is picked: greedy at temperature 0, else from the `top_k` likeliest (0: from all)."""
+    """How a text token is chosen: greedily at temperature 0, else from the `top_k` most likely ones (0: from all)."""
 
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_k: Annotated[int, Field(ge=0)] = 0
 
 
 class FileNames(_Config):
-    """Where a checkpoint's parts lie, relative to its folder or repository."""
+    """The files of a checkpoint, relative to its folder or repository."""
 
     lm: str = "model.safetensors"
     codec: str = "tokenizer-e351c8d8-checkpoint125.safetensors"
@@ -254,12 +254,15 @@ class FileNames(_Config):
 
 
 class STTConfig(_Config):
-    """A whole model: codec, LM, the delay between audio and text, and the files it is made of.
+    """A whole model: codec, LM, the delay between audio and text, and its files.
 
-    `delay_seconds`: how far the text lags; `delay_frames`: the same in frames, as the published server counts it.
-    `silence_prefix_seconds`: silence the model wants before speech. `condition_values`: value by conditioner name;
-    a conditioner without one uses its learnt padding. `end_of_turn_above`: what the pause head must say for a turn to
-    end, where the user sets nothing; our own key of `stt_config`, which other readers pass over.
+    Attributes:
+        delay_seconds: Time by which the text lags behind the audio.
+        delay_frames: The same in frames, as the published server counts them.
+        silence_prefix_seconds: Silence that the model needs before speech.
+        condition_values: Values by the name of the conditioner; one without a value uses its learnt padding.
+        end_of_turn_above: Default probability of the pause head above which a turn ends. It is our own key of
+            `stt_config`, which other readers ignore.
     """
 
     codec: CodecConfig
@@ -287,6 +290,6 @@ class STTConfig(_Config):
         if self.delay_frames < self.codec.delay_frames:
             raise ValueError(
                 f"delay_frames={self.delay_frames} is less than the encoder's own delay of "
-                f"{self.codec.delay_frames:g} frames: the LM would have to write words before it reads them"
+                f"{self.codec.delay_frames:g} frames: the LM would have to write words before it receives them"
             )
         return self

@@ -1,6 +1,6 @@
-"""Canonical tensor names and shapes, derived from the configuration.
+"""Canonical tensor names and shapes, computed from the configuration.
 
-Every layout is a two-way table against these; the PyTorch modules' own state dicts are these, name for name.
+Every layout is a two-way table to these names. The state dicts of the PyTorch modules have the same names.
 Shapes: V text vocabulary, D width, K codebooks, F feed-forward width, H pause heads.
 """
 

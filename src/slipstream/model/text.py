@@ -1,9 +1,9 @@
-"""Text: the tokenizer, words with times to a delayed token stream, and the way back.
+"""Text: the tokenizer, and the conversion between words with times and delayed token streams.
 
-A stream holds one token a frame. Token number i stands beside audio frame i (counted from 0), and a Runner yields it
-once i frames are heard; number 0 comes from the initial tokens, before any audio, and never carries text.
-With a delay of D frames, a word that starts in audio frame f has its first token at i = f + D, one token a frame
-after that, `WORD_ID` just before where that place is free, and `PAD_ID` everywhere else.
+A stream has one token per frame. Token i belongs to audio frame i (counted from 0), and a Runner returns it after i
+frames; token 0 comes from the initial tokens, before any audio, and is never text. With a delay of D frames, a word
+that starts in audio frame f has its first token at i = f + D and one token per frame after that. `WORD_ID` precedes it
+if that frame is free. All other tokens are `PAD_ID`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from slipstream.events import OpenWord, PartialWord, Word
 from slipstream.model.config import PAD_ID, WORD_ID
 
 FRAME_RATE = 12.5
-"""Frames a second of every published model."""
+"""Frames per second of every published model."""
 
 PAUSE_FRAMES = 5
-"""Pads in a row that end a word. A word before a pause so ends 6 frames (0.48 s) after the start of its last token:
-about what a one-syllable word lasts before a pause, and the soonest that it can be told from a slow word."""
+"""Consecutive pads that end a word. A word before a pause therefore ends 6 frames (0.48 s) after the start of its last
+token. That is about the length of a one-syllable word before a pause, and the earliest that a pause can be
+distinguished from a slow word."""
 
 MAX_WORD_TOKENS = 128
-"""Tokens after which a word is ended whatever follows: a model gone round in circles must not write one for ever."""
+"""Tokens after which a word always ends, so that a model that repeats itself does not write one endless word."""
 
 WordEvent = PartialWord | OpenWord | Word
 
@@ -66,24 +67,24 @@ class Tokenizer:
         return len(self._segments)
 
     def encode(self, text: str) -> list[int]:
-        """Text to tokens. Characters that the vocabulary cannot write are left out: never a special token."""
+        """Convert text to tokens. Characters that the vocabulary cannot represent are omitted; no token is special."""
         return [token for token in self._processor.encode(text) if self._segments[token] is not None]
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Tokens to text; special tokens are skipped."""
+        """Convert tokens to text; special tokens are skipped."""
         pieces = (self.segments(token) for token in tokens)
         return b"".join(b" ".join(piece) for piece in pieces if piece).decode("utf-8", "ignore").strip()
 
     def segments(self, token: int) -> tuple[bytes, ...] | None:
         """The UTF-8 text of a token, cut where a new word starts; None for a special token.
 
-        The first part goes on with the word before it, each further part starts a word: `▁hello` is `(b"", b"hello")`.
+        The first part continues the previous word, each further part starts a word: `▁hello` is `(b"", b"hello")`.
         Raises `CheckpointError` for a token outside the vocabulary.
         """
         if not 0 <= token < len(self._segments):
             raise CheckpointError(
                 f"the model wrote token {token}, but its tokenizer has only {len(self._segments)}: "
-                "the two do not belong together"
+                "the tokenizer belongs to another model"
             )
         return self._segments[token]
 
@@ -95,15 +96,27 @@ def encode_stream(
     num_frames: int,
     frame_rate: float = FRAME_RATE,
 ) -> IntArray:
-    """Words with times to the delayed token stream that a model learns to write: int64 `[num_frames]`.
+    """Convert words with times to the delayed token stream that a model learns to write.
 
-    A word whose place is still taken by the tokens of the words before it waits until they are out and comes late by
-    that much, without a `WORD_ID`; none is ever dropped, so speech denser than one token a frame falls behind, and
-    catches up in the next pause. Tokens that fall after `num_frames` are cut, as in a crop of a longer recording.
-    Word ends are not written. `WordDecoder` is the inverse: same texts; starts rounded down to a frame (later for words
-    that waited); an end is the next start or the pause that `PAUSE_FRAMES` describes. Words are taken in the order of
-    their starts; white space in a text makes several words of it.
-    Raises `ValueError` for a start that is negative or not a number.
+    If the place of a word is still occupied by tokens of earlier words, the word is delayed until they are written,
+    and has no `WORD_ID`. No word is dropped: speech with more than one token per frame falls behind and catches up in
+    the next pause. Tokens after `num_frames` are cut, as in a crop of a longer recording. Word ends are not written.
+
+    `WordDecoder` is the inverse. It gives the same texts; starts are rounded down to a frame, and are later for words
+    that were delayed; an end is the next start, or the pause that `PAUSE_FRAMES` describes.
+
+    Args:
+        words: Words in any order. White space in a text separates words.
+        tokenizer: The tokenizer of the model.
+        delay_frames: Frames by which the text lags behind the audio.
+        num_frames: Length of the stream.
+        frame_rate: Frames per second.
+
+    Returns:
+        int64 `[num_frames]`.
+
+    Raises:
+        ValueError: A start is negative or not a number.
     """
     stream = np.full(num_frames, PAD_ID, np.int64)
     free = 1
@@ -111,7 +124,7 @@ def encode_stream(
         if not 0 <= word.start < math.inf:
             raise ValueError(f"the word {word.text!r} starts at {word.start} s, which is not in the audio")
         tokens = tokenizer.encode(word.text)
-        # A start that was computed as frame / rate may lie a rounding error before its own frame.
+        # A start that was computed as frame / rate can be a rounding error before its own frame.
         first = max(math.floor(word.start * frame_rate + 1e-6) + delay_frames, free)
         if not tokens or first > num_frames:
             continue
@@ -124,14 +137,19 @@ def encode_stream(
 
 
 class WordDecoder:
-    """A delayed token stream to words with times, one token at a time.
+    """Converts a delayed token stream to words with times, one token at a time.
 
-    A word starts at the frame of its `WORD_ID` minus the delay, or of its first token where none was written. It ends
-    where the next one starts, at a pause (`PAUSE_FRAMES`), or at the end of the audio. Starts and ends never run
-    backwards, are never negative, and never lie beyond the audio heard so far.
+    A word starts at the frame of its `WORD_ID` minus the delay, or at that of its first token if there is none. It ends
+    where the next one starts, at a pause (`PAUSE_FRAMES`), or at the end of the audio. Starts and ends never decrease,
+    are never negative, and are never after the audio that has been processed.
 
-    `offset_frames` is added to every frame: minus the frames of silence fed before the audio, or the place in the audio
-    where a fresh model took over. With `partials`, words that are still being written are told too.
+    Args:
+        tokenizer: The tokenizer of the model.
+        delay_frames: Frames by which the text lags behind the audio.
+        frame_rate: Frames per second.
+        offset_frames: Added to every frame: minus the frames of silence before the audio, or the place in the audio
+            where a model was reset.
+        partials: Also return words that are still being written.
     """
 
     def __init__(
@@ -159,14 +177,14 @@ class WordDecoder:
 
     @property
     def settled_frames(self) -> int:
-        """Audio frames whose words are all out and closed: no later token can open a word before this frame."""
+        """Audio frames whose words are all complete: no later token can start a word before this frame."""
         if self._start_frame is not None:
             return self._start_frame
         return self._frame(self._index + 1)
 
     @property
     def writing_frame(self) -> int | None:
-        """The audio frame in which the word that is just being written started; None when the last token was a pad."""
+        """The audio frame where the word that is being written starts; None if the last token was a pad."""
         return self._start_frame if self._pads == 0 else None
 
     def push(self, token: int, logprob: float = 0.0) -> Sequence[WordEvent]:
@@ -188,7 +206,7 @@ class WordDecoder:
         return self._close(self._pause_frame())
 
     def copy(self) -> WordDecoder:
-        """A decoder in the same state, that goes its own way."""
+        """Return an independent decoder in the same state."""
         return copy.copy(self)
 
     def _pad(self) -> Sequence[WordEvent]:
@@ -220,7 +238,7 @@ class WordDecoder:
         return events
 
     def _close(self, end_frame: int) -> list[WordEvent]:
-        """End the open word where `end_frame` starts; the `OpenWord` comes first where no pad brought it already."""
+        """End the open word where `end_frame` starts; the `OpenWord` comes first if no pad has caused it already."""
         events: list[WordEvent] = []
         if self._start_frame is not None and (text := self._word_text()):
             opened = self._open_word(text)
@@ -238,7 +256,7 @@ class WordDecoder:
         return OpenWord(text, self._start, min(1.0, math.exp(self._logprob)))
 
     def _word_text(self) -> str:
-        # A character whose last bytes are still to come, or never came, is not text.
+        # A character whose last bytes are missing is not text.
         return self._text.decode("utf-8", "ignore").strip()
 
     def _pause_frame(self) -> int:
@@ -249,8 +267,8 @@ class WordDecoder:
         return index + self._offset - self._delay
 
     def _seconds(self, frame: int) -> float:
-        heard = self._index + self._offset
-        return max(self._last_end, min(frame, heard) / self._rate)
+        processed = self._index + self._offset
+        return max(self._last_end, min(frame, processed) / self._rate)
 
 
 def _segments(processor: sentencepiece.SentencePieceProcessor, token: int) -> tuple[bytes, ...] | None:

@@ -1,4 +1,4 @@
-"""The Python calls that Kyutai published for speech to text, over Slipstream's model.
+"""Kyutai's published Python calls for speech to text, on Slipstream's models.
 
 A script written for `moshi.models` runs after changing only its imports. Here, and only here, the first step sees the
 initial tokens instead of the first frame, and streaming state lives in an object that is put into a mode.

@@ -26,7 +26,7 @@ def log(level: str, msg: str) -> None:
 
 
 class RawPrinter:
-    """Writes tokens as they come, and log lines to standard error. For pipes and files."""
+    """Writes tokens as they arrive, and log lines to standard error. For pipes and files."""
 
     def __init__(self, stream: TextIO | None = None, err_stream: TextIO | None = None) -> None:
         self.stream, self.err_stream = stream or sys.stdout, err_stream or sys.stderr

@@ -1,4 +1,4 @@
-"""Conditions under Kyutai's names: attributes of each stream, and the vectors they become."""
+"""Conditions under Kyutai's names: the attributes of each stream, and their vectors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slipstream.backends.torch.lm import Conditioner
 
 
 class ConditionType(NamedTuple):
-    """A condition of each stream, `[B, 1, dim]`, and whether it was given, `[B, 1]`."""
+    """A condition of each stream, `[B, 1, dim]`, and whether it has a value, `[B, 1]`."""
 
     condition: Tensor
     mask: Tensor
@@ -24,7 +24,7 @@ ConditionTensors: TypeAlias = dict[str, ConditionType]
 
 @dataclass(frozen=True)
 class TensorCondition:
-    """A vector given by the caller, `[1, 1, dim]`, and whether it counts, `[1, 1]`."""
+    """A vector from the caller, `[1, 1, dim]`, and whether it is used, `[1, 1]`."""
 
     tensor: Tensor
     mask: Tensor

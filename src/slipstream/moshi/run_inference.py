@@ -21,7 +21,7 @@ from slipstream.moshi.conditioners import ConditionAttributes, ConditionTensors
 from slipstream.moshi.models import LMGen, LMModel, MimiModel, loaders
 
 EXTRA_SECONDS = 1.0
-"""Silence after the audio, beside the delay, so that the last word is complete."""
+"""Silence after the audio, in addition to the delay, so that the last word is complete."""
 
 
 def get_condition_tensors(model_type: str, lm: LMModel, batch_size: int, cfg_coef: float = 1.0) -> ConditionTensors:

@@ -1,4 +1,4 @@
-"""Streaming in Kyutai's manner: an object is put into a streaming mode, in which it holds the state of its streams."""
+"""Streaming with Kyutai's calls: in its streaming mode, an object holds the state of its streams."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slipstream.backends.torch.state import State, commit, read_slot, write_slot
 
 @dataclass
 class Streams:
-    """A batch of streams: their state in fixed buffers, one fresh stream to copy at reset, and who advances."""
+    """A batch of streams: their state in fixed buffers, the initial state for resets, and which streams advance."""
 
     state: dict[str, State]
     fresh: State
@@ -31,7 +31,7 @@ class Streams:
 
 
 class Streaming(ABC):
-    """An object that `streaming(batch_size)` gives a state, and the end of that block takes it away again."""
+    """An object that has a state inside a `streaming(batch_size)` block."""
 
     _streams: Streams | None = None
 
@@ -47,7 +47,7 @@ class Streaming(ABC):
         return self._streams is not None
 
     def streaming(self, batch_size: int) -> ExitStack:
-        """Start `batch_size` fresh streams, at once; leaving the returned context ends them.
+        """Start `batch_size` new streams immediately; leaving the returned context ends them.
 
         Raises `RuntimeError` when this object streams already.
         """
@@ -65,18 +65,18 @@ class Streaming(ABC):
         return stack
 
     def streaming_forever(self, batch_size: int) -> None:
-        """Start `batch_size` fresh streams that end with this object."""
+        """Start `batch_size` new streams that end with this object."""
         self.streaming(batch_size)
 
     def reset_streaming(self, reset_mask: Tensor | None = None) -> None:
-        """Make the streams of `reset_mask` (`[B]`, all by default) fresh and let them advance again."""
+        """Reset the streams of `reset_mask` (`[B]`, all by default) and let them advance again."""
         streams = self._started()
         mask = torch.ones_like(streams.exec_mask) if reset_mask is None else self._mask(reset_mask)
         write_slots(streams.state, mask.nonzero()[:, 0], streams.fresh)
         streams.exec_mask |= mask
 
     def set_exec_mask(self, exec_mask: Tensor) -> None:
-        """From now on, only the streams of `exec_mask` (`[B]`) advance; what the others are given is not heard."""
+        """Let only the streams of `exec_mask` (`[B]`) advance from now on; the input of the others is ignored."""
         self._started().exec_mask.copy_(self._mask(exec_mask))
 
     def _started(self) -> Streams:

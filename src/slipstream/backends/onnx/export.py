@@ -16,8 +16,7 @@ from slipstream.backends.onnx.graph import VERSION, Array
 from slipstream.backends.onnx.lm import lm_model
 from slipstream.backends.onnx.transformer import Quantize
 from slipstream.checkpoints.checkpoint import Checkpoint
-from slipstream.checkpoints.kyutai import dump_kyutai
-from slipstream.checkpoints.mimi import dump_codec
+from slipstream.checkpoints.kyutai import dump_files
 from slipstream.checkpoints.sources import Sources
 from slipstream.errors import CheckpointError
 from slipstream.model.config import CodecConfig, FileNames, STTConfig
@@ -79,10 +78,7 @@ def _write(checkpoint: Checkpoint, folder: Path, quantize: Quantize, progress: P
 def _write_config(config: STTConfig, tokenizer: str, folder: Path) -> None:
     codec_config = None if config.codec == CodecConfig() else "mimi.json"
     files = FileNames(lm=LM_FILE, codec=CODEC_FILE, codec_config=codec_config, tokenizer=tokenizer)
-    texts = {"config.json": dump_kyutai(config.model_copy(update={"files": files}))}
-    if codec_config:
-        texts[codec_config] = dump_codec(config.codec)
-    for name, content in texts.items():
+    for name, content in dump_files(config.model_copy(update={"files": files})).items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from slipstream.moshi.streaming import Streaming
 
 
 class MimiModel(Streaming, nn.Module):
-    """Mimi. Offline, calls take whole sequences; while streaming, whole frames, and each call goes on where the last
+    """Mimi. Offline, calls take whole sequences; while streaming, whole frames, and each call continues where the last
     one ended. Shapes: B streams, S samples, K active codebooks, T frames, D latent width.
     """
 
@@ -53,11 +53,11 @@ class MimiModel(Streaming, nn.Module):
 
     @property
     def num_codebooks(self) -> int:
-        """Codebooks that `encode` writes."""
+        """Codebooks that `encode` returns."""
         return self._num_codebooks
 
     def set_num_codebooks(self, n: int) -> None:
-        """Let `encode` write the first `n` codebooks."""
+        """Let `encode` return the first `n` codebooks."""
         least = self.codec.config.num_semantic
         if not least <= n <= self.total_codebooks:
             raise ValueError(f"{n} codebooks: this codec has {least} to {self.total_codebooks}")
@@ -68,7 +68,7 @@ class MimiModel(Streaming, nn.Module):
         return self.codec.quantizer.encode(self._latent(x), self.num_codebooks)
 
     def encode_to_latent(self, x: Tensor, quantize: bool = True) -> Tensor:
-        """Samples `[B, 1, S]` to the latent `[B, D, T]`, as the active codebooks render it or as it was."""
+        """Samples `[B, 1, S]` to the latent `[B, D, T]`, quantised by the active codebooks or not."""
         latent_BDT = self._latent(x)
         if not quantize:
             return latent_BDT
@@ -85,7 +85,7 @@ class MimiModel(Streaming, nn.Module):
             return audio_BS[:, None]
         streams = self._streams
         self._check_batch(codes)
-        # A stream that does not advance may be given any number as a code, such as the LM's "nothing generated".
+        # A stream that does not advance can have any number as a code, such as the LM's "nothing generated".
         codes = torch.where(streams.exec_mask[:, None, None], codes, 0)
         frames = []
         for codes_BK1 in codes.split(1, dim=-1):
@@ -105,7 +105,7 @@ class MimiModel(Streaming, nn.Module):
         self._check_batch(x)
         if not x.shape[-1] or x.shape[-1] % self.frame_size:
             raise ValueError(
-                f"{x.shape[-1]} samples: while streaming, give whole frames of {self.frame_size} and keep the rest "
+                f"{x.shape[-1]} samples: while streaming, pass whole frames of {self.frame_size} and keep the rest "
                 "for the next call"
             )
         frames = []

@@ -57,7 +57,7 @@ class LMModel(nn.Module):
     """Audio streams that the model writes: none."""
 
     audio_offset = 1
-    """Row of the first audio stream; the text stands before it."""
+    """Row of the first audio stream, after the text."""
 
     def __init__(self, lm: LM, condition_values: Mapping[str, float | str] | None = None) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class LMModel(nn.Module):
 
     @property
     def delays(self) -> list[int]:
-        """Steps by which each stream lags: none, the text's lag is in what the model learnt."""
+        """Steps by which each stream lags: none, the model has learnt the delay of the text."""
         return [0] * self.num_codebooks
 
     @property
@@ -117,12 +117,12 @@ class LMModel(nn.Module):
 
     @property
     def zero_token_id(self) -> int:
-        """The input token that stands for nothing and embeds as zero."""
+        """The input token without content, whose embedding is zero."""
         return NO_TOKEN
 
     @property
     def ungenerated_token_id(self) -> int:
-        """What `LMGen.step` returns for a stream that did not advance."""
+        """The token that `LMGen.step` returns for a stream that does not advance."""
         return UNGENERATED
 
     @property
@@ -135,7 +135,7 @@ class LMModel(nn.Module):
 
     @property
     def condition_provider(self) -> ConditionProvider | None:
-        """What turns attributes into conditions; None for a model without any."""
+        """Turns attributes into conditions; None for a model without conditioners."""
         return ConditionProvider(self.lm.conditioners) if self.lm.conditioners else None
 
     @property
@@ -205,11 +205,15 @@ class LMModel(nn.Module):
 class LMGen(Streaming):
     """Writes text from audio tokens, one step at a time, inside `streaming(batch_size)`.
 
-    The first step of a stream sees the initial tokens and not the audio that it is given; to have the first frame
-    heard, give it twice. `on_text_logits_hook` is given the scores `[B, 1, 1, V]` of each step and `on_text_hook` the
-    tokens `[B]`: what they change in place is what counts. A stream is greedy without `use_sampling` or at
-    `temp_text=0`. `check` raises `ValueError` for input tokens that no stream can have. `temp`, `top_k` (of generated
-    audio) and `support_out_of_sync` (of streams with delays) change nothing in a speech-to-text model.
+    The first step of a stream processes the initial tokens instead of its input; to process the first frame, pass it
+    twice. A stream is greedy without `use_sampling` or at `temp_text=0`.
+
+    Args:
+        on_text_logits_hook: Called with the scores `[B, 1, 1, V]` of each step, which it can change in place.
+        on_text_hook: Called with the tokens `[B]` of each step, which it can change in place.
+        check: Raise `ValueError` for input tokens that no stream can have.
+        temp, top_k, support_out_of_sync: For generated audio and streams with delays: no effect in a speech-to-text
+            model.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Finding and loading published checkpoints, under Kyutai's names."""
+"""Find and load published checkpoints, under Kyutai's names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TEXT_TOKENIZER_NAME = FileNames().tokenizer
 MOSHI_NAME = FileNames().lm
 MIMI_NAME = FileNames().codec
 DEFAULT_REPO = "kyutai/moshiko-pytorch-bf16"
-"""Where scripts fetch `MIMI_NAME` from; its language model speaks, and cannot be run here."""
+"""The repository of `MIMI_NAME` in scripts; its language model generates speech, and cannot be run here."""
 
 # Keys of config.json that are about the checkpoint's files and use, not about the LM.
 _OTHER_KEYS = (
@@ -87,7 +87,7 @@ def hf_get(
 
 @dataclass
 class CheckpointInfo:
-    """The files of a checkpoint, and what its `config.json` says."""
+    """The files of a checkpoint, and the content of its `config.json`."""
 
     moshi_weights: Path
     mimi_weights: Path
@@ -147,14 +147,14 @@ class CheckpointInfo:
             lm_config={key: value for key, value in raw.items() if key not in _OTHER_KEYS},
             raw_config=raw,
             mimi_config=read_json(mimi_config) if mimi_config is not None else None,
-            # What a config of the first model, which did not say, means.
+            # The values of the first model, whose config does not have these keys.
             model_type=raw.get("model_type", "moshi"),
             lora_weights=lora,
             **{key: raw.get(key, {}) for key in ("lm_gen_config", "tts_config", "stt_config", "model_id")},
         )
 
     def get_mimi(self, device: torch.device | str = "cpu") -> MimiModel:
-        """The codec, writing as many codebooks as the LM reads."""
+        """The codec, with as many codebooks as the LM reads."""
         config = self.lm_config or {}
         dep_q = config.get("dep_q", 0)
         num_codebooks = max(dep_q, config.get("n_q", 8) - dep_q)
@@ -221,7 +221,7 @@ def get_moshi_lm(
     in `lora_weights` becomes part of the weights, with or without `fuse_lora`: the model is the same, and faster.
     """
     if lm_kwargs is None:
-        raise ConfigError("lm_kwargs is missing: without it this is Moshi 7B, which speaks and cannot be run here")
+        raise ConfigError("lm_kwargs is missing: this is Moshi 7B, which generates speech and cannot be run here")
     raw = {**lm_kwargs, **(lm_kwargs_overrides or {})}
     config = parse_lm(raw)
     if filename is None:
