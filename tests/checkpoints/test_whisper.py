@@ -15,7 +15,7 @@ from slipstream.checkpoints.whisper import read_whisper
 from slipstream.errors import CheckpointError
 from slipstream.model.config import WhisperConfig
 from slipstream.model.names import whisper_shapes
-from slipstream.spectrum import whisper_positions
+from slipstream.model.numerics import whisper_positions
 
 CONFIG = WhisperConfig(n_mels=8, dim=128, num_heads=2, num_layers=2, ffn_dim=192)
 WEIGHTS = random_weights(whisper_shapes(CONFIG))

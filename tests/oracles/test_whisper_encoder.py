@@ -14,7 +14,8 @@ transformers = pytest.importorskip(
     "transformers", reason="the reference package transformers is not installed: `make oracles` installs it"
 )
 
-from slipstream.backends.torch.whisper import WhisperEncoder, WhisperMel  # noqa: E402
+from slipstream.backends.torch.mel import LogMel  # noqa: E402
+from slipstream.backends.torch.whisper import WhisperEncoder  # noqa: E402
 from slipstream.checkpoints.whisper import read_whisper  # noqa: E402
 from slipstream.model.config import WhisperConfig  # noqa: E402
 
@@ -55,7 +56,7 @@ def test_the_bidirectional_encoder_is_whispers(tmp_path: Path):
 def test_log_mels_are_whispers_of_the_resampled_audio():
     extractor = transformers.WhisperFeatureExtractor()
     audio = noise_and_tones(4.0)
-    front_end = WhisperMel(WhisperConfig(mel_floor=-10.0), 24_000)
+    front_end = LogMel(WhisperConfig(mel_floor=-10.0), 24_000)
     np.testing.assert_allclose(front_end.bands.numpy(), extractor.mel_filters.T, atol=1e-7)
     with torch.inference_mode():
         ours = front_end(torch.from_numpy(audio)[None, None])[0][0].numpy()

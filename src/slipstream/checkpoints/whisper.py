@@ -20,8 +20,8 @@ from slipstream.checkpoints.tensors import Array, Tensors, read_tensors
 from slipstream.errors import CheckpointError
 from slipstream.model.config import WhisperConfig
 from slipstream.model.names import whisper_shapes
+from slipstream.model.numerics import WHISPER_POSITIONS, whisper_positions
 from slipstream.schema import read_json
-from slipstream.spectrum import WHISPER_POSITIONS, whisper_positions
 
 _HEAD_DIM = 64  # of every published Whisper
 _LAYER = "encoder.layers.{i}."

@@ -14,8 +14,7 @@ import numpy.typing as npt
 import torch
 
 from slipstream.arrays import FloatArray
-from slipstream.backends.torch.mimi import LogMel
-from slipstream.backends.torch.whisper import WhisperMel
+from slipstream.backends.torch.mel import LogMel
 from slipstream.errors import CheckpointError
 
 
@@ -107,7 +106,7 @@ def write_pack(folder: Path, kind: PackKind, items: Iterable[tuple[npt.NDArray[A
 
 
 @torch.inference_mode()
-def log_mel(front_end: LogMel | WhisperMel, samples: FloatArray) -> FloatArray:
+def log_mel(front_end: LogMel, samples: FloatArray) -> FloatArray:
     """The front end's frames `[F, M]` of samples `[S]`: the same numbers by a Fourier transform, ten times faster."""
     hann = front_end.fourier[0, 0]  # the cosine at 0 Hz is the window itself
     x = torch.nn.functional.pad(torch.from_numpy(samples), (front_end.context, -len(samples) % front_end.hop))

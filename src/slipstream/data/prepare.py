@@ -18,8 +18,8 @@ from torch import nn
 
 from slipstream.arrays import FloatArray
 from slipstream.audio import SAMPLE_RATE, load
-from slipstream.backends.torch.mimi import LogMel, Mimi
-from slipstream.backends.torch.whisper import WhisperMel
+from slipstream.backends.torch.mel import LogMel
+from slipstream.backends.torch.mimi import Mimi
 from slipstream.data.alignment import align_words
 from slipstream.data.augment import WaveAugment, resample_speech
 from slipstream.data.manifest import Recording, each
@@ -283,7 +283,7 @@ def _factor(rng: np.random.Generator, largest: float) -> float:
     return float(np.exp(rng.uniform(-np.log(largest), np.log(largest))))
 
 
-def _front_end(codec: Mimi) -> LogMel | WhisperMel:
+def _front_end(codec: Mimi) -> LogMel:
     if codec.mel is None:
         raise SlipstreamError("an aligner is a log-mel codec with phone heads: this one hears samples")
     return codec.mel

@@ -19,12 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slipstream.arrays import FloatArray, IntArray
-from slipstream.backends.torch.mimi import Mimi, mel_bands
+from slipstream.backends.torch.mimi import Mimi
 from slipstream.data.augment import WaveAugment
 from slipstream.data.packs import Clip, Pack
 from slipstream.data.phones import UNKNOWN, PhoneInventory
 from slipstream.errors import ConfigError
 from slipstream.model.config import CodecConfig, MelConfig
+from slipstream.model.numerics import mel_bands
 from slipstream.train.adversary import Discriminator, adversarial_losses
 from slipstream.train.codebooks import CodebookStart, moving_buffers, quantise, refresh
 from slipstream.train.options import LossOptions, QuantiserOptions
@@ -203,4 +204,4 @@ def multi_resolution(said_BS: Tensor, heard_BS: Tensor, config: CodecConfig) -> 
 def _bands(window: int, sample_rate: int) -> Tensor:
     count = round(64 * math.log2(window / 128) / 4)
     config = MelConfig(n_mels=count, window=window, hop=window // 4, f_min=0.0, f_max=sample_rate / 2)
-    return mel_bands(config, sample_rate).float()
+    return torch.from_numpy(mel_bands(config, sample_rate))

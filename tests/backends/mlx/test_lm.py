@@ -12,7 +12,7 @@ mx = pytest.importorskip("mlx.core", reason="MLX is not installed: pip install '
 from tests.models import lm_config, random_weights  # noqa: E402
 
 from slipstream.backends.mlx.build import build_lm  # noqa: E402
-from slipstream.backends.mlx.lm import LM, sines  # noqa: E402
+from slipstream.backends.mlx.lm import LM  # noqa: E402
 from slipstream.model.config import ConditionerConfig, LMConfig  # noqa: E402
 from slipstream.model.names import lm_shapes  # noqa: E402
 
@@ -102,11 +102,6 @@ def test_unknown_conditions_and_values_are_named():
     assert not mx.allclose(table.condition({"lang": "en"}), table.condition({"lang": "fr"}))
     with pytest.raises(ValueError, match="expected one of en, fr"):
         table.condition({"lang": "de"})
-
-
-def test_sines_hold_the_value_itself_first_and_its_slowest_turn_last():
-    angles = 0.3 / np.array([1.0, 10.0, 100.0])
-    np.testing.assert_allclose(sines(0.3, 6, 100.0)[0], [*np.cos(angles), *np.sin(angles)], rtol=1e-6)
 
 
 def test_a_model_without_pause_heads_has_none():

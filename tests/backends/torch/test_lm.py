@@ -9,10 +9,11 @@ torch = pytest.importorskip("torch")
 from tests.models import lm_config, random_weights  # noqa: E402
 
 from slipstream.backends.torch.build import build_lm  # noqa: E402
-from slipstream.backends.torch.lm import LM, NO_TOKEN, sines  # noqa: E402
+from slipstream.backends.torch.lm import LM  # noqa: E402
 from slipstream.checkpoints.presets import PRESETS  # noqa: E402
 from slipstream.model.config import ConditionerConfig  # noqa: E402
 from slipstream.model.names import lm_shapes  # noqa: E402
+from slipstream.model.numerics import NO_TOKEN  # noqa: E402
 
 
 def make(**changes) -> LM:
@@ -114,12 +115,6 @@ def test_unknown_conditions_and_values_are_named():
     assert not torch.allclose(table.condition({"lang": "en"}), table.condition({"lang": "fr"}))
     with pytest.raises(ValueError, match="expected one of en, fr"):
         table.condition({"lang": "de"})
-
-
-def test_sines_hold_the_value_itself_first_and_its_slowest_turn_last():
-    embedded = sines(torch.tensor([0.3]), 6, 100.0)[0]
-    angles = 0.3 / torch.tensor([1.0, 10.0, 100.0])
-    torch.testing.assert_close(embedded, torch.cat([angles.cos(), angles.sin()]))
 
 
 def test_a_model_without_pause_heads_has_none():

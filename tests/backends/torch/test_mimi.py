@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from tests.models import CODECS, codec_config, mel_codec_config, noise_and_tones, random_weights  # noqa: E402
 
 from slipstream.backends.torch.build import build_codec  # noqa: E402
-from slipstream.backends.torch.mimi import Mimi, mel_bands  # noqa: E402
+from slipstream.backends.torch.mimi import Mimi  # noqa: E402
 from slipstream.checkpoints.presets import PRESETS  # noqa: E402
 from slipstream.model.names import codec_shapes  # noqa: E402
 
@@ -90,20 +90,6 @@ def test_log_mel_codec_has_no_decoder_and_says_so():
     codec = make(mel_codec_config())
     with pytest.raises(ValueError, match="no decoder"):
         codec.decode(torch.zeros(1, 6, 1, dtype=torch.int64))
-
-
-def test_mel_bands_peak_where_the_scale_says():
-    config = mel_codec_config().mel
-    bands = mel_bands(config, 24_000)
-    assert bands.shape == (20, 301)
-    assert bands.max() <= 1
-    centre = bands.argmax(dim=1) * 24_000 / config.window
-    assert (centre.diff() > 0).all()
-    assert 2595 * torch.log10(1 + centre[10].double() / 700) == pytest.approx(
-        (1 - 11 / 21) * 2595 * torch.log10(torch.tensor(1 + 20 / 700)).item()
-        + 11 / 21 * 2595 * torch.log10(torch.tensor(1 + 8000 / 700)).item(),
-        abs=25,
-    )
 
 
 @pytest.mark.parametrize("config", [codec_config(), mel_codec_config(), codec_config(num_residual_layers=2)])

@@ -9,9 +9,9 @@ torch = pytest.importorskip("torch")
 
 from tests.models import noise_and_tones, random_weights, whisper_codec_config  # noqa: E402
 
-from slipstream.backends.torch import whisper  # noqa: E402
 from slipstream.backends.torch.build import build_codec  # noqa: E402
-from slipstream.backends.torch.whisper import WhisperEncoder, WhisperMel, attend_nearby  # noqa: E402
+from slipstream.backends.torch.mel import LogMel  # noqa: E402
+from slipstream.backends.torch.whisper import WhisperEncoder, attend_nearby  # noqa: E402
 from slipstream.model.config import WhisperConfig  # noqa: E402
 from slipstream.model.names import codec_shapes  # noqa: E402
 
@@ -24,7 +24,7 @@ def make_encoder() -> WhisperEncoder:
 
 
 def mel(frames: int = 120, batch: int = 2):
-    front_end = WhisperMel(SMALL, 24_000)
+    front_end = LogMel(SMALL, 24_000)
     audio = np.stack([noise_and_tones(frames / 100, seed=b) for b in range(batch)])
     return front_end(torch.from_numpy(audio)[:, None])[0]
 
@@ -85,7 +85,7 @@ def test_all_layers_learn_under_autocast_and_with_recomputation():
 
 
 def test_the_front_end_has_a_fixed_floor_and_does_not_follow_the_level_of_the_clip():
-    front_end = WhisperMel(WhisperConfig(mel_floor=-6.0), 24_000)
+    front_end = LogMel(WhisperConfig(mel_floor=-6.0), 24_000)
     audio = torch.from_numpy(noise_and_tones(1.0))[None, None]
     with torch.inference_mode():
         silence, _ = front_end(torch.zeros(1, 1, 2400))
@@ -100,13 +100,13 @@ def test_the_power_is_the_same_at_every_sample_rate():
     for rate in (16_000, 24_000, 48_000):
         time = np.arange(rate) / rate
         tone = torch.from_numpy(np.sin(2 * np.pi * 1000 * time).astype(np.float32))[None, None]
-        mels.append(whisper.WhisperMel(WhisperConfig(), rate)(tone)[0][..., 10:].amax())
+        mels.append(LogMel(WhisperConfig(), rate)(tone)[0][..., 10:].amax())
     torch.testing.assert_close(mels[1], mels[0], atol=1e-3, rtol=0)
     torch.testing.assert_close(mels[2], mels[0], atol=1e-3, rtol=0)
 
 
 def test_the_front_end_by_fourier_transform_is_the_same():
     features = pytest.importorskip("slipstream.data.packs")
-    front_end, audio = WhisperMel(SMALL, 24_000), noise_and_tones(1.0)
+    front_end, audio = LogMel(SMALL, 24_000), noise_and_tones(1.0)
     expected = front_end(torch.from_numpy(audio)[None, None])[0][0].T
     np.testing.assert_allclose(features.log_mel(front_end, audio), expected.numpy(), atol=1e-4)

@@ -11,7 +11,6 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 import numpy.typing as npt
 from mlx.utils import tree_flatten
 
@@ -20,8 +19,8 @@ from slipstream.backends.mlx.mimi import Mimi
 from slipstream.checkpoints.quantization import GROUP_SIZES
 from slipstream.errors import ConfigError
 from slipstream.model.config import CodecConfig, LMConfig
+from slipstream.model.numerics import codebook_vectors
 
-CODEBOOK_EPS = 1e-5
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -39,9 +38,8 @@ def build_codec(config: CodecConfig, weights: Arrays, *, quantize: int | None = 
     for name, weight in weights.items():
         stem, _, leaf = name.rpartition(".")
         if leaf == "embedding_sum" and stem + ".cluster_usage" in weights:
-            usage = np.maximum(weights[stem + ".cluster_usage"].astype(np.float32), CODEBOOK_EPS)
-            vectors = weight / usage[:, None]
-            arrays |= {stem + ".vectors": vectors, stem + ".half_norms": np.square(vectors).sum(axis=1) / 2}
+            vectors, half_norms = codebook_vectors(weight, weights[stem + ".cluster_usage"])
+            arrays |= {stem + ".vectors": vectors, stem + ".half_norms": half_norms}
         else:
             arrays[name] = _convolution(weight) if weight.ndim == 3 else weight
     used = dict(tree_flatten(module.parameters())).keys()

@@ -16,9 +16,7 @@ import numpy as np
 from slipstream.arrays import IntArray
 from slipstream.backends.mlx.state import Ring
 from slipstream.model.config import TransformerConfig
-
-RMS_EPS = 1e-8
-LAYER_NORM_EPS = 1e-5
+from slipstream.model.numerics import LAYER_NORM_EPS, RMS_EPS, ring_capacity, ring_keys, rotations, sees
 
 
 class CausalConv1d(nn.Module):
@@ -67,14 +65,15 @@ def make_norm(config: TransformerConfig) -> nn.Module:
 
 
 class Positions(NamedTuple):
-    """Where the T positions of one step lie, for each slot, in numbers that stay small however long the stream is.
+    """What the T positions of one step need in each slot.
 
-    `columns_BT`: the ring's column of each. `visible_BT`: how many positions its query sees, itself included.
+    Computed on the host in 64 bits, which Apple's GPUs do not have for floats.
+    `columns_BT`: the ring's column of each. `mask` `[B, 1, T, C]`: the columns that its query sees.
     `cos`, `sin` `[B, 1, T, P]`: the angles that turn its pairs.
     """
 
     columns_BT: mx.array
-    visible_BT: mx.array
+    mask: mx.array
     cos: mx.array
     sin: mx.array
 
@@ -97,12 +96,12 @@ class Attention(nn.Module):
         self.in_proj = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.out_proj = nn.Linear(config.dim, config.dim, bias=False)
 
-    def __call__(self, x_BTD: mx.array, ring: Ring, at: Positions, mask: mx.array) -> tuple[mx.array, Ring]:
+    def __call__(self, x_BTD: mx.array, ring: Ring, at: Positions) -> tuple[mx.array, Ring]:
         B, T, D = x_BTD.shape
         qkv = self.in_proj(x_BTD).reshape(B, T, 3, self.num_heads, -1)
         q, k, v = (qkv[:, :, part].swapaxes(1, 2) for part in range(3))
         ring = ring.write(at.columns_BT, rotate(k, at), v)
-        y = mx.fast.scaled_dot_product_attention(rotate(q, at), ring.k, ring.v, scale=self.scale, mask=mask)
+        y = mx.fast.scaled_dot_product_attention(rotate(q, at), ring.k, ring.v, scale=self.scale, mask=at.mask)
         return self.out_proj(y.swapaxes(1, 2).reshape(B, T, D)), ring
 
 
@@ -140,8 +139,8 @@ class TransformerLayer(nn.Module):
             self.scale1 = mx.ones(config.dim)
             self.scale2 = mx.ones(config.dim)
 
-    def __call__(self, x: mx.array, ring: Ring, at: Positions, mask: mx.array) -> tuple[mx.array, Ring]:
-        y, ring = self.attn(self.norm1(x), ring, at, mask)
+    def __call__(self, x: mx.array, ring: Ring, at: Positions) -> tuple[mx.array, Ring]:
+        y, ring = self.attn(self.norm1(x), ring, at)
         x = x + (y * self.scale1 if self.scaled else y)
         y = self.ffn(self.norm2(x))
         return x + (y * self.scale2 if self.scaled else y), ring
@@ -150,15 +149,14 @@ class TransformerLayer(nn.Module):
 class Transformer(nn.Module):
     """A stack of causal layers that advances by `step` positions; queries see the last `config.context` positions.
 
-    The state is one ring a layer. A step's first query still needs its `context` keys when the step's last key is
-    written, hence the capacity.
+    The state is one ring for each layer.
     """
 
     def __init__(self, config: TransformerConfig, step: int) -> None:
         super().__init__()
         self.config = config
         self.step = step
-        self.capacity = config.context + step - 1
+        self.capacity = ring_capacity(config.context, step)
         self.layers = [TransformerLayer(config) for _ in range(config.num_layers)]
 
     def init_state(self, batch: int, dtype: mx.Dtype) -> list[Ring]:
@@ -166,28 +164,21 @@ class Transformer(nn.Module):
         return [Ring.empty(batch, c.num_heads, self.capacity, c.head_dim, dtype) for _ in self.layers]
 
     def locate(self, first_B: IntArray) -> Positions:
-        """Where the next step of slots lies whose first new position is `first_B`.
-
-        The angles are computed here, on the host, because they need float64, which Apple's GPUs do not have: in
-        float32 they would be off by 0.06 rad after a million positions.
-        """
+        """Positions of the next step of slots whose first new position is `first_B`."""
+        config = self.config
         position_BT = first_B[:, None] + np.arange(self.step)
-        pair = np.arange(self.config.head_dim // 2)
-        frequency = np.exp(pair * (-2 * math.log(self.config.max_period) / self.config.head_dim))
-        angle = position_BT[:, None, :, None] * frequency
+        key_BC = ring_keys(position_BT[:, -1:], np.arange(self.capacity))
+        cos, sin = rotations(position_BT[:, None], config.head_dim, config.max_period)
         return Positions(
             columns_BT=mx.array((position_BT % self.capacity).astype(np.int32)),
-            visible_BT=mx.array(np.minimum(position_BT + 1, self.config.context).astype(np.int32)),
-            cos=mx.array(np.cos(angle).astype(np.float32)),
-            sin=mx.array(np.sin(angle).astype(np.float32)),
+            mask=mx.array(sees(position_BT[:, :, None], key_BC[:, None], config.context)[:, None]),
+            cos=mx.array(cos),
+            sin=mx.array(sin),
         )
 
     def __call__(self, x_BTD: mx.array, rings: list[Ring], at: Positions) -> tuple[mx.array, list[Ring]]:
-        # How many positions before each query the newest key in each column was written.
-        age_BTC = (at.columns_BT[:, :, None] - mx.arange(self.capacity)) % self.capacity
-        mask = (age_BTC < at.visible_BT[:, :, None])[:, None]
         new = []
         for layer, ring in zip(self.layers, rings, strict=True):
-            x_BTD, ring = layer(x_BTD, ring, at, mask)
+            x_BTD, ring = layer(x_BTD, ring, at)
             new.append(ring)
         return x_BTD, new

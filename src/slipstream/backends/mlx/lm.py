@@ -14,6 +14,7 @@ import mlx.nn as nn
 from slipstream.backends.mlx.layers import Positions, Transformer, make_norm
 from slipstream.backends.mlx.state import Ring
 from slipstream.model.config import ConditionerConfig, LMConfig
+from slipstream.model.numerics import check_conditions, condition_row, condition_sines
 
 
 class LM(nn.Module):
@@ -71,12 +72,9 @@ class LM(nn.Module):
     def condition(self, values: Mapping[str, float | str]) -> mx.array:
         """The sum of all conditions, `[D]`; a conditioner without a value gives its learnt padding.
 
-        Raises `ValueError` for a name or value that is not known.
+        Raises `ConfigError` for an unknown name or value.
         """
-        unknown = sorted(values.keys() - self.conditioners.keys())
-        if unknown:
-            known = ", ".join(self.conditioners) or "none"
-            raise ValueError(f"unknown condition {', '.join(unknown)}; this model has: {known}")
+        check_conditions(self.config, values)
         total = mx.zeros(self.config.transformer.dim, self.dtype)
         for name, conditioner in self.conditioners.items():
             total = total + conditioner(values.get(name))
@@ -101,20 +99,7 @@ class Conditioner(nn.Module):
         return projected
 
     def _embed(self, value: float | str) -> mx.array:
-        config = self.config
-        if config.kind == "lut":
-            if value not in config.possible_values:
-                expected = ", ".join(config.possible_values)
-                raise ValueError(f"condition {config.name}={value!r}: expected one of {expected}")
-            embedded: mx.array = self.embed(mx.array([config.possible_values.index(str(value))]))
+        if self.config.kind == "lut":
+            embedded: mx.array = self.embed(mx.array([condition_row(self.config, value)]))
             return embedded
-        if config.kind == "tensor" or isinstance(value, str):
-            raise ValueError(f"condition {config.name}={value!r}: expected a number")
-        return sines(value * config.scale_factor, config.dim, config.max_period)
-
-
-def sines(value: float, dim: int, max_period: float) -> mx.array:
-    """Embed a number as cosines then sines `[1, dim]` of `dim / 2` periods from 2 pi to `2 pi max_period`."""
-    half = dim // 2
-    phase = value / mx.power(max_period, mx.arange(half) / (half - 1))
-    return mx.concatenate([mx.cos(phase), mx.sin(phase)])[None]
+        return mx.array(condition_sines(self.config, value))[None]

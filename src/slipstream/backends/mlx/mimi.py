@@ -7,18 +7,16 @@ Shapes: B slots, S samples, T frames, C channels, K codebooks, D latent width.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
-import numpy.typing as npt
 
 from slipstream.arrays import IntArray
 from slipstream.backends.mlx.layers import CausalConv1d, Positions, Transformer
-from slipstream.backends.mlx.whisper import WhisperEncoder, WhisperMel, WhisperPositions
-from slipstream.model.config import CodecConfig, MelConfig
+from slipstream.backends.mlx.mel import LogMel
+from slipstream.backends.mlx.whisper import WhisperEncoder, WhisperPositions
+from slipstream.model.config import CodecConfig
 
 
 class Mimi(nn.Module):
@@ -27,12 +25,11 @@ class Mimi(nn.Module):
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.config = config
+        if front_end := config.whisper or config.mel:
+            self.mel = LogMel(front_end, config.sample_rate)
         if config.whisper is not None:
-            self.mel: LogMel | WhisperMel = WhisperMel(config.whisper, config.sample_rate)
             self.encoder: SEANetEncoder | WhisperEncoder = WhisperEncoder(config.whisper, config.stride)
         else:
-            if config.mel is not None:
-                self.mel = LogMel(config.mel, config.sample_rate)
             self.encoder = SEANetEncoder(config)
             self.encoder_transformer = Transformer(config.transformer, config.stride)
         if config.stride > 1:
@@ -145,49 +142,6 @@ class SEANetEncoder(nn.Module):
             new.append(tails)
         x, tail = self.conv_out(nn.elu(x), last)
         return x, [*new, tail]
-
-
-class LogMel(nn.Module):
-    """Log-mel bands of causal windows, `[B, S, 1] -> [B, S / hop, bands]`: a fixed front end, nothing learnt.
-
-    The window of a frame ends with its last sample. Natural logarithm of the power in each band, floored at 1e-5, then
-    shifted and scaled so that speech lies near zero with a spread near one.
-    """
-
-    def __init__(self, config: MelConfig, sample_rate: int) -> None:
-        super().__init__()
-        self.hop = config.hop
-        self.context = config.window - config.hop
-        time = np.arange(config.window)
-        window = 0.5 - 0.5 * np.cos(2 * math.pi * time / config.window)
-        angle = 2 * math.pi * np.arange(config.window // 2 + 1)[:, None] * time / config.window
-        basis = np.concatenate([np.cos(angle), np.sin(angle)]) * window
-        # The leading underscore keeps what is not learnt out of the module's parameters.
-        self._fourier = mx.array(basis[..., None].astype(np.float32))
-        self._bands = mx.array(mel_bands(config, sample_rate).astype(np.float32))
-
-    def init_state(self, batch: int) -> mx.array:
-        return mx.zeros((batch, self.context, 1))
-
-    def __call__(self, x: mx.array, state: mx.array) -> tuple[mx.array, mx.array]:
-        x = mx.concatenate([state, x], axis=1)
-        real, imaginary = mx.split(mx.conv1d(x, self._fourier, stride=self.hop), 2, axis=-1)
-        power = mx.square(real) + mx.square(imaginary)
-        log_mel = mx.log(mx.maximum(power @ self._bands.T, 1e-5))
-        return (log_mel + 4.0) / 4.0, x[:, x.shape[1] - self.context :]
-
-
-def mel_bands(config: MelConfig, sample_rate: int) -> npt.NDArray[np.float64]:
-    """Triangles `[bands, bins]` on the mel scale 2595 log10(1 + f / 700), each of height one."""
-
-    def to_mel(frequency: float) -> float:
-        return 2595 * math.log10(1 + frequency / 700)
-
-    edges = 700 * (10 ** (np.linspace(to_mel(config.f_min), to_mel(config.f_max), config.n_mels + 2) / 2595) - 1)
-    bins = np.arange(config.window // 2 + 1) * sample_rate / config.window
-    rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
-    return np.maximum(np.minimum(rising, falling), 0)
 
 
 # ------------------------------------------------------------------------------------------- quantiser

@@ -5,7 +5,6 @@ Shapes: B slots, S samples, M bands, T positions of one step, D width, H heads, 
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -13,44 +12,23 @@ import mlx.nn as nn
 import numpy as np
 
 from slipstream.arrays import IntArray
-from slipstream.backends.mlx.layers import LAYER_NORM_EPS, CausalConv1d
+from slipstream.backends.mlx.layers import CausalConv1d
 from slipstream.backends.mlx.state import Ring
-from slipstream.model.config import WHISPER_RATE, WhisperConfig
-from slipstream.spectrum import whisper_bands, whisper_fourier, whisper_positions, whisper_window
-
-
-class WhisperMel(nn.Module):
-    """Whisper's log-mel frames of causal windows, `[B, S, 1] -> [B, S / hop, M]`."""
-
-    def __init__(self, config: WhisperConfig, sample_rate: int) -> None:
-        super().__init__()
-        self.hop = sample_rate // (2 * WHISPER_RATE)
-        self.context = whisper_window(sample_rate) - self.hop
-        self.floor = math.pow(10, config.mel_floor)
-        # The leading underscore keeps constants out of the module's parameters.
-        self._fourier = mx.array(whisper_fourier(sample_rate)[..., None])
-        self._bands = mx.array(whisper_bands(config.n_mels).T)
-
-    def init_state(self, batch: int) -> mx.array:
-        return mx.zeros((batch, self.context, 1))
-
-    def __call__(self, x_BS1: mx.array, state: mx.array) -> tuple[mx.array, mx.array]:
-        x_BS1 = mx.concatenate([state, x_BS1], axis=1)
-        real, imaginary = mx.split(mx.conv1d(x_BS1, self._fourier, stride=self.hop), 2, axis=-1)
-        mel = mx.maximum((mx.square(real) + mx.square(imaginary)) @ self._bands, self.floor)
-        return (mx.log10(mel) + 4) / 4, x_BS1[:, x_BS1.shape[1] - self.context :]
+from slipstream.model.config import WhisperConfig
+from slipstream.model.numerics import LAYER_NORM_EPS, delayed_sees, ring_capacity, ring_keys, whisper_positions
 
 
 class WhisperPositions(NamedTuple):
-    """Where the T positions of one step are, for each slot, in numbers that stay small however long the stream is.
+    """What the T positions of one step need in each slot, computed on the host.
 
-    `columns_BT`: the ring's column of each. `heard_BT`: how many positions of the stream came before it, at most what
-    the masks can distinguish. `sines_BTD`: what is added to the layers' input.
+    `columns_BT`: the ring's column of each. `masks` `[L, B, 1, T, C]`: the columns that its query sees in each layer.
+    `sines_BTD`: what is added to the layers' input. `live_BT1`: whether the output has begun.
     """
 
     columns_BT: mx.array
-    heard_BT: mx.array
+    masks: mx.array
     sines_BTD: mx.array
+    live_BT1: mx.array
 
 
 class WhisperAttention(nn.Module):
@@ -117,7 +95,7 @@ class WhisperEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.step = step
-        self.capacity = config.context + config.lookahead + step - 1
+        self.capacity = ring_capacity(config.context, step, config.lookahead)
         self.conv1 = CausalConv1d(config.n_mels, config.dim, 3)
         self.conv2 = CausalConv1d(config.dim, config.dim, 3, stride=2)
         self.layers = [WhisperLayer(config) for _ in range(config.num_layers)]
@@ -141,11 +119,15 @@ class WhisperEncoder(nn.Module):
     def locate(self, first_B: IntArray) -> WhisperPositions:
         """Where the next step of slots is whose first new position is `first_B`."""
         position_BT = first_B[:, None] + np.arange(self.step)
-        enough = self.capacity + self.config.delay
+        key_BC = ring_keys(position_BT[:, -1:], np.arange(self.capacity))
+        # The keys of each layer are `lookahead` positions older than those of the layer below.
+        first_L = np.arange(len(self.layers)) * self.config.lookahead
+        seen = delayed_sees(position_BT[:, :, None], key_BC[:, None], self.config, first_L[:, None, None, None])
         return WhisperPositions(
             columns_BT=mx.array((position_BT % self.capacity).astype(np.int32)),
-            heard_BT=mx.array(np.minimum(position_BT, enough).astype(np.int32)),
+            masks=mx.array(seen[:, :, None]),
             sines_BTD=mx.array(self._sines[position_BT % len(self._sines)]),
+            live_BT1=mx.array(position_BT[..., None] >= self.config.delay),
         )
 
     def __call__(
@@ -154,17 +136,9 @@ class WhisperEncoder(nn.Module):
         x, conv1 = self.conv1(mel_BFM, state["conv1"])
         x, conv2 = self.conv2(nn.gelu(x), state["conv2"])
         x_BTD = nn.gelu(x) + at.sines_BTD
-        lookahead = self.config.lookahead
-        # How many positions before each of this step the newest key in each column was written.
-        age_BTC = (at.columns_BT[:, :, None] - mx.arange(self.capacity)) % self.capacity
-        heard_BT1 = at.heard_BT[:, :, None]
         layers = []
         for i, (layer, old) in enumerate(zip(self.layers, state["layers"], strict=True)):
-            first = i * lookahead  # of the keys of this layer
-            visible = (age_BTC < self.config.context + lookahead) & (age_BTC <= heard_BT1 - first)
-            # A query before the stream's first position sees anything: nothing reads its output.
-            visible = visible | (heard_BT1 < first + lookahead)
-            x_BTD, new = layer(x_BTD, old, at.columns_BT, visible[:, None])
+            x_BTD, new = layer(x_BTD, old, at.columns_BT, at.masks[i])
             layers.append(new)
-        y_BTD = self.norm(x_BTD) * (heard_BT1 >= self.config.delay)
+        y_BTD = self.norm(x_BTD) * at.live_BT1
         return y_BTD, {"conv1": conv1, "conv2": conv2, "layers": layers}

@@ -9,20 +9,16 @@ back for the slots that advance. The Transformer's rings are bound both in and o
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-import numpy as np
-
 from slipstream.backends.onnx import whisper
-from slipstream.backends.onnx.graph import Array, Graph, Model
+from slipstream.backends.onnx.graph import Graph, Model
 from slipstream.backends.onnx.quantize import Bits
 from slipstream.backends.onnx.ring import RingAttention
-from slipstream.backends.onnx.rows import Rows, band_power, causal_conv
-from slipstream.backends.onnx.transformer import Quantize, Weights, float32, linear, padded_head_dim, transformer
-from slipstream.model.config import CodecConfig, MelConfig
-
-CODEBOOK_EPS = 1e-5
+from slipstream.backends.onnx.rows import Rows, causal_conv, log_mel
+from slipstream.backends.onnx.transformer import Quantize, Weights, linear, padded_head_dim, transformer
+from slipstream.model.config import CodecConfig
+from slipstream.model.numerics import codebook_vectors, mel_front_end
 
 
 def codec_model(config: CodecConfig, weights: Weights, *, num_codebooks: int, quantize: Quantize = None) -> Model:
@@ -40,12 +36,12 @@ def codec_model(config: CodecConfig, weights: Weights, *, num_codebooks: int, qu
     first = graph.input("first", "bool", ["B"])
     x = Rows(pcm, config.frame_samples, 1)
     bits: Bits | None = None
+    if front_end := config.whisper or config.mel:
+        x = log_mel(graph, x, mel_front_end(front_end, config.sample_rate))
     if config.whisper:
         bits = 8 if quantize else None
-        x = whisper.encoder(graph, x, config.whisper, config.sample_rate, config.stride, weights, bits)
+        x = whisper.encoder(graph, x, config.whisper, config.stride, weights, bits)
     else:
-        if config.mel:
-            x = _log_mel(graph, x, config.mel, config.sample_rate)
         x = _seanet(graph, x, config, weights)
         attend = RingAttention(graph, config.transformer, config.stride, padded_head_dim(config.transformer))
         latent = transformer(graph, x.name, weights, config.transformer, prefix="encoder_transformer.", attend=attend)
@@ -82,31 +78,6 @@ def _seanet(graph: Graph, x: Rows, config: CodecConfig, weights: Weights) -> Row
     return conv(elu(x), "encoder.conv_out")
 
 
-def _log_mel(graph: Graph, x: Rows, config: MelConfig, sample_rate: int) -> Rows:
-    mel = band_power(graph, x, _fourier(config), _mel_bands(config, sample_rate), hop=config.hop)
-    log_mel = graph.op("Log", graph.op("Max", mel.name, graph.constant(np.float32(1e-5))))
-    shifted = graph.op("Add", log_mel, graph.constant(np.float32(4)))
-    return replace(mel, name=graph.op("Mul", shifted, graph.constant(np.float32(0.25))))
-
-
-def _fourier(config: MelConfig) -> Array:
-    """Windowed cosines, then sines, `[window, 2 * bins]`."""
-    time = np.arange(config.window)
-    window = 0.5 - 0.5 * np.cos(2 * math.pi * time / config.window)
-    angle = 2 * math.pi * np.arange(config.window // 2 + 1)[:, None] * time / config.window
-    return float32((np.concatenate([np.cos(angle), np.sin(angle)]) * window).T)
-
-
-def _mel_bands(config: MelConfig, sample_rate: int) -> Array:
-    """Triangles `[bins, bands]` on the mel scale 2595 log10(1 + f / 700), each of height one."""
-    low, high = (2595 * math.log10(1 + frequency / 700) for frequency in (config.f_min, config.f_max))
-    edges = 700 * (10 ** (np.linspace(low, high, config.n_mels + 2) / 2595) - 1)
-    bins = np.arange(config.window // 2 + 1) * sample_rate / config.window
-    rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
-    return float32(np.maximum(np.minimum(rising, falling), 0).T)
-
-
 # -------------------------------------------------------------------------------------------- quantiser
 
 
@@ -121,12 +92,10 @@ def _residual_vq(graph: Graph, x_BD: str, weights: Weights, prefix: str, num_cod
     residual = linear(graph, x_BD, weights[prefix + "input_proj.weight"])
     codes = []
     for k in range(num_codebooks):
-        usage = float32(weights[f"{prefix}codebooks.{k}.cluster_usage"])
-        vectors = float32(weights[f"{prefix}codebooks.{k}.embedding_sum"]) / np.maximum(usage, CODEBOOK_EPS)[:, None]
+        book = f"{prefix}codebooks.{k}."
+        vectors, half_norms = codebook_vectors(weights[book + "embedding_sum"], weights[book + "cluster_usage"])
         table = graph.constant(vectors)
-        # |x - c|^2 / 2 = |c|^2 / 2 - x.c + a term of x alone
-        half_norms = graph.constant(np.square(vectors).sum(axis=1) / -2)
-        nearness = graph.op("Gemm", residual, table, half_norms, transB=1)
+        nearness = graph.op("Gemm", residual, table, graph.constant(-half_norms), transB=1)
         code = graph.op("ArgMax", nearness, axis=1, keepdims=1)
         codes.append(code)
         if k + 1 < num_codebooks:

@@ -26,8 +26,8 @@ from slipstream.backends.onnx.transformer import (
     padded_head_dim,
     transformer,
 )
-from slipstream.errors import ConfigError
-from slipstream.model.config import ConditionerConfig, LMConfig
+from slipstream.model.config import LMConfig
+from slipstream.model.numerics import check_conditions, condition_row, condition_sines
 
 BITS: dict[Quantize, Bits | None] = {None: None, "int8": 8, "int4": 4}
 
@@ -61,36 +61,22 @@ def lm_model(config: LMConfig, weights: Weights, condition: Mapping[str, float |
 def condition_vector(config: LMConfig, weights: Weights, values: Mapping[str, float | str]) -> Array:
     """The sum of all conditions `[D]`; a conditioner without a value gives its learnt padding.
 
-    Raises `ConfigError` for a name or value that is not known.
+    Raises `ConfigError` for an unknown name or value.
     """
-    unknown = sorted(values.keys() - {conditioner.name for conditioner in config.conditioners})
-    if unknown:
-        known = ", ".join(conditioner.name for conditioner in config.conditioners) or "none"
-        raise ConfigError(f"unknown condition {', '.join(unknown)}; this model has: {known}")
+    check_conditions(config, values)
     total = np.zeros(config.transformer.dim, np.float32)
     for conditioner in config.conditioners:
         prefix = f"conditioners.{conditioner.name}."
-        if conditioner.name in values:
-            embedded = _condition(conditioner, values[conditioner.name], weights)
-            total += float32(weights[prefix + "output_proj.weight"]) @ embedded
-        else:
+        if conditioner.name not in values:
             total += float32(weights[prefix + "learnt_padding"])
+            continue
+        value = values[conditioner.name]
+        if conditioner.kind == "lut":
+            embedded = float32(weights[prefix + "embed.weight"][condition_row(conditioner, value)])
+        else:
+            embedded = condition_sines(conditioner, value)
+        total += float32(weights[prefix + "output_proj.weight"]) @ embedded
     return total
-
-
-def _condition(conditioner: ConditionerConfig, value: float | str, weights: Weights) -> Array:
-    if conditioner.kind == "lut":
-        if value not in conditioner.possible_values:
-            expected = ", ".join(conditioner.possible_values)
-            raise ConfigError(f"condition {conditioner.name}={value!r}: expected one of {expected}")
-        row = conditioner.possible_values.index(str(value))
-        return float32(weights[f"conditioners.{conditioner.name}.embed.weight"][row])
-    if conditioner.kind == "tensor" or isinstance(value, str):
-        expected = "a vector, which this backend does not take" if conditioner.kind == "tensor" else "a number"
-        raise ConfigError(f"condition {conditioner.name}={value!r}: expected {expected}")
-    half = conditioner.dim // 2
-    phase = value * conditioner.scale_factor / conditioner.max_period ** (np.arange(half) / (half - 1))
-    return float32(np.concatenate([np.cos(phase), np.sin(phase)]))
 
 
 def _embed(graph: Graph, config: LMConfig, weights: Weights, dtype: str, condition: Mapping[str, float | str]) -> str:

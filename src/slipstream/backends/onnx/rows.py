@@ -1,4 +1,4 @@
-"""Causal convolutions over one frame of every slot, and the power in bands of a spectrum.
+"""Causal convolutions over one frame of every slot, and log-mel bands.
 
 A convolution keeps its left context in a tail, bound as `tail.NAME` in and `tail.NAME.new` out.
 """
@@ -14,6 +14,7 @@ from slipstream.backends.onnx.graph import Array, Graph
 from slipstream.backends.onnx.protobuf import Shape
 from slipstream.backends.onnx.quantize import Bits
 from slipstream.backends.onnx.transformer import float32, linear
+from slipstream.model.numerics import MelFrontEnd
 
 
 @dataclass(frozen=True)
@@ -88,18 +89,19 @@ def cut(graph: Graph, x: str, start: int, end: int, *, output: str | None = None
     return graph.op("Slice", x, *(graph.constant(np.array([i])) for i in (start, end, 1)), output=output)
 
 
-def band_power(graph: Graph, x: Rows, fourier: Array, bands: Array, *, hop: int) -> Rows:
-    """Power of causal windows in bands, `[B, S, 1] -> [B, S / hop, bands]`.
-
-    `fourier` `[window, 2 * bins]`: windowed cosines, then sines; `bands` `[bins, bands]`.
-    """
-    window = len(fourier)
-    tailed = with_tail(graph, x, "mel", window - hop)
+def log_mel(graph: Graph, x: Rows, front_end: MelFrontEnd) -> Rows:
+    """Log-mel bands of causal windows, `[B, S, 1] -> [B, S / hop, n_mels]`: see `MelFrontEnd`."""
+    window, hop = front_end.fourier.shape[1], front_end.hop
+    n_mels, bins = front_end.bands.shape
+    tailed = with_tail(graph, x, "mel", front_end.context)
     # A window is some whole blocks of samples, and so is a hop.
     block = math.gcd(window, hop)
     blocks = Rows(graph.reshape(tailed.name, [-1, tailed.length // block, block]), tailed.length // block, block)
     windows = patches(graph, blocks, window // block, hop // block)
-    spectrum = graph.op("MatMul", graph.reshape(windows.name, [-1, windows.channels]), graph.constant(fourier))
-    spectrum = graph.reshape(spectrum, [-1, 2, len(bands)])
+    flat = graph.reshape(windows.name, [-1, windows.channels])
+    spectrum = graph.reshape(graph.op("MatMul", flat, graph.constant(front_end.fourier.T)), [-1, 2, bins])
     power = graph.op("ReduceSumSquare", spectrum, graph.constant(np.array([1])), keepdims=0)
-    return Rows(graph.op("MatMul", power, graph.constant(bands)), windows.length, bands.shape[1])
+    mel = graph.op("MatMul", power, graph.constant(front_end.bands.T))
+    log = graph.op("Log", graph.op("Max", mel, graph.constant(np.float32(front_end.floor))))
+    scaled = graph.op("Mul", log, graph.constant(np.float32(front_end.log_scale / 4)))
+    return Rows(graph.op("Add", scaled, graph.constant(np.float32(1))), windows.length, n_mels)

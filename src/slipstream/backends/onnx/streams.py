@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from slipstream.arrays import BoolArray, IntArray
+from slipstream.arrays import BoolArray, FloatArray, IntArray
 from slipstream.backends.onnx.graph import Array
 from slipstream.backends.onnx.session import Bound, input_type
-from slipstream.backends.onnx.transformer import padded_head_dim, rotations
+from slipstream.backends.onnx.transformer import padded_head_dim
 from slipstream.model.config import CodecConfig, LMConfig, TransformerConfig, WhisperConfig
-from slipstream.spectrum import whisper_positions
+from slipstream.model.numerics import delayed_sees, ring_capacity, ring_keys, rotations, sees, whisper_positions
 
 
 class CodecStreams:
@@ -95,17 +95,14 @@ class _Places:
     def place(self, position_BT: IntArray) -> IntArray:
         """Place the new keys. Returns the newest position that lies in each column then `[B, C]`; negative: none."""
         self._place_BTH3[: len(position_BT), ..., 2] = (position_BT % self.columns)[:, :, None]
-        last_B1 = position_BT[:, -1:]
-        held_BC: IntArray = last_B1 - (last_B1 - np.arange(self.columns)) % self.columns
-        return held_BC
+        return ring_keys(position_BT[:, -1:], np.arange(self.columns))
 
 
 class _CausalPlaces(_Places):
     """Positions of a causal Transformer with rotary embedding."""
 
     def __init__(self, config: TransformerConfig, slots: int, positions: int) -> None:
-        # A frame's first query still needs its `context` keys when the frame's last key is written.
-        super().__init__(slots, positions, config.num_heads, config.context + positions - 1, masks=1)
+        super().__init__(slots, positions, config.num_heads, ring_capacity(config.context, positions), masks=1)
         self.config = config
         self._rotary = _Rotary(config, slots, positions)
         self.inputs["row"] = self._rotary.row_BT
@@ -115,9 +112,7 @@ class _CausalPlaces(_Places):
         return _key_values(self.config, len(self.mask_BLTC), self.columns, np.float32)
 
     def find(self, position_BT: IntArray) -> None:
-        held_B1C = self.place(position_BT)[:, None]
-        distance_BTC = position_BT[:, :, None] - held_B1C
-        seen = (distance_BTC >= 0) & (distance_BTC < self.config.context) & (held_B1C >= 0)
+        seen = sees(position_BT[:, :, None], self.place(position_BT)[:, None], self.config.context)
         self.mask_BLTC[: len(position_BT), 0] = np.where(seen, np.float32(0), np.float32(-np.inf))
         self._rotary.turn(position_BT)
 
@@ -126,7 +121,7 @@ class _WhisperPlaces(_Places):
     """Positions of a Whisper encoder: queries lag behind keys, and keys behind the stream, more in each layer."""
 
     def __init__(self, config: WhisperConfig, slots: int, positions: int) -> None:
-        columns = config.context + config.lookahead + positions - 1
+        columns = ring_capacity(config.context, positions, config.lookahead)
         super().__init__(slots, positions, config.num_heads, columns, masks=config.num_layers)
         self.config = config
         self._table = whisper_positions(config.dim)
@@ -141,13 +136,9 @@ class _WhisperPlaces(_Places):
 
     def find(self, position_BT: IntArray) -> None:
         config, rows = self.config, len(position_BT)
-        held_B11C = self.place(position_BT)[:, None, None]
+        key_B11C = self.place(position_BT)[:, None, None]
         first_L11 = (np.arange(config.num_layers) * config.lookahead)[:, None, None]
-        query_B1T1 = position_BT[:, None, :, None] - config.lookahead
-        distance = query_B1T1 - held_B11C
-        seen = (distance >= -config.lookahead) & (distance < config.context) & (held_B11C >= first_L11)
-        # A query before the stream's first position sees anything: nothing reads its output.
-        seen |= query_B1T1 < first_L11
+        seen = delayed_sees(position_BT[:, None, :, None], key_B11C, config, first_L11)
         self.mask_BLTC[:rows] = np.where(seen, np.float32(0), np.float32(-np.inf))
         self._sines_BTD[:rows] = self._table[position_BT % len(self._table)]
         self._live_BT1[:rows, :, 0] = position_BT >= config.delay
@@ -213,12 +204,16 @@ class _Rotary:
     def __init__(self, config: TransformerConfig, slots: int, steps: int) -> None:
         self.config = config
         self.row_BT = np.arange(slots * steps).reshape(slots, steps)
-        cos, sin = rotations(self.row_BT.reshape(-1), config)
+        self.pairs = padded_head_dim(config) // 2  # those of the padding are zeros
+        cos, sin = self._rotations(self.row_BT)
         self.angles = {"cos": cos, "sin": sin}
 
     def turn(self, position_BT: IntArray) -> None:
         rows = position_BT.size
-        self.angles["cos"][:rows], self.angles["sin"][:rows] = rotations(position_BT.reshape(-1), self.config)
+        self.angles["cos"][:rows], self.angles["sin"][:rows] = self._rotations(position_BT)
+
+    def _rotations(self, position_BT: IntArray) -> tuple[FloatArray, FloatArray]:
+        return rotations(position_BT.reshape(-1), self.config.head_dim, self.config.max_period, self.pairs)
 
 
 def _tails(session: onnxruntime.InferenceSession, slots: int) -> dict[str, Array]:

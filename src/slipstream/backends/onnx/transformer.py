@@ -5,7 +5,6 @@ Shapes: B slots, T positions of one step, D width, H heads, d head width, C colu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -14,13 +13,12 @@ import numpy as np
 from slipstream.backends.onnx.graph import Array, Graph
 from slipstream.backends.onnx.quantize import BLOCK, Bits, quantize
 from slipstream.model.config import TransformerConfig
+from slipstream.model.numerics import LAYER_NORM_EPS, RMS_EPS
 
 Weights = Mapping[str, Array]
 Quantize = Literal["int8", "int4"] | None
 
 CONTRIB = "com.microsoft"
-RMS_EPS = 1e-8
-LAYER_NORM_EPS = 1e-5
 
 HEAD_MULTIPLE = 8
 """GroupQueryAttention takes head widths of this multiple; narrower heads are padded with zeros."""
@@ -34,17 +32,6 @@ Attend = Callable[[Graph, int, str, str, str], str]
 def padded_head_dim(config: TransformerConfig) -> int:
     """Width of a head in the graph, d."""
     return -(-config.head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
-
-
-def rotations(position_N: Array, config: TransformerConfig) -> tuple[Array, Array]:
-    """Cosine and sine of the rotary angles at each position, float32 `[N, d / 2]`.
-
-    The angle is a product in float64: in float32 it would be off by 0.06 rad after a million positions.
-    """
-    pair = np.arange(padded_head_dim(config) // 2)
-    frequency = np.exp(pair * (-2 * math.log(config.max_period) / config.head_dim))
-    angle = position_N[:, None] * frequency
-    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
 def float32(array: Array) -> Array:

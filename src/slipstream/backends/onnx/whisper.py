@@ -7,32 +7,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from slipstream.backends.onnx.graph import Graph
 from slipstream.backends.onnx.quantize import Bits
 from slipstream.backends.onnx.ring import RingAttention
-from slipstream.backends.onnx.rows import Rows, band_power, causal_conv, cut, with_tail
-from slipstream.backends.onnx.transformer import CONTRIB, LAYER_NORM_EPS, Weights, float32, linear
-from slipstream.model.config import WHISPER_RATE, WhisperConfig
-from slipstream.spectrum import whisper_bands, whisper_fourier
+from slipstream.backends.onnx.rows import Rows, causal_conv, cut, with_tail
+from slipstream.backends.onnx.transformer import CONTRIB, Weights, float32, linear
+from slipstream.model.config import WhisperConfig
+from slipstream.model.numerics import LAYER_NORM_EPS
 
 
 def encoder(
     graph: Graph,
-    pcm: Rows,
+    x: Rows,
     config: WhisperConfig,
-    sample_rate: int,
     positions: int,
     weights: Weights,
     bits: Bits | None,
 ) -> Rows:
-    """Add the encoder: samples to features `[B, T, D]`, `config.delay` positions late.
+    """Add the encoder: log-mel frames to features `[B, T, D]`, `config.delay` positions late.
 
     Inputs: `sines` `[B, T, D]`, added to the layers' input; `mask` `[B, L, T, C]`; `live` `[B, T, 1]`, 0 before the
     first position of a stream's output, else 1; `columns` as in `codec_model`.
     """
-    x = _log_mel(graph, pcm, config, sample_rate)
     for name, stride in (("conv1", 1), ("conv2", 2)):
         weight, bias = weights[f"encoder.{name}.weight"], weights[f"encoder.{name}.bias"]
         x = causal_conv(graph, x, name, weight, bias, stride=stride, bits=bits)
@@ -43,14 +39,6 @@ def encoder(
         x = _layer(graph, x, layer, config, weights, bits, attend)
     y = _norm(graph, x.name, weights, "encoder.norm")
     return replace(x, name=graph.op("Mul", y, graph.input("live", "float32", ["B", positions, 1])))
-
-
-def _log_mel(graph: Graph, pcm: Rows, config: WhisperConfig, sample_rate: int) -> Rows:
-    fourier, bands = whisper_fourier(sample_rate).T, whisper_bands(config.n_mels).T
-    mel = band_power(graph, pcm, fourier, bands, hop=sample_rate // (2 * WHISPER_RATE))
-    log_mel = graph.op("Log", graph.op("Max", mel.name, graph.constant(np.float32(10**config.mel_floor))))
-    scaled = graph.op("Mul", log_mel, graph.constant(np.float32(1 / (4 * np.log(10)))))
-    return replace(mel, name=graph.op("Add", scaled, graph.constant(np.float32(1))))
 
 
 def _layer(

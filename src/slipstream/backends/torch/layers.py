@@ -15,9 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from slipstream.backends.torch.state import Ring, State
 from slipstream.model.config import TransformerConfig
-
-RMS_EPS = 1e-8
-LAYER_NORM_EPS = 1e-5
+from slipstream.model.numerics import LAYER_NORM_EPS, RMS_EPS, ring_capacity, ring_keys, rotary_angles, sees
 
 
 class CausalConv1d(nn.Conv1d):
@@ -97,13 +95,9 @@ def make_norm(config: TransformerConfig) -> nn.Module:
 
 
 def rotations(position_BT: Tensor, head_dim: int, max_period: float) -> Tensor:
-    """Unit complex numbers `[B, 1, T, head_dim / 2]` that turn the pairs of a head at each position.
-
-    The angle is a product in float64: in float32 it would be off by 0.06 rad after a million positions.
-    """
+    """Unit complex numbers `[B, 1, T, head_dim / 2]` that turn the pairs of a head at each position."""
     pair = torch.arange(head_dim // 2, device=position_BT.device, dtype=torch.float64)
-    frequency = torch.exp(pair * (-2 * math.log(max_period) / head_dim))
-    angle = position_BT[:, None, :, None].double() * frequency
+    angle = rotary_angles(position_BT[:, None, :, None], pair, head_dim, max_period)
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
 
 
@@ -198,12 +192,9 @@ class Transformer(nn.Module):
         self.checkpointing = False
 
     def init_state(self, batch: int, max_step: int) -> dict[str, State]:
-        """State for `batch` streams that advance by at most `max_step` positions at a time.
-
-        A step's first query still needs its `context` keys when the step's last key is written, hence the capacity.
-        """
+        """State for `batch` streams that advance by at most `max_step` positions at a time."""
         weight = next(self.parameters())
-        capacity = self.config.context + max_step - 1
+        capacity = ring_capacity(self.config.context, max_step)
         rings: list[State] = [
             Ring.empty(
                 batch,
@@ -237,9 +228,7 @@ class Transformer(nn.Module):
                 )
             position_BT = position[:, None] + steps_T
             columns_BT = position_BT % capacity
-            # The newest position that lies in each column once this step is written; negative where none does yet.
-            last_B1 = position_BT[:, -1:]
-            key_position = last_B1 - (last_B1 - torch.arange(capacity, device=x_BTD.device)) % capacity
+            key_position = ring_keys(position_BT[:, -1:], torch.arange(capacity, device=x_BTD.device))
         mask = attention_mask(position_BT, key_position, self.config.context, x_BTD.dtype)
         rotation = rotations(position_BT, self.config.head_dim, self.config.max_period)
         for layer, ring in zip(self.layers, rings, strict=True):
@@ -260,7 +249,6 @@ def unpack(state: State) -> tuple[list[Ring], Tensor]:
 
 def attention_mask(position_BT: Tensor, key_position_BC: Tensor, context: int, dtype: torch.dtype) -> Tensor:
     """What each query adds to its scores, `[B, 1, T, C]`: 0 for the last `context` positions, else minus infinity."""
-    distance = position_BT[:, :, None] - key_position_BC[:, None, :]
-    visible = (distance >= 0) & (distance < context) & (key_position_BC[:, None, :] >= 0)
+    visible = sees(position_BT[:, :, None], key_position_BC[:, None, :], context)
     mask = torch.zeros(visible.shape, device=visible.device, dtype=dtype)
     return mask.masked_fill(~visible, -math.inf)[:, None]

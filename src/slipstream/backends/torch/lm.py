@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from slipstream.backends.torch.layers import Transformer, make_norm
 from slipstream.backends.torch.state import State
 from slipstream.model.config import ConditionerConfig, LMConfig
-
-NO_TOKEN = -1
-"""Token id that embeds as zero: nothing here, not even padding."""
+from slipstream.model.numerics import NO_TOKEN, check_conditions, condition_number, condition_periods, condition_row
 
 
 class LM(nn.Module):
@@ -74,13 +72,10 @@ class LM(nn.Module):
     def condition(self, values: Mapping[str, float | str | Tensor] | None = None) -> Tensor | None:
         """The sum of all conditions, `[1, D]`; a conditioner without a value gives its learnt padding.
 
-        None for a model without conditioners. Raises `ValueError` for a name or value that is not known.
+        None for a model without conditioners. Raises `ConfigError` for an unknown name or value.
         """
         values = values or {}
-        unknown = sorted(values.keys() - self.conditioners.keys())
-        if unknown:
-            known = ", ".join(self.conditioners) or "none"
-            raise ValueError(f"unknown condition {', '.join(unknown)}; this model has: {known}")
+        check_conditions(self.config, values)
         if not self.conditioners:
             return None
         parts = [module(values.get(name)) for name, module in self.conditioners.items()]
@@ -138,25 +133,16 @@ class Conditioner(nn.Module):
         return projected
 
     def _embed(self, value: float | str | Tensor) -> Tensor:
-        config = self.config
+        config, device = self.config, self.output_proj.weight.device
         if config.kind == "lut":
-            if value not in config.possible_values:
-                expected = ", ".join(config.possible_values)
-                raise ValueError(f"condition {config.name}={value!r}: expected one of {expected}")
-            row = config.possible_values.index(str(value))
-            embedded: Tensor = self.embed(torch.tensor([row], device=self.embed.weight.device))
+            embedded: Tensor = self.embed(torch.tensor([condition_row(config, value)], device=device))
             return embedded
-        if isinstance(value, str):
-            raise ValueError(f"condition {config.name}={value!r}: expected a number")
-        value_N = torch.as_tensor(value, dtype=torch.float32, device=self.output_proj.weight.device)
+        if not isinstance(value, Tensor):
+            value = torch.tensor(condition_number(config, value))
+        elif config.kind == "continuous":
+            value = value * config.scale_factor
+        value = value.to(device, torch.float32)
         if config.kind == "tensor":
-            return value_N.reshape(-1, config.dim)
-        return sines(value_N.reshape(-1) * config.scale_factor, config.dim, config.max_period)
-
-
-def sines(value_N: Tensor, dim: int, max_period: float) -> Tensor:
-    """Embed numbers `[N]` as cosines then sines `[N, dim]` of `dim / 2` periods from 2 pi to `2 pi max_period`."""
-    half = dim // 2
-    exponent = torch.arange(half, device=value_N.device, dtype=torch.float32) / (half - 1)
-    phase = value_N[:, None] / max_period**exponent
-    return torch.cat([phase.cos(), phase.sin()], dim=-1)
+            return value.reshape(-1, config.dim)
+        phase = value.reshape(-1, 1) / torch.from_numpy(condition_periods(config)).to(device)
+        return torch.cat([phase.cos(), phase.sin()], dim=-1)

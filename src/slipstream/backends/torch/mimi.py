@@ -6,7 +6,6 @@ it (Moshi, arXiv:2410.00037, section 3.3). Shapes: B slots, S samples, T frames,
 
 from __future__ import annotations
 
-import math
 from typing import cast
 
 import torch
@@ -14,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slipstream.backends.torch.layers import CausalConv1d, CausalConvTranspose1d, Transformer
+from slipstream.backends.torch.mel import LogMel
 from slipstream.backends.torch.state import State
-from slipstream.backends.torch.whisper import WhisperEncoder, WhisperMel
-from slipstream.model.config import CodecConfig, MelConfig
-
-CODEBOOK_EPS = 1e-5
+from slipstream.backends.torch.whisper import WhisperEncoder
+from slipstream.model.config import CodecConfig
+from slipstream.model.numerics import CODEBOOK_EPS
 
 
 class Mimi(nn.Module):
@@ -27,13 +26,12 @@ class Mimi(nn.Module):
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.config = config
-        self.mel: LogMel | WhisperMel | None = None
+        front_end = config.whisper or config.mel
+        self.mel = LogMel(front_end, config.sample_rate) if front_end else None
         self.encoder: SEANetEncoder | WhisperEncoder
         if config.whisper:
-            self.mel = WhisperMel(config.whisper, config.sample_rate)
             self.encoder = WhisperEncoder(config.whisper)
         else:
-            self.mel = LogMel(config.mel, config.sample_rate) if config.mel else None
             self.encoder = SEANetEncoder(config)
             self.encoder_transformer = Transformer(config.transformer)
         self.quantizer = SplitResidualVQ(config)
@@ -257,55 +255,6 @@ def _residuals(width: int, config: CodecConfig) -> nn.ModuleList:
 
 def _init(module: nn.Module, batch: int) -> State:
     return cast(State, module.init_state(batch))  # type: ignore[operator]
-
-
-class LogMel(nn.Module):
-    """Log-mel bands of causal windows, `[B, 1, S] -> [B, bands, S / hop]`: a fixed front end, nothing learnt.
-
-    The window of a frame ends with its last sample. Natural logarithm of the power in each band, floored at 1e-5, then
-    shifted and scaled so that speech lies near zero with a spread near one.
-    """
-
-    def __init__(self, config: MelConfig, sample_rate: int) -> None:
-        super().__init__()
-        self.hop = config.hop
-        self.context = config.window - config.hop
-        time = torch.arange(config.window, dtype=torch.float64)
-        bins = torch.arange(config.window // 2 + 1, dtype=torch.float64)
-        window = 0.5 - 0.5 * torch.cos(2 * math.pi * time / config.window)
-        angle = 2 * math.pi * bins[:, None] * time / config.window
-        self.fourier: Tensor
-        self.bands: Tensor
-        basis = torch.cat([angle.cos(), angle.sin()]) * window
-        self.register_buffer("fourier", basis[:, None].float(), persistent=False)
-        self.register_buffer("bands", mel_bands(config, sample_rate).float(), persistent=False)
-
-    def init_state(self, batch: int) -> Tensor:
-        return torch.zeros(batch, 1, self.context, device=self.fourier.device, dtype=self.fourier.dtype)
-
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x = torch.cat([self.init_state(x.shape[0]) if state is None else state, x], dim=-1)
-        real, imaginary = F.conv1d(x, self.fourier, stride=self.hop).chunk(2, dim=1)
-        power = real.square() + imaginary.square()
-        return self.scale(self.bands @ power), x[..., x.shape[-1] - self.context :]
-
-    def scale(self, mel: Tensor) -> Tensor:
-        """The power in each band, as the encoder reads it."""
-        return (mel.clamp(min=1e-5).log() + 4.0) / 4.0
-
-
-def mel_bands(config: MelConfig, sample_rate: int) -> Tensor:
-    """Triangles `[bands, bins]` on the mel scale 2595 log10(1 + f / 700), each of height one, float64."""
-
-    def to_mel(frequency: float) -> float:
-        return 2595 * math.log10(1 + frequency / 700)
-
-    edges = torch.linspace(to_mel(config.f_min), to_mel(config.f_max), config.n_mels + 2, dtype=torch.float64)
-    edges = 700 * (10 ** (edges / 2595) - 1)
-    bins = torch.arange(config.window // 2 + 1, dtype=torch.float64) * sample_rate / config.window
-    rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
-    return torch.minimum(rising, falling).clamp(min=0)
 
 
 # ------------------------------------------------------------------------------------------- quantiser

@@ -15,42 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from slipstream.backends.torch.layers import LAYER_NORM_EPS, CausalConv1d, attend
+from slipstream.backends.torch.layers import CausalConv1d, attend
 from slipstream.backends.torch.state import Ring, State
-from slipstream.model.config import WHISPER_RATE, WhisperConfig
-from slipstream.spectrum import WHISPER_POSITIONS, whisper_bands, whisper_fourier, whisper_positions, whisper_window
-
-
-class WhisperMel(nn.Module):
-    """Whisper's log-mel frames of causal windows, `[B, 1, S] -> [B, M, S / hop]`, nothing learnt.
-
-    The window of a frame ends with its last sample: frame f of Whisper is centred on sample `f * hop`, and this one
-    on sample `f * hop - 60` at 24 kHz. Values are `(max(log10 power, floor) + 4) / 4`.
-    """
-
-    def __init__(self, config: WhisperConfig, sample_rate: int) -> None:
-        super().__init__()
-        self.hop = sample_rate // (2 * WHISPER_RATE)
-        self.context = whisper_window(sample_rate) - self.hop
-        self.floor = math.pow(10, config.mel_floor)
-        self.fourier: Tensor
-        self.bands: Tensor
-        self.register_buffer("fourier", torch.from_numpy(whisper_fourier(sample_rate))[:, None], persistent=False)
-        self.register_buffer("bands", torch.from_numpy(whisper_bands(config.n_mels)), persistent=False)
-
-    def init_state(self, batch: int) -> Tensor:
-        return torch.zeros(batch, 1, self.context, device=self.fourier.device, dtype=self.fourier.dtype)
-
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x = torch.cat([self.init_state(x.shape[0]) if state is None else state, x], dim=-1)
-        real, imaginary = F.conv1d(x, self.fourier, stride=self.hop).chunk(2, dim=1)
-        mel = self.bands @ (real.square() + imaginary.square())
-        return self.scale(mel), x[..., x.shape[-1] - self.context :]
-
-    def scale(self, mel: Tensor) -> Tensor:
-        """The power in each band, as the encoder reads it."""
-        scaled: Tensor = (mel.clamp(min=self.floor).log10() + 4) / 4
-        return scaled
+from slipstream.model.config import WhisperConfig
+from slipstream.model.numerics import (
+    LAYER_NORM_EPS,
+    WHISPER_POSITIONS,
+    delayed_sees,
+    ring_capacity,
+    ring_keys,
+    whisper_positions,
+)
 
 
 class WhisperAttention(nn.Module):
@@ -148,7 +123,7 @@ class WhisperEncoder(nn.Module):
     def init_state(self, batch: int, max_step: int) -> dict[str, State]:
         """State for `batch` streams that advance by at most `max_step` positions at a time."""
         weight, config = self.conv1.weight, self.config
-        capacity = config.context + config.lookahead + max_step - 1
+        capacity = ring_capacity(config.context, max_step, config.lookahead)
         layers: list[State] = [
             {
                 "delayed": weight.new_zeros(batch, config.lookahead, config.dim),
@@ -216,15 +191,8 @@ class WhisperEncoder(nn.Module):
 
     def _mask(self, position_BT: Tensor, capacity: int, first: int, dtype: torch.dtype) -> Tensor:
         """What each query adds to its scores, `[B, 1, T, C]`; keys start at `first`."""
-        config = self.config
-        last_B1 = position_BT[:, -1:]
-        columns = torch.arange(capacity, device=position_BT.device)
-        key_B1C = (last_B1 - (last_B1 - columns) % capacity)[:, None]
-        query_BT1 = position_BT[:, :, None] - config.lookahead
-        distance = query_BT1 - key_B1C
-        visible = (distance < config.context) & (distance >= -config.lookahead) & (key_B1C >= first)
-        # A query before the stream's first position has no key. It may see anything: nothing reads its output.
-        visible |= query_BT1 < first
+        key_BC = ring_keys(position_BT[:, -1:], torch.arange(capacity, device=position_BT.device))
+        visible = delayed_sees(position_BT[:, :, None], key_BC[:, None], self.config, first)
         mask = torch.zeros(visible.shape, device=visible.device, dtype=dtype)
         return mask.masked_fill(~visible, -math.inf)[:, None]
 

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slipstream.backends.torch.layers import unpack
-from slipstream.backends.torch.lm import LM, NO_TOKEN
+from slipstream.backends.torch.lm import LM
 from slipstream.backends.torch.sampling import pick_token
 from slipstream.backends.torch.state import State
 from slipstream.model.config import PAD_ID, WORD_ID, SamplingConfig
+from slipstream.model.numerics import NO_TOKEN
 from slipstream.moshi.conditioners import ConditionProvider, ConditionTensors
 from slipstream.moshi.streaming import Streaming
 
