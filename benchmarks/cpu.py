@@ -34,9 +34,9 @@ import numpy as np
 
 from slipstream.audio import load as load_audio
 from slipstream.backends.onnx.codec import codec_model
+from slipstream.backends.onnx.inference import open_session, physical_cores
 from slipstream.backends.onnx.lm import lm_model
 from slipstream.backends.onnx.runner import OnnxRunner
-from slipstream.backends.onnx.session import open_session, physical_cores
 from slipstream.backends.onnx.streams import LMStreams
 from slipstream.checkpoints.kyutai import dump_kyutai
 from slipstream.checkpoints.mimi import dump_codec

@@ -1,4 +1,4 @@
-"""The `Runner` interface, a step's output, and the checks that every Runner makes before a step."""
+"""The `Runner` interface, a step's output, and the base class of the backends' runners."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import numpy as np
 
 from slipstream.arrays import BoolArray, FloatArray, IntArray
 from slipstream.errors import AudioError
+from slipstream.model.config import SamplingConfig, STTConfig
 
 State = Any
-"""What a Runner gives from `snapshot`: opaque to everyone else, one slot's whole state."""
+"""The state of one slot, as `snapshot` returns it: opaque to all code but the runner's."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What one step of a Runner yields, on the host.
+    """The output of one step, on the host. Rows of inactive slots have no meaning.
 
-    `token_B` int64: the text token of each slot. `logprob_B` float32: its log-probability.
-    `pause_BH` float32: for each pause head, the probability that no new word comes within its horizon;
-    H is 0 for a model without heads. Rows of slots that were not active hold no meaning.
+    Attributes:
+        token_B: The text token of each slot, int64.
+        logprob_B: Its log-probability, float32.
+        pause_BH: For each pause head, the probability that no new word comes within its horizon, float32. H is 0 for a
+            model without pause heads.
     """
 
     token_B: IntArray
@@ -30,11 +33,11 @@ class StepOutput:
 
 
 class Runner(Protocol):
-    """The narrow waist: a model on a device, with `slots` independent streams in one batch.
+    """A model on a device, with `slots` independent streams in one batch.
 
-    Everything above a Runner is shared by all backends; everything below it is arithmetic. The text token that
-    `step` yields after the n-th audio frame (n = 1, 2, ...) is number n of the slot's text stream; number 0 came
-    from the initial tokens before any audio, and is the same for every stream.
+    Code above this interface is shared by all backends. The text token that `step` returns for the n-th audio frame
+    (n = 1, 2, ...) is number n of the slot's text stream. Number 0 comes from the initial tokens before any audio, and
+    is the same for every stream.
     """
 
     @property
@@ -44,68 +47,84 @@ class Runner(Protocol):
 
     @property
     def frame_rate(self) -> float:
-        """Frames a second (12.5 for Mimi)."""
+        """Frames per second (12.5 for Mimi)."""
         ...
 
     @property
     def slots(self) -> int:
-        """B, the number of streams; fixed."""
+        """B, the number of streams."""
         ...
 
     @property
     def delay_frames(self) -> int:
-        """How many frames the text lags behind the audio."""
+        """Number of frames by which the text lags behind the audio."""
         ...
 
     def reset(self, slots: Sequence[int]) -> None:
-        """Make each of `slots` a fresh stream. No other slot changes by a bit."""
+        """Start a new stream in each of `slots`. The other slots do not change."""
         ...
 
     def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
-        """Advance every active slot by one frame of `[B, frame_samples]` samples; the others do not change."""
+        """Advance the active slots by one frame of samples `[B, frame_samples]`. The other slots do not change."""
         ...
 
     def snapshot(self, slot: int) -> State:
-        """Copy one slot's state: later steps do not change the copy."""
+        """Copy the state of one slot. Later steps do not change the copy."""
         ...
 
     def restore(self, slot: int, state: State) -> None:
-        """Put a state taken by `snapshot`, of this slot or another, into `slot`."""
+        """Put the result of a `snapshot`, of this or another slot, into `slot`."""
         ...
 
 
-def check_slots(slots: Sequence[int], count: int) -> None:
-    """Raise `ValueError` for a slot that a runner of `count` slots does not have."""
-    for slot in slots:
-        if not 0 <= slot < count:
-            raise ValueError(f"slot {slot}: this runner has slots 0 to {count - 1}")
+class BaseRunner:
+    """The attributes and checks that all backends' runners share.
 
-
-def check_shapes(pcm_BS: FloatArray, active_B: BoolArray, slots: int, frame_samples: int) -> None:
-    """Raise `ValueError` for a step of other shapes than `[slots, frame_samples]` and `[slots]`."""
-    if pcm_BS.shape != (slots, frame_samples) or active_B.shape != (slots,):
-        raise ValueError(
-            f"expected samples [{slots}, {frame_samples}] and active [{slots}], "
-            f"got {list(pcm_BS.shape)} and {list(active_B.shape)}"
-        )
-
-
-def check_finite(pcm_RS: FloatArray, slots: Sequence[int]) -> None:
-    """Raise `AudioError` when a row's samples are not finite: they would stay in its slot's state for ever.
-
-    `slots`: for each row, the slot to name.
+    `step` of a runner checks its input with `check_step`. The engine does not check frames again. `Session.push` checks
+    audio when it arrives, so that bad samples fail their own session and not the step of all sessions.
     """
-    bad = np.flatnonzero(~np.isfinite(pcm_RS).all(axis=1)).tolist()
-    if bad:
-        raise AudioError(f"samples of slot {[slots[row] for row in bad]} are not finite numbers")
 
+    def __init__(self, config: STTConfig, slots: int, sampling: SamplingConfig | None) -> None:
+        if slots < 1:
+            raise ValueError(f"slots={slots}: expected at least 1")
+        self.config = config
+        self.slots = slots
+        self.frame_samples = config.codec.frame_samples
+        self.frame_rate = config.codec.frame_rate
+        self.delay_frames = config.delay_frames
+        self.sampling = sampling if sampling is not None else config.sampling
 
-def heard(pcm_BS: FloatArray, active_B: BoolArray, slots: int, frame_samples: int) -> FloatArray:
-    """The samples of a step with silence in place of inactive slots, whose rows may hold anything.
+    def check_slots(self, slots: Sequence[int]) -> None:
+        """Raise `ValueError` for a slot that the runner does not have."""
+        for slot in slots:
+            if not 0 <= slot < self.slots:
+                raise ValueError(f"slot {slot}: this runner has slots 0 to {self.slots - 1}")
 
-    Silence keeps what those slots write into their rings finite. Raises as `check_shapes` and `check_finite` do.
-    """
-    check_shapes(pcm_BS, active_B, slots, frame_samples)
-    heard_BS = np.where(active_B[:, None], pcm_BS, np.float32(0))
-    check_finite(heard_BS, range(slots))
-    return heard_BS
+    def check_step(self, pcm_BS: FloatArray, active_B: BoolArray) -> FloatArray:
+        """Check the input of a step, and return its samples with silence for inactive slots.
+
+        Raises:
+            ValueError: The shapes are not `[slots, frame_samples]` and `[slots]`.
+            AudioError: Samples of an active slot are not finite. They would stay in the slot's state.
+        """
+        self.check_shapes(pcm_BS, active_B)
+        return self.check_samples(pcm_BS, active_B, np.arange(self.slots))
+
+    def check_shapes(self, pcm_BS: FloatArray, active_B: BoolArray) -> None:
+        """The first part of `check_step`, for a runner that steps only some slots."""
+        if pcm_BS.shape != (self.slots, self.frame_samples) or active_B.shape != (self.slots,):
+            raise ValueError(
+                f"expected samples [{self.slots}, {self.frame_samples}] and active [{self.slots}], "
+                f"got {list(pcm_BS.shape)} and {list(active_B.shape)}"
+            )
+
+    def check_samples(self, pcm_BS: FloatArray, active_B: BoolArray, slot_R: IntArray) -> FloatArray:
+        """The second part of `check_step`, for the slots `slot_R`: their samples `[R, frame_samples]`.
+
+        Rows of inactive slots may hold anything. Silence keeps what these slots write into their rings finite.
+        """
+        pcm_RS = np.where(active_B[slot_R, None], pcm_BS[slot_R], np.float32(0))
+        bad_R = ~np.isfinite(pcm_RS).all(axis=1)
+        if bad_R.any():
+            raise AudioError(f"samples of slot {slot_R[bad_R].tolist()} are not finite numbers")
+        return pcm_RS

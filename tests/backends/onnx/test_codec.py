@@ -7,7 +7,7 @@ import pytest
 from tests.models import codec_config, mel_codec_config, noise_and_tones, random_weights, whisper_codec_config
 
 from slipstream.backends.onnx.codec import codec_model
-from slipstream.backends.onnx.session import open_session
+from slipstream.backends.onnx.inference import open_session
 from slipstream.backends.onnx.streams import CodecStreams
 from slipstream.model.config import CodecConfig, MelConfig
 from slipstream.model.names import codec_shapes

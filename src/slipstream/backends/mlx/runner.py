@@ -15,7 +15,7 @@ from slipstream.backends.mlx.layers import Positions
 from slipstream.backends.mlx.state import Ring, commit, read_slot, write_slots
 from slipstream.backends.mlx.whisper import WhisperPositions
 from slipstream.model.config import PAD_ID, SamplingConfig, STTConfig
-from slipstream.model.runner import StepOutput, check_slots, heard
+from slipstream.model.runner import BaseRunner, StepOutput
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Inputs(NamedTuple):
     key: mx.array
 
 
-class MLXRunner:
+class MLXRunner(BaseRunner):
     """A codec and an LM over `slots` streams.
 
     One step encodes a frame, feeds its tokens and each stream's last text token to the LM, and picks the next text
@@ -66,16 +66,9 @@ class MLXRunner:
         quantize: int | None = None,
         seed: int | None = None,
     ) -> None:
-        if slots < 1:
-            raise ValueError(f"slots={slots}: expected at least 1")
-        self.config = config
+        super().__init__(config, slots, sampling)
         self.codec = build_codec(config.codec, codec, quantize=quantize)
         self.lm = build_lm(config.lm, lm, dtype=dtype, quantize=quantize)
-        self.sampling = sampling if sampling is not None else config.sampling
-        self.slots = slots
-        self.frame_samples = config.codec.frame_samples
-        self.frame_rate = config.codec.frame_rate
-        self.delay_frames = config.delay_frames
         self._random = np.random.default_rng(seed)
         self._condition_D = self.lm.condition(config.condition_values)
         self._fresh = self._prime()
@@ -86,7 +79,7 @@ class MLXRunner:
 
     def reset(self, slots: Sequence[int]) -> None:
         """Make each of `slots` a fresh stream."""
-        check_slots(slots, self.slots)
+        self.check_slots(slots)
         self._write(slots, self._fresh)
         self._frames_B[list(slots)] = 0
 
@@ -95,9 +88,8 @@ class MLXRunner:
 
         Raises `AudioError` when an active slot's samples are not finite: they would stay in its state for ever.
         """
-        heard_BS = heard(pcm_BS, active_B, self.slots, self.frame_samples)
         inputs = Inputs(
-            pcm_BS=mx.array(heard_BS),
+            pcm_BS=mx.array(self.check_step(pcm_BS, active_B)),
             active_B=mx.array(active_B),
             codec_at=self.codec.locate(self._frames_B),
             lm_at=self.lm.transformer.locate(self._frames_B + 1),
@@ -112,14 +104,14 @@ class MLXRunner:
 
     def snapshot(self, slot: int) -> SlotState:
         """Copy one slot's state."""
-        check_slots([slot], self.slots)
+        self.check_slots([slot])
         state = read_slot(self._state, slot)
         mx.eval(state)
         return SlotState(state, int(self._frames_B[slot]))
 
     def restore(self, slot: int, state: SlotState) -> None:
         """Put a snapshot of this runner, or of another of the same model, into `slot`."""
-        check_slots([slot], self.slots)
+        self.check_slots([slot])
         self._write([slot], state.state)
         self._frames_B[slot] = state.frames
 

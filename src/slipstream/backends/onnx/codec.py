@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from slipstream.backends.onnx import whisper
 from slipstream.backends.onnx.graph import Graph, Model
-from slipstream.backends.onnx.quantize import Bits
+from slipstream.backends.onnx.quantization import Bits
 from slipstream.backends.onnx.ring import RingAttention
 from slipstream.backends.onnx.rows import Rows, causal_conv, log_mel
 from slipstream.backends.onnx.transformer import Quantize, Weights, linear, padded_head_dim, transformer

@@ -15,7 +15,7 @@ import numpy as np
 
 from slipstream.backends.onnx.graph import Array, Graph, Model
 from slipstream.backends.onnx.protobuf import DATA_TYPES, Shape
-from slipstream.backends.onnx.quantize import Bits
+from slipstream.backends.onnx.quantization import Bits
 from slipstream.backends.onnx.transformer import (
     CONTRIB,
     Quantize,

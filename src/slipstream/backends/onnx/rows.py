@@ -12,7 +12,7 @@ import numpy as np
 
 from slipstream.backends.onnx.graph import Array, Graph
 from slipstream.backends.onnx.protobuf import Shape
-from slipstream.backends.onnx.quantize import Bits
+from slipstream.backends.onnx.quantization import Bits
 from slipstream.backends.onnx.transformer import float32, linear
 from slipstream.model.numerics import MelFrontEnd
 

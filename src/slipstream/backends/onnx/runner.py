@@ -11,13 +11,13 @@ import numpy as np
 from slipstream.arrays import BoolArray, FloatArray
 from slipstream.backends.onnx.codec import codec_model
 from slipstream.backends.onnx.graph import Array, Model
+from slipstream.backends.onnx.inference import open_session, physical_cores
 from slipstream.backends.onnx.lm import lm_model
 from slipstream.backends.onnx.sampling import logprob, pick
-from slipstream.backends.onnx.session import open_session, physical_cores
 from slipstream.backends.onnx.streams import CodecStreams, LMStreams
 from slipstream.backends.onnx.transformer import Quantize, Weights
 from slipstream.model.config import SamplingConfig, STTConfig
-from slipstream.model.runner import StepOutput, check_slots, heard
+from slipstream.model.runner import BaseRunner, StepOutput
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class SlotState:
     lm: Array
 
 
-class OnnxRunner:
+class OnnxRunner(BaseRunner):
     """A codec and an LM over `slots` streams, in fixed buffers, on the CPU.
 
     `lm`, `codec`: canonical weights, or ONNX files that `export` wrote. `quantize`: keep the LM's weights in `"int8"`
@@ -50,14 +50,7 @@ class OnnxRunner:
         sampling: SamplingConfig | None = None,
         seed: int | None = None,
     ) -> None:
-        if slots < 1:
-            raise ValueError(f"slots={slots}: expected at least 1")
-        self.config = config
-        self.slots = slots
-        self.frame_samples = config.codec.frame_samples
-        self.frame_rate = config.codec.frame_rate
-        self.delay_frames = config.delay_frames
-        self.sampling = sampling if sampling is not None else config.sampling
+        super().__init__(config, slots, sampling)
         self._random = np.random.default_rng(seed)
         K = config.lm.num_codebooks
         codec_graph: Path | Model
@@ -87,22 +80,22 @@ class OnnxRunner:
 
         Raises `AudioError` when an active slot's samples are not finite: they would stay in its state for ever.
         """
-        heard_BS = heard(pcm_BS, active_B, self.slots, self.frame_samples)
+        pcm_BS = self.check_step(pcm_BS, active_B)
         rows = self._rows(active_B)
         if rows:
-            self._run(heard_BS, active_B, rows)
+            self._run(pcm_BS, active_B, rows)
         return StepOutput(self._token_B.copy(), self._logprob_B.copy(), self.lm.pause_BH.copy())
 
     def snapshot(self, slot: int) -> SlotState:
         """Copy one slot's state."""
-        check_slots([slot], self.slots)
+        self.check_slots([slot])
         frames = int(self._frames_B[slot])
         text = int(self.lm.text_B[slot])
         return SlotState(frames, text, self.codec.read(slot, frames), self.lm.read(slot, frames + 1))
 
     def restore(self, slot: int, state: SlotState) -> None:
         """Put a snapshot of this runner, or of another of the same model, into `slot`."""
-        check_slots([slot], self.slots)
+        self.check_slots([slot])
         self._frames_B[slot] = state.frames
         self.lm.text_B[slot] = state.text
         self.codec.write(slot, state.codec)
@@ -116,8 +109,8 @@ class OnnxRunner:
         last = int(np.flatnonzero(active_B).max(initial=-1))
         return min(last + 1 + (last + 1) % 2, self.slots)
 
-    def _run(self, heard_BS: FloatArray, active_B: BoolArray, rows: int) -> None:
-        self.codec.pcm_BS[:rows] = heard_BS[:rows]
+    def _run(self, pcm_BS: FloatArray, active_B: BoolArray, rows: int) -> None:
+        self.codec.pcm_BS[:rows] = pcm_BS[:rows]
         self.codec.step(self._frames_B[:rows])
         position_B = self._frames_B + 1
         self.lm.step(position_B[:rows])

@@ -14,7 +14,7 @@ import onnxruntime
 
 from slipstream.arrays import BoolArray, FloatArray, IntArray
 from slipstream.backends.onnx.graph import Array
-from slipstream.backends.onnx.session import Bound, input_type
+from slipstream.backends.onnx.inference import Bound, input_type
 from slipstream.backends.onnx.transformer import padded_head_dim
 from slipstream.model.config import CodecConfig, LMConfig, TransformerConfig, WhisperConfig
 from slipstream.model.numerics import delayed_sees, ring_capacity, ring_keys, rotations, sees, whisper_positions

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from slipstream.backends.onnx.graph import Array, Graph
-from slipstream.backends.onnx.quantize import BLOCK, Bits, quantize
+from slipstream.backends.onnx.quantization import BLOCK, Bits, quantize
 from slipstream.model.config import TransformerConfig
 from slipstream.model.numerics import LAYER_NORM_EPS, RMS_EPS
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from slipstream.backends.onnx.graph import Graph
-from slipstream.backends.onnx.quantize import Bits
+from slipstream.backends.onnx.quantization import Bits
 from slipstream.backends.onnx.ring import RingAttention
 from slipstream.backends.onnx.rows import Rows, causal_conv, cut, with_tail
 from slipstream.backends.onnx.transformer import CONTRIB, Weights, float32, linear

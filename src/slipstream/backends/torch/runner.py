@@ -19,7 +19,7 @@ from slipstream.backends.torch.mimi import Mimi
 from slipstream.backends.torch.sampling import pick_token
 from slipstream.backends.torch.state import State, commit, first_slots, read_slot, read_slots, write_slots
 from slipstream.model.config import PAD_ID, SamplingConfig, STTConfig
-from slipstream.model.runner import StepOutput, check_finite, check_shapes, check_slots
+from slipstream.model.runner import BaseRunner, StepOutput
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class SlotState:
     state: State
 
 
-class TorchRunner:
+class TorchRunner(BaseRunner):
     """A codec and an LM over `slots` streams, in fixed buffers.
 
     One step encodes a frame, feeds its tokens and each stream's last text token to the LM, and picks the next text
@@ -54,16 +54,9 @@ class TorchRunner:
         buckets: Sequence[int] | None = None,
         tf32: bool = False,
     ) -> None:
-        if slots < 1:
-            raise ValueError(f"slots={slots}: expected at least 1")
-        self.config = config
+        super().__init__(config, slots, sampling)
         self.codec = codec.eval().requires_grad_(False)
         self.lm = lm.eval().requires_grad_(False)
-        self.sampling = sampling if sampling is not None else config.sampling
-        self.slots = slots
-        self.frame_samples = config.codec.frame_samples
-        self.frame_rate = config.codec.frame_rate
-        self.delay_frames = config.delay_frames
         self.device = lm.text_linear.weight.device
         self._tf32 = tf32
         self._buckets = Buckets(slots, buckets)
@@ -91,7 +84,7 @@ class TorchRunner:
 
     def reset(self, slots: Sequence[int]) -> None:
         """Make each of `slots` a fresh stream."""
-        check_slots(slots, self.slots)
+        self.check_slots(slots)
         with self._on_device():
             write_slots(self._state, self._index(slots), self._fresh)
 
@@ -100,14 +93,11 @@ class TorchRunner:
 
         Raises `AudioError` when an active slot's samples are not finite: they would stay in its state for ever.
         """
-        check_shapes(pcm_BS, active_B, self.slots, self.frame_samples)
+        self.check_shapes(pcm_BS, active_B)
         bucket, slots = self._buckets.choose(active_B)
         host, device = self._host_io.first(bucket.size), self._device_io.first(bucket.size)
-        heard_RS = host.pcm_BS.numpy()
-        heard_RS[:] = pcm_BS[slots]
-        heard_RS[~active_B[slots]] = 0  # their rows may hold anything, and their rings must stay finite
         slot_R = np.arange(self.slots)[slots]
-        check_finite(heard_RS, slot_R.tolist())
+        host.pcm_BS.numpy()[:] = self.check_samples(pcm_BS, active_B, slot_R)
         host.active_B.numpy()[:] = active_B[slots]
         host.slot_B.numpy()[:] = slot_R
         with self._on_device():
@@ -130,13 +120,13 @@ class TorchRunner:
 
     def snapshot(self, slot: int) -> SlotState:
         """Copy one slot's state."""
-        check_slots([slot], self.slots)
+        self.check_slots([slot])
         with self._on_device():
             return SlotState(read_slot(self._state, slot))
 
     def restore(self, slot: int, state: SlotState) -> None:
         """Put a snapshot of this runner, or of another of the same model, into `slot`."""
-        check_slots([slot], self.slots)
+        self.check_slots([slot])
         with self._on_device():
             write_slots(self._state, self._index([slot]), state.state)
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slipstream.backends.onnx.graph import Graph
-from slipstream.backends.onnx.quantize import BLOCK, Bits, dequantize, quantize
-from slipstream.backends.onnx.session import open_session
+from slipstream.backends.onnx.inference import open_session
+from slipstream.backends.onnx.quantization import BLOCK, Bits, dequantize, quantize
 from slipstream.backends.onnx.transformer import linear
 
 pytestmark = pytest.mark.parametrize("bits", [4, 8])

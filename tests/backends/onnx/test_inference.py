@@ -6,8 +6,8 @@ import time
 import numpy as np
 from tests.models import random_model, stt_config
 
+from slipstream.backends.onnx.inference import physical_cores
 from slipstream.backends.onnx.runner import OnnxRunner
-from slipstream.backends.onnx.session import physical_cores
 
 
 def test_cores_are_counted_once_and_only_those_this_process_may_use():
