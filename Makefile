@@ -47,8 +47,8 @@ dist: $(BIN)/python
 	$(BIN)/python tools/build_dist.py
 
 bench: $(VENV)/.oracles
-	$(BIN)/python benchmarks/step.py
-	$(BIN)/python benchmarks/cpu.py step
+	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.cpu step
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.load
 

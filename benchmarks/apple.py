@@ -1,12 +1,12 @@
-"""Milliseconds a frame of the MLX backend, beside the `moshi_mlx` package in the same run.
+"""Milliseconds per frame of the MLX backend, compared with the `moshi_mlx` package in the same run.
 
-    python benchmarks/apple.py
-    python benchmarks/apple.py --parts layer --bits 8 --steps 200
+    python -m benchmarks.apple
+    python -m benchmarks.apple --parts layer --bits 8 --steps 200
 
 `tiny`: a whole small model, samples to text token. `layer`: one layer of stt-1b's LM with its embeddings and heads,
-audio tokens to text token. Both with full windows, batch of one, and weights that are random: the time of a step does
-not depend on them. The two take turns, a few steps each, so that whatever else the machine does falls on both; the
-figures are medians over all steps, the ratio that of the medians.
+audio tokens to text token. Both have full windows, a batch of one and random weights: the time of a step does not
+depend on them. The two packages take turns of five steps, so that other load affects both. The times are medians over
+all steps, and the ratio is that of the medians.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ import dataclasses
 import json
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from benchmarks.common import Step, race
 from moshi_mlx.models import Lm, LmConfig, LmGen
 from moshi_mlx.models.mimi import Mimi, mimi_202407
 from moshi_mlx.utils import Sampler
@@ -38,8 +37,6 @@ from slipstream.checkpoints.quantization import GROUP_SIZES
 from slipstream.checkpoints.tensors import Array, write_tensors
 from slipstream.model.config import CodecConfig, LMConfig, STTConfig, TransformerConfig
 from slipstream.model.names import Shapes, codec_shapes, lm_shapes
-
-Step = Callable[[], object]
 
 PUBLISHED = PRESETS["kyutai/stt-1b-en_fr"]
 LAYER = PUBLISHED.model_copy(
@@ -99,23 +96,10 @@ def main() -> None:
     if options.json:
         print(json.dumps(rows))
         return
-    print(f"mlx {mx.__version__}, {mx.default_device()}, ms a frame")
+    print(f"mlx {mx.__version__}, {mx.default_device()}, ms per frame")
     print("part   bits  slipstream  moshi_mlx  moshi_mlx/slipstream")
     for row in rows:
         print("{part:5}  {bits:4}  {slipstream_ms:10.2f}  {moshi_mlx_ms:9.2f}  {ratio:.2f}".format(**row))
-
-
-def race(ours: Step, theirs: Step, steps: int) -> tuple[list[float], list[float]]:
-    """Seconds of each step of both, in turns of five; the first turn warms up and does not count."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(-1, -(-steps // 5)):
-        for step, recorded in zip((ours, theirs), times, strict=True):
-            for _ in range(5):
-                start = time.perf_counter()
-                step()
-                if turn >= 0:
-                    recorded.append(time.perf_counter() - start)
-    return times
 
 
 def random_weights(shapes: Shapes) -> dict[str, Array]:
@@ -124,7 +108,7 @@ def random_weights(shapes: Shapes) -> dict[str, Array]:
 
 
 def whole_model(config: STTConfig, quantize: int | None) -> tuple[Step, Step]:
-    """A step from samples to text token, by each."""
+    """A step from samples to text token, by each package."""
     lm, codec = random_weights(lm_shapes(config.lm)), random_weights(codec_shapes(config.codec))
     runner = MLXRunner(config, lm, codec, quantize=quantize)
     frame, active = np.random.default_rng(0).standard_normal((1, 1920), dtype=np.float32), np.ones(1, dtype=bool)
@@ -142,7 +126,7 @@ def whole_model(config: STTConfig, quantize: int | None) -> tuple[Step, Step]:
 
 
 def lm_alone(config: STTConfig, quantize: int | None) -> tuple[Step, Step]:
-    """A step from audio tokens to text token, by each."""
+    """A step from audio tokens to text token, by each package."""
     weights = random_weights(lm_shapes(config.lm))
     lm = build_lm(config.lm, weights, quantize=quantize)
     codes = np.random.default_rng(0).integers(0, config.lm.audio_vocab, (1, config.lm.num_codebooks)).astype(np.int32)

@@ -23,14 +23,15 @@ from pathlib import Path
 
 import msgpack
 import numpy as np
+from benchmarks.attacks.opus import SILK_60_MS, opus_bomb
 from benchmarks.attacks.uploads import encoded
-from tests.fakes import speech
-from tests.server.bombs import SILK_60_MS, opus_bomb
-from tests.server.harness import chunks, solo
-from tests.server.scripted import server_process
+from benchmarks.scripted_server import server_process
 
+from slipstream.arrays import FloatArray
 from slipstream.client import open_async_stream
 from slipstream.events import Word
+from slipstream.testing import ScriptRunner, speech, tiny_tokenizer
+from slipstream.transcriber import Transcriber
 
 SLOTS = 128
 ABUSERS_AT_ONCE = 64
@@ -103,7 +104,8 @@ async def _honest(address: str, number: int, report: Report) -> None:
     async with open_async_stream(address) as stream:
 
         async def send() -> None:
-            for chunk in chunks(audio_S, 500 + 331 * (number % 17)):
+            size = 500 + 331 * (number % 17)
+            for chunk in np.split(audio_S, range(size, len(audio_S), size)):
                 await stream.send(chunk)
                 await asyncio.sleep(0.005)
             await stream.finish()
@@ -112,7 +114,13 @@ async def _honest(address: str, number: int, report: Report) -> None:
         words = [event async for event in stream if isinstance(event, Word)]
         await sending
     report.honest_streams += 1
-    report.wrong_transcripts += words != solo(audio_S)
+    report.wrong_transcripts += words != _transcribed(audio_S)
+
+
+def _transcribed(audio_S: FloatArray) -> list[Word]:
+    """The words of a recording that is alone on its runner."""
+    with Transcriber(ScriptRunner(), tiny_tokenizer(), model="script") as transcriber:
+        return list(transcriber.transcribe(audio_S, sample_rate=24_000).words)
 
 
 # ---------------------------------------------------------------------------------------------------------------- abuse

@@ -1,16 +1,16 @@
 """The CPU backend measured: its speed beside the `moshi` package, and what quantisation changes.
 
-    python benchmarks/cpu.py step --model kyutai/stt-1b-en_fr     # milliseconds a frame
-    python benchmarks/cpu.py logits --model kyutai/stt-1b-en_fr   # of quantised weights against float32
-    python benchmarks/cpu.py words MANIFEST                       # errors and tokens of a trained model, quantised
-    python benchmarks/cpu.py streams                              # how many the built-in model holds in real time
-    python benchmarks/cpu.py start                                # a cold `slipstream transcribe`
-    python benchmarks/cpu.py idle                                 # what a waiting runner costs
+    python -m benchmarks.cpu step --model kyutai/stt-1b-en_fr     # milliseconds a frame
+    python -m benchmarks.cpu logits --model kyutai/stt-1b-en_fr   # of quantised weights against float32
+    python -m benchmarks.cpu words MANIFEST                       # errors and tokens of a trained model, quantised
+    python -m benchmarks.cpu streams                              # how many the built-in model holds in real time
+    python -m benchmarks.cpu start                                # a cold `slipstream transcribe`
+    python -m benchmarks.cpu idle                                 # what a waiting runner costs
 
 In `step`, `logits` and `idle` weights are random: the time of a step does not depend on them. In `step` each contender
 has a process of its own, and they take turns, a few frames each, so that whatever else the machine does falls on all of
 them. Ours run with every cache full, the case of a stream longer than the model's context. On a machine with other work
-to do, `chrt -f 1 python benchmarks/cpu.py step --rest 0.1` holds that off while a frame is timed.
+to do, `chrt -f 1 python -m benchmarks.cpu step --rest 0.1` holds that off while a frame is timed.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+from benchmarks.common import moshi_lm_arguments, resident_bytes
 
 from slipstream.audio import load as load_audio
 from slipstream.backends.onnx.codec import codec_model
@@ -38,7 +39,6 @@ from slipstream.backends.onnx.inference import open_session, physical_cores
 from slipstream.backends.onnx.lm import lm_model
 from slipstream.backends.onnx.runner import OnnxRunner
 from slipstream.backends.onnx.streams import LMStreams
-from slipstream.checkpoints.kyutai import dump_kyutai
 from slipstream.checkpoints.mimi import dump_codec
 from slipstream.checkpoints.presets import PRESETS
 from slipstream.checkpoints.sources import resolve
@@ -157,7 +157,7 @@ class Contender:
         codec, lm = np.array(self.times).T * 1000
         parts = {"codec": codec, "lm": lm, "both": codec + lm}
         figures = {part: (float(np.median(ms)), float(np.percentile(ms, 99))) for part, ms in parts.items()}
-        return {"name": self.name, "gigabytes": resident_gigabytes(self.process.pid), **figures}
+        return {"name": self.name, "gigabytes": resident_bytes(self.process.pid) / 1e9, **figures}
 
     def close(self) -> None:
         self.connection.send(0)
@@ -202,10 +202,7 @@ def theirs(dtype: str) -> Callable[[STTConfig], Step]:
         import torch
         from moshi.models import LMGen, loaders
 
-        raw = dump_kyutai(config)
-        about_files = {"stt_config", "lm_gen_config", "model_type", "model_id", "moshi_name", "mimi_name"}
-        kwargs = {key: value for key, value in raw.items() if key not in about_files | {"tokenizer_name"}}
-        lm = loaders.get_moshi_lm(None, kwargs, dtype=getattr(torch, dtype))
+        lm = loaders.get_moshi_lm(None, moshi_lm_arguments(config), dtype=getattr(torch, dtype))
         codec = loaders.get_mimi(None, dump_codec(config.codec), num_codebooks=config.lm.num_codebooks)
         for module in (lm, codec):
             for tensor in (*module.parameters(), *module.buffers()):
@@ -404,12 +401,6 @@ def random_runner(config: STTConfig, quantize: str | None) -> OnnxRunner:
         lm_model(config.lm, lm, {}, quantize=quantize).save(lm_path)
         codec_model(config.codec, codec, num_codebooks=config.lm.num_codebooks, quantize=quantize).save(codec_path)
         return OnnxRunner(config, lm_path, codec_path)
-
-
-def resident_gigabytes(pid: int | None) -> float:
-    with open(f"/proc/{pid}/status") as status:
-        kilobytes = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
-    return kilobytes / 1e6
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
 import msgpack
-from tests.server.bombs import opus_bomb
-from tests.server.dialects.test_kyutai import ogg_opus
+from benchmarks.attacks.opus import opus_bomb
+from benchmarks.attacks.uploads import encoded
 
 from slipstream.audio import SAMPLE_RATE, Encoding, RawFormat
 from slipstream.server.dialects.kyutai import KyutaiDialect
@@ -80,7 +80,7 @@ def mutated(drawn: random.Random, message: bytes) -> bytes:
 
 # ------------------------------------------------------------------------------------------------------------ Kyutai's
 
-OPUS = ogg_opus(0.2)
+OPUS = encoded("ogg", "libopus", 0.2, samples=960, rate=48_000)
 KYUTAI = [
     msgpack.packb({"type": "Init"}),
     msgpack.packb({"type": "Marker", "id": 1 << 40}),

@@ -113,7 +113,7 @@ class CostRunner:
 
 
 def run_server(arguments: argparse.Namespace) -> None:
-    from tests.fakes import tiny_tokenizer
+    from slipstream.testing import tiny_tokenizer
 
     if arguments.model:
         runner: Runner = load_runner(arguments.model, backend="auto", slots=arguments.serve)

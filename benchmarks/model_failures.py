@@ -16,7 +16,6 @@ import time
 
 from benchmarks.attacks.__main__ import get
 from benchmarks.load import CostRunner, connect, send_in_real_time
-from tests.fakes import tiny_tokenizer
 
 from slipstream.arrays import BoolArray, FloatArray
 from slipstream.engine.engine import Engine
@@ -24,6 +23,7 @@ from slipstream.model.runner import StepOutput
 from slipstream.server.access import Access
 from slipstream.server.http.app import Service
 from slipstream.server.run import listen, serve
+from slipstream.testing import tiny_tokenizer
 
 STREAMS = 4
 GOOD_STEPS = 50

@@ -1,10 +1,10 @@
-"""Milliseconds a frame of the PyTorch codec and LM by number of slots, beside the `moshi` package in the same run.
+"""Milliseconds per frame of the PyTorch codec and LM, compared with the `moshi` package in the same run.
 
-    python benchmarks/step.py --model kyutai/stt-1b-en_fr --slots 1 4 16
-    python benchmarks/step.py --model kyutai/stt-1b-en_fr --slots 1 --dtype bfloat16
+    python -m benchmarks.step --model kyutai/stt-1b-en_fr --slots 1 4 16
+    python -m benchmarks.step --model kyutai/stt-1b-en_fr --slots 1 --dtype bfloat16
 
-The weights mean nothing: the time of a step does not depend on them. The two take turns, a few steps each, so that
-whatever else the machine does falls on both; the figures are medians over all steps, the ratio that of the medians.
+The weights are constant: the time of a step does not depend on them. The two packages take turns of five steps, so that
+other load affects both. The times are medians over all steps, and the ratio is that of the medians.
 """
 
 from __future__ import annotations
@@ -13,22 +13,20 @@ import argparse
 import json
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 os.environ.setdefault("NO_TORCH_COMPILE", "1")  # moshi would compile its norms on CUDA: a matter of its own settings
 
 import torch
+from benchmarks.common import Step, moshi_lm_arguments, race
 
 from slipstream.backends.torch.lm import LM
 from slipstream.backends.torch.mimi import Mimi
 from slipstream.backends.torch.state import State, commit
-from slipstream.checkpoints.kyutai import dump_kyutai
 from slipstream.checkpoints.mimi import dump_codec
 from slipstream.checkpoints.presets import PRESETS
 from slipstream.model.config import STTConfig
-
-Step = Callable[[], object]
 
 
 def main() -> None:
@@ -43,13 +41,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     config, device, dtype = PRESETS[options.model], torch.device(options.device), getattr(torch, options.dtype)
+    synchronise = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     rows = []
     with torch.inference_mode():
         for part in options.parts:
             makers = (our_codec, their_codec) if part == "codec" else (our_lm, their_lm)
             ours, theirs = (make(config, device, dtype) for make in makers)
             for slots in options.slots:
-                times = race(ours(slots), theirs(slots), options.steps, device)
+                times = race(ours(slots), theirs(slots), options.steps, synchronise)
                 median = [statistics.median(t) * 1000 for t in times]
                 rows.append({"part": part, "slots": slots, "slipstream_ms": median[0], "moshi_ms": median[1]})
                 rows[-1]["ratio"] = median[1] / median[0]
@@ -57,25 +56,10 @@ def main() -> None:
     if options.json:
         print(json.dumps(rows))
         return
-    print(f"{options.model}, {options.dtype}, {options.device}, {torch.get_num_threads()} threads, ms a frame")
+    print(f"{options.model}, {options.dtype}, {options.device}, {torch.get_num_threads()} threads, ms per frame")
     print("part   slots  slipstream   moshi  moshi/slipstream")
     for row in rows:
         print("{part:5}  {slots:5}  {slipstream_ms:10.2f}  {moshi_ms:6.2f}  {ratio:.2f}".format(**row))
-
-
-def race(ours: Step, theirs: Step, steps: int, device: torch.device) -> tuple[list[float], list[float]]:
-    """Seconds of each step of both, in turns of five; the first turn warms up and does not count."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(-1, -(-steps // 5)):
-        for step, recorded in zip((ours, theirs), times, strict=True):
-            for _ in range(5):
-                start = time.perf_counter()
-                step()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                if turn >= 0:
-                    recorded.append(time.perf_counter() - start)
-    return times
 
 
 def fill(module: torch.nn.Module) -> None:
@@ -146,13 +130,8 @@ def their_codec(config: STTConfig, device: torch.device, dtype: torch.dtype) -> 
 def their_lm(config: STTConfig, device: torch.device, dtype: torch.dtype) -> Callable[[int], Step]:
     from moshi.models import LMGen, loaders
 
-    raw = dump_kyutai(config)
-    theirs = {
-        "stt_config", "lm_gen_config", "model_type", "model_id", "moshi_name", "mimi_name", "tokenizer_name",
-        "conditioners",
-    }  # fmt: skip
     # On the meta device first: its own initialisation of a billion weights takes minutes.
-    lm = loaders.get_moshi_lm(None, {k: v for k, v in raw.items() if k not in theirs}, device="meta", dtype=dtype)
+    lm = loaders.get_moshi_lm(None, moshi_lm_arguments(config), device="meta", dtype=dtype)
     lm = lm.to_empty(device=device)
     for parameter in lm.parameters():
         parameter.requires_grad_(False)

@@ -6,7 +6,7 @@ import time
 
 import msgpack
 from benchmarks.attacks import TEXT, Target, attack, frame
-from tests.server.bombs import OPUS_HEAD, SILK_60_MS, ogg_page, opus_bomb
+from benchmarks.attacks.opus import OPUS_HEAD, SILK_60_MS, ogg_page, opus_bomb
 
 MULAW = "/v1/stream?encoding=mulaw&sample_rate=4000"
 ODD_RATE = "/v1/stream?encoding=pcm_f32le&sample_rate=767999&channels=8"

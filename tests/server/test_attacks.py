@@ -10,8 +10,8 @@ import sys
 import msgpack
 import numpy as np
 import pytest
+from benchmarks.attacks.opus import SILK_60_MS, opus_bomb
 from tests.fakes import ScriptRunner, speech
-from tests.server.bombs import SILK_60_MS, opus_bomb
 from tests.server.harness import audio_message, kyutai, pack, receive, serving, solo, until, wait_for
 from tests.server.http.test_app import raw_websocket, websocket_frame
 from websockets.asyncio.client import connect

@@ -8,9 +8,9 @@ import signal
 from collections.abc import Callable
 
 import numpy as np
+from benchmarks.scripted_server import server_process
 from tests.fakes import FRAME_SAMPLES, speech
 from tests.server.harness import RATE, solo
-from tests.server.scripted import server_process
 
 from slipstream.arrays import FloatArray
 from slipstream.client import AsyncStream, ServerError, StreamEvent, open_async_stream

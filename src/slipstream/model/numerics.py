@@ -54,7 +54,7 @@ class MelFrontEnd:
     @property
     def context(self) -> int:
         """Samples before a frame that its window covers."""
-        return self.fourier.shape[1] - self.hop
+        return int(self.fourier.shape[1]) - self.hop
 
 
 def mel_front_end(config: MelConfig | WhisperConfig, sample_rate: int) -> MelFrontEnd:
@@ -102,10 +102,10 @@ def whisper_bands(n_mels: int) -> FloatArray:
     return _float32(_triangles(edges, np.arange(201) * (_WHISPER_MEL_RATE / 400)) / area)
 
 
-def _triangles(edges: npt.NDArray[np.float64], bins: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _triangles(edges: npt.NDArray[Any], bins: npt.NDArray[Any]) -> npt.NDArray[Any]:
     rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
     falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
-    triangles: npt.NDArray[np.float64] = np.minimum(rising, falling).clip(0)
+    triangles: npt.NDArray[Any] = np.minimum(rising, falling).clip(0)
     return triangles
 
 
@@ -218,7 +218,7 @@ def codebook_vectors(embedding_sum: npt.NDArray[Any], cluster_usage: npt.NDArray
 
     The nearest vector c to x has the largest `x.c - |c|^2 / 2`.
     """
-    vectors = _float32(embedding_sum) / np.maximum(_float32(cluster_usage), CODEBOOK_EPS)[:, None]
+    vectors = _float32(_float32(embedding_sum) / np.maximum(_float32(cluster_usage), CODEBOOK_EPS)[:, None])
     return vectors, _float32(np.square(vectors).sum(axis=1) / 2)
 
 

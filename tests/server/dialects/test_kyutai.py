@@ -11,9 +11,9 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
+from benchmarks.attacks.opus import OPUS_HEAD, ogg_page, opus_bomb
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.server.bombs import OPUS_HEAD, ogg_page, opus_bomb
 
 from slipstream.server.dialects import kyutai
 from slipstream.server.dialects.kyutai import KyutaiDialect

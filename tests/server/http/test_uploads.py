@@ -17,9 +17,9 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from benchmarks.scripted_server import server_process
 from tests.fakes import ScriptRunner, speech
 from tests.server.harness import RATE, Running, expected, get, metric_samples, serving, solo, wait_for, words_heard
-from tests.server.scripted import server_process
 
 from slipstream import audio
 from slipstream.arrays import FloatArray

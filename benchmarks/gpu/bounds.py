@@ -1,7 +1,7 @@
-"""The bytes that a step must move and the operations that it must do, part by part, from the shapes alone.
+"""Bytes that a step must move and operations that it must do, part by part, from the shapes.
 
-A byte is counted once in a step: weights, the rings, what goes into and comes out of each product. What a kernel reads
-again is what the measured time is compared with. A multiplication with an addition is two operations.
+Each byte counts once per step: weights, rings, inputs and outputs of each product. A multiplication with an addition is
+two operations.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from slipstream.model.config import STTConfig, TransformerConfig
 
 @dataclass(frozen=True)
 class Device:
-    """What a device can do at best: bytes a second, operations a second in the LM's type and in the codec's float32."""
+    """A device's limits: bytes per second, operations per second in the LM's type and in the codec's float32."""
 
     bandwidth: float
     lm_rate: float
@@ -36,7 +36,7 @@ class Part:
     rate: float
 
     def bound(self, device: Device) -> float:
-        """Seconds that the part takes at least."""
+        """The least seconds that the part can take."""
         return max(self.bytes / device.bandwidth, self.flops / self.rate)
 
 
@@ -61,12 +61,12 @@ def parts(config: STTConfig, streams: int, device: Device, lm_bytes: int = 2) ->
 
 
 def ring_numbers(config: TransformerConfig, columns: int) -> int:
-    """Numbers in one stream's keys and values."""
+    """Count the numbers in one stream's keys and values."""
     return 2 * config.num_layers * config.dim * columns
 
 
 def stream_bytes(config: STTConfig, lm_bytes: int = 2) -> int:
-    """Memory of one stream's rings, its tails left out."""
+    """Memory of one stream's rings, without its tails."""
     capacity = config.codec.transformer.context + config.codec.stride - 1
     codec = 4 * ring_numbers(config.codec.transformer, capacity)
     return codec + lm_bytes * ring_numbers(config.lm.transformer, config.lm.transformer.context)
@@ -82,7 +82,7 @@ class Count:
 
 
 def products(config: STTConfig) -> tuple[dict[str, Count], dict[str, Count]]:
-    """Convolutions and linear layers of a frame, found by running the modules on shapes alone."""
+    """Convolutions and linear layers of a frame, found by running the modules on the meta device."""
     with torch.device("meta"):
         codec, lm = Mimi(config.codec), LM(config.lm)
         codec_parts = {"convolutions": Count(), "transformer": Count()}

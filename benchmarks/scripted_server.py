@@ -1,4 +1,4 @@
-"""A server in a process: `python -m tests.server.scripted SLOTS STEP_SECONDS IDLE_SECONDS` prints its port."""
+"""A server in a process: `python -m benchmarks.scripted_server SLOTS STEP_SECONDS IDLE_SECONDS` prints its port."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from tests.fakes import ScriptRunner, tiny_tokenizer
-
 from slipstream.engine.engine import Engine
 from slipstream.server.access import Access
 from slipstream.server.http.app import Service
 from slipstream.server.limits import Limits
 from slipstream.server.run import listen, log_to_stderr, serve
+from slipstream.testing import ScriptRunner, tiny_tokenizer
 
 
 def main() -> None:
@@ -31,7 +30,7 @@ def server_process(
     slots: int, step_seconds: float = 0.0, idle_seconds: float = 120.0
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Such a process and its address; it gets SIGTERM when the block ends, and must then exit with code 0."""
-    command = [sys.executable, "-m", "tests.server.scripted", str(slots), str(step_seconds), str(idle_seconds)]
+    command = [sys.executable, "-m", "benchmarks.scripted_server", str(slots), str(step_seconds), str(idle_seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

@@ -1,0 +1,1 @@
+"""Measurements on one GPU: see `python -m benchmarks.gpu --help`."""
