@@ -33,8 +33,7 @@ class Bench:
         self.device = torch.device(options.device)
         self.dtype: torch.dtype = getattr(torch, options.dtype)
         self.config = small_config(conditioners=()) if options.model == "small" else PRESETS[options.model]
-        with torch.inference_mode():
-            self.codec, self.lm = random_codec(self.config, self.device), random_lm(self.config, self.device)
+        self.codec, self.lm = random_codec(self.config, self.device), random_lm(self.config, self.device)
         self.lm_f32 = self.lm
         if self.dtype != torch.float32:
             # A copy costs memory: make it only if a part compares the two.

@@ -1,7 +1,7 @@
-"""Modules from canonical weights, quantised ones included.
+"""Create modules from canonical weights, also from quantised ones.
 
-A quantised matrix `name.weight` holds packed integers (uint32), with `name.scales` and `name.biases` beside it: one
-of each for every group of neighbours in a row.
+A quantised matrix is three tensors: packed integers (uint32) in `name.weight`, and a scale and a bias for each group of
+neighbours in a row, in `name.scales` and `name.biases`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,15 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 def build_codec(config: CodecConfig, weights: Arrays, *, quantize: int | None = None) -> Mimi:
-    """Mimi's encoder with the given canonical weights, in float32: its codes change with less.
+    """Create Mimi's encoder in float32: lower precision changes its codes. The decoder's tensors are not used.
 
-    With `quantize` (any number of bits) the matrices of a Whisper encoder are kept in 8 bits.
+    Args:
+        config: The codec.
+        weights: Tensors under canonical names.
+        quantize: If set, the matrices of a Whisper encoder are kept in 8 bits.
 
-    Raises `ValueError` that names missing tensors and wrong shapes. The decoder's are left aside.
+    Raises:
+        ValueError: Tensors are missing or have wrong shapes; the message names them.
     """
     module = Mimi(config)
     arrays: dict[str, npt.NDArray[Any]] = {}
@@ -52,17 +56,24 @@ def build_codec(config: CodecConfig, weights: Arrays, *, quantize: int | None = 
 
 
 def build_lm(config: LMConfig, weights: Arrays, *, dtype: str = "float32", quantize: int | None = None) -> LM:
-    """The LM with the given canonical weights, in `dtype`; with `quantize`, its matrices in 4 or 8 bits.
+    """Create the LM.
 
-    Matrices that are quantised already stay as they are, and so do those whose rows are not whole groups.
-    Raises `ConfigError` for a type or number of bits that there is not, or not of these weights, `ValueError` that
-    names missing tensors and wrong shapes.
+    Args:
+        config: The LM.
+        weights: Tensors under canonical names.
+        dtype: Type of the weights, a name in `DTYPES`.
+        quantize: 4 or 8 bits for its matrices. Quantised matrices, and those whose rows are not whole groups, do not
+            change.
+
+    Raises:
+        ConfigError: The type or number of bits is not supported, or contradicts that of the weights.
+        ValueError: Tensors are missing or have wrong shapes; the message names them.
     """
     if dtype not in DTYPES:
-        raise ConfigError(f"dtype={dtype!r}: the MLX backend has {' and '.join(DTYPES)}")
+        raise ConfigError(f"dtype={dtype!r}: the MLX backend supports {' and '.join(DTYPES)}")
     if quantize is not None and quantize not in GROUP_SIZES:
         raise ConfigError(f"quantize={quantize}: expected {' or '.join(map(str, GROUP_SIZES))} bits")
-    # The tables of several codebooks or heads are one matrix here.
+    # Tables of several codebooks or heads are one matrix in MLX.
     arrays = {name: mx.array(a.reshape(-1, a.shape[-1]) if a.ndim == 3 else a) for name, a in weights.items()}
     module = LM(config)
 
@@ -101,5 +112,5 @@ def _convolution(weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _compute(module: nn.Module) -> None:
-    # MLX computes on demand, on the thread that asked for it, but a runner's steps may come from another thread.
+    # MLX computes lazily, on the thread that asks for a result, and another thread may call the runner.
     mx.eval(module.parameters())

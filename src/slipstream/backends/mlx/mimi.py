@@ -1,7 +1,7 @@
 """Mimi's encoder, the streaming neural codec: 24 kHz audio to 12.5 frames of tokens a second.
 
 SEANet, a causal Transformer at 25 Hz, a stride-2 convolution, a split residual vector quantiser (Moshi,
-arXiv:2410.00037, section 3.3). Speech to text never decodes, so there is no decoder here.
+arXiv:2410.00037, section 3.3). There is no decoder, because speech to text does not decode.
 Shapes: B slots, S samples, T frames, C channels, K codebooks, D latent width.
 """
 
@@ -50,7 +50,7 @@ class Mimi(nn.Module):
         return state
 
     def locate(self, frames_B: IntArray) -> Positions | WhisperPositions:
-        """Where the next frame of slots lies that have heard `frames_B` frames."""
+        """Positions of the next frame of slots that have processed `frames_B` frames."""
         first_B = frames_B * self.config.stride
         if isinstance(self.encoder, WhisperEncoder):
             return self.encoder.locate(first_B)
@@ -165,7 +165,7 @@ class Codebook(nn.Module):
 
 
 class ResidualVQ(nn.Module):
-    """Each codebook quantises what the ones before it left over."""
+    """Each codebook quantises the residual of the codebooks before it."""
 
     def __init__(self, config: CodecConfig, num_codebooks: int) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class ResidualVQ(nn.Module):
 
 
 class SplitResidualVQ(nn.Module):
-    """Two residual quantisers side by side: the first codebooks carry meaning, the rest sound."""
+    """Two residual quantisers: the first codebooks carry meaning, the others sound."""
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()

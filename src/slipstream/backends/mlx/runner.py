@@ -20,7 +20,7 @@ from slipstream.model.runner import BaseRunner, StepOutput
 
 @dataclass(frozen=True)
 class SlotState:
-    """One slot of an `MLXRunner`, copied out: a batch of one, and how many frames it has heard."""
+    """One slot of an `MLXRunner`, copied: a batch of one, and the number of frames so far."""
 
     state: RunnerState
     frames: int
@@ -35,7 +35,7 @@ class RunnerState(TypedDict):
 
 
 class Inputs(NamedTuple):
-    """What one step reads besides the state. `key`: the random numbers of this step."""
+    """The inputs of a step, in addition to the state. `key`: seeds the random numbers of this step."""
 
     pcm_BS: mx.array
     active_B: mx.array
@@ -47,11 +47,12 @@ class Inputs(NamedTuple):
 class MLXRunner(BaseRunner):
     """A codec and an LM over `slots` streams.
 
-    One step encodes a frame, feeds its tokens and each stream's last text token to the LM, and picks the next text
-    token; it is one compiled function from state and inputs to outputs and state. Position 0 (the initial tokens) is
-    run once, here, and copied into a slot at reset, so a stream's first frame is heard like any other.
+    A step encodes a frame, passes its tokens and each stream's last text token to the LM, and picks the next text
+    token. It is one compiled function from state and inputs to outputs and state. Position 0, the initial tokens, runs
+    once, in the constructor. `reset` copies its state into a slot, so that the first frame of a stream is processed as
+    any other.
 
-    `lm` and `codec` hold canonical weights; for `dtype` and `quantize` see `build_lm`. The codec is always float32.
+    `lm` and `codec` are canonical weights; for `dtype` and `quantize` see `build_lm`. The codec is always float32.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class MLXRunner(BaseRunner):
         self._compiled = mx.compile(self._step)
 
     def reset(self, slots: Sequence[int]) -> None:
-        """Make each of `slots` a fresh stream."""
+        """Start a new stream in each of `slots`."""
         self.check_slots(slots)
         self._write(slots, self._fresh)
         self._frames_B[list(slots)] = 0
@@ -86,7 +87,7 @@ class MLXRunner(BaseRunner):
     def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
         """Advance the active slots by one frame of samples `[B, frame_samples]`.
 
-        Raises `AudioError` when an active slot's samples are not finite: they would stay in its state for ever.
+        Raises `ValueError` and `AudioError` as `check_step` does.
         """
         inputs = Inputs(
             pcm_BS=mx.array(self.check_step(pcm_BS, active_B)),
@@ -95,7 +96,7 @@ class MLXRunner(BaseRunner):
             lm_at=self.lm.transformer.locate(self._frames_B + 1),
             key=mx.array(self._random.integers(2**32, size=2, dtype=np.uint32)),
         )
-        # The name of the old state must be gone when the new one is computed: only then are its rings reused.
+        # MLX reuses the rings only if no name refers to the old state when the new one is computed.
         output, self._state = self._compiled(self._state, inputs)
         mx.eval(output, self._state)
         self._frames_B += active_B
@@ -110,7 +111,7 @@ class MLXRunner(BaseRunner):
         return SlotState(state, int(self._frames_B[slot]))
 
     def restore(self, slot: int, state: SlotState) -> None:
-        """Put a snapshot of this runner, or of another of the same model, into `slot`."""
+        """Put a snapshot of this runner, or of another runner of the same model, into `slot`."""
         self.check_slots([slot])
         self._write([slot], state.state)
         self._frames_B[slot] = state.frames

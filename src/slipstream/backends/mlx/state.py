@@ -1,7 +1,7 @@
 """Streaming state as a value: nested dicts and lists of tails and rings, one row for each slot.
 
 A **tail** is a small array `[B, ...]`: a convolution's left context, the last token. A **ring** holds the keys and
-values of one attention layer. Positions are not here: they count for ever, so the runner keeps them on the host as
+values of one attention layer. Positions grow without limit, so the runner keeps them on the host as
 64-bit integers.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 
 class Ring(NamedTuple):
-    """The keys and values of one attention layer, `[B, H, C, D]`: position p lies in column p mod C."""
+    """The keys and values of one attention layer, `[B, H, C, D]`: position p is in column p mod C."""
 
     k: mx.array
     v: mx.array
@@ -26,7 +26,7 @@ class Ring(NamedTuple):
         return cls(*(mx.zeros((batch, heads, capacity, dim), dtype) for _ in range(2)))
 
     def write(self, columns_BT: mx.array, k_BHTD: mx.array, v_BHTD: mx.array) -> Ring:
-        """The ring with T new keys and values in the given columns of each slot."""
+        """Return the ring with T new keys and values in the given columns of each slot."""
         columns = columns_BT[:, None, :, None]
         return Ring(
             mx.put_along_axis(self.k, columns, k_BHTD, axis=2), mx.put_along_axis(self.v, columns, v_BHTD, axis=2)
@@ -38,9 +38,9 @@ State = TypeVar("State")
 
 
 def commit(state: State, update: State, active_B: mx.array) -> State:
-    """The tails of `update` for active slots, those of `state` for the others; the rings of `update` for all.
+    """Return the tails of `update` for active slots and those of `state` for the others, and the rings of `update`.
 
-    A slot that does not advance had its next column overwritten, which it will write again before any query reads it.
+    The next column of an inactive slot is overwritten. The slot writes it again before a query reads it.
     """
 
     def choose(old: mx.array, new: mx.array) -> mx.array:
@@ -66,7 +66,7 @@ def read_slot(state: State, slot: int, columns: int | None = None) -> State:
 def write_slots(state: State, slots: Sequence[int], saved: State) -> State:
     """The state with `saved`, a batch of one, in each of `slots`.
 
-    A ring saved with fewer columns than the state's has no position beyond them, so what the others hold is masked.
+    If `saved` has fewer columns, it has no positions in the others, and they are masked.
     """
 
     def put(tail: mx.array, row: mx.array) -> mx.array:

@@ -1,4 +1,4 @@
-"""Graphs and their weights as files, made once for a checkpoint and kept."""
+"""Write the graphs of a checkpoint and their weights to files."""
 
 from __future__ import annotations
 
@@ -25,16 +25,24 @@ LM_FILE = "lm.onnx"
 CODEC_FILE = "codec.onnx"
 
 Progress = Callable[[int, int], None]
-"""Hears how many parameters are done, and of how many."""
+"""Called with the number of converted parameters and their total."""
 
 
 def export(
     load: Callable[[], Checkpoint], folder: Path, *, quantize: Quantize, progress: Progress | None = None
 ) -> None:
-    """Write the graphs of a checkpoint, its configuration and its tokenizer into `folder`, unless it is there.
+    """Write the graphs of a checkpoint, its configuration and its tokenizer into `folder`, if it does not exist.
 
-    `load` is called only when it is not. The folder appears whole or not at all: it is written beside and renamed. Of
-    several processes one writes and the others wait. Raises `CheckpointError` when it cannot be written.
+    The files are written to a temporary folder, which is then renamed. Other processes wait.
+
+    Args:
+        load: Reads the checkpoint; called only if the folder does not exist.
+        folder: Where to write.
+        quantize: Precision of the weights.
+        progress: Called after each tensor.
+
+    Raises:
+        CheckpointError: The folder cannot be written.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +54,7 @@ def export(
 
 
 def cache_folder(root: Path, sources: Sources, quantize: Quantize) -> Path:
-    """Where under `root` the graphs of these sources belong: one place for each version of files and configuration."""
+    """Return the folder under `root` for the graphs of these sources, for this version of files and configuration."""
     adapters = [sources.adapter] if sources.adapter else []
     files = [*sources.lm, *sources.codec, sources.tokenizer, *(adapter.path for adapter in adapters)]
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -57,7 +65,7 @@ def cache_folder(root: Path, sources: Sources, quantize: Quantize) -> Path:
 
 def _write(checkpoint: Checkpoint, folder: Path, quantize: Quantize, progress: Progress | None) -> None:
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     partial.mkdir()
     config = checkpoint.config
     total = sum(array.size for weights in (checkpoint.lm, checkpoint.codec) for array in weights.values())
@@ -83,7 +91,7 @@ def _write_config(config: STTConfig, tokenizer: str, folder: Path) -> None:
 
 
 def _sync(file: Path) -> None:
-    """Wait until a file is on the disk: a rename may get there before what it names."""
+    """Wait until a file is on disk, because a rename may reach the disk before the data."""
     descriptor = os.open(file, os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -92,7 +100,7 @@ def _sync(file: Path) -> None:
 
 
 class _Watched(Mapping[str, Array]):
-    """Weights that report each tensor as it is taken: a graph takes one, quantises it, and goes on to the next."""
+    """Weights that report progress each time a tensor is read."""
 
     def __init__(self, weights: Mapping[str, Array], done: int, total: int, progress: Progress | None) -> None:
         self.done = done

@@ -1,4 +1,4 @@
-"""A graph under construction, and the finished model: a small ONNX file and its weights beside it."""
+"""A graph under construction, and the finished model: a small ONNX file and a file of weights."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from slipstream.backends.onnx import protobuf
 Array = npt.NDArray[Any]
 
 VERSION = {"slipstream_graph": "1"}
-"""Stands in a model's metadata. Count up when the graphs' inputs or outputs change."""
+"""Metadata of a model. Increment it when the inputs or outputs of the graphs change."""
 INLINE_BYTES = 1024
-"""Constants up to this size stand in the ONNX file itself, where shape inference can read them."""
+"""Constants up to this size are in the ONNX file itself, where shape inference can read them."""
 ALIGNMENT = 4096
-"""Weights in a file start at multiples of a page, so that ONNX Runtime can map them."""
+"""Weights in a file start at multiples of a memory page, so that ONNX Runtime can map them."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A finished graph. `proto`: the ONNX file; it refers to `weights`, laid one after another in `weights_file`."""
+    """A finished graph. `proto`: the ONNX file, which refers to `weights` in `weights_file`, one after another."""
 
     proto: bytes
     weights: Mapping[str, Array]
     weights_file: str
 
     def save(self, path: Path) -> None:
-        """Write the ONNX file, with the weights beside it."""
+        """Write the ONNX file, and the weights in the same folder."""
         with open(path.parent / self.weights_file, "wb") as file:
             for weight, offset in zip(self.weights.values(), _offsets(self.weights), strict=True):
                 file.seek(offset)
@@ -40,7 +40,7 @@ class Model:
 
 
 class Graph:
-    """Collects nodes in order of execution. Values are known by their names."""
+    """Collects nodes in order of execution. Values are identified by name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -54,7 +54,7 @@ class Graph:
         return name
 
     def output(self, name: str, dtype: str, shape: protobuf.Shape) -> None:
-        """Declare an output that a node has been told to write."""
+        """Declare an output of the graph that a node writes."""
         self._outputs.append(protobuf.value(name, dtype, shape))
 
     def constant(self, array: npt.ArrayLike, name: str | None = None) -> str:
@@ -65,7 +65,7 @@ class Graph:
     def op(
         self, kind: str, *inputs: str, domain: str = "", output: str | None = None, **attributes: protobuf.Attribute
     ) -> str:
-        """Add a node with one output, and return the output's name. An empty input is one left out."""
+        """Add a node with one output, and return the output's name. An empty input is omitted."""
         output = output or f"{kind}_{len(self._nodes)}"
         self.op_to(kind, inputs, [output], domain=domain, **attributes)
         return output
@@ -79,7 +79,7 @@ class Graph:
         domain: str = "",
         **attributes: protobuf.Attribute,
     ) -> None:
-        """Add a node that writes `outputs`; an empty one is not wanted."""
+        """Add a node that writes `outputs`. An empty output is omitted."""
         name = f"{len(self._nodes)}"
         self._nodes.append(protobuf.node(kind, name, inputs, outputs, domain, attributes))
 

@@ -17,26 +17,27 @@ from slipstream.errors import CheckpointError
 SPIN_MICROSECONDS = 50
 """How long a thread spins for its next piece of work before it sleeps.
 
-Pieces of one step follow each other sooner than that: a step of the true size is a ninth shorter than with threads that
-sleep at once. Between a stream's frames they do sleep.
+The pieces of a step follow each other faster than that: a step of a published model is a ninth shorter than with
+threads that sleep immediately. Between frames the threads sleep.
 """
-# Before 1.26 a spinning thread could not be told to stop, and burnt a core for tens of milliseconds.
+# Before 1.26 the time was fixed, and a spinning thread used a core for tens of milliseconds.
 _CAN_BOUND_SPINNING = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 26)
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 def open_session(source: Model | Path, *, threads: int) -> onnxruntime.InferenceSession:
-    """Load a model from memory, or from an ONNX file whose weights lie beside it: those are mapped, not read.
+    """Load a model from memory, or from an ONNX file, whose weights are mapped.
 
-    Raises `CheckpointError` for a file that is missing, damaged or not ours.
+    Raises:
+        CheckpointError: The file is missing, damaged or not written by this version.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if _CAN_BOUND_SPINNING else "0")
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
-    options.log_severity_level = 4  # what fails is raised as well
+    options.log_severity_level = 4  # errors are raised as well
     if isinstance(source, Path):
         return _open_file(source, options)
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in source.weights.values()]
@@ -50,10 +51,9 @@ def input_type(session: onnxruntime.InferenceSession, name: str) -> npt.DTypeLik
 
 
 class Bound:
-    """A session that reads from and writes to arrays which stay where they are.
+    """A session that reads from and writes to fixed arrays.
 
-    The first dimension of `inputs` and `outputs` is the slots, of which a run can take the first few; `shared` is what
-    a run reads whole.
+    The first dimension of `inputs` and `outputs` is the slots. A run uses the first rows of these, and all of `shared`.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Bound:
 
 
 def physical_cores() -> int:
-    """Cores that this process may use, two threads of one core counted once; off Linux 0: ONNX Runtime counts."""
+    """Count the physical cores that this process may use. Returns 0, ONNX Runtime's default, if that is unknown."""
     if not hasattr(os, "sched_getaffinity"):
         return 0
     return len({_core(cpu) for cpu in os.sched_getaffinity(0)})

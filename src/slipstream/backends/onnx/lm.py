@@ -2,9 +2,9 @@
 
 Shapes: B slots, K codebooks, D width, H heads, d head width, C columns of a cache, V text vocabulary.
 
-Keys and values lie in a cache `[B, H, C, d]` for each layer that is bound both in and out, so that a step writes one
+Keys and values are in a cache `[B, H, C, d]` for each layer that is bound both in and out, so that a step writes one
 column and copies nothing. The step writes its own key into column `length` of each slot and attends to the columns up
-to it, whatever their order: the rotary angle is in the key, so a key's column need not tell its position.
+to it, in any order: the rotary angle is in the key, so that the column of a key does not matter.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def lm_model(config: LMConfig, weights: Weights, condition: Mapping[str, float |
     """The graph of one step. `condition`: value by conditioner name, added to every input.
 
     Inputs: `text` `[B]` and `codes` `[B, K]` int64; `cos` and `sin` `[B, d / 2]` of each slot's position; `row`
-    `[B, 1]`, which of those rows is whose; `length` int32 `[B]`, how many columns a slot sees beside its own, and
-    `longest` int32 `[1]`, the greatest of them plus one; `k.i` and `v.i`, the caches.
+    `[B, 1]`, the row of each slot; `length` int32 `[B]`, the number of columns that a slot sees in addition to its own,
+    and `longest` int32 `[1]`, the greatest of them plus one; `k.i` and `v.i`, the caches.
     Outputs: `logits` `[B, V]`, `pause` `[B, H]`, `k.i.new` and `v.i.new`, to be bound where `k.i` and `v.i` are.
 
-    With `quantize`, embeddings and caches are kept in half precision and the text head in 8 bits: 4 there cost more
-    wrong tokens than in all layers together, and it is a fiftieth of the weights.
+    With `quantize`, embeddings and caches have half precision and the text head has 8 bits. With 4 bits there, more
+    tokens are wrong than with 4 bits in all layers, and the head is only a fiftieth of the weights.
     """
     graph = Graph("lm")
     bits = BITS[quantize]

@@ -1,8 +1,8 @@
-"""Just enough of ONNX's file format (onnx.proto, IR version 9) to write a model.
+"""The part of ONNX's file format (onnx.proto, IR version 9) that is needed to write a model.
 
 It is a protobuf: a message is its fields, one after another, each a key (field number, wire type) and a value
-(protobuf.dev/programming-guides/encoding). Writing it here keeps the `onnx` package, larger than the rest of
-Slipstream, out of the installation. The functions are named after the messages and hold their field numbers.
+(protobuf.dev/programming-guides/encoding). This module avoids a dependency on the `onnx` package,
+which is larger than Slipstream. The functions are named after the messages and hold their field numbers.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def tensor(name: str, dtype: str, shape: Sequence[int], data: bytes) -> bytes:
 
 
 def external_tensor(name: str, dtype: str, shape: Sequence[int], file: str, offset: int, length: int) -> bytes:
-    """A TensorProto whose data lies in a file beside the model's."""
+    """A TensorProto whose data is in another file in the same folder."""
     where = {"location": file, "offset": str(offset), "length": str(length)}
     return _tensor_head(name, dtype, shape) + _fields(13, _entries(where)) + _field(14, _EXTERNAL)
 

@@ -11,7 +11,7 @@ from slipstream.backends.onnx.graph import Array
 Bits = Literal[4, 8]
 
 BLOCK: dict[Bits, int] = {8: 128, 4: 32}
-"""Neighbouring inputs that share one scale. A scale is four bytes more to read at every step."""
+"""Neighbouring inputs that share one scale. Each scale is four more bytes to read at every step."""
 
 _ROWS_AT_ONCE = 1024
 

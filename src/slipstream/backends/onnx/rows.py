@@ -19,7 +19,7 @@ from slipstream.model.numerics import MelFrontEnd
 
 @dataclass(frozen=True)
 class Rows:
-    """A value `[B, length, channels]`: time before channels, so that what a convolution sees is whole rows."""
+    """A value `[B, length, channels]`. Time comes before channels, so that a convolution reads whole rows."""
 
     name: str
     length: int
@@ -40,7 +40,7 @@ def causal_conv(
 ) -> Rows:
     """A causal convolution as one matrix product over all slots and outputs, in float32 or with quantised weights.
 
-    ONNX Runtime's own convolves slot by slot: for a frame of a few positions that took three times as long.
+    ONNX Runtime's convolution runs slot by slot, which takes three times as long for frames of a few positions.
     """
     out_channels, _, kernel = weight_OIK.shape
     tailed = with_tail(graph, x, name, (kernel - 1) * dilation + 1 - stride, first)
@@ -76,7 +76,7 @@ def with_tail(graph: Graph, x: Rows, name: str, context: int, first: str | None 
 
 
 def patches(graph: Graph, x: Rows, kernel: int, stride: int, dilation: int = 1) -> Rows:
-    """What each output of a convolution sees: `[B, length, channels] -> [B, outputs, kernel * channels]`."""
+    """Gather the inputs of each output of a convolution: `[B, length, channels] -> [B, outputs, kernel * channels]`."""
     if kernel == stride == 1:
         return x
     outputs = (x.length - (kernel - 1) * dilation - 1) // stride + 1
@@ -94,7 +94,7 @@ def log_mel(graph: Graph, x: Rows, front_end: MelFrontEnd) -> Rows:
     window, hop = front_end.fourier.shape[1], front_end.hop
     n_mels, bins = front_end.bands.shape
     tailed = with_tail(graph, x, "mel", front_end.context)
-    # A window is some whole blocks of samples, and so is a hop.
+    # A window and a hop are whole numbers of blocks of samples.
     block = math.gcd(window, hop)
     blocks = Rows(graph.reshape(tailed.name, [-1, tailed.length // block, block]), tailed.length // block, block)
     windows = patches(graph, blocks, window // block, hop // block)

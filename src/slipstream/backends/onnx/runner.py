@@ -1,4 +1,4 @@
-"""OnnxRunner: the Runner of the CPU backend. It needs no torch."""
+"""OnnxRunner: the Runner of the CPU backend."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from slipstream.model.runner import BaseRunner, StepOutput
 
 @dataclass(frozen=True)
 class SlotState:
-    """One slot of an `OnnxRunner`, copied out: frames heard, last text token, and the buffers' contents."""
+    """One slot of an `OnnxRunner`, copied: number of frames, last text token, and contents of the buffers."""
 
     frames: int
     text: int
@@ -33,9 +33,18 @@ class SlotState:
 class OnnxRunner(BaseRunner):
     """A codec and an LM over `slots` streams, in fixed buffers, on the CPU.
 
-    `lm`, `codec`: canonical weights, or ONNX files that `export` wrote. `quantize`: keep the LM's weights in `"int8"`
-    or `"int4"` (a file has its own already). `threads`: all physical cores by default. Position 0 (the initial tokens)
-    is run once, here, and copied into a slot at reset, so a stream's first frame is heard like any other.
+    Position 0, the initial tokens, runs once, in the constructor. `reset` copies its state into a slot, so that the
+    first frame of a stream is processed as any other.
+
+    Args:
+        config: The model.
+        lm: Canonical weights, or an ONNX file that `export` wrote.
+        codec: The same.
+        slots: Number of streams.
+        threads: CPU threads; all physical cores by default.
+        quantize: Precision of the LM's weights, for weights that are not from a file.
+        sampling: How tokens are picked; the configuration's by default.
+        seed: Seed of the sampling.
     """
 
     def __init__(
@@ -71,14 +80,14 @@ class OnnxRunner(BaseRunner):
         self.reset(range(slots))
 
     def reset(self, slots: Sequence[int]) -> None:
-        """Make each of `slots` a fresh stream."""
+        """Start a new stream in each of `slots`."""
         for slot in slots:
             self.restore(slot, self._fresh)
 
     def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
         """Advance the active slots by one frame of samples `[B, frame_samples]`.
 
-        Raises `AudioError` when an active slot's samples are not finite: they would stay in its state for ever.
+        Raises `ValueError` and `AudioError` as `check_step` does.
         """
         pcm_BS = self.check_step(pcm_BS, active_B)
         rows = self._rows(active_B)
@@ -94,7 +103,7 @@ class OnnxRunner(BaseRunner):
         return SlotState(frames, text, self.codec.read(slot, frames), self.lm.read(slot, frames + 1))
 
     def restore(self, slot: int, state: SlotState) -> None:
-        """Put a snapshot of this runner, or of another of the same model, into `slot`."""
+        """Put a snapshot of this runner, or of another runner of the same model, into `slot`."""
         self.check_slots([slot])
         self._frames_B[slot] = state.frames
         self.lm.text_B[slot] = state.text
@@ -102,7 +111,7 @@ class OnnxRunner(BaseRunner):
         self.lm.write(slot, state.lm)
 
     def _rows(self, active_B: BoolArray) -> int:
-        """How many of the first slots to run: an even number, since the 8-bit kernels multiply rows in pairs.
+        """Number of first slots to run: an even number, because the 8-bit kernels multiply rows in pairs.
 
         The last row of an odd number is summed in another order, so a slot's bits would depend on its neighbours.
         """

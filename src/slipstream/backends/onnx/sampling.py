@@ -1,4 +1,4 @@
-"""How a text token is picked from the LM's logits, on the host. Shapes: B slots, V vocabulary."""
+"""Pick a text token from the LM's logits, on the host. Shapes: B slots, V vocabulary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from slipstream.model.config import SamplingConfig
 
 
 def pick(logits_BV: FloatArray, sampling: SamplingConfig, random: np.random.Generator) -> IntArray:
-    """Pick a token `[B]`: the likeliest at temperature 0, else a draw from the `top_k` likeliest."""
+    """Pick a token for each slot, `[B]`: the best at temperature 0, else a sample of the `top_k` best."""
     if sampling.temperature == 0:
         return _argmax(logits_BV)
     if 0 < sampling.top_k < logits_BV.shape[-1]:

@@ -1,7 +1,7 @@
 """The state of `slots` streams in fixed buffers, and one step of the codec and of the LM over them.
 
 Shapes: B slots, S samples, T positions of the codec's Transformer in a frame, K codebooks, L layers, H heads, d head
-width, C columns, V text vocabulary. Keys and values of all layers lie in one array `[L, 2, B, H, C, d]`.
+width, C columns, V text vocabulary. Keys and values of all layers are in one array `[L, 2, B, H, C, d]`.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class CodecStreams:
         self._bound = Bound(session, inputs, outputs, self._places.shared)
 
     def step(self, frames_B: IntArray) -> None:
-        """Encode a frame of each stream that has heard `frames_B` frames: the first slots, as many as there are."""
+        """Encode the next frame of the first slots, which have processed `frames_B` frames."""
         self._first_B[: len(frames_B)] = frames_B == 0
         self._places.find(frames_B[:, None] * self.config.stride + np.arange(self.config.stride))
         self._bound.run(len(frames_B))
 
     def commit(self, active_B: BoolArray) -> None:
-        """Let the active slots, all of them in the last step, advance."""
+        """Advance the active slots, which were all in the last step."""
         for old, new in zip(self._tails.values(), self._new_tails.values(), strict=True):
             old[active_B] = new[active_B]
 
@@ -65,7 +65,7 @@ class CodecStreams:
             tail[slot] = 0
 
     def read(self, slot: int, frames: int) -> dict[str, Array]:
-        """Copy a slot that has heard `frames` frames."""
+        """Copy a slot that has processed `frames` frames."""
         filled = min(frames * self.config.stride, self.columns)
         saved = {name: tail[slot].copy() for name, tail in self._tails.items()}
         return saved | {"ring": self._ring[:, :, slot, :, :filled].copy()}
@@ -78,7 +78,7 @@ class CodecStreams:
 
 
 class _Places:
-    """Where a frame's T positions lie in rings of C columns, and what their queries see.
+    """The columns of a frame's T positions in rings of C columns, and what their queries see.
 
     `inputs`: a graph's inputs with a row for each slot; `shared`: those without.
     """
@@ -93,7 +93,7 @@ class _Places:
         self.shared: dict[str, Array] = {}
 
     def place(self, position_BT: IntArray) -> IntArray:
-        """Place the new keys. Returns the newest position that lies in each column then `[B, C]`; negative: none."""
+        """Set the columns of the new keys, and return the newest position in each column `[B, C]`: see `ring_keys`."""
         self._place_BTH3[: len(position_BT), ..., 2] = (position_BT % self.columns)[:, :, None]
         return ring_keys(position_BT[:, -1:], np.arange(self.columns))
 
@@ -118,7 +118,7 @@ class _CausalPlaces(_Places):
 
 
 class _WhisperPlaces(_Places):
-    """Positions of a Whisper encoder: queries lag behind keys, and keys behind the stream, more in each layer."""
+    """Positions in a Whisper encoder: queries lag behind keys, and a layer's keys behind those of the one below."""
 
     def __init__(self, config: WhisperConfig, slots: int, positions: int) -> None:
         columns = ring_capacity(config.context, positions, config.lookahead)
@@ -147,8 +147,8 @@ class _WhisperPlaces(_Places):
 class LMStreams:
     """The LM over B streams, which reads `codes_BK` where the codec writes them.
 
-    The last column of a cache is where a step writes its own key once the others are full. They are a ring of the
-    positions before it: `commit` moves the newest there, over the oldest.
+    When the other columns of a cache are full, a step writes its key into the last one. The others are a ring of the
+    positions before it. `commit` moves the newest key there, over the oldest.
     """
 
     def __init__(self, config: LMConfig, session: onnxruntime.InferenceSession, slots: int, codes_BK: IntArray) -> None:
@@ -176,7 +176,7 @@ class LMStreams:
         self._bound = Bound(session, inputs, outputs, {"longest": self._longest, **self._rotary.angles})
 
     def step(self, position_B: IntArray) -> None:
-        """Read the tokens of each stream at its position: the first slots, as many as there are positions."""
+        """Read the tokens of the first slots, which are at `position_B`."""
         rows = len(position_B)
         self._length_B[:rows] = np.minimum(position_B, self._older)
         self._longest[:] = self._length_B[:rows].max() + 1
@@ -184,7 +184,7 @@ class LMStreams:
         self._bound.run(rows)
 
     def commit(self, active_B: BoolArray, position_B: IntArray) -> None:
-        """Let the active slots, all of them in the last step, advance from `position_B`."""
+        """Advance the active slots, which were all in the last step, from `position_B`."""
         for slot in np.flatnonzero(active_B & (position_B >= self._older) & (self._older > 0)):
             column = position_B[slot] % self._older
             self._cache[:, :, slot, :, column] = self._cache[:, :, slot, :, self._older]
@@ -199,7 +199,7 @@ class LMStreams:
 
 
 class _Rotary:
-    """The rotary angles' inputs: a table with a row for each position of each slot, and which rows are whose."""
+    """The inputs of the rotary angles: a table with a row for each position of each slot, and the rows of each slot."""
 
     def __init__(self, config: TransformerConfig, slots: int, steps: int) -> None:
         self.config = config

@@ -1,5 +1,5 @@
 """The reference and CUDA backend: PyTorch modules whose streaming state is a value.
 
-`y, state = module(x, state)`: with `state=None` the whole sequence at once (this also trains), with a state one more
+`y, state = module(x, state)`: with `state=None`, `x` is a whole sequence (also in training), with a state, the next
 piece of a stream.
 """

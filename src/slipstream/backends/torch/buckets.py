@@ -1,4 +1,4 @@
-"""Which rows a step runs: a step costs what its batch holds, whether its rows are active or not."""
+"""Which rows a step runs. The cost of a step depends on its rows, active or not."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SMALL_BUCKETS = (1, 8, 32, 64)
 LARGE_BUCKET_STEP = 128
 
 GATHERED_ROWS = 8
-"""The most slots that are copied together into a batch of their own; the copy takes as much memory as they do."""
+"""Largest number of slots that are copied into a separate batch. The copy takes as much memory as the slots."""
 
 GATHER_COST = 5
-"""How often a gathered step moves each ring: read and written to gather it, read by attention, read and written to put
-it back. In place it is read once, by attention. So gathering pays below a fifth of the rows."""
+"""How often a gathered step moves each ring: it is read and written to gather it, read by attention, and read and
+written to put it back. In place, attention reads it once. So gathering is faster below a fifth of the rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Bucket:
 
 
 class Buckets:
-    """The batches that a runner of `slots` slots can run, and which of them a step needs.
+    """The batches that a runner of `slots` slots can run, and the choice of one for a step.
 
     `sizes`: ascending, the last one `slots`; by default 1, 8, 32, 64, 128, then every 128.
     """
@@ -44,7 +44,7 @@ class Buckets:
 
     @property
     def all(self) -> list[Bucket]:
-        """Every bucket there is, the largest first."""
+        """All buckets, the largest first."""
         in_place = [Bucket(size) for size in reversed(self._sizes)]
         return in_place + [Bucket(size, gathered=True) for size in reversed(self._gathered)]
 
@@ -62,6 +62,6 @@ class Buckets:
 
 
 def default_sizes(slots: int) -> tuple[int, ...]:
-    """Finer than powers of two where it matters: no step pays for more than 127 rows that it does not need."""
+    """The default batch sizes, finer than powers of two: a step runs at most 127 rows that it does not need."""
     sizes = [*SMALL_BUCKETS, *range(LARGE_BUCKET_STEP, slots, LARGE_BUCKET_STEP)]
     return (*(size for size in sizes if size < slots), slots)

@@ -1,4 +1,4 @@
-"""Modules from canonical weights: allocated once, in the right type, on the right device."""
+"""Create modules from canonical weights, allocated once, in their type and on their device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Arrays = Mapping[str, "np.ndarray[Any, Any]"]
 
 
 def build_codec(config: CodecConfig, weights: Arrays, *, device: str | torch.device = "cpu") -> Mimi:
-    """Mimi with the given canonical weights, in float32: its codes change with less."""
+    """Create Mimi from canonical weights, in float32: lower precision changes its codes."""
     return _load(Mimi(config), weights, torch.device(device), torch.float32)
 
 
@@ -29,14 +29,14 @@ def build_lm(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> LM:
-    """The LM with the given canonical weights, in `dtype`."""
+    """Create the LM from canonical weights, in `dtype`."""
     with torch.device("meta"):
         module = LM(config)
     return _load(module, weights, torch.device(device), dtype)
 
 
 def to_tensor(array: np.ndarray[Any, Any]) -> Tensor:
-    """A tensor over the array's memory, copied only if that is read-only; bfloat16, an extension to numpy, included."""
+    """Return a tensor that shares the array's memory, or a copy if that is read-only. Accepts bfloat16."""
     array = np.require(array, requirements=["C", "W"])
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""A step as a CUDA graph: recorded once over fixed buffers, then launched by one call instead of thousands."""
+"""A step as a CUDA graph: recorded once over fixed buffers, then launched with one call instead of thousands."""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ recorded."""
 
 
 def capture(step: Callable[[], None], stream: torch.cuda.Stream, pool: Any) -> Callable[[], None] | None:
-    """Record `step` on `stream`; gives what replays it, None when it cannot be recorded, which is logged.
+    """Record `step` on `stream`.
 
-    It is run before it is recorded, so it must be harmless then. `pool`: memory that graphs share which never run at
-    the same time (`torch.cuda.graph_pool_handle()`). Raises `torch.OutOfMemoryError`: without a graph the step would
-    need the same memory.
+    Args:
+        step: Runs before it is recorded, so it must not change anything then.
+        stream: The CUDA stream.
+        pool: Memory for graphs that never run at the same time, from `torch.cuda.graph_pool_handle()`.
+
+    Returns:
+        A function that replays the graph, or None if the step cannot be recorded. The reason is logged.
+
+    Raises:
+        torch.OutOfMemoryError: There is not enough memory. Without a graph the step would need the same.
     """
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP_STEPS):
@@ -33,6 +40,6 @@ def capture(step: Callable[[], None], stream: torch.cuda.Stream, pool: Any) -> C
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            logger.warning("no CUDA graph, so every step will launch its kernels one by one: %s", error)
+            logger.warning("no CUDA graph: each step launches its kernels one by one: %s", error)
             return None
     return graph.replay

@@ -297,7 +297,7 @@ def _refresh(codebook: nn.Module, _: object) -> None:
 
 
 class ResidualVQ(nn.Module):
-    """Each codebook quantises what the ones before it left over."""
+    """Each codebook quantises the residual of the codebooks before it."""
 
     def __init__(self, config: CodecConfig, num_codebooks: int) -> None:
         super().__init__()
@@ -325,7 +325,7 @@ class ResidualVQ(nn.Module):
 
 
 class SplitResidualVQ(nn.Module):
-    """Two residual quantisers side by side: the first codebooks carry meaning, the rest sound."""
+    """Two residual quantisers: the first codebooks carry meaning, the others sound."""
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()

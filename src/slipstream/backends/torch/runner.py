@@ -24,7 +24,7 @@ from slipstream.model.runner import BaseRunner, StepOutput
 
 @dataclass(frozen=True)
 class SlotState:
-    """One slot of a `TorchRunner`, copied out: a batch of one."""
+    """One slot of a `TorchRunner`, copied: a batch of one."""
 
     state: State
 
@@ -32,14 +32,20 @@ class SlotState:
 class TorchRunner(BaseRunner):
     """A codec and an LM over `slots` streams, in fixed buffers.
 
-    One step encodes a frame, feeds its tokens and each stream's last text token to the LM, and picks the next text
-    token. It runs over the smallest of its `buckets` that holds the active slots, so that few streams do not pay for
-    many. On CUDA the step of each bucket is one captured graph; the host waits for the device once a step. Position 0
-    (the initial tokens) is run once, here, and copied into a slot at reset, so a stream's first frame is heard like
-    any other.
+    A step encodes a frame, passes its tokens and each stream's last text token to the LM, and picks the next text
+    token. It runs over the smallest of the `buckets` that holds the active slots. On CUDA the step of each bucket is one
+    captured graph, and the host waits for the device once per step. Position 0, the initial tokens, runs once, in the
+    constructor. `reset` copies its state into a slot, so that the first frame of a stream is processed as any other.
 
-    `buckets`: batch sizes, ascending up to `slots` (default: `buckets.default_sizes`). `tf32`: let products of the
-    float32 parts round their inputs to TF32 on CUDA; it is faster, and some of the codec's tokens change.
+    Args:
+        config: The model.
+        codec: The codec, in float32.
+        lm: The LM.
+        slots: Number of streams.
+        sampling: How tokens are picked; the configuration's by default.
+        seed: Seed of the sampling, on the CPU only.
+        buckets: Batch sizes, ascending up to `slots`; `buckets.default_sizes` by default.
+        tf32: Round the inputs of float32 products to TF32 on CUDA: faster, but some of the codec's tokens change.
     """
 
     def __init__(
@@ -63,9 +69,9 @@ class TorchRunner(BaseRunner):
         self._generator = None
         if seed is not None:
             if self.device.type == "cuda":
-                raise ValueError("a seed cannot be set on CUDA: use torch.manual_seed before the runner is made")
+                raise ValueError("a seed cannot be set on CUDA: call torch.manual_seed before you create the runner")
             self._generator = torch.Generator(self.device).manual_seed(seed)
-        # A stream of its own: the engine's thread may be another than the one that captures.
+        # A separate stream, because another thread than the one that captures may call `step`.
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -83,7 +89,7 @@ class TorchRunner(BaseRunner):
             self.captured = self._stream is not None and self._capture(self._stream)
 
     def reset(self, slots: Sequence[int]) -> None:
-        """Make each of `slots` a fresh stream."""
+        """Start a new stream in each of `slots`."""
         self.check_slots(slots)
         with self._on_device():
             write_slots(self._state, self._index(slots), self._fresh)
@@ -91,7 +97,7 @@ class TorchRunner(BaseRunner):
     def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
         """Advance the active slots by one frame of samples `[B, frame_samples]`.
 
-        Raises `AudioError` when an active slot's samples are not finite: they would stay in its state for ever.
+        Raises `ValueError` and `AudioError` as `check_step` does.
         """
         self.check_shapes(pcm_BS, active_B)
         bucket, slots = self._buckets.choose(active_B)
@@ -125,7 +131,7 @@ class TorchRunner(BaseRunner):
             return SlotState(read_slot(self._state, slot))
 
     def restore(self, slot: int, state: SlotState) -> None:
-        """Put a snapshot of this runner, or of another of the same model, into `slot`."""
+        """Put a snapshot of this runner, or of another runner of the same model, into `slot`."""
         self.check_slots([slot])
         with self._on_device():
             write_slots(self._state, self._index([slot]), state.state)
@@ -137,7 +143,7 @@ class TorchRunner(BaseRunner):
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        """What torch may do with float32, while it chooses kernels. Its own default is TF32, for convolutions alone."""
+        """Set the precision of float32 while torch chooses kernels. Its default is TF32 for convolutions only."""
         if self._stream is None:
             yield
             return
@@ -166,7 +172,7 @@ class TorchRunner(BaseRunner):
         return read_slot(state, 0, columns=1)
 
     def _step(self, bucket: Bucket) -> None:
-        """One step of a bucket's rows, from the input buffers to the output buffers."""
+        """Run a step of a bucket's rows, from the input buffers to the output buffers."""
         io = self._device_io.first(bucket.size)
         state = read_slots(self._state, io.slot_B) if bucket.gathered else first_slots(self._state, bucket.size)
         assert isinstance(state, dict)
@@ -188,7 +194,7 @@ class TorchRunner(BaseRunner):
         io.pause_BH.copy_(pause_logits.float().softmax(dim=-1)[..., 0])
 
     def _capture(self, stream: torch.cuda.Stream) -> bool:
-        """Replace the step of every bucket by a CUDA graph; no slot is active, so no state changes."""
+        """Replace the step of every bucket by a CUDA graph. No slot is active, so that no state changes."""
         pool = torch.cuda.graph_pool_handle()
         for bucket in self._buckets.all:
             graph = capture(self._steps[bucket], stream, pool)
@@ -200,7 +206,7 @@ class TorchRunner(BaseRunner):
 
 @dataclass(frozen=True)
 class _Buffers:
-    """What goes into a step and comes out of it, on one side: a row for each slot."""
+    """The inputs and outputs of a step, on the host or on the device: a row for each slot."""
 
     pcm_BS: Tensor
     active_B: Tensor
@@ -226,7 +232,7 @@ class _Buffers:
         )
 
     def first(self, rows: int) -> _Buffers:
-        """The first rows of each, in place."""
+        """Views of the first rows."""
         return _Buffers(*(buffer[:rows] for buffer in (*self.inputs, *self.outputs)))
 
     @property

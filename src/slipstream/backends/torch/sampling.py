@@ -1,4 +1,4 @@
-"""Picking a token from its scores."""
+"""Pick a token from its scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from slipstream.model.config import SamplingConfig
 
 
 def pick_token(logits_BV: Tensor, sampling: SamplingConfig, generator: torch.Generator | None = None) -> Tensor:
-    """One token of each row of scores, `[B]`: the best at temperature 0, else a draw from the `top_k` best."""
+    """Pick a token for each row of scores, `[B]`: the best at temperature 0, else a sample of the `top_k` best."""
     if sampling.temperature == 0:
         return logits_BV.argmax(dim=-1)
     if 0 < sampling.top_k < logits_BV.shape[-1]:

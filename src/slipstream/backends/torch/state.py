@@ -2,8 +2,8 @@
 
 A **tail** is a small tensor `[B, ...]`: a convolution's left context, a position, the last token. Modules return a new
 one; `commit` copies it into the fixed buffer, for active slots only. A **ring** holds keys and values `[B, H, C, D]`
-and is written in place: a slot that does not advance has its next column overwritten, which it will write again before
-any query may read it, so only positions need a mask.
+and is written in place. The next column of an inactive slot is overwritten, and the slot writes it again before a query
+reads it, so that only positions need a mask.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ring:
-    """The keys and values of one attention layer, `[B, H, C, D]`: position p lies in column p mod C."""
+    """The keys and values of one attention layer, `[B, H, C, D]`: position p is in column p mod C."""
 
     k: Tensor
     v: Tensor
@@ -31,7 +31,7 @@ class Ring:
         return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
 
     def write(self, columns_BT: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> None:
-        """Put T new keys and values into the given columns of each slot, in place."""
+        """Write T new keys and values into the given columns of each slot, in place."""
         rows = torch.arange(columns_BT.shape[0], device=columns_BT.device)[:, None]
         self.k[rows, :, columns_BT] = k_BHTD.transpose(1, 2)
         self.v[rows, :, columns_BT] = v_BHTD.transpose(1, 2)
@@ -41,7 +41,7 @@ State: TypeAlias = Tensor | Ring | dict[str, "State"] | list["State"]
 
 
 def commit(state: State, update: State, active_B: Tensor) -> None:
-    """Copy the tails of `update` into the buffers of `state`, for active slots. The rings hold theirs already."""
+    """Copy the tails of `update` into the buffers of `state`, for active slots. The rings are up to date already."""
     if isinstance(state, Tensor):
         assert isinstance(update, Tensor)
         mask = active_B.view(-1, *[1] * (state.dim() - 1))
@@ -87,7 +87,7 @@ def read_slots(state: State, slots_R: Tensor) -> State:
 def write_slots(state: State, slots_R: Tensor, saved: State) -> None:
     """Put a copy of `saved`, a batch of one or a row for each of the slots, into `slots_R`, in place.
 
-    A ring saved with fewer columns than the buffer's has no position beyond them, so what the others hold is masked.
+    If `saved` has fewer columns, it has no positions in the others, and they are masked.
     """
     if isinstance(state, Tensor):
         assert isinstance(saved, Tensor)
