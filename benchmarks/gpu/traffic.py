@@ -14,7 +14,6 @@ import numpy as np
 from benchmarks.common import FreeRunner, Row, summary
 from benchmarks.gpu.bench import Bench, noise
 from benchmarks.gpu.peer import Moshi
-from slipstream.testing import tiny_tokenizer
 
 from slipstream.arrays import BoolArray, FloatArray
 from slipstream.backends.torch.runner import TorchRunner
@@ -25,6 +24,7 @@ from slipstream.errors import Overloaded
 from slipstream.events import Event, Final
 from slipstream.model.config import STTConfig
 from slipstream.model.runner import State, StepOutput
+from slipstream.testing import tiny_tokenizer
 
 FRAME_SECONDS = 0.08
 

@@ -33,9 +33,9 @@ class TorchRunner(BaseRunner):
     """A codec and an LM over `slots` streams, in fixed buffers.
 
     A step encodes a frame, passes its tokens and each stream's last text token to the LM, and picks the next text
-    token. It runs over the smallest of the `buckets` that holds the active slots. On CUDA the step of each bucket is one
-    captured graph, and the host waits for the device once per step. Position 0, the initial tokens, runs once, in the
-    constructor. `reset` copies its state into a slot, so that the first frame of a stream is processed as any other.
+    token. It runs over the smallest of the `buckets` that holds the active slots. On CUDA the step of each bucket is
+    one captured graph, and the host waits for the device once per step. Position 0, the initial tokens, runs once, in
+    the constructor. `reset` copies its state into a slot, so that a stream's first frame is processed as any other.
 
     Args:
         config: The model.
