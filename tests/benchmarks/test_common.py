@@ -12,7 +12,7 @@ from slipstream.checkpoints.presets import PRESETS
 from slipstream.model.config import WORD_ID
 
 
-def test_a_race_alternates_in_turns_of_five_and_ignores_the_first() -> None:
+def test_a_race_alternates_every_five_steps_and_ignores_the_first_five() -> None:
     calls: list[str] = []
     ours, theirs = race(lambda: calls.append("a"), lambda: calls.append("b"), steps=10)
     assert "".join(calls) == 3 * ("aaaaa" + "bbbbb")
