@@ -1,4 +1,4 @@
-"""The backends that the laws are proved for: each makes a Runner from a configuration and canonical weights."""
+"""The backends that the laws run on. Each function creates a Runner with random weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def torch_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
 
 
 def bucketed_torch_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
-    """A bucket for every number of slots, so that who is active decides which one runs."""
+    """A bucket for every number of slots, so that the active slots decide which one runs."""
     from slipstream.backends.torch.build import build_codec, build_lm
     from slipstream.backends.torch.runner import TorchRunner
 

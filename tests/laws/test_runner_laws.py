@@ -1,7 +1,7 @@
-"""The laws of a Runner, for every backend, past the wrap of every ring.
+"""The laws of a Runner, for every backend, until every ring has wrapped.
 
-1. Streaming equals offline. 2. A slot's output is the same alone and beside any neighbours. 3. Pausing or resetting one
-slot changes no bit of another's state, nor of its output at the same batch size (tests/torch_model/test_buckets.py
+1. Streaming equals offline. 2. A slot's output is the same alone and with any other slots. 3. Pausing or resetting one
+slot changes no bit of another's state, nor of its output at the same batch size (tests/backends/torch/test_buckets.py
 covers a change of the batch size). 4. is a matter of the LM's positions: see the tests of each backend's LM.
 """
 
@@ -27,7 +27,7 @@ _runners: dict[tuple[MakeRunner, int, str], Runner] = {}
 
 
 def runner_for(make: MakeRunner, slots: int, codec: str = "waveform") -> Runner:
-    """One runner a backend and size: making it costs more than a test's steps, and `reset` must make it fresh."""
+    """One runner per backend and size, because creating it costs more than the steps of a test."""
     key = (make, slots, codec)
     if key not in _runners:
         _runners[key] = make(stt_config(codec=codec), slots=slots)
@@ -55,7 +55,7 @@ def assert_same(left: list[tuple], right: list[tuple]) -> None:
     np.testing.assert_allclose([h for _, _, h in left], [h for _, _, h in right], atol=2e-4)
 
 
-def test_shape_of_the_waist(make: MakeRunner):
+def test_shapes_and_types_of_a_step(make: MakeRunner):
     runner = runner_for(make, SLOTS)
     assert (runner.frame_samples, runner.frame_rate, runner.slots, runner.delay_frames) == (1920, 12.5, SLOTS, 6)
     out = runner.step(np.zeros((SLOTS, 1920), np.float32), np.ones(SLOTS, bool))
@@ -86,7 +86,7 @@ def test_streaming_equals_offline(make: MakeRunner, codec: str):
         scores = lm.text_logits(hidden)[0, 1:].log_softmax(dim=-1)
         pauses = lm.pause_logits(hidden)[0, 1:].softmax(dim=-1)[..., 0]
     tokens = scores.argmax(dim=-1)
-    assert len(set(tokens.tolist())) > 3, "random weights that always say the same prove nothing"
+    assert len(set(tokens.tolist())) > 3, "random weights that always give the same token prove nothing"
     offline = list(zip(tokens.tolist(), scores.max(dim=-1).values.tolist(), pauses.numpy(), strict=True))
     assert_same(streamed, offline)
 
@@ -94,30 +94,30 @@ def test_streaming_equals_offline(make: MakeRunner, codec: str):
 @both_encoders
 @settings(max_examples=6)
 @given(st.data())
-def test_a_slot_beside_others_equals_the_slot_alone(make: MakeRunner, codec: str, data: st.DataObject):
-    """Random pauses and resets of every slot: what each slot says is what its audio since its reset says alone."""
+def test_a_slot_in_a_batch_equals_the_slot_alone(make: MakeRunner, codec: str, data: st.DataObject):
+    """Random pauses and resets of every slot: each slot returns what its audio since its reset returns alone."""
     runner = runner_for(make, SLOTS, codec)
     sources = [audio(10 * slot + data.draw(st.integers(0, 3))) for slot in range(SLOTS)]
     position = [0] * SLOTS
-    said: list[list[list[tuple]]] = [[[]] for _ in range(SLOTS)]
-    heard: list[list[list[np.ndarray]]] = [[[]] for _ in range(SLOTS)]
+    outputs: list[list[list[tuple]]] = [[[]] for _ in range(SLOTS)]
+    inputs: list[list[list[np.ndarray]]] = [[[]] for _ in range(SLOTS)]
     for _ in range(FRAMES):
         resets = [slot for slot in range(SLOTS) if data.draw(st.integers(0, 15)) == 0]
         runner.reset(resets)
         for slot in resets:
-            said[slot].append([])
-            heard[slot].append([])
+            outputs[slot].append([])
+            inputs[slot].append([])
         active = np.array([data.draw(st.integers(0, 3)) > 0 for _ in range(SLOTS)])
         pcm = np.stack([source[position[slot]] for slot, source in enumerate(sources)])
         out = runner.step(pcm, active)
         for slot in np.flatnonzero(active):
-            heard[slot][-1].append(pcm[slot])
-            said[slot][-1].append((int(out.token_B[slot]), float(out.logprob_B[slot]), out.pause_BH[slot].copy()))
+            inputs[slot][-1].append(pcm[slot])
+            outputs[slot][-1].append((int(out.token_B[slot]), float(out.logprob_B[slot]), out.pause_BH[slot].copy()))
             position[slot] += 1
     for slot in range(SLOTS):
-        for frames, outputs in zip(heard[slot], said[slot], strict=True):
+        for frames, found in zip(inputs[slot], outputs[slot], strict=True):
             if frames:
-                assert_same(outputs, run_alone(make, np.stack(frames), codec))
+                assert_same(found, run_alone(make, np.stack(frames), codec))
 
 
 @both_encoders
@@ -144,7 +144,7 @@ def test_pausing_or_resetting_a_slot_changes_no_bit_of_another(make: MakeRunner,
 
 @both_encoders
 @pytest.mark.parametrize("after", [0, 3, 9, 20])
-def test_a_snapshot_goes_on_in_another_slot_and_is_not_changed_by_later_steps(make: MakeRunner, codec: str, after: int):
+def test_a_snapshot_continues_in_another_slot_and_does_not_change(make: MakeRunner, codec: str, after: int):
     runner = runner_for(make, SLOTS, codec)
     frames = audio(3)
     whole = run_alone(make, frames, codec)
@@ -162,14 +162,14 @@ def test_a_snapshot_goes_on_in_another_slot_and_is_not_changed_by_later_steps(ma
     assert_same(outputs, whole[after:])
 
 
-def test_the_first_frame_is_heard(make: MakeRunner):
+def test_the_first_frame_counts(make: MakeRunner):
     frames = audio(4, frames=3)
     changed = frames.copy()
     changed[0] = audio(9, frames=1)[0]
     assert run_alone(make, frames)[0][1] != run_alone(make, changed)[0][1]
 
 
-def test_a_whisper_encoder_hears_the_first_frame_after_its_delay(make: MakeRunner):
+def test_the_first_frame_of_a_whisper_encoder_counts_after_its_delay(make: MakeRunner):
     frames = audio(4, frames=5)
     changed = frames.copy()
     changed[0] = audio(9, frames=1)[0]
@@ -178,7 +178,7 @@ def test_a_whisper_encoder_hears_the_first_frame_after_its_delay(make: MakeRunne
     assert [a[1] == b[1] for a, b in zip(left, right, strict=True)] == [True, True, True, False, False]
 
 
-def test_samples_that_are_not_numbers_are_refused_and_nothing_is_lost(make: MakeRunner):
+def test_samples_that_are_not_numbers_are_refused_without_a_change_of_state(make: MakeRunner):
     runner = runner_for(make, 2)
     frames = audio(6, frames=4)
     both = np.ones(2, bool)
