@@ -114,13 +114,13 @@ def test_a_flush_emits_every_word_that_has_begun() -> None:
     for seconds in np.arange(0.5, len(audio_S) / SAMPLE_RATE, 0.37):
         runner = ScriptRunner()
         session = new_session(runner)
-        heard_S = audio_S[: int(seconds * SAMPLE_RATE)]
-        drive(session, runner, [heard_S], finish=False)
+        processed_S = audio_S[: int(seconds * SAMPLE_RATE)]
+        drive(session, runner, [processed_S], finish=False)
         before = len(words_of(session.events))
         session.flush(now=0.0)
         events = run(session, runner)
-        begun = [word for word in expected if word.start * FRAME_RATE < len(heard_S) // FRAME_SAMPLES]
-        told = transcribed(heard_S)
+        begun = [word for word in expected if word.start * FRAME_RATE < len(processed_S) // FRAME_SAMPLES]
+        told = transcribed(processed_S)
         assert len(told) >= len(begun)
         assert texts_and_starts(told)[: len(begun)] == texts_and_starts(begun)
         assert before + len(words_of(events)) <= len(told)

@@ -109,7 +109,7 @@ def hold_after(runner: ScriptRunner, steps: int) -> threading.Event:
 def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.01)
 
 
@@ -167,7 +167,7 @@ async def until(socket: ClientConnection, kind: str) -> list[dict[str, Any]]:
     return messages
 
 
-def words_heard(messages: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
+def words_received(messages: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
     """Text, start and end of each word, put together as Kyutai's script does."""
     words: list[tuple[str, float, float]] = []
     for message in messages:

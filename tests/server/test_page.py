@@ -35,29 +35,29 @@ class NarratingRunner(ScriptRunner):
     def __init__(self, step_seconds: float = 0.0) -> None:
         super().__init__(slots=1, step_seconds=step_seconds)
         self._text = [tiny_tokenizer().encode(word) for word in FIRST + SECOND]
-        self.heard = 0
+        self.written = 0
 
     def reset(self, slots: object) -> None:
-        self._frame = self._silent = self._said = self._free = 0
+        self._frame = self._silent = self._position = self._free = 0
         self._plan: dict[int, int] = {}
 
     def snapshot(self, slot: int) -> object:
-        return (self._frame, self._silent, self._said, self._free, dict(self._plan))
+        return (self._frame, self._silent, self._position, self._free, dict(self._plan))
 
     def restore(self, slot: int, state: object) -> None:
         assert isinstance(state, tuple)
-        self._frame, self._silent, self._said, self._free, self._plan = state
+        self._frame, self._silent, self._position, self._free, self._plan = state
 
     def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
         threading.Event().wait(self.step_seconds)
         if np.abs(pcm_BS[0]).max() > 0.1:
-            if self._silent and self._said < len(self._text):
-                tokens = [WORD_ID, *self._text[self._said]]
+            if self._silent and self._position < len(self._text):
+                tokens = [WORD_ID, *self._text[self._position]]
                 first = max(self._frame + self.delay_frames - 1, self._free)
                 self._plan.update(enumerate(tokens, start=first))
                 self._free = first + len(tokens)
-                self._said += 1
-                self.heard = max(self.heard, self._said)
+                self._position += 1
+                self.written = max(self.written, self._position)
             self._silent = 0
         else:
             self._silent += 1
@@ -133,12 +133,12 @@ def test_stop_keeps_the_last_words(browser: Browser) -> None:
         tab.press(" ", 32, text=" ")
         tab.wait_for(LIVE)
         assert tab.text("#primary") == "Stop"
-        wait_for(lambda: runner.heard >= 3, 30)
+        wait_for(lambda: runner.written >= 3, 30)
         shown = tab.evaluate(f"(shown => (document.getElementById('primary').click(), shown))({WORDS}.length)")
         tab.wait_for(IDLE)
 
         words = tab.evaluate(WORDS)
-        assert words == (FIRST + SECOND)[: runner.heard]
+        assert words == (FIRST + SECOND)[: runner.written]
         assert len(words) > shown, "Stop came when all words were shown: the test shows nothing"
         assert tab.evaluate("document.querySelectorAll('.partial').length") == 0
         assert tab.evaluate("loudest") > 0.5

@@ -53,17 +53,17 @@ def test_from_weights_to_words_and_a_clean_end(model: Path) -> None:
         process,
         address,
     ):
-        heard = transcribe(address, [noise_and_tones(3.0)])
-        assert transcribe(address, [noise_and_tones(3.0)]) == heard
+        transcribed = transcribe(address, [noise_and_tones(3.0)])
+        assert transcribe(address, [noise_and_tones(3.0)]) == transcribed
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
         logs = [json.loads(line) for line in process.stderr.read().splitlines() if line.startswith("{")]
         assert process.wait(20) == 0
-    assert heard.duration == 3.0
+    assert transcribed.duration == 3.0
     closed = [line for line in logs if line["message"] == "stream closed"]
     assert [line["frames"] for line in closed] == [37, 37]
-    assert [line["words"] for line in closed] == [len(heard.words)] * 2
-    assert not any(word.text in json.dumps(logs) for word in heard.words if len(word.text) > 3)
+    assert [line["words"] for line in closed] == [len(transcribed.words)] * 2
+    assert not any(word.text in json.dumps(logs) for word in transcribed.words if len(word.text) > 3)
 
 
 def test_keys_and_tls(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

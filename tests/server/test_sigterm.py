@@ -39,7 +39,7 @@ async def all_streams(address: str, recordings: list[FloatArray], stop: Callable
     """Open a stream for each recording, one after another; stop the server when each has some words."""
     waiting = set(range(len(recordings)))
 
-    def heard(number: int) -> None:
+    def transcribed(number: int) -> None:
         waiting.discard(number)
         if not waiting:
             stop()
@@ -48,12 +48,12 @@ async def all_streams(address: str, recordings: list[FloatArray], stop: Callable
         running = []
         for number, recording_S in enumerate(recordings):
             stream = await streams.enter_async_context(open_async_stream(address))
-            running.append(asyncio.create_task(listen(stream, number, recording_S, heard)))
+            running.append(asyncio.create_task(listen(stream, number, recording_S, transcribed)))
         return await asyncio.gather(*running)
 
 
 async def listen(
-    stream: AsyncStream, number: int, recording_S: FloatArray, heard: Callable[[int], None]
+    stream: AsyncStream, number: int, recording_S: FloatArray, transcribed: Callable[[int], None]
 ) -> list[StreamEvent]:
     """Send the recording repeatedly, slightly ahead of its transcription. Returns all events."""
     events: list[StreamEvent] = []
@@ -72,6 +72,6 @@ async def listen(
         events.append(event)
         if isinstance(event, Step):
             if event.index == HEARD_BEFORE:
-                heard(number)
+                transcribed(number)
             await send(event.index * FRAME_SAMPLES + UNHEARD)
     return events

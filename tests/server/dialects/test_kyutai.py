@@ -204,7 +204,7 @@ def opus_messages(data: bytes, size: int, as_list: bool = False) -> list[bytes]:
     return [msgpack.packb({"type": "OggOpus", "data": list(cut) if as_list else cut}) for cut in cuts]
 
 
-def heard(dialect: KyutaiDialect, messages: list[bytes]) -> np.ndarray[Any, np.dtype[np.float32]]:
+def audio_decoded(dialect: KyutaiDialect, messages: list[bytes]) -> np.ndarray[Any, np.dtype[np.float32]]:
     commands = [command for message in messages for command in dialect.decode(message)]
     return np.concatenate([command.pcm_S for command in commands if isinstance(command, Audio)])
 
@@ -212,28 +212,28 @@ def heard(dialect: KyutaiDialect, messages: list[bytes]) -> np.ndarray[Any, np.d
 @pytest.mark.parametrize("size", [1, 100, 1_000_000])
 def test_opus_is_decoded_wherever_it_is_cut(size: int) -> None:
     stream, marker = ogg_opus(1.0), msgpack.packb({"type": "Marker", "id": 1})
-    pcm = heard(KyutaiDialect(), [*opus_messages(stream, size), marker])
+    pcm = audio_decoded(KyutaiDialect(), [*opus_messages(stream, size), marker])
     assert len(pcm) == pytest.approx(24_000, abs=500)  # libopus pads the last 20 ms frame
     spectrum = np.abs(np.fft.rfft(pcm[4_000:20_000]))
     assert np.argmax(spectrum) * 24_000 / 16_000 == pytest.approx(440, abs=2)
-    whole = heard(KyutaiDialect(), [*opus_messages(stream, len(stream)), marker])
+    whole = audio_decoded(KyutaiDialect(), [*opus_messages(stream, len(stream)), marker])
     np.testing.assert_array_equal(pcm, whole)
 
 
 def test_opus_as_a_list_of_bytes_and_a_second_stream() -> None:
     first, second = ogg_opus(0.3), ogg_opus(0.3, 880.0)
     dialect = KyutaiDialect()
-    as_list = heard(dialect, opus_messages(first, 500, as_list=True))
-    np.testing.assert_array_equal(as_list, heard(KyutaiDialect(), opus_messages(first, 500)))
-    assert len(heard(dialect, opus_messages(second, 500))) > 0
+    as_list = audio_decoded(dialect, opus_messages(first, 500, as_list=True))
+    np.testing.assert_array_equal(as_list, audio_decoded(KyutaiDialect(), opus_messages(first, 500)))
+    assert len(audio_decoded(dialect, opus_messages(second, 500))) > 0
 
 
 def test_init_drops_half_a_page() -> None:
     dialect = KyutaiDialect()
     half = opus_messages(ogg_opus(0.3)[:700], 700)
-    heard(dialect, half)
+    audio_decoded(dialect, half)
     list(dialect.decode(msgpack.packb({"type": "Init"})))
-    assert len(heard(dialect, opus_messages(ogg_opus(0.3), 500))) > 0
+    assert len(audio_decoded(dialect, opus_messages(ogg_opus(0.3), 500))) > 0
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_init_drops_half_a_page() -> None:
 )
 def test_other_ogg_is_refused(old: bytes, new: bytes, says: str) -> None:
     with pytest.raises(ProtocolError, match=says):
-        heard(KyutaiDialect(), opus_messages(ogg_opus(0.1).replace(old, new, 1), 1_000_000))
+        audio_decoded(KyutaiDialect(), opus_messages(ogg_opus(0.1).replace(old, new, 1), 1_000_000))
 
 
 def test_an_endless_packet_is_refused() -> None:
@@ -255,7 +255,7 @@ def test_an_endless_packet_is_refused() -> None:
     continued = b"OggS\0\1" + page[6:]
     dialect = KyutaiDialect()
     with pytest.raises(ProtocolError, match="more than 61440 bytes"):
-        heard(dialect, opus_messages(page + continued, 10_000))
+        audio_decoded(dialect, opus_messages(page + continued, 10_000))
 
 
 # --------------------------------------------------------------------------------------------------------------- fuzz
@@ -296,11 +296,11 @@ def test_any_bytes_are_commands_or_a_clean_error(messages: list[bytes]) -> None:
 def test_audio_is_converted_to_the_models_sample_rate() -> None:
     message = msgpack.packb({"type": "Audio", "pcm": np.zeros(24_000, "<f4").tobytes()})
     marker = msgpack.packb({"type": "Marker", "id": 1})
-    assert len(heard(KyutaiDialect(16_000), [message, marker])) == 16_000
+    assert len(audio_decoded(KyutaiDialect(16_000), [message, marker])) == 16_000
 
 
 def test_opus_is_converted_to_the_models_sample_rate() -> None:
     marker = msgpack.packb({"type": "Marker", "id": 1})
-    at_24k = heard(KyutaiDialect(), [*opus_messages(ogg_opus(1.0), 500), marker])
-    at_16k = heard(KyutaiDialect(16_000), [*opus_messages(ogg_opus(1.0), 500), marker])
+    at_24k = audio_decoded(KyutaiDialect(), [*opus_messages(ogg_opus(1.0), 500), marker])
+    at_16k = audio_decoded(KyutaiDialect(16_000), [*opus_messages(ogg_opus(1.0), 500), marker])
     assert len(at_16k) == pytest.approx(len(at_24k) * 2 / 3, abs=2)

@@ -22,7 +22,7 @@ from tests.server.harness import (
     serving,
     solo,
     until,
-    words_heard,
+    words_received,
 )
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidStatus
@@ -61,7 +61,7 @@ def test_kyutais_own_script(pace: float | None) -> None:
     words = solo(np.concatenate([SILENCE, audio_S, *[SILENCE] * 5]))
     assert messages[0] == {"type": "Ready"}
     assert messages[-1] == {"type": "Marker", "id": 0}
-    assert words_heard(messages) == expected(words)
+    assert words_received(messages) == expected(words)
     assert len(words) >= 8
 
 
@@ -77,7 +77,7 @@ def test_no_silence_at_all() -> None:
 
     with serving() as running:
         messages, seconds = asyncio.run(client(running.address))
-    assert words_heard(messages) == expected(solo(audio_S))
+    assert words_received(messages) == expected(solo(audio_S))
     assert messages[-1]["id"] == 7
     assert seconds < 3.0
 
@@ -95,7 +95,7 @@ def test_any_chunk_size_is_drained_immediately(size: int) -> None:
 
     with serving() as running:
         messages = asyncio.run(client(running.address))
-    assert words_heard(messages) == expected(solo(audio_S))
+    assert words_received(messages) == expected(solo(audio_S))
     steps = [message for message in messages if message["type"] == "Step"]
     assert [step["step_idx"] for step in steps] == list(range(1, len(audio_S) // 1920 + 1))
     assert all(len(step["prs"]) == 4 for step in steps)
@@ -115,8 +115,8 @@ def test_a_marker_is_never_early() -> None:
     with serving() as running:
         parts = asyncio.run(client(running.address))
     assert [part[-1]["id"] for part in parts] == [0, 1, 2, 3]
-    heard = words_heard([message for part in parts for message in part])
-    assert heard == expected(solo(np.concatenate(pieces)))
+    transcribed = words_received([message for part in parts for message in part])
+    assert transcribed == expected(solo(np.concatenate(pieces)))
     end = 0.0
     for piece, part in zip(pieces, parts, strict=True):
         end += len(piece) / RATE
@@ -163,7 +163,7 @@ def test_a_client_that_goes_silent_without_a_marker_gets_its_last_word(then: str
     runner = ScriptRunner(slots=1, delay_frames=100)
     with serving(runner, flush_after_silence=1.0) as running:
         messages = asyncio.run(client(running.address))
-    assert [text for text, _, _ in words_heard(messages)] == ["fox"]
+    assert [text for text, _, _ in words_received(messages)] == ["fox"]
 
 
 def test_init_resets_the_stream_and_drops_its_queue() -> None:
@@ -182,7 +182,7 @@ def test_init_resets_the_stream_and_drops_its_queue() -> None:
 
     with serving(ScriptRunner(slots=1, step_seconds=0.005)) as running:
         messages = asyncio.run(client(running.address))
-    assert words_heard(messages) == expected(solo(after))
+    assert words_received(messages) == expected(solo(after))
     assert next(message for message in messages if message["type"] == "Step")["step_idx"] == 1
 
 

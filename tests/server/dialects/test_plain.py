@@ -33,7 +33,7 @@ def dialect(encoding: str = "pcm_s16le", rate: int = 24_000) -> PlainDialect:
     return PlainDialect(parse_format({"encoding": encoding, "sample_rate": str(rate)}), INFO, "7f")
 
 
-def heard(commands: Iterable[Command]) -> list[float]:
+def decoded(commands: Iterable[Command]) -> list[float]:
     audio = [command.pcm_S for command in commands if isinstance(command, Audio)]
     return list(np.concatenate([np.zeros(0), *audio]))
 
@@ -41,17 +41,17 @@ def heard(commands: Iterable[Command]) -> list[float]:
 def test_pcm_may_be_cut_inside_a_sample() -> None:
     data = np.array([0, 16384, -32768], "<i2").tobytes()
     stream = dialect()
-    assert heard(command for byte in data for command in stream.decode(bytes([byte]))) == [0.0, 0.5, -1.0]
+    assert decoded(command for byte in data for command in stream.decode(bytes([byte]))) == [0.0, 0.5, -1.0]
 
 
 def test_a_flush_brings_what_the_resampler_holds() -> None:
     stream = dialect("mulaw", 8_000)
-    before = heard(stream.decode(b"\xff" * 4_000))
+    before = decoded(stream.decode(b"\xff" * 4_000))
     commands = list(stream.decode('{"type": "flush", "id": 5}'))
-    assert len(before) + len(heard(commands)) == 12_000
+    assert len(before) + len(decoded(commands)) == 12_000
     assert commands[-1] == Marker(5)
     again = [*stream.decode(b"\xff" * 4_000), *stream.decode('{"type": "close"}')]
-    assert len(heard(again)) == 12_000
+    assert len(decoded(again)) == 12_000
 
 
 def test_controls() -> None:
@@ -60,7 +60,7 @@ def test_controls() -> None:
     stream = dialect()
     list(stream.decode(b"\1"))
     assert list(stream.decode('{"type": "restart"}')) == [Restart()]
-    assert heard(stream.decode(b"\0\x40")) == [0.5]  # the half sample before the restart is forgotten
+    assert decoded(stream.decode(b"\0\x40")) == [0.5]  # the half sample before the restart is forgotten
 
 
 def test_events() -> None:

@@ -30,7 +30,7 @@ from tests.server.harness import (
     solo,
     until,
     wait_for,
-    words_heard,
+    words_received,
 )
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
@@ -178,7 +178,7 @@ def test_a_stream_at_its_time_limit_is_finished_first(limits: Limits) -> None:
     with serving(limits=limits) as running:
         messages, code, reason = asyncio.run(client(running.address))
         wait_for(lambda: running.engine.active == 0)
-    assert words_heard(messages) == expected(solo(audio_S))
+    assert words_received(messages) == expected(solo(audio_S))
     assert code == 4408
     assert "0.5 s" in reason
 
@@ -265,10 +265,10 @@ def test_a_model_that_fails_is_logged_and_stops_the_server(caplog: pytest.LogCap
 
 def test_parallel_streams_are_transcribed_as_if_alone() -> None:
     recordings = [speech(seed=seed, words=6) for seed in range(6)]
-    heard: dict[int, list[Word]] = {}
+    transcribed: dict[int, list[Word]] = {}
 
     def run(number: int, address: str) -> None:
-        heard[number] = list(transcribe(address, chunks(recordings[number], 1000 + 700 * number)).words)
+        transcribed[number] = list(transcribe(address, chunks(recordings[number], 1000 + 700 * number)).words)
 
     with serving(ScriptRunner(slots=6)) as running:
         threads = [threading.Thread(target=run, args=(number, running.http)) for number in range(6)]
@@ -276,7 +276,7 @@ def test_parallel_streams_are_transcribed_as_if_alone() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-    assert heard == {number: solo(audio_S) for number, audio_S in enumerate(recordings)}
+    assert transcribed == {number: solo(audio_S) for number, audio_S in enumerate(recordings)}
 
 
 # ----------------------------------------------------------------------------------------------------- HTTP addresses
@@ -351,9 +351,9 @@ def test_a_drain_sends_the_text_of_all_audio_and_refuses_new_streams() -> None:
     with serving(ScriptRunner(slots=2, step_seconds=0.001)) as running:
         messages, code = asyncio.run(client(running.address, lambda: running.server.handle_exit(15, None)))
     steps = [message for message in messages if message["type"] == "Step"]
-    heard_S = audio_S[: len(audio_S) if len(steps) == len(audio_S) // 1920 else len(steps) * 1920]
-    assert words_heard(messages) == expected(solo(heard_S))
-    assert len(words_heard(messages)) > 0
+    processed_S = audio_S[: len(audio_S) if len(steps) == len(audio_S) // 1920 else len(steps) * 1920]
+    assert words_received(messages) == expected(solo(processed_S))
+    assert len(words_received(messages)) > 0
     assert code == 1012
 
 
@@ -370,9 +370,9 @@ def test_a_drain_waits_for_clients_that_read_late() -> None:
         for _ in range(5):
             time.sleep(0.1)
             client.sendall(message)
-        told = b""
-        while not told.endswith(b"the server is about to stop"):
-            told += client.recv(65_536)
+        body = b""
+        while not body.endswith(b"the server is about to stop"):
+            body += client.recv(65_536)
         client.close()
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from benchmarks.scripted_server import server_process
 from tests.fakes import ScriptRunner, speech
-from tests.server.harness import RATE, Running, expected, get, metric_samples, serving, solo, wait_for, words_heard
+from tests.server.harness import RATE, Running, expected, get, metric_samples, serving, solo, wait_for, words_received
 
 from slipstream import audio
 from slipstream.arrays import FloatArray
@@ -85,7 +85,7 @@ def test_the_words_of_a_file() -> None:
         address = f"{running.http}{PATH}"
         status, body, headers = get(address, wav(audio_S), kyutai_api_key="open")
         assert status == 200
-        assert words_heard(json.loads(body)) == expected(solo(audio_S))
+        assert words_received(json.loads(body)) == expected(solo(audio_S))
         assert uploads.INCOMPLETE_HEADER not in headers
         assert get(address, wav(audio_S))[0] == 401
         status, body, _ = get(address, b"not audio", kyutai_api_key="open")
@@ -135,7 +135,7 @@ def test_a_header_that_overstates_the_length() -> None:
     limit = len(audio_S) / RATE + 1
     with serving(limits=Limits(upload_seconds=limit)) as running:
         status, body = upload(running, piped)
-    assert (status, words_heard(json.loads(body))) == (200, expected(solo(audio_S)))
+    assert (status, words_received(json.loads(body))) == (200, expected(solo(audio_S)))
 
 
 TOO_LONG = b"the upload is longer than 2 s of audio"
@@ -175,8 +175,8 @@ def test_decoding_waits_for_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = ScriptRunner(slots=1, step_seconds=0.02)
     with serving(runner) as running, post(running, wav(np.zeros(600 * RATE, np.float32))):
         wait_for(lambda: runner.steps > 50)
-        heard = runner.steps * 1920
-        assert decoded < heard + (uploads.BUFFERED_SECONDS + 3) * RATE
+        processed = runner.steps * 1920
+        assert decoded < processed + (uploads.BUFFERED_SECONDS + 3) * RATE
 
 
 # ---------------------------------------------------------------------------------------------------------- the pool
@@ -301,7 +301,7 @@ def test_a_drain_returns_the_text_so_far() -> None:
     assert reason == "the server is about to stop"
     transcribed = float(seconds.removesuffix(" s are transcribed"))
     assert 0 < transcribed < len(audio_S) / RATE
-    words = words_heard(json.loads(body))
+    words = words_received(json.loads(body))
     assert len(words) > 10
     assert words == expected(solo(audio_S[: round(transcribed * RATE)]))
 

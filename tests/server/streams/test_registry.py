@@ -1,4 +1,4 @@
-"""The registry without sockets: one delivery for many wakes, and a drain that forgets nobody."""
+"""The registry without sockets: one delivery for many wakes, and a drain that ends every member."""
 
 from __future__ import annotations
 
