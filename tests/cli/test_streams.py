@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -88,6 +89,12 @@ def test_a_closed_standard_input_is_an_error_message() -> None:
     assert run.stderr.splitlines()[-1].strip() == "standard input is closed: pipe or redirect audio into it"
 
 
+def test_a_closed_standard_input_is_an_error_for_separate_channels_too() -> None:
+    run = shell("slipstream transcribe - --channels separate <&-")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.splitlines()[-1] == "error: standard input is closed: pipe or redirect audio into it"
+
+
 def test_files_are_written_where_every_stream_is_closed(tmp_path: Path) -> None:
     run = shell(f"slipstream transcribe examples/sample.opus -o {tmp_path} <&- >&- 2>&-")
     assert run.returncode == 0
@@ -143,6 +150,44 @@ def test_a_signal_ends_a_pipe_that_stalls_and_keeps_its_text(
     error = process.stderr.read()
     assert b"Interrupted. The text so far is written." in error
     assert b"Traceback" not in error
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_signal_ends_the_copy_of_a_pipe(
+    start: Callable[..., subprocess.Popen[bytes]],
+    sound: Sound,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signals: int,
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    hang = FAKE.replace("flush()", "flush(); time.sleep(600)") if signals == 2 else FAKE
+    path = sound("a.wav", [0.1] * 5, [0.2] * 5)
+    process = start("-c", hang, "transcribe", "-", "--channels", "separate", "-o", tmp_path / "out")
+    assert process.stdin is not None
+    process.stdin.write(path.read_bytes()[:-100_000])
+    process.stdin.flush()
+    for _ in range(600):
+        if any(copy.stat().st_size > 300_000 for copy in tmp_path.glob("slipstream-*/audio")):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    if signals == 2:
+        read_until(process, b"frame 40")
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        for _ in range(300):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+                break
+            process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 143
+    assert b"Traceback" not in error
+    assert not list(tmp_path.glob("slipstream-*"))
+    if signals == 1:
+        texts = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+        assert texts == {"stdin.ch1.txt.partial": "10 10 10\n", "stdin.ch2.txt.partial": "20 20 20\n"}
 
 
 def test_a_second_signal_ends_a_command_that_hangs(start: Callable[..., subprocess.Popen[bytes]], sound: Sound) -> None:

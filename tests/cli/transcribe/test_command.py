@@ -158,6 +158,61 @@ def test_warnings_of_the_library_are_shown(cli: Cli, sound: Sound, loaded: Loade
 # ------------------------------------------------------------------------------------------------------------ failures
 
 
+@pytest.mark.parametrize("name", ["a.partial.wav", ".a.partial.wav", "a.txt.wav", ".a.txt.wav", "a.txt.partial.wav"])
+def test_no_result_is_removed_as_an_old_partial_transcript(
+    cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path, name: str
+) -> None:
+    sound("part/a.wav", [0.1])
+    sound(f"part/{name}", [0.2])
+    for _ in range(2):
+        assert cli("transcribe", tmp_path / "part", "-o", tmp_path / "out").code == 0
+        texts = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+        assert texts == {"a.txt": "10\n", name.removesuffix("wav") + "txt": "20\n"}
+
+
+def test_a_pipe_that_is_too_long_to_copy(
+    cli: Cli, sound: Sound, loaded: Loaded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("slipstream.audio.source.SPOOL_BYTES", 10_000)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(sound("a.wav", [0.1]).read_bytes())))
+    outcome = cli("transcribe", "-", "--channels", "separate")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: standard input: is a pipe with more than 0 GiB")
+    assert not list(tmp_path.glob("slipstream-*"))
+
+
+def test_a_pipe_that_does_not_fit_on_the_disk(
+    cli: Cli, sound: Sound, loaded: Loaded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    monkeypatch.setattr("slipstream.cli.console.tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("slipstream.cli.transcribe.sources.COPY_NAME", "/dev/full")
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(sound("a.wav", [0.1]).read_bytes())))
+    outcome = cli("transcribe", "-", "--channels", "separate")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: standard input: cannot be copied to ")
+    assert "No space left on device" in outcome.err
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"", "is empty"), (b"no audio", "not audio that FFmpeg can read")])
+def test_a_pipe_without_audio_is_named_by_its_own_name(
+    cli: Cli, loaded: Loaded, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    outcome = cli("transcribe", "-", "--channels", "separate")
+    assert outcome.code == 1
+    assert f"standard input: {message}" in outcome.err
+    assert "/audio" not in outcome.err
+
+
+def test_a_name_that_is_too_long(cli: Cli, loaded: Loaded) -> None:
+    outcome = cli("transcribe", "a" * 5000)
+    assert outcome.code == 1
+    assert outcome.err == f"error: {'a' * 80}: cannot be read: File name too long\n"
+
+
 def test_one_broken_file_does_not_stop_the_others(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
     letter = tmp_path / "letter.mp3"
     letter.write_text("Dear Sir or Madam")
@@ -184,7 +239,7 @@ def test_an_error_in_the_middle_of_a_file_keeps_the_words_before_it(
     assert outcome.code == 1
     assert f"1 of 2 failed:\n  {paths[0]}: the connection was lost\n" in outcome.err
     texts = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
-    assert texts == {"a.partial.txt": "10 10 10\n", "b.txt": "20 20\n"}
+    assert texts == {"a.txt.partial": "10 10 10\n", "b.txt": "20 20\n"}
     assert cli("transcribe", paths[0]).out == ""
 
 
@@ -268,7 +323,7 @@ def test_a_signal_keeps_the_text_up_to_it(
     assert outcome.code == code
     assert "Interrupted" in outcome.err
     (partial,) = (tmp_path / "out").iterdir()
-    assert partial.name == "a.partial.txt"
+    assert partial.name == "a.txt.partial"
     assert 3 <= len(partial.read_text().split()) < 40
 
     loaded.transcriber.on_step = lambda index: None

@@ -72,11 +72,19 @@ def test_two_inputs_never_share_an_output(folder: Path) -> None:
     check_places(find_jobs(["a.mp3", "a.wav"]))
 
 
+def test_a_name_with_two_suffixes_does_not_collide(tmp_path: Path) -> None:
+    for name in ("a.wav", "a.mp3", "a.wav.flac"):
+        (tmp_path / name).touch()
+    jobs = find_jobs([str(tmp_path)])
+    check_places(jobs)
+    assert sorted(str(job.place) for job in jobs) == ["a.mp3", "a.wav", "a.wav.flac"]
+
+
 def test_each_channel_has_its_own_output(folder: Path) -> None:
     parts = split_channels(find_jobs(["a.mp3"])[0], 2)
     assert [str(part.output(Path("out"), "txt")) for part in parts] == ["out/a.ch1.txt", "out/a.ch2.txt"]
     check_places(parts)
-    assert str(parts[0].output(Path("out"), "txt", partial=True)) == "out/a.ch1.partial.txt"
+    assert str(parts[0].output(Path("out"), "txt", partial=True)) == "out/a.ch1.txt.partial"
 
 
 def test_every_suffix_that_can_be_read_is_found(folder: Path) -> None:

@@ -144,9 +144,10 @@ def transcribe(
         failures = transcribe_all(recogniser, jobs, slots, raw_format, stop, deliver, in_order=output is None)
     if failures:
         fail(f"{len(failures)} of {len(jobs)} failed:\n" + "\n".join(f"  {failure}" for failure in failures))
-    if stop.is_set():
+    cut = [job.signal for job in jobs if job.signal]
+    if stop.is_set() or cut:
         notice("Interrupted. The text so far is written.")
-        raise typer.Exit(stop.exit_code)
+        raise typer.Exit(128 + (stop.signal if stop.is_set() else cut[0]))
     if failures:
         raise typer.Exit(1)
 

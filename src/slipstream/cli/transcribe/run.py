@@ -146,7 +146,7 @@ def transcribe(
         error = failure
     return Result(
         transcript=builder.build(recogniser.model, recogniser.delay, duration=position),
-        complete=error is None and not stop.is_set(),
+        complete=error is None and not stop.is_set() and job.signal is None,
         seconds=time.perf_counter() - started,
         flush_seconds=builder.final.flush_seconds if builder.final else 0.0,
         delays=tuple(delays),
@@ -166,6 +166,6 @@ def _pool(workers: int, stop: StopEvent) -> Iterator[ThreadPoolExecutor]:
 
 
 def _failure(job: Job, error: SlipstreamError) -> str:
-    """An error message that begins with the job's name, which a server's messages do not have."""
-    message = str(error)
-    return message if message.startswith(str(job.path or job.name)) else f"{job.name}: {message}"
+    """Return an error message that begins with the job's name instead of the path, which may be a temporary copy."""
+    message = str(error).removeprefix(f"{job.path or job.name}: ")
+    return message if message.startswith(job.name) else f"{job.name}: {message}"
