@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from slipstream.backends.onnx import quantize as onnx_quantize
+from slipstream.backends.onnx import quantization as onnx_quantization
 from slipstream.checkpoints.eight_bit import BLOCK, dequantize, packed, quantize, unpacked
 
 
@@ -34,7 +34,7 @@ def test_a_row_of_zeros_stays_zero() -> None:
 
 def test_onnx_runtime_gets_the_stored_integers() -> None:
     integers, scale = quantize(np.random.default_rng(1).standard_normal((8, 384)).astype(np.float32))
-    theirs, scales = onnx_quantize.quantize(dequantize(integers, scale), 8)
+    theirs, scales = onnx_quantization.quantize(dequantize(integers, scale), 8)
     np.testing.assert_array_equal(theirs.reshape(8, -1).astype(int) - 128, integers)
     np.testing.assert_allclose(scales, scale, rtol=1e-6)
 

@@ -47,6 +47,7 @@ def test_without_a_socket_nothing_happens(address: str, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("limit", "process", "seconds"),
     [("30000000", "", 15.0), ("30000000", str(os.getpid()), 15.0), ("30000000", "1", None), ("", "", None)],
+    ids=["any-process", "this-process", "another-process", "unset"],
 )
 def test_the_watchdog_is_notified_at_half_of_its_limit(
     limit: str, process: str, seconds: float | None, monkeypatch: pytest.MonkeyPatch
