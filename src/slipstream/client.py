@@ -25,7 +25,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.sync.client import ClientConnection as SyncConnection
 from websockets.sync.client import connect as connect_sync
 
-from slipstream.audio.arrays import SampleConverter, check_range
+from slipstream.audio.arrays import SampleConverter, check_range, refuse_single
 from slipstream.errors import AudioError, SlipstreamError
 from slipstream.events import EndOfTurn, Event, Final, MarkerReached, PartialWord, Ready, Recovered, Step, Turn, Word
 from slipstream.transcript import Transcript, TranscriptBuilder
@@ -202,6 +202,7 @@ def transcribe(
     """
     from concurrent.futures import ThreadPoolExecutor
 
+    refuse_single(pieces, "transcribe takes an iterable of arrays", "pass a list with it")
     builder = TranscriptBuilder()
     with open_stream(url, sample_rate=sample_rate, key=key) as stream, ThreadPoolExecutor(1) as sender:
         sending = sender.submit(_send_all, stream, pieces)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from slipstream.aio import AsyncSession
 from slipstream.arrays import FloatArray
 from slipstream.audio import Converter, decode
-from slipstream.audio.arrays import SampleConverter, check_range
+from slipstream.audio.arrays import SampleConverter, check_range, refuse_single
 from slipstream.audio.convert import warn_of_cancellation
 from slipstream.audio.samples import check_rate, equal_weights
 from slipstream.engine.engine import Engine
@@ -116,7 +116,7 @@ class Transcriber:
         Raises:
             AudioError: `sources` is a single recording, or a recording cannot be read.
         """
-        _refuse_single(sources, "transcribe_many takes several recordings", "pass a list of them")
+        refuse_single(sources, "transcribe_many takes several recordings", "pass a list of them")
         return self._transcribe_all(sources, sample_rate, return_exceptions)
 
     def _transcribe_all(
@@ -153,7 +153,7 @@ class Transcriber:
         Raises:
             AudioError: The sample rate is invalid, or `chunks` is a single array.
         """
-        _refuse_single(chunks, "stream takes an iterable of arrays", "pass a list with it")
+        refuse_single(chunks, "stream takes an iterable of arrays", "pass a list with it")
         return self._stream(chunks, check_rate(sample_rate), options)
 
     def _stream(
@@ -241,8 +241,6 @@ class Transcriber:
     def _read(self, source: Source, sample_rate: int | None, track: int | None) -> Iterator[FloatArray]:
         """Read a source as mono pieces `[S]` at the model's rate."""
         file: Any = io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source
-        if isinstance(file, io.TextIOBase):
-            raise AudioError(f"{getattr(file, 'name', 'the stream')}: is open as text: open it in mode 'rb'")
         if isinstance(file, (str, os.PathLike)) or hasattr(file, "read"):
             if sample_rate is not None:
                 name = file if isinstance(file, (str, os.PathLike)) else "the file"
@@ -271,11 +269,3 @@ class Transcriber:
         if converter is not None:
             yield converter.flush()[0]
             warn_of_cancellation("the audio", cancelled + converter.cancelled_seconds)
-
-
-def _refuse_single(sources: object, takes: str, remedy: str) -> None:
-    """Raise `AudioError` for a single recording or array: iterating over it would yield letters, bytes or samples."""
-    if isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(sources, "read"):
-        raise AudioError(f"{takes}, not one of type {type(sources).__name__}: {remedy}")
-    if getattr(sources, "ndim", None) == 1:
-        raise AudioError(f"{takes}, not one array of shape {tuple(sources.shape)}: {remedy}")  # type: ignore[attr-defined]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import os
+import tempfile
 import threading
 import tracemalloc
 import wave
@@ -241,3 +243,25 @@ def test_a_track_is_chosen_by_its_number(tmp_path: Path, caplog: pytest.LogCaptu
         next(audio.decode(path, track=3))
     with pytest.raises(AudioError, match="raw audio has no tracks"):
         next(audio.decode(path, raw=audio.RawFormat("mulaw", 8_000), track=1))
+
+
+@pytest.mark.parametrize("read", [lambda source: list(audio.decode(source)), audio.probe])
+def test_sources_that_cannot_be_read_as_bytes(tmp_path: Path, read: Any) -> None:
+    path = tmp_path / "a.wav"
+    write_wav(path, tones(0.1, 24_000), 24_000)
+    with (
+        tempfile.NamedTemporaryFile("w+") as text,
+        codecs.open(str(path), encoding="latin-1") as decoded,
+        path.open() as plain,
+    ):
+        for source in (text, decoded, plain):
+            with pytest.raises(AudioError, match="open it in mode 'rb'"):
+                read(source)
+    closed = path.open("rb")
+    closed.close()
+    with pytest.raises(AudioError, match="closed file: expected a path or an open binary file"):
+        read(closed)
+    with pytest.raises(AudioError, match=r"null (byte|character)"):
+        read("a\0b")
+    with pytest.raises(AudioError, match="File name too long"):
+        read("a" * 5000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -115,6 +116,15 @@ def test_a_full_disk_is_an_error_message() -> None:
     run = shell("slipstream transcribe examples/sample.opus > /dev/full")
     assert run.returncode == 1
     assert "standard output: cannot be written: No space left on device" in run.stderr
+
+
+@pytest.mark.parametrize("command", ["--version", "models", "api-key desk"])
+def test_every_command_reports_a_full_disk(command: str) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    run = shell(f"slipstream {command} > /dev/full")
+    assert run.returncode == 1
+    assert re.fullmatch(r"error: .* cannot be written: No space left on device\n", run.stderr)
 
 
 # ------------------------------------------------------------------------------------------------------------- signals

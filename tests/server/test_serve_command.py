@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +112,31 @@ def test_metrics_on_their_own_port_and_keys_read_again_on_sighup(model: Path, tm
         process.send_signal(signal.SIGHUP)
         wait_for(lambda: get(f"{address}/v1/info", kyutai_api_key=new)[0] == 200)
         assert get(f"{address}/v1/info", kyutai_api_key=old)[0] == 401
+        keys.write_text("no key")
+        process.send_signal(signal.SIGHUP)
+        for line in process.stderr:
+            record = json.loads(line)  # only JSON lines while the server runs
+            if record["level"] == "error":
+                break
+        assert record["message"].startswith(f"reload failed: {keys}")
+
+
+def test_a_reload_while_the_model_loads_waits(model: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "slipstream", "serve", "--port", "0", "--model", str(model)]
+    with subprocess.Popen([*command, "--backend", "onnx"], stderr=subprocess.PIPE, text=True) as process:
+        timer = threading.Timer(60, process.kill)
+        timer.start()
+        try:
+            assert process.stderr is not None
+            for line in process.stderr:
+                if re.search(r"\|\s+numpy$", line.rstrip()):
+                    process.send_signal(signal.SIGHUP)
+                if "reloaded keys and certificate" in line:
+                    break
+            assert process.poll() is None
+        finally:
+            timer.cancel()
+            process.kill()
 
 
 @pytest.mark.parametrize(

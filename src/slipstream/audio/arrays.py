@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from slipstream.audio.samples import logger
 from slipstream.errors import AudioError
 
 _INT16_PEAK = 32_768
+_INT16_HEADROOM = 8  # 16-bit samples that were mixed or resampled in a wider array exceed their range a little
 _LOUDEST = 100.0  # lossy decoders exceed 1 slightly; 16-bit integers stored as floats reach thousands
 _MOST_CHANNELS = 64
 
@@ -21,8 +23,9 @@ class SampleConverter:
 
     Floats are within [-1, 1]. The full scale of int8, int16 and int32 is that of the type; uint8 is centred on 128, as
     in a WAV file. Many libraries return 16-bit samples in wider arrays: int32 samples whose first values fit in 16
-    bits are taken as 16-bit samples, with a warning in the log, and larger values after that are an error; int64
-    samples are always taken so.
+    bits are taken as 16-bit samples, with a warning in the log. When such a stream later exceeds 8 times that
+    range, it is 32-bit audio with a very quiet beginning: from there on it is taken as 32-bit samples, with another
+    warning. int64 samples are always taken as 16-bit samples, and larger values are an error.
     """
 
     def __init__(self) -> None:
@@ -56,7 +59,10 @@ class SampleConverter:
             self._full_scale = _INT16_PEAK if peak <= _INT16_PEAK or array.dtype.itemsize > 4 else 1 << 31
             if peak <= _INT16_PEAK:
                 logger.warning("%s audio with a peak of %d is taken as 16-bit samples", array.dtype, peak)
-        if peak > (self._full_scale or 0):
+        if array.dtype.itemsize == 4 and peak > _INT16_HEADROOM * (self._full_scale or peak):
+            self._full_scale = 1 << 31
+            logger.warning("%s audio reaches %d: from here on it is taken as 32-bit samples", array.dtype, peak)
+        if array.dtype.itemsize > 4 and peak > _INT16_PEAK:
             raise AudioError(
                 f"audio of type {array.dtype} reaches {peak}, where 16-bit samples are expected: "
                 "convert it to float32 within [-1, 1], or to int16"
@@ -92,6 +98,14 @@ def check_range(audio_CS: FloatArray, second: float | None = None, sample_rate: 
         f"the sample at {where} is {value:g}: float audio must be within [-1, 1]; divide 16-bit values by 32768, "
         "or pass them as int16"
     )
+
+
+def refuse_single(sources: object, takes: str, remedy: str) -> None:
+    """Raise `AudioError` for a single recording or array: iterating over it would yield letters, bytes or samples."""
+    if isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(sources, "read"):
+        raise AudioError(f"{takes}, not one of type {type(sources).__name__}: {remedy}")
+    if getattr(sources, "ndim", None) == 1:
+        raise AudioError(f"{takes}, not one array of shape {tuple(sources.shape)}: {remedy}")  # type: ignore[attr-defined]
 
 
 def _as_array(samples: npt.ArrayLike) -> npt.NDArray[Any]:

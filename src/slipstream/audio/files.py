@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from slipstream.audio.container import audio_stream, container_pieces, declared_
 from slipstream.audio.convert import Converter, warn_of_cancellation
 from slipstream.audio.pcm import RawFormat, raw_pieces
 from slipstream.audio.samples import SAMPLE_RATE, Piece, check_finite
-from slipstream.audio.source import Source, is_pipe, opened, source_name
+from slipstream.audio.source import Source, check_file, is_pipe, opened, source_name
 from slipstream.errors import AudioError
 
 
@@ -77,6 +78,8 @@ def probe(source: Source, *, track: int | None = None) -> AudioInfo:
     Raises `AudioError` for a file without audio, and for a pipe, whose audio would be lost.
     """
     name = source_name(source)
+    if not isinstance(source, (str, os.PathLike)):
+        check_file(source, name)
     if is_pipe(source):
         raise AudioError(f"{name}: is a pipe, and reading its header would consume it: decode it, or save it to a file")
     with opened(source, name) as file:

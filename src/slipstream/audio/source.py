@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO, Protocol
+from typing import IO, Any, BinaryIO, Protocol
 
 from slipstream.errors import AudioError
 
@@ -88,7 +88,7 @@ def is_pipe(source: Source) -> bool:
     """Return whether a source can be read only once. A path is not opened: that would end its writer."""
     if not isinstance(source, (str, os.PathLike)):
         return not can_seek(source)
-    path = Path(source)
+    path = _checked_path(source)
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
@@ -99,12 +99,36 @@ def source_name(source: Source) -> str:
     return "standard input" if name in (0, "<stdin>") else str(name)
 
 
+def check_file(file: Any, name: str) -> None:
+    """Raise `AudioError` for a file object that is closed, not for reading, or opened in text mode."""
+    try:
+        nothing = file.read(0)
+    except (AttributeError, OSError, TypeError, ValueError) as error:  # ValueError: it is closed
+        raise AudioError(f"{name}: cannot be read: {error}: expected a path or an open binary file object") from error
+    if not isinstance(nothing, (bytes, bytearray, memoryview)):
+        raise AudioError(f"{name}: the file is not in binary mode: open it in mode 'rb'")
+
+
+def _checked_path(source: str | os.PathLike[str]) -> Path:
+    """Return a path that the system can look up. Raises `AudioError`."""
+    path = Path(source)
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise AudioError(f"{str(path)!r:.80}: cannot be read: {reason}") from error
+    return path
+
+
 @contextmanager
 def opened(source: Source, name: str) -> Iterator[BinaryIO]:
     if not isinstance(source, (str, os.PathLike)):
+        check_file(source, name)
         yield source
         return
-    path = Path(source)
+    path = _checked_path(source)
     if path.is_dir():
         raise AudioError(f"{name}: is a folder, not an audio file")
     try:

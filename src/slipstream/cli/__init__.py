@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import signal
+import sys
 
 
 def main() -> None:
@@ -13,6 +14,9 @@ def main() -> None:
         # While modules are imported and when the interpreter exits, nothing needs cleaning up.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    if sys.argv[1:2] == ["serve"] and hasattr(signal, "SIGHUP"):
+        # Until the server handles it: a reload while the model loads waits instead of ending the process.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     from slipstream.cli.app import run
 
     try:

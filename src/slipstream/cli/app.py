@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import sys
@@ -53,7 +54,10 @@ def run() -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, interrupt)
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where a failure is an error message
     except SlipstreamError as error:
         fail(str(error))
         sys.exit(1)
@@ -62,10 +66,23 @@ def run() -> None:
     except BrokenPipeError:
         close_stdout()
         sys.exit(1)
+    except OSError as error:
+        close_stdout()
+        fail(_describe(error))
+        sys.exit(1)
     except Exception:
         if interrupted:  # an extension module whose import Ctrl-C interrupts raises ImportError
             sys.exit(INTERRUPTED)
         raise
+
+
+def _describe(error: OSError) -> str:
+    """Say which file an error of the system is about. An error of a write does not name its file."""
+    if error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EIO):
+        return f"the output cannot be written: {error.strerror}"
+    return str(error)
 
 
 def _print_version(asked: bool) -> None:

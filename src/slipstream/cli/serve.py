@@ -14,6 +14,7 @@ from slipstream.cli.console import notice
 from slipstream.cli.extras import needs_extra
 from slipstream.cli.models import production_hint
 from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model
+from slipstream.cli.output import write_stdout
 from slipstream.cli.progress import counting_bar
 from slipstream.errors import ConfigError
 
@@ -156,8 +157,8 @@ def api_key(
     from slipstream.server.keys import new_key
 
     key, line = new_key(name, streams, per_minute)
+    write_stdout(f"{line}\n")  # first: a key without its line is of no use
     notice(f"Key (shown only once): {key}")
-    typer.echo(line)
 
 
 def _shown(listener: socket.socket) -> str:

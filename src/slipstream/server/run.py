@@ -144,6 +144,7 @@ class Server(uvicorn.Server):
             self.servers.append(Acceptor(listener, gate, partial(self._new_connection, app=app), refused))
         if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])  # which the command line blocks at its start
         self.started = True
         systemd.notify("READY=1")
 
@@ -177,7 +178,7 @@ class Server(uvicorn.Server):
                 check.load_cert_chain(self._tls.certificate, self._tls.key)
                 self.config.ssl.load_cert_chain(self._tls.certificate, self._tls.key)
         except (ConfigError, OSError) as error:  # TLS errors are OSErrors
-            logger.error("reload failed: the old keys or certificate stay", extra={"error": str(error)})
+            logger.error("reload failed: %s: the old keys or certificate stay", error)
         else:
             logger.info("reloaded keys and certificate")
         systemd.notify("READY=1")
@@ -212,8 +213,8 @@ class Server(uvicorn.Server):
         turns = self._registry.turns
         return WebSocket(self._streams.accept, limits, turns, scope, cast(set[Any], connections), lost)
 
-    def _refuse(self, status: int, reason: str, address: str) -> None:
-        self._service.metrics.refuse(status, reason, Client(address=address))
+    def _refuse(self, status: int, reason: str, address: str, id: str = "") -> None:
+        self._service.metrics.refuse(status, reason, Client(id, address))
 
 
 class JsonFormatter(logging.Formatter):
@@ -237,6 +238,8 @@ def log_to_stderr(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    logging.getLogger("slipstream").handlers.clear()  # the command line's, which writes plain text
+    logging.captureWarnings(True)
     # Below that they write addresses, whose query may hold a key, at DEBUG whole messages, and a warning for every
     # malformed request, which lets a client fill the log.
     for name in ("uvicorn.error", "websockets.server"):

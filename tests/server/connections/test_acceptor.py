@@ -93,7 +93,7 @@ def test_one_address_gets_its_share_of_connections() -> None:
         ("GET / HTTP/1.1\r\nHost: loc", b"HTTP/1.1 408 "),
         ("GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\nHo", b"HTTP/1.1 408 "),
         ("POST /api/asr-streaming HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\nab", b"HTTP/1.1 408 "),
-        ("POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\nab", b"HTTP/1.1 404 "),
+        ("POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\nab", b"HTTP/1.1 405 "),
     ],
 )
 def test_half_requests_are_closed(begun: str, expected: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,7 @@ def test_invalid_samples_are_refused(value: float) -> None:
         (b"\x82\xa4type\xa5Audio\xa3pcm\xc6\xff\xff\xff\xff", "ends in the middle of its binary data"),
         (b"\x82\xa4type\xa5Audio\xa3pcm\x91\xca\0", "ends too early"),
         (b"\x82\xa4type\xa5Audio\xa3pcm\x91\x00\0", "more follows"),
+        (b"\x82\xa4type\xa5Audio\xa3pcm\xc4\x04\0\0\0\0\0", "more follows"),
         (b"\x81\xa4type\xdb\xff\xff\xff\xff", "not a msgpack message"),
         (msgpack.packb({"type": "Init"}) + b"\0", "more follows"),
         (msgpack.packb([1, 2]), "expected a map"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import socket
 import ssl
 import subprocess
@@ -229,7 +230,8 @@ def test_a_reload_takes_the_new_certificate_or_keeps_the_old(tmp_path: Path, cap
         (tmp_path / "key.pem").write_text("no key")
         running.server.reload()
         assert b"second" in served_certificate(running.address)
-    assert [record.message for record in caplog.records] == ["reload failed: the old keys or certificate stay"]
+    (message,) = [record.message for record in caplog.records]
+    assert re.fullmatch(r"reload failed: .*PEM lib.*: the old keys or certificate stay", message)
 
 
 def test_a_tls_handshake_that_stops_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,3 +274,32 @@ def test_a_hang_stops_the_notifications_of_the_watchdog(tmp_path: Path, monkeypa
                     pass
             runner.go_on.set()
             assert manager.recv(1000).startswith(b"WATCHDOG=1")
+
+
+@pytest.mark.parametrize(
+    ("path", "allow"),
+    [
+        ("/v1/info", "GET, HEAD"),
+        ("/healthz", "GET, HEAD"),
+        ("/openapi.yaml", "GET, HEAD"),
+        ("/v1/stream", "GET, HEAD"),
+        ("/", "GET, HEAD"),
+    ],
+)
+def test_another_method_on_a_known_path_is_not_allowed(path: str, allow: str) -> None:
+    with serving() as server:
+        status, _, headers = get(f"{server.http}{path}", data=b"x")
+        assert (status, headers["allow"]) == (405, allow)
+        assert get(f"{server.http}/nowhere", data=b"x")[0] == 404
+
+
+def test_a_malformed_request_has_an_id() -> None:
+    with (
+        serving() as server,
+        socket.create_connection((server.address.split(":")[0], int(server.address.split(":")[1]))) as client,
+    ):
+        client.sendall(b"GET / HTTP/9 nonsense\r\n\r\n")
+        head = client.makefile("rb").read().decode()
+    assert head.startswith("HTTP/1.1 400 Bad Request\r\n")
+    id = re.search(r"x-request-id: (\w{16})\r\n", head)
+    assert id is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any, TypeAlias
 
 import h11
@@ -12,6 +13,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from slipstream.server.access import ID_HEADER
 from slipstream.server.connections.websocket import CLOSE_SECONDS
 from slipstream.server.limits import Limits
 
@@ -30,7 +32,7 @@ class HttpConnection(H11Protocol):
         app_state: As uvicorn's own.
         limits: The deadlines and sizes.
         new_websocket: Makes the protocol of a connection that is upgraded, from its ASGI scope.
-        refused: Called with the status, the reason and the address for a request that no application sees.
+        refused: Called with the status, the reason, the address and the ID for a request that no application sees.
         lost: Called when the connection is over, unless a WebSocket has taken it over.
     """
 
@@ -42,7 +44,7 @@ class HttpConnection(H11Protocol):
         *,
         limits: Limits,
         new_websocket: NewWebSocket,
-        refused: Callable[[int, str, str], None],
+        refused: Callable[[int, str, str, str], None],
         lost: Callable[[], None],
     ) -> None:
         super().__init__(config, state, app_state)
@@ -77,9 +79,7 @@ class HttpConnection(H11Protocol):
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """Pass the connection to a WebSocket, and then the request: the WebSocket closes it if that fails."""
         if not head_fits(self.scope, self._limits.header_bytes):
-            self._refused(431, "request headers too large", self.client[0] if self.client else "")
-            self.transport.write(_TOO_LARGE)
-            self.transport.close()
+            self._end(431, "request headers too large")
             return
         self.connections.discard(self)
         socket = self._new_websocket(self.scope | {"type": "websocket", "id": new_id()}, self._lost)
@@ -90,8 +90,7 @@ class HttpConnection(H11Protocol):
         socket.data_received(b"".join([*head, b"\r\n"]))
 
     def send_400_response(self, msg: str) -> None:
-        self._refused(400, msg, self.client[0] if self.client else "")
-        super().send_400_response(msg)
+        self._end(400, msg)
 
     def sweep(self, now: float) -> None:
         """Close the connection if its client has kept the server waiting for too long."""
@@ -125,7 +124,22 @@ class HttpConnection(H11Protocol):
             return
         begun = bool(self.conn.trailing_data[0]) if self._phase == "head" else not self.cycle.response_started
         if begun:
-            self.transport.write(_TOO_SLOW)
+            self._end(408, "the request is too slow")
+        else:
+            self.transport.close()
+
+    def _end(self, status: int, reason: str) -> None:
+        """Answer a request that no application sees, and close the connection."""
+        id = new_id()
+        self._refused(status, reason, self.client[0] if self.client else "", id)
+        lines = [
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+            "connection: close",
+            "content-type: text/plain; charset=utf-8",
+            f"content-length: {len(reason.encode())}",
+            f"{ID_HEADER}: {id}",
+        ]
+        self.transport.write("\r\n".join([*lines, "", reason]).encode())
         self.transport.close()
 
 
@@ -142,7 +156,3 @@ def head_fits(scope: Any, limit: int) -> bool:
     lines = [len(scope["raw_path"]) + len(scope["query_string"])]
     lines += [len(name) + len(value) for name, value in scope["headers"]]
     return sum(lines) <= limit and max(lines) <= MAX_LINE_BYTES and len(lines) - 1 <= MAX_HEADERS
-
-
-_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"

@@ -51,7 +51,10 @@ def parse(data: bytes, keys: dict[str, str | None]) -> tuple[str, Any]:
         ProtocolError: The message is not such a map.
     """
     if data.startswith(_AUDIO):  # as Kyutai's clients write it
-        return "Audio", _value(data, len(_AUDIO), len(data))[0]
+        value, stop = _value(data, len(_AUDIO), len(data))
+        if stop != len(data):
+            raise ProtocolError("not a msgpack message: more follows its last value")
+        return "Audio", value
     count, end = data[0] - _FIXMAP if data else -1, len(data)
     if not 0 <= count <= 2:
         raise ProtocolError("not a msgpack message: expected a map of type and at most one other key")

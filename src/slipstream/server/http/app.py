@@ -147,6 +147,13 @@ def create_app(service: Service, registry: StreamRegistry) -> Requests:
         *(Route(path, _needs_upgrade, methods=["GET"]) for path in service.dialects),
         *_operations(service, registry, service.access, with_metrics=not service.metrics_elsewhere),
         *(Route(f"/{file.name}", _describe(file), methods=["GET"]) for file in sorted(_API.glob("*.yaml"))),
+    ]
+    methods: dict[str, set[str]] = {}
+    for route in routes:
+        if isinstance(route, Route):
+            methods.setdefault(route.path, set()).update(route.methods or ())
+    routes += [
+        *(Route(path, _NotAllowed(allowed)) for path, allowed in methods.items()),
         Mount("/", _Page(directory=_SERVER / "page", html=True)),
     ]
     cors = Middleware(
@@ -246,6 +253,17 @@ async def _needs_upgrade(request: Request) -> Response:
     return PlainTextResponse("this address takes WebSockets", 426, {"upgrade": "websocket", "connection": "upgrade"})
 
 
+class _NotAllowed:
+    """ASGI endpoint for the other methods of a path, which would otherwise be looked up among the page's files."""
+
+    def __init__(self, allowed: set[str]) -> None:
+        self._allow = ", ".join(sorted(allowed))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reason = f"this address takes {self._allow}"
+        await PlainTextResponse(reason, 405, {"allow": self._allow})(scope, receive, send)
+
+
 _SERVER = Path(__file__).parents[1]
 _API = _SERVER / "api"
 
@@ -275,6 +293,8 @@ class _Page(StaticFiles):
     async def get_response(self, path: str, scope: Scope) -> Response:
         if "\0" in path or (scope["method"] not in ("GET", "HEAD") and not self.lookup_path(path)[1]):
             raise HTTPException(404)
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(405, headers={"allow": "GET, HEAD"})
         return await super().get_response(path, scope)
 
 
