@@ -77,7 +77,7 @@ def run() -> None:
 
 
 def _describe(error: OSError) -> str:
-    """Say which file an error of the system is about. An error of a write does not name its file."""
+    """Describe which file an error of the system is about. An error of a write does not name its file."""
     if error.filename:
         return f"{error.filename}: {error.strerror}"
     if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EIO):

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import gc
 import json
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -37,6 +39,7 @@ from websockets.exceptions import ConnectionClosed
 
 from slipstream.arrays import FloatArray
 from slipstream.client import Queued, ServerError, open_async_stream, open_stream, transcribe
+from slipstream.errors import AudioError
 from slipstream.events import EndOfTurn, Event, Final, MarkerReached, PartialWord, Ready, Step, Turn, Word
 from slipstream.server.limits import Limits
 from slipstream.server.streams.stream import LiveStream
@@ -385,3 +388,18 @@ def test_ended_streams_free_everything() -> None:
         for _ in range(3):
             transcribe(running.http, [speech(seed=1, words=2)])
         wait_for(lambda: alive() == 0)
+
+
+def test_the_client_refuses_a_single_array() -> None:
+    with pytest.raises(AudioError, match=r"one array of shape \(1920,\): pass a list with it"):
+        transcribe("http://127.0.0.1:9", np.zeros(1920, np.float32))
+
+
+def test_the_example_of_the_guide_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(__file__).parents[3]
+    guide = (root / "docs/guides/server.md").read_text("utf-8")
+    (example,) = re.findall(r"```python\n(from slipstream.audio.*?)```", guide, re.DOTALL)
+    with serving() as server:
+        example = example.replace("http://127.0.0.1:8080", server.http)
+        exec(example.replace("talk.mp3", str(root / "examples/sample.opus")), {})
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Final(")
