@@ -9,6 +9,7 @@
 #   make bench                   milliseconds a frame and streams at once, on this machine; 15 GB of memory
 #   make setup                   the environment for work on Slipstream itself
 #   make oracles                 the reference packages that the parity tests compare with
+#   make tiny DATA=folder        train a model on a Whisper encoder: recipes/tiny/README.md; hours
 
 PYTHON ?= python3
 AUDIO  ?= examples/sample.opus
@@ -18,7 +19,7 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PINS := pyproject.toml constraints.txt
 
-.PHONY: setup demo test lint docs coverage dist bench oracles
+.PHONY: setup demo test lint docs coverage dist bench oracles tiny
 
 setup: $(VENV)/.dev
 
@@ -53,6 +54,9 @@ bench: $(VENV)/.oracles
 	$(BIN)/python -m benchmarks.load
 
 oracles: $(VENV)/.oracles
+
+tiny: $(VENV)/.dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh recipes/tiny/make.sh "$(DATA)"
 
 # The stamps: what the environment holds so far, renewed when a pinned version changes.
 

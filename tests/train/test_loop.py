@@ -30,7 +30,8 @@ from slipstream.train.launch import run_lm
 from slipstream.train.loop import Trainer
 from slipstream.train.lora import add_lora
 from slipstream.train.options import DataOptions, LMRun, LoraOptions, LossOptions, ModelOptions, RunOptions
-from slipstream.train.sampler import RowOptions, TokenSampler
+from slipstream.train.rows import RowOptions
+from slipstream.train.sampler import TokenSampler
 from slipstream.train.tasks import TextTask
 
 

@@ -18,7 +18,8 @@ from slipstream.model.config import STTConfig
 from slipstream.model.text import Tokenizer, WordDecoder
 from slipstream.train.loop import train
 from slipstream.train.options import LossOptions, RunOptions
-from slipstream.train.sampler import RowOptions, TokenSampler
+from slipstream.train.rows import RowOptions
+from slipstream.train.sampler import TokenSampler
 from slipstream.train.tasks import TextTask
 
 

@@ -15,7 +15,8 @@ from slipstream.errors import ConfigError
 from slipstream.events import Word
 from slipstream.model.config import PAD_ID
 from slipstream.model.text import Tokenizer, WordDecoder
-from slipstream.train.sampler import PAUSE_HORIZONS, RowOptions, RowSampler, TokenSampler, crop, pause_labels
+from slipstream.train.rows import PAUSE_HORIZONS, RowOptions, crop, pause_labels
+from slipstream.train.sampler import RowSampler, TokenSampler
 
 
 def test_class_zero_says_that_no_word_comes_within_the_horizon() -> None:

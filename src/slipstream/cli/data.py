@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Prepare training data.", no_args_is_help=True)
 Manifest = Annotated[Path, typer.Argument(help="A JSONL manifest.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
+Exclude = Annotated[
+    Path | None, typer.Option(help="A manifest of test recordings: leave out every sentence that is one of theirs.")
+]
 
 
 class OnProblem(str, Enum):
@@ -184,6 +187,7 @@ def synthesise(
     limit: Annotated[int | None, typer.Option(min=1, help="Speak only so many sentences.")] = None,
     start: Annotated[int, typer.Option(min=0, help="Sentences to pass over first.")] = 0,
     clean: Annotated[bool, typer.Option(help="No rooms, noise or telephone lines.")] = False,
+    exclude: Exclude = None,
     seed: int = 0,
 ) -> None:
     """Make recordings: many voices, speeds, pitches and rooms.
@@ -194,12 +198,15 @@ def synthesise(
     with needs_extra("train", "preparing data"):
         from slipstream.data.augment import WaveAugment
         from slipstream.data.manifest import add_to_manifest, existing_recordings
-        from slipstream.data.prepare import SynthesisOptions, read_texts, synthesise_texts
+        from slipstream.data.prepare import SynthesisOptions, excluded, read_texts, synthesise_texts
+        from slipstream.data.tokenizer import plain_text
 
     augment = None if clean else WaveAugment()
     options = SynthesisOptions(engine.value, language, augment=augment, seed=seed)
     everything, left_out = read_texts(texts), LeftOut()
     sentences = everything[start : None if limit is None else start + limit]
+    unwanted = excluded(exclude) if exclude else set()
+    sentences = [text for text in sentences if plain_text(text) not in unwanted]
     _need(sentences, f"{texts}: has {len(everything)} sentences, and --start {start} passes over all of them")
     existing_recordings(out / "manifest.jsonl")  # one that cannot be read is better found out now than at the end
 
@@ -237,18 +244,24 @@ def pack(
     config: Annotated[Path | None, typer.Option(help="Pack log-mel frames for this TOML file's codec.")] = None,
     samples: Annotated[bool, typer.Option("--samples", help="Pack samples, for a waveform codec.")] = False,
     split: Annotated[str | None, typer.Option(help="Only recordings of this split.")] = None,
+    exclude: Exclude = None,
     device: str = "cpu",
 ) -> None:
     """Write recordings as log-mel frames, codec tokens or samples, ready to train on."""
     with needs_extra("train", "preparing data"):
         from slipstream.data.manifest import matching, read_manifest
         from slipstream.data.packs import write_pack
-        from slipstream.data.prepare import mel_items, sample_items, token_items
-        from slipstream.train.launch import load_codec, mel_config
+        from slipstream.data.prepare import excluded, mel_items, sample_items, token_items
+        from slipstream.data.tokenizer import plain_text
+        from slipstream.train.launch import load_codec
+        from slipstream.train.setup import mel_config
 
     if [model is not None, config is not None, samples].count(True) != 1:
         raise ConfigError("give one of --model (tokens), --config (log-mel frames) and --samples")
     recordings, left_out = list(matching(read_manifest(manifest), manifest, split=split)), LeftOut()
+    if exclude:
+        unwanted = excluded(exclude)
+        recordings = [one for one in recordings if plain_text(one.text) not in unwanted]
     if model is not None:
         count = write_pack(out, *token_items(recordings, load_codec(model), device, left_out))
     elif config is not None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from slipstream.cli.extras import needs_extra
+
+if TYPE_CHECKING:
+    from slipstream.train.options import ValidOptions
 
 app = typer.Typer(help="Train tokenizers, codecs and language models.", no_args_is_help=True)
 Config = Annotated[Path, typer.Argument(help="The run's TOML file. Its keys: docs/reference/training-keys.md.")]
@@ -52,4 +56,26 @@ def lm(config: Config) -> None:
         from slipstream.train.launch import run_lm
         from slipstream.train.options import LMRun, read_run
 
-    typer.echo(f"{run_lm(read_run(config, LMRun), typer.echo)}")
+    options = read_run(config, LMRun)
+    measure = _measure(options.data.valid) if options.data.valid else None
+    typer.echo(f"{run_lm(options, typer.echo, measure)}")
+
+
+def _measure(valid: ValidOptions) -> Callable[[Path], float]:
+    """The word error rate of a model on the recordings that `data.valid` names."""
+    from itertools import islice
+
+    from slipstream.data.manifest import read_manifest
+    from slipstream.evaluate.scores import error_rates, need_words
+    from slipstream.evaluate.transcribe import transcribe_recordings
+    from slipstream.loading import load
+
+    recordings = list(islice(read_manifest(valid.manifest), valid.limit))
+    need_words(recordings, valid.manifest)
+
+    def measure(folder: Path) -> float:
+        with load(str(folder), backend="torch", device="cpu", slots=8) as transcriber:
+            hypotheses, _ = transcribe_recordings(transcriber, recordings)
+        return error_rates(hypotheses).words.rate
+
+    return measure

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import soxr
 
 from slipstream.arrays import FloatArray
@@ -27,6 +28,11 @@ class WaveAugment:
 
     def __call__(self, samples: FloatArray, rate: int, rng: np.random.Generator) -> FloatArray:
         """A random chain of the effects, in the order in which sound meets them: room, noise, microphone, line."""
+        return self.pair(samples, rate, rng)[1]
+
+    def pair(self, samples: FloatArray, rate: int, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
+        """The samples as spoken and after the chain, at the same level."""
+        spoken = samples
         if rng.random() < self.reverb:
             samples = reverberate(samples, rate, rng.uniform(0.1, 0.8), rng)
         if rng.random() < self.noise:
@@ -38,8 +44,37 @@ class WaveAugment:
         if rng.random() < self.telephone:
             samples = band_limit(samples, rate, rng.uniform(200, 350), rng.uniform(3000, 3600))
         if rng.random() < self.gain:
-            samples = with_level(samples, rng.uniform(-38, -12))
-        return samples
+            level = rng.uniform(-38, -12)
+            spoken, samples = with_level(spoken, level), with_level(samples, level)
+        return spoken, samples
+
+
+class RowNoise:
+    """Noise under a whole row: recorded sounds and coloured noise, one half each, or coloured noise alone.
+
+    Args:
+        share: how often a row gets noise.
+        snr_db: range of the speech's level above it.
+        sounds: recorded sounds, one after the other, `[S]` int16.
+    """
+
+    def __init__(self, share: float, snr_db: tuple[float, float], sounds: npt.NDArray[np.int16] | None = None) -> None:
+        self.share, self.snr_db, self.sounds = share, snr_db, sounds
+
+    def __call__(self, samples: FloatArray, level: float, rng: np.random.Generator) -> FloatArray:
+        """The row with noise, if it is drawn; `level`: root mean square of its speech."""
+        if rng.random() >= self.share or not level:
+            return samples
+        noise = self._draw(len(samples), rng)
+        power = float(np.sqrt(np.mean(noise**2))) + 1e-9
+        noisy: FloatArray = samples + noise * np.float32(level / power * 10 ** (-rng.uniform(*self.snr_db) / 20))
+        return noisy
+
+    def _draw(self, length: int, rng: np.random.Generator) -> FloatArray:
+        if self.sounds is None or len(self.sounds) <= length or rng.random() < 0.5:
+            return coloured_noise(length, rng.uniform(0, 2), rng)
+        start = int(rng.integers(len(self.sounds) - length))
+        return self.sounds[start : start + length].astype(np.float32)
 
 
 def resample_speech(samples: FloatArray, rate: int, factor: float, new_rate: int) -> FloatArray:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from slipstream.arrays import FloatArray
 from slipstream.backends.torch.mel import LogMel
@@ -75,6 +76,12 @@ class Pack:
         rows = self._rows[clip.start : clip.start + clip.length]
         return rows.astype(np.int64 if self.kind.kind == "tokens" else np.float32)
 
+    def samples(self) -> npt.NDArray[np.int16]:
+        """All samples of a pack of samples, `[S]`. Raises `CheckpointError` for another pack."""
+        if self.kind.kind != "samples":
+            raise CheckpointError(f"a pack of {self.kind.kind} where one of samples is needed")
+        return self._rows[:, 0].astype(np.int16, copy=False)
+
 
 def write_pack(folder: Path, kind: PackKind, items: Iterable[tuple[npt.NDArray[Any], Clip]]) -> int:
     """Write rows and clips (whose `start` and `length` are set here); gives how many clips.
@@ -107,12 +114,18 @@ def write_pack(folder: Path, kind: PackKind, items: Iterable[tuple[npt.NDArray[A
 
 @torch.inference_mode()
 def log_mel(front_end: LogMel, samples: FloatArray) -> FloatArray:
-    """The front end's frames `[F, M]` of samples `[S]`: the same numbers by a Fourier transform, ten times faster."""
-    hann = front_end.fourier[0, 0]  # the cosine at 0 Hz is the window itself
-    x = torch.nn.functional.pad(torch.from_numpy(samples), (front_end.context, -len(samples) % front_end.hop))
-    power = torch.fft.rfft(x.unfold(0, len(hann), front_end.hop) * hann).abs().square()
-    scaled: FloatArray = front_end.scale(power[:, : front_end.bands.shape[1]] @ front_end.bands.T).numpy()
+    """The front end's frames `[F, M]` of samples `[S]`."""
+    scaled: FloatArray = front_end.scale(mel_power(front_end, torch.from_numpy(samples))).numpy()
     return scaled
+
+
+def mel_power(front_end: LogMel, samples: Tensor) -> Tensor:
+    """The power in each band, `[..., F, M]`, of samples `[..., S]`: by a Fourier transform, ten times faster."""
+    hann = front_end.fourier[0, 0]  # the cosine at 0 Hz is the window itself
+    x = torch.nn.functional.pad(samples, (front_end.context, -samples.shape[-1] % front_end.hop))
+    power = torch.fft.rfft(x.unfold(-1, len(hann), front_end.hop) * hann).abs().square()
+    bands: Tensor = power[..., : front_end.bands.shape[1]] @ front_end.bands.T
+    return bands
 
 
 def _clip(line: str) -> Clip:

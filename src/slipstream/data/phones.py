@@ -9,12 +9,18 @@ from typing import cast
 from torch import Tensor
 
 from slipstream.backends.torch.mimi import Mimi
+from slipstream.backends.torch.whisper import WhisperEncoder
 from slipstream.data.packs import Clip
 
 SILENCE = "_"
 """The phone of silence, and the first of every inventory."""
 UNKNOWN = -100
 """A label that is not known: it has no loss."""
+
+
+def fold(name: str) -> str:
+    """The phone of an espeak-ng allophone (`aI3`, `n-`, `t[`): its name without marks. A language flag has none."""
+    return "" if name.startswith("(") else name[:1] + name[1:].rstrip("0123456789#-[;")
 
 
 class PhoneInventory:
@@ -26,11 +32,12 @@ class PhoneInventory:
 
     @classmethod
     def of(cls, clips: Iterable[Clip], least: float = 2e-5) -> PhoneInventory:
-        """The phones that make up at least the share `least` of all that `clips` hold."""
+        """The phones that make up at least the share `least` of all that `clips` hold, allophones as one phone."""
         counts: Counter[str] = Counter()
         for clip in clips:
-            counts.update(name for name, _ in clip.phones)
-            counts.update(clip.phone_sequence)
+            counts.update(fold(name) for name, _ in clip.phones)
+            counts.update(map(fold, clip.phone_sequence))
+        del counts[""]
         enough = least * counts.total()
         kept = sorted(name for name, n in counts.items() if n >= enough and not name.startswith(SILENCE))
         return cls((SILENCE, *kept))
@@ -51,7 +58,9 @@ LABEL_DELAY = 2
 
 
 def positions(codec: Mimi, mel_BMF: Tensor) -> Tensor:
-    """Log-mel frames to a codec's output at 25 Hz, `[B, P, D]`."""
+    """Log-mel frames to a codec's output, not delayed, `[B, P, D]`: 25 Hz, of Whisper's encoder 50 Hz."""
+    if isinstance(codec.encoder, WhisperEncoder):
+        return codec.encoder.hidden(mel_BMF)[-1]
     x, _ = codec.encoder(mel_BMF)
     x_BPD, _ = codec.encoder_transformer(x.transpose(1, 2))
     return cast(Tensor, x_BPD)

@@ -22,7 +22,7 @@ from slipstream.backends.torch.mel import LogMel
 from slipstream.backends.torch.mimi import Mimi
 from slipstream.data.alignment import align_words
 from slipstream.data.augment import WaveAugment, resample_speech
-from slipstream.data.manifest import Recording, each
+from slipstream.data.manifest import Recording, each, read_manifest
 from slipstream.data.packs import Clip, PackKind, log_mel
 from slipstream.data.phones import LABEL_DELAY, PhoneInventory, positions
 from slipstream.data.synthesis import (
@@ -36,13 +36,13 @@ from slipstream.data.synthesis import (
     phones_of,
     synthesise,
 )
+from slipstream.data.tokenizer import plain_text
 from slipstream.errors import SlipstreamError
 from slipstream.events import Word
 from slipstream.model.config import CodecConfig, MelConfig
 
 LeftOut = Callable[[Recording, SlipstreamError], None]
 """Hears of a recording that cannot be used, and why; without it, that error is raised."""
-POSITIONS_PER_SECOND = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,11 @@ def read_texts(path: Path) -> list[str]:
     if not texts:
         raise SlipstreamError(f"{path}: has no sentences; a line of the file is one")
     return texts
+
+
+def excluded(manifest: Path) -> set[str]:
+    """The sentences of a manifest as plain text, to keep out of training."""
+    return {plain for recording in read_manifest(manifest) if (plain := plain_text(recording.text))}
 
 
 def synthesise_texts(
@@ -146,8 +151,9 @@ class Aligner:
         mel = log_mel(_front_end(self.codec), padded)
         x_BPD = positions(self.codec, torch.from_numpy(mel.T.copy())[None])
         log_probs: FloatArray = self.head(x_BPD).log_softmax(-1)[0].numpy()
-        seconds = 1 / POSITIONS_PER_SECOND
-        found = align_words(log_probs, numbers, recording.text.split(), seconds, LABEL_DELAY * seconds)
+        seconds = self.codec.config.hop_samples / self.codec.config.sample_rate
+        lag = 0.0 if self.codec.config.whisper else LABEL_DELAY * seconds
+        found = align_words(log_probs, numbers, recording.text.split(), seconds, lag)
         phones = tuple((self.phones.names[number], start) for number, start in found.phones)
         return replace(recording, words=found.words, phones=phones), found.fit
 

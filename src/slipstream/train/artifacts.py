@@ -14,7 +14,8 @@ from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from slipstream.checkpoints.mimi import codec_table, dump_codec
 from slipstream.checkpoints.tensors import DTYPES, Array, write_tensors
 from slipstream.model.config import STTConfig
-from slipstream.train.model import SpeechModel
+from slipstream.train.distil import Distilled
+from slipstream.train.model import SpeechModel, start_audio_embeddings
 
 _AVERAGES = ("embedding_sum", "cluster_usage")
 
@@ -35,6 +36,15 @@ def export_model(
     model.fold()
     codec, lm = _arrays(model.codec, dtype), _arrays(model.lm, dtype)
     save_checkpoint(Checkpoint(config, lm, codec, tokenizer), folder, layout)
+
+
+def export_distilled(model: Distilled, tokenizer: Path, folder: Path) -> None:
+    """Write a distilled codec into `folder`, a whole model in Kyutai's layout, with an LM that knows nothing yet."""
+    torch.manual_seed(0)
+    lm = LM(model.config.lm)
+    start_audio_embeddings(lm, model.codec)
+    codec = _arrays(model.codec, "float32")
+    save_checkpoint(Checkpoint(model.config, _arrays(lm, "bfloat16"), codec, tokenizer), folder, "kyutai")
 
 
 def export_lm(lm: LM, beside: Checkpoint, folder: Path, *, dtype: str = "bfloat16", layout: str = "kyutai") -> None:

@@ -95,6 +95,25 @@ def start_codebooks(quantizer: SplitResidualVQ, latent_ND: Tensor, rounds: int =
             residual = residual - codebook(codebook.nearest(residual))
 
 
+@torch.no_grad()
+def start_projections(quantizer: SplitResidualVQ, latent_ND: Tensor) -> None:
+    """Project latents `[N, D]` onto their principal components, dealt out between the two quantisers in turn.
+
+    Components are scaled to the fourth root of their variance, so that the codebooks keep some of the smaller ones.
+    """
+    centred = latent_ND.float() - latent_ND.float().mean(dim=0)
+    branches = (quantizer.semantic, quantizer.acoustic)
+    count = sum(len(branch.input_proj.weight) for branch in branches)
+    variance, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
+    order = variance.argsort(descending=True)[:count]
+    rows = (axes[:, order] * variance[order].clamp(min=1e-6) ** -0.25).T
+    rows /= (centred @ rows.T).std()
+    for number, branch in enumerate(branches):
+        weight = branch.input_proj.weight
+        chosen = rows[number::2][: len(weight)]
+        weight[: len(chosen)] = chosen
+
+
 class CodebookStart:
     """Places the codebooks, once, when a run comes to step `start`; a `start` of 0 takes them as they are.
 

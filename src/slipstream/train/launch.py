@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,37 +19,42 @@ from slipstream.backends.torch.lm import LM, PauseHeads
 from slipstream.backends.torch.mimi import Mimi
 from slipstream.backends.torch.whisper import WhisperEncoder
 from slipstream.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from slipstream.checkpoints.sources import Sources, resolve
+from slipstream.checkpoints.whisper import read_whisper
 from slipstream.data.augment import WaveAugment
 from slipstream.data.packs import Pack
 from slipstream.data.phones import PhoneInventory
-from slipstream.data.spectral import SpectralAugment
 from slipstream.errors import CheckpointError, ConfigError
-from slipstream.model.config import CodecConfig, LMConfig, MelConfig, STTConfig
-from slipstream.model.text import Tokenizer
+from slipstream.model.config import CodecConfig, LMConfig
 from slipstream.train.adversary import Discriminator
-from slipstream.train.artifacts import export_codec, export_lm, export_model
+from slipstream.train.artifacts import export_codec, export_distilled, export_lm, export_model
+from slipstream.train.distil import Distilled, DistilTask
 from slipstream.train.estimate import estimate
-from slipstream.train.loop import CHECKPOINT_FILE, DTYPES, Trainer
+from slipstream.train.joint import WhisperJointTask
+from slipstream.train.loop import DTYPES, Check, Trainer
 from slipstream.train.lora import add_lora, merge_lora
-from slipstream.train.model import SpeechModel
-from slipstream.train.options import AnyRun, CodecRun, DataOptions, LMRun, ModelOptions, RunOptions, read_run
+from slipstream.train.model import SpeechModel, start_audio_embeddings
+from slipstream.train.options import CodecRun, DistilOptions, LMRun, RunOptions
 from slipstream.train.parallel import Task
 from slipstream.train.reconstruction import CropSampler, ReconstructionTask, WaveCodec
-from slipstream.train.sampler import RowOptions, RowSampler, TokenSampler
-from slipstream.train.speech import (
-    PHONES_FILE,
-    copy_training_part,
-    find_phones,
-    read_phones,
-    read_speech_weights,
-    write_phones,
-    write_training_part,
+from slipstream.train.sampler import RowSampler, TokenSampler
+from slipstream.train.setup import (
+    TextOptions,
+    delayed,
+    new_speech_model,
+    open_tokenizer,
+    phones_of_run,
+    row_options,
+    shapes_of,
+    text_options,
+    undelayed,
+    wave_sampler,
 )
+from slipstream.train.speech import copy_training_part, read_speech_weights, write_phones, write_training_part
 from slipstream.train.tasks import JointTask, PhoneTask, TextTask
 
 Report = Callable[[str], None]
-DEFAULT_DELAY = 6
+Measure = Callable[[Path], float]
+"""Word error rate of the model in a folder."""
 
 
 def run_codec(options: CodecRun, report: Report = print) -> Path:
@@ -57,6 +64,8 @@ def run_codec(options: CodecRun, report: Report = print) -> Path:
     """
     with _processes(options.run):
         packs = [Pack(path) for path in options.data.packs]
+        if options.distil is not None:
+            return _run_distil(options, options.distil, packs, report)
         if options.model.codec is not None and options.model.codec.has_decoder:
             return _run_reconstruction(options, options.model.codec, packs, report)
         if options.discriminator is not None or options.data.augment_samples is not None:
@@ -70,21 +79,42 @@ def run_codec(options: CodecRun, report: Report = print) -> Path:
         return path
 
 
-def run_lm(options: LMRun, report: Report = print) -> Path:
+def run_lm(options: LMRun, report: Report = print, measure: Measure | None = None) -> Path:
     """Train an LM, with its codec or alone, and export the model; gives the exported folder.
 
-    Resumes what is in `run.out`. The model is written to `run.out/model`.
+    Resumes what is in `run.out`. The model is written to `run.out/model`. `measure` is called for `data.valid`, on the
+    model as it is then; the best is kept in `run.out/best`.
     """
     with _processes(options.run):
         if options.train_codec:
-            return _run_joint(options, report)
-        return _run_text(options, report)
+            return _run_joint(options, report, measure)
+        return _run_text(options, report, measure)
+
+
+def _check(options: LMRun, measure: Measure | None, export: Callable[[Path], None]) -> Check | None:
+    """What `data.valid` asks for: export the model, measure it, and keep the best."""
+    valid = options.data.valid
+    if valid is None or measure is None:
+        return None
+    candidate, best, record = (options.run.out / name for name in ("candidate", "best", "best.json"))
+
+    def check() -> dict[str, float]:
+        export(candidate)
+        rate = measure(candidate)
+        lowest = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else math.inf
+        if rate < lowest:
+            shutil.rmtree(best, ignore_errors=True)
+            candidate.rename(best)
+            record.write_text(json.dumps(rate), encoding="utf-8")
+        return {"wer": rate}
+
+    return Check(valid.every, check)
 
 
 def _run_reconstruction(options: CodecRun, config: CodecConfig, packs: list[Pack], report: Report) -> Path:
     if options.model.init is not None:
         raise ConfigError("model.init: a waveform codec starts from nothing, or goes on from what is in run.out")
-    phones = _phones(options.run, options.model, packs)
+    phones = phones_of_run(options.run, options.model, packs)
     torch.manual_seed(options.run.seed)
     data, seed = options.data, options.run.seed
     augment = WaveAugment(**data.augment_samples.model_dump()) if data.augment_samples else None
@@ -98,7 +128,45 @@ def _run_reconstruction(options: CodecRun, config: CodecConfig, packs: list[Pack
     return path
 
 
-def _run_joint(options: LMRun, report: Report) -> Path:
+def _run_distil(options: CodecRun, distil: DistilOptions, packs: list[Pack], report: Report) -> Path:
+    text = text_options(options.data, options.model)
+    codec, lm = shapes_of(options.model)
+    if codec.whisper is None:
+        raise ConfigError("model.codec.whisper: distillation trains Whisper's encoder")
+    config = delayed(undelayed(codec, lm, text), text.delay)
+    torch.manual_seed(options.run.seed)
+    model = Distilled(config)
+    _start_distilled(model, options.model.init)
+    sampler = wave_sampler(options, packs, text, lm)
+    task = DistilTask(model, read_whisper(distil.teacher), sampler, options.loss, DTYPES[options.run.dtype])
+    phones = PhoneInventory.of(clip for pack in packs for clip in pack.clips)
+    write_phones(phones, options.run.out)
+    path = _run(task, options.run, report, sampler.remarks())
+    if _first():
+        task.place_codebooks()
+        folder = options.run.out / "model"
+        export_distilled(model, text.tokenizer, folder)
+    return path
+
+
+def _start_distilled(model: Distilled, init: str | None) -> None:
+    """Take the weights of a Whisper checkpoint, or of another run's `last.pt`."""
+    if init is None:
+        raise ConfigError('model.init: give a Whisper checkpoint, "whisper:FOLDER_OR_NAME", or a run\'s last.pt')
+    if init.startswith("whisper:"):
+        given = {f"codec.{name}": torch.from_numpy(a) for name, a in read_whisper(init).tensors.items()}
+    else:
+        given = read_speech_weights(init)
+    ours = model.state_dict()
+    taken = {name: w for name, w in given.items() if name in ours and ours[name].shape == w.shape}
+    if not taken:
+        raise CheckpointError(f"{init}: none of its weights fits model.codec")
+    model.load_state_dict(taken, strict=False)
+
+
+def _run_joint(options: LMRun, report: Report, measure: Measure | None) -> Path:
+    if shapes_of(options.model)[0].whisper:
+        return _run_whisper_joint(options, report, measure)
     model, sampler, text = _speech(options, [Pack(path) for path in options.data.packs])
     if not sampler.timed:
         raise ConfigError(
@@ -108,24 +176,57 @@ def _run_joint(options: LMRun, report: Report) -> Path:
     remarks = sampler.remarks()
     if sampler.untimed:
         remarks.append(f"{sampler.untimed} clips have no word times, and teach phones alone: `slipstream data align`")
-    _run(JointTask(model, sampler, options.loss, options.quantiser), options.run, report, remarks)
-    folder = options.run.out / "model"
-    if _first():
+
+    def export(folder: Path) -> None:
         export_model(model, model.config, text.tokenizer, folder)
         write_training_part(model, sampler.phones, folder)
+
+    task = JointTask(model, sampler, options.loss, options.quantiser)
+    return _export_at_end(task, options, report, remarks, export, measure)
+
+
+def _run_whisper_joint(options: LMRun, report: Report, measure: Measure | None) -> Path:
+    packs = [Pack(path) for path in options.data.packs]
+    phones = phones_of_run(options.run, options.model, packs)
+    text = text_options(options.data, options.model)
+    model = new_speech_model(options.model, text, len(phones), options.run.seed)
+    sampler = wave_sampler(options, packs, text, model.config.lm, phones)
+    write_phones(phones, options.run.out)
+    train_encoder = options.run.encoder_rate > 0
+    task = WhisperJointTask(model, sampler, options.loss, options.quantiser, train_encoder)
+
+    def export(folder: Path) -> None:
+        export_model(model, model.config, text.tokenizer, folder)
+        write_training_part(model, phones, folder)
+
+    return _export_at_end(task, options, report, sampler.remarks(), export, measure)
+
+
+def _export_at_end(
+    task: Task,
+    options: LMRun,
+    report: Report,
+    remarks: Sequence[str],
+    export: Callable[[Path], None],
+    measure: Measure | None,
+) -> Path:
+    _run(task, options.run, report, remarks, _check(options, measure, export))
+    folder = options.run.out / "model"
+    if _first():
+        export(folder)
     return folder
 
 
-def _speech(options: CodecRun | LMRun, packs: list[Pack]) -> tuple[SpeechModel, RowSampler, _TextOptions]:
+def _speech(options: CodecRun | LMRun, packs: list[Pack]) -> tuple[SpeechModel, RowSampler, TextOptions]:
     """What a run of phones or text trains, where its rows come from, and what it writes."""
-    phones = _phones(options.run, options.model, packs)
-    text = _text_options(options.data, options.model)
-    model = _speech_model(options.model, text, len(phones), options.run.seed)
-    rows = _row_options(options.data, text, model.config.lm)
-    return model, RowSampler(packs, phones, _open(text, model.config.lm), rows, seed=options.run.seed), text
+    phones = phones_of_run(options.run, options.model, packs)
+    text = text_options(options.data, options.model)
+    model = new_speech_model(options.model, text, len(phones), options.run.seed)
+    rows = row_options(options.data, text, model.config.lm)
+    return model, RowSampler(packs, phones, open_tokenizer(text, model.config.lm), rows, seed=options.run.seed), text
 
 
-def _run_text(options: LMRun, report: Report) -> Path:
+def _run_text(options: LMRun, report: Report, measure: Measure | None) -> Path:
     base = load_checkpoint(str(options.model.base))
     config = base.config
     if options.model.lm is not None:
@@ -133,22 +234,28 @@ def _run_text(options: LMRun, report: Report) -> Path:
     if options.model.pause_heads is not None:
         lm_config = config.lm.model_copy(update={"pause_heads": options.model.pause_heads})
         config = config.model_copy(update={"lm": lm_config})
-    text = _text_options(options.data, options.model)
-    config = _delayed(config, text.delay)
+    text = text_options(options.data, options.model)
+    config = delayed(config, text.delay)
     torch.manual_seed(options.run.seed)
-    lm = LM(config.lm) if options.model.lm is not None else _based_lm(base, config.lm, options)
+    if options.model.lm is None:
+        lm = _based_lm(base, config.lm, options)
+    else:
+        lm = LM(config.lm)
+        start_audio_embeddings(lm, build_codec(config.codec, base.codec))
     packs = [Pack(path) for path in options.data.packs]
-    rows = _row_options(options.data, text, config.lm)
-    sampler = TokenSampler(packs, _open(text, config.lm), rows, seed=options.run.seed)
+    rows = row_options(options.data, text, config.lm)
+    sampler = TokenSampler(packs, open_tokenizer(text, config.lm), rows, seed=options.run.seed)
     task = TextTask(lm, sampler, options.loss, options.quantiser.codebook_dropout)
-    _run(task, options.run, report, sampler.remarks())
-    folder = options.run.out / "model"
-    if _first():
+    if options.lora is not None and options.data.valid is not None:
+        raise ConfigError("data.valid measures whole models: leave it out with lora")
+
+    def export(folder: Path) -> None:
         merge_lora(lm)
         export_lm(lm, Checkpoint(config, {}, base.codec, text.tokenizer), folder)
         if options.pause_heads_only:
             copy_training_part(str(options.model.base), folder)
-    return folder
+
+    return _export_at_end(task, options, report, sampler.remarks(), export, measure)
 
 
 def _based_lm(base: Checkpoint, config: LMConfig, options: LMRun) -> LM:
@@ -169,112 +276,20 @@ def _based_lm(base: Checkpoint, config: LMConfig, options: LMRun) -> LM:
     return lm.train()
 
 
-def _run(task: Task, options: RunOptions, report: Report, remarks: Sequence[str] = ()) -> Path:
+def _run(
+    task: Task, options: RunOptions, report: Report, remarks: Sequence[str] = (), check: Check | None = None
+) -> Path:
     if options.checkpoint_layers:
         for module in task.module.modules():
             if isinstance(module, Transformer | WhisperEncoder):
                 module.checkpointing = True
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f'run.device = "{options.device}", but PyTorch finds no CUDA device here; there is "cpu"')
-    trainer = Trainer(task, options, report if _first() else _silent)
+    trainer = Trainer(task, options, report if _first() else _silent, check)
     for remark in remarks:
         trainer.report(remark)
     trainer.report(str(estimate(task, options, trainer.share)))
     return trainer.run()
-
-
-def _speech_model(model: ModelOptions, text: _TextOptions, phones: int, seed: int) -> SpeechModel:
-    codec, lm = _shapes(model)
-    if codec.mel is None:
-        raise ConfigError("model.codec.mel: the phone recipe trains a log-mel front end")
-    torch.manual_seed(seed)
-    trained = SpeechModel(_delayed(STTConfig(codec=codec, lm=lm, delay_seconds=0, delay_frames=0), text.delay), phones)
-    if model.init is not None:
-        weights = read_speech_weights(model.init)
-        ours = trained.state_dict()
-        taken = {name: w for name, w in weights.items() if name in ours and ours[name].shape == w.shape}
-        if not taken:
-            raise CheckpointError(f"{model.init}: none of its weights fits this model")
-        trained.load_state_dict(taken, strict=False)
-    return trained
-
-
-def _shapes(model: ModelOptions) -> tuple[CodecConfig, LMConfig]:
-    """The shapes that a run asks for, or else those of the model it starts from."""
-    if model.codec is not None and model.lm is not None:
-        return model.codec, model.lm
-    origin = _origin(model)
-    if origin is None:
-        raise ConfigError("model.codec and model.lm: both are needed to train a codec, or a model.init that has them")
-    return model.codec or origin.config.codec, model.lm or origin.config.lm
-
-
-def _origin(model: ModelOptions) -> Sources | None:
-    """The model that a run starts from, if it starts from one and not from a training checkpoint."""
-    start = model.base or model.init
-    return None if start is None or Path(start).is_file() else resolve(start)
-
-
-@dataclass(frozen=True, slots=True)
-class _TextOptions:
-    """What a run writes: its vocabulary, and the bounds of its delay in frames."""
-
-    tokenizer: Path
-    delay: tuple[int, int]
-
-
-def _text_options(data: DataOptions, model: ModelOptions) -> _TextOptions:
-    """As asked for, or else as in the model that the run starts from."""
-    origin = _origin(model)
-    tokenizer = data.tokenizer or (origin.tokenizer if origin else None)
-    if tokenizer is None:
-        raise ConfigError("data.tokenizer: give a SentencePiece model, or start from a model that has one")
-    delay = data.delay or (origin.config.delay_frames if origin else DEFAULT_DELAY)
-    return _TextOptions(tokenizer, (delay, delay) if isinstance(delay, int) else delay)
-
-
-def _open(text: _TextOptions, lm: LMConfig) -> Tokenizer:
-    tokenizer = Tokenizer(text.tokenizer)
-    if tokenizer.vocab_size != lm.text_vocab:
-        raise ConfigError(f"{text.tokenizer} has {tokenizer.vocab_size} tokens, the LM's text_vocab is {lm.text_vocab}")
-    return tokenizer
-
-
-def _delayed(config: STTConfig, bounds: tuple[int, int]) -> STTConfig:
-    """The configuration with the delay that is trained; of a drawn one, the middle, which its conditioner is told."""
-    low, high = bounds
-    frames = (low + high) // 2
-    seconds = frames / config.codec.frame_rate
-    conditioned = any(c.name == "delay" for c in config.lm.conditioners)
-    if low != high and not conditioned:
-        raise ConfigError('data.delay is drawn, so the LM needs a continuous conditioner named "delay" to be told it')
-    values: dict[str, float | str] = {"delay": seconds} if conditioned else {}
-    return config.model_copy(update={"delay_frames": frames, "delay_seconds": seconds, "condition_values": values})
-
-
-def _phones(run: RunOptions, model: ModelOptions, packs: list[Pack]) -> PhoneInventory:
-    """The inventory of the run, or of the checkpoint it starts from; counted in the packs for the first run of all."""
-    if (run.out / CHECKPOINT_FILE).exists():
-        return read_phones(run.out / PHONES_FILE)
-    if model.init is not None:
-        return find_phones(model.init)
-    return PhoneInventory.of(clip for pack in packs for clip in pack.clips)
-
-
-def _row_options(data: DataOptions, text: _TextOptions, lm: LMConfig) -> RowOptions:
-    return RowOptions(
-        seconds=data.seconds,
-        weights=data.weights,
-        delay=text.delay,
-        gaps=data.gaps,
-        gap_shares=data.gap_shares,
-        same_language=data.same_language,
-        text_mask=data.text_mask,
-        plain=data.plain_text,
-        pause_classes=lm.pause_classes,
-        augment=SpectralAugment(**data.augment.model_dump()),
-        crop=data.crop,
-    )
 
 
 @contextmanager
@@ -304,13 +319,3 @@ def load_codec(model: str) -> Mimi:
     """The codec of a checkpoint, to make tokens with."""
     checkpoint = load_checkpoint(model)
     return build_codec(checkpoint.config.codec, checkpoint.codec)
-
-
-def mel_config(path: Path) -> MelConfig:
-    """The log-mel front end that a run's TOML file asks for, or that of the model it starts from."""
-    model: ModelOptions = read_run(path, AnyRun).model
-    origin = _origin(model)
-    codec = model.codec or (origin.config.codec if origin else None)
-    if codec is None or codec.mel is None:
-        raise ConfigError(f"{path}: model.codec.mel is missing, so its codec hears samples, not frames")
-    return codec.mel

@@ -7,19 +7,22 @@ come from the rows. So a run that was killed goes on as if it had not been, and 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from slipstream.errors import CheckpointError
 from slipstream.train.optim import Optimizer, trapezoid
@@ -30,6 +33,14 @@ from slipstream.train.sharding import part_of, whole
 
 CHECKPOINT_FILE = "last.pt"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A measurement every `every` steps; it gives numbers for the log."""
+
+    every: int
+    measure: Callable[[], dict[str, float]]
 
 
 def train(task: Task, options: RunOptions, report: Callable[[str], None] = print) -> Path:
@@ -45,15 +56,24 @@ def train(task: Task, options: RunOptions, report: Callable[[str], None] = print
 class Trainer:
     """One process of a run; see `train`."""
 
-    def __init__(self, task: Task, options: RunOptions, report: Callable[[str], None] = print) -> None:
-        self.task, self.options, self.report = task, options, report
+    def __init__(
+        self,
+        task: Task,
+        options: RunOptions,
+        report: Callable[[str], None] = print,
+        check: Check | None = None,
+    ) -> None:
+        self.task, self.options, self.report, self.check = task, options, report, check
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         parts = self.world * options.accumulate
         if options.rows % parts:
             raise CheckpointError(f"run.rows={options.rows} must be a multiple of processes x accumulate = {parts}")
         self.share = options.rows // parts
         self.weights = hold(task, options, DTYPES[options.dtype])
-        self.optimizer = Optimizer(self.weights.masters, options.optimizer, options.weight_decay, options.betas)
+        self.optimizer = Optimizer(
+            self.weights.masters, options.optimizer, options.weight_decay, options.betas, options.encoder_rate
+        )
+        self.average = {n: w.detach().clone() for n, w in self.weights.masters.items()} if options.average else None
         self.step = 0
         self.elapsed = 0.0
         self.path = Path(options.out) / CHECKPOINT_FILE
@@ -72,6 +92,7 @@ class Trainer:
         if not finished:
             self.report(f"stopped: {self.path} is of step {self.step}, and the same command goes on from there")
             raise KeyboardInterrupt
+        self._put(self.average or {})
         self.weights.assemble()
         return self.path
 
@@ -97,7 +118,28 @@ class Trainer:
                     since, since_step = now, self.step
                 if self.step % options.checkpoint_every == 0:
                     self.save()
+                if self.check is not None and self.step % self.check.every == 0:
+                    self._measure(self.check, log)
         return True
+
+    def _measure(self, check: Check, log: _Log) -> None:
+        """Measure the average if there is one, else the weights as they are; the other processes wait."""
+        kept = {name: master.detach().clone() for name, master in self.weights.masters.items()} if self.average else {}
+        self._put(self.average or {})
+        if self.rank == 0:
+            log.write(self.step, self.elapsed, check.measure(), self.report)
+        if self.world > 1:
+            dist.barrier()
+        self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
+        """Put weights into the masters and the module."""
+        for name, tensor in weights.items():
+            self.weights.masters[name].copy_(tensor)
+        if weights:
+            self.weights.publish()
+            self.task.after_step()
 
     def _progress(self, elapsed: float) -> float:
         if self.options.steps is not None:
@@ -138,10 +180,26 @@ class Trainer:
         rate = options.learning_rate * trapezoid(progress, options.warmup, options.decay)
         numbers["gradient"] = self.optimizer.step(rate, options.clip)
         numbers["rate"] = rate
+        if not math.isfinite(numbers["loss"] + numbers["gradient"]):
+            raise CheckpointError(
+                f"step {self.step}: the loss is {numbers['loss']:g} and the norm of its gradient "
+                f"{numbers['gradient']:g}; {self.path} is of the last good checkpoint: go on from it at a lower "
+                "run.learning_rate"
+            )
         self.weights.publish()
+        self._move_average()
         self.task.after_step()
         self.step += 1
         return numbers
+
+    @torch.no_grad()
+    def _move_average(self) -> None:
+        """Move the average towards the weights; over fewer steps at first, so that it forgets where they began."""
+        if self.average is None:
+            return
+        keep = min(self.options.average, (1 + self.step) / (10 + self.step))
+        for name, master in self.weights.masters.items():
+            self.average[name].lerp_(master, 1 - keep)
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all: what learns or moves, since the rest is as it was at the start.
@@ -157,6 +215,8 @@ class Trainer:
             "step": self.step,
             "elapsed": self.elapsed,
         }
+        if self.average is not None:
+            state["average"] = {name: whole(tensor) for name, tensor in self.average.items()}
         if self.rank:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,6 +243,9 @@ class Trainer:
         self.task.after_step()
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.elapsed = state["step"], state["elapsed"]
+        if self.average is not None:
+            for name, tensor in self.average.items():
+                tensor.copy_(part_of(state.get("average", weights)[name], tensor))
         self.report(f"{self.path}: going on from step {self.step}")
 
 

@@ -15,7 +15,6 @@ from slipstream.backends.torch.lm import LM
 from slipstream.backends.torch.mimi import Codebook, Mimi
 from slipstream.data.phones import LABEL_DELAY, UNKNOWN, positions
 from slipstream.model.config import PAD_ID, STTConfig
-from slipstream.model.numerics import NO_TOKEN
 
 
 class SpeechModel(nn.Module):
@@ -36,6 +35,10 @@ class SpeechModel(nn.Module):
         self.semantic_in = nn.Linear(config.codec.codebook_dim, width, bias=False)
         self.acoustic_in = nn.Linear(config.codec.codebook_dim, width, bias=False)
         self.initial_audio = nn.Parameter(torch.zeros(width))
+        # Reads the text token that is being spoken off the quantised latent; a Whisper encoder's LM learns beside it.
+        self.token_head = (
+            nn.Linear(2 * config.codec.codebook_dim, config.lm.text_vocab) if config.codec.whisper else None
+        )
         with torch.no_grad():
             self.lm.text_emb.weight.mul_(0.3)
             for name, parameter in self.codec.named_parameters():
@@ -48,8 +51,10 @@ class SpeechModel(nn.Module):
         return positions(self.codec, mel_BMF)
 
     def latent(self, x_BPD: Tensor) -> Tensor:
-        """The codec's output at 25 Hz to the latent `[B, T, D]` at 12.5 Hz."""
+        """The codec's output at its own rate to the latent `[B, T, D]` at 12.5 Hz, delayed as in a stream."""
         x_BDP = x_BPD.transpose(1, 2)
+        if self.config.codec.whisper:
+            x_BDP = F.pad(x_BDP, (self.config.codec.whisper.delay, 0))[..., : x_BDP.shape[-1]]
         latent, _ = self.codec.downsample(x_BDP)
         return cast(Tensor, latent).transpose(1, 2)
 
@@ -72,10 +77,28 @@ class SpeechModel(nn.Module):
         table[0, -1] = self.initial_audio.float()
 
 
-def text_input(text_BT: Tensor, hidden_BT: Tensor, initial_id: int) -> Tensor:
-    """The text tokens at positions 0 to T - 1: the initial one, then those of the frames before, some hidden."""
-    first = torch.full_like(text_BT[:, :1], initial_id)
-    return torch.cat([first, text_BT[:, :-1]], dim=1).masked_fill(hidden_BT, NO_TOKEN)
+def text_input(seen_BT: Tensor, initial_id: int) -> Tensor:
+    """The text tokens that the LM reads at positions 0 to T - 1: the initial one, then those of the frames before."""
+    return torch.cat([torch.full_like(seen_BT[:, :1], initial_id), seen_BT[:, :-1]], dim=1)
+
+
+@torch.no_grad()
+def start_audio_embeddings(lm: LM, codec: Mimi) -> None:
+    """Set a new LM's audio embeddings to random projections of the codec's codebook vectors.
+
+    Entries that sound alike start alike, so that an LM on a frozen codec learns much faster than from random tables.
+    The text embeddings become small beside them, so that it reads the audio first.
+    """
+    table, at = lm.audio_emb.weight, 0
+    table.zero_()
+    lm.text_emb.weight.mul_(0.3)
+    for branch in (codec.quantizer.semantic, codec.quantizer.acoustic):
+        books = [cast(Codebook, book).vectors for book in branch.codebooks]
+        W = torch.randn(books[0].shape[1], table.shape[2])
+        spread = torch.stack([(book @ W).square().mean() for book in books]).sum().sqrt()
+        for book in books[: len(table) - at]:
+            table[at, :-1] = book @ W / spread
+            at += 1
 
 
 # Every loss is a sum over what has a label, divided by what could have one: a mean over rows, which stays the same

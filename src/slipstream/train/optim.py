@@ -51,22 +51,42 @@ class MasterWeights:
 class Optimizer:
     """Muon (momentum, orthogonalised) for the Transformers' matrices, AdamW for everything else; or AdamW for all.
 
-    Muon's updates are scaled to AdamW's size, so that one learning rate serves both.
+    Muon's updates are scaled to AdamW's size, so that one learning rate serves both. Norms and biases do not decay.
+    `encoder_rate` is a factor on the rate of a codec's encoder, whose matrices learn by AdamW.
     """
 
-    def __init__(self, masters: dict[str, Tensor], kind: str, weight_decay: float, betas: tuple[float, float]) -> None:
-        matrices = [w for name, w in masters.items() if w.dim() == 2 and ".layers." in name]
-        rest = [w for name, w in masters.items() if not (w.dim() == 2 and ".layers." in name)]
+    def __init__(
+        self,
+        masters: dict[str, Tensor],
+        kind: str,
+        weight_decay: float,
+        betas: tuple[float, float],
+        encoder_rate: float = 1.0,
+    ) -> None:
+        encoder = [w for name, w in masters.items() if encoder_rate != 1 and name.startswith("codec.encoder.")]
+        slow = {id(w) for w in encoder}
+        matrices = [w for n, w in masters.items() if w.dim() == 2 and ".layers." in n and id(w) not in slow]
+        if kind != "muon":
+            matrices = []
+        orthogonal = {id(w) for w in matrices}
+        rest = [w for w in masters.values() if id(w) not in slow | orthogonal]
         self.masters = masters
         self.parts: list[torch.optim.Optimizer] = []
-        if kind == "muon" and matrices:
+        if matrices:
             self.parts.append(
                 torch.optim.Muon(matrices, lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
             )
-        else:
-            rest = [*matrices, *rest]
-        if rest:
-            self.parts.append(torch.optim.AdamW(rest, lr=0.0, betas=betas, weight_decay=weight_decay, fused=True))
+        groups = [
+            {"params": chosen, "weight_decay": decay, "factor": factor}
+            for weights, factor in ((rest, 1.0), (encoder, encoder_rate))
+            for chosen, decay in (
+                ([w for w in weights if w.dim() > 1], weight_decay),
+                ([w for w in weights if w.dim() <= 1], 0.0),
+            )
+            if chosen
+        ]
+        if groups:
+            self.parts.append(torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True))
 
     def step(self, lr: float, clip: float) -> float:
         """One step at rate `lr` with gradients clipped to a norm of `clip`; gives their norm before. Clears them."""
@@ -75,7 +95,7 @@ class Optimizer:
         if math.isfinite(norm):
             for part in self.parts:
                 for group in part.param_groups:
-                    group["lr"] = lr
+                    group["lr"] = lr * group.get("factor", 1.0)
                 part.step()
         for part in self.parts:
             part.zero_grad(set_to_none=True)

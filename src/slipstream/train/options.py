@@ -31,6 +31,9 @@ class RunOptions(_Options):
     dtype: what the modules compute in; the optimiser's weights are always float32.
     checkpoint_layers: recompute the Transformers' activations in the backward pass, for less memory.
     learning_rate, warmup, decay: peak rate; the shares of the run over which it rises, and falls to zero.
+    encoder_rate: factor on the rate of a codec's encoder beside an LM; 0 keeps the encoder as it is.
+    average: share by which a moving average of the weights keeps its old value at each step; the run's model is the
+    average. 0 takes the last weights.
     optimizer: "adamw", or "muon" for the Transformers' matrices with AdamW for the rest.
     weight_decay, betas, clip: of the optimiser; `clip` is the largest norm of a step's gradient.
     shard: cut weights, gradients and the optimiser's state into a part for each process (FSDP2), for a model that does
@@ -50,6 +53,8 @@ class RunOptions(_Options):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     warmup: Share = 0.02
     decay: Share = 0.4
+    encoder_rate: Annotated[float, Field(ge=0)] = 1.0
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
@@ -93,9 +98,10 @@ class AugmentOptions(_Options):
 
 
 class SampleAugmentOptions(_Options):
-    """Augmentation of the samples that a waveform codec hears and says again; see `augment.WaveAugment`.
+    """Augmentation of samples, for a waveform codec and for distillation; see `augment.WaveAugment`.
 
-    reverb, noise, telephone, clip, gain: probability of each. snr_db: of the noise.
+    reverb, noise, telephone, clip, gain: probability of each. snr_db: of the noise. In distillation, speed: the largest
+    factor of tempo and pitch; sounds: a pack of recorded sounds, which are half of the noise.
     """
 
     reverb: Share = 0.35
@@ -104,6 +110,20 @@ class SampleAugmentOptions(_Options):
     clip: Share = 0.05
     gain: Share = 1.0
     snr_db: tuple[float, float] = (5.0, 35.0)
+    speed: Annotated[float, Field(ge=1)] = 1.18
+    sounds: Path | None = None
+
+
+class ValidOptions(_Options):
+    """Word errors while a run goes on, by streaming recordings through the model as it is then.
+
+    manifest: recordings that the run does not learn from. every: steps between measurements. limit: only the first so
+    many recordings. The model with the fewest errors is kept in `run.out/best`.
+    """
+
+    manifest: Path
+    every: Positive = 500
+    limit: Positive | None = None
 
 
 class DataOptions(_Options):
@@ -120,7 +140,10 @@ class DataOptions(_Options):
     crop: by dataset, how often only a run of a recording's words is taken: against learning few sentences by heart.
     same_language: how often the next utterance of a row is in the language of the last.
     plain_text: lower case and no punctuation.
+    texts, text_share: files of sentences, one a line, and the share of rows that are made of them alone, without audio.
+    valid: recordings to measure the model on while it learns (`slipstream train lm`).
     text_mask: share of the previous text tokens that the LM does not see.
+    text_errors: share of the words' previous tokens that it sees replaced by others.
     """
 
     packs: Annotated[tuple[Path, ...], Field(min_length=1)]
@@ -133,7 +156,11 @@ class DataOptions(_Options):
     crop: dict[str, Share] = {}
     same_language: Share = 0.85
     plain_text: bool = True
+    valid: ValidOptions | None = None
+    texts: tuple[Path, ...] = ()
+    text_share: Share = 0.0
     text_mask: Share = 0.1
+    text_errors: Share = 0.0
     augment: AugmentOptions = AugmentOptions()
     augment_samples: SampleAugmentOptions | None = None
 
@@ -157,6 +184,7 @@ class LossOptions(_Options):
     """Weights of the losses.
 
     frame_phones, ctc: of phones at the codec's 25 Hz: per frame, and as a sequence.
+    spoken: of the text token that is being spoken, read off the quantised latent (beside a Whisper encoder).
     text: of the text stream, in which PAD weighs `pad`. pause: of the pause heads. commitment: of the quantiser.
     phones_to: share to which the two phone losses fall by the middle of the run.
     adversarial, features: of a waveform codec against its discriminator: hinge loss, and feature matching.
@@ -164,6 +192,7 @@ class LossOptions(_Options):
 
     frame_phones: float = 1.0
     ctc: float = 1.0
+    spoken: float = 0.5
     text: float = 1.0
     pad: float = 1.0
     pause: float = 0.15
@@ -191,7 +220,8 @@ class ModelOptions(_Options):
     """The model: its codec and LM from scratch, or the checkpoint folder `base` to start from.
 
     init: what a run of phones or text left, whose weights are taken where names and shapes agree: its `last.pt`, or its
-    `model` folder or a built-in model, which give the shapes too.
+    `model` folder or a built-in model, which give the shapes too. `whisper:FOLDER_OR_NAME`: the encoder of a Whisper
+    checkpoint, in the format of Hugging Face, OpenAI (safetensors) or CTranslate2.
     pause_heads: how many the LM is to have, when not as many as in `base`.
     """
 
@@ -212,6 +242,15 @@ class LoraOptions(_Options):
     scaling: float = 2.0
 
 
+class DistilOptions(_Options):
+    """Distillation of a Whisper encoder into the codec's.
+
+    teacher: a Whisper checkpoint, as in `model.init`.
+    """
+
+    teacher: str
+
+
 class DiscriminatorOptions(_Options):
     """A multi-scale STFT discriminator (arXiv:2210.13438).
 
@@ -229,8 +268,10 @@ class AnyRun(BaseModel):
 
 
 class CodecRun(_Options):
-    """`slipstream train codec`: a log-mel codec by its phones, or a waveform codec by reconstruction.
+    """`slipstream train codec`: Whisper's encoder by distillation, a log-mel codec by its phones, or a waveform codec
+    by reconstruction.
 
+    distil: what a codec with Whisper's encoder learns from.
     discriminator: a judge that the waveform codec learns against.
     """
 
@@ -239,6 +280,7 @@ class CodecRun(_Options):
     data: DataOptions
     loss: LossOptions = LossOptions()
     quantiser: QuantiserOptions = QuantiserOptions()
+    distil: DistilOptions | None = None
     discriminator: DiscriminatorOptions | None = None
 
     @model_validator(mode="after")

@@ -10,46 +10,23 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from slipstream.arrays import BoolArray, FloatArray, IntArray
+from slipstream.arrays import FloatArray, IntArray
 from slipstream.data.packs import Clip, Pack
 from slipstream.data.phones import UNKNOWN, PhoneInventory
-from slipstream.data.spectral import FLOOR, NO_AUGMENT, SpectralAugment, from_log_power, to_log_power
-from slipstream.data.tokenizer import plain_word
-from slipstream.errors import ConfigError
+from slipstream.data.spectral import FLOOR, from_log_power, to_log_power
 from slipstream.events import Word
-from slipstream.model.text import Tokenizer, encode_stream
+from slipstream.model.numerics import NO_TOKEN
+from slipstream.model.text import Tokenizer
+from slipstream.train.rows import RowOptions, RowTargets, Sampler, Targets, stack_targets
 
 _Drawn = TypeVar("_Drawn")
-HOW_TO_PACK = {
-    "mel": "`slipstream data pack --config`",
-    "tokens": "`slipstream data pack --model`",
-}
-PAUSE_HORIZONS = (0.5, 1.0, 2.0, 3.0)
-"""Seconds that each pause head looks ahead."""
-
-
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """What the LM learns of each row: `text_BT` the text stream (PAD where no word), `mask_BT` where it is known,
-    `hidden_BT` where the LM is not to see it, `pause_BTH` classes, `delay_B` in frames. `draw_B`: a uniform number in
-    [0, 1) for each row, for what else is drawn."""
-
-    text_BT: IntArray
-    mask_BT: BoolArray
-    pause_BTH: IntArray
-    delay_B: IntArray
-    hidden_BT: BoolArray
-    draw_B: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,209 +49,7 @@ class TokenBatch:
     targets: Targets
 
 
-def pause_labels(starts: Sequence[float], frames: int, frame_rate: float, classes: int) -> IntArray:
-    """For each of `frames` and each horizon, 0 if no word starts within it, else 1 + how soon, `[T, H]`.
-
-    Row t goes with the output that has heard t frames. The other `classes - 1` cut the horizon
-    into equal parts.
-    """
-    now = np.arange(frames) / frame_rate
-    following = np.append(np.sort(np.asarray(starts, np.float64)), np.inf)
-    wait = following[np.searchsorted(following, now, side="right").clip(max=len(following) - 1)] - now
-    labels = np.zeros((frames, len(PAUSE_HORIZONS)), np.int64)
-    for h, horizon in enumerate(PAUSE_HORIZONS):
-        soon = wait <= horizon
-        labels[soon, h] = 1 + np.minimum((wait[soon] / horizon * (classes - 1)).astype(np.int64), classes - 2)
-    return labels
-
-
-def crop(rows: npt.NDArray[Any], clip: Clip, rate: float, rng: np.random.Generator) -> tuple[npt.NDArray[Any], Clip]:
-    """A drawn run of the clip's words: its rows `[N', width]` of `[N, width]`, `rate` a second, and what is said there.
-
-    Cuts lie halfway between two words. A clip whose phones are known but not timed stays whole.
-    """
-    words = clip.words
-    if len(words) < 2 or (clip.phone_sequence and not clip.phones):
-        return rows, clip
-    first = int(rng.integers(len(words)))
-    last = int(rng.integers(first, len(words)))
-    start = (words[first - 1][2] + words[first][1]) / 2 if first else 0.0
-    end = (words[last][2] + words[last + 1][1]) / 2 if last + 1 < len(words) else len(rows) / rate
-    begin, finish = round(start * rate), round(end * rate)
-    if finish - begin < 2:
-        return rows, clip
-    said = tuple((text, a - start, b - start) for text, a, b in words[first : last + 1])
-    phones = tuple((name, at - start) for name, at in clip.phones if start <= at < end)
-    text = " ".join(word[0] for word in said)
-    return rows[begin:finish], replace(clip, length=finish - begin, text=text, words=said, phones=phones)
-
-
-@dataclass(frozen=True, slots=True)
-class RowOptions:
-    """How rows are laid out.
-
-    `seconds` long; `weights` say how often each dataset is drawn from (others never); `delay` in frames is drawn from
-    between its two bounds for each row; `gaps` are ranges of seconds between utterances, drawn by `gap_shares`;
-    `same_language` is how often the next utterance keeps the language; `text_mask` the share of text tokens hidden from
-    the LM; `plain` writes words by `plain_word`. `crop`: by dataset, how often only a run of a clip's words is taken,
-    so that a small set of sentences is not learnt by heart.
-    """
-
-    seconds: float
-    weights: Mapping[str, float]
-    delay: tuple[int, int]
-    gaps: tuple[tuple[float, float], ...] = ((0.08, 0.6), (0.6, 1.5), (1.5, 3.8))
-    gap_shares: tuple[float, ...] = (0.62, 0.28, 0.1)
-    same_language: float = 0.85
-    text_mask: float = 0.1
-    plain: bool = True
-    pause_classes: int = 6
-    augment: SpectralAugment = NO_AUGMENT
-    crop: Mapping[str, float] = field(default_factory=dict)
-
-
-class _Sampler(ABC):
-    """Draws clips by dataset and language, and turns what was drawn into the targets that every row has.
-
-    `timed`, `untimed`: how many of its clips that have a text have their words' times, and have not.
-    """
-
-    def __init__(
-        self,
-        packs: Sequence[Pack],
-        tokenizer: Tokenizer,
-        options: RowOptions,
-        seed: int,
-        kind: str,
-        frame_rate: float,
-    ) -> None:
-        self.options, self.tokenizer, self.seed, self.frame_rate = options, tokenizer, seed, frame_rate
-        kinds = {pack.kind for pack in packs}
-        if len(kinds) != 1 or next(iter(kinds)).kind != kind:
-            held = ", ".join(sorted(k.kind for k in kinds))
-            raise ConfigError(f"data.packs hold {held}: this run reads {kind} of one kind ({HOW_TO_PACK[kind]})")
-        self.kind = kinds.pop()
-        self.length = round(options.seconds * self.kind.rate)
-        self.timed = self.untimed = 0
-        self._left_out: Counter[str] = Counter()
-        self._pools: dict[tuple[str, str], list[tuple[Pack, Clip]]] = {}
-        for pack in packs:
-            for clip in pack.clips:
-                if clip.dataset in options.weights:
-                    self._admit(pack, clip)
-        missing = sorted(set(options.weights) - {dataset for dataset, _ in self._pools})
-        if missing:
-            there = ", ".join(sorted({clip.dataset for pack in packs for clip in pack.clips}))
-            said = f"data.weights names {', '.join(missing)}, but the packs ({there}) hold no usable clip of it"
-            raise ConfigError("; ".join([said, *self.remarks()]))
-        self._keys = list(self._pools)
-        languages = Counter(dataset for dataset, _ in self._keys)
-        weights = np.array([options.weights[dataset] / languages[dataset] for dataset, _ in self._keys])
-        self._probabilities = weights / weights.sum()
-
-    def remarks(self) -> list[str]:
-        """How many clips were left out, and why."""
-        return [f"{count} clips left out: {reason}" for reason, count in self._left_out.items()]
-
-    def _admit(self, pack: Pack, clip: Clip) -> None:
-        if (reason := self._unusable(clip)) is not None:
-            self._left_out[reason] += 1
-            return
-        self._pools.setdefault((clip.dataset, clip.language), []).append((pack, clip))
-        self.timed += bool(clip.words)
-        self.untimed += bool(clip.text and not clip.words)
-
-    @abstractmethod
-    def _unusable(self, clip: Clip) -> str | None:
-        """Why the clip cannot be drawn, if it cannot."""
-
-    def _clips(self, rng: np.random.Generator) -> Iterator[tuple[Pack, Clip]]:
-        """Clips without end, mostly in the language of the one before."""
-        key = self._keys[int(rng.choice(len(self._keys), p=self._probabilities))]
-        while True:
-            pool = self._pools[key]
-            yield pool[int(rng.integers(len(pool)))]
-            if rng.random() > self.options.same_language:
-                same = list(range(len(self._keys)))
-            else:
-                same = [i for i, other in enumerate(self._keys) if other[1] == key[1]]
-            weights = self._probabilities[same]
-            key = self._keys[same[int(rng.choice(len(same), p=weights / weights.sum()))]]
-
-    def _fitting(self, clips: Iterator[tuple[Pack, Clip]], room: float) -> tuple[Pack, Clip] | None:
-        """The first of the next dozen clips that fits into `room` rows of the pack."""
-        for _ in range(12):
-            pack, clip = next(clips)
-            if clip.length <= room:
-                return pack, clip
-        return None
-
-    def _content(self, pack: Pack, clip: Clip, rng: np.random.Generator) -> tuple[npt.NDArray[Any], Clip]:
-        """The clip's rows and what is said in them; of a clip that is cropped, those of some of its words."""
-        rows, share = pack.rows(clip), self.options.crop.get(clip.dataset, 0.0)
-        if not share or rng.random() >= share:
-            return rows, clip
-        return crop(rows, clip, self.kind.rate, rng)
-
-    def _gap(self, rng: np.random.Generator) -> int:
-        bounds = self.options.gaps[int(rng.choice(len(self.options.gaps), p=self.options.gap_shares))]
-        return round(rng.uniform(*bounds) * self.kind.rate)
-
-    def _delay(self, rng: np.random.Generator) -> int:
-        return int(rng.integers(self.options.delay[0], self.options.delay[1] + 1))
-
-    def _words(self, clip: Clip, start: float, factor: float) -> list[Word]:
-        words = ((plain_word(text) if self.options.plain else text, a, b) for text, a, b in clip.words)
-        return [Word(text, start + a / factor, start + b / factor) for text, a, b in words if text]
-
-    def _targets(
-        self,
-        words: Sequence[Word],
-        unknown: Sequence[tuple[float, float]],
-        delay: int,
-        rng: np.random.Generator,
-    ) -> _Targets:
-        """Text stream and pause classes of a row; `unknown` are stretches of seconds whose words have no times."""
-        T = round(self.options.seconds * self.frame_rate)
-        mask = np.ones(T, np.bool_)
-        for start, end in unknown:
-            # Their text would come `delay` later, and might take a second more to be written.
-            mask[math.floor(start * self.frame_rate) : math.ceil((end + 1) * self.frame_rate) + delay] = False
-        heard = [word for word in words if word.start >= 0]
-        pause = pause_labels([word.start for word in heard], T, self.frame_rate, self.options.pause_classes)
-        pause[~mask] = UNKNOWN
-        return _Targets(
-            encode_stream(heard, self.tokenizer, delay, T, self.frame_rate),
-            mask,
-            pause,
-            delay,
-            rng.random(T) < self.options.text_mask,
-            float(rng.random()),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Targets:
-    text_T: IntArray
-    mask_T: BoolArray
-    pause_TH: IntArray
-    delay: int
-    hidden_T: BoolArray
-    draw: float
-
-
-def _stack(targets: Sequence[_Targets]) -> Targets:
-    return Targets(
-        np.stack([t.text_T for t in targets]),
-        np.stack([t.mask_T for t in targets]),
-        np.stack([t.pause_TH for t in targets]),
-        np.array([t.delay for t in targets]),
-        np.stack([t.hidden_T for t in targets]),
-        np.array([t.draw for t in targets], np.float32),
-    )
-
-
-class RowSampler(_Sampler):
+class RowSampler(Sampler):
     """Rows of log-mel frames; the n-th row depends on the seed and n alone, so that a run resumes where it was."""
 
     def __init__(
@@ -301,13 +76,13 @@ class RowSampler(_Sampler):
         drawn = [self._row(np.random.default_rng((self.seed, n))) for n in range(first_row, first_row + rows)]
         return Batch(
             np.stack([row[0] for row in drawn]),
-            _stack([row[1] for row in drawn]),
+            stack_targets([row[1] for row in drawn]),
             np.stack([row[2] for row in drawn]),
             np.concatenate([row[3] for row in drawn]),
             np.array([len(row[3]) for row in drawn]),
         )
 
-    def _row(self, rng: np.random.Generator) -> tuple[FloatArray, _Targets, IntArray, IntArray]:
+    def _row(self, rng: np.random.Generator) -> tuple[FloatArray, RowTargets, IntArray, IntArray]:
         options, F, rate = self.options, self.length, self.kind.rate
         delay = self._delay(rng)
         canvas = np.full((F, self.kind.width), FLOOR, np.float32)
@@ -363,7 +138,7 @@ class RowSampler(_Sampler):
             labels[math.floor(begin * rate) : math.floor(finish * rate)] = number
 
 
-class TokenSampler(_Sampler):
+class TokenSampler(Sampler):
     """Rows of codec tokens; a clip longer than a row is entered at a drawn place. As deterministic as `RowSampler`."""
 
     def __init__(self, packs: Sequence[Pack], tokenizer: Tokenizer, options: RowOptions, *, seed: int = 0) -> None:
@@ -375,11 +150,14 @@ class TokenSampler(_Sampler):
     def batch(self, first_row: int, rows: int) -> TokenBatch:
         """Rows `first_row` to `first_row + rows`."""
         drawn = [self._row(np.random.default_rng((self.seed, n))) for n in range(first_row, first_row + rows)]
-        return TokenBatch(np.stack([row[0].T for row in drawn]), _stack([row[1] for row in drawn]))
+        return TokenBatch(np.stack([row[0].T for row in drawn]), stack_targets([row[1] for row in drawn]))
 
-    def _row(self, rng: np.random.Generator) -> tuple[IntArray, _Targets]:
+    def _row(self, rng: np.random.Generator) -> tuple[IntArray, RowTargets]:
         T, rate = self.length, self.kind.rate
         delay = self._delay(rng)
+        if self.options.texts and rng.random() < self.options.text_share:
+            codes = np.full((T, self.kind.width), NO_TOKEN, np.int64)
+            return codes, self._targets(self._read(rng), (), delay, rng)
         codes = np.tile(np.array(self.kind.silence, np.int64), (T, 1))
         words: list[Word] = []
         clips = self._clips(rng)

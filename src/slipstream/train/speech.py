@@ -31,12 +31,12 @@ from slipstream.train.model import SpeechModel
 TRAINING_FILE = "training.safetensors"
 PHONES_FILE = "phones.json"
 CODEC_FILES = ("mimi.safetensors", "mimi.json")
-_PUBLISHED = ("codec.", "lm.")
+_LEFT_OUT = ("codec.", "lm.", "token_head.")
 
 
 def write_training_part(model: SpeechModel, phones: PhoneInventory, folder: Path) -> None:
     """Write what a published layout leaves out into `folder`, which is there."""
-    tensors = {n: t.float().cpu().numpy() for n, t in model.state_dict().items() if not n.startswith(_PUBLISHED)}
+    tensors = {n: t.float().cpu().numpy() for n, t in model.state_dict().items() if not n.startswith(_LEFT_OUT)}
     write_tensors(folder / TRAINING_FILE, tensors)
     write_phones(phones, folder)
 

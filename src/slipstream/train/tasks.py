@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slipstream.backends.torch.lm import LM
+from slipstream.backends.torch.mimi import SplitResidualVQ
 from slipstream.train.codebooks import CodebookStart, moving_buffers, quantise, refresh
 from slipstream.train.model import SpeechModel, pause_loss, phone_losses, text_input, text_loss
 from slipstream.train.options import LossOptions, QuantiserOptions
-from slipstream.train.sampler import Batch, RowSampler, Targets, TokenBatch, TokenSampler
+from slipstream.train.rows import Targets
+from slipstream.train.sampler import Batch, RowSampler, TokenBatch, TokenSampler
 
 Numbers = dict[str, float]
 
@@ -63,8 +65,10 @@ class JointTask:
         x_BPD = model.positions(_mel(batch, model))
         frame, ctc = _phones(model, x_BPD, batch)
         draw_B = torch.from_numpy(batch.targets.draw_B).to(x_BPD.device)
-        heard, commitment = self._heard(model.latent(x_BPD), draw_B, step, progress)
-        text, numbers = _text(model.lm, model.audio_input(*heard), batch.targets, weights, self.sampler.frame_rate)
+        heard, commitment = hear(model.codec.quantizer, model.latent(x_BPD), draw_B, self.quantiser, step, progress)
+        text, numbers = text_losses(
+            model.lm, model.audio_input(*heard), batch.targets, weights, self.sampler.frame_rate
+        )
         fall = max(weights.phones_to, 1 - 2 * progress * (1 - weights.phones_to))
         phones = fall * (weights.frame_phones * frame + weights.ctc * ctc)
         numbers |= {"frame": frame.item(), "ctc": ctc.item(), "commitment": commitment.item()}
@@ -79,18 +83,25 @@ class JointTask:
     def _latent(self, first_row: int, rows: int) -> Tensor:
         return self.module.latent(self.module.positions(_mel(self.batch(first_row, rows), self.module)))
 
-    def _heard(self, latent_BTD: Tensor, draw_B: Tensor, step: int, progress: float) -> tuple[list[Tensor], Tensor]:
-        """What the LM hears of a latent: the semantic and the acoustic half, quantised in a share of the rows."""
-        quantizer, options = self.module.codec.quantizer, self.quantiser
-        if step < options.start:
-            halves = (quantizer.semantic, quantizer.acoustic)
-            plain = [F.linear(latent_BTD.float(), half.input_proj.weight.float()) for half in halves]
-            return plain, latent_BTD.new_zeros((), dtype=torch.float32)
-        inputs, outputs, commitment = quantise(quantizer, latent_BTD, update=True)
-        rise = max(0.0, progress - options.all_from) / 0.2
-        share = options.share + (1 - options.share) * min(1.0, rise)
-        rows_B11 = (draw_B < share)[:, None, None]
-        return [torch.where(rows_B11, q, x) for x, q in zip(inputs, outputs, strict=True)], commitment
+
+def hear(
+    quantizer: SplitResidualVQ,
+    latent_BTD: Tensor,
+    draw_B: Tensor,
+    options: QuantiserOptions,
+    step: int,
+    progress: float,
+) -> tuple[list[Tensor], Tensor]:
+    """What the LM hears of a latent: the semantic and the acoustic half, quantised in a share of the rows."""
+    if step < options.start:
+        halves = (quantizer.semantic, quantizer.acoustic)
+        plain = [F.linear(latent_BTD.float(), half.input_proj.weight.float()) for half in halves]
+        return plain, latent_BTD.new_zeros((), dtype=torch.float32)
+    inputs, outputs, commitment = quantise(quantizer, latent_BTD, update=True)
+    rise = max(0.0, progress - options.all_from) / 0.2
+    share = options.share + (1 - options.share) * min(1.0, rise)
+    rows_B11 = (draw_B < share)[:, None, None]
+    return [torch.where(rows_B11, q, x) for x, q in zip(inputs, outputs, strict=True)], commitment
 
 
 class TextTask:
@@ -117,7 +128,7 @@ class TextTask:
             codes = codes.masked_fill(torch.arange(K, device=codes.device)[:, None] >= kept_B[:, None, None], -1)
         first = torch.full_like(codes[..., :1], lm.config.audio_initial_id)
         audio = lm.audio_emb(torch.cat([first, codes[..., :-1]], dim=-1))
-        return _text(lm, audio, batch.targets, self.weights, self.sampler.frame_rate)
+        return text_losses(lm, audio, batch.targets, self.weights, self.sampler.frame_rate)
 
     def moving(self) -> list[Tensor]:
         return []
@@ -126,16 +137,16 @@ class TextTask:
         pass
 
 
-def _text(
+def text_losses(
     lm: LM, audio_BTD: Tensor, targets: Targets, weights: LossOptions, frame_rate: float
 ) -> tuple[Tensor, Numbers]:
     """The losses of the text stream and the pause heads, given the embedded audio of each position."""
     device = audio_BTD.device
-    text, mask, hidden, pause, delay = (
+    text, mask, seen, pause, delay = (
         torch.from_numpy(array).to(device)
-        for array in (targets.text_BT, targets.mask_BT, targets.hidden_BT, targets.pause_BTH, targets.delay_B)
+        for array in (targets.text_BT, targets.mask_BT, targets.seen_BT, targets.pause_BTH, targets.delay_B)
     )
-    x_BTD = audio_BTD + lm.text_emb(text_input(text, hidden, lm.config.text_initial_id)).to(audio_BTD.dtype)
+    x_BTD = audio_BTD + lm.text_emb(text_input(seen, lm.config.text_initial_id)).to(audio_BTD.dtype)
     if lm.conditioners:
         condition = lm.condition({"delay": delay.float() / frame_rate})
         x_BTD = x_BTD + cast(Tensor, condition)[:, None].to(x_BTD.dtype)

@@ -187,7 +187,7 @@ class WhisperEncoder(nn.Module):
         return y_BTD, {"conv1": conv1, "conv2": conv2, "position": position_BT[:, -1] + 1, "layers": layers}
 
     def _sines(self, position_BT: Tensor) -> Tensor:
-        return F.embedding(position_BT % WHISPER_POSITIONS, self.positions)
+        return F.embedding(position_BT % WHISPER_POSITIONS, self.positions).to(self.conv1.weight.dtype)
 
     def _mask(self, position_BT: Tensor, capacity: int, first: int, dtype: torch.dtype) -> Tensor:
         """What each query adds to its scores, `[B, 1, T, C]`; keys start at `first`."""

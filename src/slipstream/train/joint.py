@@ -1,0 +1,109 @@
+"""The LM on a streaming Whisper encoder: the text stream, the quantiser between them, and phones for the aligner."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slipstream.backends.torch.whisper import WhisperEncoder
+from slipstream.data.phones import UNKNOWN
+from slipstream.model.config import PAD_ID
+from slipstream.model.numerics import WHISPER_POSITIONS
+from slipstream.train.codebooks import CodebookStart, moving_buffers, refresh, start_projections
+from slipstream.train.distil import whisper_mel
+from slipstream.train.model import SpeechModel
+from slipstream.train.options import LossOptions, QuantiserOptions
+from slipstream.train.tasks import Numbers, hear, text_losses
+from slipstream.train.waves import WaveBatch, WaveSampler
+
+_ROWS = 16
+"""Rows on whose latents the quantiser's projections start."""
+_BETWEEN_WORDS = 0.3
+
+
+class WhisperJointTask:
+    """The LM and the quantiser learn the text stream from rows of waveforms; the encoder learns too, or stays.
+
+    The phone head reads the encoder's features, and no gradient goes back from it. Shapes: B rows, P positions at
+    50 Hz, T frames.
+
+    Args:
+        train_encoder: whether the encoder learns.
+    """
+
+    def __init__(
+        self,
+        model: SpeechModel,
+        sampler: WaveSampler,
+        loss: LossOptions,
+        quantiser: QuantiserOptions,
+        train_encoder: bool,
+    ) -> None:
+        self.module, self.sampler, self.weights, self.quantiser = model, sampler, loss, quantiser
+        self.row_seconds = sampler.options.seconds
+        self.positions_per_second = sampler.phone_rate
+        for name, parameter in model.named_parameters():
+            unused = name.startswith(("lm.audio_emb", "ctc_head")) or "output_proj" in name
+            frozen = name.startswith("codec.encoder") and not train_encoder
+            parameter.requires_grad_(not (unused or frozen))
+        self._start = CodebookStart(model.codec.quantizer, quantiser.start)
+
+    def batch(self, first_row: int, rows: int) -> WaveBatch:
+        return self.sampler.batch(first_row, rows)
+
+    def loss(self, batch: WaveBatch, step: int, progress: float) -> tuple[Tensor, Numbers]:
+        model, weights = self.module, self.weights
+        if step == 0 and self.quantiser.start:
+            with torch.no_grad():
+                start_projections(model.codec.quantizer, self._latent(0, _ROWS).flatten(0, 1))
+        self._start(step, self._latent)
+        x_BPD = self._features(batch)
+        draw_B = torch.from_numpy(batch.targets.draw_B).to(x_BPD.device)
+        latent_BTD = model.latent(x_BPD)
+        heard, commitment = hear(model.codec.quantizer, latent_BTD, draw_B, self.quantiser, step, progress)
+        textual_B = torch.from_numpy(batch.textual_B).to(x_BPD.device)
+        audio_BTD = model.audio_input(*heard).masked_fill(textual_B[:, None, None], 0)
+        spoken = self._spoken(torch.cat(heard, dim=-1), batch)
+        total, numbers = text_losses(model.lm, audio_BTD, batch.targets, weights, self.sampler.frame_rate)
+        numbers["commitment"] = commitment.item()
+        numbers["spoken"] = spoken.item()
+        total = total + weights.commitment * commitment + weights.spoken * spoken
+        if weights.frame_phones and (batch.phones_BP != UNKNOWN).any():
+            labels = torch.from_numpy(batch.phones_BP).flatten().to(x_BPD.device)
+            scores = model.phone_head(x_BPD.detach()).float().flatten(0, 1)
+            frame = F.cross_entropy(scores, labels, ignore_index=UNKNOWN)
+            total = total + weights.frame_phones * frame
+            numbers["frame"] = frame.item()
+        return total, numbers
+
+    def _spoken(self, heard_BTD: Tensor, batch: WaveBatch) -> Tensor:
+        """Cross-entropy of the token that is being spoken, as late as the encoder; frames between words weigh less."""
+        head, whisper = self.module.token_head, self.module.config.codec.whisper
+        assert head is not None
+        assert whisper is not None
+        late = whisper.delay // self.module.config.codec.stride
+        spoken_BT = torch.from_numpy(batch.spoken_BT).to(heard_BTD.device)
+        labels = F.pad(spoken_BT, (late, 0), value=PAD_ID)[:, : spoken_BT.shape[1]].flatten()
+        scores = head(heard_BTD.to(head.weight.dtype)).float().flatten(0, 1)
+        weight = torch.where(labels == PAD_ID, _BETWEEN_WORDS, 1.0)
+        weight = weight * torch.from_numpy(~batch.textual_B).to(weight).repeat_interleave(spoken_BT.shape[1])
+        losses = F.cross_entropy(scores, labels, reduction="none") * weight
+        return losses.sum() / weight.sum().clamp(min=1)
+
+    def moving(self) -> list[Tensor]:
+        return moving_buffers(self.module.codec.quantizer)
+
+    def after_step(self) -> None:
+        refresh(self.module.codec.quantizer)
+
+    def _features(self, batch: WaveBatch) -> Tensor:
+        """The encoder's features, not delayed, `[B, P, D]`."""
+        mel = whisper_mel(self.module.codec, batch.heard_BS, self.module.phone_head.weight)
+        start_B = torch.randint(WHISPER_POSITIONS, (len(mel),), device=mel.device)
+        return cast(WhisperEncoder, self.module.codec.encoder).hidden(mel, start_B=start_B)[-1]
+
+    def _latent(self, first_row: int, rows: int) -> Tensor:
+        return self.module.latent(self._features(self.batch(first_row, rows)))

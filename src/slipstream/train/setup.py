@@ -1,0 +1,174 @@
+"""What a run's options ask for: its shapes, vocabulary and delay, its rows, and the model it starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from slipstream.checkpoints.sources import Sources, resolve
+from slipstream.data.augment import RowNoise, WaveAugment
+from slipstream.data.packs import Pack
+from slipstream.data.phones import PhoneInventory
+from slipstream.data.prepare import read_texts
+from slipstream.data.spectral import SpectralAugment
+from slipstream.errors import CheckpointError, ConfigError
+from slipstream.model.config import CodecConfig, LMConfig, MelConfig, STTConfig
+from slipstream.model.text import Tokenizer
+from slipstream.train.loop import CHECKPOINT_FILE
+from slipstream.train.model import SpeechModel
+from slipstream.train.options import (
+    AnyRun,
+    CodecRun,
+    DataOptions,
+    LMRun,
+    ModelOptions,
+    RunOptions,
+    SampleAugmentOptions,
+    read_run,
+)
+from slipstream.train.rows import RowOptions
+from slipstream.train.speech import PHONES_FILE, find_phones, read_phones, read_speech_weights
+from slipstream.train.waves import WaveSampler
+
+DEFAULT_DELAY = 6
+
+
+def new_speech_model(model: ModelOptions, text: TextOptions, phones: int, seed: int) -> SpeechModel:
+    """A codec, an LM and heads of `phones` phones, with the weights of `model.init` where they fit."""
+    codec, lm = shapes_of(model)
+    if codec.has_decoder:
+        raise ConfigError("model.codec.mel or model.codec.whisper: one of these front ends learns beside an LM")
+    torch.manual_seed(seed)
+    trained = SpeechModel(delayed(undelayed(codec, lm, text), text.delay), phones)
+    if model.init is not None:
+        weights = read_speech_weights(model.init)
+        ours = trained.state_dict()
+        taken = {name: w for name, w in weights.items() if name in ours and ours[name].shape == w.shape}
+        if not taken:
+            raise CheckpointError(f"{model.init}: none of its weights fits this model")
+        trained.load_state_dict(taken, strict=False)
+    return trained
+
+
+def shapes_of(model: ModelOptions) -> tuple[CodecConfig, LMConfig]:
+    """The shapes that a run asks for, or else those of the model it starts from."""
+    if model.codec is not None and model.lm is not None:
+        return model.codec, model.lm
+    origin = origin_of(model)
+    if origin is None:
+        raise ConfigError("model.codec and model.lm: both are needed to train a codec, or a model.init that has them")
+    return model.codec or origin.config.codec, model.lm or origin.config.lm
+
+
+def origin_of(model: ModelOptions) -> Sources | None:
+    """The model that a run starts from, if it starts from one and not from a training checkpoint."""
+    start = model.base or model.init
+    return None if start is None or Path(start).is_file() else resolve(start)
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """What a run writes: its vocabulary, and the bounds of its delay in frames."""
+
+    tokenizer: Path
+    delay: tuple[int, int]
+
+
+def text_options(data: DataOptions, model: ModelOptions) -> TextOptions:
+    """As asked for, or else as in the model that the run starts from."""
+    origin = origin_of(model)
+    tokenizer = data.tokenizer or (origin.tokenizer if origin else None)
+    if tokenizer is None:
+        raise ConfigError("data.tokenizer: give a SentencePiece model, or start from a model that has one")
+    delay = data.delay or (origin.config.delay_frames if origin else DEFAULT_DELAY)
+    return TextOptions(tokenizer, (delay, delay) if isinstance(delay, int) else delay)
+
+
+def open_tokenizer(text: TextOptions, lm: LMConfig) -> Tokenizer:
+    """The run's tokenizer. Raises `ConfigError` where the LM's vocabulary has another size."""
+    tokenizer = Tokenizer(text.tokenizer)
+    if tokenizer.vocab_size != lm.text_vocab:
+        raise ConfigError(f"{text.tokenizer} has {tokenizer.vocab_size} tokens, the LM's text_vocab is {lm.text_vocab}")
+    return tokenizer
+
+
+def undelayed(codec: CodecConfig, lm: LMConfig, text: TextOptions) -> STTConfig:
+    """The configuration before `delayed` says what its delay is."""
+    return STTConfig(codec=codec, lm=lm, delay_seconds=0, delay_frames=text.delay[1])
+
+
+def delayed(config: STTConfig, bounds: tuple[int, int]) -> STTConfig:
+    """The configuration with the delay that is trained; of a drawn one, the middle, which its conditioner is told."""
+    low, high = bounds
+    frames = (low + high) // 2
+    seconds = frames / config.codec.frame_rate
+    conditioned = any(c.name == "delay" for c in config.lm.conditioners)
+    if low != high and not conditioned:
+        raise ConfigError('data.delay is drawn, so the LM needs a continuous conditioner named "delay" to be told it')
+    values: dict[str, float | str] = {"delay": seconds} if conditioned else {}
+    return config.model_copy(update={"delay_frames": frames, "delay_seconds": seconds, "condition_values": values})
+
+
+def phones_of_run(run: RunOptions, model: ModelOptions, packs: list[Pack]) -> PhoneInventory:
+    """The inventory of the run, or of the checkpoint it starts from; counted in the packs for the first run of all."""
+    if (run.out / CHECKPOINT_FILE).exists():
+        return read_phones(run.out / PHONES_FILE)
+    if model.init is not None:
+        return find_phones(model.init)
+    return PhoneInventory.of(clip for pack in packs for clip in pack.clips)
+
+
+def row_options(data: DataOptions, text: TextOptions, lm: LMConfig) -> RowOptions:
+    """How the run's rows are laid out."""
+    return RowOptions(
+        seconds=data.seconds,
+        weights=data.weights,
+        delay=text.delay,
+        gaps=data.gaps,
+        gap_shares=data.gap_shares,
+        same_language=data.same_language,
+        text_mask=data.text_mask,
+        text_errors=data.text_errors,
+        plain=data.plain_text,
+        pause_classes=lm.pause_classes,
+        augment=SpectralAugment(**data.augment.model_dump()),
+        crop=data.crop,
+        texts=[text for path in data.texts for text in read_texts(path)],
+        text_share=data.text_share,
+    )
+
+
+def wave_sampler(
+    options: CodecRun | LMRun,
+    packs: list[Pack],
+    text: TextOptions,
+    lm: LMConfig,
+    phones: PhoneInventory | None = None,
+) -> WaveSampler:
+    """The run's rows of waveforms, augmented as `data.augment_samples` says."""
+    data = options.data
+    augment = data.augment_samples or SampleAugmentOptions()
+    effects = {name: getattr(augment, name) for name in ("reverb", "telephone", "clip", "gain")}
+    sounds = Pack(augment.sounds).samples() if augment.sounds else None
+    return WaveSampler(
+        packs,
+        open_tokenizer(text, lm),
+        row_options(data, text, lm),
+        effects=WaveAugment(noise=0.0, **effects),
+        noise=RowNoise(augment.noise, augment.snr_db, sounds),
+        speed=augment.speed,
+        phones=phones,
+        seed=options.run.seed,
+    )
+
+
+def mel_config(path: Path) -> MelConfig:
+    """The log-mel front end that a run's TOML file asks for, or that of the model it starts from."""
+    model: ModelOptions = read_run(path, AnyRun).model
+    origin = origin_of(model)
+    codec = model.codec or (origin.config.codec if origin else None)
+    if codec is None or codec.mel is None:
+        raise ConfigError(f"{path}: model.codec.mel is missing, so its codec hears samples, not frames")
+    return codec.mel

@@ -1,0 +1,162 @@
+"""Rows of waveforms: utterances drawn from packs of samples, in rooms and noise, with what is said in them.
+
+Shapes: B rows, S samples. A row depends on the seed and its number alone, as all rows do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slipstream.arrays import BoolArray, FloatArray, IntArray
+from slipstream.data.augment import RowNoise, WaveAugment, resample_speech
+from slipstream.data.packs import Clip, Pack
+from slipstream.data.phones import UNKNOWN, PhoneInventory
+from slipstream.data.tokenizer import plain_text
+from slipstream.errors import ConfigError
+from slipstream.events import Word
+from slipstream.model.config import PAD_ID
+from slipstream.model.text import Tokenizer
+from slipstream.train.rows import RowOptions, RowTargets, Sampler, Targets, stack_targets
+
+
+@dataclass(frozen=True, slots=True)
+class WaveBatch:
+    """Rows as spoken (`clean_BS`) and as heard in a room, in noise and over a line (`heard_BS`), at the pack's rate.
+
+    `sequence` and `lengths_B`: the text tokens of each row for CTC, concatenated (0 is the blank, so token t is t + 1).
+    `labelled_B`: rows in which every utterance has a text. `phones_BP`: framewise phone numbers, `UNKNOWN` where no
+    times are known. `spoken_BT`: the text token that is being spoken in each frame, PAD between words.
+    `textual_B`: rows of text alone, without audio.
+    """
+
+    clean_BS: FloatArray
+    heard_BS: FloatArray
+    targets: Targets
+    sequence: IntArray
+    lengths_B: IntArray
+    labelled_B: BoolArray
+    phones_BP: IntArray
+    spoken_BT: IntArray
+    textual_B: BoolArray
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    clean: FloatArray
+    heard: FloatArray
+    tokens: list[int]
+    labelled: bool
+    phones: IntArray
+    spoken: IntArray
+    textual: bool = False
+
+
+class WaveSampler(Sampler):
+    """Rows of waveforms from packs of samples.
+
+    Args:
+        effects: what is done to each utterance; `speed` is the largest factor of its tempo and pitch.
+        noise: what is added to each row.
+        phones: the inventory of the framewise labels, or None for rows without them.
+        phone_rate: labels a second.
+    """
+
+    def __init__(
+        self,
+        packs: Sequence[Pack],
+        tokenizer: Tokenizer,
+        options: RowOptions,
+        *,
+        effects: WaveAugment,
+        noise: RowNoise,
+        speed: float = 1.18,
+        phones: PhoneInventory | None = None,
+        phone_rate: float = 50.0,
+        frame_rate: float = 12.5,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(packs, tokenizer, options, seed, "samples", frame_rate)
+        self.effects, self.noise, self.speed = effects, noise, speed
+        self.phones, self.phone_rate = phones, phone_rate
+        if len(rates := {pack.kind.rate for pack in packs}) > 1:
+            raise ConfigError(f"data.packs: their samples have several rates: {', '.join(map(str, sorted(rates)))}")
+
+    def _unusable(self, clip: Clip) -> str | None:
+        seconds = self.options.seconds
+        too_long = f"longer than a row of {seconds:g} s; `slipstream data cut` cuts them at pauses"
+        return too_long if clip.length > self.length else None
+
+    def batch(self, first_row: int, rows: int) -> WaveBatch:
+        """Rows `first_row` to `first_row + rows`."""
+        drawn = [self._row(np.random.default_rng((self.seed, n))) for n in range(first_row, first_row + rows)]
+        waves = [wave for wave, _ in drawn]
+        return WaveBatch(
+            np.stack([wave.clean for wave in waves]),
+            np.stack([wave.heard for wave in waves]),
+            stack_targets([targets for _, targets in drawn]),
+            np.concatenate([np.array(wave.tokens, np.int64) for wave in waves]),
+            np.array([len(wave.tokens) for wave in waves]),
+            np.array([wave.labelled for wave in waves]),
+            np.stack([wave.phones for wave in waves]),
+            np.stack([wave.spoken for wave in waves]),
+            np.array([wave.textual for wave in waves]),
+        )
+
+    def _row(self, rng: np.random.Generator) -> tuple[_Row, RowTargets]:
+        rate, length = round(self.kind.rate), self.length
+        clean, heard = np.zeros(length, np.float32), np.zeros(length, np.float32)
+        words: list[Word] = []
+        unknown: list[tuple[float, float]] = []
+        tokens: list[int] = []
+        labels = np.full(round(self.options.seconds * self.phone_rate), UNKNOWN, np.int64)
+        if self.options.texts and rng.random() < self.options.text_share:
+            silent = _Row(clean, heard, [], False, labels, self._spoken([]), textual=True)
+            return silent, self._targets(self._read(rng), (), self._delay(rng), rng)
+        labelled = True
+        spoken = 0
+        clips = self._clips(rng)
+        at = round(rng.uniform(0, 0.6) * rate)
+        while at < length and (drawn := self._fitting(clips, (length - at) / self.speed)) is not None:
+            content, clip = self._content(*drawn, rng)
+            factor = float(np.exp(rng.uniform(-1, 1) * np.log(self.speed))) if rng.random() < 0.5 else 1.0
+            samples = content[:, 0] / np.float32(32768)
+            if factor != 1:
+                samples = resample_speech(samples, rate, factor, rate)
+            samples = samples[: length - at]
+            end = at + len(samples)
+            clean[at:end], heard[at:end] = self.effects.pair(samples, rate, rng)
+            spoken += len(samples)
+            words += self._words(clip, at / rate, factor)
+            if clip.text and not clip.words:
+                unknown.append((at / rate, end / rate))
+            said = plain_text(clip.text) if self.options.plain else clip.text
+            tokens += [token + 1 for token in self.tokenizer.encode(said)] if said else []
+            labelled = labelled and bool(clip.text)
+            self._label(labels, clip, at / rate, end / rate, factor)
+            at = end + self._gap(rng)
+        if spoken:
+            level = float(np.sqrt(np.square(heard).sum() / spoken))
+            heard = self.noise(heard, level, rng)
+        row = _Row(clean, np.clip(heard, -1, 1), tokens, labelled and bool(tokens), labels, self._spoken(words))
+        return row, self._targets(words, unknown, self._delay(rng), rng)
+
+    def _spoken(self, words: Sequence[Word]) -> IntArray:
+        """The tokens of each word spread evenly over its time."""
+        tokens = np.full(round(self.options.seconds * self.frame_rate), PAD_ID, np.int64)
+        for word in words:
+            pieces = self.tokenizer.encode(word.text)
+            edges = np.linspace(word.start, max(word.end, word.start + 1 / self.frame_rate), len(pieces) + 1)
+            cuts = np.round(edges * self.frame_rate).astype(int).clip(min=0)
+            for piece, begin, end in zip(pieces, cuts, cuts[1:], strict=False):
+                tokens[begin:end] = piece
+        return tokens
+
+    def _label(self, labels: IntArray, clip: Clip, start: float, end: float, factor: float) -> None:
+        if self.phones is None or not clip.phones:
+            return
+        times = [start + t / factor for _, t in clip.phones] + [end]
+        for (name, _), begin, finish in zip(clip.phones, times, times[1:], strict=False):
+            labels[round(begin * self.phone_rate) : round(finish * self.phone_rate)] = self.phones.number(name)

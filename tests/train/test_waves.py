@@ -1,0 +1,220 @@
+"""Rows of waveforms, and what learns from them: distillation of Whisper's encoder, and an LM on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.train import world
+
+from slipstream.backends.torch.whisper import WhisperEncoder
+from slipstream.data.augment import RowNoise, WaveAugment
+from slipstream.data.packs import Clip, Pack, PackKind, write_pack
+from slipstream.data.phones import UNKNOWN, PhoneInventory, fold
+from slipstream.errors import CheckpointError
+from slipstream.model.config import PAD_ID, STTConfig, WhisperConfig
+from slipstream.model.numerics import NO_TOKEN
+from slipstream.model.text import Tokenizer
+from slipstream.train.distil import Distilled, DistilTask
+from slipstream.train.joint import WhisperJointTask
+from slipstream.train.loop import Trainer
+from slipstream.train.model import SpeechModel
+from slipstream.train.optim import Optimizer
+from slipstream.train.options import LossOptions, QuantiserOptions, RunOptions
+from slipstream.train.rows import RowOptions, misread
+from slipstream.train.sampler import TokenSampler
+from slipstream.train.waves import WaveSampler
+
+WHISPER = WhisperConfig(n_mels=80, dim=32, num_heads=2, num_layers=2, ffn_dim=64, context=20, lookahead=4)
+CLEAN = WaveAugment(reverb=0, noise=0, telephone=0, clip=0, gain=0)
+QUIET = RowNoise(0.0, (5, 30))
+
+
+def config() -> STTConfig:
+    base = world.config()
+    codec = base.codec.model_copy(update={"mel": None, "whisper": WHISPER})
+    return STTConfig(codec=codec, lm=base.lm, delay_seconds=0.48, delay_frames=6)
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Pack:
+    """Eight utterances of chords with the times of their words, and one that nobody transcribed."""
+    items = []
+    for samples, words in world.utterances():
+        timed = tuple((word.text, word.start, word.end) for word in words)
+        text = " ".join(word.text for word in words)
+        phones = tuple((word.text[0], word.start) for word in words)
+        rows = np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)[:, None]
+        items.append((rows, Clip(0, 0, text, "en", "chords", "s", timed, phones)))
+    items.append((items[0][0], Clip(0, 0, "", "en", "untranscribed", "s")))
+    write_pack(tmp_path / "pack", PackKind("samples", 1, 24000.0, (0.0,)), items)
+    return Pack(tmp_path / "pack")
+
+
+def sampler(pack: Pack, folder: Path, weights: dict[str, float], **options: object) -> WaveSampler:
+    rows = RowOptions(3.2, weights, (6, 6))
+    given: dict[str, object] = {"effects": CLEAN, "noise": QUIET, "speed": 1.0, **options}
+    return WaveSampler([pack], Tokenizer(world.tokenizer(folder)), rows, **given)  # type: ignore[arg-type]
+
+
+def test_a_row_holds_the_utterances_and_what_they_say(pack: Pack, tmp_path: Path) -> None:
+    phones = PhoneInventory(["_", *sorted({word[0] for word in world.WORDS})])
+    batch = sampler(pack, tmp_path, {"chords": 1.0}, phones=phones).batch(0, 2)
+    assert batch.clean_BS.shape == (2, round(3.2 * 24000))
+    assert np.array_equal(batch.clean_BS, batch.heard_BS)
+    assert batch.labelled_B.all()
+    assert len(batch.sequence) == batch.lengths_B.sum()
+    assert (batch.targets.text_BT != PAD_ID).any(axis=1).all()
+    assert set(batch.phones_BP.ravel()) > {UNKNOWN}
+
+
+def test_noise_is_heard_and_not_taught(pack: Pack, tmp_path: Path) -> None:
+    sounds = np.random.default_rng(0).integers(-999, 999, 400_000).astype(np.int16)
+    clean = sampler(pack, tmp_path, {"chords": 1.0}).batch(0, 1).heard_BS
+
+    def noise(snr_db: float) -> float:
+        batch = sampler(pack, tmp_path, {"chords": 1.0}, noise=RowNoise(1.0, (snr_db, snr_db), sounds)).batch(0, 1)
+        assert np.array_equal(batch.clean_BS, clean)
+        return float(np.square(batch.heard_BS - clean).mean())
+
+    assert 10 * np.log10(noise(20) / noise(30)) == pytest.approx(10, abs=0.1)
+
+
+def test_rows_of_untranscribed_speech_are_not_labelled(pack: Pack, tmp_path: Path) -> None:
+    batch = sampler(pack, tmp_path, {"untranscribed": 1.0}).batch(0, 2)
+    assert batch.clean_BS.any()
+    assert not batch.labelled_B.any()
+    assert not batch.lengths_B.any()
+
+
+def test_rows_of_waves_depend_on_their_number_alone(pack: Pack, tmp_path: Path) -> None:
+    rows = sampler(pack, tmp_path, {"chords": 1.0}, effects=WaveAugment(), speed=1.2)
+    assert np.array_equal(rows.batch(4, 2).heard_BS[1], rows.batch(5, 1).heard_BS[0])
+
+
+def test_a_student_that_starts_from_its_teacher_is_near_it(pack: Pack, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoder = WhisperEncoder(WHISPER)
+    tensors = {f"encoder.{name}": w.numpy().copy() for name, w in encoder.state_dict().items()}
+    student = Distilled(config())
+    task = DistilTask(
+        student, (WHISPER, tensors), sampler(pack, tmp_path, {"chords": 1.0}), LossOptions(ctc=0.5), torch.float32
+    )
+    batch = task.batch(0, 2)
+    far = task.loss(batch, 0, 0.0)[1]["cosine"]
+    student.codec.encoder.load_state_dict(encoder.state_dict())
+    loss, numbers = task.loss(batch, 0, 0.0)
+    assert numbers["cosine"] > far + 0.05
+    loss.backward()
+    assert all(p.grad is not None for n, p in student.codec.encoder.named_parameters() if "positions" not in n)
+    assert student.ctc_head.weight.grad is not None
+    task.place_codebooks()
+    assert student.codec.quantizer.semantic.codebooks[0].vectors.any()
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_an_lm_learns_beside_an_encoder_that_learns_or_stays(pack: Pack, tmp_path: Path, learns: bool) -> None:
+    torch.manual_seed(0)
+    phones = PhoneInventory(["_", "o", "t"])
+    model = SpeechModel(config(), len(phones))
+    before = {name: w.clone() for name, w in model.state_dict().items()}
+    rows = sampler(pack, tmp_path, {"chords": 1.0}, phones=phones)
+    task = WhisperJointTask(model, rows, LossOptions(), QuantiserOptions(start=2), learns)
+    options = RunOptions(out=tmp_path / "run", steps=4, rows=2, encoder_rate=float(learns))
+    Trainer(task, options, lambda line: None).run()
+    after = model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(name.startswith("codec.encoder.") for name in moved) == learns
+    assert {"lm.text_linear.weight", "phone_head.weight", "token_head.weight", "codec.downsample.weight"} <= moved
+    assert "codec.quantizer.semantic.codebooks.0.embedding_sum" in moved
+
+
+def test_the_latent_is_that_of_a_stream(pack: Pack) -> None:
+    model = SpeechModel(config(), 3).eval()
+    samples = torch.from_numpy(pack.rows(pack.clips[0])[: 24000 * 2, 0] / 32768).float()[None]
+    with torch.inference_mode():
+        mel, _ = model.codec.mel(samples[:, None])  # type: ignore[misc]
+        trained = model.latent(model.positions(mel))
+        served, _ = model.codec.latent(samples)
+    assert torch.allclose(trained.transpose(1, 2), served, atol=1e-5)
+
+
+def test_text_is_misread_where_words_are() -> None:
+    text = np.full(1000, PAD_ID)
+    text[::4] = np.arange(10, 260)
+    seen = misread(text, 0.0, 0.2, np.random.default_rng(0))
+    wrong = np.flatnonzero(seen != text)
+    assert set(wrong) <= set(range(0, 1000, 4))
+    assert 0.1 < len(wrong) / 250 < 0.3
+    assert set(seen) <= set(text)
+    hidden = misread(text, 0.3, 0.0, np.random.default_rng(0))
+    assert set(hidden[hidden != text]) == {NO_TOKEN}
+    assert 0.2 < (hidden == NO_TOKEN).mean() < 0.4
+
+
+def test_some_rows_are_text_alone(tmp_path: Path) -> None:
+    kind = PackKind("tokens", 2, 12.5, (0.0, 0.0))
+    said = Clip(0, 0, "one", "en", "a", "s", (("one", 0.1, 0.4),))
+    write_pack(tmp_path / "pack", kind, [(np.ones((20, 2), np.int64), said)])
+    tokenizer = Tokenizer(world.tokenizer(tmp_path))
+    options = RowOptions(8.0, {"a": 1.0}, (6, 6), texts=["Two three!"], text_share=0.5)
+    batch = TokenSampler([Pack(tmp_path / "pack")], tokenizer, options).batch(0, 40)
+    silent = (batch.codes_BKT == NO_TOKEN).all(axis=(1, 2))
+    assert 8 < silent.sum() < 32
+    one, two = tokenizer.encode("one")[0], tokenizer.encode("two")[0]
+    for row, text in zip(silent, batch.targets.text_BT, strict=True):
+        assert (two in text) == row
+        assert (one in text) != row
+
+
+def test_allophones_are_one_phone_and_language_flags_none() -> None:
+    clip = Clip(0, 0, "x", "en", "a", "s", (), tuple((name, 0.0) for name in ("aI", "aI3", "(fr)", "n-", "n", "t[")))
+    inventory = PhoneInventory.of([clip])
+    assert inventory.names == ("_", "aI", "n", "t")
+    assert inventory.number("aI3") == inventory.number("aI")
+    assert inventory.number("(fr)") == 0
+    assert fold("3") == "3"
+
+
+def test_norms_do_not_decay_and_the_encoder_has_its_own_rate() -> None:
+    masters = {
+        name: torch.ones(*shape) for name, shape in {"codec.encoder.a": (2, 2), "b": (2, 2), "norm": (2,)}.items()
+    }
+    optimizer = Optimizer(masters, "adamw", weight_decay=0.5, betas=(0.9, 0.98), encoder_rate=0.1)
+    for master in masters.values():
+        master.grad = torch.zeros_like(master)
+    optimizer.step(0.1, 1.0)
+    assert float(masters["norm"][0]) == 1.0
+    assert float(masters["b"][0, 0]) == pytest.approx(1 - 0.1 * 0.5)
+    assert float(masters["codec.encoder.a"][0, 0]) == pytest.approx(1 - 0.01 * 0.5)
+
+
+def test_a_run_stops_where_the_loss_is_not_finite(pack: Pack, tmp_path: Path) -> None:
+    model = SpeechModel(config(), 3)
+    task = WhisperJointTask(
+        model, sampler(pack, tmp_path, {"chords": 1.0}), LossOptions(), QuantiserOptions(start=0), True
+    )
+    with torch.no_grad():
+        model.lm.text_linear.weight.fill_(torch.nan)
+    with pytest.raises(CheckpointError, match="step 0: the loss is nan"):
+        Trainer(task, RunOptions(out=tmp_path / "run", steps=2, rows=2), lambda line: None).run()
+
+
+def test_the_model_is_the_average_of_a_run_that_asks_for_it(pack: Pack, tmp_path: Path) -> None:
+    def trained(average: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = SpeechModel(config(), 3)
+        rows = sampler(pack, tmp_path, {"chords": 1.0})
+        task = WhisperJointTask(model, rows, LossOptions(), QuantiserOptions(start=1), False)
+        run = Trainer(
+            task, RunOptions(out=tmp_path / str(average), steps=3, rows=1, average=average), lambda line: None
+        )
+        run.run()
+        assert (run.average is None) == (average == 0)
+        return model.lm.text_linear.weight.detach().clone()
+
+    torch.manual_seed(0)
+    start = SpeechModel(config(), 3).lm.text_linear.weight.detach()
+    assert 0 < (trained(0.99) - start).norm() < (trained(0.0) - start).norm()
