@@ -22,8 +22,9 @@ from hibari import dsp
 from slipstream.audio import SAMPLE_RATE
 from slipstream.data.augment import resample_speech
 from slipstream.data.manifest import Recording, write_manifest
-from slipstream.data.prepare import excluded, read_texts, write_wave
+from slipstream.data.texts import excluded, read_texts
 from slipstream.data.tokenizer import plain_text
+from slipstream.data.wave import write_wave
 from slipstream.events import Word
 
 DURATIONS = "/Clip_output_0"

@@ -42,9 +42,9 @@ step data/espeak-fr/manifest.jsonl slipstream data synthesise data/fr.txt --out 
     --limit 2600 --exclude data/test.jsonl
 step data/espeak-en/manifest.jsonl slipstream data synthesise data/en.txt --out data/espeak-en --clean --limit 800 \
     --exclude data/test.jsonl
-step data/flite-en/manifest.jsonl slipstream data synthesise data/en.txt --out data/flite-en --engine flite --clean \
+step data/flite-en/manifest.jsonl python "$here/voices.py" data/en.txt data/flite-en --engine flite --clean \
     --start 800 --limit 800 --exclude data/test.jsonl
-step data/sounds/manifest.jsonl slipstream data sounds --out data/sounds --hours 0.5
+step data/sounds/manifest.jsonl python "$here/sounds.py" data/sounds --hours 0.5
 
 # A vocabulary, and packs.
 step data/tiny.model slipstream train tokenizer data/en.txt data/fr.txt --out data/tiny.model --size 600
@@ -62,4 +62,4 @@ step runs/tiny-1-distil/model/config.json torchrun --nproc-per-node 2 -m slipstr
 step runs/tiny-2-text/model/config.json torchrun --nproc-per-node 2 -m slipstream train lm "$here/2-text.toml"
 step runs/tiny-3-decay/model/config.json torchrun --nproc-per-node 2 -m slipstream train lm "$here/3-decay.toml"
 step runs/tiny/config.json slipstream convert runs/tiny-3-decay/model runs/tiny --quantize int8
-slipstream evaluate data/test.jsonl --model runs/tiny --streams 16
+slipstream evaluate data/test.jsonl --model runs/tiny --slots 16

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from slipstream.cli.data import app
-from slipstream.data.prepare import write_wave
+from slipstream.data.wave import write_wave
 from slipstream.errors import BackendError, SlipstreamError
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "sample.opus"
@@ -44,7 +44,7 @@ def transcribed(tmp_path: Path) -> tuple[str, list[dict[str, object]]]:
     (tmp_path / "bad.wav").write_text("no audio")
     manifest = _manifest(
         tmp_path / "all.jsonl",
-        {"audio": str(SAMPLE), "text": "told"},
+        {"audio": str(SAMPLE), "text": "given"},
         {"audio": str(SAMPLE), "text": "", "dataset": "own"},
         {"audio": "silence.wav", "text": ""},
         {"audio": "bad.wav", "text": ""},
@@ -55,15 +55,15 @@ def transcribed(tmp_path: Path) -> tuple[str, list[dict[str, object]]]:
     return result.output, _read(out)
 
 
-def test_what_has_no_text_gets_what_the_model_hears(transcribed: tuple[str, list[dict[str, object]]]) -> None:
-    output, (told, heard) = transcribed
-    assert told == {"audio": str(SAMPLE), "text": "told", "lang": "en"}
-    assert heard["dataset"] == "own"
-    words = heard["words"]
+def test_recordings_without_text_are_transcribed(transcribed: tuple[str, list[dict[str, object]]]) -> None:
+    output, (given, written) = transcribed
+    assert given == {"audio": str(SAMPLE), "text": "given", "lang": "en"}
+    assert written["dataset"] == "own"
+    words = written["words"]
     assert isinstance(words, list)
-    assert heard["text"] == " ".join(word[0] for word in words)
+    assert written["text"] == " ".join(word[0] for word in words)
     assert len(words) > 20
-    assert "1 recordings transcribed; left out: 1 in which nothing is heard, 1 that cannot be read" in output
+    assert "1 recordings transcribed; left out: 1 without words, 1 that cannot be read" in output
     assert "bad.wav" in output
 
 
@@ -96,7 +96,7 @@ def test_cutting_goes_on_after_what_cannot_be_cut(tmp_path: Path) -> None:
     assert "all.jsonl, line 2: " in result.output
     assert "4 recordings, 8.0 s in" in result.output
     assert "1 left out" in result.output
-    assert "2 pieces stay longer than 2 s" in result.output
+    assert "2 pieces are longer than 2 s" in result.output
     assert _run("cut", manifest, "-o", tmp_path / "cut", "--seconds", "0.3").exit_code == 2
 
 
@@ -121,7 +121,7 @@ def test_validation_tells_lines_and_silence(tmp_path: Path) -> None:
     write_wave(tmp_path / "good.wav", np.zeros(90 * 24_000, np.float32))
     manifest = _manifest(tmp_path / "all.jsonl", {"audio": "good.wav", "text": ""}, {"audio": "good.wav"})
     output = _run("validate", manifest).output
-    assert "1 good recordings (1 of them have no words to say), 1.5 min; 1 with bad line" in output
+    assert "1 good recordings (1 of them without text), 1.5 min; 1 with bad line" in output
 
 
 def test_aligning_leaves_out_what_does_not_fit(tmp_path: Path) -> None:
@@ -146,25 +146,25 @@ def test_aligning_leaves_out_what_does_not_fit(tmp_path: Path) -> None:
     aligned, silent = _read(tmp_path / "out.jsonl")
     assert (aligned["text"], silent["text"]) == (said, "")
     assert "words" not in silent
-    assert "1 recordings aligned, 3 left out; 1 have no words to align" in result.output
+    assert "1 recordings aligned, 3 left out; 1 without text" in result.output
     assert "line 2: " in result.output
     assert "line 4: " in result.output
-    assert "there are en, fr" in result.output
+    assert "the languages are en, fr" in result.output
     assert "fit: lowest -" in result.output
 
 
 @pytest.fixture
 def spoken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A synthesiser that cannot say "no"."""
-    from slipstream.data import prepare
+    """Replace espeak-ng by a synthesiser that cannot speak texts with "no"."""
+    from slipstream.data.espeak import Espeak
     from slipstream.data.synthesis import Utterance, Voice
 
-    def synthesise(text: str, voice: Voice) -> Utterance:
+    def speak(self: Espeak, text: str, voice: Voice) -> Utterance:
         if "no" in text:
-            raise SlipstreamError(f"cannot say {text!r}")
+            raise SlipstreamError(f"cannot speak {text!r}")
         return Utterance(np.full(24_000, 0.1, np.float32), 24_000, (), ())
 
-    monkeypatch.setattr(prepare, "synthesise", synthesise)
+    monkeypatch.setattr(Espeak, "speak", speak)
 
 
 @pytest.mark.usefixtures("spoken")
@@ -172,11 +172,11 @@ def test_parts_of_a_text_are_spoken_into_one_folder(tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("one\ntwo\nno\nfour\n")
     out = tmp_path / "out"
-    command = ("synthesise", texts, "-o", out, "--engine", "flite", "--clean")
+    command = ("synthesise", texts, "-o", out, "--clean")
     first = _run(*command, "--limit", 2)
     assert first.exit_code == 0, first.output
     second = _run(*command, "--start", 1)
-    assert "sentence 3: cannot say 'no'" in second.output
+    assert "sentence 3: cannot speak 'no'" in second.output
     assert "1 sentences left out" in second.output
     lines = _read(out / "manifest.jsonl")
     assert [line["text"] for line in lines] == ["one", "two", "four"]
@@ -187,15 +187,19 @@ def test_parts_of_a_text_are_spoken_into_one_folder(tmp_path: Path) -> None:
 def test_synthesis_of_nothing_is_an_error(tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("no\n")
-    command = ("synthesise", texts, "-o", tmp_path / "out", "--engine", "flite")
-    assert "texts.txt: has 1 sentences, and --start 1 passes over all of them" in _refused(*command, "--start", 1)
-    assert "no voice of flite speaks 'fr'; its languages are en" in _refused(*command, "-l", "fr")
-    assert "flite can speak no sentence of it" in _refused(*command)
+    command = ("synthesise", texts, "-o", tmp_path / "out")
+    assert "texts.txt: no sentence is left of 1 after --start 1" in _refused(*command, "--start", 1)
+    assert "espeak-ng has no voice for the language 'xx'; its languages are en, fr" in _refused(*command, "-l", "xx")
+    assert "espeak-ng cannot speak any of its sentences" in _refused(*command)
     assert not (tmp_path / "out" / "manifest.jsonl").exists()
 
 
-def test_an_engine_that_is_not_installed_is_no_sentences_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_a_missing_engine_is_not_reported_for_each_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from slipstream.data import espeak
+
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
+    espeak._library.cache_clear()
     (tmp_path / "texts.txt").write_text("one\n")
-    result = _run("synthesise", tmp_path / "texts.txt", "-o", tmp_path / "out", "--engine", "pico")
+    result = _run("synthesise", tmp_path / "texts.txt", "-o", tmp_path / "out")
     assert isinstance(result.exception, BackendError)
+    assert str(result.exception) == "libespeak-ng is not installed: install the package espeak-ng"

@@ -20,7 +20,7 @@ from slipstream.data.manifest import (
     write_alignment,
     write_manifest,
 )
-from slipstream.data.prepare import write_wave
+from slipstream.data.wave import write_wave
 from slipstream.events import Word
 
 WORDS = (Word("one", 0.1, 0.4), Word("two", 0.5, 0.9))

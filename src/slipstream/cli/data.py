@@ -1,4 +1,4 @@
-"""`slipstream data`: manifests checked, aligned, made by synthesisers, and packed for training."""
+"""`slipstream data`: check, transcribe, align, cut, synthesise and pack recordings for training."""
 
 from __future__ import annotations
 
@@ -20,38 +20,31 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Prepare training data.", no_args_is_help=True)
 Manifest = Annotated[Path, typer.Argument(help="A JSONL manifest.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
 Exclude = Annotated[
-    Path | None, typer.Option(help="A manifest of test recordings: leave out every sentence that is one of theirs.")
+    Path | None, typer.Option(help="A manifest of test recordings: leave out all sentences that it contains.")
 ]
 
 
 class OnProblem(str, Enum):
-    """What a bad recording does."""
+    """What to do about a bad recording."""
 
     skip = "skip"
     fail = "fail"
 
 
-class Engine(str, Enum):
-    """The synthesisers."""
-
-    espeak = "espeak-ng"
-    flite = "flite"
-    festival = "festival"
-    pico = "pico"
-    rhvoice = "rhvoice"
-
-
 @app.command()
 def validate(
     manifest: Manifest,
-    tokenizer: Annotated[Path | None, typer.Option(help="Also ask that each text has tokens.")] = None,
-    on_problem: Annotated[OnProblem, typer.Option(help="Skip a bad recording, or fail at the first.")] = OnProblem.skip,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the good recordings here.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Also check that each text has tokens.")] = None,
+    on_problem: Annotated[OnProblem, typer.Option(help="Skip bad recordings, or stop at the first.")] = OnProblem.skip,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the good recordings to this manifest.")] = None,
 ) -> None:
-    """Read all audio of a manifest, and name what is wrong: lines that are no recording, audio that cannot be read,
-    texts without tokens, words that are not the text's, times outside the audio or out of order."""
+    """Check a manifest and its audio.
+
+    Reports invalid lines, audio that cannot be read, texts without tokens, words that differ from the text, and times
+    outside the audio or not in order.
+    """
     from slipstream.data import manifest as manifests
     from slipstream.model.text import Tokenizer
 
@@ -60,7 +53,7 @@ def validate(
     for kind, message in report.problems:
         typer.echo(f"{kind}: {message}", err=True)
     counts = ", ".join(f"{n} with bad {kind}" for kind, n in report.counts().items()) or "none bad"
-    wordless = f" ({report.wordless} of them have no words to say)" if report.wordless else ""
+    wordless = f" ({report.wordless} of them without text)" if report.wordless else ""
     typer.echo(f"{report.good} good recordings{wordless}, {_duration(report.seconds)}; {counts}")
     if out is not None:
         manifests.write_manifest(out, good)
@@ -70,14 +63,17 @@ def validate(
 def transcribe(
     manifest: Manifest,
     out: Out,
-    model: Annotated[str, typer.Option("--model", "-m", help="Who hears: a name, a folder, or a repository.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Model that transcribes: a name, a folder or a repository.")
+    ],
     device: Device = "cpu",
     backend: Backend = "auto",
-    streams: Annotated[int, typer.Option(help="Recordings heard side by side.")] = 8,
+    slots: Annotated[int, typer.Option(min=1, help="Number of recordings to transcribe concurrently.")] = 8,
+    streams: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
 ) -> None:
-    """Give recordings without a text what a model hears in them, with the words' times: to train another model on.
+    """Transcribe recordings without a text (pseudo-labels), with word times, to train another model on.
 
-    Those with a text stay as they are; those in which nothing is heard are left out.
+    Recordings with a text stay as they are. Recordings in which no words are recognised are left out.
     """
     from dataclasses import replace
 
@@ -85,22 +81,21 @@ def transcribe(
     from slipstream.loading import load
 
     recordings = list(read_manifest(manifest))
-    untold = [recording for recording in recordings if not recording.text]
+    untranscribed = [recording for recording in recordings if not recording.text]
     kept = [recording for recording in recordings if recording.text]
     left_out = LeftOut()
-    with load(model, backend=backend, device=device, slots=streams, dtype="auto") as transcriber:
-        results = transcriber.transcribe_many([r.audio for r in untold], return_exceptions=True)
-        for recording, result in zip(untold, results, strict=True):
+    with load(model, backend=backend, device=device, slots=streams or slots, dtype="auto") as transcriber:
+        results = transcriber.transcribe_many([r.audio for r in untranscribed], return_exceptions=True)
+        for recording, result in zip(untranscribed, results, strict=True):
             if isinstance(result, SlipstreamError):
                 left_out(recording, result)
             elif result.words:
                 kept.append(replace(recording, text=result.text, words=result.words, seconds=result.duration))
     write_manifest(out, kept)
     silent = len(recordings) - len(kept) - left_out.count
-    told = len(untold) - silent - left_out.count
+    transcribed = len(untranscribed) - silent - left_out.count
     typer.echo(
-        f"{told} recordings transcribed; left out: {silent} in which nothing is heard, "
-        f"{left_out.count} that cannot be read"
+        f"{transcribed} recordings transcribed; left out: {silent} without words, {left_out.count} that cannot be read"
     )
 
 
@@ -111,18 +106,18 @@ def align(
     aligner: Annotated[
         str, typer.Option(help="A built-in model, or the `codec` or `model` folder of a run on phones.")
     ] = "tiny",
-    beside: Annotated[bool, typer.Option(help="Also write the times beside each audio file.")] = False,
+    beside: Annotated[bool, typer.Option(help="Also write the times next to each audio file.")] = False,
     least: Annotated[
         float,
         typer.Option(
-            help="Leave out what fits worse than this log-probability a frame. With the built-in model right texts "
-            "mostly get -0.3 to -2.5 (down to -4.5 in voices strange to it), wrong ones -3 to -8."
+            help="Leave out recordings whose text has a lower log-probability per frame. With the built-in model "
+            "correct texts mostly get -0.3 to -2.5 (down to -4.5 for unusual voices), wrong ones -3 to -8."
         ),
     ] = -3.5,
 ) -> None:
     """Find when each word is spoken, for recordings whose texts have no times.
 
-    Those without a text stay as they are.
+    Recordings without a text stay as they are.
     """
     with needs_extra("train", "preparing data"):
         from slipstream.data import manifest as manifests
@@ -137,15 +132,15 @@ def align(
         if fit is not None:
             fits.append(fit)
             if fit < least:
-                left_out(recording, f"its text fits at {fit:.2f} only: {recording.text!r}")
+                left_out(recording, f"its text has a fit of {fit:.2f}, less than {least:g}: {recording.text!r}")
                 continue
             if beside:
                 manifests.write_alignment(recording)
         kept.append(recording)
-    _need(kept, f"{manifest}: not one recording can be aligned")
+    _need(kept, f"{manifest}: no recording can be aligned")
     manifests.write_manifest(out, kept)
     aligned = sum(fit >= least for fit in fits)
-    wordless = f"; {len(kept) - aligned} have no words to align" if len(kept) > aligned else ""
+    wordless = f"; {len(kept) - aligned} without text" if len(kept) > aligned else ""
     typer.echo(f"{aligned} recordings aligned, {left_out.count} left out{wordless}")
     if fits:
         typer.echo(f"fit: lowest {min(fits):.2f}, median {median(fits):.2f}, highest {max(fits):.2f}")
@@ -155,12 +150,14 @@ def align(
 def cut(
     manifest: Manifest,
     out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the audio and manifest.jsonl.")],
-    seconds: Annotated[float, typer.Option(min=1, help="The longest piece; shorter than a row of training.")] = 10.0,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="Length of the longest piece; less than a training row.")
+    ] = 10.0,
 ) -> None:
-    """Cut long recordings at their pauses, by the words' times, so that a row of training holds them."""
+    """Cut long recordings at pauses, by their word times, so that they fit a training row."""
     with needs_extra("train", "preparing data"):
+        from slipstream.data.cutting import cut as cut_recording
         from slipstream.data.manifest import each, read_manifest, write_manifest
-        from slipstream.data.prepare import cut as cut_recording
 
     left_out = LeftOut()
     numbered = enumerate(read_manifest(manifest))
@@ -170,70 +167,53 @@ def cut(
         lambda item, problem: left_out(item[1], problem),
     )
     pieces = [piece for parts in cuts for piece in parts]
-    _need(pieces, f"{manifest}: there is nothing to cut")
+    _need(pieces, f"{manifest}: no recording can be cut")
     write_manifest(out / "manifest.jsonl", pieces)
     longer = sum((piece.seconds or 0) > seconds for piece in pieces)
     typer.echo(f"{_summary(pieces, 'recordings')} in {out}; {left_out.count} left out")
     if longer:
-        typer.echo(f"{longer} pieces stay longer than {seconds:g} s: one word alone cannot be cut")
+        typer.echo(f"{longer} pieces are longer than {seconds:g} s: a single word cannot be cut")
 
 
 @app.command()
 def synthesise(
-    texts: Annotated[Path, typer.Argument(help="A sentence a line, plain or gzipped.")],
+    texts: Annotated[Path, typer.Argument(help="A text file with one sentence per line, plain or gzipped.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the audio and manifest.jsonl.")],
-    engine: Engine = Engine.espeak,
     language: Annotated[str, typer.Option("--language", "-l", help="en or fr.")] = "en",
-    limit: Annotated[int | None, typer.Option(min=1, help="Speak only so many sentences.")] = None,
-    start: Annotated[int, typer.Option(min=0, help="Sentences to pass over first.")] = 0,
-    clean: Annotated[bool, typer.Option(help="No rooms, noise or telephone lines.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Speak the first N sentences only.")] = None,
+    start: Annotated[int, typer.Option(min=0, help="Skip this number of sentences.")] = 0,
+    clean: Annotated[bool, typer.Option(help="No reverberation, noise or telephone lines.")] = False,
     exclude: Exclude = None,
     seed: int = 0,
 ) -> None:
-    """Make recordings: many voices, speeds, pitches and rooms.
+    """Synthesise recordings with espeak-ng: many voices, speeds, pitches and rooms, with word and phone times.
 
-    espeak-ng tells when each word and phone is spoken, flite and festival each word; `align` finds it for the others.
-    Recordings that the folder's manifest has already stay, but for those that are made anew.
+    Recordings already in the folder's manifest stay, except those that are synthesised again.
     """
     with needs_extra("train", "preparing data"):
         from slipstream.data.augment import WaveAugment
+        from slipstream.data.espeak import Espeak
         from slipstream.data.manifest import add_to_manifest, existing_recordings
-        from slipstream.data.prepare import SynthesisOptions, excluded, read_texts, synthesise_texts
+        from slipstream.data.synthesis import SynthesisOptions, synthesise_texts
+        from slipstream.data.texts import excluded, read_texts
         from slipstream.data.tokenizer import plain_text
 
     augment = None if clean else WaveAugment()
-    options = SynthesisOptions(engine.value, language, augment=augment, seed=seed)
+    options = SynthesisOptions(Espeak(), language, augment=augment, seed=seed)
     everything, left_out = read_texts(texts), LeftOut()
     sentences = everything[start : None if limit is None else start + limit]
     unwanted = excluded(exclude) if exclude else set()
     sentences = [text for text in sentences if plain_text(text) not in unwanted]
-    _need(sentences, f"{texts}: has {len(everything)} sentences, and --start {start} passes over all of them")
-    existing_recordings(out / "manifest.jsonl")  # one that cannot be read is better found out now than at the end
+    _need(sentences, f"{texts}: no sentence is left of {len(everything)} after --start {start}, --limit and --exclude")
+    existing_recordings(out / "manifest.jsonl")  # fail before synthesis if the manifest cannot be read
 
     def refuse(numbered: tuple[int, str], error: SlipstreamError) -> None:
         left_out.name(f"{texts}, sentence {numbered[0] + 1}: {error}")
 
     recordings = list(synthesise_texts(sentences, out, options, start, refuse))
-    _need(recordings, f"{texts}: {engine.value} can speak no sentence of it")
+    _need(recordings, f"{texts}: espeak-ng cannot speak any of its sentences")
     add_to_manifest(out / "manifest.jsonl", recordings)
     typer.echo(f"{_summary(recordings, 'recordings')} in {out}; {left_out.count} sentences left out")
-
-
-@app.command()
-def sounds(
-    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the audio and manifest.jsonl.")],
-    hours: Annotated[float, typer.Option(help="How much to make.")] = 1.0,
-    languages: Annotated[str, typer.Option(help="Of the speech that they will lie between.")] = "en,fr",
-    seed: int = 0,
-) -> None:
-    """Make sounds without words (music, drums, hum, tones, noises), so that a model learns to write nothing in them."""
-    with needs_extra("train", "preparing data"):
-        from slipstream.data.manifest import add_to_manifest
-        from slipstream.data.sounds import make_sounds
-
-    recordings = list(make_sounds(out, hours, tuple(languages.split(",")), seed))
-    add_to_manifest(out / "manifest.jsonl", recordings)
-    typer.echo(f"{_summary(recordings, 'sounds')} in {out}")
 
 
 @app.command()
@@ -247,11 +227,12 @@ def pack(
     exclude: Exclude = None,
     device: str = "cpu",
 ) -> None:
-    """Write recordings as log-mel frames, codec tokens or samples, ready to train on."""
+    """Pack recordings for training, as log-mel frames, codec tokens or samples."""
     with needs_extra("train", "preparing data"):
         from slipstream.data.manifest import matching, read_manifest
+        from slipstream.data.packing import mel_items, sample_items, token_items
         from slipstream.data.packs import write_pack
-        from slipstream.data.prepare import excluded, mel_items, sample_items, token_items
+        from slipstream.data.texts import excluded
         from slipstream.data.tokenizer import plain_text
         from slipstream.train.launch import load_codec
         from slipstream.train.setup import mel_config
@@ -272,7 +253,7 @@ def pack(
 
 
 def _need(things: Sized, otherwise: str) -> None:
-    """Raise `SlipstreamError` when there is nothing of what a command is to write."""
+    """Raise `SlipstreamError` when there is nothing to write."""
     if not len(things):
         raise SlipstreamError(otherwise)
 
@@ -282,7 +263,7 @@ def _summary(recordings: Sequence[Recording], name: str) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """In the largest unit that leaves a number above one."""
+    """Format in the largest unit that gives at least 1."""
     if seconds >= 3600:
         return f"{seconds / 3600:.2f} h"
     return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"

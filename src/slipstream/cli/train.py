@@ -27,7 +27,7 @@ def tokenizer(
 ) -> None:
     """Train a vocabulary for the text stream, or extend a published one for a new language."""
     with needs_extra("train", "training"):
-        from slipstream.data.prepare import read_texts
+        from slipstream.data.texts import read_texts
         from slipstream.data.tokenizer import extend_tokenizer, plain_text, train_tokenizer
 
     lines = (line for path in texts for line in read_texts(path))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import tempfile
-import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from slipstream.data.manifest import Recording, read_manifest
+from slipstream.data.wave import write_wave
 from slipstream.errors import BackendError, SlipstreamError
 
 _TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript", "normalized_text")
@@ -40,7 +40,7 @@ def _hub(name: str, config: str | None = None, split: str = "test") -> Iterator[
     atexit.register(folder.cleanup)  # the audio is read after the last row was yielded
     for number, row in enumerate(rows):
         path = Path(folder.name) / f"{number}.wav"
-        _write(path, row["audio"])
+        write_wave(path, np.asarray(row["audio"]["array"]), int(row["audio"]["sampling_rate"]))
         yield Recording(path, _text(row, name), lang=str(row.get("locale", "en"))[:2], dataset=name, split=split)
 
 
@@ -49,11 +49,3 @@ def _text(row: dict[str, Any], name: str) -> str:
         if column in row:
             return str(row[column])
     raise SlipstreamError(f"{name} has no text column; expected one of {', '.join(_TEXT_COLUMNS)}")
-
-
-def _write(path: Path, audio: dict[str, Any]) -> None:
-    with wave.open(str(path), "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(int(audio["sampling_rate"]))
-        out.writeframes((np.clip(np.asarray(audio["array"]), -1, 1) * 32767).astype("<i2").tobytes())

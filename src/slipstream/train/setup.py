@@ -11,8 +11,8 @@ from slipstream.checkpoints.sources import Sources, resolve
 from slipstream.data.augment import RowNoise, WaveAugment
 from slipstream.data.packs import Pack
 from slipstream.data.phones import PhoneInventory
-from slipstream.data.prepare import read_texts
 from slipstream.data.spectral import SpectralAugment
+from slipstream.data.texts import read_texts
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import CodecConfig, LMConfig, MelConfig, STTConfig
 from slipstream.model.text import Tokenizer

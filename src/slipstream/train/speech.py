@@ -21,8 +21,8 @@ from slipstream.checkpoints.checkpoint import load_checkpoint, read_codec
 from slipstream.checkpoints.mimi import parse_codec
 from slipstream.checkpoints.sources import find_place, resolve
 from slipstream.checkpoints.tensors import Array, read_tensors, write_tensors
+from slipstream.data.aligner import Aligner
 from slipstream.data.phones import PhoneInventory
-from slipstream.data.prepare import Aligner
 from slipstream.errors import CheckpointError
 from slipstream.model.config import CodecConfig
 from slipstream.schema import read_json

@@ -1,7 +1,11 @@
-"""Sounds without words, to learn silence from: music, drums, hum, tones and noises, each drawn anew."""
+"""Sounds without words, from which a model learns to write nothing: music, drums, hum, tones and noises.
+
+python recipes/tiny/sounds.py data/sounds --hours 1.5
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,20 +16,20 @@ import numpy.typing as npt
 from slipstream.arrays import FloatArray
 from slipstream.audio import SAMPLE_RATE
 from slipstream.data.augment import WaveAugment, coloured_noise
-from slipstream.data.manifest import Recording
-from slipstream.data.prepare import write_wave
+from slipstream.data.manifest import Recording, add_to_manifest
+from slipstream.data.wave import write_wave
 
 Kind = Callable[[int, np.random.Generator], FloatArray]
-"""Draws so many samples of one kind of sound, of a root mean square of one."""
+"""Draws N samples of one kind of sound, with a root mean square of one."""
 DATASET = "sounds"
 _AUGMENT = WaveAugment(noise=0.15, clip=0.02)
 _SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 7, 9), (0, 3, 5, 6, 7, 10), tuple(range(12)))
 
 
 def make_sounds(folder: Path, hours: float, languages: tuple[str, ...], seed: int) -> Iterator[Recording]:
-    """Write sounds of 3 to 12 s below `folder`, `hours` in all, and give them as recordings in which nothing is said.
+    """Write sounds of 3 to 12 s below `folder`, `hours` in total; yield them as recordings without text.
 
-    A row of training keeps its language for a while, hence `languages`, in turn.
+    They take `languages` in turn, since a training row keeps its language.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -66,7 +70,7 @@ def music(length: int, rng: np.random.Generator) -> FloatArray:
 
 
 def drums(length: int, rng: np.random.Generator) -> FloatArray:
-    """A pattern of struck sounds, of one to three colours, over and over."""
+    """A repeated pattern of one to three kinds of drum."""
     out = np.zeros(length, np.float64)
     beat = SAMPLE_RATE * 60 / rng.uniform(70, 180) / 4
     for _ in range(int(rng.integers(1, 4))):
@@ -94,7 +98,7 @@ def hum(length: int, rng: np.random.Generator) -> FloatArray:
 
 
 def tones(length: int, rng: np.random.Generator) -> FloatArray:
-    """Bells, ringing and sirens: tones that start, slide and stop, again and again."""
+    """Bells, ringing and sirens: tones that start, slide and stop, repeatedly."""
     time = np.arange(length) / SAMPLE_RATE
     low, high = rng.uniform(200, 1500), rng.uniform(300, 4000)
     pace = rng.uniform(0.3, 8)
@@ -124,11 +128,22 @@ def _note(
     frequency = 440 * 2 ** ((note - 69 + vibrato * np.sin(2 * np.pi * 5.5 * time)) / 12)
     phase = 2 * np.pi * np.cumsum(frequency) / SAMPLE_RATE
     envelope = np.minimum(time / 0.01, 1) * np.exp(-decay * time) * np.minimum((length - np.arange(length)) / 240, 1)
-    heard = [k for k in range(1, len(timbre) + 1) if k * frequency[0] < SAMPLE_RATE / 2]
-    tone: npt.NDArray[np.float64] = envelope * np.sum([timbre[k - 1] * np.sin(k * phase) for k in heard], axis=0)
+    audible = [k for k in range(1, len(timbre) + 1) if k * frequency[0] < SAMPLE_RATE / 2]
+    tone: npt.NDArray[np.float64] = envelope * np.sum([timbre[k - 1] * np.sin(k * phase) for k in audible], axis=0)
     return tone
 
 
 def _unit(samples: npt.NDArray[np.floating[Any]]) -> FloatArray:
     unit: FloatArray = (samples / (np.sqrt(np.mean(np.square(samples))) + 1e-9)).astype(np.float32)
     return unit
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="a folder for the audio and manifest.jsonl")
+    parser.add_argument("--hours", type=float, default=1.0)
+    parser.add_argument("--languages", default="en,fr", help="of the speech between which they are placed")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    made = make_sounds(arguments.out, arguments.hours, tuple(arguments.languages.split(",")), arguments.seed)
+    add_to_manifest(arguments.out / "manifest.jsonl", made)

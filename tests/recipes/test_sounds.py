@@ -1,4 +1,4 @@
-"""Sounds without words: made as asked, fit for a pack, and each kind unlike speech in having no text."""
+"""Sounds without words: files, lengths and random draws."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from recipes.tiny import sounds
 
 from slipstream.audio import load
-from slipstream.data import sounds
 from slipstream.data.manifest import read_manifest, write_manifest
 
 
-def test_sounds_are_written_with_nothing_said(tmp_path: Path) -> None:
+def test_sounds_are_written_without_text(tmp_path: Path) -> None:
     made = list(sounds.make_sounds(tmp_path, 0.02, ("en", "fr"), seed=3))
     write_manifest(tmp_path / "manifest.jsonl", made)
     read = list(read_manifest(tmp_path / "manifest.jsonl"))
@@ -25,7 +25,7 @@ def test_sounds_are_written_with_nothing_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [sounds.music, sounds.drums, sounds.hum, sounds.tones, sounds.noise])
-def test_every_kind_sounds_and_depends_on_its_draw(kind: sounds.Kind) -> None:
+def test_every_kind_has_sound_and_depends_on_its_seed(kind: sounds.Kind) -> None:
     first, again, other = (kind(48_000, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert first.shape == (48_000,)
     assert np.isfinite(first).all()

@@ -1,19 +1,17 @@
-"""Cutting recordings keeps every sample, word and time; texts and packs are whole or an error."""
+"""Cutting recordings keeps every sample, word and time."""
 
 from __future__ import annotations
 
-import gzip
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from slipstream.audio import SAMPLE_RATE, load
+from slipstream.data.cutting import cut
 from slipstream.data.manifest import Recording
-from slipstream.data.packs import Pack, write_pack
-from slipstream.data.prepare import cut, read_texts, sample_items, write_wave
-from slipstream.errors import CheckpointError, SlipstreamError
+from slipstream.data.wave import write_wave
+from slipstream.errors import SlipstreamError
 from slipstream.events import Word
 
 LONGEST = 3.0
@@ -31,7 +29,7 @@ def long_recording(tmp_path: Path) -> Recording:
     return Recording(tmp_path / "long.wav", " ".join(w.text for w in words), words, phones, dataset="own")
 
 
-def test_the_pieces_are_the_whole(long_recording: Recording, tmp_path: Path) -> None:
+def test_the_pieces_make_up_the_recording(long_recording: Recording, tmp_path: Path) -> None:
     pieces = list(cut(long_recording, tmp_path / "pieces", LONGEST))
     audio = [load(piece.audio) for piece in pieces]
     np.testing.assert_allclose(np.concatenate(audio), load(long_recording.audio), atol=1e-4)
@@ -62,45 +60,6 @@ def test_words_without_times_cannot_be_cut(long_recording: Recording, tmp_path: 
         list(cut(untimed, tmp_path / "pieces", LONGEST))
 
 
-def test_pieces_of_recordings_of_one_name_are_kept_apart(long_recording: Recording, tmp_path: Path) -> None:
+def test_recordings_with_the_same_name_give_different_pieces(long_recording: Recording, tmp_path: Path) -> None:
     first, second = (list(cut(long_recording, tmp_path / "pieces", LONGEST, number)) for number in (0, 1))
     assert not {piece.audio for piece in first} & {piece.audio for piece in second}
-
-
-def test_a_pack_is_replaced_at_the_end_or_not_at_all(long_recording: Recording, tmp_path: Path) -> None:
-    missing = Recording(tmp_path / "missing.wav", "gone")
-    pack = tmp_path / "pack"
-    left_out: list[Recording] = []
-    both = [long_recording, missing]
-    assert write_pack(pack, *sample_items(both, on_error=lambda recording, _: left_out.append(recording))) == 1
-    assert left_out == [missing]
-    before = {path.name: path.read_bytes() for path in pack.iterdir()}
-    assert sorted(before) == ["clips.jsonl", "pack.json", "rows.bin"]
-    with pytest.raises(SlipstreamError, match=r"missing\.wav: no such file"):
-        write_pack(pack, *sample_items(both))
-    with pytest.raises(CheckpointError, match="a pack must have recordings"):
-        write_pack(pack, *sample_items([]))
-    assert {path.name: path.read_bytes() for path in pack.iterdir()} == before
-    with pytest.raises(CheckpointError):
-        write_pack(tmp_path / "fresh", *sample_items([]))
-    assert not list((tmp_path / "fresh").iterdir())
-    split_text = replace(long_recording, text="one\u2028two")
-    assert write_pack(pack, *sample_items([split_text] * 2)) == 2
-    assert [clip.text for clip in Pack(pack).clips] == ["one\u2028two"] * 2
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.txt", None, r"a\.txt: cannot be read"),
-        ("a.txt", b" \n\n", r"a\.txt: has no sentences"),
-        ("a.txt", "one\n\u00e9t\u00e9".encode("latin-1"), r"a\.txt, line 2: not UTF-8"),
-        ("a.gz", b"plain", r"a\.gz: not a whole gzip file"),
-        ("a.gz", gzip.compress(b"one two three", mtime=0)[:-9], r"a\.gz: not a whole gzip file"),
-    ],
-)
-def test_a_text_that_cannot_be_read_is_named(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(SlipstreamError, match=message):
-        read_texts(tmp_path / name)

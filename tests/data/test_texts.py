@@ -1,0 +1,30 @@
+"""Text files: a file that cannot be read is reported with its name."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from slipstream.data.texts import read_texts
+from slipstream.errors import SlipstreamError
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", None, r"a\.txt: cannot be read"),
+        ("a.txt", b" \n\n", r"a\.txt: has no sentences"),
+        ("a.txt", "one\n\u00e9t\u00e9".encode("latin-1"), r"a\.txt, line 2: not UTF-8"),
+        ("a.gz", b"plain", r"a\.gz: not a complete gzip file"),
+        ("a.gz", gzip.compress(b"one two three", mtime=0)[:-9], r"a\.gz: not a complete gzip file"),
+    ],
+)
+def test_a_text_file_that_cannot_be_read_is_reported(
+    name: str, content: bytes | None, message: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(SlipstreamError, match=message):
+        read_texts(tmp_path / name)
