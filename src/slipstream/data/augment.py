@@ -1,37 +1,44 @@
-"""Augmentation of waveforms: what rooms, microphones, telephones and other people do to speech.
+"""Augmentation of waveforms: rooms, microphones, telephones and other voices.
 
-Each effect takes samples `[S]` float32 and a generator, and gives samples of the same length; only `resample_speech`
-changes time, by a factor that it is told. `WaveAugment` draws a random chain of them.
+Each effect takes samples `[S]` float32 and a generator, and returns samples of the same length; only `resample_speech`
+changes time, by a given factor. `WaveAugment` draws a random chain of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import soxr
+from pydantic import BaseModel, ConfigDict, Field
 
 from slipstream.arrays import FloatArray
 
+Share = Annotated[float, Field(ge=0, le=1)]
 
-@dataclass(frozen=True, slots=True)
-class WaveAugment:
-    """Probabilities of each effect, and the range of the signal-to-noise ratio in dB."""
 
-    reverb: float = 0.35
-    noise: float = 0.3
-    telephone: float = 0.1
-    clip: float = 0.05
-    gain: float = 1.0
+class WaveAugment(BaseModel):
+    """Random effects on the samples of an utterance.
+
+    reverb, noise, telephone, clip, gain: probability of each. snr_db: range of the speech's level above the noise.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    reverb: Share = 0.35
+    noise: Share = 0.3
+    telephone: Share = 0.1
+    clip: Share = 0.05
+    gain: Share = 1.0
     snr_db: tuple[float, float] = (5.0, 35.0)
 
     def __call__(self, samples: FloatArray, rate: int, rng: np.random.Generator) -> FloatArray:
-        """A random chain of the effects, in the order in which sound meets them: room, noise, microphone, line."""
+        """Apply a random chain of the effects, in their physical order: room, noise, microphone, line."""
         return self.pair(samples, rate, rng)[1]
 
     def pair(self, samples: FloatArray, rate: int, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
-        """The samples as spoken and after the chain, at the same level."""
+        """Return the samples as spoken and after the chain, at the same level."""
         spoken = samples
         if rng.random() < self.reverb:
             samples = reverberate(samples, rate, rng.uniform(0.1, 0.8), rng)
@@ -112,7 +119,7 @@ def add_noise(samples: FloatArray, noise: FloatArray, snr_db: float) -> FloatArr
 
 
 def band_limit(samples: FloatArray, rate: int, low: float, high: float) -> FloatArray:
-    """Keep what lies between `low` and `high` Hz, with slopes of a tenth of an octave on either side."""
+    """Keep what is between `low` and `high` Hz, with slopes of a tenth of an octave on either side."""
     size = _fft_size(len(samples))
     octave = np.log2(np.maximum(np.fft.rfftfreq(size, 1 / rate), 1.0))
     keep = np.clip((octave - np.log2(low)) * 10, 0, 1) * np.clip((np.log2(high) - octave) * 10, 0, 1)

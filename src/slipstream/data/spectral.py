@@ -1,17 +1,19 @@
-"""Augmentation of log-mel frames, cheap enough to draw afresh each time a recording is seen.
+"""Augmentation of log-mel frames, fast enough to draw again each time a recording is used.
 
-Frames are `[F, M]` in the scale of the codec's front end, `(ln power + 4) / 4`; here they are handled as ln power.
+Frames are `[F, M]` in the scale of the codec's front end, `(ln power + 4) / 4`; the functions here take ln power.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from slipstream.arrays import FloatArray
+from slipstream.data.augment import Share
 
 FLOOR = math.log(1e-5)
 """ln power of digital silence, as the front end floors it."""
@@ -30,27 +32,28 @@ def from_log_power(log_power: FloatArray) -> FloatArray:
     return frames
 
 
-@dataclass(frozen=True, slots=True)
-class SpectralAugment:
-    """Ranges and probabilities of what is done to one utterance's frames, and to a whole row of them.
+class SpectralAugment(BaseModel):
+    """Random effects on the frames of an utterance and of a whole row.
 
-    `speed`, `warp`: largest factors by which time, and the frequency axis (vocal tract length), are stretched.
-    `tilt_db`: largest swing of a smooth random equaliser. `gain_db`: range of the level. `reverb`: probability of a
-    room. `noise`: probability of noise, at `snr_db` below the row's speech. `band_limit`: probability of a narrow line.
-    `frequency_masks`, `time_masks`: at most how many bands and stretches of time are blanked (SpecAugment,
+    speed, warp: largest factors by which time and the frequency axis (vocal tract length) are stretched.
+    tilt_db: range of a smooth random equaliser. gain_db: range of the level. reverb: probability of a room.
+    noise: probability of noise, snr_db below the row's speech. band_limit: probability of a narrow line.
+    frequency_masks, time_masks: largest number of masked bands and of masked stretches of time (SpecAugment,
     arXiv:1904.08779).
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     speed: float = 1.15
     warp: float = 1.15
     tilt_db: float = 6.0
     gain_db: tuple[float, float] = (-14.0, 8.0)
-    reverb: float = 0.0
-    noise: float = 0.6
+    reverb: Share = 0.0
+    noise: Share = 0.6
     snr_db: tuple[float, float] = (3.0, 35.0)
-    band_limit: float = 0.08
-    frequency_masks: int = 2
-    time_masks: int = 4
+    band_limit: Share = 0.08
+    frequency_masks: Annotated[int, Field(ge=0)] = 2
+    time_masks: Annotated[int, Field(ge=0)] = 4
 
     def utterance(self, log_power: FloatArray, rng: np.random.Generator) -> tuple[FloatArray, float]:
         """One utterance `[F, M]` in another voice, at another speed: frames `[F', M]` and F / F'."""
@@ -100,7 +103,7 @@ NO_AUGMENT = SpectralAugment(
 
 
 def _reverberate(log_power: FloatArray, seconds: float, direct_db: float) -> FloatArray:
-    """A room whose sound falls by 60 dB in `seconds`: each band's past power, dying away, `direct_db` below the direct
+    """A room whose sound falls by 60 dB in `seconds`: each band's past power, decaying, `direct_db` below the direct
     sound in sum. Frames come 100 a second."""
     power = np.exp(log_power)
     kept = np.float32(10 ** (-6 * 0.01 / seconds))
@@ -130,7 +133,7 @@ def _stretch(frames: FloatArray, factor: float) -> FloatArray:
 @lru_cache(maxsize=256)
 def _warp_matrix(bands: int, factor: float) -> FloatArray:
     """Columns that read each band from `factor` times its frequency, in Hz, by linear interpolation."""
-    # Bands lie evenly on the mel scale from 20 to 8000 Hz; a few Hz at the edges do not matter here.
+    # Bands are evenly spaced on the mel scale from 20 to 8000 Hz; a few Hz at the edges do not matter here.
     mel = np.linspace(2595 * math.log10(1 + 20 / 700), 2595 * math.log10(1 + 8000 / 700), bands + 2)[1:-1]
     hertz = 700 * (10 ** (mel / 2595) - 1)
     source = np.interp(2595 * np.log10(1 + hertz * factor / 700), mel, np.arange(bands))
@@ -149,7 +152,7 @@ def _equaliser(bands: int, swing: float, rng: np.random.Generator) -> FloatArray
 
 
 def _flutter(frames: int, bands: int, rng: np.random.Generator) -> FloatArray:
-    """How stationary noise moves about its mean, frame by frame: from a fixed bank, since drawing it is slow."""
+    """Fluctuation of stationary noise around its mean, per frame, from a fixed bank, since drawing it is slow."""
     bank = _flutter_bank(bands)
     start = int(rng.integers(0, len(bank)))
     return np.take(bank, range(start, start + frames), axis=0, mode="wrap")

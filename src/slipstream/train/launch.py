@@ -20,7 +20,6 @@ from slipstream.backends.torch.mimi import Mimi
 from slipstream.backends.torch.whisper import WhisperEncoder
 from slipstream.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from slipstream.checkpoints.whisper import read_whisper
-from slipstream.data.augment import WaveAugment
 from slipstream.data.packs import Pack
 from slipstream.data.phones import PhoneInventory
 from slipstream.errors import CheckpointError, ConfigError
@@ -117,8 +116,7 @@ def _run_reconstruction(options: CodecRun, config: CodecConfig, packs: list[Pack
     phones = phones_of_run(options.run, options.model, packs)
     torch.manual_seed(options.run.seed)
     data, seed = options.data, options.run.seed
-    augment = WaveAugment(**data.augment_samples.model_dump()) if data.augment_samples else None
-    sampler = CropSampler(packs, phones, config, data.weights, data.seconds, seed, augment)
+    sampler = CropSampler(packs, phones, config, data.weights, data.seconds, seed, data.augment_samples)
     judge = Discriminator(**options.discriminator.model_dump()) if options.discriminator else None
     write_phones(phones, options.run.out)
     task = ReconstructionTask(WaveCodec(config, len(phones), judge), sampler, options.loss, options.quantiser)

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from slipstream.data.augment import Share, WaveAugment
+from slipstream.data.spectral import SpectralAugment
 from slipstream.errors import ConfigError
 from slipstream.model.config import CodecConfig, LMConfig
 from slipstream.schema import parse, read_toml
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(gt=0)]
 
@@ -77,39 +78,12 @@ class RunOptions(_Options):
         return self
 
 
-class AugmentOptions(_Options):
-    """Augmentation of log-mel rows, drawn afresh each time; see `spectral.SpectralAugment` for the units.
+class SampleAugment(WaveAugment):
+    """Augmentation of samples, for a waveform codec and for distillation: `WaveAugment`, and in distillation:
 
-    speed, warp: largest factors of time and of the frequency axis. tilt_db: a random equaliser's swing.
-    gain_db: range of the level. reverb: probability of a room. noise: of noise, snr_db below the speech. band_limit: of
-    a narrow line. frequency_masks, time_masks: most of each (SpecAugment).
+    speed: the largest factor of tempo and pitch. sounds: a pack of recorded sounds, which are half of the noise.
     """
 
-    speed: float = 1.15
-    warp: float = 1.15
-    tilt_db: float = 6.0
-    gain_db: tuple[float, float] = (-14.0, 8.0)
-    reverb: Share = 0.0
-    noise: Share = 0.6
-    snr_db: tuple[float, float] = (3.0, 35.0)
-    band_limit: Share = 0.08
-    frequency_masks: Annotated[int, Field(ge=0)] = 2
-    time_masks: Annotated[int, Field(ge=0)] = 4
-
-
-class SampleAugmentOptions(_Options):
-    """Augmentation of samples, for a waveform codec and for distillation; see `augment.WaveAugment`.
-
-    reverb, noise, telephone, clip, gain: probability of each. snr_db: of the noise. In distillation, speed: the largest
-    factor of tempo and pitch; sounds: a pack of recorded sounds, which are half of the noise.
-    """
-
-    reverb: Share = 0.35
-    noise: Share = 0.3
-    telephone: Share = 0.1
-    clip: Share = 0.05
-    gain: Share = 1.0
-    snr_db: tuple[float, float] = (5.0, 35.0)
     speed: Annotated[float, Field(ge=1)] = 1.18
     sounds: Path | None = None
 
@@ -161,8 +135,8 @@ class DataOptions(_Options):
     text_share: Share = 0.0
     text_mask: Share = 0.1
     text_errors: Share = 0.0
-    augment: AugmentOptions = AugmentOptions()
-    augment_samples: SampleAugmentOptions | None = None
+    augment: SpectralAugment = SpectralAugment()
+    augment_samples: SampleAugment | None = None
 
     @model_validator(mode="after")
     def _ranges_go_upwards(self) -> DataOptions:

@@ -17,16 +17,16 @@ import numpy.typing as npt
 
 from slipstream.arrays import BoolArray, FloatArray, IntArray
 from slipstream.data.packs import Clip, Pack
+from slipstream.data.phones import UNKNOWN
 from slipstream.data.spectral import NO_AUGMENT, SpectralAugment
 from slipstream.data.tokenizer import plain_word
 from slipstream.errors import ConfigError
 from slipstream.events import Word
-from slipstream.model.config import PAD_ID
+from slipstream.model.config import PAD_ID, LMConfig
 from slipstream.model.numerics import NO_TOKEN
 from slipstream.model.text import Tokenizer, encode_stream
+from slipstream.train.options import DataOptions
 
-UNKNOWN = -100
-"""A label that is not known: it has no loss."""
 HOW_TO_PACK = {
     "mel": "`slipstream data pack --config`",
     "tokens": "`slipstream data pack --model`",
@@ -102,9 +102,12 @@ def misread(text_T: IntArray, hidden: float, errors: float, rng: np.random.Gener
     return seen
 
 
+_DATA = DataOptions.model_fields
+
+
 @dataclass(frozen=True, slots=True)
 class RowOptions:
-    """How rows are laid out.
+    """How rows are laid out; the defaults are those of `DataOptions`.
 
     `seconds` long; `weights` say how often each dataset is drawn from (others never); `delay` in frames is drawn from
     between its two bounds for each row; `gaps` are ranges of seconds between utterances, drawn by `gap_shares`;
@@ -117,17 +120,17 @@ class RowOptions:
     seconds: float
     weights: Mapping[str, float]
     delay: tuple[int, int]
-    gaps: tuple[tuple[float, float], ...] = ((0.08, 0.6), (0.6, 1.5), (1.5, 3.8))
-    gap_shares: tuple[float, ...] = (0.62, 0.28, 0.1)
-    same_language: float = 0.85
-    text_mask: float = 0.1
-    text_errors: float = 0.0
-    plain: bool = True
-    pause_classes: int = 6
+    gaps: tuple[tuple[float, float], ...] = _DATA["gaps"].default
+    gap_shares: tuple[float, ...] = _DATA["gap_shares"].default
+    same_language: float = _DATA["same_language"].default
+    text_mask: float = _DATA["text_mask"].default
+    text_errors: float = _DATA["text_errors"].default
+    plain: bool = _DATA["plain_text"].default
+    pause_classes: int = LMConfig.model_fields["pause_classes"].default
     augment: SpectralAugment = NO_AUGMENT
     crop: Mapping[str, float] = field(default_factory=dict)
     texts: Sequence[str] = ()
-    text_share: float = 0.0
+    text_share: float = _DATA["text_share"].default
 
 
 class Sampler(ABC):

@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 
 from slipstream.checkpoints.sources import Sources, resolve
-from slipstream.data.augment import RowNoise, WaveAugment
+from slipstream.data.augment import RowNoise
 from slipstream.data.packs import Pack
 from slipstream.data.phones import PhoneInventory
-from slipstream.data.spectral import SpectralAugment
 from slipstream.data.texts import read_texts
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import CodecConfig, LMConfig, MelConfig, STTConfig
@@ -25,7 +24,7 @@ from slipstream.train.options import (
     LMRun,
     ModelOptions,
     RunOptions,
-    SampleAugmentOptions,
+    SampleAugment,
     read_run,
 )
 from slipstream.train.rows import RowOptions
@@ -133,7 +132,7 @@ def row_options(data: DataOptions, text: TextOptions, lm: LMConfig) -> RowOption
         text_errors=data.text_errors,
         plain=data.plain_text,
         pause_classes=lm.pause_classes,
-        augment=SpectralAugment(**data.augment.model_dump()),
+        augment=data.augment,
         crop=data.crop,
         texts=[text for path in data.texts for text in read_texts(path)],
         text_share=data.text_share,
@@ -149,14 +148,13 @@ def wave_sampler(
 ) -> WaveSampler:
     """The run's rows of waveforms, augmented as `data.augment_samples` says."""
     data = options.data
-    augment = data.augment_samples or SampleAugmentOptions()
-    effects = {name: getattr(augment, name) for name in ("reverb", "telephone", "clip", "gain")}
+    augment = data.augment_samples or SampleAugment()
     sounds = Pack(augment.sounds).samples() if augment.sounds else None
     return WaveSampler(
         packs,
         open_tokenizer(text, lm),
         row_options(data, text, lm),
-        effects=WaveAugment(noise=0.0, **effects),
+        effects=augment.model_copy(update={"noise": 0.0}),
         noise=RowNoise(augment.noise, augment.snr_db, sounds),
         speed=augment.speed,
         phones=phones,
