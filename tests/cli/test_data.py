@@ -31,7 +31,7 @@ def _run(*arguments: object) -> Result:
 
 
 def _refused(*arguments: object) -> str:
-    """What the command says when it gives up."""
+    """The error message of the command."""
     error = _run(*arguments).exception
     assert isinstance(error, SlipstreamError), error
     return str(error)
@@ -39,7 +39,7 @@ def _refused(*arguments: object) -> str:
 
 @pytest.fixture
 def transcribed(tmp_path: Path) -> tuple[str, list[dict[str, object]]]:
-    """What the command says and writes of a recording with a text, one without, silence, and no audio."""
+    """What the command prints and writes for a recording with a text, one without, silence, and no audio."""
     write_wave(tmp_path / "silence.wav", np.zeros(24_000, np.float32))
     (tmp_path / "bad.wav").write_text("no audio")
     manifest = _manifest(
@@ -78,7 +78,7 @@ def test_cutting_goes_by_a_manifests_words(tmp_path: Path) -> None:
     assert pieces[1]["words"] == [["two", 1.0, 1.5], ["three", 2.0, 2.5]]
 
 
-def test_cutting_goes_on_after_what_cannot_be_cut(tmp_path: Path) -> None:
+def test_cutting_continues_after_a_recording_that_cannot_be_cut(tmp_path: Path) -> None:
     for folder, level in (("p", 0.1), ("q", 0.2)):
         (tmp_path / folder).mkdir()
         write_wave(tmp_path / folder / "talk.wav", np.full(4 * 24_000, level, np.float32))
@@ -100,7 +100,7 @@ def test_cutting_goes_on_after_what_cannot_be_cut(tmp_path: Path) -> None:
     assert _run("cut", manifest, "-o", tmp_path / "cut", "--seconds", "0.3").exit_code == 2
 
 
-def test_a_pack_says_what_it_lacks(tmp_path: Path) -> None:
+def test_packing_reports_what_is_left_out(tmp_path: Path) -> None:
     write_wave(tmp_path / "good.wav", np.zeros(24_000, np.float32))
     lines: list[dict[str, object]] = [
         {"audio": f"{name}.wav", "text": "a", "split": "train"} for name in ("good", "bad")
@@ -117,7 +117,7 @@ def test_a_pack_says_what_it_lacks(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
-def test_validation_tells_lines_and_silence(tmp_path: Path) -> None:
+def test_validation_reports_invalid_lines_and_silence(tmp_path: Path) -> None:
     write_wave(tmp_path / "good.wav", np.zeros(90 * 24_000, np.float32))
     manifest = _manifest(tmp_path / "all.jsonl", {"audio": "good.wav", "text": ""}, {"audio": "good.wav"})
     output = _run("validate", manifest).output

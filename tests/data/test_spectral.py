@@ -1,4 +1,4 @@
-"""What is done to log-mel frames has the size that its options say."""
+"""Augmentation of log-mel frames follows its options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a vocabulary cannot be made of is said in terms of the text and the size."""
+"""Errors of training a vocabulary are explained in terms of the text and the size."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ TEXT = ["the dog runs home", "a cat sat on the mat"] * 30
 @pytest.mark.parametrize(
     ("sentences", "size", "message"),
     [
-        ([], 50, "no sentence holds a word"),
-        (["", " "], 50, "no sentence holds a word"),
+        ([], 50, "no sentence has a word"),
+        (["", " "], 50, "no sentence has a word"),
         (TEXT, 2000, "too small for a vocabulary of 2000: it has pieces for 20 at most"),
         (TEXT, 5, "a vocabulary of 5 is too small: the characters of the text alone need 18"),
         (TEXT, 3, "its first 4 ids are reserved"),

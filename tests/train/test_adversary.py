@@ -1,4 +1,4 @@
-"""The discriminator learns to tell, the codec learns from it, and neither learns from the other's loss."""
+"""The discriminator learns to distinguish, the codec learns from it, and neither learns from the other's loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _pair() -> tuple[Discriminator, torch.Tensor, torch.Tensor]:
     return Discriminator((512, 128), 4), said, heard
 
 
-def test_the_discriminator_learns_to_tell_a_pair_apart() -> None:
+def test_the_discriminator_learns_to_distinguish_a_pair() -> None:
     discriminator, said, heard = _pair()
     optimizer = torch.optim.AdamW(discriminator.parameters(), lr=1e-2)
     losses = []

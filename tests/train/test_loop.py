@@ -1,4 +1,4 @@
-"""The loop's laws: a killed run goes on to the same weights; two processes, or two halves of a batch, make one.
+"""The loop's laws: a killed run resumes to the same weights; two processes, or two halves of a batch, make one.
 
 Two processes are two with the whole model each, and two that share one between them.
 """
@@ -68,7 +68,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("dtype", "optimizer"), [("float32", "adamw"), ("bfloat16", "muon")])
-def test_a_killed_run_goes_on_to_the_same_weights(folder: Path, tmp_path: Path, dtype: str, optimizer: str) -> None:
+def test_a_killed_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path, dtype: str, optimizer: str) -> None:
     kind = {"dtype": dtype, "optimizer": optimizer}
     whole = weights(trainer(folder, options(tmp_path / "whole", **kind)).run())
     world.kill_at(4, trainer(folder, options(tmp_path / "killed", checkpoint_every=3, **kind)))
@@ -96,7 +96,7 @@ def test_shards_compute_in_bfloat16_as_whole_weights_do(two_processes: Path) -> 
     _assert_close(whole, sharded, within=2e-4)  # bfloat16 products round differently from one kind of CPU to another
 
 
-def test_a_killed_sharded_run_goes_on_with_any_number_of_processes(
+def test_a_killed_sharded_run_resumes_with_any_number_of_processes(
     folder: Path, tmp_path: Path, two_processes: Path
 ) -> None:
     whole = weights(two_processes / "sharded" / "last.pt")
@@ -124,7 +124,7 @@ def test_muon_refuses_shards(tmp_path: Path) -> None:
         options(tmp_path, shard=True, optimizer="muon")
 
 
-def test_adapters_learn_beside_bfloat16_weights_and_are_all_that_is_saved(folder: Path, tmp_path: Path) -> None:
+def test_adapters_learn_with_bfloat16_weights_and_are_all_that_is_saved(folder: Path, tmp_path: Path) -> None:
     def adapted(steps: int) -> Trainer:
         torch.manual_seed(3)
         lm = LM(world.config().lm)
@@ -162,7 +162,7 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_ends_its_step_and_goes_on_to_the_same_weights(
+def test_an_interrupted_run_ends_its_step_and_resumes_to_the_same_weights(
     folder: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     whole = weights(trainer(folder, options(tmp_path / "whole")).run())
@@ -181,7 +181,7 @@ def test_an_interrupted_run_ends_its_step_and_goes_on_to_the_same_weights(
         run.task.batch = interrupted  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
             run.run()
-    assert said[-1].endswith("is of step 3, and the same command goes on from there")
+    assert said[-1].endswith("is of step 3; the same command resumes from there")
     assert signal.getsignal(number) is before
     again = trainer(folder, options(tmp_path / "stopped"))
     assert again.step == 3
@@ -189,7 +189,7 @@ def test_an_interrupted_run_ends_its_step_and_goes_on_to_the_same_weights(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_a_finished_run_says_so(folder: Path, tmp_path: Path) -> None:
+def test_a_finished_run_reports_it(folder: Path, tmp_path: Path) -> None:
     trainer(folder, options(tmp_path, steps=2)).run()
     again, said = trainer(folder, options(tmp_path, steps=2)), []
     again.report = said.append

@@ -1,4 +1,4 @@
-"""Adapters: nothing at first, the same merged as beside, and the frozen weights stay."""
+"""Adapters: no effect at first, the same output merged or separate, and frozen weights stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Eight utterances, learnt by heart, come back word for word through the runner that streams."""
+"""Eight utterances, memorised, are transcribed word for word through the runner that streams."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from slipstream.train.tasks import TextTask
 
 
 @pytest.mark.parametrize("delays", [(6, 6), (4, 12)], ids=["fixed", "drawn"])
-def test_eight_utterances_are_learnt_by_heart(tmp_path: Path, delays: tuple[int, int]) -> None:
+def test_eight_utterances_are_memorised(tmp_path: Path, delays: tuple[int, int]) -> None:
     spoken = world.utterances()
     codec = world.codec([samples for samples, _ in spoken])
     tokenizer = Tokenizer(world.tokenizer(tmp_path))

@@ -1,4 +1,4 @@
-"""The waveform codec's training: what it says comes nearer to what it heard, and quantiser dropout drops."""
+"""The waveform codec's training: its output approaches its input, and quantiser dropout drops."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_augmented_crops_sound_otherwise_and_keep_their_phones(tmp_path: Path) -
     assert np.array_equal(augmented.samples_BS, again.samples_BS)
 
 
-def test_a_killed_run_with_a_discriminator_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+def test_a_killed_run_with_a_discriminator_resumes_to_the_same_weights(tmp_path: Path) -> None:
     def run(folder: Path, **changes: object) -> Trainer:
         torch.manual_seed(0)
         module = WaveCodec(CODEC, 2, Discriminator((512, 128), 4))
@@ -94,7 +94,7 @@ def test_a_killed_run_with_a_discriminator_goes_on_to_the_same_weights(tmp_path:
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_the_codec_comes_nearer_to_what_it_heard(tmp_path: Path) -> None:
+def test_the_output_of_the_codec_approaches_its_input(tmp_path: Path) -> None:
     torch.manual_seed(0)
     task = ReconstructionTask(
         WaveCodec(CODEC, 2),

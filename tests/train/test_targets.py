@@ -19,7 +19,7 @@ from slipstream.train.rows import PAUSE_HORIZONS, RowOptions, crop, pause_labels
 from slipstream.train.sampler import RowSampler, TokenSampler
 
 
-def test_class_zero_says_that_no_word_comes_within_the_horizon() -> None:
+def test_class_zero_means_no_word_within_the_horizon() -> None:
     starts = [1.0, 2.6]
     labels = pause_labels(starts, 50, 12.5, 6)
     for t in range(50):
@@ -53,7 +53,7 @@ def _sampler(packs: list[Pack], folder: Path, weights: dict[str, float]) -> RowS
     return RowSampler(packs, PhoneInventory(["_", "t", "w"]), tokenizer, options)
 
 
-def test_a_row_teaches_what_its_utterances_say(mel_packs: list[Pack], tmp_path: Path) -> None:
+def test_a_row_has_the_targets_of_its_utterances(mel_packs: list[Pack], tmp_path: Path) -> None:
     sampler = _sampler(mel_packs, tmp_path, {"a": 1.0})
     batch = sampler.batch(0, 3)
     assert batch.mel_BFM.shape == (3, 400, 8)
@@ -77,7 +77,7 @@ def test_words_without_times_have_no_text_loss(mel_packs: list[Pack], tmp_path: 
     assert set(batch.sequence) == {2, 3}
 
 
-def test_sounds_teach_that_nothing_is_said(mel_packs: list[Pack], tmp_path: Path) -> None:
+def test_sounds_have_no_text_targets(mel_packs: list[Pack], tmp_path: Path) -> None:
     batch = _sampler(mel_packs, tmp_path, {"sounds": 1.0}).batch(0, 2)
     assert (batch.targets.text_BT == PAD_ID).all()
     assert batch.targets.mask_BT.all()
@@ -116,7 +116,7 @@ SENTENCE = Clip(
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_crop_holds_what_was_said_between_its_cuts(seed: int) -> None:
+def test_a_crop_has_the_words_between_its_cuts(seed: int) -> None:
     rows = np.arange(100)[:, None]
     part, clip = crop(rows, SENTENCE, 100.0, np.random.default_rng(seed))
     offset = part[0, 0] / 100

@@ -59,7 +59,7 @@ def sampler(pack: Pack, folder: Path, weights: dict[str, float], **options: obje
     return WaveSampler([pack], Tokenizer(world.tokenizer(folder)), rows, **given)  # type: ignore[arg-type]
 
 
-def test_a_row_holds_the_utterances_and_what_they_say(pack: Pack, tmp_path: Path) -> None:
+def test_a_row_has_the_utterances_and_their_texts(pack: Pack, tmp_path: Path) -> None:
     phones = PhoneInventory(["_", *sorted({word[0] for word in world.WORDS})])
     batch = sampler(pack, tmp_path, {"chords": 1.0}, phones=phones).batch(0, 2)
     assert batch.clean_BS.shape == (2, round(3.2 * 24000))
@@ -70,7 +70,7 @@ def test_a_row_holds_the_utterances_and_what_they_say(pack: Pack, tmp_path: Path
     assert set(batch.phones_BP.ravel()) > {UNKNOWN}
 
 
-def test_noise_is_heard_and_not_taught(pack: Pack, tmp_path: Path) -> None:
+def test_noise_is_in_the_input_and_not_in_the_target(pack: Pack, tmp_path: Path) -> None:
     sounds = np.random.default_rng(0).integers(-999, 999, 400_000).astype(np.int16)
     clean = sampler(pack, tmp_path, {"chords": 1.0}).batch(0, 1).heard_BS
 
@@ -115,7 +115,7 @@ def test_a_student_that_starts_from_its_teacher_is_near_it(pack: Pack, tmp_path:
 
 
 @pytest.mark.parametrize("learns", [True, False])
-def test_an_lm_learns_beside_an_encoder_that_learns_or_stays(pack: Pack, tmp_path: Path, learns: bool) -> None:
+def test_an_lm_learns_with_a_trained_or_frozen_encoder(pack: Pack, tmp_path: Path, learns: bool) -> None:
     torch.manual_seed(0)
     phones = PhoneInventory(["_", "o", "t"])
     model = SpeechModel(config(), len(phones))

@@ -79,7 +79,7 @@ def tokenizer(folder: Path) -> Path:
 
 
 def codec(heard: Sequence[FloatArray]) -> Mimi:
-    """An untrained codec whose codebooks are placed on what it makes of `heard`."""
+    """An untrained codec whose codebooks are placed on its latents of `heard`."""
     torch.manual_seed(1)
     mimi = Mimi(config().codec).eval()
     with torch.inference_mode():

@@ -30,7 +30,7 @@ class Alignment:
 
 
 def viterbi(log_probs_TV: FloatArray, states_S: IntArray) -> IntArray:
-    """The likeliest state of each frame, `[T]`: states in order, each for at least one frame, silences optional.
+    """Find the most likely state of each frame, `[T]`: states in order, each for at least one frame, silences optional.
 
     `log_probs_TV`: the log-probability of each symbol in each frame; `states_S`: the symbol of each state.
     Raises `SlipstreamError` when there are fewer frames than states that must be visited.

@@ -1,4 +1,4 @@
-"""Packs: log-mel frames or codec tokens of many recordings in one file, with what is said in each."""
+"""Packs: log-mel frames, codec tokens or samples of many recordings in one file, with their texts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from slipstream.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One recording in a pack: its rows, what is said in it, and when.
+    """One recording in a pack: its rows, its text, and the times of words and phones.
 
-    `words` (text, start, end) and `phones` (name, start) are empty where nothing is known; `phone_sequence` has the
+    `words` (text, start, end) and `phones` (name, start) are empty where times are unknown; `phone_sequence` has the
     phones without times. Seconds from the recording's start.
     """
 

@@ -24,7 +24,7 @@ def fold(name: str) -> str:
 
 
 class PhoneInventory:
-    """Phone names by number; 0 is silence. A phone met too rarely in training reads as the one it begins like."""
+    """Phone names by number; 0 is silence. A phone too rare in training maps to its longest known prefix."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
@@ -46,7 +46,7 @@ class PhoneInventory:
         return len(self.names)
 
     def number(self, name: str) -> int:
-        """The phone's number: its own, or that of its longest known beginning; silence when nothing fits."""
+        """Return the phone's number: its own, or that of its longest known prefix; silence if there is none."""
         for length in range(len(name), 0, -1):
             if name[:length] in self._numbers:
                 return self._numbers[name[:length]]
@@ -54,7 +54,7 @@ class PhoneInventory:
 
 
 LABEL_DELAY = 2
-"""Codec positions (80 ms) by which framewise phone labels lag: a causal encoder must hear a phone to name it."""
+"""Codec positions (80 ms) by which framewise phone labels lag: a causal encoder names a phone after processing it."""
 
 
 def positions(codec: Mimi, mel_BMF: Tensor) -> Tensor:

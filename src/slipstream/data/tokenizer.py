@@ -19,7 +19,7 @@ _NOT_IN_WORDS = re.compile(r"[^a-zàâäæçèéêëîïôöœùûüÿñ'\-]+")
 def plain_text(text: str) -> str:
     """Lower case, without punctuation: words of Latin letters, with apostrophes and hyphens inside them.
 
-    A small model spends nothing on capitals and commas. Words that hold no letter vanish.
+    A small model need not learn capitals and commas. Words without letters are removed.
     """
     words = (plain_word(word) for word in text.split())
     return " ".join(word for word in words if word)
@@ -41,15 +41,15 @@ def train_tokenizer(
     """
     import sentencepiece
 
-    told = [sentence for sentence in sentences if sentence.strip()]
-    if not told:
-        raise SlipstreamError("a vocabulary needs text: no sentence holds a word")
+    lines = [sentence for sentence in sentences if sentence.strip()]
+    if not lines:
+        raise SlipstreamError("a vocabulary needs text: no sentence has a word")
     if vocab_size <= PAD_ID:
         raise SlipstreamError(f"a vocabulary of {vocab_size} is too small: its first {PAD_ID + 1} ids are reserved")
     proto = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(told),
+            sentence_iterator=iter(lines),
             model_writer=proto,
             vocab_size=vocab_size,
             model_type="unigram",
@@ -108,7 +108,7 @@ def extend_tokenizer(base: Path, sentences: Iterable[str], path: Path, vocab_siz
 
 
 def _refusal(message: str, size: int) -> str:
-    """What SentencePiece's words about its source's lines say of the size and the text."""
+    """Explain a message of SentencePiece in terms of the size and the text."""
     if most := re.search(r"value <= (\d+)", message):
         return f"the text is too small for a vocabulary of {size}: it has pieces for {most[1]} at most"
     if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):

@@ -1,4 +1,4 @@
-"""A discriminator for the waveform codec: it learns to tell what the codec says from what it heard.
+"""A discriminator for the waveform codec: it learns to distinguish the codec's output from the original.
 
 Multi-scale STFT discriminator, hinge loss and feature matching (EnCodec, arXiv:2210.13438, section 3.4).
 Shapes: B rows, S samples.
@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.utils.parametrizations import weight_norm
 
 Judged = list[tuple[Tensor, list[Tensor]]]
-"""For each scale: a score, high for what was heard, at each place in time and frequency; and every layer's output."""
+"""For each scale: a score, high for the original, at each place in time and frequency; and every layer's output."""
 
 
 class Discriminator(nn.Module):
@@ -66,7 +66,8 @@ def _conv(inputs: int, outputs: int, kernel: tuple[int, int], *, dilation: int =
 
 @dataclass(frozen=True, slots=True)
 class AdversarialLosses:
-    """Of the codec, to be taken for what was heard (`codec`) and to look like it inside (`features`); and its judge's.
+    """Losses of the codec, for being scored as original (`codec`) and for matching features (`features`), and of the
+    discriminator.
 
     The first two have no gradient in the discriminator, the last has none in the codec: their sum can be minimised in
     one step.
@@ -78,7 +79,7 @@ class AdversarialLosses:
 
 
 def adversarial_losses(discriminator: Discriminator, said_BS: Tensor, heard_BS: Tensor) -> AdversarialLosses:
-    """The losses of what the codec said, given what it heard; means over rows."""
+    """Compute the losses of the codec's output, given the original; means over rows."""
     heard, said = discriminator(heard_BS), discriminator(said_BS.detach())
     scales = list(zip(heard, said, strict=True))
     hinges = [F.relu(1 - true.float()).mean() + F.relu(1 + false.float()).mean() for (true, _), (false, _) in scales]

@@ -20,7 +20,7 @@ DEAD_USAGE = 0.1
 def quantise(
     quantizer: SplitResidualVQ, latent_BTD: Tensor, *, update: bool, kept_B: Tensor | None = None
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """What the semantic and the acoustic quantiser make of a latent `[B, T, D]`.
+    """Quantise a latent `[B, T, D]` with the semantic and the acoustic quantiser.
 
     Gives their projected inputs and quantised outputs, two of each, `[B, T, codebook_dim]` float32, and the commitment
     loss. The gradient of an output goes to its input unchanged (arXiv:1711.00937, section 3.2). With `update`, the
@@ -128,7 +128,7 @@ class CodebookStart:
 
     @torch.no_grad()
     def __call__(self, step: int, latent: Callable[[int, int], Tensor]) -> None:
-        """`latent` makes `[B, T, D]` of so many rows from a row on."""
+        """`latent(first, count)` computes `[B, T, D]` of `count` rows from row `first`."""
         if self.placed or step != self.start:
             return
         self.placed = True

@@ -1,7 +1,7 @@
 """Distillation of Whisper's bidirectional encoder into the streaming encoder of a codec.
 
-The student has limited context and hears rooms and noise; the teacher hears the whole row, clean. A third of the
-variance of Whisper's features depends on nothing but the position in the window of 30 s, which a stream cannot know:
+The student has limited context and gets rooms and noise; the teacher gets the whole row, clean. A third of the
+variance of Whisper's features depends only on the position in the window of 30 s, which a stream cannot know:
 the mean feature of each position is subtracted from the teacher's first.
 Shapes: B rows, S samples, T positions at 50 Hz.
 """

@@ -1,4 +1,4 @@
-"""What a run will need, told before it starts."""
+"""Estimate what a run needs, before it starts."""
 
 from __future__ import annotations
 

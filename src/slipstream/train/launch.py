@@ -68,7 +68,9 @@ def run_codec(options: CodecRun, report: Report = print) -> Path:
         if options.model.codec is not None and options.model.codec.has_decoder:
             return _run_reconstruction(options, options.model.codec, packs, report)
         if options.discriminator is not None or options.data.augment_samples is not None:
-            raise ConfigError("discriminator and data.augment_samples are for a waveform codec: this one hears log-mel")
+            raise ConfigError(
+                "discriminator and data.augment_samples are for a waveform codec: this one takes log-mel frames"
+            )
         model, sampler, _ = _speech(options, packs)
         write_phones(sampler.phones, options.run.out)
         path = _run(PhoneTask(model, sampler, options.loss), options.run, report, sampler.remarks())
@@ -112,7 +114,7 @@ def _check(options: LMRun, measure: Measure | None, export: Callable[[Path], Non
 
 def _run_reconstruction(options: CodecRun, config: CodecConfig, packs: list[Pack], report: Report) -> Path:
     if options.model.init is not None:
-        raise ConfigError("model.init: a waveform codec starts from nothing, or goes on from what is in run.out")
+        raise ConfigError("model.init: a waveform codec starts from scratch, or resumes the run in run.out")
     phones = phones_of_run(options.run, options.model, packs)
     torch.manual_seed(options.run.seed)
     data, seed = options.data, options.run.seed

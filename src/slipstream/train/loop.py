@@ -1,7 +1,7 @@
 """The training loop: rows to gradients to steps, over any number of processes, resumable at any step.
 
 A step depends on the weights, the optimiser's state, the step's number and the seed, and on nothing else: all draws
-come from the rows. So a run that was killed goes on as if it had not been, and processes only share the rows.
+come from the rows. So a killed run resumes without a difference, and processes only share the rows.
 """
 
 from __future__ import annotations
@@ -90,14 +90,14 @@ class Trainer:
             finished = self._train(log, interrupts)
         self.save()
         if not finished:
-            self.report(f"stopped: {self.path} is of step {self.step}, and the same command goes on from there")
+            self.report(f"stopped: {self.path} is of step {self.step}; the same command resumes from there")
             raise KeyboardInterrupt
         self._put(self.average or {})
         self.weights.assemble()
         return self.path
 
     def _train(self, log: _Log, interrupts: list[int]) -> bool:
-        """Train to the run's end, and say so, or to the step in which an interrupt comes."""
+        """Train to the end of the run, or to the step in which an interrupt comes; report which."""
         options, start = self.options, time.monotonic() - self.elapsed
         sums: dict[str, float] = defaultdict(float)
         since, since_step = time.monotonic(), self.step
@@ -170,7 +170,7 @@ class Trainer:
     def _train_step(self, batches: Iterator[Any], progress: float) -> dict[str, float]:
         options = self.options
         numbers: dict[str, float] = defaultdict(float)
-        torch.manual_seed(options.seed + self.step)  # of what a loss draws besides its rows
+        torch.manual_seed(options.seed + self.step)  # for draws of the loss; rows have their own
         for _ in range(options.accumulate):
             loss, parts = self.weights.loss(next(batches), self.step, progress)
             (loss / options.accumulate).backward()

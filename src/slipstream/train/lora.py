@@ -1,4 +1,4 @@
-"""Low-rank adapters on an LM's linear layers (arXiv:2106.09685): trained beside frozen weights, merged for use."""
+"""Low-rank adapters on an LM's linear layers (arXiv:2106.09685): trained next to frozen weights, merged for use."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class SpeechModel(nn.Module):
     """A codec, an LM whose audio embeddings are tied to the codebooks, and phone heads on the codec's 25 Hz output.
 
     Tied: the embedding of entry c of a codebook is W c, one W for the semantic and one for the acoustic quantiser, so
-    that the LM hears nearby codes alike and a gradient reaches the codec. `fold` writes the products out as tables.
+    that similar codes have similar embeddings and a gradient reaches the codec. `fold` writes the products as tables.
     """
 
     def __init__(self, config: STTConfig, phones: int) -> None:
@@ -35,7 +35,7 @@ class SpeechModel(nn.Module):
         self.semantic_in = nn.Linear(config.codec.codebook_dim, width, bias=False)
         self.acoustic_in = nn.Linear(config.codec.codebook_dim, width, bias=False)
         self.initial_audio = nn.Parameter(torch.zeros(width))
-        # Reads the text token that is being spoken off the quantised latent; a Whisper encoder's LM learns beside it.
+        # Reads the text token that is being spoken off the quantised latent; for an LM on a Whisper encoder.
         self.token_head = (
             nn.Linear(2 * config.codec.codebook_dim, config.lm.text_vocab) if config.codec.whisper else None
         )
@@ -59,7 +59,7 @@ class SpeechModel(nn.Module):
         return cast(Tensor, latent).transpose(1, 2)
 
     def audio_input(self, semantic: Tensor, acoustic: Tensor) -> Tensor:
-        """What the LM hears at positions 0 to T - 1 of T frames: the initial vector, then frames 0 to T - 2."""
+        """The audio input of the LM at positions 0 to T - 1 of T frames: the initial vector, then frames 0 to T - 2."""
         dtype = self.semantic_in.weight.dtype
         heard = self.semantic_in(semantic.to(dtype)) + self.acoustic_in(acoustic.to(dtype))
         first = self.initial_audio.to(dtype).expand(len(heard), 1, -1)
@@ -87,7 +87,7 @@ def start_audio_embeddings(lm: LM, codec: Mimi) -> None:
     """Set a new LM's audio embeddings to random projections of the codec's codebook vectors.
 
     Entries that sound alike start alike, so that an LM on a frozen codec learns much faster than from random tables.
-    The text embeddings become small beside them, so that it reads the audio first.
+    The text embeddings become small in comparison, so that it reads the audio first.
     """
     table, at = lm.audio_emb.weight, 0
     table.zero_()

@@ -32,7 +32,7 @@ class RunOptions(_Options):
     dtype: what the modules compute in; the optimiser's weights are always float32.
     checkpoint_layers: recompute the Transformers' activations in the backward pass, for less memory.
     learning_rate, warmup, decay: peak rate; the shares of the run over which it rises, and falls to zero.
-    encoder_rate: factor on the rate of a codec's encoder beside an LM; 0 keeps the encoder as it is.
+    encoder_rate: factor on the rate of a codec's encoder trained with an LM; 0 keeps the encoder as it is.
     average: share by which a moving average of the weights keeps its old value at each step; the run's model is the
     average. 0 takes the last weights.
     optimizer: "adamw", or "muon" for the Transformers' matrices with AdamW for the rest.
@@ -89,10 +89,10 @@ class SampleAugment(WaveAugment):
 
 
 class ValidOptions(_Options):
-    """Word errors while a run goes on, by streaming recordings through the model as it is then.
+    """Word errors during a run, by streaming recordings through the model as it is then.
 
-    manifest: recordings that the run does not learn from. every: steps between measurements. limit: only the first so
-    many recordings. The model with the fewest errors is kept in `run.out/best`.
+    manifest: recordings that the run does not learn from. every: steps between measurements. limit: only the first N
+    recordings. The model with the fewest errors is kept in `run.out/best`.
     """
 
     manifest: Path
@@ -111,7 +111,7 @@ class DataOptions(_Options):
     relative to the others.
     delay: text delay in frames, or the two bounds it is drawn from; a drawn delay needs a conditioner named "delay".
     That of the model that the run starts from by default, or 6.
-    crop: by dataset, how often only a run of a recording's words is taken: against learning few sentences by heart.
+    crop: by dataset, how often only a run of a recording's words is taken: against memorising few sentences.
     same_language: how often the next utterance of a row is in the language of the last.
     plain_text: lower case and no punctuation.
     texts, text_share: files of sentences, one a line, and the share of rows that are made of them alone, without audio.
@@ -158,7 +158,7 @@ class LossOptions(_Options):
     """Weights of the losses.
 
     frame_phones, ctc: of phones at the codec's 25 Hz: per frame, and as a sequence.
-    spoken: of the text token that is being spoken, read off the quantised latent (beside a Whisper encoder).
+    spoken: of the text token that is being spoken, read off the quantised latent (with a Whisper encoder).
     text: of the text stream, in which PAD weighs `pad`. pause: of the pause heads. commitment: of the quantiser.
     phones_to: share to which the two phone losses fall by the middle of the run.
     adversarial, features: of a waveform codec against its discriminator: hinge loss, and feature matching.
@@ -179,9 +179,9 @@ class LossOptions(_Options):
 class QuantiserOptions(_Options):
     """How the quantiser comes in.
 
-    start: step at which k-means places its codebooks; before it the LM hears the latent itself.
+    start: step at which k-means places its codebooks; before it the LM gets the latent itself.
     share: rows that are quantised from then on; from `all_from` (a share of the run) it rises to every row within a
-    fifth of the run. codebook_dropout: rows of which only the first codebooks, of a drawn number, are heard.
+    fifth of the run. codebook_dropout: rows of which only the first codebooks, of a drawn number, are used.
     """
 
     start: Annotated[int, Field(ge=0)] = 200
@@ -265,7 +265,7 @@ class CodecRun(_Options):
 
 
 class LMRun(_Options):
-    """`slipstream train lm`: the text stream, with the codec trained beside it (`train_codec`) or frozen.
+    """`slipstream train lm`: the text stream, with the codec trained too (`train_codec`) or frozen.
 
     pause_heads_only: everything else stays as it is in `model.base`, the words that it writes included.
     lora: train adapters only, on the checkpoint that `model.base` names.
@@ -289,7 +289,7 @@ class LMRun(_Options):
             raise ValueError("lora, pause_heads_only and model.pause_heads are for model.base: leave train_codec out")
         if not self.train_codec and model.base is None:
             raise ValueError(
-                "model.base is missing: the LM learns beside that model's codec; or set train_codec = true, to train "
+                "model.base is missing: the LM learns with that model's codec; or set train_codec = true to train "
                 "a codec with it"
             )
         if not self.train_codec and model.init is not None:
@@ -306,7 +306,7 @@ class LMRun(_Options):
         if self.train_codec and steps is not None and start >= steps:
             raise ValueError(
                 f"quantiser.start = {start}, but the run has {steps} steps: no codebook would be placed; start = 0 "
-                "goes on from a model that has them"
+                "resumes from a model that has them"
             )
         return self
 

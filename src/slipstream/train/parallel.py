@@ -28,7 +28,7 @@ class Task(Protocol):
 
     `loss` gives a scalar that is a mean over rows, so that the mean over processes is that of all rows, and numbers for
     the log. `moving` are buffers that `loss` moves by averages (codebooks): the loop averages them over processes.
-    `after_step` follows every change of the weights. `row_seconds` is audio heard a row,
+    `after_step` follows every change of the weights. `row_seconds` is the audio per row,
     `positions_per_second` what most layers see of it.
     """
 

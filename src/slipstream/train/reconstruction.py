@@ -1,4 +1,4 @@
-"""Training a waveform codec: to say again what it heard, with a first codebook that knows phones.
+"""Training a waveform codec: to reconstruct its input, with a first codebook that encodes phones.
 
 Reconstruction in log-mel bands at several resolutions and in the waveform (as in SoundStream, arXiv:2107.03312, and
 EnCodec, arXiv:2210.13438), quantiser dropout over the acoustic codebooks, and framewise phones read off the semantic
@@ -106,7 +106,7 @@ class WaveCodec(nn.Module):
         self.discriminator = discriminator
 
     def decode(self, latent_BTD: Tensor) -> Tensor:
-        """The quantised latent to samples `[B, S]`, the whole at once."""
+        """The quantised latent to samples `[B, S]`, in one call."""
         x = latent_BTD.transpose(1, 2)
         if self.codec.config.stride > 1:
             x, _ = self.codec.upsample(x)
@@ -116,7 +116,7 @@ class WaveCodec(nn.Module):
 
 
 class ReconstructionTask:
-    """A codec learns to say again what it heard, from any number of its acoustic codebooks."""
+    """A codec learns to reconstruct its input from any number of its acoustic codebooks."""
 
     def __init__(self, module: WaveCodec, sampler: CropSampler, loss: LossOptions, quantiser: QuantiserOptions) -> None:
         self.module, self.sampler, self.weights, self.quantiser = module, sampler, loss, quantiser

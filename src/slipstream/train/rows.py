@@ -53,7 +53,7 @@ class Targets:
 def pause_labels(starts: Sequence[float], frames: int, frame_rate: float, classes: int) -> IntArray:
     """For each of `frames` and each horizon, 0 if no word starts within it, else 1 + how soon, `[T, H]`.
 
-    Row t goes with the output that has heard t frames. The other `classes - 1` cut the horizon
+    Row t belongs to the output after t frames. The other `classes - 1` cut the horizon
     into equal parts.
     """
     now = np.arange(frames) / frame_rate
@@ -67,9 +67,9 @@ def pause_labels(starts: Sequence[float], frames: int, frame_rate: float, classe
 
 
 def crop(rows: npt.NDArray[Any], clip: Clip, rate: float, rng: np.random.Generator) -> tuple[npt.NDArray[Any], Clip]:
-    """A drawn run of the clip's words: its rows `[N', width]` of `[N, width]`, `rate` a second, and what is said there.
+    """A drawn run of the clip's words: its rows `[N', width]` of `[N, width]`, `rate` per second, and its text.
 
-    Cuts lie halfway between two words. A clip whose phones are known but not timed stays whole.
+    Cuts are halfway between two words. A clip whose phones are known but not timed stays whole.
     """
     words = clip.words
     if len(words) < 2 or (clip.phone_sequence and not clip.phones):
@@ -81,10 +81,10 @@ def crop(rows: npt.NDArray[Any], clip: Clip, rate: float, rng: np.random.Generat
     begin, finish = round(start * rate), round(end * rate)
     if finish - begin < 2:
         return rows, clip
-    said = tuple((text, a - start, b - start) for text, a, b in words[first : last + 1])
+    cropped = tuple((text, a - start, b - start) for text, a, b in words[first : last + 1])
     phones = tuple((name, at - start) for name, at in clip.phones if start <= at < end)
-    text = " ".join(word[0] for word in said)
-    return rows[begin:finish], replace(clip, length=finish - begin, text=text, words=said, phones=phones)
+    text = " ".join(word[0] for word in cropped)
+    return rows[begin:finish], replace(clip, length=finish - begin, text=text, words=cropped, phones=phones)
 
 
 def misread(text_T: IntArray, hidden: float, errors: float, rng: np.random.Generator) -> IntArray:
@@ -109,12 +109,12 @@ _DATA = DataOptions.model_fields
 class RowOptions:
     """How rows are laid out; the defaults are those of `DataOptions`.
 
-    `seconds` long; `weights` say how often each dataset is drawn from (others never); `delay` in frames is drawn from
+    `seconds` long; `weights`: how often each dataset is drawn from (others never); `delay` in frames is drawn from
     between its two bounds for each row; `gaps` are ranges of seconds between utterances, drawn by `gap_shares`;
     `same_language` is how often the next utterance keeps the language; `text_mask` the share of text tokens hidden
     from the LM, `text_errors` the share of words' tokens that it reads wrong; `plain` writes words by `plain_word`.
-    `crop`: by dataset, how often only a run of a clip's words is taken, so that a small set of sentences is not learnt
-    by heart. `texts`: sentences, of which `text_share` of the rows are made, without audio.
+    `crop`: by dataset, how often only a run of a clip's words is taken, so that a small set of sentences is not
+    memorised. `texts`: sentences, of which `text_share` of the rows are made, without audio.
     """
 
     seconds: float
@@ -165,8 +165,8 @@ class Sampler(ABC):
         missing = sorted(set(options.weights) - {dataset for dataset, _ in self._pools})
         if missing:
             there = ", ".join(sorted({clip.dataset for pack in packs for clip in pack.clips}))
-            said = f"data.weights names {', '.join(missing)}, but the packs ({there}) hold no usable clip of it"
-            raise ConfigError("; ".join([said, *self.remarks()]))
+            problem = f"data.weights names {', '.join(missing)}, but the packs ({there}) hold no usable clip of it"
+            raise ConfigError("; ".join([problem, *self.remarks()]))
         self._keys = list(self._pools)
         languages = Counter(dataset for dataset, _ in self._keys)
         weights = np.array([options.weights[dataset] / languages[dataset] for dataset, _ in self._keys])
@@ -210,7 +210,7 @@ class Sampler(ABC):
         return None
 
     def _content(self, pack: Pack, clip: Clip, rng: np.random.Generator) -> tuple[npt.NDArray[Any], Clip]:
-        """The clip's rows and what is said in them; of a clip that is cropped, those of some of its words."""
+        """The clip's rows and texts; of a cropped clip, those of some of its words."""
         rows, share = pack.rows(clip), self.options.crop.get(clip.dataset, 0.0)
         if not share or rng.random() >= share:
             return rows, clip

@@ -1,7 +1,7 @@
 """Rows of training: utterances drawn from packs, augmented, laid one after the other with pauses between.
 
 Shapes: B rows, F log-mel frames (100 a second), P codec positions (25 a second), T frames (12.5 a second), M bands.
-A row is as long as it is asked to be, whatever the utterances' lengths: nothing is padded away, and the model hears
+A row is as long as it is asked to be, whatever the utterances' lengths: nothing is padded away, and the model gets
 pauses and several utterances in one stream, as it will in use.
 """
 
@@ -114,7 +114,7 @@ class RowSampler(Sampler):
         return from_log_power(row), targets, labels, np.array(sequence, np.int64)
 
     def _lay(self, canvas: FloatArray, at: int, log_power: FloatArray, rng: np.random.Generator) -> None:
-        """Lay an utterance down; half of the time its own background goes on from there to the end of the row."""
+        """Place an utterance; half of the time its own background fills the rest of the row."""
         canvas[at : at + len(log_power)] = log_power
         after = canvas[at + len(log_power) :]
         if len(after) and rng.random() < 0.5:

@@ -38,7 +38,9 @@ def new_speech_model(model: ModelOptions, text: TextOptions, phones: int, seed: 
     """A codec, an LM and heads of `phones` phones, with the weights of `model.init` where they fit."""
     codec, lm = shapes_of(model)
     if codec.has_decoder:
-        raise ConfigError("model.codec.mel or model.codec.whisper: one of these front ends learns beside an LM")
+        raise ConfigError(
+            "model.codec.mel or model.codec.whisper: one of these front ends is required to train with an LM"
+        )
     torch.manual_seed(seed)
     trained = SpeechModel(delayed(undelayed(codec, lm, text), text.delay), phones)
     if model.init is not None:
@@ -94,18 +96,18 @@ def open_tokenizer(text: TextOptions, lm: LMConfig) -> Tokenizer:
 
 
 def undelayed(codec: CodecConfig, lm: LMConfig, text: TextOptions) -> STTConfig:
-    """The configuration before `delayed` says what its delay is."""
+    """The configuration before `delayed` sets its delay."""
     return STTConfig(codec=codec, lm=lm, delay_seconds=0, delay_frames=text.delay[1])
 
 
 def delayed(config: STTConfig, bounds: tuple[int, int]) -> STTConfig:
-    """The configuration with the delay that is trained; of a drawn one, the middle, which its conditioner is told."""
+    """The configuration with the delay that is trained; of a drawn one, the middle, which its conditioner gets."""
     low, high = bounds
     frames = (low + high) // 2
     seconds = frames / config.codec.frame_rate
     conditioned = any(c.name == "delay" for c in config.lm.conditioners)
     if low != high and not conditioned:
-        raise ConfigError('data.delay is drawn, so the LM needs a continuous conditioner named "delay" to be told it')
+        raise ConfigError('data.delay is drawn, so the LM needs a continuous conditioner named "delay"')
     values: dict[str, float | str] = {"delay": seconds} if conditioned else {}
     return config.model_copy(update={"delay_frames": frames, "delay_seconds": seconds, "condition_values": values})
 
@@ -146,7 +148,7 @@ def wave_sampler(
     lm: LMConfig,
     phones: PhoneInventory | None = None,
 ) -> WaveSampler:
-    """The run's rows of waveforms, augmented as `data.augment_samples` says."""
+    """The run's rows of waveforms, augmented by `data.augment_samples`."""
     data = options.data
     augment = data.augment_samples or SampleAugment()
     sounds = Pack(augment.sounds).samples() if augment.sounds else None
@@ -168,5 +170,5 @@ def mel_config(path: Path) -> MelConfig:
     origin = origin_of(model)
     codec = model.codec or (origin.config.codec if origin else None)
     if codec is None or codec.mel is None:
-        raise ConfigError(f"{path}: model.codec.mel is missing, so its codec hears samples, not frames")
+        raise ConfigError(f"{path}: model.codec.mel is missing, so its codec takes samples, not frames")
     return codec.mel

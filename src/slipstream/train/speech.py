@@ -1,7 +1,7 @@
-"""What a run of phones and text leaves beside a model in a published layout: all that aligning and going on need.
+"""What a run of phones and text writes next to a model in a published layout, for alignment and further training.
 
 A published layout holds the codec and the LM. A `SpeechModel` has more: the heads that name phones, and the matrices
-that tie the LM's audio embeddings to the codebooks. They lie in `training.safetensors`, the phones' names in
+that tie the LM's audio embeddings to the codebooks. They are in `training.safetensors`, the phones' names in
 `phones.json`.
 """
 
@@ -42,7 +42,7 @@ def write_training_part(model: SpeechModel, phones: PhoneInventory, folder: Path
 
 
 def copy_training_part(start: str, folder: Path) -> None:
-    """Copy what `write_training_part` wrote beside a model, if it did, to one that shares its codec and LM."""
+    """Copy what `write_training_part` wrote next to a model, if it did, to one that shares its codec and LM."""
     with suppress(CheckpointError):
         for name in (TRAINING_FILE, PHONES_FILE):
             shutil.copyfile(find_place(start, None).get(name), folder / name)
@@ -93,7 +93,7 @@ def load_aligner(start: str) -> Aligner:
 
 
 def _find_codec(start: str) -> tuple[Sequence[Path], CodecConfig]:
-    """The codec of a model, or one that lies alone in its folder."""
+    """The codec of a model, or one that is alone in its folder."""
     weights, shapes = (Path(start) / name for name in CODEC_FILES)
     if shapes.is_file() and not (Path(start) / "config.json").is_file():
         return [weights], parse_codec(read_json(shapes))

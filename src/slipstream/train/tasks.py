@@ -1,4 +1,4 @@
-"""The tasks of the recipe: phones first, then the text stream with the codec beside it; or the text stream alone."""
+"""The tasks of the recipe: phones first, then the text stream and the codec together; or the text stream alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PhoneTask:
 
 
 class JointTask:
-    """The LM learns the text stream; the codec goes on learning beside it, and its quantiser comes in between them."""
+    """The LM learns the text stream; the codec keeps learning with it, and its quantiser is used from some step on."""
 
     def __init__(self, model: SpeechModel, sampler: RowSampler, loss: LossOptions, quantiser: QuantiserOptions) -> None:
         self.module, self.sampler, self.weights, self.quantiser = model, sampler, loss, quantiser
@@ -92,7 +92,7 @@ def hear(
     step: int,
     progress: float,
 ) -> tuple[list[Tensor], Tensor]:
-    """What the LM hears of a latent: the semantic and the acoustic half, quantised in a share of the rows."""
+    """The LM's input from a latent: the semantic and the acoustic half, quantised in a share of the rows."""
     if step < options.start:
         halves = (quantizer.semantic, quantizer.acoustic)
         plain = [F.linear(latent_BTD.float(), half.input_proj.weight.float()) for half in halves]
@@ -107,7 +107,7 @@ def hear(
 class TextTask:
     """The LM alone learns the text stream from a frozen codec's tokens: from scratch, on from a checkpoint, or LoRA.
 
-    `codebook_dropout`: share of rows that hear only their first codebooks, of a number drawn for each.
+    `codebook_dropout`: share of rows with their first codebooks only, of a number drawn for each.
     """
 
     def __init__(self, lm: LM, sampler: TokenSampler, loss: LossOptions, codebook_dropout: float) -> None:
@@ -123,7 +123,7 @@ class TextTask:
         codes = torch.from_numpy(batch.codes_BKT[:, :K]).to(lm.text_emb.weight.device)
         if self.dropout:
             draw_B = torch.from_numpy(batch.targets.draw_B).to(codes.device)
-            # A draw below the share is uniform in [0, share): it says how many codebooks such a row keeps.
+            # A draw below the share is uniform in [0, share): it determines how many codebooks such a row keeps.
             kept_B = torch.where(draw_B < self.dropout, 1 + (draw_B / self.dropout * K).long(), K)
             codes = codes.masked_fill(torch.arange(K, device=codes.device)[:, None] >= kept_B[:, None, None], -1)
         first = torch.full_like(codes[..., :1], lm.config.audio_initial_id)

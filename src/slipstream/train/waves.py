@@ -1,4 +1,4 @@
-"""Rows of waveforms: utterances drawn from packs of samples, in rooms and noise, with what is said in them.
+"""Rows of waveforms: utterances drawn from packs of samples, in rooms and noise, with their texts.
 
 Shapes: B rows, S samples. A row depends on the seed and its number alone, as all rows do.
 """
@@ -24,7 +24,7 @@ from slipstream.train.rows import RowOptions, RowTargets, Sampler, Targets, stac
 
 @dataclass(frozen=True, slots=True)
 class WaveBatch:
-    """Rows as spoken (`clean_BS`) and as heard in a room, in noise and over a line (`heard_BS`), at the pack's rate.
+    """Rows as spoken (`clean_BS`) and with a room, noise and a line (`heard_BS`), at the pack's rate.
 
     `sequence` and `lengths_B`: the text tokens of each row for CTC, concatenated (0 is the blank, so token t is t + 1).
     `labelled_B`: rows in which every utterance has a text. `phones_BP`: framewise phone numbers, `UNKNOWN` where no
@@ -132,8 +132,8 @@ class WaveSampler(Sampler):
             words += self._words(clip, at / rate, factor)
             if clip.text and not clip.words:
                 unknown.append((at / rate, end / rate))
-            said = plain_text(clip.text) if self.options.plain else clip.text
-            tokens += [token + 1 for token in self.tokenizer.encode(said)] if said else []
+            text = plain_text(clip.text) if self.options.plain else clip.text
+            tokens += [token + 1 for token in self.tokenizer.encode(text)] if text else []
             labelled = labelled and bool(clip.text)
             self._label(labels, clip, at / rate, end / rate, factor)
             at = end + self._gap(rng)
