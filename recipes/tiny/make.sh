@@ -37,7 +37,7 @@ step data/told.jsonl slipstream data align data/labelled.jsonl --out data/told.j
 for language in en fr; do
     step data/$language.txt sh -c "zcat $DATA/text/$language-*.txt.gz | shuf --random-source=$here/make.sh > data/$language.txt"
 done
-step data/hibari-en/manifest.jsonl python "$here/hibari.py" data/en.txt data/hibari-en --hours 3 --exclude data/test.jsonl
+step data/hibari-en/manifest.jsonl python "$here/hibari_voice.py" data/en.txt data/hibari-en --hours 3 --exclude data/test.jsonl
 step data/espeak-fr/manifest.jsonl slipstream data synthesise data/fr.txt --out data/espeak-fr --language fr --clean \
     --limit 2600 --exclude data/test.jsonl
 step data/espeak-en/manifest.jsonl slipstream data synthesise data/en.txt --out data/espeak-en --clean --limit 800 \

@@ -192,9 +192,11 @@ def test_a_run_has_one_length(tmp_path: Path) -> None:
         read_run(path, LMRun)
 
 
-@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted([*Path("configs").glob("*.toml"), *Path("recipes").rglob("*.toml")]), ids=lambda path: path.stem
+)
 def test_the_runs_in_the_repository_can_be_read(path: Path) -> None:
-    read_run(path, CodecRun if "codec" in path.stem or "phones" in path.stem else LMRun)
+    read_run(path, CodecRun if any(kind in path.stem for kind in ("codec", "phones", "distil")) else LMRun)
 
 
 def test_an_extended_vocabulary_keeps_its_old_ids(tmp_path: Path) -> None:

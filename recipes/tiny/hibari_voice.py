@@ -1,7 +1,7 @@
 """English speech by the voice of hibari-tts (Apache-2.0) with word times, at 60 to 130 times real time a core.
 
     pip install hibari-tts onnx
-    python recipes/tiny/hibari.py texts/en.txt.gz data/hibari-en --hours 6 --exclude data/test.jsonl
+    python recipes/tiny/hibari_voice.py texts/en.txt.gz data/hibari-en --hours 6 --exclude data/test.jsonl
 
 Speed and pitch are drawn for each sentence. Word times come from the durations of phones that the model predicts; a
 sentence whose words and groups of phones do not match is left out.
