@@ -1,10 +1,10 @@
-"""Abuse of a live server beside honest use: `python -m benchmarks.chaos --sessions 2000 --minutes 3`.
+"""Abuse of a live server during honest use: `python -m benchmarks.chaos --sessions 2000 --minutes 3`.
 
 A server in a process of its own is visited by clients that vanish, fall silent, send garbage, speak out of turn or
-after the end, send giants, bombs or waste, never read, flood, or hang up in mid-word. Beside them honest clients
+after the end, send giants, bombs or waste, never read, flood, or hang up in mid-word. At the same time honest clients
 transcribe recordings again and again, and must get, word for word, what a solo run gets. In the end every slot must be
 free, the server's memory flat, and its error log empty. The model is the tests' ScriptRunner, whose words follow from
-all that a slot has heard.
+all audio of a slot.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _transcribed(audio_S: FloatArray) -> list[Word]:
 
 
 async def _abuse_all(address: str, sessions: int, seconds: float, seed: int, report: Report) -> None:
-    """So many abuses, spread evenly over the time, never more than `ABUSERS_AT_ONCE` at once."""
+    """Run a number of abuses, spread evenly over the time, at most `ABUSERS_AT_ONCE` in parallel."""
     drawn = random.Random(seed)
     room = asyncio.Semaphore(ABUSERS_AT_ONCE)
     tasks = []
@@ -225,7 +225,7 @@ async def giant(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw
 
 
 async def never_reads(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, drawn: random.Random) -> None:
-    """Sends words by the thousand and leaves the answers lying."""
+    """Sends words by the thousand and does not read the answers."""
     await _upgrade(reader, writer)
     writer.transport.pause_reading()
     words = _audio_of(speech(seed=drawn.randrange(20), words=200))

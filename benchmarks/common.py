@@ -46,7 +46,10 @@ def summary(seconds: Sequence[float]) -> Row:
 
 
 def race(ours: Step, theirs: Step, steps: int, synchronise: Step = lambda: None) -> tuple[list[float], list[float]]:
-    """Seconds of each step of both, in turns of five, so that other load affects both. The first turn is a warm-up."""
+    """Seconds of each step of both, alternating every five steps, so that other load affects both.
+
+    The first five steps of each are a warm-up.
+    """
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(-1, -(-steps // 5)):
         for step, recorded in zip((ours, theirs), times, strict=True):
@@ -85,7 +88,7 @@ def resident_bytes(pid: int | str | None = "self") -> int:
 
 
 def moshi_lm_arguments(config: STTConfig) -> Row:
-    """The keyword arguments of an LM in the `moshi` package: `config.json` without what it says about files."""
+    """The keyword arguments of an LM in the `moshi` package: `config.json` without its file names."""
     about_files = ("stt_config", "lm_gen_config", "model_type", "model_id", "moshi_name", "mimi_name", "tokenizer_name")
     return {key: value for key, value in dump_kyutai(config).items() if key not in (*about_files, "conditioners")}
 

@@ -1,4 +1,4 @@
-"""The CPU backend measured: its speed beside the `moshi` package, and what quantisation changes.
+"""The CPU backend measured: its speed next to the `moshi` package, and what quantisation changes.
 
     python -m benchmarks.cpu step --model kyutai/stt-1b-en_fr     # milliseconds a frame
     python -m benchmarks.cpu logits --model kyutai/stt-1b-en_fr   # of quantised weights against float32
@@ -136,7 +136,7 @@ def compare_speed(model: str, contenders: list[str], frames: int, rest: float, a
 
 
 class Contender:
-    """One implementation in a process of its own, which runs some frames when it is told to."""
+    """One implementation in a process of its own, which runs frames on request."""
 
     def __init__(self, name: str, model: str) -> None:
         self.name = name
@@ -240,7 +240,7 @@ CONTENDERS: dict[str, Callable[[STTConfig], Step]] = {
 
 def compare_logits(config: STTConfig, frames: int) -> None:
     exact = logits(config, None, frames)
-    print("logits of the same tokens against float32's, random weights: cosine (lowest), same likeliest token")
+    print("logits of the same tokens against float32's, random weights: cosine (lowest), same most likely token")
     for quantize in ("int8", "int4"):
         found = logits(config, quantize, frames)
         cosine = (exact * found).sum(-1) / np.linalg.norm(exact, axis=-1) / np.linalg.norm(found, axis=-1)
@@ -372,7 +372,7 @@ def measure_idle(seconds: float = 20) -> None:
 
 
 class RandomWeights(Mapping[str, np.ndarray]):
-    """Random tensors, made each time one is asked for: a model of billions is never in memory at once."""
+    """Random tensors, made each time one is asked for: a model of billions is never in memory as a whole."""
 
     def __init__(self, shapes: Shapes) -> None:
         self.shapes = shapes

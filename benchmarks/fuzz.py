@@ -120,7 +120,7 @@ def expanded(dialect: Dialect, messages: Iterable[Message]) -> int:
             assert number <= len(message) + 1, f"more commands than bytes: {number}"
             if isinstance(command, Audio):
                 most = max(most, len(command.pcm_S))
-    assert most <= MOST_SAMPLES, f"{most} samples at once"
+    assert most <= MOST_SAMPLES, f"{most} samples in one call"
     return most
 
 

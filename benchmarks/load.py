@@ -4,10 +4,10 @@ A server in one process, the clients in another, loopback between them. Each cli
 Kyutai's protocol, as the published clients write it. Added latency is the time from the write of a frame's audio to
 the arrival of that frame's `Step`: what the server adds to the delay of the model. The model is a stand-in whose step
 costs `--step-ms`, plus `--slot-ms` for each active slot, with a word about every half second; or, by `--model tiny`, a
-real one, which hears the clients' noise.
+real one, which processes the clients' noise.
 
 `--lockstep 60` measures no latency but the server's processor time a frame, over 60 frames of each session, which also
-a busy machine can tell: a hundred clients send at once, and the next hundred when these have their `Step`s.
+a busy machine can show: a hundred clients send at the same time, and the next hundred when these have their `Step`s.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class CostRunner:
-    """A Runner that costs what it is told, and writes a word every six frames."""
+    """A Runner with a given cost, and writes a word every six frames."""
 
     frame_samples = FRAME_SAMPLES
     frame_rate = 1 / FRAME_SECONDS

@@ -30,7 +30,7 @@ GOOD_STEPS = 50
 
 
 class FaultyRunner(CostRunner):
-    """Fails in its 50th step, and says when on standard output."""
+    """Fails in its 50th step, and reports the time on standard output."""
 
     def __init__(self, fault: str) -> None:
         super().__init__(STREAMS, 0.01, 0.0)

@@ -3,7 +3,7 @@
 `churn` opens connections and ends them in every way: streams that finish, vanish, are reset or break off in a
 handshake. `uploads` posts random files: every container and codec below, whole, cut short or damaged, noise, hours of
 silence, gaps between timestamps, bodies that stop, clients that leave at a random time. Both start `--rate` clients a
-second, at most `--clients` at once. Memory (RSS), file descriptors, threads and used slots of the server are sampled
+second, at most `--clients` in parallel. Memory (RSS), file descriptors, threads and used slots are sampled
 meanwhile. For each, the table has the median of the first and of the last quarter of the run, and the slope of a line
 through all samples after the warm-up.
 """
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("mode", choices=["churn", "uploads"])
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--rate", type=float, default=4.0, help="clients a second")
-    parser.add_argument("--clients", type=int, default=12, help="at once, at most")
+    parser.add_argument("--clients", type=int, default=12, help="parallel clients, at most")
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--step-ms", type=float, default=1.0)
     parser.add_argument("--model", help="a model instead of the stand-in")

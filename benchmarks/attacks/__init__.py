@@ -35,7 +35,7 @@ class Target:
 
     @property
     def running(self) -> bool:
-        """Whether the attack goes on."""
+        """Whether the attack continues."""
         return time.monotonic() < self.until
 
     def connect(self) -> socket.socket:

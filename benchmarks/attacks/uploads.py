@@ -27,7 +27,7 @@ def upload_gaps(target: Target) -> None:
 
 @attack
 def upload_too_long(target: Target) -> None:
-    """Post five hours of silence in FLAC, minute after minute, so that only decoding tells how many there are."""
+    """Post five hours of silence in FLAC, minute after minute, so that only decoding shows how many there are."""
     file = encoded("ogg", "flac", seconds=60) * 300
     while target.running:
         target.request("POST", PATH, body=file)
@@ -35,7 +35,7 @@ def upload_too_long(target: Target) -> None:
 
 @attack
 def upload_silence(target: Target) -> None:
-    """Post three hours of silence in Opus, 2.4 MB, which the limit allows, on six connections at once."""
+    """Post three hours of silence in Opus, 2.4 MB, which the limit allows, on six connections in parallel."""
     file = encoded("ogg", "libopus", seconds=60) * 180
     connections = [post(target, file) for _ in range(6)]
     time.sleep(max(0.0, target.until - time.monotonic()))

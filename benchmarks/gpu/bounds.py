@@ -43,7 +43,7 @@ class Part:
 def parts(config: STTConfig, streams: int, device: Device, lm_bytes: int = 2) -> list[Part]:
     """The parts of a step at full context; `lm_bytes`: of a number of the LM's weights and keys."""
     codec, lm = products(config)
-    frame = config.codec.stride  # positions that the codec's Transformer steps at once
+    frame = config.codec.stride  # positions that the codec's Transformer processes per step
     capacity = config.codec.transformer.context + frame - 1
     books = config.lm.num_codebooks * config.codec.codebook_size * config.codec.codebook_dim
     rows = config.lm.num_codebooks * config.codec.codebook_size

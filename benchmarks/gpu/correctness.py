@@ -48,7 +48,7 @@ def correctness(bench: Bench) -> list[Row]:
             for model in (lm, bench.lm)
         ]
         equal = float((likeliest[0].argmax(-1) == likeliest[1].argmax(-1)).float().mean())
-        rows.append({"compared": f"LM, {bench.options.dtype} and float32: the same likeliest token", "share": equal})
+        rows.append({"compared": f"LM, {bench.options.dtype} and float32: the same most likely token", "share": equal})
     return rows
 
 

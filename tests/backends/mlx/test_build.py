@@ -109,7 +109,7 @@ def test_missing_tensors_are_named():
         build_codec(codec_config(), codec)
 
 
-def test_float32_is_float32_unless_the_user_says_otherwise(monkeypatch):
+def test_float32_is_float32_unless_the_user_chooses_another_type(monkeypatch):
     monkeypatch.delenv("MLX_ENABLE_TF32", raising=False)
     importlib.reload(slipstream.backends.mlx)
     assert os.environ["MLX_ENABLE_TF32"] == "0"

@@ -96,7 +96,7 @@ def test_memory_stays_flat_and_rings_are_not_copied():
 
 
 @pytest.mark.parametrize("heard", [0, 3, 20])  # fresh, before any ring is full, past the wrap of all
-def test_a_saved_stream_goes_on_in_another_runner(heard: int):
+def test_a_saved_stream_continues_in_another_runner(heard: int):
     audio = frames(heard + 10)
     first, second = make(), make(slots=1)
     tokens(first, audio[:heard])
@@ -123,13 +123,13 @@ def test_draws_follow_the_probabilities_of_the_top_k():
     np.testing.assert_allclose(np.bincount(drawn, minlength=5) / 20_000, [*expected, 0, 0], atol=0.012)
 
 
-def test_condition_values_change_what_is_said():
+def test_condition_values_change_the_text():
     half, four = (stt_config().model_copy(update={"condition_values": {"delay": d}}) for d in (0.5, 4.0))
     assert tokens(make(half), frames(15)) != tokens(make(four), frames(15))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_quantised_runner_says_what_the_same_weights_say_as_floats(bits: int):
+def test_a_quantised_runner_writes_what_the_same_weights_write_as_floats(bits: int):
     wide = lm_config().transformer.model_copy(update={"dim": 128, "num_heads": 4, "ffn_dim": 192})
     config, audio = stt_config(transformer=wide, conditioners=()), frames(25)
     lm, codec = random_model(config)

@@ -1,4 +1,4 @@
-"""Converted folders: they say what the weights say, and appear whole or not at all."""
+"""Converted folders: they give the results of the weights, and appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def outputs(runner: OnnxRunner) -> list[tuple[int, float]]:
 
 @pytest.mark.parametrize("quantize", [None, "int4"])
 @pytest.mark.parametrize("codec", CODECS)
-def test_a_converted_folder_says_what_its_weights_say(tmp_path: Path, quantize: str | None, codec: str):
+def test_a_converted_folder_gives_the_results_of_its_weights(tmp_path: Path, quantize: str | None, codec: str):
     config = stt_config(codec=codec).model_copy(update={"condition_values": {"delay": 2.0}})
     export(Loader(tmp_path, config), tmp_path / "out", quantize=quantize)
     sources = resolve(tmp_path / "out")

@@ -35,7 +35,7 @@ def feed(lm: LMStreams, start: int, steps: int, seed: int = 0) -> np.ndarray:
     return np.stack(out)
 
 
-def test_a_window_at_a_million_says_what_it_says_at_its_start():
+def test_a_window_at_position_a_million_gives_the_results_of_the_start():
     config = lm_config()
     window = config.transformer.context * config.transformer.num_layers  # all that a step can know of
     early = feed(streams(config), 0, window + 20)

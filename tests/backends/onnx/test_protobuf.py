@@ -56,7 +56,7 @@ def test_the_checker_accepts_the_codec(tmp_path, codec: str):
     onnx.checker.check_model(str(tmp_path / "codec.onnx"))
 
 
-def test_weights_lie_where_the_file_says(tmp_path):
+def test_weights_are_at_the_offsets_of_the_file(tmp_path):
     graph = Graph("two")
     arrays = [np.arange(500, dtype=np.float32), np.arange(999, dtype=np.uint8) % 7, np.ones((40, 30), np.float16)]
     names = [graph.constant(array) for array in arrays]

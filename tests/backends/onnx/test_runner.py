@@ -30,7 +30,7 @@ def tokens(runner: OnnxRunner, frames_T1S: np.ndarray) -> list[int]:
 
 @pytest.mark.parametrize("heard", [0, 3, 20])  # fresh, before any ring is full, past the wrap of all
 @pytest.mark.parametrize("quantize", [None, "int8"])
-def test_a_saved_stream_goes_on_in_another_runner(heard: int, quantize: str | None):
+def test_a_saved_stream_continues_in_another_runner(heard: int, quantize: str | None):
     audio = frames(heard + 10)
     first, second = make(quantize=quantize), make(quantize=quantize)
     tokens(first, audio[:heard])
@@ -65,7 +65,7 @@ def test_slots_after_the_last_active_one_cost_nothing(monkeypatch: pytest.Monkey
     assert rows == [2, 4, 4, 6]
 
 
-def test_condition_values_change_what_is_said():
+def test_condition_values_change_the_text():
     half, four = (stt_config().model_copy(update={"condition_values": {"delay": d}}) for d in (0.5, 4.0))
     assert tokens(make(half), frames(15)) != tokens(make(four), frames(15))
 

@@ -14,7 +14,7 @@ def test_draws_follow_the_probabilities_of_the_top_k():
     np.testing.assert_allclose(np.bincount(drawn, minlength=5) / 20_000, expected, atol=0.012)
 
 
-def test_temperature_zero_and_top_1_are_the_likeliest():
+def test_temperature_zero_and_top_1_give_the_most_likely_token():
     logits = np.random.default_rng(0).standard_normal((50, 9)).astype(np.float32)
     for sampling in (SamplingConfig(), SamplingConfig(temperature=3.0, top_k=1)):
         np.testing.assert_array_equal(pick(logits, sampling, np.random.default_rng(1)), logits.argmax(axis=1))

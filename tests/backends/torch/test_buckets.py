@@ -55,7 +55,7 @@ def test_active_slots_at_the_front_are_run_in_place():
     assert buckets.choose(active(*range(9))) == (Bucket(SLOTS), slice(0, SLOTS))
 
 
-def test_few_slots_at_the_back_are_gathered_with_idle_ones_beside_them():
+def test_few_slots_at_the_back_are_gathered_with_idle_ones_next_to_them():
     bucket, slots = Buckets(SLOTS, SIZES).choose(active(5, 17, 23))
     assert bucket == Bucket(4, gathered=True)
     assert slots.tolist() == [5, 17, 23, 0]
@@ -103,8 +103,8 @@ def alone(runner: TorchRunner, frames_TS: np.ndarray) -> list[tuple]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_slot_hears_the_same_in_every_bucket(runners: tuple[TorchRunner, TorchRunner], seed: int):
-    """Any few slots at a time, reset at random: what each says is what its audio since its reset says alone."""
+def test_a_slot_has_the_same_results_in_every_bucket(runners: tuple[TorchRunner, TorchRunner], seed: int):
+    """Any few slots at a time, reset at random: the results of each are those of its audio since its reset alone."""
     many, single = runners
     many.reset(range(SLOTS))
     rng = np.random.default_rng(seed)
@@ -145,7 +145,7 @@ def test_a_slot_hears_the_same_in_every_bucket(runners: tuple[TorchRunner, Torch
 def test_a_step_changes_no_bit_of_a_slot_that_rests(
     runners: tuple[TorchRunner, TorchRunner], stepped: tuple[int, ...], bucket: Bucket
 ):
-    """What slot 0 says is what it says when nobody stepped while it rested, its row in the batch or not."""
+    """The results of slot 0 are those without any step while it was paused, its row in the batch or not."""
     many, _ = runners
     assert many._buckets.choose(active(*stepped))[0] == bucket
     said = []

@@ -50,7 +50,7 @@ def test_a_step_is_warmed_up_and_recorded_once():
     assert len(runs) == graphs.WARM_UP_STEPS + 1
 
 
-def test_a_step_that_cannot_be_recorded_is_said_so(recording: list[BaseException], caplog: pytest.LogCaptureFixture):
+def test_a_step_that_cannot_be_recorded_is_reported(recording: list[BaseException], caplog: pytest.LogCaptureFixture):
     recording.append(RuntimeError("operation not permitted when stream is capturing"))
     with caplog.at_level(logging.WARNING):
         assert graphs.capture(lambda: None, Stream(), None) is None

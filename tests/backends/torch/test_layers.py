@@ -1,4 +1,4 @@
-"""Layers: a stream cut anywhere equals the whole sequence at once."""
+"""Layers: a stream cut anywhere equals the whole sequence in one call."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_offline_audio_is_padded_to_whole_frames_and_a_stream_refuses_part_of_on
         codec.encode(torch.zeros(1, 100), codec.encoder_state(1))
 
 
-def test_log_mel_codec_has_no_decoder_and_says_so():
+def test_decoding_with_a_log_mel_codec_is_an_error():
     codec = make(mel_codec_config())
     with pytest.raises(ValueError, match="no decoder"):
         codec.decode(torch.zeros(1, 6, 1, dtype=torch.int64))

@@ -32,7 +32,7 @@ def test_sampling_is_seeded_and_top_1_is_greedy():
     assert tokens(make(sampling=SamplingConfig(temperature=1.5, top_k=1), seed=1)) == tokens(make())
 
 
-def test_condition_values_change_what_is_said():
+def test_condition_values_change_the_text():
     config = stt_config()
     half, four = (config.model_copy(update={"condition_values": {"delay": d}}) for d in (0.5, 4.0))
     assert tokens(make(half)) != tokens(make(four))
