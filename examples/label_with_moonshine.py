@@ -1,7 +1,7 @@
-"""Texts for English recordings that have none, by another recogniser: what two of `tiny`'s training sets were told by.
+"""Transcribe English recordings with Moonshine, as was done for two of the training sets of `tiny`.
 
     pip install moonshine-voice==0.0.65 rapidfuzz
-    python examples/label_with_moonshine.py untold.jsonl told.jsonl --sentences prompts.txt
+    python examples/label_with_moonshine.py untranscribed.jsonl labelled.jsonl --sentences prompts.txt
 
 The wheel holds Moonshine's tiny English model (MIT). With `--sentences`, a file of sentences that may have been read, a
 text that is nearly one of them is taken for it. Lines with a text stay as they are; texts with digits are left out,
@@ -37,7 +37,7 @@ def main() -> None:
 
     sentences = arguments.sentences.read_text(encoding="utf-8").splitlines() if arguments.sentences else []
     plain = [plain_text(sentence) for sentence in sentences]
-    # One piece of speech for each recording: cut at its pauses, short ones begin with words that nobody said.
+    # One piece of speech for each recording: cut at its pauses, short ones begin with words that are not spoken.
     whole = {"vad_threshold": "0.0", "vad_max_segment_duration": "30"}
     recogniser = Transcriber(str(Path(get_assets_path()) / "tiny-en"), ModelArch.TINY, options=whole)
     told = []
