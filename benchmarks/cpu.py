@@ -39,16 +39,15 @@ from slipstream.backends.onnx.inference import open_session, physical_cores
 from slipstream.backends.onnx.lm import lm_model
 from slipstream.backends.onnx.runner import OnnxRunner
 from slipstream.backends.onnx.streams import LMStreams
+from slipstream.bundle import ModelBundle
 from slipstream.checkpoints.mimi import dump_codec
 from slipstream.checkpoints.presets import PRESETS
-from slipstream.checkpoints.sources import resolve
 from slipstream.data.manifest import read_manifest
 from slipstream.evaluate.scores import error_rates
 from slipstream.evaluate.transcribe import transcribe_recordings
 from slipstream.loading import load_runner
 from slipstream.model.config import PAD_ID, CodecConfig, LMConfig, STTConfig, TransformerConfig, WhisperConfig
 from slipstream.model.names import Shapes, codec_shapes, lm_shapes
-from slipstream.model.text import Tokenizer
 from slipstream.transcriber import Transcriber
 
 Step = Callable[[], tuple[float, float]]
@@ -266,7 +265,7 @@ def logits(config: STTConfig, quantize: str | None, frames: int) -> np.ndarray:
 
 def compare_words(manifest: str, split: str, limit: int | None, model: str) -> None:
     """Word errors of a model in float32, int8 and int4, and how often a token differs after the same history."""
-    tokenizer = Tokenizer(resolve(model).tokenizer)
+    tokenizer = ModelBundle.resolve(model).tokenizer
     recordings = [recording for recording in read_manifest(Path(manifest)) if recording.split == split][:limit]
     exact = load_runner(model, backend="onnx", slots=16, quantize="none")
     print(f"{'':10}{'WER':>8}{'95 %':>18}{'same token':>14}{'but pads':>12}   ({len(recordings)} recordings)")

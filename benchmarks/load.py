@@ -27,12 +27,11 @@ import msgpack
 import numpy as np
 
 from slipstream.arrays import BoolArray, FloatArray
-from slipstream.checkpoints.sources import resolve
+from slipstream.bundle import ModelBundle
 from slipstream.engine.engine import Engine
 from slipstream.loading import load_runner
 from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.runner import Runner, State, StepOutput
-from slipstream.model.text import Tokenizer
 from slipstream.server.access import Access
 from slipstream.server.http.app import Service
 from slipstream.server.run import listen, serve
@@ -117,7 +116,7 @@ def run_server(arguments: argparse.Namespace) -> None:
 
     if arguments.model:
         runner: Runner = load_runner(arguments.model, backend="auto", slots=arguments.serve)
-        tokenizer = Tokenizer(resolve(arguments.model).tokenizer)
+        tokenizer = ModelBundle.resolve(arguments.model).tokenizer
     else:
         runner = CostRunner(arguments.serve, arguments.step_ms / 1000, arguments.slot_ms / 1000)
         tokenizer = tiny_tokenizer()

@@ -13,17 +13,28 @@ import pytest
     [
         ("serve", "server", "starlette"),
         ("transcribe a.wav --server http://127.0.0.1:9", "client", "websockets"),
-        ("train tokenizer texts.txt -o x.model", "train", "torch"),
         ("train codec run.toml", "train", "torch"),
         ("train lm run.toml", "train", "torch"),
         ("data pack m.jsonl -o x --samples", "train", "torch"),
         ("data align m.jsonl -o x --aligner x", "train", "torch"),
-        ("data synthesise texts.txt -o x", "train", "torch"),
     ],
 )
 def test_a_command_names_its_missing_extra(command: str, extra: str, package: str) -> None:
-    program = f"import sys; sys.modules[{package!r}] = None; from slipstream.cli import main; main()"
-    run = subprocess.run([sys.executable, "-c", program, *command.split()], capture_output=True, text=True, check=False)
+    run = run_without(package, command)
     assert run.returncode == 1
     assert "Traceback" not in run.stderr
     assert f'needs the extra "{extra}": pip install "slipstream-stt[{extra}]"\n' in run.stderr
+
+
+@pytest.mark.parametrize("command", ["train tokenizer texts.txt -o x.model", "data synthesise texts.txt -o x"])
+def test_a_command_that_needs_no_torch_runs_without_it(command: str) -> None:
+    run = run_without("torch", command)
+    assert run.returncode == 1
+    assert run.stderr == "error: texts.txt: cannot be read: No such file or directory\n"
+
+
+def run_without(package: str, command: str) -> subprocess.CompletedProcess[str]:
+    program = f"import sys; sys.modules[{package!r}] = None; from slipstream.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", program, *command.split()], capture_output=True, text=True, check=False
+    )

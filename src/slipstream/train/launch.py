@@ -18,7 +18,8 @@ from slipstream.backends.torch.layers import Transformer
 from slipstream.backends.torch.lm import LM, PauseHeads
 from slipstream.backends.torch.mimi import Mimi
 from slipstream.backends.torch.whisper import WhisperEncoder
-from slipstream.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from slipstream.bundle import ModelBundle
+from slipstream.checkpoints.checkpoint import Checkpoint
 from slipstream.checkpoints.whisper import read_whisper
 from slipstream.data.packs import Pack
 from slipstream.data.phones import PhoneInventory
@@ -227,7 +228,7 @@ def _speech(options: CodecRun | LMRun, packs: list[Pack]) -> tuple[SpeechModel, 
 
 
 def _run_text(options: LMRun, report: Report, measure: Measure | None) -> Path:
-    base = load_checkpoint(str(options.model.base))
+    base = ModelBundle.resolve(str(options.model.base)).checkpoint()
     config = base.config
     if options.model.lm is not None:
         config = config.model_copy(update={"lm": options.model.lm})
@@ -317,5 +318,5 @@ def _silent(line: str) -> None:
 
 def load_codec(model: str) -> Mimi:
     """The codec of a checkpoint, to make tokens with."""
-    checkpoint = load_checkpoint(model)
+    checkpoint = ModelBundle.resolve(model).checkpoint()
     return build_codec(checkpoint.config.codec, checkpoint.codec)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from slipstream.checkpoints.sources import Sources, resolve
+from slipstream.bundle import ModelBundle
 from slipstream.data.augment import RowNoise
 from slipstream.data.packs import Pack
 from slipstream.data.phones import PhoneInventory
@@ -63,10 +63,10 @@ def shapes_of(model: ModelOptions) -> tuple[CodecConfig, LMConfig]:
     return model.codec or origin.config.codec, model.lm or origin.config.lm
 
 
-def origin_of(model: ModelOptions) -> Sources | None:
+def origin_of(model: ModelOptions) -> ModelBundle | None:
     """The model that a run starts from, if it starts from one and not from a training checkpoint."""
     start = model.base or model.init
-    return None if start is None or Path(start).is_file() else resolve(start)
+    return None if start is None or Path(start).is_file() else ModelBundle.resolve(start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class TextOptions:
 def text_options(data: DataOptions, model: ModelOptions) -> TextOptions:
     """As asked for, or else as in the model that the run starts from."""
     origin = origin_of(model)
-    tokenizer = data.tokenizer or (origin.tokenizer if origin else None)
+    tokenizer = data.tokenizer or (origin.sources.tokenizer if origin else None)
     if tokenizer is None:
         raise ConfigError("data.tokenizer: give a SentencePiece model, or start from a model that has one")
     delay = data.delay or (origin.config.delay_frames if origin else DEFAULT_DELAY)

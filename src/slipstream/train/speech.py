@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.backends.torch.build import build_codec, to_tensor
-from slipstream.checkpoints.checkpoint import load_checkpoint, read_codec
+from slipstream.bundle import ModelBundle
+from slipstream.checkpoints.checkpoint import read_codec
 from slipstream.checkpoints.mimi import parse_codec
-from slipstream.checkpoints.sources import find_place, resolve
+from slipstream.checkpoints.sources import find_place
 from slipstream.checkpoints.tensors import Array, read_tensors, write_tensors
 from slipstream.data.aligner import Aligner
 from slipstream.data.phones import PhoneInventory
@@ -72,7 +73,7 @@ def read_speech_weights(start: str) -> dict[str, Tensor]:
     if Path(start).is_file():
         weights: dict[str, Tensor] = torch.load(start, weights_only=True)["weights"]
         return weights
-    checkpoint = load_checkpoint(start)
+    checkpoint = ModelBundle.resolve(start).checkpoint()
     named = {f"codec.{name}": array for name, array in checkpoint.codec.items()}
     named |= {f"lm.{name}": array for name, array in checkpoint.lm.items()}
     return _tensors(named | read_tensors(_find(start, TRAINING_FILE)))
@@ -97,8 +98,8 @@ def _find_codec(start: str) -> tuple[Sequence[Path], CodecConfig]:
     weights, shapes = (Path(start) / name for name in CODEC_FILES)
     if shapes.is_file() and not (Path(start) / "config.json").is_file():
         return [weights], parse_codec(read_json(shapes))
-    sources = resolve(start)
-    return sources.codec, sources.config.codec
+    bundle = ModelBundle.resolve(start)
+    return bundle.sources.codec, bundle.config.codec
 
 
 def _find(start: str, name: str) -> Path:
