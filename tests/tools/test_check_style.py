@@ -22,7 +22,8 @@ def found(tmp_path: Path, name: str, text: str) -> list[tuple[int, str]]:
         "it is stopped at\nonce",
         "which are not\nto be had",
         "Described in issue 7.",
-        "see /work/notes.md",
+        "see /home/me/notes.md",
+        "see ../notes.md",
         "an odd behavior",
     ],
 )
