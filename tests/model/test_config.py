@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.checkpoints.test_rust import PUBLISHED
 from tests.models import CODECS, codec_config, lm_config, mel_codec_config, stt_config
 
 from slipstream.checkpoints.kyutai import (
@@ -125,45 +126,12 @@ PUBLISHED_MIMI: dict[str, Any] = {
         "output_dimensions": [512],
     },
 }
-# The model section of the Rust server's published configuration for stt-1b-en_fr.
-RUST_TOML = """
-[modules.asr.model]
-audio_vocab_size = 2049
-text_in_vocab_size = 8001
-text_out_vocab_size = 8000
-audio_codebooks = 32
-
-[modules.asr.model.transformer]
-d_model = 2048
-num_heads = 16
-num_layers = 16
-dim_feedforward = 8192
-causal = true
-norm_first = true
-bias_ff = false
-bias_attn = false
-context = 750
-max_period = 100000
-use_conv_block = false
-use_conv_bias = true
-gating = "silu"
-norm = "RmsNorm"
-positional_embedding = "Rope"
-conv_layout = false
-conv_kernel_size = 3
-kv_repeat = 1
-max_seq_len = 40960
-
-[modules.asr.model.extra_heads]
-num_heads = 4
-dim = 6
-"""
 
 
 @pytest.fixture
 def rust_model(tmp_path: Path) -> dict[str, Any]:
     path = tmp_path / "config.toml"
-    path.write_text(RUST_TOML)
+    path.write_text(PUBLISHED)
     return read_toml(path)["modules"]["asr"]["model"]
 
 
