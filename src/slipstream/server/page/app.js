@@ -203,7 +203,8 @@ async function mayReplace() {
   const dialog = $("replace");
   dialog.returnValue = "cancel";
   dialog.showModal();
-  await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+  // `close` is queued: the event of an earlier answer can arrive after the dialog has opened again.
+  await new Promise((resolve) => (dialog.onclose = () => dialog.open || resolve()));
   return dialog.returnValue === "replace";
 }
 
