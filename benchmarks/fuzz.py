@@ -25,7 +25,8 @@ from benchmarks.attacks.uploads import encoded
 from slipstream.audio import SAMPLE_RATE, Encoding, RawFormat
 from slipstream.server.dialects.kyutai import KyutaiDialect
 from slipstream.server.dialects.plain import PlainDialect, parse_format
-from slipstream.server.protocol import PIECE_SAMPLES, Audio, Dialect, Message, ProtocolError, StreamInfo
+from slipstream.server.models import StreamInfo
+from slipstream.server.protocol import PIECE_SAMPLES, Audio, Dialect, Message, ProtocolError
 
 MOST_SAMPLES = PIECE_SAMPLES + 3 * 2880
 """A packet of 120 ms beyond a piece, and what the resampler held back."""
@@ -116,7 +117,7 @@ def expanded(dialect: Dialect, messages: Iterable[Message]) -> int:
     """Decode messages; the most samples in one command. Raises when that is too much, or a message without end."""
     most = 0
     for message in messages:
-        for number, command in enumerate(dialect.decode(message)):
+        for number, command in enumerate(dialect.receive(message)):
             assert number <= len(message) + 1, f"more commands than bytes: {number}"
             if isinstance(command, Audio):
                 most = max(most, len(command.pcm_S))

@@ -34,6 +34,7 @@ from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.runner import Runner, State, StepOutput
 from slipstream.server.access import Access
 from slipstream.server.http.app import Service
+from slipstream.server.models import Models
 from slipstream.server.run import listen, serve
 
 FRAME_SAMPLES = 1920
@@ -122,7 +123,7 @@ def run_server(arguments: argparse.Namespace) -> None:
         tokenizer = tiny_tokenizer()
     with Engine(runner, tokenizer) as engine, listen("127.0.0.1", 0) as listener:
         print(listener.getsockname()[1], flush=True)
-        serve(Service(engine, "cost", Access("127.0.0.1")), listener)
+        serve(Service(Models({"cost": engine}), Access("127.0.0.1")), listener)
 
 
 # --------------------------------------------------------------------------------------------------------- the clients

@@ -22,6 +22,7 @@ from slipstream.engine.engine import Engine
 from slipstream.model.runner import StepOutput
 from slipstream.server.access import Access
 from slipstream.server.http.app import Service
+from slipstream.server.models import Models
 from slipstream.server.run import listen, serve
 from slipstream.testing import tiny_tokenizer
 
@@ -52,7 +53,7 @@ def main() -> None:
     if fault := parser.parse_args().serve:
         with Engine(FaultyRunner(fault), tiny_tokenizer()) as engine, listen("127.0.0.1", 0) as listener:
             print(listener.getsockname()[1], flush=True)
-            serve(Service(engine, "cost", Access("127.0.0.1")), listener)
+            serve(Service(Models({"cost": engine}), Access("127.0.0.1")), listener)
         return
     for fault in ("fails", "hangs"):
         command = [sys.executable, "-m", "benchmarks.model_failures", "--serve", fault]

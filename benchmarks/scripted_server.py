@@ -12,6 +12,7 @@ from slipstream.engine.engine import Engine
 from slipstream.server.access import Access
 from slipstream.server.http.app import Service
 from slipstream.server.limits import Limits
+from slipstream.server.models import Models
 from slipstream.server.run import listen, log_to_stderr, serve
 from slipstream.testing import ScriptRunner, tiny_tokenizer
 
@@ -22,7 +23,7 @@ def main() -> None:
     with Engine(runner, tiny_tokenizer()) as engine, listen("127.0.0.1", 0) as listener:
         print(listener.getsockname()[1], flush=True)
         limits = Limits(idle_seconds=float(sys.argv[3]))
-        serve(Service(engine, "script", Access("127.0.0.1"), limits), listener)
+        serve(Service(Models({"script": engine}), Access("127.0.0.1"), limits), listener)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from slipstream.server.access import Access
 from slipstream.server.http.app import Service
 from slipstream.server.keys import KeyRing
 from slipstream.server.limits import Limits
+from slipstream.server.models import Models
 from slipstream.server.run import Server, Tls, listen
 
 RATE = 24_000
@@ -72,8 +73,7 @@ def serving(
     runner = runner or ScriptRunner(slots=4)
     with Engine(runner, tiny_tokenizer(), max_waiting=max_waiting) as engine:
         service = Service(
-            engine=engine,
-            model="script",
+            engines=Models({"script": engine}),
             access=Access("127.0.0.1", keys),
             limits=limits or Limits(),
             queue_seconds=queue_seconds,

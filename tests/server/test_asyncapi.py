@@ -28,7 +28,8 @@ from slipstream.server.dialects import DIALECTS
 from slipstream.server.dialects.kyutai import KyutaiDialect
 from slipstream.server.dialects.plain import PlainDialect, parse_format
 from slipstream.server.http import app
-from slipstream.server.protocol import CloseCode, Dialect, ProtocolError, StreamInfo
+from slipstream.server.models import StreamInfo
+from slipstream.server.protocol import CloseCode, Dialect, ProtocolError, Send
 
 yaml = pytest.importorskip("yaml")
 API = yaml.safe_load((Path(app.__file__).parents[1] / "api" / "asyncapi.yaml").read_text(encoding="utf-8"))
@@ -67,7 +68,8 @@ def examples(operation: str) -> list[Any]:
 
 
 def told(dialect: Dialect, events: list[Event]) -> list[Any]:
-    messages = [dialect.encode(event) for event in events]
+    actions = [action for event in events for action in dialect.handle(event, 0)]
+    messages = [action.message for action in actions if isinstance(action, Send)]
     messages += [dialect.queued(2), dialect.error(FULL, CloseCode.TRY_LATER)]
     return [json.loads(m) if isinstance(m, str) else msgpack.unpackb(m) for m in messages if m is not None]
 
@@ -87,9 +89,9 @@ def test_messages_of_the_server() -> None:
 
 def test_messages_of_the_client() -> None:
     for payload in examples("sendKyutai"):
-        list(kyutai().decode(msgpack.packb(payload)))
+        list(kyutai().receive(msgpack.packb(payload)))
     for payload in examples("sendPlain"):
-        list(plain().decode(json.dumps(payload)))
+        list(plain().receive(json.dumps(payload)))
     assert len(examples("sendKyutai")) == 4
     assert len(examples("sendPlain")) == 3
 

@@ -13,7 +13,7 @@ import typer
 from slipstream.cli.console import notice
 from slipstream.cli.extras import needs_extra
 from slipstream.cli.models import production_hint
-from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model
+from slipstream.cli.options import DEFAULT_MODEL, Backend, Device
 from slipstream.cli.output import write_stdout
 from slipstream.cli.progress import counting_bar
 from slipstream.errors import ConfigError
@@ -21,12 +21,31 @@ from slipstream.errors import ConfigError
 if TYPE_CHECKING:
     from slipstream.server.limits import Limits
 
-DEFAULT_SLOTS = 8
 _Level = Literal["debug", "info", "warning", "error"]
 
 
 def serve(
-    model: Model = DEFAULT_MODEL,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="[NAME=]MODEL",
+            help="Model: a name that `slipstream models` lists, a Hub repository, or a folder. Repeat it to serve "
+            "several, which requests select by NAME; the first is the default.",
+        ),
+    ] = None,
+    models_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--models",
+            metavar="TOML",
+            help="File of models: a section [NAME] each, with model, slots, backend, device.",
+        ),
+    ] = None,
+    any_model: Annotated[
+        bool, typer.Option("--any-model", help="Serve requests for an unknown model with the default one.")
+    ] = False,
     device: Device = "auto",
     backend: Backend = "auto",
     slots: Annotated[
@@ -94,7 +113,6 @@ def serve(
     The exit code is 1 when the model fails.
     """
     with needs_extra("server", "slipstream serve"):
-        from slipstream.bundle import ModelBundle
         from slipstream.checkpoints.rust import read_rust_config
         from slipstream.server.access import Access, is_loopback
         from slipstream.server.dialects.kyutai import PATH as KYUTAI_PATH
@@ -103,6 +121,7 @@ def serve(
         from slipstream.server.metrics import Metrics
         from slipstream.server.run import Tls, listen, log_to_stderr
         from slipstream.server.run import serve as run
+        from slipstream.server.served import ServedModel, open_models, read_models
 
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("--tls-cert and --tls-key must be used together", param_hint="--tls-cert")
@@ -112,7 +131,15 @@ def serve(
     keys = KeyRing.read(api_keys) if api_keys else named_keys
     access = Access(host, keys, allow_origin or ())
     log_to_stderr(log_level)
-    if rust is None and model == DEFAULT_MODEL:
+    if (models_file is not None) + (config is not None) + bool(model) > 1:
+        raise typer.BadParameter("use only one of --model, --models and --config", param_hint="--model")
+    if models_file is not None:
+        served = read_models(models_file)
+    elif rust is not None:
+        served = [ServedModel(rust, "", slots, backend, device)]
+    else:
+        served = [ServedModel.parse(text, slots, backend, device) for text in model or [DEFAULT_MODEL]]
+    if [one.model for one in served] == [DEFAULT_MODEL]:
         notice(production_hint())
     metrics = Metrics()
     with ExitStack() as stack:
@@ -121,14 +148,21 @@ def serve(
         if metrics_port is not None:
             second = stack.enter_context(listen(metrics_host, metrics_port))
             operations = second, Access(metrics_host) if is_loopback(metrics_host) else None
-        bundle = ModelBundle.of_rust(rust) if rust else ModelBundle.resolve(model)
         with counting_bar("Converting") as progress:
-            slots = slots or (rust.slots if rust else DEFAULT_SLOTS)
-            runner = bundle.open(backend=backend, device=device, slots=slots, progress=progress)
-        with bundle.engine(runner, max_waiting=max_waiting, observer=metrics.observe_step) as engine:
-            service = Service(
-                engine=engine,
-                model=bundle.name,
+            engines = open_models(
+                served,
+                stack,
+                accept_any=any_model,
+                max_waiting=max_waiting,
+                observer=metrics.observe_step,
+                progress=progress,
+            )
+        notice(f"Serving {', '.join(engines)} on {'https' if tls_cert else 'http'}://{_shown(listener)}")
+        if operations is not None:
+            notice(f"Metrics are on http://{_shown(operations[0])}/metrics")
+        run(
+            Service(
+                engines=engines,
                 access=access,
                 limits=limits,
                 metrics=metrics,
@@ -137,11 +171,11 @@ def serve(
                 kyutai_path=rust.path if rust else KYUTAI_PATH,
                 ready_when_free=ready_when_free,
                 metrics_elsewhere=operations is not None,
-            )
-            notice(f"Serving {bundle.name} on {'https' if tls_cert else 'http'}://{_shown(listener)}")
-            if operations is not None:
-                notice(f"Metrics are on http://{_shown(operations[0])}/metrics")
-            run(service, listener, Tls(tls_cert, tls_key) if tls_cert and tls_key else None, operations)
+            ),
+            listener,
+            Tls(tls_cert, tls_key) if tls_cert and tls_key else None,
+            operations,
+        )
 
 
 def api_key(

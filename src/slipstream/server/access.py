@@ -19,7 +19,10 @@ KEY_HEADER = "kyutai-api-key"
 KEY_PARAMETER = "auth_id"
 """For browsers, which cannot set a header on a WebSocket."""
 ID_HEADER = "x-request-id"
+SUBPROTOCOLS = ("realtime", "token", "bearer")
+"""WebSocket subprotocols that clients of OpenAI and Deepgram offer. A browser's key follows, as another one."""
 _KEY_SCHEMES = ("bearer", "token")
+_KEY_SUBPROTOCOL = "openai-insecure-api-key."
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{0,5})?", re.IGNORECASE)
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?P<authority>(\[[0-9a-f:.]+\]|[a-z0-9._-]*)(:\d{1,5})?)", re.IGNORECASE)
 
@@ -141,4 +144,12 @@ def _sent_key(request: HTTPConnection) -> str | None:
     if key := request.headers.get(KEY_HEADER):
         return key
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    return key.strip() if scheme.lower() in _KEY_SCHEMES else request.query_params.get(KEY_PARAMETER)
+    if scheme.lower() in _KEY_SCHEMES:
+        return key.strip()
+    offered = [name.strip() for name in request.headers.get("sec-websocket-protocol", "").split(",")]
+    for name, following in zip(offered, [*offered[1:], ""], strict=True):
+        if name.startswith(_KEY_SUBPROTOCOL):
+            return name.removeprefix(_KEY_SUBPROTOCOL)
+        if name in _KEY_SCHEMES:
+            return following
+    return request.query_params.get(KEY_PARAMETER)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, ProcessCollector
 
@@ -80,12 +81,12 @@ class Metrics:
         self.step_seconds.observe(report.seconds)
         self.lag_seconds.observe(report.lag_seconds)
 
-    def observe_engine(self, engine: Engine) -> None:
-        """Record how the engine is used now."""
-        self.queued.set(engine.waiting)
-        self.slots.set(engine.slots)
-        self.slots_used.set(engine.active)
-        self.step_running.set(engine.step_seconds)
+    def observe_engines(self, engines: Sequence[Engine]) -> None:
+        """Record how the engines of all models are used now."""
+        self.queued.set(sum(engine.waiting for engine in engines))
+        self.slots.set(sum(engine.slots for engine in engines))
+        self.slots_used.set(sum(engine.active for engine in engines))
+        self.step_running.set(max(engine.step_seconds for engine in engines))
 
     def refuse(self, status: int, reason: str, client: Client) -> None:
         """Count a refused request, and log it, unless too many refusals in this second would fill the log."""

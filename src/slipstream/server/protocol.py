@@ -1,15 +1,17 @@
-"""The protocol of a stream, for all dialects: the commands of a client, and the interface of a dialect."""
+"""The protocol of a stream, for all dialects: what a dialect may ask of the server, and the interface of a dialect."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from slipstream.arrays import FloatArray
+from slipstream.engine.session import SessionOptions
 from slipstream.errors import SlipstreamError
 from slipstream.events import Event
 
@@ -25,6 +27,7 @@ class CloseCode(IntEnum):
 
     NORMAL = 1000
     INVALID_PAYLOAD = 1007
+    POLICY_VIOLATION = 1008
     TOO_BIG = 1009
     INTERNAL_ERROR = 1011
     RESTARTING = 1012
@@ -41,94 +44,128 @@ class ProtocolError(SlipstreamError):
         self.code = code
 
 
+Message: TypeAlias = bytes | str
+"""A WebSocket message, binary or text; or bytes of a TCP connection."""
+
+
+# ------------------------------------------------------------------------------------------------------------ actions
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Open the session of a channel. A second one for the same channel replaces its session.
+
+    Args:
+        options: Of the session; the server sets its limits.
+        model: Name of the model, as `Models` has it.
+        channel: Number of the channel.
+    """
+
+    options: SessionOptions
+    model: str
+    channel: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """Reset the stream and drop its buffered audio."""
+    """Reset the stream of a channel and drop its buffered audio."""
+
+    channel: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Audio:
-    """More audio: `pcm_S`, mono float32 at the model's sample rate, full scale 1."""
+    """More audio of a channel: `pcm_S`, mono float32 at the model's sample rate, full scale 1."""
 
     pcm_S: FloatArray
+    channel: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """Flush, and respond with `id` after the text of all audio before it."""
+    """Respond with `MarkerReached(id)` after the text of all audio before it; flush when no more audio comes."""
 
     id: int
+    channel: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """Write all text of the audio so far now; `Flushed` follows. The stream continues exactly as without it."""
+
+    channel: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """End the stream: send the remaining text and close."""
+    """End all channels: write the remaining text. After the last `Final`, the connection closes."""
 
 
-Command: TypeAlias = Restart | Audio | Marker | Finish
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message. `droppable`: it may be dropped for a slow reader, since a later message replaces it."""
 
-Message: TypeAlias = bytes | str
-"""A WebSocket message: binary or text."""
+    message: Message
+    droppable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """The end of a connection: close code and reason. `reason`: at most 123 bytes (RFC 6455, section 5.5)."""
+    """Close the connection after what was sent. `reason`: at most 123 bytes (RFC 6455, section 5.5)."""
 
     code: CloseCode
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class StreamInfo:
-    """What all streams of a server have in common.
+Command: TypeAlias = Open | Restart | Audio | Marker | Flush | Finish
+"""What changes a session."""
 
-    Args:
-        model: Name of the model.
-        delay_seconds: How far the text is behind the audio.
-        frame_seconds: Length of a frame.
-        sample_rate: Of the model's audio, in Hz.
+Action: TypeAlias = Command | Send | Close
+"""What a dialect may ask of the server."""
+
+
+# ------------------------------------------------------------------------------------------------------------ dialects
+
+
+class Dialect(ABC):
+    """Turns the messages of one connection into actions, and the events of its sessions into messages.
+
+    A dialect does no I/O, has no clock and does not see the model: the same messages and events always lead to the
+    same actions. Raise `ProtocolError` for what ends the connection; answer other errors with a `Send`.
     """
 
-    model: str
-    delay_seconds: float
-    frame_seconds: float
-    sample_rate: int = 24_000
+    name: str
+    """Its name in the log."""
 
+    headers: Mapping[str, str] = {}
+    """Headers of the response to the request that opens the connection."""
 
-class Dialect(Protocol):
-    """Decodes the messages of one connection, and encodes its events."""
+    long_text = False
+    """Whether text messages carry audio, so that they may be as long as binary ones."""
 
-    @property
-    def name(self) -> str:
-        """Its name in the log."""
-        ...
+    @abstractmethod
+    def open(self) -> Iterable[Action]:
+        """Yield the actions with which a connection begins, such as `Open` for a session that needs no message."""
 
-    @property
-    def droppable(self) -> tuple[type[Event], ...]:
-        """Events that may be dropped for a slow reader: the next one of the type replaces them."""
-        ...
+    @abstractmethod
+    def receive(self, message: Message) -> Iterator[Action]:
+        """Yield the actions for a client's message, lazily: audio in pieces of at most about `PIECE_SAMPLES`.
 
-    def decode(self, message: Message) -> Iterator[Command]:
-        """Yield the commands of a client's message, lazily: audio in pieces of at most about `PIECE_SAMPLES`.
-
-        Decoding one command takes about 0.3 ms however long the message is, so that other connections can be served
-        between commands. A command may be empty audio.
-        Raises `ProtocolError`, possibly after the first commands.
+        Decoding for one action takes about 0.3 ms however long the message is, so that other connections can be served
+        between actions. Audio may be empty. Raises `ProtocolError`, possibly after the first actions.
         """
-        ...
 
-    def encode(self, event: Event) -> Message | None:
-        """Return the message for an event, or None if this dialect has none."""
-        ...
+    @abstractmethod
+    def handle(self, event: Event, channel: int) -> Iterable[Action]:
+        """Yield the actions for an event of a session; not `Audio`."""
 
-    def queued(self, position: int) -> Message:
+    def queued(self, position: int) -> Message | None:
         """Return the message that no slot is free, with the place in the queue; 1 is next."""
-        ...
+        return None
 
-    def error(self, message: str, code: CloseCode) -> Message:
+    @abstractmethod
+    def error(self, message: str, code: CloseCode) -> Message | None:
         """Return the message with the reason for closing the connection."""
-        ...
 
 
 def check_audio(pcm_S: FloatArray) -> FloatArray:

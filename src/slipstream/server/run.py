@@ -74,8 +74,9 @@ def serve(
     # Objects loaded so far stay: each full garbage collection would traverse them for 16 ms and block all streams.
     gc.freeze()
     Server(service, tls, operations).run(sockets=[listener])
-    if _is_lost(service.engine):
-        raise EngineError(f"the server ended because {service.trouble}") from service.engine.failure
+    for engine in service.engines.values():
+        if _is_lost(engine):
+            raise EngineError(f"the server ended because {service.trouble}") from engine.failure
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -162,7 +163,7 @@ class Server(uvicorn.Server):
         if self._drain is not None and self._drain.done():
             logger.info("drained", extra={"complete": self._drain.result()})
             self.should_exit = True
-        elif self._drain is not None and _is_lost(self._service.engine):
+        elif self._drain is not None and any(map(_is_lost, self._service.engines.values())):
             self._drain.cancel()  # this model emits no more text
             self.should_exit = True
         return await super().on_tick(counter)
@@ -185,14 +186,16 @@ class Server(uvicorn.Server):
 
     def _watch(self, now: float) -> None:
         """Stop when the model has failed; report to systemd that the server works, unless the model hangs."""
-        engine = self._service.engine
-        if engine.failure is not None and not self._failing:
+        engines = self._service.engines.values()
+        failures = [engine.failure for engine in engines if engine.failure is not None]
+        if failures and not self._failing:
             self._failing = self._stopping = True
-            logger.critical("the model failed: the server stops", exc_info=engine.failure)
+            logger.critical("the model failed: the server stops", exc_info=failures[0])
         every = systemd.watchdog_seconds()
         if every is not None and now - self._last_alive >= every and not self._service.trouble:
             self._last_alive = now
-            systemd.notify("WATCHDOG=1", f"STATUS={engine.active} of {engine.slots} slots in use")
+            active, slots = sum(engine.active for engine in engines), sum(engine.slots for engine in engines)
+            systemd.notify("WATCHDOG=1", f"STATUS={active} of {slots} slots in use")
 
     def _new_connection(self, lost: Callable[[], None], app: Requests | None = None) -> HttpConnection:
         connection = HttpConnection(

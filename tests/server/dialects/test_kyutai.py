@@ -24,7 +24,7 @@ FLOATS = st.lists(st.floats(-1, 1, width=32), max_size=40)
 
 def audio_of(data: bytes) -> list[float]:
     samples: list[float] = []
-    for command in KyutaiDialect().decode(data):
+    for command in KyutaiDialect().receive(data):
         assert isinstance(command, Audio)
         samples += command.pcm_S.tolist()
     return samples
@@ -143,7 +143,7 @@ def test_markers_and_init() -> None:
 
 
 def decoded(message: bytes) -> list[Command]:
-    return list(KyutaiDialect().decode(message))
+    return list(KyutaiDialect().receive(message))
 
 
 @pytest.mark.parametrize("value", [0, 0.5, 1 / 3])
@@ -151,7 +151,7 @@ def decoded(message: bytes) -> list[Command]:
 def test_a_long_message_is_decoded_in_pieces(value: float, single: bool) -> None:
     """Numbers in 1, 5 or 9 bytes each: the first piece comes before the rest is read, whatever is wrong with that."""
     message = msgpack.packb({"type": "Audio", "pcm": [value] * 100_000 + ["wrong"]}, use_single_float=single)
-    pieces = KyutaiDialect().decode(message)
+    pieces = KyutaiDialect().receive(message)
     first = next(pieces)
     assert isinstance(first, Audio)
     assert first.pcm_S.tolist() == [np.float32(value)] * PIECE_SAMPLES
@@ -162,20 +162,20 @@ def test_a_long_message_is_decoded_in_pieces(value: float, single: bool) -> None
 @pytest.mark.parametrize("packet", [b"\x18", b"\xfc\xff\xfe", b"\xff\x06" + b"\xff\xfe" * 6, b"\xe0\xff\xfe"])
 def test_opus_that_holds_hours_is_decoded_in_pieces(packet: bytes) -> None:
     message = msgpack.packb({"type": "OggOpus", "data": opus_bomb(packet, 1 << 20)})
-    pieces = KyutaiDialect().decode(message)
+    pieces = KyutaiDialect().receive(message)
     longest = max(len(piece.pcm_S) for piece in islice(pieces, 100) if isinstance(piece, Audio))
     assert 0 < longest <= PIECE_SAMPLES + 3 * 2880  # a packet of 120 ms more, and what the resampler held back
 
 
 def test_ogg_without_audio_is_decoded_in_pieces() -> None:
     message = msgpack.packb({"type": "OggOpus", "data": ogg_page(0, []) * 1000})
-    assert sum(1 for _ in KyutaiDialect().decode(message)) >= 1000 / 20
+    assert sum(1 for _ in KyutaiDialect().receive(message)) >= 1000 / 20
 
 
 def test_too_many_ogg_streams_are_refused() -> None:
     """A decoder is made for each, though it holds no audio."""
     message = msgpack.packb({"type": "OggOpus", "data": ogg_page(2, [OPUS_HEAD]) * 101})
-    pieces = KyutaiDialect().decode(message)
+    pieces = KyutaiDialect().receive(message)
     assert all(isinstance(piece, Audio) for piece in islice(pieces, 100))
     with pytest.raises(ProtocolError, match="more than 100 Ogg streams"):
         list(pieces)
@@ -206,7 +206,7 @@ def opus_messages(data: bytes, size: int, as_list: bool = False) -> list[bytes]:
 
 
 def audio_decoded(dialect: KyutaiDialect, messages: list[bytes]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    commands = [command for message in messages for command in dialect.decode(message)]
+    commands = [command for message in messages for command in dialect.receive(message)]
     return np.concatenate([command.pcm_S for command in commands if isinstance(command, Audio)])
 
 
@@ -233,7 +233,7 @@ def test_init_drops_half_a_page() -> None:
     dialect = KyutaiDialect()
     half = opus_messages(ogg_opus(0.3)[:700], 700)
     audio_decoded(dialect, half)
-    list(dialect.decode(msgpack.packb({"type": "Init"})))
+    list(dialect.receive(msgpack.packb({"type": "Init"})))
     assert len(audio_decoded(dialect, opus_messages(ogg_opus(0.3), 500))) > 0
 
 
@@ -289,7 +289,7 @@ def test_any_bytes_are_commands_or_a_clean_error(messages: list[bytes]) -> None:
     dialect = KyutaiDialect()
     for message in messages:
         try:
-            list(dialect.decode(message))
+            list(dialect.receive(message))
         except ProtocolError:
             return
 

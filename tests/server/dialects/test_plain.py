@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slipstream.audio import RawFormat
+from slipstream.engine.session import SessionOptions
 from slipstream.events import EndOfTurn, Final, Flushed, MarkerReached, OpenWord, PartialWord, Ready, Step, Turn, Word
 from slipstream.server.dialects.plain import PlainDialect, parse_format
+from slipstream.server.models import StreamInfo
 from slipstream.server.protocol import (
     PIECE_SAMPLES,
     Audio,
@@ -21,9 +23,10 @@ from slipstream.server.protocol import (
     Command,
     Finish,
     Marker,
+    Open,
     ProtocolError,
     Restart,
-    StreamInfo,
+    Send,
 )
 
 INFO = StreamInfo(model="tiny", delay_seconds=0.5, frame_seconds=0.08)
@@ -41,26 +44,30 @@ def decoded(commands: Iterable[Command]) -> list[float]:
 def test_pcm_may_be_cut_inside_a_sample() -> None:
     data = np.array([0, 16384, -32768], "<i2").tobytes()
     stream = dialect()
-    assert decoded(command for byte in data for command in stream.decode(bytes([byte]))) == [0.0, 0.5, -1.0]
+    assert decoded(command for byte in data for command in stream.receive(bytes([byte]))) == [0.0, 0.5, -1.0]
 
 
 def test_a_flush_brings_what_the_resampler_holds() -> None:
     stream = dialect("mulaw", 8_000)
-    before = decoded(stream.decode(b"\xff" * 4_000))
-    commands = list(stream.decode('{"type": "flush", "id": 5}'))
+    before = decoded(stream.receive(b"\xff" * 4_000))
+    commands = list(stream.receive('{"type": "flush", "id": 5}'))
     assert len(before) + len(decoded(commands)) == 12_000
     assert commands[-1] == Marker(5)
-    again = [*stream.decode(b"\xff" * 4_000), *stream.decode('{"type": "close"}')]
+    again = [*stream.receive(b"\xff" * 4_000), *stream.receive('{"type": "close"}')]
     assert len(decoded(again)) == 12_000
 
 
+def test_the_session_opens_with_the_connection() -> None:
+    assert list(dialect().open()) == [Open(SessionOptions(steps=True), "tiny")]
+
+
 def test_controls() -> None:
-    assert list(dialect().decode('{"type": "close"}')) == [Finish()]
-    assert list(dialect().decode('{"type": "flush"}')) == [Marker(0)]
+    assert list(dialect().receive('{"type": "close"}')) == [Finish()]
+    assert list(dialect().receive('{"type": "flush"}')) == [Marker(0)]
     stream = dialect()
-    list(stream.decode(b"\1"))
-    assert list(stream.decode('{"type": "restart"}')) == [Restart()]
-    assert decoded(stream.decode(b"\0\x40")) == [0.5]  # the half sample before the restart is forgotten
+    list(stream.receive(b"\1"))
+    assert list(stream.receive('{"type": "restart"}')) == [Restart()]
+    assert decoded(stream.receive(b"\0\x40")) == [0.5]  # the half sample before the restart is forgotten
 
 
 def test_events() -> None:
@@ -77,7 +84,10 @@ def test_events() -> None:
         MarkerReached(7),
         Final(2.5, 0.02),
     ]
-    messages = [json.loads(message) for event in events if (message := stream.encode(event)) is not None]
+    sent = [action for event in events for action in stream.handle(event, 0)]
+    assert all(isinstance(action, Send) for action in sent)
+    assert [action.droppable for action in sent] == [False, True, True, False, True, False, False, False, False]
+    messages = [json.loads(action.message) for action in sent]
     assert messages == [
         {"type": "ready", "model": "tiny", "delay": 0.5, "request_id": "7f"},
         {"type": "partial", "text": "hel", "start": 1.0},
@@ -136,14 +146,14 @@ def test_a_wrong_format_is_named(query: dict[str, str], says: str) -> None:
 )
 def test_errors_name_the_problem(message: bytes | str, says: str) -> None:
     with pytest.raises(ProtocolError, match=says):
-        list(dialect("pcm_f32le").decode(message))
+        list(dialect("pcm_f32le").receive(message))
 
 
 @pytest.mark.parametrize("channels", ["1", "8"])
 @pytest.mark.parametrize("rate", ["4000", "24000", "768000"])
 def test_a_long_message_is_decoded_in_pieces(rate: str, channels: str) -> None:
     stream = PlainDialect(parse_format({"encoding": "mulaw", "sample_rate": rate, "channels": channels}), INFO)
-    pieces = stream.decode(b"\xff" * (4 << 20))
+    pieces = stream.receive(b"\xff" * (4 << 20))
     sizes = [len(piece.pcm_S) for piece in islice(pieces, 20) if isinstance(piece, Audio)]
     assert len(sizes) == 20
     assert max(sizes) <= PIECE_SAMPLES + 2400  # what the resampler held back
@@ -169,7 +179,7 @@ def test_any_messages_are_commands_or_a_clean_error(encoding: str, rate: int, me
     stream = dialect(encoding, rate)
     for message in messages:
         try:
-            list(stream.decode(message))
+            list(stream.receive(message))
         except ProtocolError:
             return
 
@@ -177,5 +187,5 @@ def test_any_messages_are_commands_or_a_clean_error(encoding: str, rate: int, me
 def test_audio_is_converted_to_the_models_sample_rate() -> None:
     info = StreamInfo("small", 0.5, 0.08, sample_rate=16_000)
     stream = PlainDialect(parse_format({"encoding": "pcm_f32le", "sample_rate": "8000"}), info)
-    commands = [*stream.decode(np.zeros(8_000, "<f4").tobytes()), *stream.decode('{"type": "flush"}')]
+    commands = [*stream.receive(np.zeros(8_000, "<f4").tobytes()), *stream.receive('{"type": "flush"}')]
     assert sum(len(command.pcm_S) for command in commands if isinstance(command, Audio)) == 16_000

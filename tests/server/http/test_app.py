@@ -296,7 +296,7 @@ def test_information_about_the_server() -> None:
         assert (module["type"], module["used_slots"], module["total_slots"]) == ("batched_asr", "1", "3")
         assert json.loads(get(f"{running.http}/api/build_info")[1])["name"] == "slipstream"
         info = json.loads(get(f"{running.http}/v1/info")[1])
-        assert info == {"model": "script", "delay": 0.48, "needs_key": False}
+        assert info == {"model": "script", "delay": 0.48, "models": ["script"], "needs_key": False}
         assert get(f"{running.http}/healthz")[:2] == (200, b"ok")
         assert get(f"{running.http}/readyz")[:2] == (200, b"ok")
         samples = metric_samples(get(f"{running.http}/metrics")[1].decode())

@@ -27,6 +27,7 @@ from slipstream.server.access import Access
 from slipstream.server.http.app import Service
 from slipstream.server.keys import KeyRing, new_key
 from slipstream.server.limits import Limits
+from slipstream.server.models import Models
 from slipstream.server.run import Tls, listen, serve
 
 AUDIO = speech(seed=1, words=3)
@@ -74,7 +75,7 @@ def test_a_model_that_fails_ends_the_process_with_an_error(monkeypatch: pytest.M
         thread = threading.Thread(target=client, args=(listener.getsockname()[1],))
         thread.start()
         with pytest.raises(EngineError, match="the model has stopped") as failed:
-            serve(Service(engine, "script", Access("127.0.0.1")), listener)
+            serve(Service(Models({"script": engine}), Access("127.0.0.1")), listener)
         thread.join()
     assert "the device is on fire" in str(failed.value.__cause__)
     assert said == ["the server failed; try again"]

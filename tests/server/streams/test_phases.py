@@ -7,8 +7,9 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from slipstream.engine.session import SessionOptions
 from slipstream.events import Final, Ready, Step
-from slipstream.server.protocol import Audio, Command, Finish, Marker, Restart
+from slipstream.server.protocol import Audio, Command, Finish, Flush, Marker, Open, Restart
 from slipstream.server.streams.phases import NEXT, Connection, Phase, Signal
 
 AUDIO = Audio(np.zeros(1, np.float32))
@@ -28,7 +29,7 @@ def test_a_stream_from_the_first_frame_to_the_last_word() -> None:
     assert connection.phase is Phase.CLOSED
 
 
-@pytest.mark.parametrize("command", [AUDIO, Marker(1), Restart(), Finish()])
+@pytest.mark.parametrize("command", [AUDIO, Marker(1), Flush(), Restart(), Open(SessionOptions(), "tiny"), Finish()])
 def test_commands_after_the_clients_end_are_ignored(command: Command) -> None:
     connection = Connection()
     connection.command(Finish())
@@ -39,7 +40,7 @@ def test_commands_after_the_clients_end_are_ignored(command: Command) -> None:
     assert connection.phase is Phase.CLOSED
 
 
-@pytest.mark.parametrize("command", [AUDIO, Marker(1), Restart(), Finish()])
+@pytest.mark.parametrize("command", [AUDIO, Marker(1), Flush(), Restart(), Open(SessionOptions(), "tiny"), Finish()])
 def test_commands_after_the_servers_end_are_ignored(command: Command) -> None:
     connection = Connection()
     connection.event(Ready())

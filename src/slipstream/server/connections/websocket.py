@@ -9,7 +9,7 @@ import asyncio
 import select
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
 from starlette.requests import HTTPConnection
@@ -18,8 +18,9 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
 
-from slipstream.server.access import ID_HEADER, Refused
+from slipstream.server.access import ID_HEADER, SUBPROTOCOLS, Refused
 from slipstream.server.connections.fairness import TURN_SECONDS, RoundRobin
 from slipstream.server.connections.frames import FrameCutter, FrameHead, FramePart
 from slipstream.server.limits import Limits, Pace
@@ -36,6 +37,16 @@ CLOSE_SECONDS = 5.0
 
 class Listener(Protocol):
     """Receives the events of a WebSocket, in the event loop."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Headers of the response to the upgrade request."""
+        ...
+
+    @property
+    def long_text(self) -> bool:
+        """Whether text messages may be as long as binary ones."""
+        ...
 
     def opened(self) -> None:
         """The connection is open."""
@@ -88,7 +99,7 @@ class WebSocket(asyncio.Protocol):
         self._scope = scope
         self._connections = connections
         self._lost = lost
-        self._protocol = ServerProtocol(max_size=limits.message_bytes)
+        self._protocol = ServerProtocol(select_subprotocol=_select_subprotocol, max_size=limits.message_bytes)
         self._transport: asyncio.Transport
         self._listener: Listener | None = None
         self._frames = FrameCutter()
@@ -278,7 +289,8 @@ class WebSocket(asyncio.Protocol):
         if head.opcode == Opcode.CONT and not head.fin and not head.length:
             return StandardCode.POLICY_VIOLATION, "an empty fragment in the middle of a message"
         size = head.length + (self._protocol.current_size or 0)
-        if self._fragments_are_text and size > self._limits.text_bytes:
+        is_short = self._fragments_are_text and self._listener is not None and not self._listener.long_text
+        if is_short and size > self._limits.text_bytes:
             return StandardCode.MESSAGE_TOO_BIG, f"a text message has at most {self._limits.text_bytes} bytes"
         return None
 
@@ -325,6 +337,8 @@ class WebSocket(asyncio.Protocol):
                 response = self._protocol.reject(refused.status, refused.reason)
                 response.headers.update(refused.headers)
         response.headers[ID_HEADER] = self._scope["id"]
+        if self._listener is not None:
+            response.headers.update(self._listener.headers)
         self._protocol.send_response(response)
         self._write()
         if self._listener is not None:
@@ -349,3 +363,8 @@ class WebSocket(asyncio.Protocol):
             self.resume()  # the client's answer to the close follows its unread data
         if listener is not None:
             listener.closed(code)
+
+
+def _select_subprotocol(protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    """Return the protocol that the server confirms; browsers send a key as another one, which is not repeated."""
+    return next((name for name in offered if name in SUBPROTOCOLS), None)

@@ -7,7 +7,7 @@ of the Rust server: fields in its order, times as float64, `prs` as float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgpack
@@ -15,18 +15,22 @@ import numpy as np
 
 from slipstream.arrays import FloatArray
 from slipstream.audio import Resampler
+from slipstream.engine.session import SessionOptions
 from slipstream.events import Event, MarkerReached, OpenWord, Ready, Step, Word
 from slipstream.server.dialects.ogg import OggOpusDecoder
 from slipstream.server.dialects.packed import octets, parse, samples
+from slipstream.server.models import StreamRequest
 from slipstream.server.protocol import (
+    Action,
     Audio,
     CloseCode,
-    Command,
+    Dialect,
     Marker,
     Message,
+    Open,
     ProtocolError,
     Restart,
-    StreamInfo,
+    Send,
     check_audio,
 )
 
@@ -35,25 +39,30 @@ PCM_RATE = 24_000
 """The rate of `Audio` messages, in Hz. The protocol has no field for it."""
 
 
-def open_dialect(query: Mapping[str, str], info: StreamInfo, id: str) -> KyutaiDialect:
-    """Open the dialect for one connection. Its query parameters are not used, as in the reference."""
-    return KyutaiDialect(info.sample_rate)
+def open_dialect(request: StreamRequest) -> KyutaiDialect:
+    """Open the dialect for one connection, on the default model: the reference has no query parameters."""
+    info = request.models[None]
+    return KyutaiDialect(info.sample_rate, info.model)
 
 
-class KyutaiDialect:
+class KyutaiDialect(Dialect):
     """One connection in Kyutai's dialect, for a model that takes audio at `sample_rate` Hz."""
 
     name = "kyutai"
-    droppable: tuple[type[Event], ...] = (Step,)
 
-    def __init__(self, sample_rate: int = PCM_RATE) -> None:
+    def __init__(self, sample_rate: int = PCM_RATE, model: str = "") -> None:
+        self._model = model
         self._sample_rate = sample_rate
         self._resampler = Resampler(PCM_RATE, sample_rate)
         self._opus: OggOpusDecoder | None = None
         self._open: OpenWord | None = None
 
-    def decode(self, message: Message) -> Iterator[Command]:
-        """Yield the commands of a message; see `Dialect.decode`."""
+    def open(self) -> Iterable[Action]:
+        """Open the session: see `Dialect.open`."""
+        return (Open(SessionOptions(steps=True), self._model),)
+
+    def receive(self, message: Message) -> Iterator[Action]:
+        """Yield the actions for a message: see `Dialect.receive`."""
         if isinstance(message, str):  # the reference ignores text
             return
         kind, value = parse(message, _KEY_OF)
@@ -78,8 +87,12 @@ class KyutaiDialect:
             self._resampler = Resampler(PCM_RATE, self._sample_rate)
             yield Restart()
 
-    def encode(self, event: Event) -> bytes | None:
-        """Return the message for an event; None for partial words, turns and others that this dialect does not have."""
+    def handle(self, event: Event, channel: int) -> Iterable[Action]:
+        """Send the message for an event: see `Dialect.handle`. Turns, partial words and others have none."""
+        message = self._message(event)
+        return (Send(message, isinstance(event, Step)),) if message is not None else ()
+
+    def _message(self, event: Event) -> bytes | None:
         if isinstance(event, Step):
             # The reference sends none for a model without pause heads, and its clients index into `prs`.
             return step(event.index, event.pause, event.buffered) if event.pause else None

@@ -8,11 +8,12 @@ In: audio in the format of the address (`?encoding=pcm_s16le&sample_rate=16000`)
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args
 
 from slipstream.audio import Converter, Encoding, PcmDecoder, RawFormat
 from slipstream.audio.samples import equal_weights
+from slipstream.engine.session import SessionOptions
 from slipstream.errors import AudioError
 from slipstream.events import (
     EndOfTurn,
@@ -27,17 +28,20 @@ from slipstream.events import (
     Turn,
     Word,
 )
+from slipstream.server.models import StreamInfo, StreamRequest
 from slipstream.server.protocol import (
     PIECE_SAMPLES,
+    Action,
     Audio,
     CloseCode,
-    Command,
+    Dialect,
     Finish,
     Marker,
     Message,
+    Open,
     ProtocolError,
     Restart,
-    StreamInfo,
+    Send,
     check_audio,
 )
 
@@ -46,16 +50,15 @@ DEFAULT_RATE = 24_000
 """Sample rate of audio whose address gives none, in Hz."""
 
 
-def open_dialect(query: Mapping[str, str], info: StreamInfo, id: str) -> PlainDialect:
+def open_dialect(request: StreamRequest) -> PlainDialect:
     """Open the dialect for one connection. Raises `ProtocolError` that names an invalid parameter."""
-    return PlainDialect(parse_format(query), info, id)
+    return PlainDialect(parse_format(dict(request.query)), request.models[request.get("model")], request.id)
 
 
-class PlainDialect:
+class PlainDialect(Dialect):
     """One connection in the plain dialect, its audio in `format`; `id` identifies it in the server's log."""
 
     name = "plain"
-    droppable: tuple[type[Event], ...] = (Step, PartialWord, OpenWord)
 
     def __init__(self, format: RawFormat, info: StreamInfo, id: str = "") -> None:
         self._format, self._info, self._id = format, info, id
@@ -63,8 +66,12 @@ class PlainDialect:
         self._piece_bytes = min(piece_frames * format.channels * format.sample_bytes, _PIECE_BYTES)
         self._restart()
 
-    def decode(self, message: Message) -> Iterator[Command]:
-        """Yield the commands of a message; see `Dialect.decode`."""
+    def open(self) -> Iterable[Action]:
+        """Open the session: see `Dialect.open`."""
+        return (Open(SessionOptions(steps=True), self._info.model),)
+
+    def receive(self, message: Message) -> Iterator[Action]:
+        """Yield the actions for a message: see `Dialect.receive`."""
         if isinstance(message, bytes):
             for start in range(0, len(message), self._piece_bytes):
                 self._lags = True
@@ -84,8 +91,12 @@ class PlainDialect:
             self._new_converter()
         yield Marker(id) if kind == "flush" else Finish()
 
-    def encode(self, event: Event) -> str | None:
-        """Return the message for an event; None for `Flushed`, which has none."""
+    def handle(self, event: Event, channel: int) -> Iterable[Action]:
+        """Send the message for an event: see `Dialect.handle`."""
+        message = self._message(event)
+        return (Send(message, isinstance(event, _DROPPABLE)),) if message is not None else ()
+
+    def _message(self, event: Event) -> str | None:
         if isinstance(event, Step):
             time = round(event.index * self._info.frame_seconds, 3)
             pause = [round(p, 4) for p in event.pause]
@@ -150,6 +161,7 @@ MAX_CHANNELS = 8
 LOWEST_RATE = 4_000
 """At lower rates, speech cannot be recognised, and a byte would become more than 6 samples of the model."""
 _PIECE_BYTES = 1 << 16
+_DROPPABLE = (Step, PartialWord, OpenWord)
 
 
 def _json(type: str, **fields: Any) -> str:

@@ -8,6 +8,7 @@ import platform
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -31,26 +32,27 @@ from slipstream.server.http.requests import Guarded, Requests, failure_handlers,
 from slipstream.server.http.uploads import Uploads
 from slipstream.server.limits import Limits
 from slipstream.server.metrics import Metrics
-from slipstream.server.protocol import Dialect, ProtocolError, StreamInfo
+from slipstream.server.models import Models, StreamInfo, StreamRequest, UnknownModel
+from slipstream.server.protocol import Dialect, ProtocolError
 from slipstream.server.streams.registry import StreamRegistry
 from slipstream.server.streams.stream import INTERNAL_ERROR, LiveStream
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Service:
     """The parts of a server.
 
     Args:
+        engines: The engine of each model.
         queue_seconds: How long a stream may wait for a slot; 0 refuses it immediately.
         flush_after_silence: After how many seconds of silence a stream's text is flushed; 0 for never.
         ready_when_free: Whether `/readyz` reports 503 while no slot is free.
         metrics_elsewhere: Whether `/metrics` has its own listener.
     """
 
-    engine: Engine
-    model: str
+    engines: Models[Engine]
     access: Access
     limits: Limits = field(default_factory=Limits)
     metrics: Metrics = field(default_factory=Metrics)
@@ -61,11 +63,15 @@ class Service:
     metrics_elsewhere: bool = False
 
     @property
-    def info(self) -> StreamInfo:
-        format = self.engine.format
-        return StreamInfo(
-            self.model, format.delay_frames / format.frame_rate, 1 / format.frame_rate, format.sample_rate
-        )
+    def engine(self) -> Engine:
+        """The engine of the default model."""
+        return self.engines[None]
+
+    @cached_property
+    def models(self) -> Models[StreamInfo]:
+        """What the streams of each model have in common."""
+        infos = {name: _info(name, self.engines[name]) for name in self.engines}
+        return Models(infos, self.engines.accept_any)
 
     @property
     def dialects(self) -> dict[str, OpenDialect]:
@@ -75,12 +81,12 @@ class Service:
     @property
     def trouble(self) -> str:
         """Why the process must be restarted; empty while the model works."""
-        if not self.engine.alive:
-            return "the model has stopped"
-        if (seconds := self.engine.step_seconds) > self.limits.step_seconds:
-            return (
-                f"the model's step has taken {seconds:.1f} s so far, over the limit of {self.limits.step_seconds:g} s"
-            )
+        for engine in self.engines.values():
+            if not engine.alive:
+                return "the model has stopped"
+            if (seconds := engine.step_seconds) > self.limits.step_seconds:
+                limit = self.limits.step_seconds
+                return f"the model's step has taken {seconds:.1f} s so far, over the limit of {limit:g} s"
         return ""
 
 
@@ -105,7 +111,7 @@ class Streams:
         return LiveStream(
             dialect,
             socket,
-            engine=self._service.engine,
+            engines=self._service.engines,
             registry=self._registry,
             limits=self._service.limits,
             metrics=metrics,
@@ -122,8 +128,12 @@ class Streams:
             raise Refused(404, f"streams are at {' and '.join(self._dialects)}")
         client = request.scope["sender"] = self._service.access.check(request)
         try:
-            dialect = open_dialect(request.query_params, self._service.info, request.scope["id"])
-        except ProtocolError as error:
+            dialect = open_dialect(
+                StreamRequest(
+                    self._service.models, request.query_params.multi_items(), request.headers, request.scope["id"]
+                )
+            )
+        except (ProtocolError, UnknownModel) as error:
             raise Refused(400, str(error)) from error
         self._service.access.enter(client)
         return dialect, client
@@ -216,21 +226,27 @@ class _Handlers:
         )
 
     async def modules_info(self, request: Request) -> Response:
-        engine = self._service.engine
-        module = {
-            "type": "batched_asr",
-            "path": self._service.kyutai_path,
-            "lm": self._service.model,
-            "audio_tokenizer": self._service.model,
-            "used_slots": str(engine.active),
-            "total_slots": str(engine.slots),
-        }
-        return JSONResponse([module])
+        engines = self._service.engines
+        modules = [
+            {
+                "type": "batched_asr",
+                "path": self._service.kyutai_path,
+                "lm": name,
+                "audio_tokenizer": name,
+                "used_slots": str(engines[name].active),
+                "total_slots": str(engines[name].slots),
+            }
+            for name in engines
+        ]
+        return JSONResponse(modules)
 
     async def info(self, request: Request) -> Response:
-        info = self._service.info
+        models = self._service.models
+        info = models[None]
         needs_key = self._service.access.keys is not None
-        return JSONResponse({"model": info.model, "delay": info.delay_seconds, "needs_key": needs_key})
+        return JSONResponse(
+            {"model": info.model, "delay": info.delay_seconds, "models": list(models), "needs_key": needs_key}
+        )
 
     async def health(self, request: Request) -> Response:
         """Return 503 when the process must be restarted."""
@@ -238,15 +254,22 @@ class _Handlers:
 
     async def readiness(self, request: Request) -> Response:
         """Return 503 when new streams should go elsewhere."""
-        engine = self._service.engine
-        full = self._service.ready_when_free and engine.active >= engine.slots
+        engines = self._service.engines.values()
+        full = self._service.ready_when_free and all(engine.active >= engine.slots for engine in engines)
         stopping = "the server is about to stop" if self._registry.draining else ""
         return _status(self._service.trouble or stopping or ("all slots are in use" if full else ""))
 
     async def metrics(self, request: Request) -> Response:
         metrics = self._service.metrics
-        metrics.observe_engine(self._service.engine)
+        metrics.observe_engines(self._service.engines.values())
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _info(name: str, engine: Engine) -> StreamInfo:
+    format = engine.format
+    return StreamInfo(
+        name, format.delay_frames / format.frame_rate, 1 / format.frame_rate, format.sample_rate, format.turns
+    )
 
 
 async def _needs_upgrade(request: Request) -> Response:

@@ -10,12 +10,53 @@ from slipstream.server.protocol import Close, CloseCode, Message
 
 
 class Socket(Protocol):
-    """The socket that an outbox writes to."""
+    """One connection, as a stream sees it."""
 
     @property
     def congested(self) -> bool:
         """Whether the client reads too slowly, so that messages would accumulate."""
         ...
+
+    @property
+    def behind(self) -> bool:
+        """Whether the server has data of the client that it has not read yet."""
+        ...
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has closed the connection, as far as this is known before all its data are read."""
+        ...
+
+    @property
+    def client_code(self) -> int:
+        """The close code that the client sent, or 1006 if it sent none."""
+        ...
+
+    @property
+    def sent_reason(self) -> str:
+        """The reason of the close that the server sent."""
+        ...
+
+    def send(self, message: Message) -> None: ...
+
+    def ping(self) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def close(self, close: Close) -> None: ...
+
+    def cut_off_later(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+class Sink(Protocol):
+    """What an outbox writes to."""
+
+    @property
+    def congested(self) -> bool: ...
 
     def send(self, message: Message) -> None: ...
 
@@ -29,7 +70,7 @@ class Outbox:
     the connection (`overflowed`).
     """
 
-    def __init__(self, socket: Socket, limits: Limits) -> None:
+    def __init__(self, socket: Sink, limits: Limits) -> None:
         self._socket = socket
         self._limits = limits
         self._unsent: deque[Message] = deque()

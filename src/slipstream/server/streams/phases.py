@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import TypeAlias
 
 from slipstream.events import Event, Final, Ready
-from slipstream.server.protocol import Audio, Command, Finish, Marker, Restart
+from slipstream.server.protocol import Audio, Command, Finish, Flush, Marker, Open, Restart
 
 
 class Phase(Enum):
@@ -33,8 +33,10 @@ Trigger: TypeAlias = type[Command] | type[Event] | Signal
 
 NEXT: dict[Phase, dict[Trigger, Phase]] = {
     Phase.WAITING: {
+        Open: Phase.WAITING,
         Audio: Phase.WAITING,
         Marker: Phase.WAITING,
+        Flush: Phase.WAITING,
         Restart: Phase.WAITING,
         Finish: Phase.FINISHING,
         Ready: Phase.LIVE,
@@ -43,8 +45,10 @@ NEXT: dict[Phase, dict[Trigger, Phase]] = {
         Signal.END: Phase.CLOSED,
     },
     Phase.LIVE: {
+        Open: Phase.WAITING,
         Audio: Phase.LIVE,
         Marker: Phase.LIVE,
+        Flush: Phase.LIVE,
         Restart: Phase.WAITING,
         Finish: Phase.FINISHING,
         Ready: Phase.LIVE,
@@ -53,8 +57,10 @@ NEXT: dict[Phase, dict[Trigger, Phase]] = {
         Signal.END: Phase.CLOSED,
     },
     Phase.FINISHING: {
+        Open: Phase.FINISHING,
         Audio: Phase.FINISHING,
         Marker: Phase.FINISHING,
+        Flush: Phase.FINISHING,
         Restart: Phase.FINISHING,
         Finish: Phase.FINISHING,
         Ready: Phase.FINISHING,
@@ -63,8 +69,10 @@ NEXT: dict[Phase, dict[Trigger, Phase]] = {
         Signal.END: Phase.CLOSED,
     },
     Phase.DRAINING: {
+        Open: Phase.DRAINING,
         Audio: Phase.DRAINING,
         Marker: Phase.DRAINING,
+        Flush: Phase.DRAINING,
         Restart: Phase.DRAINING,
         Finish: Phase.DRAINING,
         Ready: Phase.DRAINING,
@@ -90,6 +98,11 @@ class Connection:
         Any client may have audio in flight when a stream ends.
         """
         return self.phase in (Phase.FINISHING, Phase.DRAINING, Phase.CLOSED)
+
+    @property
+    def over(self) -> bool:
+        """Whether the stream has ended: no events follow."""
+        return self.phase is Phase.CLOSED
 
     def command(self, command: Command) -> bool:
         """Follow a command. Returns whether the session must act on it: not after the end of the stream."""

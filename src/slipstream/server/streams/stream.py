@@ -1,4 +1,4 @@
-"""One live stream: connects a WebSocket to a session of the engine."""
+"""One live stream: connects a connection and its dialect to sessions of the engine."""
 
 from __future__ import annotations
 
@@ -6,32 +6,35 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 from slipstream.engine.engine import Engine
 from slipstream.engine.live import LiveSession
-from slipstream.engine.session import SessionOptions
 from slipstream.errors import AudioError, Overloaded, SessionClosed, SlipstreamError
 from slipstream.events import Event, Final, Flushed, MarkerReached, Ready, Recovered, Step, Word
 from slipstream.server.access import Client
 from slipstream.server.connections.fairness import TURN_SECONDS
-from slipstream.server.connections.websocket import WebSocket
 from slipstream.server.limits import Limits, Pace
 from slipstream.server.metrics import Metrics
+from slipstream.server.models import Models
 from slipstream.server.protocol import (
+    Action,
     Audio,
     Close,
     CloseCode,
     Command,
     Dialect,
-    Finish,
+    Flush,
     Marker,
     Message,
+    Open,
     ProtocolError,
     Restart,
+    Send,
 )
-from slipstream.server.streams.outbox import Outbox
+from slipstream.server.streams.outbox import Outbox, Socket
 from slipstream.server.streams.phases import Connection, Phase, Signal
 from slipstream.server.streams.registry import StreamRegistry
 
@@ -45,12 +48,13 @@ logger = logging.getLogger(__name__)
 
 
 class LiveStream:
-    """Runs one accepted WebSocket from its first message to its close. The socket and the registry call it.
+    """Runs one accepted connection from its first message to its close. The socket and the registry call it.
 
     A message is decoded lazily, as far as the session has room for its audio. What fits in one turn is decoded
     immediately; the rest takes turns with other connections, and the socket is paused until then.
 
     Args:
+        engines: The engine of each model.
         queue_seconds: How long to wait for a slot; 0 does not wait.
         client: For the log.
         over: Called once, when the connection has ended.
@@ -60,9 +64,9 @@ class LiveStream:
     def __init__(
         self,
         dialect: Dialect,
-        socket: WebSocket,
+        socket: Socket,
         *,
-        engine: Engine,
+        engines: Models[Engine],
         registry: StreamRegistry,
         limits: Limits,
         metrics: Metrics,
@@ -73,7 +77,7 @@ class LiveStream:
     ) -> None:
         self._dialect = dialect
         self._socket = socket
-        self._engine = engine
+        self._engines = engines
         self._registry = registry
         self._limits = limits
         self._metrics = metrics
@@ -87,28 +91,36 @@ class LiveStream:
         self._close = Close(CloseCode.NORMAL)
         self._began = self._last_message = self._last_ping = time.monotonic()
         self._restart_pace = Pace(limits.restarts_per_second, self._began, _RESTARTS_AT_ONCE)
-        self._commands: Iterator[Command] | None = None  # of the current message
+        self._actions: Iterator[Action] | None = None  # of the current message
         self._unfinished: Command | None = None
         self._full = self._too_fast = False
         self._pending_markers = 0
         self._place_sent = 0
         self._frames = 0
         self._words = 0
-        self._session: LiveSession | None = None
+        self._sessions: dict[int, LiveSession] = {}
+        self._unfinished_sessions: set[int] = set()
+        self._slots: set[int] = set()
         self._had_slot = False
 
     # ------------------------------------------------------------------------------------------ called by the socket
 
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Headers of the response to the request that opened the connection."""
+        return self._dialect.headers
+
+    @property
+    def long_text(self) -> bool:
+        """Whether text messages may be as long as binary ones."""
+        return self._dialect.long_text
+
     def opened(self) -> None:
-        """Ask for a slot."""
+        """Begin as the dialect does: most ask for a slot."""
         self._metrics.connects.inc()
-        options = SessionOptions(
-            steps=True,
-            max_buffered_seconds=self._limits.buffered_seconds,
-            flush_after_silence=self._flush_after_silence or None,
-        )
         try:
-            self._session = self._engine.open(options, wait=self._queue_seconds, wake=self._registry.waker(self))
+            for action in self._dialect.open():
+                self._do(action)
         except Exception as error:
             self._fail(error)
         else:
@@ -119,10 +131,10 @@ class LiveStream:
         if self._connection.ended:
             return
         self._last_message = time.monotonic()
-        self._commands = self._dialect.decode(message)
+        self._actions = self._dialect.receive(message)
         if self.work(time.perf_counter() + TURN_SECONDS):
             self._registry.turns.add(self)
-        if self._commands is not None or self._too_fast:
+        if self._actions is not None or self._too_fast:
             self._last_message = math.inf  # the client waits for the server
             self._socket.pause()
 
@@ -142,37 +154,36 @@ class LiveStream:
     # ------------------------------------------------------------------------------------------ called by the registry
 
     def deliver(self) -> None:
-        """Take the new events of the session."""
-        if self._session is None or self._connection.phase is Phase.CLOSED:
+        """Take the new events of the sessions."""
+        if self._connection.over:
             return
         try:
-            events = self._session.take()
+            for channel, session in list(self._sessions.items()):
+                for event in session.take():
+                    self._pass_on(event, channel)
+                    if self._connection.over:
+                        return
         except Exception as error:
             self._fail(error)
             return
-        for event in events:
-            self._send(event)
-            if self._outbox.overflowed:
-                self._give_up()
-                return
         if self._full:
             self._full = False
             self._registry.turns.add(self)
 
     def sweep(self, now: float) -> None:
         """Apply the time limits, report the place in the queue, ping, and notice a client that has left."""
-        if self._commands is not None and self._socket.gone:
+        if self._actions is not None and self._socket.gone:
             self._socket.abort()
             return
         if self._socket.behind:
             self._last_message = max(self._last_message, now)
-        if self._connection.phase is Phase.WAITING:
+        if self._connection.phase is Phase.WAITING and self._place:
             self._report_place()
         elif now - self._last_message > self._limits.idle_seconds:
             self.end(Close(CloseCode.TIMED_OUT, f"nothing was received for {self._limits.idle_seconds:g} s"))
         elif now - self._began > self._limits.session_seconds:
             self.end(Close(CloseCode.TIMED_OUT, f"a stream lasts at most {self._limits.session_seconds:g} s"))
-        if self._flush_after_silence and now - self._last_audio > self._flush_after_silence and self._commands is None:
+        if self._flush_after_silence and now - self._last_audio > self._flush_after_silence and self._actions is None:
             self._last_audio = math.inf
             self._flush()
         if now - self._last_ping > PING_SECONDS and not self._socket.congested:
@@ -181,33 +192,32 @@ class LiveStream:
 
     def end(self, close: Close) -> None:
         """Transcribe the audio received so far, then close."""
-        if self._session is None or self._connection.phase not in (Phase.WAITING, Phase.LIVE):
+        if self._connection.phase not in (Phase.WAITING, Phase.LIVE):
             return  # it is ending already
         self._connection.signal(Signal.DRAIN)
         self._close = close
         self._drop_message()
         self._read_on()
         try:
-            self._session.finish()
+            self._finish()
         except Exception as error:
             self._fail(error)
 
     # -------------------------------------------------------------------------------------------------- in detail
 
     def work(self, until: float) -> bool:
-        """Process the commands of the last message, up to one for which there is no room yet."""
+        """Process the actions of the last message, up to one for which there is no room yet."""
         try:
-            while self._commands is not None and self._session is not None:
-                command = self._unfinished or next(self._commands, None)
+            while self._actions is not None and not self._connection.over:
+                action = self._unfinished or next(self._actions, None)
                 self._unfinished = None
-                if command is None:
-                    self._commands = None
+                if action is None:
+                    self._actions = None
                     break
-                if self._connection.command(command):
-                    self._unfinished = self._act(self._session, command)
-                    self._full = self._unfinished is not None
-                    if self._full:
-                        return False
+                self._unfinished = self._do(action)
+                self._full = self._unfinished is not None
+                if self._full:
+                    return False
                 if time.perf_counter() > until:
                     return True
         except SessionClosed:
@@ -217,31 +227,72 @@ class LiveStream:
         self._read_on()
         return False
 
-    def _act(self, session: LiveSession, command: Command) -> Command | None:
-        """Process a command. Returns the rest of it for which there is no room."""
+    def _do(self, action: Action) -> Command | None:
+        """Do what the dialect asks for. Returns the rest of a command for which there is no room."""
+        if isinstance(action, Send):
+            self._put(action.message, action.droppable)
+        elif isinstance(action, Close):
+            self._outbox.close(action)
+            self._give_up()
+        elif self._connection.command(action):
+            return self._act(action)
+        return None
+
+    def _act(self, command: Command) -> Command | None:
         if isinstance(command, Audio):
-            taken = session.offer(command.pcm_S)
+            pcm_S = command.pcm_S
+            taken = self._sessions[command.channel].offer(pcm_S)
             self._last_audio = time.monotonic()
-            return Audio(command.pcm_S[taken:]) if taken < len(command.pcm_S) else None
-        if isinstance(command, Marker):
+            return Audio(pcm_S[taken:], command.channel) if taken < len(pcm_S) else None
+        if isinstance(command, (Marker, Flush)):
             if self._pending_markers >= self._limits.pending_markers:
                 return command
             self._pending_markers += 1
-            session.mark(command.id)
+            session = self._sessions[command.channel]
+            if isinstance(command, Marker):
+                session.mark(command.id)
+            else:
+                session.flush()
         elif isinstance(command, Restart):
             self._pending_markers = 0
-            session.restart()
-            if delay := self._restart_pace.delay(time.monotonic()):
-                self._too_fast = True
-                asyncio.get_running_loop().call_later(delay, self._slowed_down)
-        elif isinstance(command, Finish):
-            session.finish()
+            self._sessions[command.channel].restart()
+            self._slow_down()
+        elif isinstance(command, Open):
+            if previous := self._sessions.get(command.channel):
+                previous.cancel()
+                self._free_slot(command.channel)
+                self._slow_down()
+            options = replace(
+                command.options,
+                max_buffered_seconds=self._limits.buffered_seconds,
+                flush_after_silence=command.options.flush_after_silence or self._flush_after_silence or None,
+            )
+            engine = self._engines[command.model]
+            self._sessions[command.channel] = engine.open(
+                options, wait=self._queue_seconds, wake=self._registry.waker(self)
+            )
+            self._unfinished_sessions.add(command.channel)
+        else:
+            self._finish()
         return None
 
+    def _finish(self) -> None:
+        for session in self._sessions.values():
+            session.finish()
+        if not self._sessions:
+            self._outbox.close(self._close)
+            self._give_up()
+
     def _flush(self) -> None:
-        if self._session is not None and self._connection.phase is Phase.LIVE:
+        if self._connection.phase is Phase.LIVE:
             with suppress(SessionClosed):  # it has ended meanwhile: `deliver` gets its error
-                self._session.flush()
+                for session in self._sessions.values():
+                    session.flush()
+
+    def _slow_down(self) -> None:
+        if delay := self._restart_pace.delay(time.monotonic()):
+            self._too_fast = True
+            asyncio.get_running_loop().call_later(delay, self._slowed_down)
 
     def _slowed_down(self) -> None:
         self._too_fast = False
@@ -250,41 +301,58 @@ class LiveStream:
     def _read_on(self) -> None:
         if self._last_message == math.inf:
             self._last_message = time.monotonic()
-        if not self._too_fast and self._commands is None and self._connection.phase is not Phase.CLOSED:
+        if not self._too_fast and self._actions is None and not self._connection.over:
             self._socket.resume()
 
     def _drop_message(self) -> None:
-        self._commands = self._unfinished = None
+        self._actions = self._unfinished = None
         self._full = False
         self._registry.turns.remove(self)
 
-    def _send(self, event: Event) -> None:
-        self._connection.event(event)
-        if isinstance(event, Ready) and not self._had_slot:
-            self._had_slot = True
-            self._metrics.open_channels.inc()
+    def _pass_on(self, event: Event, channel: int) -> None:
+        """Count an event, and do what the dialect makes of it."""
         if isinstance(event, Step):
-            self._frames = event.index
+            self._frames = max(self._frames, event.index)
         elif isinstance(event, Word):
             self._words += 1
             self._metrics.words.inc()
+        elif isinstance(event, Ready):
+            self._connection.event(event)
+            if channel not in self._slots:
+                self._had_slot = True
+                self._slots.add(channel)
+                self._metrics.open_channels.inc()
         elif isinstance(event, Flushed):
+            self._pending_markers = max(0, self._pending_markers - 1)
             self._metrics.flush_seconds.observe(event.seconds)
         elif isinstance(event, Recovered):
             self._metrics.recoveries.inc()
         elif isinstance(event, MarkerReached):
             self._pending_markers -= 1
-        message = self._dialect.encode(event)
-        if message is not None:
-            self._outbox.put(message, isinstance(event, self._dialect.droppable))
-        if isinstance(event, Final):
+        elif isinstance(event, Final):
+            self._unfinished_sessions.discard(channel)
+        for action in self._dialect.handle(event, channel):
+            self._do(action)
+        if isinstance(event, Final) and not self._unfinished_sessions:
+            self._connection.event(event)
             self._outbox.close(self._close)
 
+    def _put(self, message: Message, droppable: bool = False) -> None:
+        self._outbox.put(message, droppable)
+        if self._outbox.overflowed:
+            self._give_up()
+
+    @property
+    def _place(self) -> int:
+        """The last place of its sessions in the queue for a slot; 0 if none waits."""
+        return max((session.queue_position for session in self._sessions.values()), default=0)
+
     def _report_place(self) -> None:
-        place = self._session.queue_position if self._session else 0
-        if place and place != self._place_sent:
+        place = self._place
+        if place != self._place_sent:
             self._place_sent = place
-            self._outbox.put(self._dialect.queued(place))
+            if (message := self._dialect.queued(place)) is not None:
+                self._put(message)
 
     def _fail(self, error: Exception) -> None:
         """Send the error and close, without the remaining text."""
@@ -294,7 +362,8 @@ class LiveStream:
             message = INTERNAL_ERROR
             if not isinstance(error, SlipstreamError):
                 logger.error("stream failed", extra=self._client.log_fields, exc_info=error)
-        self._outbox.put(self._dialect.error(message, code))
+        if (reply := self._dialect.error(message, code)) is not None:
+            self._outbox.put(reply)
         self._outbox.close(Close(code, message.encode()[:_REASON_BYTES].decode("utf-8", "ignore")))
         self._give_up()
 
@@ -304,15 +373,21 @@ class LiveStream:
         self._socket.cut_off_later()
 
     def _stop(self) -> None:
-        """Free the slot and process no more messages."""
+        """Free the slots and process no more messages."""
         self._connection.signal(Signal.END)
         self._drop_message()
-        if self._session is not None:
-            self._session.cancel()
+        for session in self._sessions.values():
+            session.cancel()
+
+    def _free_slot(self, channel: int) -> None:
+        if channel in self._slots:
+            self._slots.discard(channel)
+            self._metrics.open_channels.dec()
 
     def _record(self, code: int | None) -> None:
+        for channel in list(self._slots):
+            self._free_slot(channel)
         if self._had_slot:
-            self._metrics.open_channels.dec()
             self._metrics.connection_steps.observe(self._frames)
         self._metrics.dropped.inc(self._outbox.dropped)
         ended_by, reason = "server", self._socket.sent_reason

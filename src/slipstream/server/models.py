@@ -1,0 +1,95 @@
+"""The models of a server, and the request with which a client chooses one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from slipstream.engine.turns import TurnOptions
+from slipstream.errors import SlipstreamError
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """What all streams of a model have in common.
+
+    Args:
+        model: Name of the model.
+        delay_seconds: How far the text is behind the audio.
+        frame_seconds: Length of a frame.
+        sample_rate: Of the model's audio, in Hz.
+        turns: When a turn ends, where a client sets nothing.
+    """
+
+    model: str
+    delay_seconds: float
+    frame_seconds: float
+    sample_rate: int = 24_000
+    turns: TurnOptions = field(default_factory=TurnOptions)
+
+
+class UnknownModel(SlipstreamError):
+    """A request names a model that the server does not have."""
+
+
+_Model = TypeVar("_Model")
+
+
+class Models(Generic[_Model]):
+    """The models of a server by their names. The first is the default.
+
+    Args:
+        models: At least one model.
+        accept_any: Whether an unknown name means the default model, for clients with a fixed one such as `whisper-1`.
+    """
+
+    def __init__(self, models: Mapping[str, _Model], accept_any: bool = False) -> None:
+        self._models, self.accept_any = dict(models), accept_any
+        self.default = next(iter(self._models))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._models)
+
+    def values(self) -> list[_Model]:
+        """Return the models, without their names."""
+        return list(self._models.values())
+
+    def name(self, name: str | None) -> str:
+        """Return the name of the model that a request asks for. Raises `UnknownModel`."""
+        if not name:
+            return self.default
+        if name in self._models:
+            return name
+        if self.accept_any:
+            return self.default
+        raise UnknownModel(f"unknown model {name!r:.80}: this server has {', '.join(self._models)}")
+
+    def __getitem__(self, name: str | None) -> _Model:
+        """Return the model that a request asks for. Raises `UnknownModel`."""
+        return self._models[self.name(name)]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRequest:
+    """The request that opens a connection.
+
+    Args:
+        models: What each model's streams have in common.
+        query: Parameters of the address, in their order; a name may occur several times.
+        headers: Headers of the request, names in lower case.
+        id: Identifies the request in the server's log.
+    """
+
+    models: Models[StreamInfo]
+    query: Sequence[tuple[str, str]] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    id: str = ""
+
+    def get(self, name: str, default: str | None = None) -> str | None:
+        """Return the last value of a query parameter."""
+        return next((value for key, value in reversed(self.query) if key == name), default)
+
+    def all(self, name: str) -> list[str]:
+        """Return all values of a query parameter."""
+        return [value for key, value in self.query if key == name]
