@@ -1,0 +1,97 @@
+"""Clients of every dialect, written from the public protocols only: for load, fuzzing, attacks and the tests.
+
+A dialect's entry says how a client connects, sends audio and ends, and how it reads the words. To add one, write a
+subclass of `DialectClient` and a line in `CLIENTS`.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import msgpack
+import numpy as np
+
+from slipstream.arrays import FloatArray
+
+Message = bytes | str
+
+
+class DialectClient(ABC):
+    """One connection of a client."""
+
+    path: ClassVar[str]
+    """Address of the WebSocket, with its query."""
+    headers: ClassVar[Mapping[str, str]] = {}
+    rate: ClassVar[int] = 24_000
+    """Of the audio, in Hz."""
+
+    def begin(self) -> Iterable[Message]:
+        """Return the messages before the audio."""
+        return ()
+
+    @abstractmethod
+    def audio(self, pcm_S: FloatArray) -> Iterable[Message]:
+        """Return the messages for mono audio at `rate`, full scale 1."""
+
+    @abstractmethod
+    def finish(self) -> Iterable[Message]:
+        """Return the messages that end the audio."""
+
+    @abstractmethod
+    def read(self, message: Message) -> list[str]:
+        """Return the final words in a message of the server, and note whether the transcript is complete."""
+
+    done = False
+    """Whether all words of the audio have been read."""
+
+
+def pcm16(pcm_S: FloatArray) -> bytes:
+    """Return 16-bit little-endian samples."""
+    return (np.clip(pcm_S, -1, 1) * 32767).round().astype("<i2").tobytes()
+
+
+class Plain(DialectClient):
+    """Our own dialect."""
+
+    path = "/v1/stream?encoding=pcm_f32le&sample_rate=24000"
+
+    def audio(self, pcm_S: FloatArray) -> Iterable[Message]:
+        return (pcm_S.astype("<f4").tobytes(),)
+
+    def finish(self) -> Iterable[Message]:
+        return (json.dumps({"type": "close"}),)
+
+    def read(self, message: Message) -> list[str]:
+        event = json.loads(message)
+        self.done |= event["type"] == "done"
+        return [event["text"]] if event["type"] == "word" else []
+
+
+class Kyutai(DialectClient):
+    """The dialect of Kyutai's server."""
+
+    path = "/api/asr-streaming"
+
+    def audio(self, pcm_S: FloatArray) -> Iterable[Message]:
+        return (_pack(type="Audio", pcm=pcm_S.tolist()),)
+
+    def finish(self) -> Iterable[Message]:
+        return (_pack(type="Marker", id=1),)
+
+    def read(self, message: Message) -> list[str]:
+        assert isinstance(message, bytes)
+        event = msgpack.unpackb(message)
+        self.done |= event["type"] == "Marker"
+        return [event["text"]] if event["type"] == "Word" else []
+
+
+def _pack(**fields: Any) -> bytes:
+    packed: bytes = msgpack.packb(fields, use_single_float=True)
+    return packed
+
+
+CLIENTS: dict[str, type[DialectClient]] = {"plain": Plain, "kyutai": Kyutai}
+"""The client of each dialect, by its name in the log."""
