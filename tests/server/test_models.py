@@ -51,9 +51,9 @@ def test_a_file_of_models(tmp_path: Path) -> None:
     [
         ("", "no models"),
         ('fast = "tiny"', "fast: expected a section"),
-        ("[fast]\nslots = 3", "fast.model"),
-        ('[fast]\nmodel = "tiny"\nslot = 3', "fast.slot"),
-        ('[fast]\nmodel = "tiny"\nslots = 0', "fast.slots"),
+        ("[fast]\nslots = 3", r"\[fast\] lacks model"),
+        ('[fast]\nmodel = "tiny"\nslot = 3', r"\[fast\].*slot"),
+        ('[fast]\nmodel = "tiny"\nslots = 0', r"\[fast\].*slots"),
     ],
 )
 def test_an_invalid_file_of_models(text: str, says: str, tmp_path: Path) -> None:

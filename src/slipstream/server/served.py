@@ -57,7 +57,7 @@ def read_models(path: Path) -> list[ServedModel]:
     for name, table in read_toml(path).items():
         if not isinstance(table, dict):
             raise ConfigError(f'{path}: {name}: expected a section [NAME] with model = "..."')
-        section = parse(_Table, table, str(path), f"{name}.")
+        section = parse(_Table, table, f"{path}: [{name}]")
         served.append(ServedModel(section.model, name, section.slots, section.backend, section.device))
     if not served:
         raise ConfigError(f'{path}: no models: expected a section [NAME] with model = "..." for each')
