@@ -1,6 +1,6 @@
 """Clients of every dialect, written from the public protocols only: for load, fuzzing, attacks and the tests.
 
-A dialect's entry says how a client connects, sends audio and ends, and how it reads the words. To add one, write a
+A dialect's entry defines how a client connects, sends audio and ends, and how it reads the words. To add one, write a
 subclass of `DialectClient` and a line in `CLIENTS`.
 """
 

@@ -340,7 +340,7 @@ def test_uploads_are_converted_to_the_models_sample_rate(caplog: pytest.LogCaptu
     runner = ScriptRunner()
     runner.frame_samples = 1280  # at 12.5 frames per second: 16 kHz
     with serving(runner) as running:
-        assert running.service.info.sample_rate == 16_000
+        assert running.service.models[None].sample_rate == 16_000
         assert upload(running, wav(np.zeros(2 * RATE, np.float32)))[0] == 200
     record = next(record.__dict__ for record in caplog.records if record.message == "upload closed")
     assert (record["audio_seconds"], record["frames"]) == (2.0, 25)

@@ -78,7 +78,7 @@ class Turns(set[Any]):
 
 
 class Loop:
-    """Stands in for a registry: the test delivers the events itself."""
+    """A registry without a loop: the test delivers the events itself."""
 
     draining = False
 

@@ -310,7 +310,7 @@ class LiveStream:
         self._registry.turns.remove(self)
 
     def _pass_on(self, event: Event, channel: int) -> None:
-        """Count an event, and do what the dialect makes of it."""
+        """Count an event, and do the actions that the dialect returns."""
         if isinstance(event, Step):
             self._frames = max(self._frames, event.index)
         elif isinstance(event, Word):
