@@ -12,7 +12,7 @@ import numpy as np
 from slipstream.arrays import BoolArray, FloatArray
 from slipstream.checkpoints.kyutai import dump_kyutai
 from slipstream.model.config import PAD_ID, WORD_ID, STTConfig
-from slipstream.model.runner import State, StepOutput
+from slipstream.model.runner import State, StepOutput, StepwiseRunner
 from slipstream.testing import FRAME_RATE, FRAME_SAMPLES, LEXICON, tiny_tokenizer
 
 Row = dict[str, Any]
@@ -93,7 +93,7 @@ def moshi_lm_arguments(config: STTConfig) -> Row:
     return {key: value for key, value in dump_kyutai(config).items() if key not in (*about_files, "conditioners")}
 
 
-class FreeRunner:
+class FreeRunner(StepwiseRunner):
     """A Runner that costs almost nothing. It repeats a few words, with pauses between them."""
 
     frame_samples = FRAME_SAMPLES

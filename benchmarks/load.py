@@ -31,7 +31,7 @@ from slipstream.bundle import ModelBundle
 from slipstream.engine.engine import Engine
 from slipstream.loading import load_runner
 from slipstream.model.config import PAD_ID, WORD_ID
-from slipstream.model.runner import Runner, State, StepOutput
+from slipstream.model.runner import Runner, State, StepOutput, StepwiseRunner
 from slipstream.server.access import Access
 from slipstream.server.http.app import Service
 from slipstream.server.models import Models
@@ -79,7 +79,7 @@ def parse_arguments() -> argparse.Namespace:
 # ---------------------------------------------------------------------------------------------------------- the server
 
 
-class CostRunner:
+class CostRunner(StepwiseRunner):
     """A Runner with a given cost, and writes a word every six frames."""
 
     frame_samples = FRAME_SAMPLES

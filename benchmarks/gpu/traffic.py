@@ -23,7 +23,7 @@ from slipstream.engine.session import SessionOptions
 from slipstream.errors import Overloaded
 from slipstream.events import Event, Final
 from slipstream.model.config import STTConfig
-from slipstream.model.runner import State, StepOutput
+from slipstream.model.runner import State, StepOutput, StepwiseRunner
 from slipstream.testing import tiny_tokenizer
 
 FRAME_SECONDS = 0.08
@@ -92,7 +92,7 @@ def step_through(model: Any, config: STTConfig, options: argparse.Namespace) -> 
     return {"slots": model.slots, "active": float(np.mean(active)), **summary(times[10:]), "over_80_ms": late}
 
 
-class Scripted:
+class Scripted(StepwiseRunner):
     """A runner that does all its work on the device, and returns the text of a script."""
 
     def __init__(self, runner: TorchRunner) -> None:

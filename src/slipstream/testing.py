@@ -43,7 +43,7 @@ from slipstream.model.config import (
     WhisperConfig,
 )
 from slipstream.model.names import Shapes, codec_shapes, lm_shapes
-from slipstream.model.runner import State, StepOutput
+from slipstream.model.runner import State, StepOutput, StepwiseRunner
 from slipstream.model.text import Tokenizer
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -143,7 +143,7 @@ class _SlotState:
     plan: dict[int, int] = field(default_factory=dict)
 
 
-class ScriptRunner:
+class ScriptRunner(StepwiseRunner):
     """A Runner whose text is a pure function of the audio of its slot since the last reset.
 
     It writes the word of each new level, `delay_frames` late, as a trained model does. The log-probability of each

@@ -18,6 +18,7 @@ from tests.fakes import (
     words_of,
 )
 
+from slipstream.engine.flush import MAX_EXTRA_FLUSH_FRAMES
 from slipstream.engine.session import Session, SessionOptions, SlotOp
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import AudioError, ConfigError, SessionClosed
@@ -288,7 +289,7 @@ def test_a_flush_ends_although_the_model_never_stops_writing() -> None:
     session = new_session(runner, watchdog=None)
     events = drive(session, runner, [silence(10)])
     assert isinstance(events[-1], Final)
-    assert runner.steps == 10 + 6 + Session.MAX_EXTRA_FLUSH_FRAMES
+    assert runner.steps == 10 + 6 + MAX_EXTRA_FLUSH_FRAMES
 
 
 def test_audio_that_comes_during_a_flush_is_processed_after_it() -> None:

@@ -24,7 +24,7 @@ from slipstream.evaluate.scores import ends_of_turn, error_rates, groups, need_w
 from slipstream.evaluate.transcribe import Hypothesis, Speed, transcribe_recordings
 from slipstream.events import Word
 from slipstream.model.config import PAD_ID
-from slipstream.model.runner import State, StepOutput
+from slipstream.model.runner import State, StepOutput, StepwiseRunner
 from slipstream.model.text import encode_stream
 from slipstream.transcriber import Transcriber
 
@@ -98,7 +98,7 @@ def test_an_end_of_turn_is_late_after_the_last_word_and_false_before_it() -> Non
     assert high.median == pytest.approx(0.16)
 
 
-class Script:
+class Script(StepwiseRunner):
     """A Runner of two slots that write the same text stream after each reset."""
 
     frame_samples, frame_rate, slots, delay_frames = 1920, 12.5, 2, 4

@@ -162,6 +162,41 @@ def test_a_snapshot_continues_in_another_slot_and_does_not_change(make: MakeRunn
     assert_same(outputs, whole[after:])
 
 
+@both_encoders
+def test_a_launched_step_is_the_same_step_whatever_happens_to_other_slots_meanwhile(make: MakeRunner, codec: str):
+    runner = runner_for(make, SLOTS, codec)
+    whole = run_alone(make, audio(3), codec)
+    only_1, outputs = np.array([False, True, False, False]), []
+    for t, frame in enumerate(audio(3)):
+        collect = runner.launch(np.stack([frame] * SLOTS), only_1)
+        runner.reset([0])
+        runner.restore(2, runner.snapshot(3))
+        out = collect()
+        outputs.append((int(out.token_B[1]), float(out.logprob_B[1]), out.pause_BH[1].copy()))
+        if t % 5 == 0:
+            runner.step(np.stack([frame] * SLOTS), ~only_1)
+    assert_same(outputs, whole)
+
+
+@both_encoders
+@pytest.mark.parametrize("before", [2, 9, 21])
+def test_a_savepoint_takes_back_the_steps_after_it(make: MakeRunner, codec: str, before: int):
+    runner = runner_for(make, SLOTS, codec)
+    frames = audio(5)
+    whole = run_alone(make, frames, codec)
+    only_2, silent = np.array([False, False, True, False]), np.zeros((SLOTS, 1920), np.float32)
+    outputs = []
+    for t, frame in enumerate(frames):
+        if t == before:
+            saved = runner.savepoint(2, 4)
+            for _ in range(4):
+                runner.step(silent, only_2)
+            runner.restore(2, saved)
+        out = runner.step(np.stack([frame] * SLOTS), only_2)
+        outputs.append((int(out.token_B[2]), float(out.logprob_B[2]), out.pause_BH[2].copy()))
+    assert_same(outputs, whole)
+
+
 def test_the_first_frame_counts(make: MakeRunner):
     frames = audio(4, frames=3)
     changed = frames.copy()

@@ -6,12 +6,13 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 
 import numpy as np
 
+from slipstream.engine.flush import flush_steps
 from slipstream.engine.live import LiveSession
 from slipstream.engine.port import Mailbox
 from slipstream.engine.session import Session, SessionOptions, SlotOp, StreamFormat
@@ -20,6 +21,8 @@ from slipstream.engine.turns import TurnOptions
 from slipstream.errors import EngineError, Overloaded, SessionClosed
 from slipstream.model.runner import Runner, State, StepOutput
 from slipstream.model.text import Tokenizer
+
+_Row = tuple[int, Session]  # a slot and its session
 
 CLOSE_SECONDS = 10.0
 """`close` stops waiting for a step that has taken this long."""
@@ -78,6 +81,7 @@ class Engine:
         self.slots = runner.slots
         self._runner = runner
         self._observer = observer
+        self._flush_steps = flush_steps(runner.delay_frames)
         self._pcm_BS = np.zeros((runner.slots, runner.frame_samples), np.float32)
         self._sessions = SessionTable(runner.slots, max_waiting)
         self._closing = False
@@ -179,57 +183,74 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            while (batch := self._sessions.wait_for_step(self._stopping, self._fill)) is not None:
-                self._step_began = time.monotonic()
-                self._step(batch)
+            step = self._launch()
+            while step is not None:
+                step.wait()
                 self._step_began = 0.0
+                # Sessions whose next frame depends on this output take it first, so that they can be in the next step.
+                # The others take it while the device computes that step.
+                self._advance(step, [row for row in step.rows if not row[1].predictable])
+                following = self._launch(wait=False)
+                self._advance(step, step.rows)
+                if self._observer is not None:
+                    self._observer(StepReport(step.seconds, step.lag, step.sessions, self.slots))
+                step = following or self._launch()
             self._sessions.end_all(_closed)
         except BaseException as error:  # whatever stops this thread, no session may wait for it forever
             self._step_began = 0.0
             self.failure = error
             self._sessions.end_all(partial(_engine_error, error))
 
+    def _launch(self, *, wait: bool = True) -> _Step | None:
+        """Begin the step that is due, after a `wait` for it; None to stop, or without `wait` if none is due."""
+        step = self._sessions.next_step(self._stopping, self._fill, wait=wait)
+        if step is None:
+            return None
+        self._step_began = time.monotonic()
+        self._run_ops(step.ops)
+        active_B = np.zeros(self.slots, np.bool_)
+        active_B[[slot for slot, _ in step.rows]] = True
+        step.began = time.monotonic()
+        step.collect = self._runner.launch(self._pcm_BS, active_B)
+        return step
+
     def _stopping(self, no_sessions: bool) -> bool:
         return self._closing or (self._retired and no_sessions)
 
-    def _fill(self, sessions: list[Session], lag: float) -> _Batch:
+    def _fill(self, sessions: list[Session], lag: float) -> _Step:
         ops = self._take_ops(sessions)
         rows = []
         for session in sessions:
             slot = _slot(session)
             session.fill(self._pcm_BS[slot])
             rows.append((slot, session))
-        return _Batch(rows, ops, lag)
+        return _Step(rows, ops, lag, len(rows))
 
-    def _step(self, batch: _Batch) -> None:
-        self._run_ops(batch.ops)
-        active_B = np.zeros(self.slots, np.bool_)
-        active_B[[slot for slot, _ in batch.rows]] = True
-        began = time.monotonic()
-        output = self._runner.step(self._pcm_BS, active_B)
-        seconds = time.monotonic() - began
+    def _advance(self, step: _Step, rows: list[_Row]) -> None:
+        """Pass the output to the sessions of these rows, once."""
+        if not rows:
+            return
+        # Only these rows: converting all of them would make a step for one session as slow as for all.
+        slots = [slot for slot, _ in rows]
+        tokens = step.output.token_B[slots].tolist()
+        logprobs = step.output.logprob_B[slots].tolist()
+        pauses = step.output.pause_BH[slots].tolist()
         with self._sessions:
-            self._advance(batch, output)
-            ops = self._take_ops([session for _, session in batch.rows])
+            now = time.monotonic()
+            for (_, session), token, logprob, pause_H in zip(rows, tokens, logprobs, pauses, strict=True):
+                try:
+                    session.advance(token, logprob, pause_H, now)
+                except Exception as error:  # a defect in one session must not end the others
+                    self._sessions.remove(session, error)
+                else:
+                    self._sessions.update(session)
+            ops = self._take_ops([session for _, session in rows])
         self._run_ops(ops)
-        if self._observer is not None:
-            self._observer(StepReport(seconds, batch.lag, len(batch.rows), self.slots))
-
-    def _advance(self, batch: _Batch, output: StepOutput) -> None:
-        """Pass the output to the sessions of the batch."""
-        # Only the rows of the batch: converting all of them would make a step for one session as slow as for all.
-        slots = [slot for slot, _ in batch.rows]
-        tokens = output.token_B[slots].tolist()
-        logprobs = output.logprob_B[slots].tolist()
-        pauses = output.pause_BH[slots].tolist()
-        now = time.monotonic()
-        for (_, session), token, logprob, pause_H in zip(batch.rows, tokens, logprobs, pauses, strict=True):
-            try:
-                session.advance(token, logprob, pause_H, now)
-            except Exception as error:  # a defect in one session must not end the others
-                self._sessions.remove(session, error)
-            else:
-                self._sessions.update(session)
+        if len(rows) < len(step.rows):
+            done = {session for _, session in rows}
+            step.rows = [row for row in step.rows if row[1] not in done]
+        else:
+            step.rows = []
 
     def _take_ops(self, sessions: list[Session]) -> list[_Op]:
         """Collect what to do to the slots, with all that it takes to do it without the lock."""
@@ -246,7 +267,7 @@ class Engine:
             self._runner.reset(resets)
         for op in ops:
             if op.kind is SlotOp.SNAPSHOT:
-                op.session.saved = self._runner.snapshot(op.slot)
+                op.session.saved = self._runner.savepoint(op.slot, self._flush_steps)
             elif op.kind is SlotOp.RESTORE:
                 self._runner.restore(op.slot, op.state)
                 op.session.saved = None
@@ -262,13 +283,26 @@ class _Op:
     state: State
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """One step: its sessions by slot, the operations before it, and the seconds the oldest frame has waited."""
+@dataclass(slots=True)
+class _Step:
+    """One step: its sessions by slot, the operations before it, and the seconds the oldest frame has waited.
 
-    rows: list[tuple[int, Session]]
+    Its owner sets when it `began` and how to `collect` its output, and removes the `rows` whose session has the output.
+    """
+
+    rows: list[_Row]
     ops: list[_Op]
     lag: float
+    sessions: int
+    began: float = 0.0
+    seconds: float = 0.0
+    collect: Callable[[], StepOutput] = field(init=False)
+    output: StepOutput = field(init=False)
+
+    def wait(self) -> None:
+        """Wait for the output."""
+        self.output = self.collect()
+        self.seconds = time.monotonic() - self.began
 
 
 def _slot(session: Session) -> int:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from slipstream.arrays import FloatArray
 from slipstream.audio import Framer
 from slipstream.audio.arrays import SampleConverter, check_range
+from slipstream.engine.flush import Barrier, Flush, Marker
 from slipstream.engine.reconcile import Reconciler
 from slipstream.engine.turns import TurnBuilder, TurnDetector, TurnOptions, VoiceLevel
 from slipstream.engine.watchdog import Watchdog, WatchdogOptions
@@ -104,9 +105,6 @@ class Session:
         saved: The state of the last snapshot, kept here by the owner of the model.
     """
 
-    # After the delay, a flush continues while the model writes: fast speech leaves a queue of tokens.
-    MAX_EXTRA_FLUSH_FRAMES = 25
-
     def __init__(self, format: StreamFormat, options: SessionOptions) -> None:
         self.format = format
         self.options = options
@@ -114,6 +112,8 @@ class Session:
         self.saved: State = None
         self.slot: int | None = None
         self.capacity = round(options.max_buffered_seconds * format.frame_rate * format.frame_samples)
+        self._in_model: deque[float] = deque()  # the mean square of each frame whose output is still to come
+        self._stale = 0  # outputs to come of frames before a restart
         self._converter = SampleConverter()
         self._begin()
 
@@ -125,12 +125,10 @@ class Session:
         self._frames: deque[FloatArray] = deque()
         self._received = self._processed = self._flushed_to = 0
         self._closing = False
-        self._in_step = False
         self._silence_left = format.silence_frames
         self._decoder = self._new_decoder()
         self._reconciler = Reconciler()
         self._voice = VoiceLevel()
-        self._mean_square = 0.0  # of the frame in the model
         self._quiet_frames = 0
         self._spoke = False
         self._turn_detector = TurnDetector(options.turns or format.turns, format.delay_frames, format.frame_rate)
@@ -138,9 +136,9 @@ class Session:
         self._watchdog = (
             Watchdog(options.watchdog, format.delay_frames, format.frame_rate) if options.watchdog else None
         )
-        self._markers: deque[_Marker] = deque()
-        self._barriers: deque[_Barrier] = deque()
-        self._flush: _Flush | None = None
+        self._markers: deque[Marker] = deque()
+        self._barriers: deque[Barrier] = deque()
+        self._flush: Flush | None = None
 
     # ------------------------------------------------------------------------------------ called by the user's side
 
@@ -181,26 +179,27 @@ class Session:
     def flush(self, now: float) -> None:
         """Emit all text of the audio received so far, without waiting for more audio; `Flushed` follows it."""
         self._check_open("flush")
-        self._barriers.append(_Barrier(self._received, final=False))
+        self._barriers.append(Barrier(self._received, final=False))
         self._settle(now)
 
     def mark(self, id: int, now: float) -> None:
         """Emit `MarkerReached` once all text of the audio received so far is out."""
         self._check_open("send a marker to")
-        self._markers.append(_Marker(self._received, id))
+        self._markers.append(Marker(self._received, id))
         self._settle(now)
 
     def finish(self, now: float) -> None:
         """End the audio: process and flush what is left, then emit `Final`. A second call does nothing."""
         if not self._closing:
             self._closing = True
-            self._barriers.append(_Barrier(self._received, final=True))
+            self._barriers.append(Barrier(self._received, final=True))
             self._settle(now)
 
     def restart(self) -> None:
         """Reset the session and drop its buffered audio. Raises `SessionClosed` after the end."""
         if self.done:
             raise SessionClosed("cannot restart a session that has ended")
+        self._forget_steps()
         self._begin()
         self.saved = None
         if self.slot is not None:
@@ -215,7 +214,22 @@ class Session:
     @property
     def ready(self) -> bool:
         """Whether it has a frame for the model, of audio or of silence."""
+        if self._in_model and not self.predictable:
+            return False
         return bool(self._frames) or self._flush is not None or (self._silence_left > 0 and not self.done)
+
+    @property
+    def predictable(self) -> bool:
+        """Whether its next frame is the next one of its audio, whatever the model writes in the current step."""
+        return not (
+            self._flush is not None
+            or self._silence_left
+            or self._barriers
+            or self._ops
+            or self.options.low_latency
+            or self.options.flush_after_silence is not None
+            or (self._watchdog is not None and not self._watchdog.calm)
+        )
 
     @property
     def urgent(self) -> bool:
@@ -233,15 +247,19 @@ class Session:
         self.events.append(Ready())
 
     def release(self) -> None:
-        """Give up the slot, and ignore the output of the current step."""
+        """Give up the slot, and ignore the outputs that are still to come."""
         self.slot = None
         self.done = True
-        self._in_step = False
+        self._forget_steps()
         self.saved = None
+
+    def _forget_steps(self) -> None:
+        self._stale += len(self._in_model)
+        self._in_model.clear()
 
     def flush_for_markers(self, now: float) -> None:
         """Flush for the waiting markers, since no more audio has come."""
-        self._barriers.append(_Barrier(self._received, final=False))
+        self._barriers.append(Barrier(self._received, final=False))
         self._settle(now)
 
     # ----------------------------------------------------------------------------- called by the owner of the model
@@ -256,21 +274,26 @@ class Session:
         return ops
 
     def fill(self, row_S: FloatArray) -> None:
-        """Write the next frame for the model into `row_S`."""
-        self._in_step = True
+        """Write the next frame for the model into `row_S`.
+
+        A `predictable` session may be asked for it before it has the output of the frame before.
+        """
+        mean_square = 0.0
         if self._flush is not None:
             row_S[:] = self._flush.take_frame()
         elif self._silence_left:
             row_S[:] = 0
         else:
             row_S[:] = self._frames.popleft()
-            self._mean_square = float(row_S @ row_S) / len(row_S)
+            mean_square = float(row_S @ row_S) / len(row_S)
+        self._in_model.append(mean_square)
 
     def advance(self, token: int, logprob: float, pause_H: Sequence[float], now: float) -> None:
-        """Take the output of the step for which `fill` gave the frame."""
-        if not self._in_step:
-            return  # restarted or released during the step: the output belongs to the stream before
-        self._in_step = False
+        """Take the output of the step for which `fill` gave the oldest frame."""
+        if self._stale:
+            self._stale -= 1  # restarted or released during the step: the output belongs to the stream before
+            return
+        mean_square = self._in_model.popleft()
         for event in self._decoder.push(token, logprob):
             self._emit(event)
         if self._flush is not None:
@@ -280,22 +303,22 @@ class Session:
         elif self._silence_left:
             self._silence_left -= 1
         else:
-            self._count_frame(token, pause_H)
+            self._count_frame(token, pause_H, mean_square)
         self._settle(now)
 
     # ------------------------------------------------------------------------------------------------------ in detail
 
-    def _count_frame(self, token: int, pause_H: Sequence[float]) -> None:
+    def _count_frame(self, token: int, pause_H: Sequence[float], mean_square: float) -> None:
         self._processed += self.format.frame_samples
         if self.options.steps:
             index = self._processed // self.format.frame_samples
             self.events.append(Step(index, tuple(pause_H), self._received - self._processed))
-        voiced = self._voice.push(self._mean_square)
+        voiced = self._voice.push(mean_square)
         if self._turn_detector.push(pause_H, voiced, self._decoder.writing_frame):
             self.events.append(EndOfTurn(self.clock))
             self._turn_builder.end(self.clock)
             if self.options.low_latency:
-                self._barriers.appendleft(_Barrier(self._processed, final=False))
+                self._barriers.appendleft(Barrier(self._processed, final=False))
         if self.options.flush_after_silence is not None:
             self._flush_if_silent(voiced, self.options.flush_after_silence)
         if self._watchdog is not None:
@@ -308,7 +331,7 @@ class Session:
         self._spoke |= voiced
         if self._spoke and self._quiet_frames >= seconds * self.format.frame_rate:
             self._spoke = False
-            self._barriers.appendleft(_Barrier(self._processed, final=False))
+            self._barriers.appendleft(Barrier(self._processed, final=False))
 
     def _recover(self, reason: str) -> None:
         for event in self._decoder.flush():
@@ -354,9 +377,9 @@ class Session:
             else:
                 return
 
-    def _begin_flush(self, barrier: _Barrier, now: float) -> None:
+    def _begin_flush(self, barrier: Barrier, now: float) -> None:
         tail = self._tail(barrier.position - self._processed)
-        self._flush = _Flush(
+        self._flush = Flush(
             barrier=barrier,
             began=now,
             tail=tail,
@@ -368,7 +391,7 @@ class Session:
         self._decoder = self._decoder.copy()
         self._reconciler.begin_flush(self._seconds(barrier.position))
 
-    def _end_flush(self, flush: _Flush, now: float) -> None:
+    def _end_flush(self, flush: Flush, now: float) -> None:
         for event in self._decoder.flush():
             self._emit(event)
         self._reconciler.end_flush()
@@ -379,7 +402,7 @@ class Session:
             self._decoder = flush.decoder_before
         self._complete(flush.barrier, now - flush.began)
 
-    def _complete(self, barrier: _Barrier, seconds: float) -> None:
+    def _complete(self, barrier: Barrier, seconds: float) -> None:
         """Emit what follows the text of a barrier."""
         time = self._seconds(barrier.position)
         self.events += self._turn_builder.flush() if barrier.final else self._turn_builder.settle(time)
@@ -407,40 +430,3 @@ class Session:
 
     def _seconds(self, samples: int) -> float:
         return samples / (self.format.frame_samples * self.format.frame_rate)
-
-
-@dataclass(frozen=True, slots=True)
-class _Marker:
-    """A marker, reached when the text of the first `position` samples is out."""
-
-    position: int
-    id: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Barrier:
-    """A flush after the first `position` samples, before any later audio is processed."""
-
-    position: int
-    final: bool
-
-
-@dataclass(slots=True)
-class _Flush:
-    """A flush in progress. `tail`: an incomplete frame at its position. `decoder_before`: restored after it."""
-
-    barrier: _Barrier
-    began: float
-    tail: FloatArray | None
-    frames_left: int
-    decoder_before: WordDecoder
-
-    def take_frame(self) -> FloatArray | float:
-        frame_S, self.tail = self.tail, None
-        return 0.0 if frame_S is None else frame_S
-
-    def over(self, decoder: WordDecoder) -> bool:
-        """Whether all text is out: the delay has passed and the model is not within a word."""
-        if self.frames_left > 0:
-            return False
-        return decoder.writing_frame is None or self.frames_left <= -Session.MAX_EXTRA_FLUSH_FRAMES

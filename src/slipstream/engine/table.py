@@ -99,15 +99,18 @@ class SessionTable:
             for session in list(self._mailboxes):
                 self.remove(session, new_error())
 
-    def wait_for_step(self, stopping: Callable[[bool], bool], fill: Callable[[list[Session], float], _T]) -> _T | None:
-        """Sleep until a step is due; called in the engine's thread.
+    def next_step(
+        self, stopping: Callable[[bool], bool], fill: Callable[[list[Session], float], _T], *, wait: bool = True
+    ) -> _T | None:
+        """Return the step that is due, or sleep until one is; called in the engine's thread.
 
         Args:
             stopping: Called with whether no session is open; returns whether to stop.
             fill: Called under the lock with the sessions of the step, and the seconds the oldest frame has waited.
+            wait: Sleep until a step is due.
 
         Returns:
-            What `fill` returned, or None to stop.
+            What `fill` returned, or None to stop; without `wait` also if no step is due.
         """
         while True:
             with self:
@@ -120,7 +123,13 @@ class SessionTable:
                     self.remove(session, Overloaded(f"timed out waiting for a free slot ({slots} of {slots} in use)"))
                 lag = self.scheduler.oldest_wait(now)
                 if sessions := self.scheduler.take(now):
-                    return fill(sessions, lag)
+                    filled = fill(sessions, lag)
+                    for session in sessions:
+                        if session.ready:  # with the frame after, although the output of this one is still to come
+                            self.scheduler.refresh(session, now)
+                    return filled
+                if not wait:
+                    return None
                 if not self._with_news:
                     self._sleep(self.scheduler.delay(now), now)
 

@@ -56,7 +56,13 @@ class Watchdog:
         self._silent_speech = self._quiet = self._blank = self._waited = 0
         self._recent: list[int] = []
         self._matches = [0] * (LONGEST_LOOP + 1)
+        self._near_loop = False
         self._loop: str | None = None
+
+    @property
+    def calm(self) -> bool:
+        """Whether the next frame cannot be a reason to reset the state."""
+        return not self._near_loop and self._loop is None and self._silent_speech + 1 <= self._mute_limit
 
     def push(self, text_token: int | None, voiced: bool) -> str | None:
         """Process the next frame.
@@ -93,19 +99,25 @@ class Watchdog:
         return reason
 
     def _find_mute(self) -> str | None:
-        mute_seconds = self._options.mute_seconds * self._mute_factor
-        if self._silent_speech <= mute_seconds * self._rate + self._delay:
+        if self._silent_speech <= self._mute_limit:
             return None
-        return f"no text for {mute_seconds:g} s of speech"
+        return f"no text for {self._options.mute_seconds * self._mute_factor:g} s of speech"
+
+    @property
+    def _mute_limit(self) -> float:
+        return self._options.mute_seconds * self._mute_factor * self._rate + self._delay
 
     def _find_loop(self, token: int) -> str | None:
         found = None
+        self._near_loop = False
         for n in range(1, LONGEST_LOOP + 1):
             # Number of consecutive tokens that equal the one n places before them.
             matches = len(self._recent) >= n and self._recent[-n] == token
             self._matches[n] = self._matches[n] + 1 if matches else 0
             repeated = self._matches[n] + n
-            if found is None and repeated >= max(n * self._options.loop_repeats, MIN_LOOP_TOKENS):
+            limit = max(n * self._options.loop_repeats, MIN_LOOP_TOKENS)
+            self._near_loop |= repeated + 1 >= limit
+            if found is None and repeated >= limit:
                 found = f"the same {n} tokens {repeated // n} times in a row"
         self._recent.append(token)
         del self._recent[:-LONGEST_LOOP]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -68,16 +69,43 @@ class Runner(Protocol):
         """Advance the active slots by one frame of samples `[B, frame_samples]`. The other slots do not change."""
         ...
 
+    def launch(self, pcm_BS: FloatArray, active_B: BoolArray) -> Callable[[], StepOutput]:
+        """Begin a step, and return a function that waits for its output.
+
+        Call that function before the next `launch` or `step`, and leave `pcm_BS` unchanged until then. In between,
+        operations on the slots that are not active are allowed: they come after the step.
+        """
+        ...
+
     def snapshot(self, slot: int) -> State:
         """Copy the state of one slot. Later steps do not change the copy."""
         ...
 
+    def savepoint(self, slot: int, steps: int) -> State:
+        """Copy what `restore` needs to put the same slot back after at most `steps` steps, to be restored once."""
+        ...
+
     def restore(self, slot: int, state: State) -> None:
-        """Put the result of a `snapshot`, of this or another slot, into `slot`."""
+        """Put the result of a `snapshot`, of this or another slot, or of a `savepoint` of this slot, into `slot`."""
         ...
 
 
-class BaseRunner:
+class StepwiseRunner:
+    """The defaults of a runner without anything to gain from `launch` and `savepoint`: `step` and `snapshot`."""
+
+    step: Callable[[FloatArray, BoolArray], StepOutput]
+    snapshot: Callable[[int], State]
+
+    def launch(self, pcm_BS: FloatArray, active_B: BoolArray) -> Callable[[], StepOutput]:
+        """Leave all of the step to the function that is returned."""
+        return partial(self.step, pcm_BS, active_B)
+
+    def savepoint(self, slot: int, steps: int) -> State:
+        """Copy the whole state."""
+        return self.snapshot(slot)
+
+
+class BaseRunner(StepwiseRunner):
     """The attributes and checks that all backends' runners share.
 
     `step` of a runner checks its input with `check_step`. The engine does not check frames again. `Session.push` checks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict
 
@@ -89,6 +89,10 @@ class MLXRunner(BaseRunner):
 
         Raises `ValueError` and `AudioError` as `check_step` does.
         """
+        return self.launch(pcm_BS, active_B)()
+
+    def launch(self, pcm_BS: FloatArray, active_B: BoolArray) -> Callable[[], StepOutput]:
+        """Begin a step on the device."""
         inputs = Inputs(
             pcm_BS=mx.array(self.check_step(pcm_BS, active_B)),
             active_B=mx.array(active_B),
@@ -98,10 +102,14 @@ class MLXRunner(BaseRunner):
         )
         # MLX reuses the rings only if no name refers to the old state when the new one is computed.
         output, self._state = self._compiled(self._state, inputs)
-        mx.eval(output, self._state)
+        mx.async_eval(output, self._state)
         self._frames_B += active_B
-        token_B, logprob_B, pause_BH = (np.array(part) for part in output)
-        return StepOutput(token_B.astype(np.int64), logprob_B, pause_BH)
+
+        def collect() -> StepOutput:
+            token_B, logprob_B, pause_BH = (np.array(part) for part in output)
+            return StepOutput(token_B.astype(np.int64), logprob_B, pause_BH)
+
+        return collect
 
     def snapshot(self, slot: int) -> SlotState:
         """Copy one slot's state."""

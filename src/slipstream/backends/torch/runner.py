@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slipstream.arrays import BoolArray, FloatArray
+from slipstream.arrays import BoolArray, FloatArray, IntArray
 from slipstream.backends.torch.buckets import Bucket, Buckets
 from slipstream.backends.torch.graphs import capture
 from slipstream.backends.torch.lm import LM
@@ -99,6 +99,10 @@ class TorchRunner(BaseRunner):
 
         Raises `ValueError` and `AudioError` as `check_step` does.
         """
+        return self.launch(pcm_BS, active_B)()
+
+    def launch(self, pcm_BS: FloatArray, active_B: BoolArray) -> Callable[[], StepOutput]:
+        """Begin a step on the device; its output goes to the host while the caller does something else."""
         self.check_shapes(pcm_BS, active_B)
         bucket, slots = self._buckets.choose(active_B)
         host, device = self._host_io.first(bucket.size), self._device_io.first(bucket.size)
@@ -112,8 +116,12 @@ class TorchRunner(BaseRunner):
             self._steps[bucket]()
             for target, source in zip(host.outputs, device.outputs, strict=True):
                 target.copy_(source, non_blocking=True)
-            if self._stream is not None:
-                self._stream.synchronize()
+            done = None if self._stream is None else self._stream.record_event()
+        return partial(self._collect, host, slots, done)
+
+    def _collect(self, host: _Buffers, slots: slice | IntArray, done: torch.cuda.Event | None) -> StepOutput:
+        if done is not None:
+            done.synchronize()
         output = StepOutput(
             np.zeros(self.slots, np.int64),
             np.zeros(self.slots, np.float32),

@@ -1,0 +1,53 @@
+"""What a session has still to flush: markers, barriers, and the flush in progress."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slipstream.arrays import FloatArray
+from slipstream.model.text import WordDecoder
+
+MAX_EXTRA_FLUSH_FRAMES = 25
+"""After the delay, a flush continues while the model writes: fast speech leaves a queue of tokens."""
+
+
+def flush_steps(delay_frames: int) -> int:
+    """Return the most steps that a flush takes: an incomplete frame, the delay, and what the model still writes."""
+    return 1 + delay_frames + MAX_EXTRA_FLUSH_FRAMES
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """A marker, reached when the text of the first `position` samples is out."""
+
+    position: int
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """A flush after the first `position` samples, before any later audio is processed."""
+
+    position: int
+    final: bool
+
+
+@dataclass(slots=True)
+class Flush:
+    """A flush in progress. `tail`: an incomplete frame at its position. `decoder_before`: restored after it."""
+
+    barrier: Barrier
+    began: float
+    tail: FloatArray | None
+    frames_left: int
+    decoder_before: WordDecoder
+
+    def take_frame(self) -> FloatArray | float:
+        frame_S, self.tail = self.tail, None
+        return 0.0 if frame_S is None else frame_S
+
+    def over(self, decoder: WordDecoder) -> bool:
+        """Whether all text is out: the delay has passed and the model is not within a word."""
+        if self.frames_left > 0:
+            return False
+        return decoder.writing_frame is None or self.frames_left <= -MAX_EXTRA_FLUSH_FRAMES
