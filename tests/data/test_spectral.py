@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.train.world import NO_AUGMENT
 
-from slipstream.data.spectral import FLOOR, NO_AUGMENT, SpectralAugment, _reverberate
+from slipstream.data.spectral import FLOOR, SpectralAugment, _reverberate
 
 
 @pytest.mark.parametrize("direct_db", [0.0, 10.0])

@@ -30,7 +30,6 @@ from slipstream.train.launch import run_lm
 from slipstream.train.loop import Trainer
 from slipstream.train.lora import add_lora
 from slipstream.train.options import DataOptions, LMRun, LoraOptions, LossOptions, ModelOptions, RunOptions
-from slipstream.train.rows import RowOptions
 from slipstream.train.sampler import TokenSampler
 from slipstream.train.tasks import TextTask
 
@@ -57,7 +56,7 @@ def options(out: Path, **changes: object) -> RunOptions:
 
 def trainer(folder: Path, run: RunOptions) -> Trainer:
     torch.manual_seed(3)
-    rows = RowOptions(4.0, {"chords": 1.0}, (6, 6))
+    rows = world.rows(4.0, {"chords": 1.0})
     sampler = TokenSampler([Pack(folder / "pack")], Tokenizer(folder / "tokenizer.model"), rows)
     return Trainer(TextTask(LM(world.config().lm), sampler, LossOptions(), 0.2), run, lambda line: None)
 
@@ -130,7 +129,7 @@ def test_adapters_learn_with_bfloat16_weights_and_are_all_that_is_saved(folder: 
         lm = LM(world.config().lm)
         add_lora(lm, 4, 2.0)
         sampler = TokenSampler(
-            [Pack(folder / "pack")], Tokenizer(folder / "tokenizer.model"), RowOptions(4.0, {"chords": 1.0}, (6, 6))
+            [Pack(folder / "pack")], Tokenizer(folder / "tokenizer.model"), world.rows(4.0, {"chords": 1.0})
         )
         run = options(tmp_path, dtype="bfloat16", steps=steps)
         return Trainer(TextTask(lm, sampler, LossOptions(), 0.0), run, lambda line: None)

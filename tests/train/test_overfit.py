@@ -18,7 +18,6 @@ from slipstream.model.config import STTConfig
 from slipstream.model.text import Tokenizer, WordDecoder
 from slipstream.train.loop import train
 from slipstream.train.options import LossOptions, RunOptions
-from slipstream.train.rows import RowOptions
 from slipstream.train.sampler import TokenSampler
 from slipstream.train.tasks import TextTask
 
@@ -32,7 +31,7 @@ def test_eight_utterances_are_memorised(tmp_path: Path, delays: tuple[int, int])
     torch.manual_seed(0)
     lm = LM(config.lm)
     pack = world.token_pack(tmp_path / "pack", codec, spoken)
-    sampler = TokenSampler([pack], tokenizer, RowOptions(6.0, {"chords": 1.0}, delays, text_mask=0.2))
+    sampler = TokenSampler([pack], tokenizer, world.rows(6.0, {"chords": 1.0}, delays, text_mask=0.2))
     options = RunOptions(out=tmp_path / "run", steps=1000, rows=8, learning_rate=3e-3, checkpoint_every=10_000)
     train(TextTask(lm, sampler, LossOptions(), 0.0), options, lambda line: None)
     for delay in sorted({*delays, sum(delays) // 2}):

@@ -10,12 +10,11 @@ from tests.train import world
 
 from slipstream.data.packs import Clip, Pack, PackKind, write_pack
 from slipstream.data.phones import UNKNOWN, PhoneInventory
-from slipstream.data.spectral import NO_AUGMENT
 from slipstream.errors import ConfigError
 from slipstream.events import Word
 from slipstream.model.config import PAD_ID
 from slipstream.model.text import Tokenizer, WordDecoder
-from slipstream.train.rows import PAUSE_HORIZONS, RowOptions, crop, pause_labels
+from slipstream.train.rows import PAUSE_HORIZONS, crop, pause_labels
 from slipstream.train.sampler import RowSampler, TokenSampler
 
 
@@ -49,7 +48,7 @@ def mel_packs(tmp_path: Path) -> list[Pack]:
 
 def _sampler(packs: list[Pack], folder: Path, weights: dict[str, float]) -> RowSampler:
     tokenizer = Tokenizer(world.tokenizer(folder))
-    options = RowOptions(4.0, weights, (6, 6), augment=NO_AUGMENT)
+    options = world.rows(4.0, weights)
     return RowSampler(packs, PhoneInventory(["_", "t", "w"]), tokenizer, options)
 
 
@@ -100,7 +99,7 @@ def test_a_dataset_that_is_not_there_is_named(mel_packs: list[Pack], tmp_path: P
 
 def test_tokens_and_frames_are_not_confused(mel_packs: list[Pack], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="packs hold mel: this run reads tokens"):
-        TokenSampler(mel_packs, Tokenizer(world.tokenizer(tmp_path)), RowOptions(4.0, {"a": 1.0}, (6, 6)))
+        TokenSampler(mel_packs, Tokenizer(world.tokenizer(tmp_path)), world.rows(4.0, {"a": 1.0}))
 
 
 SENTENCE = Clip(
@@ -148,7 +147,7 @@ def test_only_the_datasets_that_are_named_are_cropped(mel_packs: list[Pack], tmp
     tokenizer = Tokenizer(world.tokenizer(tmp_path))
 
     def first_words(share: dict[str, float]) -> set[str]:
-        options = RowOptions(4.0, {"a": 1.0}, (6, 6), augment=NO_AUGMENT, crop=share)
+        options = world.rows(4.0, {"a": 1.0, "b": 1e-9}, crop=share)
         targets = RowSampler(mel_packs, PhoneInventory(["_", "t", "w"]), tokenizer, options).batch(0, 12).targets
         decoders = [WordDecoder(tokenizer, 6, partials=False) for _ in range(12)]
         heard = [[e for t in row[1:] for e in d.push(int(t))] for d, row in zip(decoders, targets.text_BT, strict=True)]
@@ -163,14 +162,14 @@ def test_clips_that_cannot_be_drawn_are_counted(mel_packs: list[Pack], tmp_path:
     kind = PackKind("mel", 8, 100.0, (-1.88,) * 8)
     write_pack(tmp_path / "long", kind, [(np.zeros((500, 8)), Clip(0, 0, "one", "en", "a", "s"))])
     packs = [*mel_packs, Pack(tmp_path / "long")]
-    options = RowOptions(4.0, {"a": 1.0, "b": 1.0}, (6, 6), augment=NO_AUGMENT)
+    options = world.rows(4.0, {"a": 1.0, "b": 1.0})
     sampler = RowSampler(packs, PhoneInventory(["_", "t", "w"]), tokenizer, options)
     assert sampler.remarks() == [
         "1 clips left out: longer than a row of 4 s; `slipstream data cut` cuts them at pauses"
     ]
     assert (sampler.timed, sampler.untimed) == (1, 1)
     with pytest.raises(ConfigError, match="no usable clip of it; 1 clips left out: longer than a row of 4 s"):
-        RowSampler(packs[1:], PhoneInventory(["_", "t", "w"]), tokenizer, RowOptions(4.0, {"a": 1.0}, (6, 6)))
+        RowSampler(packs[1:], PhoneInventory(["_", "t", "w"]), tokenizer, world.rows(4.0, {"a": 1.0}))
 
 
 def test_tokens_of_clips_without_word_times_are_left_out_by_number(tmp_path: Path) -> None:
@@ -180,6 +179,6 @@ def test_tokens_of_clips_without_word_times_are_left_out_by_number(tmp_path: Pat
     untimed = Clip(0, 0, "two", "en", "a", "s")
     write_pack(tmp_path / "pack", kind, [(rows, timed), (rows, untimed), (rows, untimed)])
     tokenizer = Tokenizer(world.tokenizer(tmp_path))
-    sampler = TokenSampler([Pack(tmp_path / "pack")], tokenizer, RowOptions(4.0, {"a": 1.0}, (6, 6)))
+    sampler = TokenSampler([Pack(tmp_path / "pack")], tokenizer, world.rows(4.0, {"a": 1.0}))
     assert sampler.remarks() == ["2 clips left out: no word times; `slipstream data align` finds them"]
     assert sampler.batch(0, 2).codes_BKT.shape == (2, 2, 50)

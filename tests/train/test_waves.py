@@ -23,7 +23,7 @@ from slipstream.train.loop import Trainer
 from slipstream.train.model import SpeechModel
 from slipstream.train.optim import Optimizer
 from slipstream.train.options import LossOptions, QuantiserOptions, RunOptions
-from slipstream.train.rows import RowOptions, misread
+from slipstream.train.rows import misread
 from slipstream.train.sampler import TokenSampler
 from slipstream.train.waves import WaveSampler
 
@@ -54,7 +54,7 @@ def pack(tmp_path: Path) -> Pack:
 
 
 def sampler(pack: Pack, folder: Path, weights: dict[str, float], **options: object) -> WaveSampler:
-    rows = RowOptions(3.2, weights, (6, 6))
+    rows = world.rows(3.2, weights)
     given: dict[str, object] = {"effects": CLEAN, "noise": QUIET, "speed": 1.0, **options}
     return WaveSampler([pack], Tokenizer(world.tokenizer(folder)), rows, **given)  # type: ignore[arg-type]
 
@@ -159,7 +159,7 @@ def test_some_rows_are_text_alone(tmp_path: Path) -> None:
     said = Clip(0, 0, "one", "en", "a", "s", (("one", 0.1, 0.4),))
     write_pack(tmp_path / "pack", kind, [(np.ones((20, 2), np.int64), said)])
     tokenizer = Tokenizer(world.tokenizer(tmp_path))
-    options = RowOptions(8.0, {"a": 1.0}, (6, 6), texts=["Two three!"], text_share=0.5)
+    options = world.rows(8.0, {"a": 1.0}, sentences=["Two three!"], text_share=0.5)
     batch = TokenSampler([Pack(tmp_path / "pack")], tokenizer, options).batch(0, 40)
     silent = (batch.codes_BKT == NO_TOKEN).all(axis=(1, 2))
     assert 8 < silent.sum() < 32

@@ -12,14 +12,34 @@ import torch
 from slipstream.arrays import FloatArray
 from slipstream.backends.torch.mimi import Mimi
 from slipstream.data.packs import Clip, Pack, PackKind, write_pack
+from slipstream.data.spectral import SpectralAugment
 from slipstream.data.tokenizer import train_tokenizer
 from slipstream.events import Word
 from slipstream.model.config import CodecConfig, ConditionerConfig, LMConfig, MelConfig, STTConfig, TransformerConfig
 from slipstream.train.codebooks import start_codebooks
 from slipstream.train.loop import Trainer
+from slipstream.train.options import DataOptions
+from slipstream.train.rows import RowOptions
 
 RATE = 24_000
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NO_AUGMENT = SpectralAugment(
+    speed=1, warp=1, tilt_db=0, gain_db=(0, 0), noise=0, band_limit=0, frequency_masks=0, time_masks=0
+)
+"""Frames as they are."""
+
+
+def rows(
+    seconds: float,
+    weights: dict[str, float],
+    delay: tuple[int, int] = (6, 6),
+    *,
+    sentences: Sequence[str] = (),
+    **data: object,
+) -> RowOptions:
+    """Rows that are not augmented. data: other keys of `DataOptions`."""
+    given = {"packs": ("unread",), "seconds": seconds, "weights": weights, "augment": NO_AUGMENT, **data}
+    return RowOptions(DataOptions.model_validate(given), delay, sentences=sentences)
 
 
 def config(*, conditioned: bool = False) -> STTConfig:

@@ -88,7 +88,7 @@ class DistilTask:
                 f"distil.teacher has {config.num_layers} layers of width {config.dim}: model.codec.whisper must agree"
             )
         self.module, self.sampler, self.weights = model, sampler, loss
-        self.row_seconds = sampler.options.seconds
+        self.row_seconds = sampler.data.seconds
         self.positions_per_second = model.config.codec.sample_rate / model.config.codec.hop_samples
         self.teacher = WhisperEncoder(config)
         names = {name.removeprefix("encoder."): torch.from_numpy(array) for name, array in tensors.items()}

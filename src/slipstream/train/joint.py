@@ -43,7 +43,7 @@ class WhisperJointTask:
         train_encoder: bool,
     ) -> None:
         self.module, self.sampler, self.weights, self.quantiser = model, sampler, loss, quantiser
-        self.row_seconds = sampler.options.seconds
+        self.row_seconds = sampler.data.seconds
         self.positions_per_second = sampler.phone_rate
         for name, parameter in model.named_parameters():
             unused = name.startswith(("lm.audio_emb", "ctc_head")) or "output_proj" in name

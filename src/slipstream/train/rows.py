@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ import numpy.typing as npt
 from slipstream.arrays import BoolArray, FloatArray, IntArray
 from slipstream.data.packs import Clip, Pack
 from slipstream.data.phones import UNKNOWN
-from slipstream.data.spectral import NO_AUGMENT, SpectralAugment
 from slipstream.data.tokenizer import plain_word
 from slipstream.errors import ConfigError
 from slipstream.events import Word
@@ -102,35 +101,18 @@ def misread(text_T: IntArray, hidden: float, errors: float, rng: np.random.Gener
     return seen
 
 
-_DATA = DataOptions.model_fields
-
-
 @dataclass(frozen=True, slots=True)
 class RowOptions:
-    """How rows are laid out; the defaults are those of `DataOptions`.
+    """How rows are laid out: `data` with what it leaves to the model, resolved.
 
-    `seconds` long; `weights`: how often each dataset is drawn from (others never); `delay` in frames is drawn from
-    between its two bounds for each row; `gaps` are ranges of seconds between utterances, drawn by `gap_shares`;
-    `same_language` is how often the next utterance keeps the language; `text_mask` the share of text tokens hidden
-    from the LM, `text_errors` the share of words' tokens that it reads wrong; `plain` writes words by `plain_word`.
-    `crop`: by dataset, how often only a run of a clip's words is taken, so that a small set of sentences is not
-    memorised. `texts`: sentences, of which `text_share` of the rows are made, without audio.
+    delay: the two bounds, in frames, between which the delay of each row is drawn. pause_classes: of the pause heads.
+    sentences: the texts of `data.texts`.
     """
 
-    seconds: float
-    weights: Mapping[str, float]
+    data: DataOptions
     delay: tuple[int, int]
-    gaps: tuple[tuple[float, float], ...] = _DATA["gaps"].default
-    gap_shares: tuple[float, ...] = _DATA["gap_shares"].default
-    same_language: float = _DATA["same_language"].default
-    text_mask: float = _DATA["text_mask"].default
-    text_errors: float = _DATA["text_errors"].default
-    plain: bool = _DATA["plain_text"].default
     pause_classes: int = LMConfig.model_fields["pause_classes"].default
-    augment: SpectralAugment = NO_AUGMENT
-    crop: Mapping[str, float] = field(default_factory=dict)
-    texts: Sequence[str] = ()
-    text_share: float = _DATA["text_share"].default
+    sentences: Sequence[str] = ()
 
 
 class Sampler(ABC):
@@ -148,28 +130,29 @@ class Sampler(ABC):
         kind: str,
         frame_rate: float,
     ) -> None:
-        self.options, self.tokenizer, self.seed, self.frame_rate = options, tokenizer, seed, frame_rate
+        self.options, self.data, self.tokenizer = options, options.data, tokenizer
+        self.seed, self.frame_rate = seed, frame_rate
         kinds = {pack.kind for pack in packs}
         if len(kinds) != 1 or next(iter(kinds)).kind != kind:
             held = ", ".join(sorted(k.kind for k in kinds))
             raise ConfigError(f"data.packs hold {held}: this run reads {kind} of one kind ({HOW_TO_PACK[kind]})")
         self.kind = kinds.pop()
-        self.length = round(options.seconds * self.kind.rate)
+        self.length = round(self.data.seconds * self.kind.rate)
         self.timed = self.untimed = 0
         self._left_out: Counter[str] = Counter()
         self._pools: dict[tuple[str, str], list[tuple[Pack, Clip]]] = {}
         for pack in packs:
             for clip in pack.clips:
-                if clip.dataset in options.weights:
+                if clip.dataset in self.data.weights:
                     self._admit(pack, clip)
-        missing = sorted(set(options.weights) - {dataset for dataset, _ in self._pools})
+        missing = sorted(set(self.data.weights) - {dataset for dataset, _ in self._pools})
         if missing:
             there = ", ".join(sorted({clip.dataset for pack in packs for clip in pack.clips}))
             problem = f"data.weights names {', '.join(missing)}, but the packs ({there}) hold no usable clip of it"
             raise ConfigError("; ".join([problem, *self.remarks()]))
         self._keys = list(self._pools)
         languages = Counter(dataset for dataset, _ in self._keys)
-        weights = np.array([options.weights[dataset] / languages[dataset] for dataset, _ in self._keys])
+        weights = np.array([self.data.weights[dataset] / languages[dataset] for dataset, _ in self._keys])
         self._probabilities = weights / weights.sum()
 
     def remarks(self) -> list[str]:
@@ -194,7 +177,7 @@ class Sampler(ABC):
         while True:
             pool = self._pools[key]
             yield pool[int(rng.integers(len(pool)))]
-            if rng.random() > self.options.same_language:
+            if rng.random() > self.data.same_language:
                 same = list(range(len(self._keys)))
             else:
                 same = [i for i, other in enumerate(self._keys) if other[1] == key[1]]
@@ -211,32 +194,32 @@ class Sampler(ABC):
 
     def _content(self, pack: Pack, clip: Clip, rng: np.random.Generator) -> tuple[npt.NDArray[Any], Clip]:
         """The clip's rows and texts; of a cropped clip, those of some of its words."""
-        rows, share = pack.rows(clip), self.options.crop.get(clip.dataset, 0.0)
+        rows, share = pack.rows(clip), self.data.crop.get(clip.dataset, 0.0)
         if not share or rng.random() >= share:
             return rows, clip
         return crop(rows, clip, self.kind.rate, rng)
 
     def _gap(self, rng: np.random.Generator) -> int:
-        bounds = self.options.gaps[int(rng.choice(len(self.options.gaps), p=self.options.gap_shares))]
+        bounds = self.data.gaps[int(rng.choice(len(self.data.gaps), p=self.data.gap_shares))]
         return round(rng.uniform(*bounds) * self.kind.rate)
 
     def _delay(self, rng: np.random.Generator) -> int:
         return int(rng.integers(self.options.delay[0], self.options.delay[1] + 1))
 
     def _words(self, clip: Clip, start: float, factor: float) -> list[Word]:
-        words = ((plain_word(text) if self.options.plain else text, a, b) for text, a, b in clip.words)
+        words = ((plain_word(text) if self.data.plain_text else text, a, b) for text, a, b in clip.words)
         return [Word(text, start + a / factor, start + b / factor) for text, a, b in words if text]
 
     def _read(self, rng: np.random.Generator) -> list[Word]:
-        """Sentences of `options.texts` for a row, with times as if read: a word lasts as long as its letters."""
+        """Sentences of `options.sentences` for a row, with times as if read: a word lasts as long as its letters."""
         words: list[Word] = []
         at = rng.uniform(0, 0.6)
-        while at < self.options.seconds:
+        while at < self.data.seconds:
             letter = rng.uniform(0.05, 0.1)
-            for text in self.options.texts[int(rng.integers(len(self.options.texts)))].split():
-                plain = plain_word(text) if self.options.plain else text
+            for text in self.options.sentences[int(rng.integers(len(self.options.sentences)))].split():
+                plain = plain_word(text) if self.data.plain_text else text
                 end = at + letter * (1 + len(text))
-                if plain and at < self.options.seconds:
+                if plain and at < self.data.seconds:
                     words.append(Word(plain, at, end))
                 at = end
             at += self._gap(rng) / self.kind.rate
@@ -250,7 +233,7 @@ class Sampler(ABC):
         rng: np.random.Generator,
     ) -> RowTargets:
         """Text stream and pause classes of a row; `unknown` are stretches of seconds whose words have no times."""
-        T = round(self.options.seconds * self.frame_rate)
+        T = round(self.data.seconds * self.frame_rate)
         mask = np.ones(T, np.bool_)
         for start, end in unknown:
             # Their text would come `delay` later, and might take a second more to be written.
@@ -259,7 +242,7 @@ class Sampler(ABC):
         pause = pause_labels([word.start for word in heard], T, self.frame_rate, self.options.pause_classes)
         pause[~mask] = UNKNOWN
         text = encode_stream(heard, self.tokenizer, delay, T, self.frame_rate)
-        seen = misread(text, self.options.text_mask, self.options.text_errors, rng)
+        seen = misread(text, self.data.text_mask, self.data.text_errors, rng)
         return RowTargets(text, mask, pause, delay, seen, float(rng.random()))
 
 

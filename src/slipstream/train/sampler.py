@@ -67,7 +67,7 @@ class RowSampler(Sampler):
         self.phones, self.phone_rate = phones, phone_rate
 
     def _unusable(self, clip: Clip) -> str | None:
-        seconds = self.options.seconds
+        seconds = self.data.seconds
         too_long = f"longer than a row of {seconds:g} s; `slipstream data cut` cuts them at pauses"
         return too_long if clip.length > self.length else None
 
@@ -83,10 +83,10 @@ class RowSampler(Sampler):
         )
 
     def _row(self, rng: np.random.Generator) -> tuple[FloatArray, RowTargets, IntArray, IntArray]:
-        options, F, rate = self.options, self.length, self.kind.rate
+        augment, F, rate = self.data.augment, self.length, self.kind.rate
         delay = self._delay(rng)
         canvas = np.full((F, self.kind.width), FLOOR, np.float32)
-        labels = np.zeros(round(options.seconds * self.phone_rate), np.int64)
+        labels = np.zeros(round(self.data.seconds * self.phone_rate), np.int64)
         words: list[Word] = []
         unknown: list[tuple[float, float]] = []
         sequence: list[int] = []
@@ -98,7 +98,7 @@ class RowSampler(Sampler):
         while drawn is not None:
             pack, clip = drawn
             content, clip = self._content(pack, clip, rng)
-            log_power, factor = options.augment.utterance(to_log_power(content), rng)
+            log_power, factor = augment.utterance(to_log_power(content), rng)
             log_power = log_power[: F - at]
             self._lay(canvas, at, log_power, rng)
             levels.append(float(np.log(np.mean(np.exp(log_power)) + 1e-9)))
@@ -108,8 +108,8 @@ class RowSampler(Sampler):
                 unknown.append((start, end))
             self._label(labels, sequence, clip, start, end, factor)
             at += len(log_power) + self._gap(rng)
-            drawn = self._fitting(clips, (F - at) / options.augment.speed) if F - at >= rate else None
-        row = options.augment.mask(options.augment.row(canvas, float(np.mean(levels)), rng), rng)
+            drawn = self._fitting(clips, (F - at) / augment.speed) if F - at >= rate else None
+        row = augment.mask(augment.row(canvas, float(np.mean(levels)), rng), rng)
         targets = self._targets(words, unknown, delay, rng)
         return from_log_power(row), targets, labels, np.array(sequence, np.int64)
 
@@ -155,7 +155,7 @@ class TokenSampler(Sampler):
     def _row(self, rng: np.random.Generator) -> tuple[IntArray, RowTargets]:
         T, rate = self.length, self.kind.rate
         delay = self._delay(rng)
-        if self.options.texts and rng.random() < self.options.text_share:
+        if self.options.sentences and rng.random() < self.data.text_share:
             codes = np.full((T, self.kind.width), NO_TOKEN, np.int64)
             return codes, self._targets(self._read(rng), (), delay, rng)
         codes = np.tile(np.array(self.kind.silence, np.int64), (T, 1))

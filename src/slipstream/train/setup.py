@@ -123,22 +123,8 @@ def phones_of_run(run: RunOptions, model: ModelOptions, packs: list[Pack]) -> Ph
 
 def row_options(data: DataOptions, text: TextOptions, lm: LMConfig) -> RowOptions:
     """How the run's rows are laid out."""
-    return RowOptions(
-        seconds=data.seconds,
-        weights=data.weights,
-        delay=text.delay,
-        gaps=data.gaps,
-        gap_shares=data.gap_shares,
-        same_language=data.same_language,
-        text_mask=data.text_mask,
-        text_errors=data.text_errors,
-        plain=data.plain_text,
-        pause_classes=lm.pause_classes,
-        augment=data.augment,
-        crop=data.crop,
-        texts=[text for path in data.texts for text in read_texts(path)],
-        text_share=data.text_share,
-    )
+    sentences = [text for path in data.texts for text in read_texts(path)]
+    return RowOptions(data, text.delay, lm.pause_classes, sentences)
 
 
 def wave_sampler(

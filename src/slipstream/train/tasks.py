@@ -24,7 +24,7 @@ class PhoneTask:
 
     def __init__(self, model: SpeechModel, sampler: RowSampler, loss: LossOptions) -> None:
         self.module, self.sampler, self.weights = model, sampler, loss
-        self.row_seconds = sampler.options.seconds
+        self.row_seconds = sampler.data.seconds
         self.positions_per_second = sampler.phone_rate
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(("codec.encoder", "phone_head", "ctc_head")))
@@ -49,7 +49,7 @@ class JointTask:
 
     def __init__(self, model: SpeechModel, sampler: RowSampler, loss: LossOptions, quantiser: QuantiserOptions) -> None:
         self.module, self.sampler, self.weights, self.quantiser = model, sampler, loss, quantiser
-        self.row_seconds = sampler.options.seconds
+        self.row_seconds = sampler.data.seconds
         self.positions_per_second = sampler.phone_rate
         for name, parameter in model.named_parameters():
             unused = name.startswith("lm.audio_emb") or ("quantizer" in name and "output_proj" in name)
@@ -112,7 +112,7 @@ class TextTask:
 
     def __init__(self, lm: LM, sampler: TokenSampler, loss: LossOptions, codebook_dropout: float) -> None:
         self.module, self.sampler, self.weights, self.dropout = lm, sampler, loss, codebook_dropout
-        self.row_seconds = sampler.options.seconds
+        self.row_seconds = sampler.data.seconds
         self.positions_per_second = sampler.frame_rate
 
     def batch(self, first_row: int, rows: int) -> TokenBatch:

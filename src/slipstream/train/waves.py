@@ -85,7 +85,7 @@ class WaveSampler(Sampler):
             raise ConfigError(f"data.packs: their samples have several rates: {', '.join(map(str, sorted(rates)))}")
 
     def _unusable(self, clip: Clip) -> str | None:
-        seconds = self.options.seconds
+        seconds = self.data.seconds
         too_long = f"longer than a row of {seconds:g} s; `slipstream data cut` cuts them at pauses"
         return too_long if clip.length > self.length else None
 
@@ -111,8 +111,8 @@ class WaveSampler(Sampler):
         words: list[Word] = []
         unknown: list[tuple[float, float]] = []
         tokens: list[int] = []
-        labels = np.full(round(self.options.seconds * self.phone_rate), UNKNOWN, np.int64)
-        if self.options.texts and rng.random() < self.options.text_share:
+        labels = np.full(round(self.data.seconds * self.phone_rate), UNKNOWN, np.int64)
+        if self.options.sentences and rng.random() < self.data.text_share:
             silent = _Row(clean, heard, [], False, labels, self._spoken([]), textual=True)
             return silent, self._targets(self._read(rng), (), self._delay(rng), rng)
         labelled = True
@@ -132,7 +132,7 @@ class WaveSampler(Sampler):
             words += self._words(clip, at / rate, factor)
             if clip.text and not clip.words:
                 unknown.append((at / rate, end / rate))
-            text = plain_text(clip.text) if self.options.plain else clip.text
+            text = plain_text(clip.text) if self.data.plain_text else clip.text
             tokens += [token + 1 for token in self.tokenizer.encode(text)] if text else []
             labelled = labelled and bool(clip.text)
             self._label(labels, clip, at / rate, end / rate, factor)
@@ -145,7 +145,7 @@ class WaveSampler(Sampler):
 
     def _spoken(self, words: Sequence[Word]) -> IntArray:
         """The tokens of each word spread evenly over its time."""
-        tokens = np.full(round(self.options.seconds * self.frame_rate), PAD_ID, np.int64)
+        tokens = np.full(round(self.data.seconds * self.frame_rate), PAD_ID, np.int64)
         for word in words:
             pieces = self.tokenizer.encode(word.text)
             edges = np.linspace(word.start, max(word.end, word.start + 1 / self.frame_rate), len(pieces) + 1)
