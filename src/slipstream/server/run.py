@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import logging
 import math
 import signal
@@ -21,6 +20,7 @@ from types import FrameType
 from typing import Any, cast
 
 import uvicorn
+from pythonjsonlogger.json import JsonFormatter
 
 from slipstream.engine.engine import Engine
 from slipstream.errors import ConfigError, EngineError
@@ -220,26 +220,21 @@ class Server(uvicorn.Server):
         self._service.metrics.refuse(status, reason, Client(id, address))
 
 
-class JsonFormatter(logging.Formatter):
+class LogFormatter(JsonFormatter):
     """A log record as one JSON object: `time`, `level`, `logger`, `message` and the fields of `extra`."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        fields |= {name: value for name, value in vars(record).items() if name not in _RECORD_FIELDS}
-        if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fields, default=str)
+    converter = staticmethod(time.gmtime)
+    default_time_format, default_msec_format = "%Y-%m-%dT%H:%M:%S", "%s.%03dZ"
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        return log_data | {"level": log_data["level"].lower()}
 
 
 def log_to_stderr(level: str) -> None:
     """Log as JSON lines. No audio, no text and no key is logged at any level."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    names = {"asctime": "time", "levelname": "level", "name": "logger", "exc_info": "exception"}
+    handler.setFormatter(LogFormatter(["asctime", "levelname", "name", "message"], rename_fields=names))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.getLogger("slipstream").handlers.clear()  # the command line's, which writes plain text
     logging.captureWarnings(True)
@@ -253,9 +248,6 @@ def log_to_stderr(level: str) -> None:
 
 def _is_lost(engine: Engine) -> bool:
     return not engine.alive or engine.step_seconds > HUNG_SECONDS
-
-
-_RECORD_FIELDS = set(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
 
 
 def _give_up_dead_peers(listener: socket.socket) -> None:
