@@ -22,6 +22,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from benchmarks.common import Step, race
+from benchmarks.models import SMALL, RandomWeights
 from moshi_mlx.models import Lm, LmConfig, LmGen
 from moshi_mlx.models.mimi import Mimi, mimi_202407
 from moshi_mlx.utils import Sampler
@@ -35,8 +36,8 @@ from slipstream.checkpoints.mlx import lm_table, quantized
 from slipstream.checkpoints.presets import PRESETS
 from slipstream.checkpoints.quantization import GROUP_SIZES
 from slipstream.checkpoints.tensors import Array, write_tensors
-from slipstream.model.config import CodecConfig, LMConfig, STTConfig, TransformerConfig
-from slipstream.model.names import Shapes, codec_shapes, lm_shapes
+from slipstream.model.config import CodecConfig, STTConfig
+from slipstream.model.names import codec_shapes, lm_shapes
 
 PUBLISHED = PRESETS["kyutai/stt-1b-en_fr"]
 LAYER = PUBLISHED.model_copy(
@@ -45,35 +46,6 @@ LAYER = PUBLISHED.model_copy(
             update={"transformer": PUBLISHED.lm.transformer.model_copy(update={"num_layers": 1})}
         )
     }
-)
-TINY = STTConfig(
-    codec=CodecConfig(
-        num_filters=16,
-        transformer=CodecConfig().transformer.model_copy(
-            update={"dim": 128, "num_heads": 4, "num_layers": 2, "ffn_dim": 512, "context": 100}
-        ),
-        codebook_dim=64,
-        codebook_size=512,
-        num_codebooks=8,
-    ),
-    lm=LMConfig(
-        transformer=TransformerConfig(
-            dim=256,
-            num_heads=4,
-            num_layers=4,
-            ffn_dim=704,
-            context=125,
-            max_period=100_000.0,
-            norm="rms_norm",
-            gated=True,
-        ),
-        text_vocab=1000,
-        audio_vocab=512,
-        num_codebooks=8,
-        pause_heads=4,
-    ),
-    delay_seconds=0.5,
-    delay_frames=6,
 )
 
 
@@ -88,7 +60,7 @@ def main() -> None:
     for part in options.parts:
         for bits in options.bits:
             quantize = None if bits == 32 else bits
-            ours, theirs = whole_model(TINY, quantize) if part == "tiny" else lm_alone(LAYER, quantize)
+            ours, theirs = whole_model(SMALL, quantize) if part == "tiny" else lm_alone(LAYER, quantize)
             median = [statistics.median(times) * 1000 for times in race(ours, theirs, options.steps)]
             rows.append({"part": part, "bits": bits, "slipstream_ms": median[0], "moshi_mlx_ms": median[1]})
             rows[-1]["ratio"] = median[1] / median[0]
@@ -102,14 +74,9 @@ def main() -> None:
         print("{part:5}  {bits:4}  {slipstream_ms:10.2f}  {moshi_mlx_ms:9.2f}  {ratio:.2f}".format(**row))
 
 
-def random_weights(shapes: Shapes) -> dict[str, Array]:
-    rng = np.random.default_rng(0)
-    return {name: 0.02 * rng.standard_normal(shape, dtype=np.float32) + 0.01 for name, shape in shapes.items()}
-
-
 def whole_model(config: STTConfig, quantize: int | None) -> tuple[Step, Step]:
     """A step from samples to text token, by each package."""
-    lm, codec = random_weights(lm_shapes(config.lm)), random_weights(codec_shapes(config.codec))
+    lm, codec = dict(RandomWeights(lm_shapes(config.lm))), dict(RandomWeights(codec_shapes(config.codec)))
     runner = MLXRunner(config, lm, codec, quantize=quantize)
     frame, active = np.random.default_rng(0).standard_normal((1, 1920), dtype=np.float32), np.ones(1, dtype=bool)
     mimi = their_mimi(config.codec, codec)
@@ -127,7 +94,7 @@ def whole_model(config: STTConfig, quantize: int | None) -> tuple[Step, Step]:
 
 def lm_alone(config: STTConfig, quantize: int | None) -> tuple[Step, Step]:
     """A step from audio tokens to text token, by each package."""
-    weights = random_weights(lm_shapes(config.lm))
+    weights = dict(RandomWeights(lm_shapes(config.lm)))
     lm = build_lm(config.lm, weights, quantize=quantize)
     codes = np.random.default_rng(0).integers(0, config.lm.audio_vocab, (1, config.lm.num_codebooks)).astype(np.int32)
     condition = lm.condition({})

@@ -24,14 +24,14 @@ import sys
 import tempfile
 import time
 import wave
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 from benchmarks.common import moshi_lm_arguments, resident_bytes
+from benchmarks.models import MODELS, RandomWeights
 
 from slipstream.audio import load as load_audio
 from slipstream.backends.onnx.codec import codec_model
@@ -46,40 +46,14 @@ from slipstream.data.manifest import read_manifest
 from slipstream.evaluate.scores import error_rates
 from slipstream.evaluate.transcribe import transcribe_recordings
 from slipstream.loading import load_runner
-from slipstream.model.config import PAD_ID, CodecConfig, LMConfig, STTConfig, TransformerConfig, WhisperConfig
-from slipstream.model.names import Shapes, codec_shapes, lm_shapes
+from slipstream.model.config import PAD_ID, STTConfig
+from slipstream.model.names import codec_shapes, lm_shapes
 from slipstream.transcriber import Transcriber
 
 Step = Callable[[], tuple[float, float]]
 """Runs one frame of one stream; gives the seconds that the codec and the LM took."""
 
 TURN = 3  # frames
-
-MODELS = {
-    **PRESETS,
-    # An encoder of the size of Whisper base, and an LM of 15 million parameters.
-    "whisper-base": STTConfig(
-        codec=CodecConfig(whisper=WhisperConfig(), codebook_size=512, num_codebooks=8),
-        lm=LMConfig(
-            transformer=TransformerConfig(
-                dim=384,
-                num_heads=6,
-                num_layers=7,
-                ffn_dim=1024,
-                context=250,
-                max_period=10_000.0,
-                norm="rms_norm",
-                gated=True,
-            ),
-            text_vocab=2000,
-            audio_vocab=512,
-            num_codebooks=8,
-            pause_heads=4,
-        ),
-        delay_seconds=1.28,
-        delay_frames=16,
-    ),
-}
 
 
 def main() -> None:
@@ -368,28 +342,6 @@ def measure_idle(seconds: float = 20) -> None:
 
 
 # ----------------------------------------------------------------------------------------------- weights
-
-
-class RandomWeights(Mapping[str, np.ndarray]):
-    """Random tensors, made each time one is asked for: a model of billions is never in memory as a whole."""
-
-    def __init__(self, shapes: Shapes) -> None:
-        self.shapes = shapes
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        shape = self.shapes[name]
-        rng = np.random.default_rng(zlib.crc32(name.encode()))
-        if len(shape) == 1:
-            return rng.uniform(0.8, 1.2, shape).astype(np.float32)
-        weight = rng.standard_normal(shape, np.float32)
-        weight *= np.prod(shape[1:]) ** -0.5 if "emb" not in name else 1
-        return weight
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
 
 
 def random_runner(config: STTConfig, quantize: str | None) -> OnnxRunner:

@@ -75,7 +75,7 @@ def extend_tokenizer(base: Path, sentences: Iterable[str], path: Path, vocab_siz
     Every old id keeps its meaning, so a model trained with `base` needs only new rows. Raises `SlipstreamError` when
     `vocab_size` is not larger than `base`, the text has too few new pieces, or `base` cannot be read.
     """
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
     from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]  # made at import
 
     old = ModelProto()
