@@ -9,6 +9,7 @@
 #   make bench                   milliseconds a frame and streams at once, on this machine; 15 GB of memory
 #   make setup                   the environment for work on Slipstream itself
 #   make oracles                 the reference packages that the parity tests compare with
+#   make clients                 the clients of other products that the server's tests run
 #   make tiny DATA=folder        train a model on a Whisper encoder: recipes/tiny/README.md; hours
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PINS := pyproject.toml constraints.txt
 
-.PHONY: setup demo test lint docs coverage dist bench oracles tiny
+.PHONY: setup demo test lint docs coverage dist bench oracles clients tiny
 
 setup: $(VENV)/.dev
 
@@ -55,6 +56,8 @@ bench: $(VENV)/.oracles
 
 oracles: $(VENV)/.oracles
 
+clients: $(VENV)/.clients
+
 tiny: $(VENV)/.dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh recipes/tiny/make.sh "$(DATA)"
 
@@ -83,4 +86,9 @@ $(VENV)/.oracles: $(VENV)/.dev
 	@echo "Installing the reference packages into $(VENV) ..."
 	@$(PIP) --editable ".[dev,torch,mlx,server,train,oracles]"
 	@$(PIP) --no-deps moshi moshi_mlx
+	@touch $@
+
+$(VENV)/.clients: $(VENV)/.dev
+	@echo "Installing the clients of other products into $(VENV) ..."
+	@$(PIP) --editable ".[dev,torch,mlx,server,train,clients-test]"
 	@touch $@
