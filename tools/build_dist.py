@@ -16,7 +16,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
-NEEDED = ("slipstream/py.typed", "slipstream/server/page/index.html", "slipstream/server/api/openapi.yaml")
+NEEDED = (
+    "slipstream/py.typed",
+    "slipstream/server/page/index.html",
+    "slipstream/server/page/slipstream/index.js",
+    "slipstream/server/api/openapi.yaml",
+)
 CONSTRAINTS = str(ROOT / "constraints.txt")
 INSTALL = ("-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--constraint", CONSTRAINTS)
 

@@ -25,7 +25,8 @@ except ModuleNotFoundError:  # Python 3.10
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md", ".github", "docs"]
-PATHS += ["examples", "src", "tests", "benchmarks", "tools", "recipes"]
+PATHS += ["examples", "packages", "src", "tests", "benchmarks", "tools", "recipes"]
+SKIPPED = {"__pycache__", "node_modules"}
 ALLOW = "style: allow"
 CODE = re.compile(r"``.+?``|`[^`]+`|https?://\S+|\]\([^)]*\)", re.DOTALL)
 PLACEHOLDER = re.compile(r"\{[^{}]*\}")
@@ -114,7 +115,7 @@ def files(paths: list[Path]) -> Iterator[Path]:
     """Yield the Python and Markdown files of these paths."""
     for path in paths:
         found = sorted(path.rglob("*")) if path.is_dir() else [path]
-        yield from (file for file in found if file.suffix in (".py", ".md") and "__pycache__" not in file.parts)
+        yield from (file for file in found if file.suffix in (".py", ".md") and not SKIPPED & {*file.parts})
 
 
 def main(arguments: list[str]) -> int:

@@ -5,88 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.fakes import LEXICON, ScriptRunner, silence, sound_of, tiny_tokenizer
+from tests.fakes import LEXICON, ScriptRunner, silence, sound_of
 from tests.server.browser import CHROMIUM, Browser, Tab, open_browser
 from tests.server.harness import hold_after, kyutai, serving, until, wait_for
+from tests.server.narration import FIRST, SECOND, NarratingRunner, write_narration, write_wav
 
-from slipstream.arrays import BoolArray, FloatArray
-from slipstream.model.config import PAD_ID, WORD_ID
-from slipstream.model.runner import StepOutput
 from slipstream.server.keys import KeyRing
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
 
-FIRST = ["Speech", "becomes", "text", "while", "you", "are", "speaking,"]
-SECOND = ["l'été", "dernier,", "nous", "sommes", "allés"]
-WORD_SECONDS, GAP_SECONDS, PAUSE_SECONDS = 0.24, 0.16, 1.6
-MICROPHONE_RATE = 48_000
-
-
-class NarratingRunner(ScriptRunner):
-    """Writes the next word of a text at each onset of sound, so that a browser's resampling changes nothing."""
-
-    def __init__(self, step_seconds: float = 0.0) -> None:
-        super().__init__(slots=1, step_seconds=step_seconds)
-        self._text = [tiny_tokenizer().encode(word) for word in FIRST + SECOND]
-        self.written = 0
-
-    def reset(self, slots: object) -> None:
-        self._frame = self._silent = self._position = self._free = 0
-        self._plan: dict[int, int] = {}
-
-    def snapshot(self, slot: int) -> object:
-        return (self._frame, self._silent, self._position, self._free, dict(self._plan))
-
-    def restore(self, slot: int, state: object) -> None:
-        assert isinstance(state, tuple)
-        self._frame, self._silent, self._position, self._free, self._plan = state
-
-    def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
-        threading.Event().wait(self.step_seconds)
-        if np.abs(pcm_BS[0]).max() > 0.1:
-            if self._silent and self._position < len(self._text):
-                tokens = [WORD_ID, *self._text[self._position]]
-                first = max(self._frame + self.delay_frames - 1, self._free)
-                self._plan.update(enumerate(tokens, start=first))
-                self._free = first + len(tokens)
-                self._position += 1
-                self.written = max(self.written, self._position)
-            self._silent = 0
-        else:
-            self._silent += 1
-        self._frame += 1
-        pause_BH = np.full((1, 4), min(1.0, self._silent / 12), np.float32)
-        return StepOutput(np.array([self._plan.pop(self._frame, PAD_ID)]), np.full(1, -0.05, np.float32), pause_BH)
-
-
-def write_wav(path: Path, audio_SC: FloatArray, rate: int) -> Path:
-    with wave.open(str(path), "wb") as out:
-        out.setparams((audio_SC[0].size, 2, rate, 0, "NONE", ""))
-        out.writeframes((audio_SC * 32767).round().astype("<i2").tobytes())
-    return path
-
 
 @pytest.fixture(scope="module")
 def microphone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The two sentences, a burst of tone for each word."""
-
-    def tone(seconds: float, level: float) -> FloatArray:
-        time = np.arange(round(seconds * MICROPHONE_RATE)) / MICROPHONE_RATE
-        return (level * np.sin(2 * np.pi * 300 * time)).astype(np.float32)
-
-    pieces = [tone(0.5, 0)]
-    for sentence in (FIRST, SECOND):
-        for _ in sentence:
-            pieces += [tone(WORD_SECONDS, 0.5), tone(GAP_SECONDS, 0)]
-        pieces.append(tone(PAUSE_SECONDS, 0))
-    return write_wav(tmp_path_factory.mktemp("page") / "speech.wav", np.concatenate(pieces), MICROPHONE_RATE)
+    return write_narration(tmp_path_factory.mktemp("page") / "speech.wav")
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +93,9 @@ def test_stop_keeps_the_last_words(browser: Browser) -> None:
         tab.wait_for(f"{WORDS}.length > {len(words)}")
         tab.evaluate("sockets.at(-1).close()")
         tab.wait_for(f"sockets.length === 3 && {LIVE} && {STATUS_TEXT} === 'Listening'")
-        assert tab.evaluate("document.getElementById('reason').textContent") == "1005"
+        assert (
+            tab.evaluate("document.getElementById('reason').textContent") == "the connection was lost (close code 1005)"
+        )
         shown = len(tab.evaluate(WORDS))
         tab.wait_for(f"{WORDS}.length > {shown}")
         tab.press(" ", 32, text=" ")

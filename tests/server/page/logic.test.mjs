@@ -6,8 +6,7 @@ import { test } from "node:test";
 const page = new URL("../../../src/slipstream/server/page/", import.meta.url);
 const { Transcript, clock } = await import(new URL("transcript.js", page));
 const { srt, vtt } = await import(new URL("subtitles.js", page));
-const { Tape } = await import(new URL("tape.js", page));
-const { problemOfClose, problemOfMicrophone, problemOfStatus } = await import(new URL("problems.js", page));
+const { problemOfMicrophone, problemOfServer } = await import(new URL("problems.js", page));
 
 function transcriptOf(...turns) {
   const transcript = new Transcript();
@@ -83,40 +82,28 @@ test("clock", () => {
     ["0:00.08", "1:15.04", "0:59.9", "1:02:05.5"]);
 });
 
-test("a tape is read from any kept position, and waits for what is not there yet", async () => {
-  const tape = new Tape(10, 1);
-  tape.append(Int16Array.of(0, 1, 2, 3, 4, 5, 6));
-  assert.deepEqual([...(await tape.read(2, 3))], [2, 3, 4]);
-  const later = tape.read(7, 5);
-  tape.append(Int16Array.of(7, 8, 9, 10, 11, 12, 13, 14, 15, 16));
-  assert.deepEqual([...(await later)], [7, 8, 9, 10, 11]);
-  assert.equal(tape.first, 7, "a second is kept");
-  tape.end(9);
-  tape.append(Int16Array.of(99));
-  assert.deepEqual([...(await tape.read(8, 5))], [8]);
-  assert.equal(await tape.read(9, 5), null);
-  assert.equal(tape.duration, 0.9);
-});
-
-test("every end of a stream has a plain message, and says whether to try again", () => {
-  for (const code of [1000, 1001, 1005, 1006, 1011, 1012, 1013, 4408, 4413]) assert.ok(problemOfClose(code).retry, code);
-  for (const code of [1007, 1009, 1008, 4999]) assert.ok(!problemOfClose(code).retry, code);
-  assert.equal(problemOfClose(1011).tries, 3);
-  const problem = problemOfClose(1007, "Audio after the end of the stream");
+test("a failed stream has a plain message, and the technical one as its detail", () => {
+  const problem = problemOfServer({ code: 1007, message: "Audio after the end of the stream (close code 1007)" });
   assert.doesNotMatch(problem.message, /1007|Audio/);
-  assert.equal(problem.detail, "1007 Audio after the end of the stream");
+  assert.equal(problem.detail, "Audio after the end of the stream (close code 1007)");
+  assert.equal(problemOfServer({ code: 1006, message: "" }).message, "The connection was lost.");
+  assert.equal(problemOfServer({ code: 1013, message: "" }).message, "The server is full.");
 });
 
 test("why a stream did not open", () => {
-  assert.equal(problemOfStatus(401, false).message, "This server needs a key.");
-  assert.equal(problemOfStatus(401, true).message, "The server did not accept this key.");
-  assert.ok(problemOfStatus(401, true).key);
-  assert.deepEqual([0, 503, 200, 429].map((status) => problemOfStatus(status, false).retry), [true, true, true, true]);
-  assert.deepEqual([403, 421].map((status) => problemOfStatus(status, false).retry), [false, false]);
+  const problem = (status, hasKey) => problemOfServer({ status, message: "" }, hasKey);
+  assert.equal(problem(401, false).message, "This server needs a key.");
+  assert.equal(problem(401, true).message, "The server did not accept this key.");
+  assert.ok(problem(401, true).key);
+  assert.match(problem(0, false).message, /cannot be reached/);
+  assert.match(problem(403, false).message, /does not accept this page/);
+  assert.match(problem(503, false).message, /not taking new transcriptions/);
 });
 
 test("why the microphone did not open", () => {
-  assert.match(problemOfMicrophone({ name: "NotAllowedError" }).message, /blocked/);
-  assert.match(problemOfMicrophone({ name: "NotFoundError" }).message, /No microphone was found/);
-  assert.match(problemOfMicrophone({ name: "OverconstrainedError" }).message, /could not be opened/);
+  const message = (name) => problemOfMicrophone({ message: "", cause: { name } }).message;
+  assert.match(message("NotAllowedError"), /blocked/);
+  assert.match(message("NotFoundError"), /No microphone was found/);
+  assert.match(message("OverconstrainedError"), /could not be opened/);
+  assert.match(problemOfMicrophone({ message: "" }).message, /only over HTTPS or on localhost/);
 });

@@ -1,12 +1,13 @@
 // Connects the controls to the sources, the transcription and the view.
 
-import { Problem, problemOfStatus } from "./problems.js";
+import { Problem, problemOfServer } from "./problems.js";
+import { serverInfo, SlipstreamClient, SlipstreamError } from "./slipstream/index.js";
 import { openFile, openMicrophone } from "./sources.js";
-import { serverInfo, Transcription } from "./stream.js";
 import { srt, vtt } from "./subtitles.js";
 import { clock, Transcript } from "./transcript.js";
 import * as view from "./view.js";
 
+const SERVER = new URL(".", document.baseURI);
 const MUTED_MS = 4000;
 const MUTED_PEAK = 0.001;
 const MUTED_TEXT = "No sound comes from the microphone. Check that it is connected and not muted.";
@@ -18,7 +19,7 @@ const $ = (id) => document.getElementById(id);
 let transcript = new Transcript();
 let isRecorded = false; // the transcript is of the microphone, so that it cannot be made again
 let saved = true;
-let job = null; // { abort, source, isFile, phase, origin, transcription }
+let job = null; // { abort, source, isFile, phase, origin, client }
 let again = null; // what to start once there is a key
 
 // --------------------------------------------------------------------------------------------------------------- jobs
@@ -39,7 +40,7 @@ async function start(open, isFile) {
     await transcribe(mine);
     view.say(summary(mine));
   } catch (error) {
-    fail(error, () => start(open, isFile));
+    if (!mine.abort.signal.aborted) fail(error, () => start(open, isFile));
   } finally {
     opening.then((source) => source.stop(), () => {});
     if (mine.abort.signal.aborted) view.say(mine.origin === null ? "" : "Stopped before the last words.");
@@ -52,9 +53,16 @@ async function start(open, isFile) {
 const aborted = (signal) => new Promise((resolve) => signal.addEventListener("abort", () => resolve(null)));
 
 async function transcribe(mine) {
-  const tell = (event) => !mine.abort.signal.aborted && handle(event, mine);
-  mine.transcription = new Transcription(mine.source.tape, { key: storedKey(), signal: mine.abort.signal, tell });
-  await mine.transcription.run();
+  const { audio, sampleRate } = mine.source;
+  const client = new SlipstreamClient({ url: SERVER, apiKey: storedKey(), sampleRate, retries: Infinity });
+  mine.client = client;
+  mine.abort.signal.addEventListener("abort", () => client.abort());
+  const transcribed = client.transcribe(audio);
+  await Promise.all([transcribed, follow(mine)]);
+}
+
+async function follow(mine) {
+  for await (const event of mine.client) if (!mine.abort.signal.aborted) handle(event, mine);
 }
 
 function summary({ isFile, source }) {
@@ -65,11 +73,17 @@ function summary({ isFile, source }) {
 }
 
 function fail(error, retry) {
-  const problem = error instanceof Problem ? error : new Problem("The page failed. Reload it.", { detail: String(error) });
+  const problem = problemOf(error);
   view.say("");
   view.showReason(problem.detail);
   if (problem.key) askForKey(problem.message, retry);
   else view.showNotice(problem.message);
+}
+
+function problemOf(error) {
+  if (error instanceof Problem) return error;
+  if (error instanceof SlipstreamError) return problemOfServer(error, storedKey() !== "");
+  return new Problem("The page failed. Reload it.", { detail: String(error) });
 }
 
 function setPhase(phase) {
@@ -86,7 +100,7 @@ async function stop() {
   view.say("Finishing the last words …");
   view.showLevel(0);
   setTimeout(() => mine === job && setPhase("overdue"), OVERDUE_MS);
-  await mine.source.stop(mine.transcription.sent);
+  await mine.source.stop();
 }
 
 const openMic = () => {
@@ -96,7 +110,7 @@ const openMic = () => {
     (peak) => {
       if (job?.phase === "finishing") return;
       view.showLevel(peak);
-      if (job) view.showClock(clock((job.origin ?? 0) + job.source?.tape.duration || 0));
+      if (job) view.showClock(clock((job.origin ?? 0) + job.source?.duration || 0));
       if (peak > MUTED_PEAK) {
         quietSince = performance.now();
         if (isNoticed) view.showNotice("");
@@ -125,12 +139,14 @@ function handle(event, mine) {
       if (mine.phase === "live") setPhase("waiting");
       view.say(`The server is full. You are number ${event.position} in the queue.`);
       break;
-    case "retrying":
+    case "reconnecting": {
+      const { message, detail } = problemOf(event.error);
       if (mine.phase === "live") setPhase("waiting");
       dropOpenWord();
-      view.showReason(event.problem.detail);
-      view.say(`${event.problem.message} Trying again${event.seconds < 2 ? "" : ` in ${Math.round(event.seconds)} s`} …`);
+      view.showReason(detail);
+      view.say(`${message} Trying again${event.seconds < 2 ? "" : ` in ${Math.round(event.seconds)} s`} …`);
       break;
+    }
     case "lost":
       view.showNotice(`${Math.ceil(event.seconds)} s of speech were not transcribed: the connection was lost for too long.`);
       break;
@@ -166,9 +182,9 @@ function begin(mine) {
 
 function step(event, mine) {
   transcript.duration = mine.origin + event.time;
-  view.showStep(event, mine.transcription.sent / mine.source.tape.rate - event.time);
+  view.showStep(event, mine.client.sentDuration - event.time);
   if (mine.isFile) {
-    const { duration } = mine.source.tape;
+    const { duration } = mine.source;
     view.showProgress(Math.min(1, event.time / duration));
     view.showClock(`${clock(Math.min(event.time, duration))} / ${clock(duration)}`);
   }
@@ -230,20 +246,19 @@ $("key-form").onsubmit = (event) => {
 
 // Ask the server what it is, until it answers. It may want a key first.
 async function greet() {
-  const response = await serverInfo(storedKey()).catch(() => null);
-  if (response?.ok) {
-    const info = await response.json();
+  try {
+    const info = await serverInfo({ url: SERVER, apiKey: storedKey() });
     $("model").textContent = info.model;
     $("model").hidden = false;
     $("delay").textContent = `${info.delay.toFixed(2)} s`;
     if (!job) view.say("");
-    return;
+  } catch (error) {
+    const problem = problemOf(error);
+    if (problem.key) return askForKey(problem.message, greet);
+    if (!error.retry) return fail(problem);
+    if (!job) view.say(`${problem.message} Trying again …`);
+    setTimeout(greet, RELOAD_SECONDS * 1000);
   }
-  const problem = problemOfStatus(response?.status ?? 0, storedKey() !== "");
-  if (problem.key) return askForKey(problem.message, greet);
-  if (!problem.retry) return fail(problem);
-  if (!job) view.say(`${problem.message} Trying again …`);
-  setTimeout(greet, RELOAD_SECONDS * 1000);
 }
 
 // ----------------------------------------------------------------------------------------------------------- controls
@@ -258,7 +273,7 @@ $("file").onchange = () => {
 $("sample").onclick = () =>
   start(async () => {
     const response = await fetch("sample.mp3").catch(() => {
-      throw problemOfStatus(0);
+      throw problemOfServer({ status: 0, message: "no response" });
     });
     return openFile(new File([await response.blob()], "the sample"));
   }, true);

@@ -1,51 +1,32 @@
-// Where audio comes from. A source is { name, tape, stop(sentSamples) }; after `stop` its tape is ended.
+// Where audio comes from. A source is { name, sampleRate, duration, audio, stop() }; `audio` is what a client transcribes.
 
 import { Problem, problemOfMicrophone } from "./problems.js";
-import { Tape } from "./tape.js";
+import { Recorder } from "./slipstream/index.js";
 
 const FILE_RATE = 24_000; // the model's own rate
 const FILE_BYTES = 512 << 20; // the browser decodes a file in memory
-const MICROPHONE_SECONDS = 120; // kept for the time after a lost connection
-const TAIL_MS = 100; // what was said just before Stop is still in the browser's buffers
-// What browsers do for telephony cuts word beginnings and gates soft speech.
-const PLAIN_MICROPHONE = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
-
-const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+const PIECE = FILE_RATE / 10;
 
 // Open the microphone. Calls `onLevel` with the peak of each 20 ms, 0 to 1, and `onLost` if it is unplugged.
 export async function openMicrophone(onLevel, onLost) {
-  if (!navigator.mediaDevices || !window.AudioWorkletNode) {
-    throw new Problem("Browsers allow the microphone only over HTTPS or on localhost. You can still open a file.");
-  }
-  const input = await navigator.mediaDevices.getUserMedia({ audio: PLAIN_MICROPHONE }).catch((error) => {
+  const recorder = new Recorder();
+  recorder.on("samples", (samples) => {
+    onLevel(samples.reduce((peak, sample) => Math.max(peak, Math.abs(sample)), 0) / 32768);
+  });
+  recorder.on("disconnected", onLost);
+  await recorder.start().catch((error) => {
+    recorder.stop();
     throw problemOfMicrophone(error);
   });
-  const context = new AudioContext();
-  context.resume(); // Safari starts it suspended
-  await context.audioWorklet.addModule("capture.js");
-  const tape = new Tape(context.sampleRate, MICROPHONE_SECONDS);
-  const capture = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0 });
-  const flushed = new Promise((resolve) => {
-    capture.port.onmessage = ({ data: samples }) => {
-      if (samples === null) return resolve();
-      tape.append(samples);
-      onLevel(samples.reduce((peak, sample) => Math.max(peak, Math.abs(sample)), 0) / 32768);
-    };
-  });
-  context.createMediaStreamSource(input).connect(capture);
-  const [track] = input.getAudioTracks();
-  track.onended = onLost;
-
-  let stopping = null;
-  const end = async () => {
-    if (track.readyState === "live") await sleep(TAIL_MS);
-    track.stop();
-    capture.port.postMessage("end");
-    await Promise.race([flushed, sleep(500)]);
-    tape.end();
-    await context.close();
+  return {
+    name: "",
+    audio: recorder,
+    sampleRate: recorder.sampleRate,
+    get duration() {
+      return recorder.duration;
+    },
+    stop: () => recorder.stop(),
   };
-  return { name: "", tape, stop: () => (stopping ??= end()) };
 }
 
 // Decode a file or blob.
@@ -58,10 +39,13 @@ export async function openFile(file) {
       detail: String(error),
     });
   });
-  const tape = new Tape(FILE_RATE);
-  tape.append(mono16(sound));
-  tape.end();
-  return { name: file.name, tape, stop: async (sentSamples) => tape.end(sentSamples) };
+  const samples = mono(sound);
+  let stopped = false;
+  function* pieces() {
+    for (let start = 0; start < samples.length && !stopped; start += PIECE) yield samples.subarray(start, start + PIECE);
+  }
+  const { name } = file;
+  return { name, audio: pieces(), sampleRate: FILE_RATE, duration: sound.duration, stop: async () => (stopped = true) };
 }
 
 async function decode(file) {
@@ -69,11 +53,10 @@ async function decode(file) {
 }
 
 // The mean of all channels; the loudest channel where the others nearly cancel it, as in opposite phase.
-function mono16(sound) {
+function mono(sound) {
   const channels = Array.from({ length: sound.numberOfChannels }, (_, index) => sound.getChannelData(index));
   const mean = channels[0].map((_, index) => channels.reduce((sum, channel) => sum + channel[index], 0) / channels.length);
   const energy = (samples) => samples.reduce((sum, sample) => sum + sample * sample, 0);
   const loudest = channels.reduce((best, channel) => (energy(channel) > energy(best) ? channel : best));
-  const mono = energy(mean) < 0.1 * energy(loudest) ? loudest : mean;
-  return Int16Array.from(mono, (sample) => Math.max(-1, Math.min(1, sample)) * 32767);
+  return energy(mean) < 0.1 * energy(loudest) ? loudest : mean;
 }

@@ -1,6 +1,12 @@
 // Runs on the audio thread: collects the microphone in blocks of 20 ms and posts them as 16-bit samples.
 // After the message "end" it posts what is left, then null, and stops.
 
+declare const sampleRate: number;
+declare function registerProcessor(name: string, processor: unknown): void;
+declare class AudioWorkletProcessor {
+  readonly port: MessagePort;
+}
+
 const BLOCK = Math.round(sampleRate / 50);
 
 class Capture extends AudioWorkletProcessor {
@@ -17,9 +23,9 @@ class Capture extends AudioWorkletProcessor {
     };
   }
 
-  process([channels]) {
+  process([channels]: Float32Array[][]): boolean {
     if (this.#ended) return false;
-    for (const sample of channels[0] ?? []) {
+    for (const sample of channels?.[0] ?? []) {
       this.#block[this.#filled++] = Math.max(-1, Math.min(1, sample)) * 32767;
       if (this.#filled === BLOCK) {
         this.port.postMessage(this.#block, [this.#block.buffer]);
@@ -31,4 +37,4 @@ class Capture extends AudioWorkletProcessor {
   }
 }
 
-registerProcessor("capture", Capture);
+registerProcessor("slipstream-capture", Capture);

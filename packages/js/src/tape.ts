@@ -1,0 +1,44 @@
+// Audio that is not final yet, so that it can be sent again. Positions are frames since the start of the stream.
+
+export class Tape {
+  #pieces: { start: number; bytes: Uint8Array }[] = [];
+  #length = 0;
+  readonly #frameBytes: number;
+
+  constructor(frameBytes: number) {
+    this.#frameBytes = frameBytes;
+  }
+
+  /** Frames added so far. */
+  get length(): number {
+    return this.#length;
+  }
+
+  /** Position of the first frame that is still there. */
+  get first(): number {
+    return this.#pieces[0]?.start ?? this.#length;
+  }
+
+  /** Add whole frames. */
+  append(bytes: Uint8Array): void {
+    if (!bytes.length) return;
+    this.#pieces.push({ start: this.#length, bytes });
+    this.#length += bytes.length / this.#frameBytes;
+  }
+
+  /** Drop the pieces that end at or before `position`. */
+  dropBefore(position: number): void {
+    const isOver = (index: number) => (this.#pieces[index + 1]?.start ?? this.#length) <= position;
+    let count = 0;
+    while (count < this.#pieces.length && isOver(count)) count++;
+    this.#pieces.splice(0, count);
+  }
+
+  /** Return at most `count` frames from `position` on; null if there are none yet. */
+  read(position: number, count: number): Uint8Array | null {
+    const piece = this.#pieces.findLast(({ start }) => start <= position);
+    if (!piece || position >= this.#length || count <= 0) return null;
+    const from = (position - piece.start) * this.#frameBytes;
+    return piece.bytes.subarray(from, from + count * this.#frameBytes);
+  }
+}
