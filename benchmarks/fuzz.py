@@ -1,7 +1,8 @@
 """Throw mutated messages at every decoder of the server: `python -m benchmarks.fuzz --inputs 1000000`.
 
 Each input is a valid message, or several, with bytes flipped, cut, doubled or spliced, or plain noise; some are small
-and hold hours of audio. A decoder may answer with commands or with `ProtocolError`, and may decode no more than
+and hold hours of audio. Every dialect also gets damaged conversations of its client, with events of the session between
+the messages. A decoder may answer with commands or with `ProtocolError`, and may decode no more than
 `MOST_SAMPLES` between two of them, whatever the size of the input; anything else is printed with the input that caused
 it, and fails the run.
 """
@@ -16,17 +17,35 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, get_args
+from urllib.parse import parse_qsl, urlsplit
 
 import msgpack
+import numpy as np
 from benchmarks.attacks.opus import opus_bomb
 from benchmarks.attacks.uploads import encoded
+from benchmarks.dialects import CLIENTS
 
 from slipstream.audio import SAMPLE_RATE, Encoding, RawFormat
+from slipstream.events import (
+    EndOfTurn,
+    Event,
+    Final,
+    Flushed,
+    MarkerReached,
+    OpenWord,
+    PartialWord,
+    Ready,
+    Step,
+    Turn,
+    Word,
+)
+from slipstream.server.dialects import DIALECTS
 from slipstream.server.dialects.kyutai import KyutaiDialect
 from slipstream.server.dialects.plain import PlainDialect, parse_format
-from slipstream.server.models import StreamInfo
-from slipstream.server.protocol import PIECE_SAMPLES, Audio, Dialect, Message, ProtocolError
+from slipstream.server.models import Models, StreamInfo, StreamRequest
+from slipstream.server.protocol import PIECE_SAMPLES, Action, Audio, Close, Dialect, Finish, Message, ProtocolError
 
 MOST_SAMPLES = PIECE_SAMPLES + 3 * 2880
 """A packet of 120 ms beyond a piece, and what the resampler held back."""
@@ -173,11 +192,72 @@ def run_query(query: dict[str, str]) -> int:
     return 0
 
 
+# ----------------------------------------------------------------------------------------------- every dialect's client
+
+
+def make_conversation(name: str, drawn: random.Random) -> list[Message | Event]:
+    """A conversation of a dialect's client: messages damaged, repeated or missing, and events of the session."""
+    client = CLIENTS[name]()
+    pcm_S = np.array([drawn.uniform(-1, 1) for _ in range(drawn.randrange(1, 40))], np.float32)
+    whole = [*client.begin(), *client.audio(pcm_S), *client.finish()]
+    return [
+        drawn.choice(EVENTS) if drawn.random() < 0.4 else damaged(drawn, drawn.choice(whole))
+        for _ in range(drawn.randrange(1, 8))
+    ]
+
+
+def damaged(drawn: random.Random, message: Message) -> Message:
+    if drawn.random() < 0.4:
+        return message
+    if isinstance(message, bytes):
+        return mutated(drawn, message)
+    return mutated(drawn, message.encode()).decode("utf-8", "replace")
+
+
+def run_conversation(name: str, case: list[Message | Event]) -> int:
+    address = urlsplit(CLIENTS[name].path)
+    request = StreamRequest(Models({INFO.model: INFO}), parse_qsl(address.query), CLIENTS[name].headers, "fuzz")
+    dialect = DIALECTS[address.path](request)
+    actions: list[Action] = list(dialect.open())
+    most = 0
+    for item in case:
+        if any(isinstance(action, (Close, Finish)) for action in actions):
+            break  # the server reads no further
+        if isinstance(item, (bytes, str)):
+            actions = list(dialect.receive(item))
+            assert len(actions) <= len(item) + 8, f"more actions than bytes: {len(actions)}"
+            most = max([most, *(len(action.pcm_S) for action in actions if isinstance(action, Audio))])
+        else:
+            actions = list(dialect.handle(item, 0))
+    assert most <= MOST_SAMPLES, f"{most} samples in one action"
+    return most
+
+
+EVENTS: list[Event] = [
+    Ready(),
+    Step(1, (0.1, 0.2, 0.3, 0.4), 0),
+    Step(25, (0.9, 0.9, 0.95, 0.99), 960),
+    Step(26, (), 0),
+    PartialWord("a", 0.4),
+    OpenWord("and", 0.4, 0.5),
+    Word("and", 0.4, 0.6, 0.5),
+    EndOfTurn(2.0),
+    Turn(0.4, 0.6),
+    Flushed(2.0, 0.01),
+    MarkerReached(1),
+    Final(2.0, 0.01),
+]
+
 TARGETS: list[tuple[str, Callable[[random.Random], Any], Callable[[Any], int]]] = [
     ("msgpack", make_kyutai, run_kyutai),
     ("Ogg Opus", make_opus, run_kyutai),
     ("PCM and JSON", make_plain, run_plain),
     ("addresses", make_query, run_query),
+    *(
+        (f"{name} client", partial(make_conversation, name), partial(run_conversation, name))
+        for name, client in CLIENTS.items()
+        if urlsplit(client.path).path in DIALECTS
+    ),
 ]
 
 if __name__ == "__main__":
