@@ -1,8 +1,8 @@
 """What each dialect costs the server, and how soon its final text comes.
 
 `python -m benchmarks.dialect_load cost`: the server's processor time per frame, for the same audio in each dialect, on
-a model without cost. All clients of a dialect send at `--pace` times real time, then end the audio and wait for the last
-word. The last column is the difference from the plain dialect of the same run.
+a model without cost. All clients of a dialect send at `--pace` times real time, then end the audio and wait for the
+last word. The last column is the difference from the plain dialect of the same run.
 
 `python -m benchmarks.dialect_load latency`: the time from the end of speech to the last final word, by the client's own
 clock, with audio in real time and the built-in model. `flush` ends the audio with the last word, `wait` sends two more
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=40)
     parser.add_argument("--frames", type=int, default=150, help="of audio in each session, to measure the cost")
     parser.add_argument("--pace", type=float, default=4.0, help="times real time, to measure the cost")
-    parser.add_argument("--together", type=int, default=4, help="sessions at once, to measure the latency")
+    parser.add_argument("--together", type=int, default=4, help="sessions at the same time, to measure the latency")
     parser.add_argument("--serve", metavar="MODEL", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:

@@ -73,9 +73,13 @@ class Target:
             for result in [senders.submit(self._flood, message, path) for _ in range(connections)]:
                 result.result()
 
+    def discard(self, connection: socket.socket) -> None:
+        """Read and forget what the server sends, in a thread."""
+        Thread(target=_discard, args=(connection,), daemon=True).start()
+
     def _flood(self, message: bytes, path: str) -> None:
         with self.websocket(path) as connection:
-            Thread(target=_discard, args=(connection,), daemon=True).start()
+            self.discard(connection)
             while self.running:
                 connection.sendall(message)
 
