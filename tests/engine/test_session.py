@@ -328,6 +328,34 @@ def test_a_finished_session_refuses_audio_and_flushes() -> None:
         session.restart()
 
 
+@pytest.mark.parametrize("in_model", [0, 1, 2])
+def test_a_flush_before_the_buffered_audio_covers_what_the_model_has_processed(in_model: int) -> None:
+    runner = ScriptRunner()
+    audio_S = speech(4, words=6)
+    session = new_session(runner)
+    session.admit(0)
+    session.push(audio_S)
+    events = run(session, runner, steps=20)
+    session.finish(now=0.0)
+    pcm_BS, active_B = np.zeros((1, FRAME_SAMPLES), np.float32), np.ones(1, np.bool_)
+    outputs = []
+    for _ in range(in_model):
+        session.fill(pcm_BS[0])
+        outputs.append(runner.step(pcm_BS, active_B))
+    session.flush(now=0.0, buffered=False)
+    for output in outputs:
+        session.advance(int(output.token_B[0]), float(output.logprob_B[0]), output.pause_BH[0].tolist(), 0.0)
+    events += session.events
+    session.events = []
+    events += run(session, runner)
+    flushed = [event.time for event in events if isinstance(event, Flushed)]
+    assert flushed == [(20 + in_model) / FRAME_RATE, len(audio_S) / SAMPLE_RATE]
+    early = [word.text for word in words_of(events[: events.index(Flushed(flushed[0], 0.0))])]
+    words = transcribed(audio_S)
+    assert len(early) >= len([word for word in words if word.start < flushed[0]]) > 0
+    assert [word.text for word in words_of(events)] == [word.text for word in words]
+
+
 def test_a_restart_resets_everything() -> None:
     runner = ScriptRunner()
     session = new_session(runner)

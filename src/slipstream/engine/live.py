@@ -123,9 +123,14 @@ class LiveSession:
         """End immediately and free the slot, like `cancel`; the reader gets `error`. Does nothing after the end."""
         self._engine.end(self._mailbox.session, error)
 
-    def flush(self) -> None:
-        """Emit all text of the audio sent so far without waiting for more; `Flushed` follows. The stream continues."""
-        self._engine.change(self._mailbox, lambda session: session.flush(time.monotonic()))
+    def flush(self, *, buffered: bool = True) -> None:
+        """Emit all text of the audio sent so far without waiting for more; `Flushed` follows. The stream continues.
+
+        Args:
+            buffered: Whether the audio that still waits for the model comes before the flush. Otherwise the flush
+                covers only what the model has processed; it may then be called until the end, also after `finish`.
+        """
+        self._engine.change(self._mailbox, lambda session: session.flush(time.monotonic(), buffered=buffered))
 
     def mark(self, id: int) -> None:
         """Emit `MarkerReached` with `id` once all text of the audio sent so far is out."""

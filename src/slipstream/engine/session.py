@@ -176,10 +176,20 @@ class Session:
         self._frames.extend(self._framer.push(audio_S))
         self._received += len(audio_S)
 
-    def flush(self, now: float) -> None:
-        """Emit all text of the audio received so far, without waiting for more audio; `Flushed` follows it."""
-        self._check_open("flush")
-        self._barriers.append(Barrier(self._received, final=False))
+    def flush(self, now: float, *, buffered: bool = True) -> None:
+        """Emit all text of the audio received so far, without waiting for more audio; `Flushed` follows it.
+
+        Args:
+            buffered: Whether the audio that still waits for the model comes before the flush. Otherwise the flush
+                covers only what the model has processed; it may then be called until the end, also after `finish`.
+        """
+        if buffered:
+            self._check_open("flush")
+            self._barriers.append(Barrier(self._received, final=False))
+        else:
+            in_model = 0 if self._flush is not None or self._silence_left else len(self._in_model)
+            position = self._processed + in_model * self.format.frame_samples
+            self._barriers.appendleft(Barrier(position, final=False))
         self._settle(now)
 
     def mark(self, id: int, now: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -91,9 +92,16 @@ class Marker:
 
 @dataclass(frozen=True, slots=True)
 class Flush:
-    """Write all text of the audio so far now; `Flushed` follows. The stream continues exactly as without it."""
+    """Write all text of the audio so far now; `Flushed` follows. The stream continues exactly as without it.
+
+    Args:
+        channel: Number of the channel.
+        buffered: Whether the audio that still waits for the model comes before the flush. Otherwise the flush covers
+            only what the model has processed, and is possible after `Finish`, too: for a flush that an event asks for.
+    """
 
     channel: int = 0
+    buffered: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +147,12 @@ class Dialect(ABC):
 
     headers: Mapping[str, str] = {}
     """Headers of the response to the request that opens the connection."""
+
+    idle_seconds = math.inf
+    """How long the client may send nothing, if that is less than the server's limit."""
+
+    idle_close: Close | None = None
+    """How the server then closes; None: as at its own limit."""
 
     long_text = False
     """Whether text messages carry audio, so that they may be as long as binary ones."""

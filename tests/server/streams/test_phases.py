@@ -51,6 +51,15 @@ def test_commands_after_the_servers_end_are_ignored(command: Command) -> None:
     assert connection.phase is Phase.CLOSED
 
 
+def test_what_the_model_has_processed_can_be_flushed_until_the_last_word() -> None:
+    connection = Connection()
+    connection.command(Finish())
+    assert connection.command(Flush(buffered=False))
+    connection.event(Final(1.0, 0.1))
+    with pytest.raises(KeyError):
+        connection.command(Flush(buffered=False))
+
+
 def test_every_phase_can_end_and_every_command_is_considered() -> None:
     for phase, row in NEXT.items():
         assert row[Signal.END] is Phase.CLOSED

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.fakes import ScriptRunner, speech, tiny_tokenizer
-from tests.server.harness import chunks, solo, wait_for
+from tests.server.harness import chunks, hold_after, solo, wait_for
 
 from slipstream.engine.engine import Engine
 from slipstream.engine.session import SessionOptions
@@ -156,6 +157,46 @@ def test_a_flush_writes_the_words_and_the_stream_continues() -> None:
             made.receive(str(number))
             work(made)
         run(made, lambda: socket.end)
+
+
+def test_an_event_may_ask_for_a_flush_after_the_clients_end() -> None:
+    class FlushOnce(Script):
+        asked = False
+
+        def handle(self, event: Event, channel: int) -> Iterable[Action]:
+            if isinstance(event, Word) and not self.asked:
+                self.asked = True
+                yield Flush(buffered=False)
+            yield from super().handle(event, channel)
+
+    dialect = FlushOnce(Open(SessionOptions(), "script"), Audio(speech(seed=3, words=4)), Finish())
+    runner = ScriptRunner(slots=1)
+    released = hold_after(runner, steps=22)
+    with Engine(runner, tiny_tokenizer()) as engine:
+        made, socket, _ = stream(dialect, {"script": engine})
+        for number in range(3):
+            made.receive(str(number))
+            work(made)
+        run(made, lambda: dialect.asked)
+        released.set()
+        run(made, lambda: socket.end)
+    kinds = [json.loads(message)[1] for message in socket.sent[1:]]
+    assert kinds[-1] == "Final"
+    assert kinds.count("Flushed") == 2
+
+
+def test_a_dialect_may_end_an_idle_connection_earlier_than_the_server() -> None:
+    dialect = Script(Open(SessionOptions(), "script"))
+    dialect.idle_seconds, dialect.idle_close = 10.0, Close(CloseCode.INTERNAL_ERROR, "NET-0001")
+    with Engine(ScriptRunner(slots=1), tiny_tokenizer()) as engine:
+        made, socket, _ = stream(dialect, {"script": engine})
+        made.receive("0")
+        run(made, lambda: len(socket.sent) == 2)
+        made.sweep(time.monotonic() + 9)
+        assert not made._connection.ended
+        made.sweep(time.monotonic() + 11)
+        run(made, lambda: socket.end)
+    assert socket.end == dialect.idle_close
 
 
 def test_a_message_selects_the_model_and_a_second_one_replaces_its_session() -> None:

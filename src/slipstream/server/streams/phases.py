@@ -105,10 +105,14 @@ class Connection:
         return self.phase is Phase.CLOSED
 
     def command(self, command: Command) -> bool:
-        """Follow a command. Returns whether the session must act on it: not after the end of the stream."""
-        ended = self.ended
+        """Follow a command. Returns whether the session must act on it.
+
+        After the end of the stream it must not, except for a flush of what the model has processed: the text of the
+        buffered audio is still to come.
+        """
+        ended, over = self.ended, self.over
         self.phase = NEXT[self.phase][type(command)]
-        return not ended
+        return not ended or (isinstance(command, Flush) and not command.buffered and not over)
 
     def event(self, event: Event) -> None:
         """Follow an event of the session."""

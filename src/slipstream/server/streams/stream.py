@@ -179,8 +179,9 @@ class LiveStream:
             self._last_message = max(self._last_message, now)
         if self._connection.phase is Phase.WAITING and self._place:
             self._report_place()
-        elif now - self._last_message > self._limits.idle_seconds:
-            self.end(Close(CloseCode.TIMED_OUT, f"nothing was received for {self._limits.idle_seconds:g} s"))
+        elif now - self._last_message > (seconds := min(self._limits.idle_seconds, self._dialect.idle_seconds)):
+            close = Close(CloseCode.TIMED_OUT, f"nothing was received for {seconds:g} s")
+            self.end(self._dialect.idle_close or close)
         elif now - self._began > self._limits.session_seconds:
             self.end(Close(CloseCode.TIMED_OUT, f"a stream lasts at most {self._limits.session_seconds:g} s"))
         if self._flush_after_silence and now - self._last_audio > self._flush_after_silence and self._actions is None:
@@ -251,8 +252,11 @@ class LiveStream:
             session = self._sessions[command.channel]
             if isinstance(command, Marker):
                 session.mark(command.id)
-            else:
+            elif command.buffered:
                 session.flush()
+            else:
+                with suppress(SessionClosed):  # its last events are on their way
+                    session.flush(buffered=False)
         elif isinstance(command, Restart):
             self._pending_markers = 0
             self._sessions[command.channel].restart()
