@@ -84,6 +84,12 @@ class LooseSection(Section):
     model_config = ConfigDict(extra="ignore")
 
 
+class Options(BaseModel):
+    """A table of one of our own configuration files: an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Must:
     """Annotation of a type: the words for what its values must be."""

@@ -22,15 +22,16 @@ from tests.train import world
 
 from slipstream.backends.torch.lm import LM
 from slipstream.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from slipstream.data.options import DataOptions
 from slipstream.data.packs import Pack
+from slipstream.data.sampler import TokenSampler
 from slipstream.errors import CheckpointError
 from slipstream.model.text import Tokenizer
 from slipstream.train.artifacts import export_lm
 from slipstream.train.launch import run_lm
 from slipstream.train.loop import Trainer
 from slipstream.train.lora import add_lora
-from slipstream.train.options import DataOptions, LMRun, LoraOptions, LossOptions, ModelOptions, RunOptions
-from slipstream.train.sampler import TokenSampler
+from slipstream.train.options import LMRun, LoraOptions, LossOptions, ModelOptions, RunOptions
 from slipstream.train.tasks import TextTask
 
 

@@ -9,8 +9,9 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from slipstream.data.options import DataOptions
 from slipstream.model.config import CodecConfig, LMConfig
-from slipstream.train.options import CodecRun, DataOptions, LMRun
+from slipstream.train.options import CodecRun, LMRun
 
 ELSEWHERE = (CodecConfig, LMConfig)
 """Tables whose keys the documents leave to the classes."""

@@ -13,6 +13,9 @@ from slipstream.backends.torch.whisper import WhisperEncoder
 from slipstream.data.augment import RowNoise, WaveAugment
 from slipstream.data.packs import Clip, Pack, PackKind, write_pack
 from slipstream.data.phones import UNKNOWN, PhoneInventory, fold
+from slipstream.data.rows import misread
+from slipstream.data.sampler import TokenSampler
+from slipstream.data.waves import WaveSampler
 from slipstream.errors import CheckpointError
 from slipstream.model.config import PAD_ID, STTConfig, WhisperConfig
 from slipstream.model.numerics import NO_TOKEN
@@ -23,9 +26,6 @@ from slipstream.train.loop import Trainer
 from slipstream.train.model import SpeechModel
 from slipstream.train.optim import Optimizer
 from slipstream.train.options import LossOptions, QuantiserOptions, RunOptions
-from slipstream.train.rows import misread
-from slipstream.train.sampler import TokenSampler
-from slipstream.train.waves import WaveSampler
 
 WHISPER = WhisperConfig(n_mels=80, dim=32, num_heads=2, num_layers=2, ffn_dim=64, context=20, lookahead=4)
 CLEAN = WaveAugment(reverb=0, noise=0, telephone=0, clip=0, gain=0)

@@ -11,15 +11,15 @@ import torch
 
 from slipstream.arrays import FloatArray
 from slipstream.backends.torch.mimi import Mimi
+from slipstream.data.options import DataOptions
 from slipstream.data.packs import Clip, Pack, PackKind, write_pack
+from slipstream.data.rows import RowOptions
 from slipstream.data.spectral import SpectralAugment
 from slipstream.data.tokenizer import train_tokenizer
 from slipstream.events import Word
 from slipstream.model.config import CodecConfig, ConditionerConfig, LMConfig, MelConfig, STTConfig, TransformerConfig
 from slipstream.train.codebooks import start_codebooks
 from slipstream.train.loop import Trainer
-from slipstream.train.options import DataOptions
-from slipstream.train.rows import RowOptions
 
 RATE = 24_000
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

@@ -11,7 +11,7 @@ import typer
 from slipstream.cli.extras import needs_extra
 
 if TYPE_CHECKING:
-    from slipstream.train.options import ValidOptions
+    from slipstream.data.options import ValidOptions
 
 app = typer.Typer(help="Train tokenizers, codecs and language models.", no_args_is_help=True)
 Config = Annotated[Path, typer.Argument(help="The run's TOML file. Its keys: docs/reference/training-keys.md.")]

@@ -11,20 +11,19 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 import soxr
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from slipstream.arrays import FloatArray
+from slipstream.schema import Options
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class WaveAugment(BaseModel):
+class WaveAugment(Options):
     """Random effects on the samples of an utterance.
 
     reverb, noise, telephone, clip, gain: probability of each. snr_db: range of the speech's level above the noise.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     reverb: Share = 0.35
     noise: Share = 0.3

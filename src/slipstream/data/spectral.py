@@ -10,10 +10,11 @@ from functools import lru_cache
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from slipstream.arrays import FloatArray
 from slipstream.data.augment import Share
+from slipstream.schema import Options
 
 FLOOR = math.log(1e-5)
 """ln power of digital silence, as the front end floors it."""
@@ -32,7 +33,7 @@ def from_log_power(log_power: FloatArray) -> FloatArray:
     return frames
 
 
-class SpectralAugment(BaseModel):
+class SpectralAugment(Options):
     """Random effects on the frames of an utterance and of a whole row.
 
     speed, warp: largest factors by which time and the frequency axis (vocal tract length) are stretched.
@@ -41,8 +42,6 @@ class SpectralAugment(BaseModel):
     frequency_masks, time_masks: largest number of masked bands and of masked stretches of time (SpecAugment,
     arXiv:1904.08779).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     speed: float = 1.15
     warp: float = 1.15

@@ -20,12 +20,12 @@ from slipstream.backends.torch.mimi import Mimi
 from slipstream.backends.torch.whisper import WhisperEncoder
 from slipstream.checkpoints.tensors import Array
 from slipstream.data.packs import mel_power
+from slipstream.data.waves import WaveBatch, WaveSampler
 from slipstream.errors import ConfigError
 from slipstream.model.config import STTConfig, WhisperConfig
 from slipstream.model.numerics import WHISPER_POSITIONS
 from slipstream.train.codebooks import start_codebooks
 from slipstream.train.options import LossOptions
-from slipstream.train.waves import WaveBatch, WaveSampler
 
 Numbers = dict[str, float]
 MEAN_ROWS = 64

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from slipstream.backends.torch.whisper import WhisperEncoder
 from slipstream.data.phones import UNKNOWN
+from slipstream.data.waves import WaveBatch, WaveSampler
 from slipstream.model.config import PAD_ID
 from slipstream.model.numerics import WHISPER_POSITIONS
 from slipstream.train.codebooks import CodebookStart, moving_buffers, refresh, start_projections
@@ -17,7 +18,6 @@ from slipstream.train.distil import whisper_mel
 from slipstream.train.model import SpeechModel
 from slipstream.train.options import LossOptions, QuantiserOptions
 from slipstream.train.tasks import Numbers, hear, text_losses
-from slipstream.train.waves import WaveBatch, WaveSampler
 
 _ROWS = 16
 """Rows on whose latents the quantiser's projections start."""

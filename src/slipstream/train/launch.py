@@ -23,6 +23,7 @@ from slipstream.checkpoints.checkpoint import Checkpoint
 from slipstream.checkpoints.whisper import read_whisper
 from slipstream.data.packs import Pack
 from slipstream.data.phones import PhoneInventory
+from slipstream.data.sampler import RowSampler, TokenSampler
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import CodecConfig, LMConfig
 from slipstream.train.adversary import Discriminator
@@ -36,7 +37,6 @@ from slipstream.train.model import SpeechModel, start_audio_embeddings
 from slipstream.train.options import CodecRun, DistilOptions, LMRun, RunOptions
 from slipstream.train.parallel import Task
 from slipstream.train.reconstruction import CropSampler, ReconstructionTask, WaveCodec
-from slipstream.train.sampler import RowSampler, TokenSampler
 from slipstream.train.setup import (
     TextOptions,
     delayed,

@@ -24,11 +24,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from slipstream.data.sampler import prefetch
 from slipstream.errors import CheckpointError
 from slipstream.train.optim import Optimizer, trapezoid
 from slipstream.train.options import RunOptions
 from slipstream.train.parallel import Task, hold
-from slipstream.train.sampler import prefetch
 from slipstream.train.sharding import part_of, whole
 
 CHECKPOINT_FILE = "last.pt"

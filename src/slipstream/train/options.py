@@ -5,23 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-from slipstream.data.augment import Share, WaveAugment
-from slipstream.data.spectral import SpectralAugment
+from slipstream.data.augment import Share
+from slipstream.data.options import DataOptions
 from slipstream.errors import ConfigError
-from slipstream.model.config import CodecConfig, LMConfig
-from slipstream.schema import parse, read_toml
-
-Positive = Annotated[int, Field(gt=0)]
-Weight = Annotated[float, Field(gt=0)]
+from slipstream.model.config import CodecConfig, LMConfig, Positive
+from slipstream.schema import Options, parse, read_toml
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class RunOptions(_Options):
+class RunOptions(Options):
     """How a run goes, whatever it trains.
 
     out: folder for checkpoints, the log and the exported model.
@@ -78,83 +71,7 @@ class RunOptions(_Options):
         return self
 
 
-class SampleAugment(WaveAugment):
-    """Augmentation of samples, for a waveform codec and for distillation: `WaveAugment`, and in distillation:
-
-    speed: the largest factor of tempo and pitch. sounds: a pack of recorded sounds, which are half of the noise.
-    """
-
-    speed: Annotated[float, Field(ge=1)] = 1.18
-    sounds: Path | None = None
-
-
-class ValidOptions(_Options):
-    """Word errors during a run, by streaming recordings through the model as it is then.
-
-    manifest: recordings that the run does not learn from. every: steps between measurements. limit: only the first N
-    recordings. The model with the fewest errors is kept in `run.out/best`.
-    """
-
-    manifest: Path
-    every: Positive = 500
-    limit: Positive | None = None
-
-
-class DataOptions(_Options):
-    """What a run reads.
-
-    packs: folders that `slipstream data pack` wrote.
-    weights: how often each dataset is drawn from, relative to the others; those not named are left out.
-    tokenizer: a SentencePiece model; that of the model that the run starts from by default.
-    seconds: length of a row; longer than the LM's context, so that the model learns to go on once its ring is full.
-    gaps, gap_shares: ranges of seconds of silence between the utterances of a row, and how often each is drawn,
-    relative to the others.
-    delay: text delay in frames, or the two bounds it is drawn from; a drawn delay needs a conditioner named "delay".
-    That of the model that the run starts from by default, or 6.
-    crop: by dataset, how often only a run of a recording's words is taken: against memorising few sentences.
-    same_language: how often the next utterance of a row is in the language of the last.
-    plain_text: lower case and no punctuation.
-    texts, text_share: files of sentences, one a line, and the share of rows that are made of them alone, without audio.
-    valid: recordings to measure the model on while it learns (`slipstream train lm`).
-    text_mask: share of the previous text tokens that the LM does not see.
-    text_errors: share of the words' previous tokens that it sees replaced by others.
-    """
-
-    packs: Annotated[tuple[Path, ...], Field(min_length=1)]
-    weights: Annotated[dict[str, Weight], Field(min_length=1)]
-    tokenizer: Path | None = None
-    seconds: Annotated[float, Field(gt=0)] = 12.8
-    gaps: tuple[tuple[float, float], ...] = ((0.08, 0.6), (0.6, 1.5), (1.5, 3.8))
-    gap_shares: tuple[Weight, ...] = (0.62, 0.28, 0.1)
-    delay: Positive | tuple[Positive, Positive] | None = None
-    crop: dict[str, Share] = {}
-    same_language: Share = 0.85
-    plain_text: bool = True
-    valid: ValidOptions | None = None
-    texts: tuple[Path, ...] = ()
-    text_share: Share = 0.0
-    text_mask: Share = 0.1
-    text_errors: Share = 0.0
-    augment: SpectralAugment = SpectralAugment()
-    augment_samples: SampleAugment | None = None
-
-    @model_validator(mode="after")
-    def _ranges_go_upwards(self) -> DataOptions:
-        if len(self.gaps) != len(self.gap_shares):
-            raise ValueError(f"there are {len(self.gaps)} gaps and {len(self.gap_shares)} gap_shares: give one each")
-        for low, high in (*self.gaps, *([self.delay] if isinstance(self.delay, tuple) else [])):
-            if not 0 <= low <= high:
-                raise ValueError(f"[{low}, {high}] is no range: the lower bound, from 0 on, comes first")
-        return self
-
-    @model_validator(mode="after")
-    def _crop_what_is_drawn(self) -> DataOptions:
-        if unknown := sorted(self.crop.keys() - self.weights.keys()):
-            raise ValueError(f"crop names {', '.join(unknown)}, which weights do not draw from")
-        return self
-
-
-class LossOptions(_Options):
+class LossOptions(Options):
     """Weights of the losses.
 
     frame_phones, ctc: of phones at the codec's 25 Hz: per frame, and as a sequence.
@@ -176,7 +93,7 @@ class LossOptions(_Options):
     features: float = 1.0
 
 
-class QuantiserOptions(_Options):
+class QuantiserOptions(Options):
     """How the quantiser comes in.
 
     start: step at which k-means places its codebooks; before it the LM gets the latent itself.
@@ -190,7 +107,7 @@ class QuantiserOptions(_Options):
     codebook_dropout: Share = 0.0
 
 
-class ModelOptions(_Options):
+class ModelOptions(Options):
     """The model: its codec and LM from scratch, or the checkpoint folder `base` to start from.
 
     init: what a run of phones or text left, whose weights are taken where names and shapes agree: its `last.pt`, or its
@@ -206,7 +123,7 @@ class ModelOptions(_Options):
     pause_heads: Annotated[int, Field(ge=1, le=4)] | None = None
 
 
-class LoraOptions(_Options):
+class LoraOptions(Options):
     """Low-rank adapters on the LM's linear layers (arXiv:2106.09685).
 
     rank: of each adapter. scaling: the factor on its output.
@@ -216,7 +133,7 @@ class LoraOptions(_Options):
     scaling: float = 2.0
 
 
-class DistilOptions(_Options):
+class DistilOptions(Options):
     """Distillation of a Whisper encoder into the codec's.
 
     teacher: a Whisper checkpoint, as in `model.init`.
@@ -225,7 +142,7 @@ class DistilOptions(_Options):
     teacher: str
 
 
-class DiscriminatorOptions(_Options):
+class DiscriminatorOptions(Options):
     """A multi-scale STFT discriminator (arXiv:2210.13438).
 
     windows: of its spectrograms, in samples. filters: channels of its convolutions.
@@ -241,7 +158,7 @@ class AnyRun(BaseModel):
     model: ModelOptions
 
 
-class CodecRun(_Options):
+class CodecRun(Options):
     """`slipstream train codec`: Whisper's encoder by distillation, a log-mel codec by its phones, or a waveform codec
     by reconstruction.
 
@@ -264,7 +181,7 @@ class CodecRun(_Options):
         return self
 
 
-class LMRun(_Options):
+class LMRun(Options):
     """`slipstream train lm`: the text stream, with the codec trained too (`train_codec`) or frozen.
 
     pause_heads_only: everything else stays as it is in `model.base`, the words that it writes included.

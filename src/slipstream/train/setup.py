@@ -9,9 +9,12 @@ import torch
 
 from slipstream.bundle import ModelBundle
 from slipstream.data.augment import RowNoise
+from slipstream.data.options import DataOptions, SampleAugment
 from slipstream.data.packs import Pack
 from slipstream.data.phones import PhoneInventory
+from slipstream.data.rows import RowOptions
 from slipstream.data.texts import read_texts
+from slipstream.data.waves import WaveSampler
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import CodecConfig, LMConfig, MelConfig, STTConfig
 from slipstream.model.text import Tokenizer
@@ -20,16 +23,12 @@ from slipstream.train.model import SpeechModel
 from slipstream.train.options import (
     AnyRun,
     CodecRun,
-    DataOptions,
     LMRun,
     ModelOptions,
     RunOptions,
-    SampleAugment,
     read_run,
 )
-from slipstream.train.rows import RowOptions
 from slipstream.train.speech import PHONES_FILE, find_phones, read_phones, read_speech_weights
-from slipstream.train.waves import WaveSampler
 
 DEFAULT_DELAY = 6
 

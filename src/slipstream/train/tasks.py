@@ -10,11 +10,11 @@ from torch import Tensor
 
 from slipstream.backends.torch.lm import LM
 from slipstream.backends.torch.mimi import SplitResidualVQ
+from slipstream.data.rows import Targets
+from slipstream.data.sampler import Batch, RowSampler, TokenBatch, TokenSampler
 from slipstream.train.codebooks import CodebookStart, moving_buffers, quantise, refresh
 from slipstream.train.model import SpeechModel, pause_loss, phone_losses, text_input, text_loss
 from slipstream.train.options import LossOptions, QuantiserOptions
-from slipstream.train.rows import Targets
-from slipstream.train.sampler import Batch, RowSampler, TokenBatch, TokenSampler
 
 Numbers = dict[str, float]
 

@@ -10,12 +10,12 @@ from tests.train import world
 
 from slipstream.data.packs import Clip, Pack, PackKind, write_pack
 from slipstream.data.phones import UNKNOWN, PhoneInventory
+from slipstream.data.rows import PAUSE_HORIZONS, crop, pause_labels
+from slipstream.data.sampler import RowSampler, TokenSampler
 from slipstream.errors import ConfigError
 from slipstream.events import Word
 from slipstream.model.config import PAD_ID
 from slipstream.model.text import Tokenizer, WordDecoder
-from slipstream.train.rows import PAUSE_HORIZONS, crop, pause_labels
-from slipstream.train.sampler import RowSampler, TokenSampler
 
 
 def test_class_zero_means_no_word_within_the_horizon() -> None:

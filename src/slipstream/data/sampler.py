@@ -20,11 +20,11 @@ import numpy as np
 from slipstream.arrays import FloatArray, IntArray
 from slipstream.data.packs import Clip, Pack
 from slipstream.data.phones import UNKNOWN, PhoneInventory
+from slipstream.data.rows import RowOptions, RowTargets, Sampler, Targets, stack_targets
 from slipstream.data.spectral import FLOOR, from_log_power, to_log_power
 from slipstream.events import Word
 from slipstream.model.numerics import NO_TOKEN
 from slipstream.model.text import Tokenizer
-from slipstream.train.rows import RowOptions, RowTargets, Sampler, Targets, stack_targets
 
 _Drawn = TypeVar("_Drawn")
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slipstream.arrays import BoolArray, FloatArray, IntArray
+from slipstream.data.options import DataOptions
 from slipstream.data.packs import Clip, Pack
 from slipstream.data.phones import UNKNOWN
 from slipstream.data.tokenizer import plain_word
@@ -24,7 +25,6 @@ from slipstream.events import Word
 from slipstream.model.config import PAD_ID, LMConfig
 from slipstream.model.numerics import NO_TOKEN
 from slipstream.model.text import Tokenizer, encode_stream
-from slipstream.train.options import DataOptions
 
 HOW_TO_PACK = {
     "mel": "`slipstream data pack --config`",

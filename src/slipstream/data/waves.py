@@ -14,12 +14,12 @@ from slipstream.arrays import BoolArray, FloatArray, IntArray
 from slipstream.data.augment import RowNoise, WaveAugment, resample_speech
 from slipstream.data.packs import Clip, Pack
 from slipstream.data.phones import UNKNOWN, PhoneInventory
+from slipstream.data.rows import RowOptions, RowTargets, Sampler, Targets, stack_targets
 from slipstream.data.tokenizer import plain_text
 from slipstream.errors import ConfigError
 from slipstream.events import Word
 from slipstream.model.config import PAD_ID
 from slipstream.model.text import Tokenizer
-from slipstream.train.rows import RowOptions, RowTargets, Sampler, Targets, stack_targets
 
 
 @dataclass(frozen=True, slots=True)

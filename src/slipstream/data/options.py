@@ -1,0 +1,91 @@
+"""What a training run reads: the table `[data]` of its configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from slipstream.data.augment import Share, WaveAugment
+from slipstream.data.spectral import SpectralAugment
+from slipstream.model.config import Positive
+from slipstream.schema import Options
+
+Weight = Annotated[float, Field(gt=0)]
+
+
+class SampleAugment(WaveAugment):
+    """Augmentation of samples, for a waveform codec and for distillation: `WaveAugment`, and in distillation:
+
+    speed: the largest factor of tempo and pitch. sounds: a pack of recorded sounds, which are half of the noise.
+    """
+
+    speed: Annotated[float, Field(ge=1)] = 1.18
+    sounds: Path | None = None
+
+
+class ValidOptions(Options):
+    """Word errors during a run, by streaming recordings through the model as it is then.
+
+    manifest: recordings that the run does not learn from. every: steps between measurements. limit: only the first N
+    recordings. The model with the fewest errors is kept in `run.out/best`.
+    """
+
+    manifest: Path
+    every: Positive = 500
+    limit: Positive | None = None
+
+
+class DataOptions(Options):
+    """What a run reads.
+
+    packs: folders that `slipstream data pack` wrote.
+    weights: how often each dataset is drawn from, relative to the others; those not named are left out.
+    tokenizer: a SentencePiece model; that of the model that the run starts from by default.
+    seconds: length of a row; longer than the LM's context, so that the model learns to go on once its ring is full.
+    gaps, gap_shares: ranges of seconds of silence between the utterances of a row, and how often each is drawn,
+    relative to the others.
+    delay: text delay in frames, or the two bounds it is drawn from; a drawn delay needs a conditioner named "delay".
+    That of the model that the run starts from by default, or 6.
+    crop: by dataset, how often only a run of a recording's words is taken: against memorising few sentences.
+    same_language: how often the next utterance of a row is in the language of the last.
+    plain_text: lower case and no punctuation.
+    texts, text_share: files of sentences, one a line, and the share of rows that are made of them alone, without audio.
+    valid: recordings to measure the model on while it learns (`slipstream train lm`).
+    text_mask: share of the previous text tokens that the LM does not see.
+    text_errors: share of the words' previous tokens that it sees replaced by others.
+    """
+
+    packs: Annotated[tuple[Path, ...], Field(min_length=1)]
+    weights: Annotated[dict[str, Weight], Field(min_length=1)]
+    tokenizer: Path | None = None
+    seconds: Annotated[float, Field(gt=0)] = 12.8
+    gaps: tuple[tuple[float, float], ...] = ((0.08, 0.6), (0.6, 1.5), (1.5, 3.8))
+    gap_shares: tuple[Weight, ...] = (0.62, 0.28, 0.1)
+    delay: Positive | tuple[Positive, Positive] | None = None
+    crop: dict[str, Share] = Field(default_factory=dict)
+    same_language: Share = 0.85
+    plain_text: bool = True
+    valid: ValidOptions | None = None
+    texts: tuple[Path, ...] = ()
+    text_share: Share = 0.0
+    text_mask: Share = 0.1
+    text_errors: Share = 0.0
+    augment: SpectralAugment = SpectralAugment()
+    augment_samples: SampleAugment | None = None
+
+    @model_validator(mode="after")
+    def _ranges_go_upwards(self) -> DataOptions:
+        if len(self.gaps) != len(self.gap_shares):
+            raise ValueError(f"there are {len(self.gaps)} gaps and {len(self.gap_shares)} gap_shares: give one each")
+        for low, high in (*self.gaps, *([self.delay] if isinstance(self.delay, tuple) else [])):
+            if not 0 <= low <= high:
+                raise ValueError(f"[{low}, {high}] is no range: the lower bound, from 0 on, comes first")
+        return self
+
+    @model_validator(mode="after")
+    def _crop_what_is_drawn(self) -> DataOptions:
+        if unknown := sorted(self.crop.keys() - self.weights.keys()):
+            raise ValueError(f"crop names {', '.join(unknown)}, which weights do not draw from")
+        return self
