@@ -12,10 +12,11 @@ Samples are mono: floats within [-1, 1], int8, int16, int32 or uint8. Needs the 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import numpy.typing as npt
@@ -49,46 +50,99 @@ class Queued:
 StreamEvent: TypeAlias = Event | Queued
 
 
-class AsyncStream:
-    """A live stream from `open_async_stream`. Iterate over it for its events, up to `Final`.
+Sent = TypeVar("Sent")
+"""What a method that sends returns: None, or a coroutine."""
 
-    After the first event, `request_id` identifies the stream in the server's log.
+
+class BaseStream(ABC, Generic[Sent]):
+    """What `Stream` and `AsyncStream` share. The methods of an `AsyncStream` are coroutines: await them.
+
+    Attributes:
+        model: Name of the server's model, from the first event on.
+        delay_seconds: How far its text is behind the audio, from the first event on.
+        request_id: Identifies the stream in the server's log, from the first event on.
     """
 
-    def __init__(self, socket: AsyncConnection) -> None:
-        self._socket = socket
+    def __init__(self) -> None:
         self._converter = SampleConverter()
         self.model, self.delay_seconds, self.request_id = "", 0.0, ""
 
-    async def send(self, samples: npt.ArrayLike) -> None:
-        """Send audio `[S]`. Waits while the server is behind.
+    def send(self, samples: npt.ArrayLike) -> Sent:
+        """Send audio. Waits while the server is behind.
 
-        Raises `ServerError` once the server has closed the stream, and `AudioError` for invalid samples.
+        Args:
+            samples: Mono audio `[S]` at the stream's rate: floats within [-1, 1], int8, int16, int32 or uint8.
+
+        Raises:
+            ServerError: The server has closed the stream.
+            AudioError: The samples are invalid.
         """
-        await self._send(_pcm(self._converter, samples))
+        return self._send(_pcm(self._converter, samples))
 
-    async def flush(self, id: int = 0) -> None:
-        """Flush the text of all audio sent so far; `MarkerReached` with `id` follows it."""
-        await self._send(_control("flush", id=id))
+    def flush(self, id: int = 0) -> Sent:
+        """Flush the text of all audio sent so far; `MarkerReached` follows it.
 
-    async def restart(self) -> None:
-        """Reset the stream; `Ready` follows."""
-        await self._send(_control("restart"))
+        Args:
+            id: Number that the event repeats.
 
-    async def finish(self) -> None:
-        """End the audio."""
-        await self._send(_control("close"))
+        Raises:
+            ServerError: The server has closed the stream.
+        """
+        return self._send(_control("flush", id=id))
+
+    def restart(self) -> Sent:
+        """Reset the stream; `Ready` follows.
+
+        Raises:
+            ServerError: The server has closed the stream.
+        """
+        return self._send(_control("restart"))
+
+    def finish(self) -> Sent:
+        """End the audio; the remaining text and `Final` follow.
+
+        Raises:
+            ServerError: The server has closed the stream.
+        """
+        return self._send(_control("close"))
+
+    @abstractmethod
+    def _send(self, message: bytes | str) -> Sent: ...
+
+    def _parse(self, message: bytes | str) -> StreamEvent:
+        fields: dict[str, Any] = json.loads(message)
+        kind = fields.pop("type")
+        if kind == "error":
+            raise ServerError(fields["message"], fields["code"])
+        self.request_id = fields.pop("request_id", self.request_id)
+        if kind == "ready":
+            self.model, self.delay_seconds = fields["model"], fields["delay"]
+            return Ready()
+        if kind == "step":
+            return Step(fields["index"], tuple(fields["pause"]), fields["buffered"])
+        if kind not in _EVENTS:
+            raise ServerError(f"unknown message {kind!r} from a newer server: update slipstream")
+        event: StreamEvent = _EVENTS[kind](**fields)
+        return event
+
+
+class AsyncStream(BaseStream[Coroutine[Any, Any, None]]):
+    """A live stream from `open_async_stream`. Iterate over it with `async for` for its events, up to `Final`."""
+
+    def __init__(self, socket: AsyncConnection) -> None:
+        super().__init__()
+        self._socket = socket
 
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
         try:
             async for message in self._socket:
-                event = _parse(self, message)
+                event = self._parse(message)
                 yield event
                 if isinstance(event, Final):
                     return
         except ConnectionClosed as closed:
             raise _closed(closed) from closed
-        raise ServerError("the server closed the stream before its end", self._socket.close_code)
+        raise _ended(self._socket.close_code)
 
     async def _send(self, message: bytes | str) -> None:
         try:
@@ -97,36 +151,15 @@ class AsyncStream:
             raise _closed(closed) from closed
 
 
-class Stream:
+class Stream(BaseStream[None]):
     """A live stream from `open_stream`. Iterate over it for its events, up to `Final`.
 
-    You can send and iterate in two threads. After the first event, `request_id` identifies the stream in the server's
-    log.
+    You can send and iterate in two threads.
     """
 
     def __init__(self, socket: SyncConnection) -> None:
+        super().__init__()
         self._socket = socket
-        self._converter = SampleConverter()
-        self.model, self.delay_seconds, self.request_id = "", 0.0, ""
-
-    def send(self, samples: npt.ArrayLike) -> None:
-        """Send audio `[S]`. Waits while the server is behind.
-
-        Raises `ServerError` once the server has closed the stream, and `AudioError` for invalid samples.
-        """
-        self._send(_pcm(self._converter, samples))
-
-    def flush(self, id: int = 0) -> None:
-        """Flush the text of all audio sent so far; `MarkerReached` with `id` follows it."""
-        self._send(_control("flush", id=id))
-
-    def restart(self) -> None:
-        """Reset the stream; `Ready` follows."""
-        self._send(_control("restart"))
-
-    def finish(self) -> None:
-        """End the audio."""
-        self._send(_control("close"))
 
     def close(self) -> None:
         """Close the stream immediately, without its remaining text."""
@@ -135,13 +168,13 @@ class Stream:
     def __iter__(self) -> Iterator[StreamEvent]:
         try:
             for message in self._socket:
-                event = _parse(self, message)
+                event = self._parse(message)
                 yield event
                 if isinstance(event, Final):
                     return
         except ConnectionClosed as closed:
             raise _closed(closed) from closed
-        raise ServerError("the server closed the stream before its end", self._socket.close_code)
+        raise _ended(self._socket.close_code)
 
     def _send(self, message: bytes | str) -> None:
         try:
@@ -154,15 +187,24 @@ class Stream:
 async def open_async_stream(
     url: str, *, sample_rate: int = 24_000, key: str | None = None
 ) -> AsyncIterator[AsyncStream]:
-    """Open a stream on a server.
+    """Open a stream on a server, as an asynchronous context manager.
 
     Args:
         url: Address of the server: http, https, ws or wss.
         sample_rate: Of the audio that you send, in Hz.
         key: API key.
 
+    Yields:
+        The stream; it is closed at the end of the context.
+
     Raises:
         ServerError: The server cannot be reached, or refuses.
+
+    Example:
+        >>> async with open_async_stream("http://127.0.0.1:8080", sample_rate=16_000) as stream:
+        ...     await stream.send(samples)
+        ...     await stream.finish()
+        ...     words = [event.text async for event in stream if isinstance(event, Word)]
     """
     try:
         socket = await connect_async(_address(url, sample_rate), additional_headers=_headers(key), **_OPTIONS)
@@ -174,7 +216,25 @@ async def open_async_stream(
 
 @contextmanager
 def open_stream(url: str, *, sample_rate: int = 24_000, key: str | None = None) -> Iterator[Stream]:
-    """Open a stream without asyncio; see `open_async_stream`."""
+    """Open a stream on a server, as a context manager.
+
+    Args:
+        url: Address of the server: http, https, ws or wss.
+        sample_rate: Of the audio that you send, in Hz.
+        key: API key.
+
+    Yields:
+        The stream; it is closed at the end of the context.
+
+    Raises:
+        ServerError: The server cannot be reached, or refuses.
+
+    Example:
+        >>> with open_stream("http://127.0.0.1:8080", sample_rate=16_000) as stream:
+        ...     stream.send(samples)
+        ...     stream.finish()
+        ...     words = [event.text for event in stream if isinstance(event, Word)]
+    """
     try:
         socket = connect_sync(_address(url, sample_rate), additional_headers=_headers(key), **_OPTIONS)
     except (OSError, InvalidHandshake, InvalidURI) as error:
@@ -199,6 +259,9 @@ def transcribe(
 
     Raises:
         ServerError: The server cannot be reached, refuses, or closes the stream before its end.
+
+    Example:
+        >>> transcribe("http://127.0.0.1:8080", [samples], sample_rate=16_000).text
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -257,23 +320,6 @@ def _control(type: str, **fields: int) -> str:
     return json.dumps({"type": type, **fields})
 
 
-def _parse(stream: AsyncStream | Stream, message: bytes | str) -> StreamEvent:
-    fields: dict[str, Any] = json.loads(message)
-    kind = fields.pop("type")
-    if kind == "error":
-        raise ServerError(fields["message"], fields["code"])
-    stream.request_id = fields.pop("request_id", stream.request_id)
-    if kind == "ready":
-        stream.model, stream.delay_seconds = fields["model"], fields["delay"]
-        return Ready()
-    if kind == "step":
-        return Step(fields["index"], tuple(fields["pause"]), fields["buffered"])
-    if kind not in _EVENTS:
-        raise ServerError(f"unknown message {kind!r} from a newer server: update slipstream")
-    event: StreamEvent = _EVENTS[kind](**fields)
-    return event
-
-
 _EVENTS: dict[str, Any] = {
     "queued": Queued,
     "partial": PartialWord,
@@ -284,6 +330,10 @@ _EVENTS: dict[str, Any] = {
     "recovered": Recovered,
     "done": Final,
 }
+
+
+def _ended(code: int | None) -> ServerError:
+    return ServerError("the server closed the stream before its end", code)
 
 
 def _closed(closed: ConnectionClosed) -> ServerError:
