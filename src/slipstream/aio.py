@@ -60,6 +60,13 @@ class AsyncSession:
         """Send all chunks, then `finish`: all that a sending task needs to do.
 
         An error, also one of `chunks`, ends the session with it, so that the reader gets it instead of waiting.
+
+        Args:
+            chunks: Pieces of audio, as for `send`.
+
+        Raises:
+            SessionClosed: As for `send`.
+            AudioError: As for `send`.
         """
         try:
             if isinstance(chunks, AsyncIterable):
@@ -82,7 +89,11 @@ class AsyncSession:
         self._session.flush()
 
     def mark(self, id: int) -> None:
-        """Emit `MarkerReached` with `id` once all text of the audio sent so far is out."""
+        """Emit `MarkerReached` once all text of the audio sent so far is out.
+
+        Args:
+            id: Number that the event repeats.
+        """
         self._session.mark(id)
 
     def finish(self) -> None:
@@ -98,7 +109,11 @@ class AsyncSession:
         self._session.cancel()
 
     def fail(self, error: BaseException) -> None:
-        """End immediately and free the slot, like `cancel`; the reader gets `error`. Does nothing after the end."""
+        """End immediately and free the slot, like `cancel`. Does nothing after the end.
+
+        Args:
+            error: What the reader gets.
+        """
         self._session.fail(error)
 
     def __aiter__(self) -> AsyncSession:

@@ -61,6 +61,9 @@ class ModelBundle:
                 returned as it is.
             **origin: Where single parts come from: see `checkpoints.sources.resolve`.
 
+        Returns:
+            The bundle.
+
         Raises:
             CheckpointError: A file cannot be found or fetched.
             ConfigError: The configuration is wrong, or parts are given for a bundle or a TOML file.
@@ -76,12 +79,21 @@ class ModelBundle:
 
     @classmethod
     def of_rust(cls, rust: RustConfig) -> ModelBundle:
-        """The model that a configuration of the Rust server describes. Raises as `resolve` does."""
+        """Return the model that a configuration of the Rust server describes.
+
+        Args:
+            rust: The configuration.
+
+        Raises:
+            CheckpointError: As for `resolve`.
+            ConfigError: As for `resolve`.
+        """
         sources = resolve_files(rust.model, lm=rust.lm_file, codec=rust.codec_file, tokenizer=rust.tokenizer_file)
         return cls(rust.lm_file, sources, rust.dtype)
 
     @property
     def config(self) -> STTConfig:
+        """The model's configuration."""
         return self.sources.config
 
     @property
@@ -106,7 +118,7 @@ class ModelBundle:
         return tokenizer
 
     def stream_format(self) -> StreamFormat:
-        """What all sessions of this model share: frame size and rate, delay, tokenizer, silence prefix, turns."""
+        """Return what all its sessions share: frame size and rate, delay, tokenizer, silence prefix, turns."""
         config = self.config
         return StreamFormat(
             tokenizer=self.tokenizer,
@@ -118,7 +130,17 @@ class ModelBundle:
         )
 
     def checkpoint(self, *, keep_quantized: bool = False) -> Checkpoint:
-        """Read the tensors: see `checkpoints.checkpoint.read_checkpoint`."""
+        """Read the tensors.
+
+        Args:
+            keep_quantized: Keep 8-bit weights as they are, instead of turning them into floats.
+
+        Returns:
+            The configuration and the tensors under canonical names.
+
+        Raises:
+            CheckpointError: The weights cannot be read, or do not fit the configuration.
+        """
         return read_checkpoint(self.sources, keep_quantized=keep_quantized)
 
     def open(
@@ -150,6 +172,9 @@ class ModelBundle:
             seed: Seed of the sampler.
             progress: Called as a model is converted, with the number of parameters that are done and their total.
 
+        Returns:
+            The runner, which steps all its slots as one batch.
+
         Raises:
             BackendError: The backend or device is not available.
             ConfigError: A setting is unknown, or the backend does not have it.
@@ -171,7 +196,16 @@ class ModelBundle:
     def engine(
         self, runner: Runner, *, max_waiting: int = 64, observer: Callable[[StepReport], None] | None = None
     ) -> Engine:
-        """Start an engine on a runner of this model, with the model's tokenizer and defaults."""
+        """Start an engine on a runner of this model, with the model's tokenizer and defaults.
+
+        Args:
+            runner: What `open` returned.
+            max_waiting: Number of sessions that may wait for a slot.
+            observer: Called after each step, with what it cost.
+
+        Returns:
+            The engine, whose thread owns the runner.
+        """
         return Engine(
             runner,
             self.tokenizer,

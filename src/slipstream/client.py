@@ -50,11 +50,11 @@ class Queued:
 StreamEvent: TypeAlias = Event | Queued
 
 
-Sent = TypeVar("Sent")
+_Sent = TypeVar("_Sent")
 """What a method that sends returns: None, or a coroutine."""
 
 
-class BaseStream(ABC, Generic[Sent]):
+class BaseStream(ABC, Generic[_Sent]):
     """What `Stream` and `AsyncStream` share. The methods of an `AsyncStream` are coroutines: await them.
 
     Attributes:
@@ -67,7 +67,7 @@ class BaseStream(ABC, Generic[Sent]):
         self._converter = SampleConverter()
         self.model, self.delay_seconds, self.request_id = "", 0.0, ""
 
-    def send(self, samples: npt.ArrayLike) -> Sent:
+    def send(self, samples: npt.ArrayLike) -> _Sent:
         """Send audio. Waits while the server is behind.
 
         Args:
@@ -79,7 +79,7 @@ class BaseStream(ABC, Generic[Sent]):
         """
         return self._send(_pcm(self._converter, samples))
 
-    def flush(self, id: int = 0) -> Sent:
+    def flush(self, id: int = 0) -> _Sent:
         """Flush the text of all audio sent so far; `MarkerReached` follows it.
 
         Args:
@@ -90,7 +90,7 @@ class BaseStream(ABC, Generic[Sent]):
         """
         return self._send(_control("flush", id=id))
 
-    def restart(self) -> Sent:
+    def restart(self) -> _Sent:
         """Reset the stream; `Ready` follows.
 
         Raises:
@@ -98,7 +98,7 @@ class BaseStream(ABC, Generic[Sent]):
         """
         return self._send(_control("restart"))
 
-    def finish(self) -> Sent:
+    def finish(self) -> _Sent:
         """End the audio; the remaining text and `Final` follow.
 
         Raises:
@@ -107,7 +107,7 @@ class BaseStream(ABC, Generic[Sent]):
         return self._send(_control("close"))
 
     @abstractmethod
-    def _send(self, message: bytes | str) -> Sent: ...
+    def _send(self, message: bytes | str) -> _Sent: ...
 
     def _parse(self, message: bytes | str) -> StreamEvent:
         fields: dict[str, Any] = json.loads(message)

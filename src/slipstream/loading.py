@@ -34,9 +34,24 @@ def load_runner(
 
     Args:
         ref: A folder, a repository id, a built-in name, the TOML file of a Rust server, or a `ModelBundle`.
-        **origin: Where single parts come from: see `checkpoints.sources.resolve`.
+        device: As for `load`.
+        backend: As for `load`.
+        slots: As for `load`.
+        dtype: As for `load`.
+        quantize: As for `load`.
+        threads: As for `load`.
+        sampling: How text tokens are chosen; the model's own configuration by default.
+        seed: Seed of the sampler.
+        progress: As for `load`.
+        **origin: As for `load`.
 
-    The other arguments, and the errors, are those of `ModelBundle.resolve` and `ModelBundle.open`.
+    Returns:
+        The runner, which steps all its slots as one batch.
+
+    Raises:
+        BackendError: The backend or device is not available.
+        ConfigError: A setting or the model's configuration is invalid.
+        CheckpointError: A file cannot be found or read.
 
     Example:
         >>> runner = slipstream.load_runner("tiny", backend="onnx", slots=2)
@@ -66,7 +81,26 @@ def load(
     progress: Progress | None = None,
     **origin: Unpack[Origin],
 ) -> Transcriber:
-    """Load a model ready to transcribe `slots` concurrent streams. Arguments and errors are those of `load_runner`.
+    """Load a model ready to transcribe `slots` concurrent streams.
+
+    Args:
+        model: A folder, a repository id, a built-in name, the TOML file of a Rust server, or a `ModelBundle`.
+        device: `cpu`, `cuda`, `cuda:N`, `gpu` (CUDA or Apple silicon), or `auto`: a GPU if there is one, else the CPU.
+        backend: `torch` (CPU and CUDA), `onnx` (CPU), `mlx` (Apple silicon), or `auto`.
+        slots: Number of concurrent streams.
+        dtype: Type of the LM's weights and keys: `float32`, `bfloat16` (torch and mlx), or `auto`.
+        quantize: `int8`, `int4` (onnx and mlx) or `none`, for the LM's weights; see `ModelBundle.open` for the default.
+        threads: CPU threads of onnx.
+        progress: Called as a model is converted, with the number of parameters that are done and their total.
+        **origin: Where single parts come from: see `checkpoints.sources.resolve`.
+
+    Returns:
+        The transcriber. Close it, or use it as a context manager.
+
+    Raises:
+        BackendError: The backend or device is not available.
+        ConfigError: A setting or the model's configuration is invalid.
+        CheckpointError: A file cannot be found or read.
 
     Example:
         >>> with slipstream.load("kyutai/stt-1b-en_fr-candle", slots=4) as transcriber:

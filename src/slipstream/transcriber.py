@@ -113,8 +113,15 @@ class Transcriber:
             sample_rate: Sample rate of arrays, in Hz.
             return_exceptions: Yield the error of a recording that fails in place of its transcript, instead of raising.
 
+        Yields:
+            One transcript, or error, per recording.
+
         Raises:
             AudioError: `sources` is a single recording, or a recording cannot be read.
+
+        Example:
+            >>> for transcript in transcriber.transcribe_many(Path("recordings").glob("*.mp3")):
+            ...     print(transcript.text)
         """
         refuse_single(sources, "transcribe_many takes several recordings", "pass a list of them")
         return self._transcribe_all(sources, sample_rate, return_exceptions)
@@ -150,8 +157,15 @@ class Transcriber:
             sample_rate: Of the chunks, in Hz.
             options: Options of the session.
 
+        Yields:
+            Words, turns and other events, in order.
+
         Raises:
             AudioError: The sample rate is invalid, or `chunks` is a single array.
+
+        Example:
+            >>> for event in transcriber.stream(chunks, 16_000):
+            ...     print(event)
         """
         refuse_single(chunks, "stream takes an iterable of arrays", "pass a list with it")
         return self._stream(chunks, check_rate(sample_rate), options)
@@ -178,8 +192,17 @@ class Transcriber:
             options: Options of the session.
             wait: How long it may wait for a slot when all are in use, in seconds.
 
+        Returns:
+            The session. Use it as a context manager, which frees its slot.
+
         Raises:
             Overloaded: All slots are in use, and it may not wait or too many wait already.
+
+        Example:
+            >>> with transcriber.session() as session:
+            ...     session.send(samples)
+            ...     session.finish()
+            ...     words = [event.text for event in session if isinstance(event, Word)]
         """
         return self.engine.open(options, wait=wait)
 
@@ -188,6 +211,16 @@ class Transcriber:
 
         Send in one task and read in another. `feed` sends all chunks; when it fails, the reader gets the error. A
         `TaskGroup` (Python 3.11), or `gather` as in the example, ends both when either fails.
+
+        Args:
+            options: Options of the session.
+            wait: How long it may wait for a slot when all are in use, in seconds.
+
+        Returns:
+            The session. Use it as an asynchronous context manager, which frees its slot.
+
+        Raises:
+            Overloaded: All slots are in use, and it may not wait or too many wait already.
 
         Example:
             >>> async def transcribe(chunks):

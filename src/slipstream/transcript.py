@@ -20,20 +20,27 @@ SUBTITLES = ("srt", "vtt")
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """The words of one turn. `start`, `end`: of the first and the last word, in seconds."""
+    """The words of one turn.
+
+    Args:
+        words: The words, at least one, in order.
+    """
 
     words: tuple[Word, ...]
 
     @property
     def text(self) -> str:
+        """The words, with spaces between them."""
         return _text(self.words)
 
     @property
     def start(self) -> float:
+        """Start of the first word, in seconds."""
         return self.words[0].start
 
     @property
     def end(self) -> float:
+        """End of the last word, in seconds."""
         return self.words[-1].end
 
 
@@ -57,6 +64,7 @@ class Transcript:
 
     @property
     def text(self) -> str:
+        """The words, with spaces between them."""
         return _text(self.words)
 
     @property
@@ -72,11 +80,11 @@ class Transcript:
         return tuple(Segment(tuple(words)) for _, words in groups)
 
     def to_txt(self) -> str:
-        """Write plain text, one line per turn."""
+        """Return plain text, one line per turn."""
         return "".join(f"{segment.text}\n" for segment in self.segments)
 
     def to_json(self) -> str:
-        """Write one JSON object: `text`, `words`, `turns`, `duration`, `model`, `delay`; times in seconds.
+        """Return one JSON object: `text`, `words`, `turns`, `duration`, `model`, `delay`; times in seconds.
 
         A word has `text`, `start`, `end`, `confidence`; a turn has `start`, `end`.
         """
@@ -91,21 +99,24 @@ class Transcript:
         return json.dumps(body, ensure_ascii=False, indent=2) + "\n"
 
     def to_jsonl(self) -> str:
-        """Write one JSON object per word and line: `text`, `start`, `end`, `confidence`."""
+        """Return one JSON object per word and line: `text`, `start`, `end`, `confidence`."""
         return "".join(json.dumps(_word_fields(word), ensure_ascii=False) + "\n" for word in self.words)
 
     def to_tsv(self) -> str:
-        """Write the words in columns `start`, `end` (seconds), `confidence`, `text`, with a header line."""
+        """Return the words in columns `start`, `end` (seconds), `confidence`, `text`, with a header line."""
         rows = (f"{w.start:.3f}\t{w.end:.3f}\t{w.confidence:.3f}\t{' '.join(w.text.split())}\n" for w in self.words)
         return "start\tend\tconfidence\ttext\n" + "".join(rows)
 
     def to_srt(self, *, max_line_width: int = 42, max_line_count: int = 2, max_words: int | None = None) -> str:
-        """Write SubRip subtitles.
+        """Return SubRip subtitles.
 
         Args:
             max_line_width: Columns per line; East Asian wide letters and emoji take two.
             max_line_count: Lines per subtitle.
             max_words: Words per subtitle; None for as many as fit.
+
+        Raises:
+            ConfigError: A value is below 1, or `max_line_width` below 2.
 
         Example:
             >>> Path("talk.srt").write_text(transcript.to_srt(max_line_width=32, max_line_count=1))
@@ -117,7 +128,16 @@ class Transcript:
         )
 
     def to_vtt(self, *, max_line_width: int = 42, max_line_count: int = 2, max_words: int | None = None) -> str:
-        """Write WebVTT subtitles; the arguments are those of `to_srt`."""
+        """Return WebVTT subtitles.
+
+        Args:
+            max_line_width: As for `to_srt`.
+            max_line_count: As for `to_srt`.
+            max_words: As for `to_srt`.
+
+        Raises:
+            ConfigError: As for `to_srt`.
+        """
         layout = SubtitleLayout(max_line_width, max_line_count, max_words)
         return "WEBVTT\n" + "".join(
             f"\n{_clock(cue.start, '.')} --> {_clock(cue.end, '.')}\n{html.escape(cue.text, quote=False)}\n"
@@ -125,13 +145,25 @@ class Transcript:
         )
 
     def cues(self, layout: SubtitleLayout | None = None) -> list[Cue]:
-        """Cut the words into subtitles; see `subtitles.cues`."""
+        """Cut the words into subtitles.
+
+        Args:
+            layout: The size of a subtitle; 42 columns and 2 lines by default.
+
+        Returns:
+            Subtitles with times in seconds; they do not overlap.
+        """
         return cues([segment.words for segment in self.segments], self.duration, layout or SubtitleLayout())
 
     def render(self, format: Format, layout: SubtitleLayout | None = None) -> str:
-        """Write in the format of this name; `layout` is for subtitles.
+        """Return the transcript in the format of this name.
 
-        Raises `ConfigError` for an unknown format.
+        Args:
+            format: `txt`, `json`, `jsonl`, `srt`, `vtt` or `tsv`.
+            layout: The size of a subtitle, for `srt` and `vtt`.
+
+        Raises:
+            ConfigError: The format is unknown.
         """
         if format not in get_args(Format):
             raise ConfigError(f"unknown format {format!r}: choose one of {', '.join(get_args(Format))}")
@@ -157,7 +189,11 @@ class TranscriptBuilder:
         """The last event of the stream, once it has come."""
 
     def add(self, event: object) -> None:
-        """Add the next event. Events without text are ignored."""
+        """Add the next event.
+
+        Args:
+            event: Events other than `Word`, `Turn` and `Final` are ignored.
+        """
         if isinstance(event, Word):
             self.words.append(event)
         elif isinstance(event, Turn):
@@ -166,7 +202,13 @@ class TranscriptBuilder:
             self.final = event
 
     def build(self, model: str, delay: float, duration: float = 0.0) -> Transcript:
-        """Build the transcript so far. `duration`: in seconds, of a stream that ended without `Final`."""
+        """Return the transcript so far.
+
+        Args:
+            model: Name of the model.
+            delay: How far its text is behind the audio, in seconds.
+            duration: In seconds, of a stream that ended without `Final`.
+        """
         seconds = self.final.duration if self.final else duration
         return Transcript(tuple(self.words), tuple(self.turns), seconds, model, delay)
 

@@ -31,7 +31,14 @@ class InputDevice:
 
 
 def input_devices() -> list[InputDevice]:
-    """List the microphones. Raises `AudioError` when the extra `mic` or PortAudio is not installed."""
+    """Return the microphones.
+
+    Raises:
+        AudioError: The extra `mic` or PortAudio is not installed.
+
+    Example:
+        >>> [device.name for device in input_devices()]
+    """
     sounddevice = _sounddevice()
     default = sounddevice.default.device[0]
     return [
@@ -48,13 +55,20 @@ def input_devices() -> list[InputDevice]:
 
 
 def microphone(device: int | str | None = None) -> Iterator[FloatArray]:
-    """Record from a microphone until the iterator is closed; yields `[1, S]` pieces at `SAMPLE_RATE`.
+    """Record from a microphone until the iterator is closed.
 
     Args:
         device: Number or part of the name, as in `input_devices`; None is the system's default.
 
+    Yields:
+        Pieces `[1, S]` at `SAMPLE_RATE` (24 kHz).
+
     Raises:
         AudioError: There is no such device, or the reader is more than a minute behind.
+
+    Example:
+        >>> for event in transcriber.stream(microphone(), 24_000):
+        ...     print(event)
     """
     sounddevice = _sounddevice()
     try:

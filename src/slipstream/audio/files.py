@@ -58,6 +58,10 @@ def decode(
         AudioError: There is nothing to read, no audio in it, no such track, a sample that is not a finite number, more
             silence to insert than `max_gap_seconds`, or a format that must seek in a pipe too long to be copied to
             disk.
+
+    Example:
+        >>> for audio_CS in decode("talk.mp3", channels="separate"):
+        ...     print(audio_CS.shape)
     """
     name = source_name(source)
     if raw and track is not None:
@@ -68,14 +72,39 @@ def decode(
 
 
 def load(source: Source, sample_rate: int = SAMPLE_RATE) -> FloatArray:
-    """Decode a whole file to one mono array `[S]` at `sample_rate`. Raises as `decode` does."""
+    """Decode a whole file to one array.
+
+    Args:
+        source: A path, or a binary file object.
+        sample_rate: Of the output, in Hz.
+
+    Returns:
+        Mono samples `[S]`, float32 within [-1, 1].
+
+    Raises:
+        AudioError: As for `decode`.
+
+    Example:
+        >>> samples = load("talk.mp3", sample_rate=16_000)
+    """
     return np.concatenate([piece[0] for piece in decode(source, sample_rate=sample_rate)])
 
 
 def probe(source: Source, *, track: int | None = None) -> AudioInfo:
     """Read the header of a file; a file object keeps its position.
 
-    Raises `AudioError` for a file without audio, and for a pipe, whose audio would be lost.
+    Args:
+        source: A path, or a binary file object.
+        track: The audio track, counted from 1. None is the one that players choose.
+
+    Returns:
+        Length, sample rate, channels and codec.
+
+    Raises:
+        AudioError: The file has no audio or no such track, or is a pipe, whose audio would be lost.
+
+    Example:
+        >>> probe("talk.mp3").duration
     """
     name = source_name(source)
     if not isinstance(source, (str, os.PathLike)):

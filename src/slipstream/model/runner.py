@@ -62,11 +62,23 @@ class Runner(Protocol):
         ...
 
     def reset(self, slots: Sequence[int]) -> None:
-        """Start a new stream in each of `slots`. The other slots do not change."""
+        """Start a new stream in some slots. The other slots do not change.
+
+        Args:
+            slots: Their numbers, from 0.
+        """
         ...
 
     def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
-        """Advance the active slots by one frame of samples `[B, frame_samples]`. The other slots do not change."""
+        """Advance the active slots by one frame. The other slots do not change.
+
+        Args:
+            pcm_BS: One frame of samples per slot, `[B, frame_samples]`, float32 within [-1, 1].
+            active_B: Which slots advance.
+
+        Returns:
+            The text token and the pause probabilities of each slot.
+        """
         ...
 
     def launch(self, pcm_BS: FloatArray, active_B: BoolArray) -> Callable[[], StepOutput]:
@@ -74,19 +86,46 @@ class Runner(Protocol):
 
         Call that function before the next `launch` or `step`, and leave `pcm_BS` unchanged until then. In between,
         operations on the slots that are not active are allowed: they come after the step.
+
+        Args:
+            pcm_BS: As for `step`.
+            active_B: As for `step`.
+
+        Returns:
+            A function that returns the output of the step.
         """
         ...
 
     def snapshot(self, slot: int) -> State:
-        """Copy the state of one slot. Later steps do not change the copy."""
+        """Copy the state of one slot. Later steps do not change the copy.
+
+        Args:
+            slot: Its number.
+
+        Returns:
+            The copy, for `restore`.
+        """
         ...
 
     def savepoint(self, slot: int, steps: int) -> State:
-        """Copy what `restore` needs to put the same slot back after at most `steps` steps, to be restored once."""
+        """Copy what `restore` needs to put the same slot back, once.
+
+        Args:
+            slot: Its number.
+            steps: The most steps after which it is put back.
+
+        Returns:
+            The copy, for `restore` of the same slot.
+        """
         ...
 
     def restore(self, slot: int, state: State) -> None:
-        """Put the result of a `snapshot`, of this or another slot, or of a `savepoint` of this slot, into `slot`."""
+        """Put a copy of a state into a slot.
+
+        Args:
+            slot: Its number.
+            state: The result of a `snapshot` of any slot, or of a `savepoint` of this slot.
+        """
         ...
 
 

@@ -9,19 +9,40 @@ _COLORS = {"info": "1;34", "warning": "1;31", "error": "1;31"}
 
 
 def colorize(text: str, color: str) -> str:
-    """Wrap `text` in the ANSI escape sequence of `color`, such as "1;34"."""
+    """Return text in a colour.
+
+    Args:
+        text: The text.
+        color: Parameters of the ANSI escape sequence, such as "1;34".
+    """
     return f"\033[{color}m{text}\033[0m"
 
 
 def make_log(level: str, msg: str) -> str:
-    """Format a log line. `level`: info, warning or error; another raises `ValueError`."""
+    """Return a log line.
+
+    Args:
+        level: info, warning or error.
+        msg: The message.
+
+    Raises:
+        ValueError: The level is unknown.
+    """
     if level not in _COLORS:
         raise ValueError(f"unknown level {level!r}: expected {', '.join(_COLORS)}")
     return f"{colorize(f'[{level.capitalize()}]', _COLORS[level])} {msg}"
 
 
 def log(level: str, msg: str) -> None:
-    """Print a log line to standard output."""
+    """Print a log line to standard output.
+
+    Args:
+        level: info, warning or error.
+        msg: The message.
+
+    Raises:
+        ValueError: The level is unknown.
+    """
     print(make_log(level, msg))
 
 
@@ -35,10 +56,16 @@ class RawPrinter:
         """Write nothing: raw output has no header."""
 
     def print_token(self, token: str) -> None:
+        """Write a piece of text.
+
+        Args:
+            token: The text.
+        """
         self.stream.write(token)
         self.stream.flush()
 
     def print_lag(self) -> None:
+        """Write a mark that says that audio was lost."""
         self.err_stream.write(colorize(" [LAG]", "31"))
         self.err_stream.flush()
 
@@ -46,6 +73,12 @@ class RawPrinter:
         """Write nothing: raw output shows no progress."""
 
     def log(self, level: str, msg: str) -> None:
+        """Write a log line.
+
+        Args:
+            level: info, warning or error.
+            msg: The message.
+        """
         print(f"{level.capitalize()}: {msg}", file=self.err_stream)
 
 
@@ -58,9 +91,16 @@ class Printer(RawPrinter):
         self._column = 0
 
     def print_header(self) -> None:
+        """Write a line of dashes."""
         self.stream.write("-" * self.max_cols + "\n")
 
     def print_token(self, token: str, color: str | None = None) -> None:
+        """Write a piece of text, on a new line where this one is full.
+
+        Args:
+            token: The text.
+            color: Parameters of an ANSI escape sequence, such as "1;34".
+        """
         if self._column + len(token) > self.max_cols:
             self.stream.write("\n")
             self._column = 0
@@ -70,6 +110,15 @@ class Printer(RawPrinter):
         self.stream.flush()
 
     def log(self, level: str, msg: str) -> None:
+        """Write a log line, after the end of the current one.
+
+        Args:
+            level: info, warning or error.
+            msg: The message.
+
+        Raises:
+            ValueError: The level is unknown.
+        """
         if self._column:
             self.stream.write("\n")
             self._column = 0

@@ -31,6 +31,11 @@ class TensorCondition:
 
     @staticmethod
     def from_tensor(tensor: Tensor) -> TensorCondition:
+        """Return a condition that is used everywhere.
+
+        Args:
+            tensor: The vector, `[1, 1, dim]`.
+        """
         return TensorCondition(tensor, torch.ones(tensor.shape[:2], dtype=torch.bool, device=tensor.device))
 
 
@@ -52,7 +57,14 @@ class ConditionProvider:
         self.conditioners = conditioners
 
     def prepare(self, inputs: Sequence[ConditionAttributes]) -> Prepared:
-        """The value of each conditioner for each stream. Raises `ValueError` for a name that no conditioner has."""
+        """Return the value of each conditioner for each stream.
+
+        Args:
+            inputs: The attributes of each stream.
+
+        Raises:
+            ValueError: No conditioner has this name.
+        """
         given = {name for attributes in inputs for name in (*attributes.text, *attributes.tensor)}
         unknown = sorted(given - set(self.conditioners))
         if unknown:
@@ -69,6 +81,14 @@ class ConditionProvider:
         return conditions
 
     def prepare_and_provide(self, inputs: Sequence[ConditionAttributes]) -> ConditionTensors:
+        """Return the conditions `[B, 1, dim]` by conditioner name.
+
+        Args:
+            inputs: The attributes of each stream.
+
+        Raises:
+            ValueError: No conditioner has this name.
+        """
         return self(self.prepare(inputs))
 
 

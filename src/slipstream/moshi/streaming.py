@@ -44,6 +44,7 @@ class Streaming(ABC):
 
     @property
     def is_streaming(self) -> bool:
+        """Whether a `streaming` block is open."""
         return self._streams is not None
 
     def streaming(self, batch_size: int) -> ExitStack:

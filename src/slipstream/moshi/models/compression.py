@@ -22,10 +22,12 @@ class MimiModel(Streaming, nn.Module):
 
     @property
     def sample_rate(self) -> int:
+        """Of the audio, in Hz."""
         return self.codec.config.sample_rate
 
     @property
     def frame_rate(self) -> float:
+        """Frames per second."""
         return self.codec.config.frame_rate
 
     @property
@@ -35,6 +37,7 @@ class MimiModel(Streaming, nn.Module):
 
     @property
     def channels(self) -> int:
+        """Channels of the audio: one."""
         return 1
 
     @property
@@ -49,6 +52,7 @@ class MimiModel(Streaming, nn.Module):
 
     @property
     def total_codebooks(self) -> int:
+        """Codebooks that the codec has."""
         return self.codec.config.num_codebooks
 
     @property
@@ -57,29 +61,78 @@ class MimiModel(Streaming, nn.Module):
         return self._num_codebooks
 
     def set_num_codebooks(self, n: int) -> None:
-        """Let `encode` return the first `n` codebooks."""
+        """Let `encode` return the first codebooks only.
+
+        Args:
+            n: Their number.
+
+        Raises:
+            ValueError: The codec does not have as many.
+        """
         least = self.codec.config.num_semantic
         if not least <= n <= self.total_codebooks:
             raise ValueError(f"{n} codebooks: this codec has {least} to {self.total_codebooks}")
         self._num_codebooks = n
 
     def encode(self, x: Tensor) -> Tensor:
-        """Samples `[B, 1, S]` to codes `[B, K, T]`. Offline, S is padded with zeros to whole frames."""
+        """Encode audio.
+
+        Args:
+            x: Samples `[B, 1, S]`. Offline, S is padded with zeros to whole frames.
+
+        Returns:
+            Codes `[B, K, T]`.
+
+        Raises:
+            ValueError: The shape is another one, or, while streaming, S is not a number of whole frames.
+
+        Example:
+            >>> with mimi.streaming(batch_size=1):
+            ...     codes = mimi.encode(torch.zeros(1, 1, mimi.frame_size))
+        """
         return self.codec.quantizer.encode(self._latent(x), self.num_codebooks)
 
     def encode_to_latent(self, x: Tensor, quantize: bool = True) -> Tensor:
-        """Samples `[B, 1, S]` to the latent `[B, D, T]`, quantised by the active codebooks or not."""
+        """Encode audio to the latent.
+
+        Args:
+            x: Samples, as for `encode`.
+            quantize: Quantise the latent by the active codebooks.
+
+        Returns:
+            The latent `[B, D, T]`.
+
+        Raises:
+            ValueError: As for `encode`.
+        """
         latent_BDT = self._latent(x)
         if not quantize:
             return latent_BDT
         return self.decode_latent(self.codec.quantizer.encode(latent_BDT, self.num_codebooks))
 
     def decode_latent(self, codes: Tensor) -> Tensor:
-        """Codes `[B, K, T]` to the latent `[B, D, T]`."""
+        """Return the latent of codes.
+
+        Args:
+            codes: Codes `[B, K, T]`.
+
+        Returns:
+            The latent `[B, D, T]`.
+        """
         return self.codec.quantizer.decode(codes)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes `[B, K, T]` to samples `[B, 1, S]`."""
+        """Decode codes.
+
+        Args:
+            codes: Codes `[B, K, T]`.
+
+        Returns:
+            Samples `[B, 1, S]`.
+
+        Raises:
+            ValueError: While streaming, B is not the number of streams.
+        """
         if self._streams is None:
             audio_BS, _ = self.codec.decode(codes)
             return audio_BS[:, None]

@@ -72,6 +72,7 @@ class LMModel(nn.Module):
 
     @property
     def num_audio_codebooks(self) -> int:
+        """Audio streams that the model reads, as `n_q`."""
         return self.n_q
 
     @property
@@ -86,34 +87,42 @@ class LMModel(nn.Module):
 
     @property
     def card(self) -> int:
+        """Size of the vocabulary of an audio stream."""
         return self.lm.config.audio_vocab
 
     @property
     def text_card(self) -> int:
+        """Size of the vocabulary of the text."""
         return self.lm.config.text_vocab
 
     @property
     def dim(self) -> int:
+        """Width of the Transformer."""
         return self.lm.config.transformer.dim
 
     @property
     def context(self) -> int:
+        """Steps that its attention sees."""
         return self.lm.config.transformer.context
 
     @property
     def initial_token_id(self) -> int:
+        """The audio token before the first frame."""
         return self.lm.config.audio_initial_id
 
     @property
     def text_initial_token_id(self) -> int:
+        """The text token before the first frame."""
         return self.lm.config.text_initial_id
 
     @property
     def text_padding_token_id(self) -> int:
+        """The text token for no text."""
         return PAD_ID
 
     @property
     def end_of_text_padding_id(self) -> int:
+        """The text token that announces a word."""
         return WORD_ID
 
     @property
@@ -128,10 +137,12 @@ class LMModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.lm.text_linear.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Type of the weights."""
         return self.lm.text_linear.weight.dtype
 
     @property
@@ -158,10 +169,12 @@ class LMModel(nn.Module):
 
     @property
     def transformer(self) -> nn.Module:
+        """The Transformer."""
         return self.lm.transformer
 
     @property
     def out_norm(self) -> nn.Module:
+        """The norm of the Transformer's output."""
         return self.lm.out_norm
 
     @property
@@ -194,9 +207,14 @@ class LMModel(nn.Module):
         return LMOutput(audio_logits, text_mask[:, :0], text_logits, text_mask)
 
     def forward_text(self, sequence: Tensor, sum_condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """All streams `[B, num_codebooks, T]`, whole, to the output `[B, T, dim]` and text scores `[B, 1, T, V]`.
+        """Run whole sequences.
 
-        `sum_condition` (`[B, 1, dim]`) is added to every input.
+        Args:
+            sequence: All streams, `[B, num_codebooks, T]`: the text, then the audio.
+            sum_condition: A vector that is added to every input, `[B, 1, dim]`.
+
+        Returns:
+            The Transformer's output `[B, T, dim]`, and text scores `[B, 1, T, text_card]`.
         """
         condition_BD = None if sum_condition is None else sum_condition[:, 0]
         hidden, _ = self.lm(sequence[:, 0], sequence[:, self.audio_offset :], condition_BD=condition_BD)
@@ -260,9 +278,21 @@ class LMGen(Streaming):
             self._condition = _sum_conditions(lm_model, condition_tensors or {})
 
     def step(self, input_tokens: Tensor, depformer_replace_tokens: Tensor | None = None) -> Tensor:
-        """Audio tokens `[B, n_q, 1]` of one frame (further rows are ignored) to the text token `[B, 1, 1]`.
+        """Process one frame.
 
-        A stream that does not advance gets `ungenerated_token_id`.
+        Args:
+            input_tokens: Audio tokens `[B, n_q, 1]`; further rows are ignored.
+            depformer_replace_tokens: None: a speech-to-text model writes no audio.
+
+        Returns:
+            The text token `[B, 1, 1]`; `ungenerated_token_id` for a stream that does not advance.
+
+        Raises:
+            ValueError: The shape is another one, or an argument is for generated audio.
+
+        Example:
+            >>> with lm_gen.streaming(1):
+            ...     text_token = lm_gen.step(codes[:, :, :1])
         """
         text, _ = self._step(input_tokens, depformer_replace_tokens)
         return text
@@ -270,7 +300,18 @@ class LMGen(Streaming):
     def step_with_extra_heads(
         self, input_tokens: Tensor, depformer_replace_tokens: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """`step`, and each pause head's probabilities `[B, 1, classes]`."""
+        """Process one frame, as `step` does.
+
+        Args:
+            input_tokens: As for `step`.
+            depformer_replace_tokens: As for `step`.
+
+        Returns:
+            The text token, and the probabilities `[B, 1, classes]` of each pause head.
+
+        Raises:
+            ValueError: As for `step`.
+        """
         text, hidden = self._step(input_tokens, depformer_replace_tokens)
         return text, list(self.lm_model.lm.pause_logits(hidden).softmax(dim=-1).unbind(dim=2))
 

@@ -65,6 +65,9 @@ def hf_get(
         check_local_file_exists: Prefer a local file called `filename` over one in `hf_repo`.
         revision: Branch, tag or commit of the repository.
 
+    Returns:
+        The path of the file.
+
     Raises:
         CheckpointError: The repository or the file in it cannot be found.
 
@@ -117,9 +120,16 @@ class CheckpointInfo:
 
         Args:
             hf_repo: A repository id or a folder. None if the four files are given.
-            moshi_weights, mimi_weights, tokenizer, config_path, mimi_config_path, lora_weights: Replace single files:
-                a path, `file://path` or `hf://owner/repo/file`.
+            moshi_weights: Weights of the LM: a path, `file://path` or `hf://owner/repo/file`.
+            mimi_weights: Weights of the codec, in the same forms.
+            tokenizer: The SentencePiece model, in the same forms.
+            config_path: The `config.json`, in the same forms.
+            mimi_config_path: The codec's own configuration, in the same forms.
+            lora_weights: An adapter of the LM, in the same forms.
             revision: Branch, tag or commit of `hf_repo`.
+
+        Returns:
+            The files, on this machine, and the configuration.
 
         Raises:
             CheckpointError: A file cannot be found, or `hf_repo` is None and a file is not given.
@@ -154,7 +164,14 @@ class CheckpointInfo:
         )
 
     def get_mimi(self, device: torch.device | str = "cpu") -> MimiModel:
-        """The codec, with as many codebooks as the LM reads."""
+        """Load the codec, with as many codebooks as the LM reads.
+
+        Args:
+            device: Where it runs, such as "cuda".
+
+        Returns:
+            The codec, in eval mode.
+        """
         config = self.lm_config or {}
         dep_q = config.get("dep_q", 0)
         num_codebooks = max(dep_q, config.get("n_q", 8) - dep_q)
@@ -167,9 +184,19 @@ class CheckpointInfo:
         load_weight: bool = True,
         **kwargs: Any,
     ) -> LMModel:
-        """The language model; `kwargs` are further arguments of `get_moshi_lm`.
+        """Load the language model.
 
-        Raises `ConfigError` for a checkpoint that is not a speech-to-text model's.
+        Args:
+            device: Where it runs, such as "cuda".
+            dtype: Type of its weights.
+            load_weight: False for random weights.
+            **kwargs: Further arguments of `get_moshi_lm`.
+
+        Returns:
+            The LM, in eval mode.
+
+        Raises:
+            ConfigError: The checkpoint is not that of a speech-to-text model.
         """
         if self.model_type != "stt":
             raise ConfigError(f"model_type={self.model_type!r}: only speech-to-text models (stt) can be run here")
@@ -185,6 +212,11 @@ class CheckpointInfo:
         return model
 
     def get_text_tokenizer(self) -> sentencepiece.SentencePieceProcessor:
+        """Load the tokenizer.
+
+        Returns:
+            The SentencePiece processor.
+        """
         return sentencepiece.SentencePieceProcessor(str(self.tokenizer))
 
 
@@ -194,9 +226,23 @@ def get_mimi(
     device: torch.device | str = "cpu",
     num_codebooks: int = 8,
 ) -> MimiModel:
-    """Mimi from a safetensors file, or with random weights for `filename=None`, writing `num_codebooks` codebooks.
+    """Load Mimi from a safetensors file.
 
-    `mimi_config`: the content of the codec's own config file; the published Mimi by default.
+    Args:
+        filename: The file; None for random weights.
+        mimi_config: Content of the codec's own configuration file; the published Mimi by default.
+        device: Where it runs, such as "cuda".
+        num_codebooks: Codebooks that `encode` returns.
+
+    Returns:
+        The codec, in eval mode.
+
+    Raises:
+        CheckpointError: The file cannot be read, or does not fit the configuration.
+        ConfigError: The configuration is invalid.
+
+    Example:
+        >>> mimi = get_mimi(hf_get(MIMI_NAME, DEFAULT_REPO), device="cpu")  # doctest: +SKIP
     """
     config = CodecConfig() if mimi_config is None else parse_codec(mimi_config)
     if filename is None:
@@ -215,10 +261,23 @@ def get_moshi_lm(
     fuse_lora: bool = False,
     lm_kwargs_overrides: Mapping[str, Any] | None = None,
 ) -> LMModel:
-    """The LM from a safetensors file, or with random weights for `filename=None`.
+    """Load the LM from a safetensors file.
 
-    `lm_kwargs`: the LM's keys of a published `config.json`, with `lm_kwargs_overrides` in place of some. An adapter
-    in `lora_weights` becomes part of the weights, with or without `fuse_lora`: the model is the same, and faster.
+    Args:
+        filename: The file; None for random weights.
+        lm_kwargs: The LM's keys of a published `config.json`.
+        device: Where it runs, such as "cuda".
+        dtype: Type of its weights.
+        lora_weights: An adapter; it becomes part of the weights.
+        fuse_lora: No effect: an adapter is always fused, which is the same model, and faster.
+        lm_kwargs_overrides: Keys that replace some of `lm_kwargs`.
+
+    Returns:
+        The LM, in eval mode.
+
+    Raises:
+        CheckpointError: The file cannot be read, or does not fit the configuration.
+        ConfigError: The configuration is invalid, or missing.
     """
     if lm_kwargs is None:
         raise ConfigError("lm_kwargs is missing: this is Moshi 7B, which generates speech and cannot be run here")
