@@ -28,7 +28,8 @@ PATHS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF
 PATHS += ["examples", "packages", "src", "tests", "benchmarks", "tools", "recipes"]
 SKIPPED = {"__pycache__", "node_modules"}
 ALLOW = "style: allow"
-CODE = re.compile(r"``.+?``|`[^`]+`|https?://\S+|\]\([^)]*\)", re.DOTALL)
+CODE = re.compile(r"``.+?``|`[^`]+`|https?://\S+|\]\([^)]*\)|(?m:^ +\*{0,2}\w+:(?= ))", re.DOTALL)
+"""Quoted code, addresses, and the names of arguments in a docstring."""
 PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 
 

@@ -65,7 +65,7 @@ class RawPrinter:
         self.stream.flush()
 
     def print_lag(self) -> None:
-        """Write a mark that says that audio was lost."""
+        """Write a mark for lost audio."""
         self.err_stream.write(colorize(" [LAG]", "31"))
         self.err_stream.flush()
 
