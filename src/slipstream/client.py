@@ -61,11 +61,13 @@ class BaseStream(ABC, Generic[_Sent]):
         model: Name of the server's model, from the first event on.
         delay_seconds: How far its text is behind the audio, from the first event on.
         request_id: Identifies the stream in the server's log, from the first event on.
+        frame_seconds: Time from one `Step` to the next.
     """
 
     def __init__(self) -> None:
         self._converter = SampleConverter()
         self.model, self.delay_seconds, self.request_id = "", 0.0, ""
+        self.frame_seconds = 0.08
 
     def send(self, samples: npt.ArrayLike) -> _Sent:
         """Send audio. Waits while the server is behind.
@@ -119,6 +121,7 @@ class BaseStream(ABC, Generic[_Sent]):
             self.model, self.delay_seconds = fields["model"], fields["delay"]
             return Ready()
         if kind == "step":
+            self.frame_seconds = fields["time"] / fields["index"]
             return Step(fields["index"], tuple(fields["pause"]), fields["buffered"])
         if kind not in _EVENTS:
             raise ServerError(f"unknown message {kind!r} from a newer server: update slipstream")
@@ -132,6 +135,10 @@ class AsyncStream(BaseStream[Coroutine[Any, Any, None]]):
     def __init__(self, socket: AsyncConnection) -> None:
         super().__init__()
         self._socket = socket
+
+    def close(self) -> None:
+        """Close the stream immediately, without its remaining text and without waiting for the server."""
+        self._socket.transport.abort()
 
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
         try:
@@ -185,7 +192,7 @@ class Stream(BaseStream[None]):
 
 @asynccontextmanager
 async def open_async_stream(
-    url: str, *, sample_rate: int = 24_000, key: str | None = None
+    url: str, *, sample_rate: int = 24_000, key: str | None = None, model: str | None = None
 ) -> AsyncIterator[AsyncStream]:
     """Open a stream on a server, as an asynchronous context manager.
 
@@ -193,6 +200,7 @@ async def open_async_stream(
         url: Address of the server: http, https, ws or wss.
         sample_rate: Of the audio that you send, in Hz.
         key: API key.
+        model: One of the server's models; None is its default.
 
     Yields:
         The stream; it is closed at the end of the context.
@@ -207,7 +215,7 @@ async def open_async_stream(
         ...     words = [event.text async for event in stream if isinstance(event, Word)]
     """
     try:
-        socket = await connect_async(_address(url, sample_rate), additional_headers=_headers(key), **_OPTIONS)
+        socket = await connect_async(_address(url, sample_rate, model), additional_headers=_headers(key), **_OPTIONS)
     except (OSError, InvalidHandshake, InvalidURI) as error:
         raise _refused(url, error) from error
     async with socket:
@@ -215,13 +223,16 @@ async def open_async_stream(
 
 
 @contextmanager
-def open_stream(url: str, *, sample_rate: int = 24_000, key: str | None = None) -> Iterator[Stream]:
+def open_stream(
+    url: str, *, sample_rate: int = 24_000, key: str | None = None, model: str | None = None
+) -> Iterator[Stream]:
     """Open a stream on a server, as a context manager.
 
     Args:
         url: Address of the server: http, https, ws or wss.
         sample_rate: Of the audio that you send, in Hz.
         key: API key.
+        model: One of the server's models; None is its default.
 
     Yields:
         The stream; it is closed at the end of the context.
@@ -236,7 +247,7 @@ def open_stream(url: str, *, sample_rate: int = 24_000, key: str | None = None) 
         ...     words = [event.text for event in stream if isinstance(event, Word)]
     """
     try:
-        socket = connect_sync(_address(url, sample_rate), additional_headers=_headers(key), **_OPTIONS)
+        socket = connect_sync(_address(url, sample_rate, model), additional_headers=_headers(key), **_OPTIONS)
     except (OSError, InvalidHandshake, InvalidURI) as error:
         raise _refused(url, error) from error
     with socket:
@@ -244,7 +255,12 @@ def open_stream(url: str, *, sample_rate: int = 24_000, key: str | None = None) 
 
 
 def transcribe(
-    url: str, pieces: Iterable[npt.ArrayLike], *, sample_rate: int = 24_000, key: str | None = None
+    url: str,
+    pieces: Iterable[npt.ArrayLike],
+    *,
+    sample_rate: int = 24_000,
+    key: str | None = None,
+    model: str | None = None,
 ) -> Transcript:
     """Transcribe a recording on a server.
 
@@ -253,6 +269,7 @@ def transcribe(
         pieces: The samples in pieces `[S]`.
         sample_rate: Of the samples, in Hz.
         key: API key.
+        model: One of the server's models; None is its default.
 
     Returns:
         The transcript.
@@ -267,7 +284,7 @@ def transcribe(
 
     refuse_single(pieces, "transcribe takes an iterable of arrays", "pass a list with it")
     builder = TranscriptBuilder()
-    with open_stream(url, sample_rate=sample_rate, key=key) as stream, ThreadPoolExecutor(1) as sender:
+    with open_stream(url, sample_rate=sample_rate, key=key, model=model) as stream, ThreadPoolExecutor(1) as sender:
         sending = sender.submit(_send_all, stream, pieces)
         try:
             for event in stream:
@@ -297,10 +314,10 @@ def _send_all(stream: Stream, pieces: Iterable[npt.ArrayLike]) -> None:
         raise
 
 
-def _address(url: str, sample_rate: int) -> str:
+def _address(url: str, sample_rate: int, model: str | None) -> str:
     parts = urlsplit(url if "://" in url else f"http://{url}")
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    query = urlencode({"encoding": "pcm_f32le", "sample_rate": sample_rate})
+    query = urlencode({"encoding": "pcm_f32le", "sample_rate": sample_rate} | ({"model": model} if model else {}))
     return urlunsplit((scheme, parts.netloc, f"{parts.path.rstrip('/')}/v1/stream", query, ""))
 
 

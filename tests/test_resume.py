@@ -1,0 +1,259 @@
+"""A stream over lost connections: its words and times are those of one connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.cuts import CuttingProxy
+from tests.fakes import LEXICON, ScriptRunner, silence, sound_of
+from tests.server.harness import FRAME, RATE, chunks, serving, solo
+
+from slipstream.arrays import FloatArray
+from slipstream.client import ServerError, StreamEvent
+from slipstream.errors import AudioError, ConfigError
+from slipstream.events import EndOfTurn, Final, MarkerReached, PartialWord, Step, Turn, Word
+from slipstream.resume import ResumableStream, Tape
+from slipstream.server.keys import KeyRing, new_key
+from slipstream.server.limits import Limits
+
+WORDS = [word for word in LEXICON if len(word) < 9]
+
+
+def recording(seed: int, words: int) -> FloatArray:
+    """Words that are longer than their tokens, between pauses."""
+    random = np.random.default_rng(seed)
+    pieces = [silence(random.integers(0, 5))]
+    last = ""
+    for _ in range(words):
+        last = str(random.choice([word for word in WORDS if word != last]))
+        pieces += [sound_of(last, int(random.integers(7, 10)))]
+        if random.random() < 0.5:
+            pieces.append(silence(random.uniform(1, 30)))
+    return np.concatenate([*pieces, silence(8)])
+
+
+async def collect(stream: ResumableStream) -> list[StreamEvent]:
+    """All events, with a new connection whenever one is lost."""
+    events: list[StreamEvent] = []
+    for _ in range(200):
+        try:
+            await stream.connect()
+            async for event in stream:
+                events.append(event)
+            return events
+        except ServerError:
+            await asyncio.sleep(0.02)
+        finally:
+            await stream.disconnect()
+    raise AssertionError("200 connections were lost")
+
+
+def texts(events: list[StreamEvent]) -> list[tuple[str, float, float]]:
+    return [(event.text, round(event.start, 3), round(event.end, 3)) for event in events if isinstance(event, Word)]
+
+
+def expected(audio_S: FloatArray) -> list[tuple[str, float, float]]:
+    return [(word.text, round(word.start, 3), round(word.end, 3)) for word in solo(audio_S)]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving(ScriptRunner(slots=8)) as running:
+        yield running
+
+
+@settings(max_examples=15)
+@given(
+    seed=st.integers(0, 1000),
+    cuts=st.lists(st.integers(1, 40_000), max_size=5),
+    size=st.sampled_from([480, 1920, 5000]),
+    context=st.sampled_from([1.0, 2.0, 4.0]),
+)
+def test_words_over_random_cuts_equal_those_of_one_connection(server, seed, cuts, size, context) -> None:
+    audio_S = recording(seed, words=12)
+
+    async def talk() -> tuple[ResumableStream, list[StreamEvent]]:
+        async with CuttingProxy(server.address, cuts) as proxy:
+            stream = ResumableStream(proxy.address, sample_rate=RATE, context_seconds=context)
+
+            async def feed() -> None:
+                for chunk in chunks(audio_S, size):
+                    stream.send(chunk)
+                    await asyncio.sleep(0)
+                stream.finish()
+
+            feeding = asyncio.create_task(feed())
+            events = await collect(stream)
+            await feeding
+            return stream, events
+
+    stream, events = asyncio.run(talk())
+    assert texts(events) == expected(audio_S)
+    assert events[-1] == Final(stream.duration, events[-1].flush_seconds)
+    assert stream.duration == pytest.approx(len(audio_S) / RATE)
+    steps = [event.index for event in events if isinstance(event, Step)]
+    assert steps == sorted(set(steps))
+    assert len(steps) <= np.ceil(len(audio_S) / FRAME)
+    turns = [event for event in events if isinstance(event, Turn)]
+    assert all(before.end < after.start < after.end for before, after in itertools.pairwise(turns))
+    ends = [event.time for event in events if isinstance(event, EndOfTurn)]
+    assert ends == sorted(set(ends))
+
+
+def test_it_continues_when_the_server_stops_and_starts_again() -> None:
+    audio_S = recording(3, words=8)
+    middle = len(audio_S) // 2
+
+    async def talk() -> list[StreamEvent]:
+        with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+            server = first.enter_context(serving())
+            stream = ResumableStream(server.http, sample_rate=RATE)
+            stream.send(audio_S[:middle])
+            reading = asyncio.create_task(collect(stream))
+            await asyncio.sleep(0.3)
+            await asyncio.to_thread(first.close)
+            stream.send(audio_S[middle:])  # while there is no server
+            stream.finish()
+            with pytest.raises(ServerError, match="cannot be reached"):
+                await ResumableStream(server.http).connect()
+            second.enter_context(serving(port=int(server.address.rpartition(":")[2])))
+            return await reading
+
+    assert texts(asyncio.run(talk())) == expected(audio_S)
+
+
+def test_a_flush_is_confirmed_after_a_lost_connection() -> None:
+    audio_S = np.concatenate([sound_of("fox", 8), silence(2)])
+
+    async def talk() -> list[StreamEvent]:
+        with serving() as server:
+            stream = ResumableStream(server.http, sample_rate=RATE)
+            stream.send(audio_S)
+            stream.flush(7)
+            await stream.connect()
+            await stream.disconnect()
+            stream.send(sound_of("dog", 8))
+            stream.finish()
+            return await collect(stream)
+
+    events = asyncio.run(talk())
+    kinds = [event for event in events if isinstance(event, (Word, MarkerReached))]
+    assert [getattr(event, "text", event) for event in kinds] == ["fox", MarkerReached(7), "dog"]
+
+
+def test_a_flush_comes_before_the_delay_while_audio_continues() -> None:
+    async def talk() -> list[StreamEvent]:
+        with serving(ScriptRunner(slots=1, delay_frames=100)) as server:
+            stream = ResumableStream(server.http, sample_rate=RATE)
+            stream.send(sound_of("fox", 8))
+            stream.flush(1)
+            stream.send(silence(2))
+            await stream.connect()
+            events: list[StreamEvent] = []
+            async for event in stream:
+                events.append(event)
+                if isinstance(event, MarkerReached):
+                    await stream.disconnect()
+                    return events
+            raise AssertionError
+
+    events = asyncio.run(talk())
+    assert [event.text for event in events if isinstance(event, Word)] == ["fox"]
+    assert max(event.index for event in events if isinstance(event, Step)) <= 8
+
+
+def test_the_server_may_end_an_idle_stream_and_later_audio_continues_it() -> None:
+    async def talk() -> list[StreamEvent]:
+        with serving(limits=Limits(idle_seconds=0.3)) as server:
+            stream = ResumableStream(server.http, sample_rate=RATE)
+            stream.send(np.concatenate([sound_of("fox", 8), silence(10)]))
+            reading = asyncio.create_task(collect(stream))
+            await asyncio.sleep(1.0)
+            stream.send(np.concatenate([sound_of("dog", 8), silence(10)]))
+            stream.finish()
+            return await reading
+
+    events = asyncio.run(talk())
+    assert texts(events) == expected(np.concatenate([sound_of("fox", 8), silence(10), sound_of("dog", 8), silence(10)]))
+
+
+def test_memory_does_not_grow_in_silence(server) -> None:
+    async def talk() -> int:
+        stream = ResumableStream(server.http, sample_rate=RATE, max_pending_seconds=20)
+        reading = asyncio.create_task(collect(stream))
+        most = 0
+        for _ in range(60):
+            stream.send(silence(12.5))
+            await asyncio.sleep(0.02)
+            most = max(most, stream._tape.end - stream._tape.begin)
+        stream.finish()
+        await reading
+        return most
+
+    assert asyncio.run(talk()) < 20 * RATE
+
+
+def test_too_much_audio_without_text_is_an_error() -> None:
+    stream = ResumableStream("http://127.0.0.1:9", max_pending_seconds=3)
+    stream.send(silence(25))
+    with pytest.raises(ServerError, match="has not transcribed the last 3 s"):
+        stream.send(silence(25))
+
+
+def test_invalid_calls_are_refused() -> None:
+    with pytest.raises(ConfigError, match="max_pending_seconds=1"):
+        ResumableStream("http://127.0.0.1:9", max_pending_seconds=1)
+    with pytest.raises(AudioError, match="one channel"):
+        ResumableStream("http://127.0.0.1:9").send(np.zeros((2, 5), np.float32))
+    with pytest.raises(AudioError):
+        ResumableStream("http://127.0.0.1:9").send([float("nan")])
+
+
+def test_a_missing_key_is_named_and_a_right_one_is_accepted(tmp_path) -> None:
+    key, line = new_key("desk")
+    (tmp_path / "keys").write_text(line + "\n")
+
+    async def talk() -> list[StreamEvent]:
+        with serving(keys=KeyRing.read(tmp_path / "keys")) as server:
+            with pytest.raises(ServerError, match="401") as refused:
+                await ResumableStream(server.http).connect()
+            assert refused.value.code == 401
+            stream = ResumableStream(server.http, key=key)
+            stream.finish()
+            return await collect(stream)
+
+    assert isinstance(asyncio.run(talk())[-1], Final)
+
+
+def test_partial_words_are_not_repeated(server) -> None:
+    audio_S = np.concatenate([sound_of("fox", 8), silence(6), sound_of("dog", 8), silence(12)])
+
+    async def talk() -> list[StreamEvent]:
+        stream = ResumableStream(server.http, sample_rate=RATE)
+        stream.send(audio_S)
+        await stream.connect()
+        async for event in stream:
+            if isinstance(event, Word) and event.text == "fox":
+                break
+        await stream.disconnect()
+        stream.finish()
+        return await collect(stream)
+
+    events = asyncio.run(talk())
+    assert [event.text for event in events if isinstance(event, Word)] == ["dog"]
+    assert all(event.start > 0.5 for event in events if isinstance(event, PartialWord))
+
+
+def test_a_tape_returns_what_was_appended() -> None:
+    tape = Tape()
+    for start in range(0, 100, 10):
+        tape.append(np.arange(start, start + 10, dtype=np.float32))
+    tape.drop_before(25)
+    assert (tape.begin, tape.end) == (20, 100)
+    np.testing.assert_array_equal(tape.read(27, 63), np.arange(27, 63))
