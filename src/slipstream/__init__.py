@@ -26,6 +26,7 @@ __all__ = [
     "SessionClosed",
     "SessionOptions",
     "SlipstreamError",
+    "StartOfTurn",
     "Step",
     "Transcriber",
     "Transcript",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
         PartialWord,
         Ready,
         Recovered,
+        StartOfTurn,
         Step,
         Turn,
         Word,
@@ -79,7 +81,9 @@ _MODULES = {
     "errors": (
         "AudioError BackendError CheckpointError ConfigError EngineError Overloaded SessionClosed SlipstreamError"
     ),
-    "events": "EndOfTurn Event Final Flushed MarkerReached OpenWord PartialWord Ready Recovered Step Turn Word",
+    "events": (
+        "EndOfTurn Event Final Flushed MarkerReached OpenWord PartialWord Ready Recovered StartOfTurn Step Turn Word"
+    ),
     "loading": "load load_runner",
     "transcriber": "Transcriber",
     "transcript": "Segment Transcript",

@@ -53,6 +53,13 @@ class OpenWord:
 
 
 @dataclass(frozen=True, slots=True)
+class StartOfTurn:
+    """A speaker has begun at about `time` seconds: found by voice, or by a word. An `EndOfTurn` follows."""
+
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
 class EndOfTurn:
     """The speaker has finished at `time` seconds. Text may still follow, up to the model's delay."""
 
@@ -107,6 +114,17 @@ class Final:
 
 
 Event: TypeAlias = (
-    Ready | PartialWord | OpenWord | Word | EndOfTurn | Turn | Flushed | MarkerReached | Recovered | Step | Final
+    Ready
+    | PartialWord
+    | OpenWord
+    | Word
+    | StartOfTurn
+    | EndOfTurn
+    | Turn
+    | Flushed
+    | MarkerReached
+    | Recovered
+    | Step
+    | Final
 )
 """Any event of a session."""

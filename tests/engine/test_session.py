@@ -31,6 +31,7 @@ from slipstream.events import (
     OpenWord,
     PartialWord,
     Ready,
+    StartOfTurn,
     Step,
     Turn,
     Word,
@@ -184,6 +185,50 @@ def test_without_pause_heads_turns_follow_the_sound() -> None:
     events = drive(new_session(runner), runner, [audio_S])
     assert [event.time for event in events if isinstance(event, EndOfTurn)] == [25 / FRAME_RATE, 55 / FRAME_RATE]
     assert kinds(events).count(Turn) == 2
+
+
+def test_each_turn_starts_where_its_speech_does() -> None:
+    audio_S = np.concatenate([silence(5), sound_of("fox", 15), silence(25), sound_of("sea", 5), silence(25)])
+    runner = ScriptRunner()
+    events = drive(new_session(runner), runner, [audio_S])
+    turns = [event for event in events if isinstance(event, (StartOfTurn, EndOfTurn))]
+    assert kinds(turns) == [StartOfTurn, EndOfTurn] * 2
+    assert [turn.time for turn in turns if isinstance(turn, StartOfTurn)] == [5 / FRAME_RATE, 45 / FRAME_RATE]
+
+
+@pytest.mark.parametrize("low_latency", [False, True])
+def test_the_rule_for_turns_can_change_within_a_stream(low_latency: bool) -> None:
+    part_S = np.concatenate([sound_of("fox", 15), silence(25)])
+    runner = ScriptRunner()
+    session = new_session(runner)
+    events = drive(session, runner, [part_S], finish=False)
+    session.set_turns(TurnOptions(head=None, quiet_seconds=0.8), low_latency)
+    session.push(part_S)
+    events += run(session, runner)
+    ends = [round(event.time * FRAME_RATE) for event in events if isinstance(event, EndOfTurn)]
+    assert ends == [20, 40 + 25]  # after five silent frames by the pause heads, then after ten by the sound
+    flushes = [round(event.time * FRAME_RATE) for event in events if isinstance(event, Flushed)]
+    assert flushes == ([40 + 25] if low_latency else [])
+    session.restart()
+    session.push(part_S)
+    assert [round(e.time * FRAME_RATE) for e in run(session, runner) if isinstance(e, EndOfTurn)] == [25]
+
+
+def test_a_rule_that_comes_during_a_step_waits_for_its_output() -> None:
+    runner = ScriptRunner()
+    session = new_session(runner, turns=TurnOptions(head=None, quiet_seconds=2.0))
+    session.admit(0)
+    session.push(np.concatenate([sound_of("fox", 15), silence(30)]))
+    run(session, runner, steps=24)
+    row_S, outputs = np.zeros(FRAME_SAMPLES, np.float32), []
+    for _ in range(2):
+        session.fill(row_S)
+        outputs.append(runner.step(np.stack([row_S]), np.array([True])))
+    session.set_turns(TurnOptions(head=None, quiet_seconds=0.8), low_latency=True)
+    for output in outputs:
+        session.advance(int(output.token_B[0]), float(output.logprob_B[0]), output.pause_BH[0].tolist(), 0.0)
+    # The old rule holds for both frames: a flush after the first one would save a state that has the second one too.
+    assert [round(e.time * FRAME_RATE) for e in run(session, runner) if isinstance(e, Flushed)] == [27]
 
 
 def test_the_silence_prefix_shifts_no_times() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.models import stt_config
 
-from slipstream.engine.turns import TurnBuilder, TurnDetector, TurnOptions, VoiceLevel
+from slipstream.engine.turns import VOICE_DB, TurnBuilder, TurnDetector, TurnOptions, VoiceLevel
 from slipstream.errors import ConfigError
 from slipstream.events import Turn, Word
 
@@ -96,6 +96,47 @@ def test_between_two_ends_there_was_speech(probabilities: list[float]) -> None:
         assert min(probabilities[first : second - 1], default=1.0) < 0.4
 
 
+def test_a_turn_ends_by_its_longest_wait_whatever_the_head_predicts() -> None:
+    waiting = detector(wait_seconds=2.0)
+    sound = [False] * 20 + [True] * 10 + [False] * 60
+    frames = [frame for frame, voiced in enumerate(sound, start=1) if waiting.push((0.5,) * 4, voiced, None)]
+    assert frames == [20 + 10 + 25]
+
+
+def test_no_head_is_used_where_the_options_name_none() -> None:
+    by_sound = detector(head=None)
+    sound = [False] * 20 + [True] * 10 + [False] * 30
+    assert [f for f, voiced in enumerate(sound, start=1) if by_sound.push((0.9,) * 4, voiced, None)] == [40]
+
+
+# ------------------------------------------------------------------------------------------------ where turns start
+
+
+def starts(detector: TurnDetector, frames: list[tuple[bool, int | None]]) -> list[tuple[int, int]]:
+    """The frames in which a start was found, and where the turn began."""
+    found = []
+    for frame, (voiced, word_frame) in enumerate(frames, start=1):
+        detector.push((), voiced, word_frame)
+        if detector.started_frame is not None:
+            found.append((frame, detector.started_frame))
+    return found
+
+
+def test_a_turn_starts_with_the_first_voiced_frame() -> None:
+    sound = [False] * 20 + [True] * 10 + [False] * 30 + [True, False] * 5 + [True] * 10
+    assert starts(detector(), [(voiced, None) for voiced in sound]) == [(23, 20), (73, 70)]
+
+
+def test_a_quiet_word_starts_a_turn_where_it_was_spoken() -> None:
+    assert starts(detector(), [(False, None)] * 10 + [(False, 4)] * 3) == [(11, 4)]
+
+
+def test_a_late_word_of_the_turn_before_starts_none() -> None:
+    by_sound = detector()
+    assert starts(by_sound, [(True, None)] * 10 + [(False, None)] * 10) == [(3, 0)]
+    assert starts(by_sound, [(False, 8)] * 5) == []
+
+
 # ------------------------------------------------------------------------------------------- without pause heads
 
 
@@ -124,18 +165,18 @@ def test_text_that_lags_is_not_blank_text() -> None:
 
 def test_voice_is_detected_above_the_background() -> None:
     level = VoiceLevel()
-    assert not any(level.push(0.0) for _ in range(10))
-    assert level.push(1e-3)
-    assert not level.push(1e-7)
+    assert all(level.push(0.0) < 0 for _ in range(10))
+    assert level.push(1e-3) > VOICE_DB
+    assert level.push(1e-7) < VOICE_DB
 
 
 def test_a_steady_hum_becomes_background_and_speech_is_detected_above_it() -> None:
     level = VoiceLevel()
     hum = 10**-4.5
     judged = [level.push(hum) for _ in range(100)]
-    assert judged[0]
-    assert not judged[-1]
-    assert level.push(hum * 100)
+    assert judged[0] > VOICE_DB
+    assert judged[-1] < VOICE_DB
+    assert level.push(hum * 100) > VOICE_DB
 
 
 # ---------------------------------------------------------------------------------------------------- assembling

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from slipstream.arrays import FloatArray
 from slipstream.engine.port import EnginePort, Mailbox
 from slipstream.engine.session import Session
+from slipstream.engine.turns import TurnOptions
 from slipstream.errors import AudioError, Overloaded
 from slipstream.events import Event
 
@@ -135,6 +136,10 @@ class LiveSession:
     def mark(self, id: int) -> None:
         """Emit `MarkerReached` with `id` once all text of the audio sent so far is out."""
         self._engine.change(self._mailbox, lambda session: session.mark(id, time.monotonic()))
+
+    def set_turns(self, turns: TurnOptions, low_latency: bool = False) -> None:
+        """Change when turns end and whether each end flushes, from the next frame that is processed."""
+        self._engine.change(self._mailbox, lambda session: session.set_turns(turns, low_latency))
 
     def finish(self) -> None:
         """End the audio: what was sent is transcribed to its end, then `Final` follows."""

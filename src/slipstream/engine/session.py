@@ -6,7 +6,7 @@ import copy
 import enum
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,10 @@ from slipstream.audio import Framer
 from slipstream.audio.arrays import SampleConverter, check_range
 from slipstream.engine.flush import Barrier, Flush, Marker
 from slipstream.engine.reconcile import Reconciler
-from slipstream.engine.turns import TurnBuilder, TurnDetector, TurnOptions, VoiceLevel
+from slipstream.engine.turns import VOICE_DB, TurnBuilder, TurnDetector, TurnOptions, VoiceLevel
 from slipstream.engine.watchdog import Watchdog, WatchdogOptions
 from slipstream.errors import AudioError, ConfigError, SessionClosed
-from slipstream.events import EndOfTurn, Event, Final, Flushed, MarkerReached, Ready, Recovered, Step, Word
+from slipstream.events import EndOfTurn, Event, Final, Flushed, MarkerReached, Ready, Recovered, StartOfTurn, Step, Word
 from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.runner import State
 from slipstream.model.text import Tokenizer, WordDecoder, WordEvent
@@ -114,10 +114,12 @@ class Session:
         self.capacity = round(options.max_buffered_seconds * format.frame_rate * format.frame_samples)
         self._in_model: deque[float] = deque()  # the mean square of each frame whose output is still to come
         self._stale = 0  # outputs to come of frames before a restart
+        self._next_options: SessionOptions | None = None
         self._converter = SampleConverter()
         self._begin()
 
     def _begin(self) -> None:
+        self._take_options()
         format, options = self.format, self.options
         self._ops = [SlotOp.RESET]
         self.done = False
@@ -205,6 +207,13 @@ class Session:
             self._barriers.append(Barrier(self._received, final=True))
             self._settle(now)
 
+    def set_turns(self, turns: TurnOptions, low_latency: bool) -> None:
+        """Change when turns end, and whether each end flushes, for the frames that were not given to the model yet."""
+        self._next_options = replace(self.options, turns=turns, low_latency=low_latency)
+        if not self._in_model:
+            self._take_options()
+            self._turn_detector.set_options(turns)
+
     def restart(self) -> None:
         """Reset the session and drop its buffered audio. Raises `SessionClosed` after the end."""
         if self.done:
@@ -214,6 +223,9 @@ class Session:
         self.saved = None
         if self.slot is not None:
             self.events.append(Ready())
+
+    def _take_options(self) -> None:
+        self.options, self._next_options = self._next_options or self.options, None
 
     def _check_open(self, what: str) -> None:
         if self._closing:
@@ -237,6 +249,7 @@ class Session:
             or self._barriers
             or self._ops
             or self.options.low_latency
+            or self._next_options is not None
             or self.options.flush_after_silence is not None
             or (self._watchdog is not None and not self._watchdog.calm)
         )
@@ -314,6 +327,9 @@ class Session:
             self._silence_left -= 1
         else:
             self._count_frame(token, pause_H, mean_square)
+        if self._next_options is not None and not self._in_model:
+            self._take_options()
+            self._turn_detector.set_options(self.options.turns or self.format.turns)
         self._settle(now)
 
     # ------------------------------------------------------------------------------------------------------ in detail
@@ -323,8 +339,13 @@ class Session:
         if self.options.steps:
             index = self._processed // self.format.frame_samples
             self.events.append(Step(index, tuple(pause_H), self._received - self._processed))
-        voiced = self._voice.push(mean_square)
-        if self._turn_detector.push(pause_H, voiced, self._decoder.writing_frame):
+        loudness = self._voice.push(mean_square)
+        voiced = loudness > VOICE_DB
+        has_voice = loudness > self._turn_detector.options.voice_db
+        ended = self._turn_detector.push(pause_H, has_voice, self._decoder.writing_frame)
+        if (started := self._turn_detector.started_frame) is not None:
+            self.events.append(StartOfTurn(started / self.format.frame_rate))
+        if ended:
             self.events.append(EndOfTurn(self.clock))
             self._turn_builder.end(self.clock)
             if self.options.low_latency:

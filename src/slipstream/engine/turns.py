@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from slipstream.errors import ConfigError
 from slipstream.events import Turn, Word
 from slipstream.model.config import END_OF_TURN_ABOVE, STTConfig
+
+VOICE_DB = 12.0
+"""How much louder than the background voice is: at least 15 dB in a usable recording."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,29 +23,32 @@ class TurnOptions:
     `quiet_seconds` without voice, or after `blank_seconds` without text, for noisy recordings.
 
     Args:
-        head: The pause head; head 2 predicts that no new word follows within 2 s.
+        head: The pause head; head 2 predicts that no new word follows within 2 s. None uses no head.
         end_above: Probability above which a turn ends.
         resume_below: Probability below which the next turn begins.
         warmup_frames: Frames at the start of a stream in which no turn ends.
-        quiet_seconds: Silence that ends a turn, for models without pause heads.
-        blank_seconds: Time without text that ends a turn, for models without pause heads.
+        quiet_seconds: Silence that ends a turn, where no pause head is used.
+        blank_seconds: Time without text that ends a turn, where no pause head is used.
+        voice_db: How much louder than the background a frame with voice is.
+        wait_seconds: Silence that ends a turn in any case; None waits for the pause head.
 
     Raises:
         ConfigError: A value is out of its range.
     """
 
-    head: int = 2
+    head: int | None = 2
     end_above: float = END_OF_TURN_ABOVE
     resume_below: float = 0.4
     warmup_frames: int = 12
     quiet_seconds: float = 0.8
     blank_seconds: float = 3.0
+    voice_db: float = VOICE_DB
+    wait_seconds: float | None = None
 
     @classmethod
     def of(cls, config: STTConfig) -> TurnOptions:
         """Return the options of a model: its threshold, and its last pause head if it has fewer than three."""
-        usual = cls(end_above=config.end_of_turn_above)
-        return replace(usual, head=min(usual.head, max(0, config.lm.pause_heads - 1)))
+        return cls(head=min(_USUAL_HEAD, max(0, config.lm.pause_heads - 1)), end_above=config.end_of_turn_above)
 
     def __post_init__(self) -> None:
         if not 0 <= self.resume_below <= self.end_above <= 1:
@@ -50,45 +56,60 @@ class TurnOptions:
                 f"resume_below={self.resume_below}, end_above={self.end_above}: "
                 "both must be within [0, 1], and resume_below at most end_above"
             )
-        if self.head < 0 or self.warmup_frames < 0:
-            raise ConfigError(f"head={self.head}, warmup_frames={self.warmup_frames}: both must be at least 0")
-        if min(self.quiet_seconds, self.blank_seconds) <= 0:
+        if (self.head or 0) < 0 or self.warmup_frames < 0 or self.voice_db < 0:
             raise ConfigError(
-                f"quiet_seconds={self.quiet_seconds}, blank_seconds={self.blank_seconds}: both must be above 0"
+                f"head={self.head}, warmup_frames={self.warmup_frames}, voice_db={self.voice_db}: "
+                "all must be at least 0"
             )
+        for name in ("quiet_seconds", "blank_seconds", "wait_seconds"):
+            if (seconds := getattr(self, name)) is not None and seconds <= 0:
+                raise ConfigError(f"{name}={seconds} must be above 0")
+
+
+_USUAL_HEAD = 2
 
 
 class VoiceLevel:
-    """Finds frames louder than the background. Its estimate of the background falls immediately and rises slowly."""
+    """Measures how loud frames are. Its estimate of the background falls immediately and rises slowly."""
 
     FLOOR_DB = -60.0  # quieter than any room: lower levels carry no information
-    ABOVE_FLOOR_DB = 12.0  # speech is at least 15 dB above the background of a usable recording
     RISE_DB = 0.1  # per frame, 1.25 dB/s: slow compared with a sentence, fast enough for a fan that starts
 
     def __init__(self) -> None:
         self._floor = self.FLOOR_DB
 
-    def push(self, mean_square: float) -> bool:
-        """Return whether the next frame has voice, by the mean of its squared samples."""
+    def push(self, mean_square: float) -> float:
+        """Return how much louder the next frame is than the background, in dB, by the mean of its squared samples."""
         level = 10 * math.log10(mean_square) if mean_square > 1e-12 else -120.0
         self._floor = max(self.FLOOR_DB, min(level, self._floor + self.RISE_DB))
-        return level > self._floor + self.ABOVE_FLOOR_DB
+        return level - self._floor
 
 
 class TurnDetector:
-    """Finds the frames where turns end. `delay_frames`: how far the text is behind the audio."""
+    """Finds the frames where turns start and end. `delay_frames`: how far the text is behind the audio.
+
+    Attributes:
+        started_frame: The audio frame in which the turn began that the last frame started, if any.
+    """
 
     VOICED_FRAMES = 3  # in a row: a click or a breath is not a turn
 
     def __init__(self, options: TurnOptions, delay_frames: int, frame_rate: float) -> None:
-        self._options = options
-        self._delay = delay_frames
-        self._quiet_limit = round(options.quiet_seconds * frame_rate)
-        self._blank_limit = round(options.blank_seconds * frame_rate)
+        self._delay, self._rate = delay_frames, frame_rate
+        self.set_options(options)
         self._frame = 0
         self._speaking = False
         self._ended_frame = 0
         self._voiced = self._quiet = self._blank = 0
+        self._started = False
+        self.started_frame: int | None = None
+
+    def set_options(self, options: TurnOptions) -> None:
+        """Change when turns end, from the next frame on."""
+        self.options = options
+        self._quiet_limit = round(options.quiet_seconds * self._rate)
+        self._blank_limit = round(options.blank_seconds * self._rate)
+        self._wait_limit = math.inf if options.wait_seconds is None else round(options.wait_seconds * self._rate)
 
     def push(self, pause_H: Sequence[float], voiced: bool, word_frame: int | None) -> bool:
         """Process the next frame.
@@ -107,27 +128,35 @@ class TurnDetector:
         self._frame += 1
         # A word spoken before the last end of turn comes late, and does not begin another turn.
         spoke = word_frame is not None and word_frame >= self._ended_frame
-        ends = self._by_heads(pause_H, spoke) if pause_H else self._by_sound(voiced, spoke)
-        if ends:
-            self._speaking = False
+        self._voiced = self._voiced + 1 if voiced else 0
+        self._quiet = 0 if voiced else self._quiet + 1
+        self.started_frame = None
+        if not self._started and (spoke or self._voiced >= self.VOICED_FRAMES):
+            self._started = True
+            began = self._frame - self._voiced
+            self.started_frame = max(self._ended_frame, min(began, word_frame) if spoke and word_frame else began)
+        by_heads = pause_H and self.options.head is not None
+        ends = self._by_heads(pause_H, spoke) if by_heads else self._by_sound(spoke)
+        if ends or (self._started and self._quiet >= self._wait_limit):
+            self._speaking = self._started = False
             self._ended_frame = self._frame
-        return ends
+            return True
+        return False
 
     def _by_heads(self, pause_H: Sequence[float], spoke: bool) -> bool:
-        head = self._options.head
+        head = self.options.head
+        assert head is not None
         if head >= len(pause_H):
             raise ConfigError(f"head={head}: the model has pause heads 0 to {len(pause_H) - 1}")
         if spoke:
             self._speaking = True
-        if self._frame <= self._options.warmup_frames:
+        if self._frame <= self.options.warmup_frames:
             return False
-        if pause_H[head] < self._options.resume_below:
+        if pause_H[head] < self.options.resume_below:
             self._speaking = True
-        return self._speaking and pause_H[head] > self._options.end_above
+        return self._speaking and pause_H[head] > self.options.end_above
 
-    def _by_sound(self, voiced: bool, spoke: bool) -> bool:
-        self._voiced = self._voiced + 1 if voiced else 0
-        self._quiet = 0 if voiced else self._quiet + 1
+    def _by_sound(self, spoke: bool) -> bool:
         self._blank = 0 if spoke else self._blank + 1
         if not self._speaking and (spoke or self._voiced >= self.VOICED_FRAMES):
             self._speaking = True

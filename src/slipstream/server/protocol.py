@@ -13,6 +13,7 @@ import numpy as np
 
 from slipstream.arrays import FloatArray
 from slipstream.engine.session import SessionOptions
+from slipstream.engine.turns import TurnOptions
 from slipstream.errors import SlipstreamError
 from slipstream.events import Event
 
@@ -105,6 +106,15 @@ class Flush:
 
 
 @dataclass(frozen=True, slots=True)
+class SetTurns:
+    """Change when turns end, and whether each end flushes, from the next frame that is processed."""
+
+    turns: TurnOptions
+    low_latency: bool
+    channel: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """End all channels: write the remaining text. After the last `Final`, the connection closes."""
 
@@ -125,7 +135,7 @@ class Close:
     reason: str = ""
 
 
-Command: TypeAlias = Open | Restart | Audio | Marker | Flush | Finish
+Command: TypeAlias = Open | Restart | Audio | Marker | Flush | SetTurns | Finish
 """What changes a session."""
 
 Action: TypeAlias = Command | Send | Close

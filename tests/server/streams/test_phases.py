@@ -8,11 +8,21 @@ import numpy as np
 import pytest
 
 from slipstream.engine.session import SessionOptions
+from slipstream.engine.turns import TurnOptions
 from slipstream.events import Final, Ready, Step
-from slipstream.server.protocol import Audio, Command, Finish, Flush, Marker, Open, Restart
+from slipstream.server.protocol import Audio, Command, Finish, Flush, Marker, Open, Restart, SetTurns
 from slipstream.server.streams.phases import NEXT, Connection, Phase, Signal
 
 AUDIO = Audio(np.zeros(1, np.float32))
+COMMANDS: list[Command] = [
+    AUDIO,
+    Marker(1),
+    Flush(),
+    Restart(),
+    Open(SessionOptions(), "tiny"),
+    SetTurns(TurnOptions(), low_latency=True),
+    Finish(),
+]
 
 
 def test_a_stream_from_the_first_frame_to_the_last_word() -> None:
@@ -29,7 +39,7 @@ def test_a_stream_from_the_first_frame_to_the_last_word() -> None:
     assert connection.phase is Phase.CLOSED
 
 
-@pytest.mark.parametrize("command", [AUDIO, Marker(1), Flush(), Restart(), Open(SessionOptions(), "tiny"), Finish()])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_commands_after_the_clients_end_are_ignored(command: Command) -> None:
     connection = Connection()
     connection.command(Finish())
@@ -40,7 +50,7 @@ def test_commands_after_the_clients_end_are_ignored(command: Command) -> None:
     assert connection.phase is Phase.CLOSED
 
 
-@pytest.mark.parametrize("command", [AUDIO, Marker(1), Flush(), Restart(), Open(SessionOptions(), "tiny"), Finish()])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_commands_after_the_servers_end_are_ignored(command: Command) -> None:
     connection = Connection()
     connection.event(Ready())

@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import TypeAlias
 
 from slipstream.events import Event, Final, Ready
-from slipstream.server.protocol import Audio, Command, Finish, Flush, Marker, Open, Restart
+from slipstream.server.protocol import Audio, Command, Finish, Flush, Marker, Open, Restart, SetTurns
 
 
 class Phase(Enum):
@@ -37,6 +37,7 @@ NEXT: dict[Phase, dict[Trigger, Phase]] = {
         Audio: Phase.WAITING,
         Marker: Phase.WAITING,
         Flush: Phase.WAITING,
+        SetTurns: Phase.WAITING,
         Restart: Phase.WAITING,
         Finish: Phase.FINISHING,
         Ready: Phase.LIVE,
@@ -49,6 +50,7 @@ NEXT: dict[Phase, dict[Trigger, Phase]] = {
         Audio: Phase.LIVE,
         Marker: Phase.LIVE,
         Flush: Phase.LIVE,
+        SetTurns: Phase.LIVE,
         Restart: Phase.WAITING,
         Finish: Phase.FINISHING,
         Ready: Phase.LIVE,
@@ -61,6 +63,7 @@ NEXT: dict[Phase, dict[Trigger, Phase]] = {
         Audio: Phase.FINISHING,
         Marker: Phase.FINISHING,
         Flush: Phase.FINISHING,
+        SetTurns: Phase.FINISHING,
         Restart: Phase.FINISHING,
         Finish: Phase.FINISHING,
         Ready: Phase.FINISHING,
@@ -73,6 +76,7 @@ NEXT: dict[Phase, dict[Trigger, Phase]] = {
         Audio: Phase.DRAINING,
         Marker: Phase.DRAINING,
         Flush: Phase.DRAINING,
+        SetTurns: Phase.DRAINING,
         Restart: Phase.DRAINING,
         Finish: Phase.DRAINING,
         Ready: Phase.DRAINING,

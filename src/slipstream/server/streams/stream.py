@@ -33,6 +33,7 @@ from slipstream.server.protocol import (
     ProtocolError,
     Restart,
     Send,
+    SetTurns,
 )
 from slipstream.server.streams.outbox import Outbox, Socket
 from slipstream.server.streams.phases import Connection, Phase, Signal
@@ -257,6 +258,8 @@ class LiveStream:
             else:
                 with suppress(SessionClosed):  # its last events are on their way
                     session.flush(buffered=False)
+        elif isinstance(command, SetTurns):
+            self._sessions[command.channel].set_turns(command.turns, command.low_latency)
         elif isinstance(command, Restart):
             self._pending_markers = 0
             self._sessions[command.channel].restart()
