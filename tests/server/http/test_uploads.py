@@ -23,9 +23,12 @@ from tests.server.harness import RATE, Running, expected, get, metric_samples, s
 
 from slipstream import audio
 from slipstream.arrays import FloatArray
-from slipstream.server.http import uploads
+from slipstream.server.http import transcription
+from slipstream.server.http import upload as one_upload
 from slipstream.server.keys import KeyRing
 from slipstream.server.limits import Limits
+from slipstream.server.uploads.kyutai import INCOMPLETE_HEADER
+from slipstream.server.uploads.protocol import BUFFERED_SECONDS
 
 PATH = "/api/asr-streaming"
 
@@ -56,12 +59,12 @@ def encoded(codec: str, format: str, seconds: float, pts: Any = lambda position:
     return file.getvalue()
 
 
-def post(running: Running, body: bytes, announced: int | None = None) -> socket.socket:
+def post(running: Running, body: bytes, announced: int | None = None, path: str = PATH) -> socket.socket:
     """A connection that has sent a POST request, and as its body `body` of the `announced` bytes."""
     host, _, port = running.address.partition(":")
     client = socket.create_connection((host, int(port)), timeout=20)
     length = len(body) if announced is None else announced
-    client.sendall(f"POST {PATH} HTTP/1.1\r\nHost: {running.address}\r\nContent-Length: {length}\r\n\r\n".encode())
+    client.sendall(f"POST {path} HTTP/1.1\r\nHost: {running.address}\r\nContent-Length: {length}\r\n\r\n".encode())
     client.sendall(body)
     return client
 
@@ -86,7 +89,7 @@ def test_the_words_of_a_file() -> None:
         status, body, headers = get(address, wav(audio_S), kyutai_api_key="open")
         assert status == 200
         assert words_received(json.loads(body)) == expected(solo(audio_S))
-        assert uploads.INCOMPLETE_HEADER not in headers
+        assert INCOMPLETE_HEADER not in headers
         assert get(address, wav(audio_S))[0] == 401
         status, body, _ = get(address, b"not audio", kyutai_api_key="open")
         assert status == 422
@@ -155,7 +158,7 @@ def test_a_limit_on_gaps(gap: int) -> None:
 
 
 def test_a_body_that_arrives_too_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "BODY_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(one_upload, "BODY_GRACE_SECONDS", 0.2)
     with serving(limits=Limits(uploads=1)) as running, post(running, b"RIFF", announced=1000) as client:
         status, _, body = answer(client)
         assert (status, body) == (408, b"the body arrived too slowly: at least 16384 bytes a second are expected")
@@ -171,12 +174,12 @@ def test_decoding_waits_for_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
             decoded += piece_CS.shape[1]
             yield piece_CS
 
-    monkeypatch.setattr(uploads, "decode", counting)
+    monkeypatch.setattr(transcription, "decode", counting)
     runner = ScriptRunner(slots=1, step_seconds=0.02)
     with serving(runner) as running, post(running, wav(np.zeros(600 * RATE, np.float32))):
         wait_for(lambda: runner.steps > 50)
         processed = runner.steps * 1920
-        assert decoded < processed + (uploads.BUFFERED_SECONDS + 3) * RATE
+        assert decoded < processed + (BUFFERED_SECONDS + 3) * RATE
 
 
 # ---------------------------------------------------------------------------------------------------------- the pool
@@ -198,7 +201,7 @@ def test_a_full_pool_is_refused_and_serves_everything_else() -> None:
 
 
 def test_an_upload_that_gets_no_slot_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "UPLOAD_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(transcription, "UPLOAD_WAIT_SECONDS", 0.1)
     long = wav(np.zeros(60 * RATE, np.float32))
     with serving(ScriptRunner(slots=1, step_seconds=0.02)) as running, post(running, long):
         wait_for(lambda: running.engine.active == 1)
@@ -217,7 +220,7 @@ def test_a_client_that_leaves_frees_its_slot(
     caplog.set_level(logging.INFO, "slipstream")
     reading = threading.Event()
     if phase == "decoding":
-        monkeypatch.setattr(uploads, "decode", lambda body, **_: endless(body, reading))
+        monkeypatch.setattr(transcription, "decode", lambda body, **_: endless(body, reading))
     runner = ScriptRunner(slots=1, step_seconds=0.02)
     long = wav(np.zeros((3 if phase == "waiting for results" else 60) * RATE, np.float32))
     with serving(runner, limits=Limits(uploads=2)) as running:
@@ -297,7 +300,7 @@ def test_a_drain_returns_the_text_so_far() -> None:
         status, headers, body = answer(client)
         assert answer(queued)[0] == answer(unfinished)[0] == 503
     assert status == 200
-    reason, _, seconds = headers[uploads.INCOMPLETE_HEADER].partition("; ")
+    reason, _, seconds = headers[INCOMPLETE_HEADER].partition("; ")
     assert reason == "the server is about to stop"
     transcribed = float(seconds.removesuffix(" s are transcribed"))
     assert 0 < transcribed < len(audio_S) / RATE
@@ -311,7 +314,7 @@ def test_a_time_limit_returns_the_text_so_far() -> None:
     with serving(ScriptRunner(slots=1, step_seconds=0.01), limits=Limits(session_seconds=0.5)) as running:
         status, body, headers = get(f"{running.http}{PATH}", wav(audio_S))
     assert (status, len(json.loads(body)) > 0) == (200, True)
-    assert headers[uploads.INCOMPLETE_HEADER].startswith("an upload lasts at most 0.5 s; ")
+    assert headers[INCOMPLETE_HEADER].startswith("an upload lasts at most 0.5 s; ")
 
 
 def test_sigterm_ends_uploads_without_a_traceback() -> None:

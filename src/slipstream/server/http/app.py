@@ -36,6 +36,8 @@ from slipstream.server.models import Models, StreamInfo, StreamRequest, UnknownM
 from slipstream.server.protocol import Dialect, ProtocolError
 from slipstream.server.streams.registry import StreamRegistry
 from slipstream.server.streams.stream import INTERNAL_ERROR, LiveStream
+from slipstream.server.uploads import UPLOADS
+from slipstream.server.uploads.protocol import UploadDialect
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +79,11 @@ class Service:
     def dialects(self) -> dict[str, OpenDialect]:
         """The dialect of each address."""
         return {self.kyutai_path if path == KYUTAI_PATH else path: opened for path, opened in DIALECTS.items()}
+
+    @property
+    def uploads(self) -> dict[str, type[UploadDialect]]:
+        """The dialect of uploads at each address."""
+        return {self.kyutai_path if path == KYUTAI_PATH else path: dialect for path, dialect in UPLOADS.items()}
 
     @property
     def trouble(self) -> str:
@@ -151,9 +158,14 @@ def create_app(service: Service, registry: StreamRegistry) -> Requests:
             await sweeping
         uploads.close()
 
-    uploads = Uploads(service.engine, registry, service.limits, service.metrics)
+    uploads = Uploads(service.engines, service.models, registry, service.limits, service.metrics)
     routes: list[BaseRoute] = [
-        Route(service.kyutai_path, Guarded(uploads, service.access, counted=True), methods=["POST"]),
+        *(
+            Route(
+                path, Guarded(uploads.endpoint(dialect), service.access, dialect.refuse, counted=True), methods=["POST"]
+            )
+            for path, dialect in service.uploads.items()
+        ),
         *(Route(path, _needs_upgrade, methods=["GET"]) for path in service.dialects),
         *_operations(service, registry, service.access, with_metrics=not service.metrics_elsewhere),
         *(Route(f"/{file.name}", _describe(file), methods=["GET"]) for file in sorted(_API.glob("*.yaml"))),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -81,13 +82,23 @@ class Guarded:
     """ASGI endpoint behind the access check; it finds its `Client` in `scope["sender"]`.
 
     Args:
+        refuse: Returns the response for a refusal, by the check or by the endpoint.
         counted: Whether a request counts as one of the key's streams.
     """
 
-    def __init__(self, endpoint: ASGIApp, access: Access, *, counted: bool = False) -> None:
+    def __init__(
+        self,
+        endpoint: ASGIApp,
+        access: Access,
+        refuse: Callable[[Refused], Response] | None = None,
+        *,
+        counted: bool = False,
+    ) -> None:
         self._endpoint, self._access, self._counted = endpoint, access, counted
+        self._refuse = refuse or _plain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["refuse"] = self._refuse
         client = self._access.check(Request(scope))
         scope["sender"] = client
         if not self._counted:
@@ -105,12 +116,21 @@ def failure_handlers(metrics: Metrics) -> dict[Any, Any]:
 
     async def refused(request: Request, error: Refused) -> Response:
         metrics.refuse(error.status, error.reason, scope_client(request.scope))
-        return PlainTextResponse(error.reason, error.status, error.headers)
+        return _response(request, error)
 
     async def engine_failed(request: Request, error: EngineError) -> Response:
-        return PlainTextResponse(INTERNAL_ERROR, 503, {"retry-after": "10"})
+        return _response(request, Refused(503, INTERNAL_ERROR, {"retry-after": "10"}))
 
     return {Refused: refused, EngineError: engine_failed}
+
+
+def _response(request: Request, refused: Refused) -> Response:
+    response: Response = request.scope.get("refuse", _plain)(refused)
+    return response
+
+
+def _plain(refused: Refused) -> Response:
+    return PlainTextResponse(refused.reason, refused.status, refused.headers)
 
 
 def scope_client(scope: Scope) -> Client:
