@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,20 @@ class Cue:
     start: float
     end: float
 
+    def to_vtt(self, settings: str = "") -> str:
+        """Write the cue of WebVTT, with an empty line before it. `settings`: such as `align:start`."""
+        times = f"{clock(self.start, '.')} --> {clock(self.end, '.')}"
+        return f"\n{' '.join(filter(None, (times, settings)))}\n{html.escape(self.text, quote=False)}\n"
+
+
+def clock(seconds: float, decimal_mark: str) -> str:
+    """Return a time as `hh:mm:ss.mmm`, with this decimal mark."""
+    milliseconds = round(seconds * 1000)
+    return (
+        f"{milliseconds // 3_600_000:02}:{milliseconds // 60_000 % 60:02}:{milliseconds // 1000 % 60:02}"
+        f"{decimal_mark}{milliseconds % 1000:03}"
+    )
+
 
 def cues(turns: Iterable[Sequence[Word]], duration: float, layout: SubtitleLayout) -> list[Cue]:
     """Cut words, grouped by turn, into subtitles.
@@ -62,7 +77,7 @@ def cues(turns: Iterable[Sequence[Word]], duration: float, layout: SubtitleLayou
     groups = [
         group
         for words in turns
-        for run in _runs([piece for word in words for piece in _pieces(word, layout.max_line_width)])
+        for run in _runs([piece for word in words for piece in pieces(word, layout.max_line_width)])
         for group in _without_orphan(_groups(run, layout), layout)
     ]
     starts = [min(group[0].start, duration) for group in groups]
@@ -74,7 +89,7 @@ def cues(turns: Iterable[Sequence[Word]], duration: float, layout: SubtitleLayou
     return found
 
 
-def _pieces(word: Word, width: int) -> Iterator[Word]:
+def pieces(word: Word, width: int) -> Iterator[Word]:
     """Cut a word that is too wide for a line into several, each with its share of the time."""
     parts = chop_cells(word.text, width) if cell_len(word.text) > width else [word.text]
     step = (word.end - word.start) / len(parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import html
 import itertools
 import json
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from slipstream.errors import ConfigError
 from slipstream.events import Final, Turn, Word
-from slipstream.subtitles import Cue, SubtitleLayout, cues
+from slipstream.subtitles import Cue, SubtitleLayout, clock, cues
 
 Format = Literal["txt", "json", "jsonl", "srt", "vtt", "tsv"]
 SUBTITLES = ("srt", "vtt")
@@ -123,7 +122,7 @@ class Transcript:
         """
         layout = SubtitleLayout(max_line_width, max_line_count, max_words)
         return "\n".join(
-            f"{number}\n{_clock(cue.start, ',')} --> {_clock(cue.end, ',')}\n{cue.text}\n"
+            f"{number}\n{clock(cue.start, ',')} --> {clock(cue.end, ',')}\n{cue.text}\n"
             for number, cue in enumerate(self.cues(layout), start=1)
         )
 
@@ -139,10 +138,7 @@ class Transcript:
             ConfigError: As for `to_srt`.
         """
         layout = SubtitleLayout(max_line_width, max_line_count, max_words)
-        return "WEBVTT\n" + "".join(
-            f"\n{_clock(cue.start, '.')} --> {_clock(cue.end, '.')}\n{html.escape(cue.text, quote=False)}\n"
-            for cue in self.cues(layout)
-        )
+        return "WEBVTT\n" + "".join(cue.to_vtt() for cue in self.cues(layout))
 
     def cues(self, layout: SubtitleLayout | None = None) -> list[Cue]:
         """Cut the words into subtitles.
@@ -215,14 +211,6 @@ class TranscriptBuilder:
 
 def _text(words: Sequence[Word]) -> str:
     return " ".join(word.text for word in words)
-
-
-def _clock(seconds: float, decimal_mark: str) -> str:
-    milliseconds = round(seconds * 1000)
-    return (
-        f"{milliseconds // 3_600_000:02}:{milliseconds // 60_000 % 60:02}:{milliseconds // 1000 % 60:02}"
-        f"{decimal_mark}{milliseconds % 1000:03}"
-    )
 
 
 def _word_fields(word: Word) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from slipstream import __version__
-from slipstream.cli import convert, data, doctor, evaluate, listen, models, serve, train
+from slipstream.cli import captions, convert, data, doctor, evaluate, listen, models, serve, train
 from slipstream.cli.console import INTERRUPTED, WarningHandler, fail
 from slipstream.cli.output import close_stdout
 from slipstream.cli.streams import guard_streams
@@ -28,6 +28,7 @@ _warnings = WarningHandler(logging.WARNING)
 for _command in (
     transcribe.transcribe,
     listen.listen,
+    captions.captions,
     serve.serve,
     serve.api_key,
     models.models,

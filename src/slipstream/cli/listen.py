@@ -13,9 +13,8 @@ from rich.live import Live
 from rich.text import Text
 
 from slipstream.cli.console import first_signal_stops, notice
-from slipstream.cli.models import production_hint
-from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model, Quantize, Threads
-from slipstream.cli.progress import counting_bar
+from slipstream.cli.models import open_transcriber
+from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Microphone, Model, Quantize, Threads
 from slipstream.errors import AudioError
 
 if TYPE_CHECKING:
@@ -29,10 +28,7 @@ def listen(
     backend: Backend = "auto",
     quantize: Quantize = None,
     threads: Threads = None,
-    microphone: Annotated[
-        str | None,
-        typer.Option("--microphone", help="Microphone: its number or a part of its name. Default: the system's."),
-    ] = None,
+    microphone: Microphone = None,
     list_microphones: Annotated[
         bool, typer.Option("--list-microphones", help="List the microphones and exit.")
     ] = False,
@@ -43,22 +39,29 @@ def listen(
     if list_microphones:
         _print_microphones()
         return
-    microphones = audio.input_devices()
-    if not microphones:
-        raise AudioError("no microphone found: connect one, or see `slipstream doctor`")
-    if model == DEFAULT_MODEL:
-        notice(production_hint())
-
-    import slipstream
-
-    chosen = int(microphone) if microphone and microphone.isdecimal() else microphone
-    with counting_bar("Converting") as progress:
-        transcriber = slipstream.load(
-            model, device=device, backend=backend, quantize=quantize, threads=threads, progress=progress
-        )
+    check_microphones()
+    transcriber = open_transcriber(model, device=device, backend=backend, quantize=quantize, threads=threads)
     with transcriber, first_signal_stops() as stop:
         notice("Listening. Press Ctrl-C to stop.")
-        show_live(transcriber.stream(_until(stop, audio.microphone(chosen)), audio.SAMPLE_RATE))
+        show_live(transcriber.stream(record(microphone, stop), audio.SAMPLE_RATE))
+
+
+def check_microphones() -> None:
+    """Raise `AudioError` if there is no microphone."""
+    from slipstream import audio
+
+    if not audio.input_devices():
+        raise AudioError("no microphone found: connect one, or see `slipstream doctor`")
+
+
+def record(microphone: str | None, stop: StopEvent) -> Iterator[FloatArray]:
+    """Yield mono audio `[S]` at `audio.SAMPLE_RATE` until `stop` is set. `microphone`: a number or a part of a name."""
+    from slipstream import audio
+
+    for block_CS in audio.microphone(int(microphone) if microphone and microphone.isdecimal() else microphone):
+        yield block_CS[0]
+        if stop.is_set():
+            return
 
 
 def show_live(events: Iterable[Event]) -> None:
@@ -86,13 +89,6 @@ def show_live(events: Iterable[Event]) -> None:
                     end_line()
         live.update(Text(""))
         end_line()
-
-
-def _until(stop: StopEvent, blocks: Iterator[FloatArray]) -> Iterator[FloatArray]:
-    for block_CS in blocks:
-        yield block_CS[0]
-        if stop.is_set():
-            return
 
 
 def _print_microphones() -> None:

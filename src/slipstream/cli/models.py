@@ -6,12 +6,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from slipstream.cli.console import notice
 from slipstream.cli.options import DEFAULT_MODEL
+from slipstream.cli.progress import counting_bar
 
 if TYPE_CHECKING:
     from slipstream.model.config import STTConfig
+    from slipstream.transcriber import Transcriber
 
 PRODUCTION_MODEL = "kyutai/stt-1b-en_fr-candle"
 _LANGUAGES = {
@@ -70,6 +73,17 @@ def models() -> None:
     console = Console()
     console.print(table)
     console.print("\n--model also accepts any other Hugging Face Hub repository, or a folder.")
+
+
+def open_transcriber(model: str, **options: Any) -> Transcriber:
+    """Load a model for a command; see `slipstream.load`. With the built-in model, a notice names a larger one."""
+    if model == DEFAULT_MODEL:
+        notice(production_hint())
+
+    import slipstream
+
+    with counting_bar("Converting") as progress:
+        return slipstream.load(model, progress=progress, **options)
 
 
 def production_hint() -> str:

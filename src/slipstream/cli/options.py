@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+if TYPE_CHECKING:
+    from slipstream.audio import RawFormat
+
 DEFAULT_MODEL = "tiny"
+
+SERVER_KEY = "SLIPSTREAM_API_KEY"
+"""The environment variable with the API key for a server."""
 
 Model = Annotated[
     str,
@@ -24,3 +30,44 @@ Quantize = Annotated[
     ),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads, with onnx. Default: one per core.")]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="URL",
+        help=f"Transcribe on a Slipstream server instead of locally. Reads the API key from {SERVER_KEY}.",
+    ),
+]
+Microphone = Annotated[
+    str | None,
+    typer.Option("--microphone", help="Microphone: its number or a part of its name. Default: the system's."),
+]
+Track = Annotated[
+    int | None,
+    typer.Option("--track", min=1, metavar="N", help="Audio track to transcribe, from 1. Default: the main one."),
+]
+_Encoding = Literal["pcm_s16le", "pcm_s24le", "pcm_f32le", "mulaw", "alaw"]
+Raw = Annotated[
+    _Encoding | None, typer.Option("--raw", help="Read the input as audio without a header, in this encoding.")
+]
+RawRate = Annotated[
+    int | None, typer.Option("--raw-rate", metavar="HZ", help="Sample rate of --raw audio. Default: 24000.")
+]
+RawChannels = Annotated[
+    int | None, typer.Option("--raw-channels", help="Interleaved channels of --raw audio. Default: 1.")
+]
+
+
+def raw_format_of(raw: _Encoding | None, rate: int | None, channels: int | None, track: int | None) -> RawFormat | None:
+    """Return the format that `--raw` and its options describe. Raises `BadParameter` for options that contradict."""
+    for option, value in (("--raw-rate", rate), ("--raw-channels", channels)):
+        if value is not None and not raw:
+            raise typer.BadParameter("it applies to audio without a header only: add --raw", param_hint=option)
+    if raw is None:
+        return None
+    if track:
+        raise typer.BadParameter("audio without a header has no tracks", param_hint="--track")
+
+    from slipstream.audio import RawFormat
+
+    return RawFormat(raw, 24_000 if rate is None else rate, 1 if channels is None else channels)

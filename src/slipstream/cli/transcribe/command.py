@@ -6,26 +6,35 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from slipstream.cli.console import fail, first_signal_stops, notice
-from slipstream.cli.models import production_hint
-from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model, Quantize, Threads
+from slipstream.cli.models import open_transcriber
+from slipstream.cli.options import (
+    DEFAULT_MODEL,
+    Backend,
+    Device,
+    Model,
+    Quantize,
+    Raw,
+    RawChannels,
+    RawRate,
+    Server,
+    Threads,
+    Track,
+    raw_format_of,
+)
 from slipstream.cli.output import has_text, render, write_file, write_stdout
-from slipstream.cli.progress import counting_bar
 from slipstream.cli.streams import check_stdout
-from slipstream.cli.transcribe.recognisers import SERVER_KEY, LocalRecogniser, Recogniser, ServerRecogniser
+from slipstream.cli.transcribe.recognisers import LocalRecogniser, Recogniser, ServerRecogniser
 from slipstream.cli.transcribe.run import Result, transcribe_all
 from slipstream.cli.transcribe.sources import Job, channel_jobs, check_places, find_jobs, on_disk
 from slipstream.transcript import SUBTITLES, Format
 
 if TYPE_CHECKING:
     from slipstream.subtitles import SubtitleLayout
-    from slipstream.transcriber import Transcriber
-
-_Encoding = Literal["pcm_s16le", "pcm_s24le", "pcm_f32le", "mulaw", "alaw"]
 
 
 def transcribe(
@@ -38,14 +47,7 @@ def transcribe(
     backend: Backend = "auto",
     quantize: Quantize = None,
     threads: Threads = None,
-    server: Annotated[
-        str | None,
-        typer.Option(
-            "--server",
-            metavar="URL",
-            help=f"Transcribe on a Slipstream server instead of locally. Reads the API key from {SERVER_KEY}.",
-        ),
-    ] = None,
+    server: Server = None,
     format: Annotated[Format, typer.Option("--format", "-f", help="Output format.")] = "txt",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write one file per input to this folder.")
@@ -72,25 +74,16 @@ def transcribe(
         Literal["mix", "separate"],
         typer.Option("--channels", help="Mix all channels, or transcribe each channel separately."),
     ] = "mix",
-    track: Annotated[
-        int | None,
-        typer.Option("--track", min=1, metavar="N", help="Audio track to transcribe, from 1. Default: the main one."),
-    ] = None,
+    track: Track = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="With -o: skip inputs whose output file already has text.")
     ] = False,
     delay_report: Annotated[
         bool, typer.Option("--delay-report", help="Report the speed and the delay of the words for each file.")
     ] = False,
-    raw: Annotated[
-        _Encoding | None, typer.Option("--raw", help="Read the input as audio without a header, in this encoding.")
-    ] = None,
-    raw_rate: Annotated[
-        int | None, typer.Option("--raw-rate", metavar="HZ", help="Sample rate of --raw audio. Default: 24000.")
-    ] = None,
-    raw_channels: Annotated[
-        int | None, typer.Option("--raw-channels", help="Interleaved channels of --raw audio. Default: 1.")
-    ] = None,
+    raw: Raw = None,
+    raw_rate: RawRate = None,
+    raw_channels: RawChannels = None,
 ) -> None:
     """Transcribe recordings to text, subtitles or JSON, with the time of each word."""
     asked = {"max_line_width": max_line_width, "max_line_count": max_line_count, "max_words": max_words}
@@ -102,11 +95,7 @@ def transcribe(
         raise typer.BadParameter(f"it applies to subtitles (srt, vtt) only, not to {format}", param_hint=option)
     if server and model != DEFAULT_MODEL:
         raise typer.BadParameter("--server uses the model of the server", param_hint="--model")
-    for option, value in (("--raw-rate", raw_rate), ("--raw-channels", raw_channels)):
-        if value is not None and not raw:
-            raise typer.BadParameter("it applies to audio without a header only: add --raw", param_hint=option)
-    if raw and track:
-        raise typer.BadParameter("audio without a header has no tracks", param_hint="--track")
+    raw_format = raw_format_of(raw, raw_rate, raw_channels, track)
     if output and output.exists() and not output.is_dir():
         raise typer.BadParameter(f"{output} is not a folder", param_hint="--output")
     if resume and not output:
@@ -114,11 +103,8 @@ def transcribe(
     if not output:
         check_stdout()
 
-    from slipstream.audio import RawFormat
     from slipstream.subtitles import SubtitleLayout
 
-    rate, count = 24_000 if raw_rate is None else raw_rate, 1 if raw_channels is None else raw_channels
-    raw_format = RawFormat(raw, rate, count) if raw else None
     jobs = [replace(job, track=track) for job in find_jobs(files)]
     with ExitStack() as stack:
         if channels == "separate":
@@ -135,8 +121,10 @@ def transcribe(
         if server:
             recogniser: Recogniser = ServerRecogniser(server)
         else:
-            options = {"device": device, "backend": backend, "quantize": quantize, "threads": threads, "slots": slots}
-            recogniser = LocalRecogniser(stack.enter_context(_load(model, options)))
+            transcriber = open_transcriber(
+                model, device=device, backend=backend, quantize=quantize, threads=threads, slots=slots
+            )
+            recogniser = LocalRecogniser(stack.enter_context(transcriber))
         deliver = _Delivery(
             format, words, SubtitleLayout(**layout) if layout else None, output, len(jobs) > 1, delay_report
         )
@@ -150,16 +138,6 @@ def transcribe(
         raise typer.Exit(128 + (stop.signal if stop.is_set() else cut[0]))
     if failures:
         raise typer.Exit(1)
-
-
-def _load(model: str, options: dict[str, Any]) -> Transcriber:
-    if model == DEFAULT_MODEL:
-        notice(production_hint())
-
-    import slipstream
-
-    with counting_bar("Converting") as progress:
-        return slipstream.load(model, progress=progress, **options)
 
 
 @dataclass(frozen=True, slots=True)

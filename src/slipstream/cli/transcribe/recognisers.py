@@ -8,15 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 from slipstream.cli.extras import needs_extra
+from slipstream.cli.options import SERVER_KEY
 
 if TYPE_CHECKING:
     from slipstream.arrays import FloatArray
     from slipstream.client import Stream
     from slipstream.events import Event
     from slipstream.transcriber import Transcriber
-
-SERVER_KEY = "SLIPSTREAM_API_KEY"
-"""The environment variable with the API key for a server."""
 
 
 class Recogniser(Protocol):
