@@ -14,28 +14,32 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+from benchmarks.dialect_connection import connected
 from benchmarks.dialects import CLIENTS, DialectClient
 from benchmarks.load import CostRunner, cpu_seconds
-from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosedOK
 
 from slipstream.arrays import FloatArray
 from slipstream.audio import load
 from slipstream.bundle import ModelBundle
 from slipstream.engine.engine import Engine
 from slipstream.server.access import Access
+from slipstream.server.dialects import TCP_DIALECTS
 from slipstream.server.http.app import Service
 from slipstream.server.models import Models
-from slipstream.server.run import listen, serve
+from slipstream.server.run import TcpListener, listen, serve
 
+Ports: TypeAlias = dict[str, int]
+"""Of the dialects on TCP by their names, and of the WebSockets by an empty one."""
 FRAME_SECONDS = 0.08
 WAIT_SECONDS = 2.0
 SPEECH = Path(__file__).parents[1] / "examples" / "sample.opus"
@@ -83,19 +87,21 @@ def run_server(model: str, slots: int) -> None:
     else:
         bundle = ModelBundle.resolve(model)
         engine = bundle.engine(bundle.open(slots=slots))
-    with engine, listen("127.0.0.1", 0) as listener:
-        print(listener.getsockname()[1], flush=True)
-        serve(Service(Models({model: engine}, accept_any=True), Access("127.0.0.1")), listener)
+    with engine, contextlib.ExitStack() as stack:
+        listeners = {name: stack.enter_context(listen("127.0.0.1", 0)) for name in ("", *TCP_DIALECTS)}
+        print(json.dumps({name: listener.getsockname()[1] for name, listener in listeners.items()}), flush=True)
+        service = Service(Models({model: engine}, accept_any=True), Access("127.0.0.1"))
+        serve(service, listeners[""], tcp=[TcpListener(listeners[name], TCP_DIALECTS[name]) for name in TCP_DIALECTS])
 
 
 @contextlib.contextmanager
-def server(what: str, model: str, sessions: int) -> Iterator[tuple[int, int]]:
-    """A server with a slot for each session: its port, and its process."""
+def server(what: str, model: str, sessions: int) -> Iterator[tuple[Ports, int]]:
+    """A server with a slot for each session: its ports, and its process."""
     command = [sys.executable, "-m", "benchmarks.dialect_load", what, "--serve", model, "--sessions", str(sessions)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            yield int(process.stdout.readline()), process.pid
+            yield json.loads(process.stdout.readline()), process.pid
         finally:
             process.terminate()
 
@@ -108,14 +114,14 @@ def cost(make: type[DialectClient], arguments: argparse.Namespace) -> float:
     frame_S = np.full(round(make.rate * FRAME_SECONDS), 0.01, np.float32)
     pieces = [frame_S] * arguments.frames
 
-    async def run(port: int) -> None:
-        sessions = (stream(port, make(), pieces, arguments.pace) for _ in range(arguments.sessions))
+    async def run(ports: Ports) -> None:
+        sessions = (stream(ports, make(), pieces, arguments.pace) for _ in range(arguments.sessions))
         await asyncio.gather(*sessions)
 
-    with server("cost", "cost", arguments.sessions) as (port, process):
-        asyncio.run(run(port))  # the first sessions warm the server up
+    with server("cost", "cost", arguments.sessions) as (ports, process):
+        asyncio.run(run(ports))  # the first sessions warm the server up
         began = cpu_seconds(process)
-        asyncio.run(run(port))
+        asyncio.run(run(ports))
         return 1e6 * (cpu_seconds(process) - began) / (arguments.sessions * arguments.frames)
 
 
@@ -126,43 +132,41 @@ def latency(make: type[DialectClient], wait: float, arguments: argparse.Namespac
     silence_S = np.zeros(round(wait * make.rate), np.float32)
     frame = round(make.rate * FRAME_SECONDS)
 
-    async def session(port: int, number: int) -> float:
+    async def session(ports: Ports, number: int) -> float:
         await asyncio.sleep(number * FRAME_SECONDS / arguments.together)
         pieces = [
             np.concatenate([speech_S, silence_S])[start : start + frame]
             for start in range(0, len(speech_S) + len(silence_S), frame)
         ]
-        began, last_word = await stream(port, make(), pieces, 1.0)
+        began, last_word = await stream(ports, make(), pieces, 1.0)
         return last_word - began - len(speech_S) / make.rate
 
-    async def run(port: int) -> list[float]:
+    async def run(ports: Ports) -> list[float]:
         latencies: list[float] = []
         for _ in range(0, arguments.sessions, arguments.together):
-            latencies += await asyncio.gather(*(session(port, number) for number in range(arguments.together)))
+            latencies += await asyncio.gather(*(session(ports, number) for number in range(arguments.together)))
         return latencies
 
-    with server("latency", "tiny", arguments.together) as (port, _):
-        asyncio.run(run_once(port, make, speech_S))
-        return asyncio.run(run(port))
+    with server("latency", "tiny", arguments.together) as (ports, _):
+        asyncio.run(run_once(ports, make, speech_S))
+        return asyncio.run(run(ports))
 
 
-async def run_once(port: int, make: type[DialectClient], speech_S: FloatArray) -> None:
+async def run_once(ports: Ports, make: type[DialectClient], speech_S: FloatArray) -> None:
     """Transcribe once without pauses: the first step of a model is slower."""
-    await stream(port, make(), [speech_S], 1000.0)
+    await stream(ports, make(), [speech_S], 1000.0)
 
 
-async def stream(port: int, client: DialectClient, pieces: list[FloatArray], pace: float) -> tuple[float, float]:
+async def stream(ports: Ports, client: DialectClient, pieces: list[FloatArray], pace: float) -> tuple[float, float]:
     """Send pieces at `pace` times real time. Returns when the first one was sent, and when the last word came."""
     last_word = 0.0
-    address = f"ws://127.0.0.1:{port}{client.path}"
-    async with connect(address, additional_headers=client.headers, max_queue=None, compression=None) as socket:
+    async with connected(client, f"ws://127.0.0.1:{ports['']}", ports) as socket:
 
         async def read() -> None:
             nonlocal last_word
-            with contextlib.suppress(ConnectionClosedOK):
-                while not client.done:
-                    if client.read(await socket.recv()):
-                        last_word = time.perf_counter()
+            while not client.done:
+                if await socket.words():
+                    last_word = time.perf_counter()
 
         reading = asyncio.create_task(read())
         for message in client.begin():

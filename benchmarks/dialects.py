@@ -22,8 +22,12 @@ Message = bytes | str
 class DialectClient(ABC):
     """One connection of a client."""
 
-    path: ClassVar[str]
+    path: ClassVar[str] = ""
     """Address of the WebSocket, with its query."""
+    tcp: ClassVar[str] = ""
+    """Name of the dialect, if it has a TCP connection instead of a WebSocket."""
+    words_path: str = ""
+    """Address of the WebSocket that brings the words, if it is another one."""
     headers: ClassVar[Mapping[str, str]] = {}
     rate: ClassVar[int] = 24_000
     """Of the audio, in Hz."""
@@ -93,5 +97,50 @@ def _pack(**fields: Any) -> bytes:
     return packed
 
 
-CLIENTS: dict[str, type[DialectClient]] = {"plain": Plain, "kyutai": Kyutai}
+class Wyoming(DialectClient):
+    """Home Assistant's."""
+
+    tcp = "wyoming"
+    rate = 16_000
+    _FORMAT: ClassVar[Mapping[str, int]] = {"rate": 16_000, "width": 2, "channels": 1}
+
+    def __init__(self) -> None:
+        self._unread = b""
+        self._turn_ended = False
+
+    def begin(self) -> Iterable[Message]:
+        return (self._event("transcribe", language="en"), self._event("audio-start", **self._FORMAT))
+
+    def audio(self, pcm_S: FloatArray) -> Iterable[Message]:
+        return (self._event("audio-chunk", pcm16(pcm_S), **self._FORMAT),)
+
+    def finish(self) -> Iterable[Message]:
+        return (self._event("audio-stop"),)
+
+    def read(self, message: Message) -> list[str]:
+        assert isinstance(message, bytes)
+        self._unread += message
+        words: list[str] = []
+        while b"\n" in self._unread:
+            line, _, rest = self._unread.partition(b"\n")
+            head = json.loads(line)
+            if len(rest) < (size := head.get("data_length", 0)):
+                break
+            self._unread = rest[size:]
+            if head["type"] == "voice-stopped":
+                self._turn_ended = True
+            elif head["type"] == "transcript":
+                words += json.loads(rest[:size])["text"].split()
+                self.done |= not self._turn_ended  # the transcript that `audio-stop` asks for
+                self._turn_ended = False
+        return words
+
+    @staticmethod
+    def _event(type: str, payload: bytes = b"", **data: Any) -> bytes:
+        body = json.dumps(data).encode()
+        head = {"type": type, "data_length": len(body), "payload_length": len(payload)}
+        return json.dumps(head).encode() + b"\n" + body + payload
+
+
+CLIENTS: dict[str, type[DialectClient]] = {"plain": Plain, "kyutai": Kyutai, "wyoming": Wyoming}
 """The client of each dialect, by its name in the log."""

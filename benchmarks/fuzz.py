@@ -41,7 +41,7 @@ from slipstream.events import (
     Turn,
     Word,
 )
-from slipstream.server.dialects import DIALECTS
+from slipstream.server.dialects import DIALECTS, TCP_DIALECTS
 from slipstream.server.dialects.kyutai import KyutaiDialect
 from slipstream.server.dialects.plain import PlainDialect, parse_format
 from slipstream.server.models import Models, StreamInfo, StreamRequest
@@ -217,7 +217,8 @@ def damaged(drawn: random.Random, message: Message) -> Message:
 def run_conversation(name: str, case: list[Message | Event]) -> int:
     address = urlsplit(CLIENTS[name].path)
     request = StreamRequest(Models({INFO.model: INFO}), parse_qsl(address.query), CLIENTS[name].headers, "fuzz")
-    dialect = DIALECTS[address.path](request)
+    opened = TCP_DIALECTS[CLIENTS[name].tcp] if CLIENTS[name].tcp else DIALECTS[address.path]
+    dialect = opened(request)
     actions: list[Action] = list(dialect.open())
     most = 0
     for item in case:
@@ -256,7 +257,7 @@ TARGETS: list[tuple[str, Callable[[random.Random], Any], Callable[[Any], int]]] 
     *(
         (f"{name} client", partial(make_conversation, name), partial(run_conversation, name))
         for name, client in CLIENTS.items()
-        if urlsplit(client.path).path in DIALECTS
+        if client.tcp or urlsplit(client.path).path in DIALECTS
     ),
 ]
 

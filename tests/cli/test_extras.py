@@ -12,6 +12,8 @@ import pytest
     ("command", "extra", "package"),
     [
         ("serve", "server", "starlette"),
+        ("wyoming", "server", "starlette"),
+        ("wyoming --uri tcp://0.0.0.0:0 --allow-remote --zeroconf x", "wyoming", "zeroconf"),
         ("transcribe a.wav --server http://127.0.0.1:9", "client", "websockets"),
         ("train codec run.toml", "train", "torch"),
         ("train lm run.toml", "train", "torch"),

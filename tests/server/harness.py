@@ -10,8 +10,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
@@ -24,11 +24,12 @@ from slipstream.engine.engine import Engine
 from slipstream.events import Word
 from slipstream.model.runner import StepOutput
 from slipstream.server.access import Access
+from slipstream.server.dialects import OpenDialect
 from slipstream.server.http.app import Service
 from slipstream.server.keys import KeyRing
 from slipstream.server.limits import Limits
 from slipstream.server.models import Models
-from slipstream.server.run import Server, Tls, listen
+from slipstream.server.run import Server, TcpListener, Tls, listen
 
 RATE = 24_000
 FRAME = 1920
@@ -36,11 +37,12 @@ FRAME = 1920
 
 @dataclass
 class Running:
-    """A server that runs: its address without a scheme, and what it is made of."""
+    """A server that runs: its address without a scheme, what it is made of, and the ports of its TCP dialects."""
 
     address: str
     service: Service
     server: Server
+    tcp_ports: dict[str, int] = field(default_factory=dict)
 
     @property
     def engine(self) -> Engine:
@@ -68,8 +70,9 @@ def serving(
     tls: Tls | None = None,
     operations: tuple[socket.socket, Access | None] | None = None,
     ready_when_free: bool = False,
+    tcp: Mapping[str, OpenDialect] | None = None,
 ) -> Iterator[Running]:
-    """Serve on loopback until the block ends, on a free port unless `port` names one."""
+    """Serve on loopback until the block ends, on a free port unless `port` names one; `tcp` on others."""
     runner = runner or ScriptRunner(slots=4)
     with Engine(runner, tiny_tokenizer(), max_waiting=max_waiting) as engine:
         service = Service(
@@ -81,13 +84,17 @@ def serving(
             ready_when_free=ready_when_free,
             metrics_elsewhere=operations is not None,
         )
-        server = Server(service, tls, operations)
-        with listen("127.0.0.1", port) as listener:
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(listen("127.0.0.1", port))
+            sockets = {name: stack.enter_context(listen("127.0.0.1", 0)) for name in tcp or {}}
+            listeners = [TcpListener(sockets[name], opened) for name, opened in (tcp or {}).items()]
+            server = Server(service, tls, operations, listeners)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             thread.start()
             try:
                 wait_for(lambda: server.started)
-                yield Running(f"127.0.0.1:{listener.getsockname()[1]}", service, server)
+                ports = {name: one.getsockname()[1] for name, one in sockets.items()}
+                yield Running(f"127.0.0.1:{listener.getsockname()[1]}", service, server, ports)
             finally:
                 server.should_exit = True
                 thread.join()

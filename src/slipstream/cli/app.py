@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from slipstream import __version__
-from slipstream.cli import captions, convert, data, doctor, evaluate, listen, models, serve, train
+from slipstream.cli import captions, convert, data, doctor, evaluate, listen, models, serve, train, wyoming
 from slipstream.cli.console import INTERRUPTED, WarningHandler, fail
 from slipstream.cli.output import close_stdout
 from slipstream.cli.streams import guard_streams
@@ -31,6 +31,7 @@ for _command in (
     captions.captions,
     serve.serve,
     serve.api_key,
+    wyoming.wyoming,
     models.models,
     doctor.doctor,
     convert.convert,

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 PRODUCTION_MODEL = "kyutai/stt-1b-en_fr-candle"
 _LANGUAGES = {
-    "tiny": "en, fr",
-    "kyutai/stt-1b-en_fr": "en, fr",
-    "kyutai/stt-1b-en_fr-candle": "en, fr",
-    "kyutai/stt-2.6b-en": "en",
+    "tiny": ("en", "fr"),
+    "kyutai/stt-1b-en_fr": ("en", "fr"),
+    "kyutai/stt-1b-en_fr-candle": ("en", "fr"),
+    "kyutai/stt-2.6b-en": ("en",),
 }
 
 
@@ -35,7 +35,7 @@ class KnownModel:
 
     @property
     def languages(self) -> str:
-        return _LANGUAGES.get(self.name, "?")
+        return ", ".join(known_languages(self.name)) or "?"
 
     @property
     def parameters(self) -> tuple[int, int]:
@@ -50,6 +50,11 @@ class KnownModel:
         """Size of the files of a published model: the LM in bfloat16, the codec in float32."""
         lm, codec = self.parameters
         return (2 * lm + 4 * codec) / 1e9
+
+
+def known_languages(name: str) -> tuple[str, ...]:
+    """Return the languages of a model known by name; none for others."""
+    return _LANGUAGES.get(name, ())
 
 
 def models() -> None:

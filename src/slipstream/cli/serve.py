@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from slipstream.cli.console import notice
 from slipstream.cli.extras import needs_extra
+from slipstream.cli.listeners import AllowRemote, listen_without_keys, shown
 from slipstream.cli.models import production_hint
 from slipstream.cli.options import DEFAULT_MODEL, Backend, Device
 from slipstream.cli.output import write_stdout
@@ -103,6 +103,11 @@ def serve(
     ready_when_free: Annotated[
         bool, typer.Option("--ready-when-free", help="Return 503 from /readyz while all slots are in use.")
     ] = False,
+    wyoming: Annotated[
+        str | None,
+        typer.Option("--wyoming", metavar="HOST:PORT", help="Also serve Home Assistant here, by the Wyoming protocol."),
+    ] = None,
+    allow_remote: AllowRemote = False,
     log_level: Annotated[
         _Level, typer.Option("--log-level", help="Log level. Logs are JSON lines and contain no audio or text.")
     ] = ("info"),
@@ -115,6 +120,7 @@ def serve(
     with needs_extra("server", "slipstream serve"):
         from slipstream.checkpoints.rust import read_rust_config
         from slipstream.server.access import Access, is_loopback
+        from slipstream.server.dialects import TCP_DIALECTS
         from slipstream.server.dialects.kyutai import PATH as KYUTAI_PATH
         from slipstream.server.http.app import Service
         from slipstream.server.keys import KeyRing
@@ -148,6 +154,11 @@ def serve(
         if metrics_port is not None:
             second = stack.enter_context(listen(metrics_host, metrics_port))
             operations = second, Access(metrics_host) if is_loopback(metrics_host) else None
+        tcp = {
+            name: listen_without_keys(stack, f"--{name}", address, TCP_DIALECTS[name], allow_remote)
+            for name, address in (("wyoming", wyoming),)
+            if address is not None
+        }
         with counting_bar("Converting") as progress:
             engines = open_models(
                 served,
@@ -157,9 +168,11 @@ def serve(
                 observer=metrics.observe_step,
                 progress=progress,
             )
-        notice(f"Serving {', '.join(engines)} on {'https' if tls_cert else 'http'}://{_shown(listener)}")
+        notice(f"Serving {', '.join(engines)} on {'https' if tls_cert else 'http'}://{shown(listener)}")
         if operations is not None:
-            notice(f"Metrics are on http://{_shown(operations[0])}/metrics")
+            notice(f"Metrics are on http://{shown(operations[0])}/metrics")
+        for name, one in tcp.items():
+            notice(f"Serving {name} on tcp://{shown(one.socket)}")
         run(
             Service(
                 engines=engines,
@@ -175,6 +188,7 @@ def serve(
             listener,
             Tls(tls_cert, tls_key) if tls_cert and tls_key else None,
             operations,
+            list(tcp.values()),
         )
 
 
@@ -193,11 +207,6 @@ def api_key(
     key, line = new_key(name, streams, per_minute)
     write_stdout(f"{line}\n")  # first: a key without its line is of no use
     notice(f"Key (shown only once): {key}")
-
-
-def _shown(listener: socket.socket) -> str:
-    address, port = listener.getsockname()[:2]
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _limits(settings: list[str]) -> Limits:

@@ -132,6 +132,18 @@ class Access:
             raise Refused(403, f"pages of {origin:.80} may not connect: see --allow-origin")
 
 
+def check_without_keys(host: str, option: str, allowed: bool) -> None:
+    """Check the address of a listener whose protocol has no keys. `allowed`: whether other machines may reach it.
+
+    Raises `ConfigError` that names the `option`.
+    """
+    if not allowed and not is_loopback(host):
+        raise ConfigError(
+            f"{option}: {host} can be reached from other machines, and this protocol has no keys: listen on 127.0.0.1, "
+            "or allow everyone who can reach the address with --allow-remote"
+        )
+
+
 def is_loopback(host: str) -> bool:
     """Return whether a host name or address means this machine only."""
     try:

@@ -12,7 +12,7 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,11 @@ from slipstream.server import systemd
 from slipstream.server.access import Access, Client
 from slipstream.server.connections.acceptor import Acceptor, Gate, connections_that_fit
 from slipstream.server.connections.http import HttpConnection
-from slipstream.server.connections.websocket import CLOSE_SECONDS, WebSocket
+from slipstream.server.connections.paced import CLOSE_SECONDS
+from slipstream.server.connections.tcp import TcpConnection
+from slipstream.server.connections.websocket import WebSocket
+from slipstream.server.dialects import OpenDialect
+from slipstream.server.discovery import Announcement
 from slipstream.server.http.app import Service, Streams, create_app, create_operations_app
 from slipstream.server.http.requests import Requests
 from slipstream.server.streams.registry import StreamRegistry
@@ -54,18 +58,31 @@ class Tls:
     key: Path
 
 
+@dataclass(frozen=True, slots=True)
+class TcpListener:
+    """A listening socket, and the dialect of its connections."""
+
+    socket: socket.socket
+    open_dialect: OpenDialect
+
+
 def serve(
     service: Service,
-    listener: socket.socket,
+    listener: socket.socket | None,
     tls: Tls | None = None,
     operations: tuple[socket.socket, Access | None] | None = None,
+    tcp: Sequence[TcpListener] = (),
+    announcement: Announcement | None = None,
 ) -> None:
     """Serve on `listener` until SIGTERM or SIGINT, then drain; a second SIGINT stops immediately.
 
     SIGHUP reads the keys and the certificate again.
 
     Args:
+        listener: For HTTP and WebSockets; None serves only `tcp`.
         operations: A second listener for metrics, health and information, without keys, and its Host check.
+        tcp: Listeners of dialects that are not WebSockets.
+        announcement: Announces one of them on the local network.
 
     Raises `EngineError` when the model failed or hung.
     """
@@ -73,7 +90,7 @@ def serve(
     sys.setswitchinterval(SWITCH_SECONDS)
     # Objects loaded so far stay: each full garbage collection would traverse them for 16 ms and block all streams.
     gc.freeze()
-    Server(service, tls, operations).run(sockets=[listener])
+    Server(service, tls, operations, tcp, announcement).run(sockets=[listener] if listener else [])
     for engine in service.engines.values():
         if _is_lost(engine):
             raise EngineError(f"the server ended because {service.trouble}") from engine.failure
@@ -101,8 +118,11 @@ class Server(uvicorn.Server):
         service: Service,
         tls: Tls | None = None,
         operations: tuple[socket.socket, Access | None] | None = None,
+        tcp: Sequence[TcpListener] = (),
+        announcement: Announcement | None = None,
     ) -> None:
-        self._service, self._tls, self._operations = service, tls, operations
+        self._service, self._tls, self._operations, self._tcp = service, tls, operations, tcp
+        self._announcement = announcement
         self._registry = StreamRegistry(service.limits)
         self._streams = Streams(service, self._registry)
         capacity = connections_that_fit(service.limits.connections)
@@ -143,11 +163,22 @@ class Server(uvicorn.Server):
             gate = Gate(OPERATIONS_CONNECTIONS, OPERATIONS_CONNECTIONS)
             refused = partial(self._refuse, 503, "too many connections to the metrics port")
             self.servers.append(Acceptor(listener, gate, partial(self._new_connection, app=app), refused))
+        for tcp in self._tcp:
+            refused = partial(self._refuse, 503, "too many connections")
+            new_connection = partial(self._new_tcp_connection, tcp.open_dialect)
+            self.servers.append(Acceptor(tcp.socket, self._gate, new_connection, refused, refusal=b""))
         if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])  # which the command line blocks at its start
+        if self._announcement is not None:
+            await self._announcement.start()
         self.started = True
         systemd.notify("READY=1")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._announcement is not None:
+            await self._announcement.stop()
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         now = time.monotonic()
@@ -215,6 +246,11 @@ class Server(uvicorn.Server):
         limits, connections = self._service.limits, self.server_state.connections
         turns = self._registry.turns
         return WebSocket(self._streams.accept, limits, turns, scope, cast(set[Any], connections), lost)
+
+    def _new_tcp_connection(self, open_dialect: OpenDialect, lost: Callable[[], None]) -> TcpConnection:
+        accept = partial(self._streams.accept_tcp, open_dialect)
+        connections = cast(set[Any], self.server_state.connections)
+        return TcpConnection(accept, self._service.limits, self._registry.turns, connections, lost)
 
     def _refuse(self, status: int, reason: str, address: str, id: str = "") -> None:
         self._service.metrics.refuse(status, reason, Client(id, address))

@@ -6,33 +6,29 @@ import asyncio
 
 import numpy as np
 import pytest
+from benchmarks.dialect_connection import connected
 from benchmarks.dialects import CLIENTS, DialectClient
 from tests.fakes import ScriptRunner, speech
-from tests.server.harness import serving, solo
-from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosedOK
+from tests.server.harness import Running, serving, solo
 
 from slipstream.arrays import FloatArray
 from slipstream.audio import Resampler
+from slipstream.server.dialects import TCP_DIALECTS
 
 
-async def transcribe(address: str, client: DialectClient, pieces: list[FloatArray]) -> list[str]:
+async def transcribe(running: Running, client: DialectClient, pieces: list[FloatArray]) -> list[str]:
     """The words of one connection that sends these pieces, as fast as the server takes them."""
     words: list[str] = []
-    async with connect(address + client.path, additional_headers=client.headers, max_queue=None) as socket:
+    async with connected(client, running.ws, running.tcp_ports) as connection:
         for message in client.begin():
-            await socket.send(message)
+            await connection.send(message)
         for piece_S in pieces:
             for message in client.audio(piece_S):
-                await socket.send(message)
+                await connection.send(message)
         for message in client.finish():
-            await socket.send(message)
+            await connection.send(message)
         while not client.done:
-            try:
-                words += client.read(await asyncio.wait_for(socket.recv(), 20))
-            except ConnectionClosedOK:
-                break
-    assert client.done, "the connection closed before the transcript was complete"
+            words += await asyncio.wait_for(connection.words(), 20)
     return words
 
 
@@ -52,10 +48,10 @@ def test_words_equal_those_of_the_session_alone(name: str) -> None:
     make = CLIENTS[name]
     recordings = [resampled(speech(seed=seed, words=6), 24_000, make.rate) for seed in range(3)]
     alone = [[word.text for word in solo(resampled(audio_S, make.rate, 24_000))] for audio_S in recordings]
-    with serving(ScriptRunner(slots=3)) as running:
+    with serving(ScriptRunner(slots=3), tcp=TCP_DIALECTS) as running:
 
         async def all_at_once() -> list[list[str]]:
-            streams = [transcribe(running.ws, make(), cut(audio_S, seed)) for seed, audio_S in enumerate(recordings)]
+            streams = [transcribe(running, make(), cut(audio_S, seed)) for seed, audio_S in enumerate(recordings)]
             return await asyncio.gather(*streams)
 
         assert asyncio.run(all_at_once()) == alone

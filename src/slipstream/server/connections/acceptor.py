@@ -17,6 +17,9 @@ RESERVED_DESCRIPTORS = 128
 HANDSHAKE_SECONDS = 10.0
 """How long a TLS handshake may take."""
 
+TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 20\r\n\r\ntoo many connections"
+"""The response to a connection beyond the limits of a listener for HTTP."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -66,7 +69,9 @@ class Acceptor:
         new_connection: Callable[[Callable[[], None]], asyncio.Protocol],
         refused: Callable[[str], None],
         tls: ssl.SSLContext | None = None,
+        refusal: bytes = TOO_MANY,
     ) -> None:
+        self._refusal = refusal
         self._listener, self._gate, self._tls = listener, gate, tls
         self._new_connection, self._refused = new_connection, refused
         self._connecting: set[asyncio.Task[None]] = set()
@@ -99,7 +104,7 @@ class Acceptor:
                 self._refused(peer[0])
                 if self._tls is None:
                     with suppress(OSError):
-                        connection.send(_TOO_MANY)
+                        connection.send(self._refusal)
                 connection.close()
 
     async def _connect(self, connection: socket.socket, address: str) -> None:
@@ -156,4 +161,3 @@ def _network(address: str) -> str:
 
 
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 20\r\n\r\ntoo many connections"

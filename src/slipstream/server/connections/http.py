@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from slipstream.server.access import ID_HEADER
-from slipstream.server.connections.websocket import CLOSE_SECONDS
+from slipstream.server.connections.paced import CLOSE_SECONDS
 from slipstream.server.limits import Limits
 
 WRITE_SECONDS = 30.0

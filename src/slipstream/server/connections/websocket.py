@@ -5,12 +5,9 @@ The websockets library implements the protocol (RFC 6455); this module connects 
 
 from __future__ import annotations
 
-import asyncio
-import select
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias
 
 from starlette.requests import HTTPConnection
 from websockets.frames import CloseCode as StandardCode
@@ -21,21 +18,15 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from slipstream.server.access import ID_HEADER, SUBPROTOCOLS, Refused
-from slipstream.server.connections.fairness import TURN_SECONDS, RoundRobin
+from slipstream.server.connections import paced
+from slipstream.server.connections.fairness import RoundRobin
 from slipstream.server.connections.frames import FrameCutter, FrameHead, FramePart
+from slipstream.server.connections.paced import PacedConnection
 from slipstream.server.limits import Limits, Pace
-from slipstream.server.protocol import Close, CloseCode, Message
-
-DIRECT_SHARE = 0.02
-"""Share of the event loop's time that a connection may take directly when its data arrive; beyond it, it takes turns. A
-stream in real time needs a tenth of that."""
-PACE_SECONDS = 0.02
-"""Least time that a client which is too fast waits, so that it does not need a timer per frame."""
-CLOSE_SECONDS = 5.0
-"""How long a client may take to read the last messages and answer the close, before the connection is aborted."""
+from slipstream.server.protocol import Close, Message
 
 
-class Listener(Protocol):
+class Listener(paced.Listener, Protocol):
     """Receives the events of a WebSocket, in the event loop."""
 
     @property
@@ -48,28 +39,12 @@ class Listener(Protocol):
         """Whether text messages may be as long as binary ones."""
         ...
 
-    def opened(self) -> None:
-        """The connection is open."""
-        ...
-
-    def receive(self, message: Message) -> None:
-        """A message came. Not called while the socket is paused."""
-        ...
-
-    def writable(self) -> None:
-        """The socket is no longer congested."""
-        ...
-
-    def closed(self, code: int | None) -> None:
-        """The connection has ended. `code`: the server's close code; None if the client or the network ended it."""
-        ...
-
 
 Accept: TypeAlias = Callable[[HTTPConnection, "WebSocket"], Listener]
 """Makes the listener of a new connection, or raises `Refused`."""
 
 
-class WebSocket(asyncio.Protocol):
+class WebSocket(PacedConnection):
     """One connection, which uvicorn hands over at its upgrade request.
 
     It counts bytes and frames as they arrive, and parses frames one at a time, as far as the limits and the other
@@ -93,27 +68,16 @@ class WebSocket(asyncio.Protocol):
         connections: set[Any],
         lost: Callable[[], None] = lambda: None,
     ) -> None:
+        super().__init__(limits, turns, connections, lost)
         self._accept = accept
-        self._limits = limits
-        self._turns = turns
         self._scope = scope
-        self._connections = connections
-        self._lost = lost
         self._protocol = ServerProtocol(select_subprotocol=_select_subprotocol, max_size=limits.message_bytes)
-        self._transport: asyncio.Transport
         self._listener: Listener | None = None
         self._frames = FrameCutter()
         self._fragments: list[bytes] = []
         self._fragments_are_text = False
         self._pong: list[bytes] = []
-        now = time.monotonic()
-        self._byte_pace, self._frame_pace = Pace(limits.bytes_per_second, now), Pace(limits.messages_per_second, now)
-        self._direct_pace, self._direct_from = Pace(DIRECT_SHARE, now, burst=DIRECT_SHARE), now
-        self._paused = self._reading_paused = False
-        self._pace_timer: asyncio.TimerHandle | None = None
-        self._last_call: asyncio.TimerHandle | None = None
-        self.congested = False
-        """Whether the client reads too slowly, so that messages would accumulate here."""
+        self._frame_pace = Pace(limits.messages_per_second, time.monotonic())
 
     # --------------------------------------------------------------------------------------- what the listener calls
 
@@ -140,42 +104,6 @@ class WebSocket(asyncio.Protocol):
             self._write()
         self._end(int(close.code))
 
-    def cut_off_later(self) -> None:
-        """Abort the connection after `CLOSE_SECONDS`, also with unsent messages."""
-        if self._last_call is None:
-            self._last_call = asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._transport.abort)
-
-    def pause(self) -> None:
-        """Pass no more messages to the listener, so that the client waits."""
-        self._paused = True
-
-    def resume(self) -> None:
-        """Continue reading. Does nothing if the socket is not paused."""
-        if self._paused:
-            self._paused = False
-            self._turns.add(self)
-
-    @property
-    def behind(self) -> bool:
-        """Whether the server has data of the client that it has not read yet."""
-        return self._held or self in self._turns
-
-    @property
-    def gone(self) -> bool:
-        """Whether the client has closed the connection, which is not noticed otherwise while the socket is not read.
-
-        Only Linux reports this before all data of the client are read.
-        """
-        if sys.platform != "linux" or self._transport.is_closing():
-            return False
-        poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
-        return bool(poll.poll(0))
-
-    def abort(self) -> None:
-        """Close the connection immediately."""
-        self._transport.abort()
-
     @property
     def client_code(self) -> int:
         """The close code that the client sent, or 1006 if it sent none (RFC 6455, section 7.1.5)."""
@@ -190,83 +118,33 @@ class WebSocket(asyncio.Protocol):
 
     # ------------------------------------------------------------------------------ what uvicorn and its transport call
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # not a subclass in uvloop
-        self._connections.add(self)
-
     def data_received(self, data: bytes) -> None:
         if self._protocol.state is State.CONNECTING:
             self._feed(data)
-            return
-        now = time.monotonic()
-        self._keep_pace(self._byte_pace.delay(now, len(data)))
-        if not self._protocol.eof_sent:  # data after a close are not parsed
-            self._frames.push(data)
-        if self not in self._turns and (now < self._direct_from or self._work_directly(now)):
-            self._turns.add(self)
-        if (self._held or self in self._turns) and not self._transport.is_closing():
-            self._reading_paused = True
-            self._transport.pause_reading()
+        else:
+            super().data_received(data)
 
     def work(self, until: float) -> bool:
         """Parse frames, as far as the limits and the listener allow."""
-        while not self._held and not self._transport.is_closing():
-            frame = None if self._protocol.eof_sent else self._frames.next()
-            if frame is None:
-                if self._reading_paused:
-                    self._reading_paused = False
-                    self._transport.resume_reading()
-                break
-            self._take(frame)
-            if time.perf_counter() > until:
-                self._send_pong()
-                return True
+        more = super().work(until)
         self._send_pong()
-        return False
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._connections.discard(self)
-        self._lost()
-        self._turns.remove(self)
-        for timer in (self._last_call, self._pace_timer):
-            if timer is not None:
-                timer.cancel()
-        self._end(None)
-
-    def pause_writing(self) -> None:
-        self.congested = True
-
-    def resume_writing(self) -> None:
-        self.congested = False
-        if self._listener is not None:
-            self._listener.writable()
-
-    def shutdown(self) -> None:
-        """Close for uvicorn's stop. A connection that is closing already keeps its `CLOSE_SECONDS`."""
-        self.close(Close(CloseCode.RESTARTING))
+        return more
 
     # ------------------------------------------------------------------------------------------------------ in detail
 
-    def _work_directly(self, now: float) -> bool:
-        """Take a turn now. Returns whether there is more to do."""
-        began = time.perf_counter()
-        more = self.work(began + TURN_SECONDS)
-        self._direct_from = now + self._direct_pace.delay(now, time.perf_counter() - began)
-        return more
+    def _keep(self, data: bytes) -> None:
+        if not self._protocol.eof_sent:  # data after a close are not parsed
+            self._frames.push(data)
 
-    @property
-    def _held(self) -> bool:
-        """Whether frames wait for the listener, or for the pace."""
-        return self._paused or self._pace_timer is not None
+    def _process_part(self) -> bool:
+        frame = None if self._protocol.eof_sent else self._frames.next()
+        if frame is not None:
+            self._take(frame)
+        return frame is not None
 
-    def _keep_pace(self, delay: float) -> None:
-        """Stop parsing for `delay` seconds."""
-        if delay > 0 and self._pace_timer is None:
-            self._pace_timer = asyncio.get_running_loop().call_later(max(delay, PACE_SECONDS), self._go_on)
-
-    def _go_on(self) -> None:
-        self._pace_timer = None
-        self._turns.add(self)
+    def _notify_writable(self) -> None:
+        if self._listener is not None:
+            self._listener.writable()
 
     def _take(self, frame: FramePart) -> None:
         """Count a frame, or a part of one, and parse it."""

@@ -11,9 +11,10 @@ Sockets, limits, keys, sessions, metrics and logs are the same for all dialects.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias
 
-from slipstream.server.dialects import kyutai, plain
+from slipstream.server.dialects import kyutai, plain, wyoming
 from slipstream.server.models import StreamRequest
 from slipstream.server.protocol import Dialect
 
@@ -25,3 +26,8 @@ DIALECTS: dict[str, OpenDialect] = {
     plain.PATH: plain.open_dialect,
 }
 """The dialect of each address."""
+
+TCP_DIALECTS: dict[str, OpenDialect] = {
+    "wyoming": partial(wyoming.open_wyoming, wyoming.WyomingOptions()),
+}
+"""The dialects on TCP connections of their own, by name."""

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, get_args
+from typing import Any
 
-from slipstream.audio import Converter, Encoding, PcmDecoder, RawFormat
-from slipstream.audio.samples import equal_weights
+from slipstream.audio import RawFormat
 from slipstream.engine.session import SessionOptions
-from slipstream.errors import AudioError
 from slipstream.events import (
     EndOfTurn,
     Event,
@@ -28,11 +26,10 @@ from slipstream.events import (
     Turn,
     Word,
 )
+from slipstream.server.dialects.pcm import PcmInput, check_format
 from slipstream.server.models import StreamInfo, StreamRequest
 from slipstream.server.protocol import (
-    PIECE_SAMPLES,
     Action,
-    Audio,
     CloseCode,
     Dialect,
     Finish,
@@ -42,7 +39,6 @@ from slipstream.server.protocol import (
     ProtocolError,
     Restart,
     Send,
-    check_audio,
 )
 
 PATH = "/v1/stream"
@@ -61,10 +57,8 @@ class PlainDialect(Dialect):
     name = "plain"
 
     def __init__(self, format: RawFormat, info: StreamInfo, id: str = "") -> None:
-        self._format, self._info, self._id = format, info, id
-        piece_frames = format.sample_rate * PIECE_SAMPLES // info.sample_rate
-        self._piece_bytes = min(piece_frames * format.channels * format.sample_bytes, _PIECE_BYTES)
-        self._restart()
+        self._info, self._id = info, id
+        self._pcm = PcmInput(format, info.sample_rate)
 
     def open(self) -> Iterable[Action]:
         """Open the session: see `Dialect.open`."""
@@ -73,22 +67,16 @@ class PlainDialect(Dialect):
     def receive(self, message: Message) -> Iterator[Action]:
         """Yield the actions for a message: see `Dialect.receive`."""
         if isinstance(message, bytes):
-            for start in range(0, len(message), self._piece_bytes):
-                self._lags = True
-                samples_CS = self._pcm.push(message[start : start + self._piece_bytes])
-                check_audio(samples_CS.reshape(-1))
-                yield Audio(self._converter.push(samples_CS)[0])
+            yield from self._pcm.push(message)
             return
         kind, id = _control(message)
         if kind == "restart":
-            self._restart()
+            self._pcm.restart()
             yield Restart()
             return
         if kind not in ("flush", "close"):
             raise ProtocolError(f"unknown type {kind!r:.40}: expected flush, restart or close")
-        if self._lags:
-            yield Audio(self._converter.flush()[0])
-            self._new_converter()
+        yield from self._pcm.flush()
         yield Marker(id) if kind == "flush" else Finish()
 
     def handle(self, event: Event, channel: int) -> Iterable[Action]:
@@ -125,42 +113,18 @@ class PlainDialect(Dialect):
     def error(self, message: str, code: CloseCode) -> str:
         return _json("error", message=message, code=int(code))
 
-    def _restart(self) -> None:
-        self._pcm = PcmDecoder(self._format)
-        self._new_converter()
-
-    def _new_converter(self) -> None:
-        self._converter = Converter(
-            self._format.sample_rate, equal_weights(self._format.channels), self._info.sample_rate
-        )
-        self._lags = False  # whether it holds back audio
-
 
 def parse_format(query: Mapping[str, str]) -> RawFormat:
     """Return the audio format of an address. Raises `ProtocolError` that names the invalid parameter."""
-    encoding: Any = query.get("encoding", "pcm_s16le")
-    if encoding not in get_args(Encoding):
-        raise ProtocolError(f"encoding={encoding!r:.40}: expected one of {', '.join(get_args(Encoding))}")
     numbers = {}
     for name, default in (("sample_rate", DEFAULT_RATE), ("channels", 1)):
         text = query.get(name, str(default))
         if not (text.isascii() and text.isdecimal() and len(text) <= 6):
             raise ProtocolError(f"{name}={text!r:.40}: expected a whole number")
         numbers[name] = int(text)
-    if not 1 <= numbers["channels"] <= MAX_CHANNELS:
-        raise ProtocolError(f"channels={numbers['channels']}: expected 1 to {MAX_CHANNELS}")
-    if numbers["sample_rate"] < LOWEST_RATE:
-        raise ProtocolError(f"sample_rate={numbers['sample_rate']}: expected at least {LOWEST_RATE} Hz")
-    try:
-        return RawFormat(encoding, numbers["sample_rate"], numbers["channels"])
-    except AudioError as error:
-        raise ProtocolError(str(error)) from error
+    return check_format(query.get("encoding", "pcm_s16le"), numbers["sample_rate"], numbers["channels"])
 
 
-MAX_CHANNELS = 8
-LOWEST_RATE = 4_000
-"""At lower rates, speech cannot be recognised, and a byte would become more than 6 samples of the model."""
-_PIECE_BYTES = 1 << 16
 _DROPPABLE = (Step, PartialWord, OpenWord)
 
 

@@ -25,6 +25,8 @@ from starlette.types import Message, Receive, Scope, Send
 from slipstream import __version__
 from slipstream.engine.engine import Engine
 from slipstream.server.access import ID_HEADER, Access, Client, Refused
+from slipstream.server.connections.http import new_id
+from slipstream.server.connections.tcp import TcpConnection
 from slipstream.server.connections.websocket import WebSocket
 from slipstream.server.dialects import DIALECTS, OpenDialect
 from slipstream.server.dialects.kyutai import PATH as KYUTAI_PATH
@@ -34,12 +36,14 @@ from slipstream.server.limits import Limits
 from slipstream.server.metrics import Metrics
 from slipstream.server.models import Models, StreamInfo, StreamRequest, UnknownModel
 from slipstream.server.protocol import Dialect, ProtocolError
+from slipstream.server.streams.outbox import Socket
 from slipstream.server.streams.registry import StreamRegistry
 from slipstream.server.streams.stream import INTERNAL_ERROR, LiveStream
 from slipstream.server.uploads import UPLOADS
 from slipstream.server.uploads.protocol import UploadDialect
 
 logger = logging.getLogger(__name__)
+_STOPPING = "the server is about to stop"
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class Service:
 
 
 class Streams:
-    """The WebSocket routes: opens a stream in its dialect for each connection, or refuses it."""
+    """Opens a stream in its dialect for each WebSocket and TCP connection, or refuses it."""
 
     def __init__(self, service: Service, registry: StreamRegistry) -> None:
         self._service, self._registry = service, registry
@@ -115,22 +119,34 @@ class Streams:
         except Exception as error:
             logger.exception("request failed", extra=scope_client(request.scope).log_fields)
             raise Refused(500, INTERNAL_ERROR) from error
+        return self._stream(dialect, socket, client, lambda: access.leave(client))
+
+    def accept_tcp(self, open_dialect: OpenDialect, socket: TcpConnection, address: str) -> LiveStream:
+        """Make the stream of a new TCP connection, in the dialect of its listener. Raises `Refused`."""
+        client = Client(new_id(), address)
+        if self._registry.draining:
+            self._service.metrics.refuse(503, _STOPPING, client)
+            raise Refused(503, _STOPPING)
+        dialect = open_dialect(StreamRequest(self._service.models, id=client.id))
+        return self._stream(dialect, socket, client, lambda: None)
+
+    def _stream(self, dialect: Dialect, socket: Socket, client: Client, over: Callable[[], None]) -> LiveStream:
         return LiveStream(
             dialect,
             socket,
             engines=self._service.engines,
             registry=self._registry,
             limits=self._service.limits,
-            metrics=metrics,
+            metrics=self._service.metrics,
             queue_seconds=self._service.queue_seconds,
             client=client,
-            over=lambda: access.leave(client),
+            over=over,
             flush_after_silence=self._service.flush_after_silence,
         )
 
     def _open(self, request: HTTPConnection) -> tuple[Dialect, Client]:
         if self._registry.draining:
-            raise Refused(503, "the server is about to stop")
+            raise Refused(503, _STOPPING)
         if (open_dialect := self._dialects.get(request.scope["path"])) is None:
             raise Refused(404, f"streams are at {' and '.join(self._dialects)}")
         client = request.scope["sender"] = self._service.access.check(request)
@@ -268,7 +284,7 @@ class _Handlers:
         """Return 503 when new streams should go elsewhere."""
         engines = self._service.engines.values()
         full = self._service.ready_when_free and all(engine.active >= engine.slots for engine in engines)
-        stopping = "the server is about to stop" if self._registry.draining else ""
+        stopping = _STOPPING if self._registry.draining else ""
         return _status(self._service.trouble or stopping or ("all slots are in use" if full else ""))
 
     async def metrics(self, request: Request) -> Response:
