@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.checkpoints.published import changed
 
 from slipstream.checkpoints.presets import PRESETS
-from slipstream.checkpoints.rust import RustConfig, read_rust_config
+from slipstream.checkpoints.rust import RustConfig, parse_rust_model, read_rust_config
 from slipstream.errors import ConfigError
+from slipstream.schema import read_toml
 
 PUBLISHED = """
 static_dir = "./static/"
@@ -156,3 +159,47 @@ def test_a_second_module_is_refused(tmp_path: Path) -> None:
     second = PUBLISHED[PUBLISHED.index("[modules.asr]") :].replace("modules.asr", "modules.asr2")
     with pytest.raises(ConfigError, match="2 modules: expected one"):
         read(tmp_path, PUBLISHED + second)
+
+
+@pytest.fixture
+def rust_model(tmp_path: Path) -> dict[str, Any]:
+    path = tmp_path / "config.toml"
+    path.write_text(PUBLISHED)
+    return read_toml(path)["modules"]["asr"]["model"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("audio_codebook", 32, "unknown key 'audio_codebook' in model; did you mean 'audio_codebooks'"),
+        ("audio_codebooks", None, "model lacks audio_codebooks"),
+        ("text_in_vocab_size", "8001", "text_in_vocab_size must be a whole number above 0, not '8001'"),
+        ("text_in_vocab_size", 8000, r"text_in_vocab_size=8000 must be text_out_vocab_size \+ 1 = 8001"),
+        ("audio_vocab_size", 1, "leaves no audio token"),
+        ("depformer", {"num_slices": 8}, "a speech-to-text model has none"),
+        ("transformer", 3, "model: transformer must be a table, not 3"),
+        ("transformer.d_models", 1, "unknown key 'd_models' in model.transformer; did you mean 'd_model'"),
+        ("transformer.d_model", "2048", "model.transformer: d_model must be a whole number above 0"),
+        ("transformer.max_period", None, "model.transformer lacks max_period"),
+        ("transformer.norm", "LayerNorm", "only 'RmsNorm' is supported"),
+        ("extra_heads.heads", 4, "unknown key 'heads' in model.extra_heads"),
+    ],
+)
+def test_an_error_in_a_rust_model_is_named(rust_model: dict[str, Any], key: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_rust_model(changed(rust_model, key, value))
+
+
+def test_rust_model_without_heads_and_with_its_own_width(rust_model: dict[str, Any]) -> None:
+    del rust_model["extra_heads"]
+    rust_model["transformer"]["dim_feedforward"] = 8448
+    config = parse_rust_model(rust_model)
+    assert (config.pause_heads, config.transformer.ffn_dim) == (0, 5632)
+
+
+def test_read_toml_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        read_toml(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("a = ")
+    with pytest.raises(ConfigError, match=r"bad\.toml: not TOML"):
+        read_toml(tmp_path / "bad.toml")
