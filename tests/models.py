@@ -1,5 +1,10 @@
 """Small models with random weights, under the names that the tests use."""
 
+from __future__ import annotations
+
+from slipstream.bundle import ModelBundle
+from slipstream.checkpoints.checkpoint import Checkpoint
+from slipstream.checkpoints.sources import Ref
 from slipstream.testing import (
     CODECS,
     codec_config,
@@ -16,6 +21,7 @@ __all__ = [
     "CODECS",
     "codec_config",
     "lm_config",
+    "load_checkpoint",
     "mel_codec_config",
     "noise_and_tones",
     "random_model",
@@ -23,3 +29,8 @@ __all__ = [
     "stt_config",
     "whisper_codec_config",
 ]
+
+
+def load_checkpoint(ref: Ref, *, keep_quantized: bool = False, **origin: Ref) -> Checkpoint:
+    """Read the tensors of a model of any layout."""
+    return ModelBundle.resolve(ref, **origin).checkpoint(keep_quantized=keep_quantized)

@@ -8,9 +8,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from tests.models import lm_config, random_model, random_weights, stt_config
+from tests.models import lm_config, load_checkpoint, random_model, random_weights, stt_config
 
-from slipstream.checkpoints.checkpoint import Checkpoint, convert, load_checkpoint, save_checkpoint
+from slipstream.checkpoints.checkpoint import Checkpoint, convert, save_checkpoint
 from slipstream.checkpoints.layouts import LAYOUTS
 from slipstream.checkpoints.tensors import Tensors, read_tensors, write_tensors
 from slipstream.errors import CheckpointError, ConfigError

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tests.cli.conftest import Outcome
 from tests.fakes import tiny_tokenizer, tokenizer_path
-from tests.models import random_model, stt_config
+from tests.models import load_checkpoint, random_model, stt_config
 
-from slipstream.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint
 
 Cli = Callable[..., Outcome]
 

@@ -9,9 +9,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from tests.models import codec_config, lm_config, random_model, stt_config
+from tests.models import codec_config, lm_config, load_checkpoint, random_model, stt_config
 
-from slipstream.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from slipstream.checkpoints.quantization import GROUP_SIZES, dequantize, quantize
 from slipstream.model.config import ConditionerConfig, STTConfig
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.models import lm_config, random_model, stt_config
+from tests.models import lm_config, load_checkpoint, random_model, stt_config
 from tests.oracles.moshi_oracle import moshi, torch
 
-from slipstream.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from slipstream.checkpoints.mimi import dump_codec
 from slipstream.model.config import ConditionerConfig, STTConfig
 

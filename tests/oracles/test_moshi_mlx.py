@@ -22,13 +22,21 @@ from moshi_mlx.models import Lm, LmConfig, LmGen  # noqa: E402
 from moshi_mlx.models.mimi import Mimi as TheirMimi  # noqa: E402
 from moshi_mlx.models.mimi import mimi_202407  # noqa: E402
 from moshi_mlx.utils import Sampler  # noqa: E402
-from tests.models import codec_config, lm_config, noise_and_tones, random_model, random_weights, stt_config  # noqa: E402
+from tests.models import (  # noqa: E402
+    codec_config,
+    lm_config,
+    load_checkpoint,
+    noise_and_tones,
+    random_model,
+    random_weights,
+    stt_config,
+)
 
 from slipstream.backends.mlx.build import build_codec, build_lm  # noqa: E402
 from slipstream.backends.mlx.lm import LM  # noqa: E402
 from slipstream.backends.torch.build import build_codec as build_torch_codec  # noqa: E402
 from slipstream.backends.torch.build import build_lm as build_torch_lm  # noqa: E402
-from slipstream.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
+from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint  # noqa: E402
 from slipstream.checkpoints.kyutai import dump_kyutai  # noqa: E402
 from slipstream.checkpoints.mimi import codec_table  # noqa: E402
 from slipstream.checkpoints.mlx import lm_table  # noqa: E402

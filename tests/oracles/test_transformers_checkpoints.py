@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.models import codec_config, lm_config, noise_and_tones, random_model, stt_config
+from tests.models import codec_config, lm_config, load_checkpoint, noise_and_tones, random_model, stt_config
 from tests.oracles.moshi_oracle import moshi, torch
 
 from slipstream.backends.torch.build import build_codec, build_lm
 from slipstream.backends.torch.runner import TorchRunner
-from slipstream.checkpoints.checkpoint import Checkpoint, convert, load_checkpoint, save_checkpoint
+from slipstream.checkpoints.checkpoint import Checkpoint, convert, save_checkpoint
 from slipstream.model.config import STTConfig
 
 transformers = pytest.importorskip(

@@ -18,10 +18,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from pydantic import ValidationError
+from tests.models import load_checkpoint
 from tests.train import world
 
 from slipstream.backends.torch.lm import LM
-from slipstream.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from slipstream.checkpoints.checkpoint import Checkpoint
 from slipstream.data.options import DataOptions
 from slipstream.data.packs import Pack
 from slipstream.data.sampler import TokenSampler

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.models import load_checkpoint
 from typer.testing import CliRunner
 
-from slipstream.checkpoints.checkpoint import load_checkpoint
 from slipstream.cli import data as data_cli
 from slipstream.cli import train as train_cli
 from slipstream.cli.evaluate import evaluate

@@ -37,11 +37,6 @@ class Checkpoint:
     tokenizer: Path
 
 
-def load_checkpoint(ref: Ref, *, keep_quantized: bool = False, **origin: Unpack[Origin]) -> Checkpoint:
-    """Load a checkpoint of any layout: `read_checkpoint` of what `sources.resolve` finds, with its arguments."""
-    return read_checkpoint(resolve(ref, **origin), keep_quantized=keep_quantized)
-
-
 def read_checkpoint(sources: Sources, *, keep_quantized: bool = False) -> Checkpoint:
     """Read the tensors of a checkpoint of any layout.
 

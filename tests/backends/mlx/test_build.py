@@ -12,11 +12,11 @@ import pytest
 mx = pytest.importorskip("mlx.core", reason="MLX is not installed: pip install 'slipstream-stt[mlx]'")
 
 from mlx.utils import tree_flatten  # noqa: E402
-from tests.models import codec_config, lm_config, random_weights, stt_config  # noqa: E402
+from tests.models import codec_config, lm_config, load_checkpoint, random_weights, stt_config  # noqa: E402
 
 import slipstream.backends.mlx  # noqa: E402
 from slipstream.backends.mlx.build import build_codec, build_lm  # noqa: E402
-from slipstream.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
+from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint  # noqa: E402
 from slipstream.checkpoints.mlx import lm_table, packed_table, quantized  # noqa: E402
 from slipstream.errors import CheckpointError, ConfigError  # noqa: E402
 from slipstream.model.config import ConditionerConfig, LMConfig  # noqa: E402
