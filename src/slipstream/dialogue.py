@@ -131,7 +131,7 @@ class TurnListener:
         self._flush(_Reason.ASKED)
 
     def handle(self, event: StreamEvent) -> list[TurnEvent]:
-        """Return what the next event of the stream means."""
+        """Return what `event`, the next one of the stream, means."""
         if isinstance(event, (Word, PartialWord)):
             return self._heard(event)
         if isinstance(event, Step):

@@ -99,7 +99,10 @@ class ResumableStream:
         return self._tape.end / self._rate
 
     def send(self, samples: npt.ArrayLike) -> None:
-        """Add audio `[S]`.
+        """Add audio.
+
+        Args:
+            samples: Samples `[S]` of one channel.
 
         Raises:
             AudioError: The samples are invalid, or not mono.
@@ -281,13 +284,13 @@ class FinalText:
             self._settle(time)
 
     def partial(self, partial: PartialWord) -> PartialWord | None:
-        """Return a word that is being written, unless it repeats a final one."""
+        """Return `partial`, a word that is being written, unless it repeats a final one."""
         self._open = True
         last = self._repeats
         return None if last is not None and partial.start < last.end - self.frame_seconds / 2 else partial
 
     def word(self, word: Word) -> Word | None:
-        """Return a word, unless it repeats a final one."""
+        """Return `word`, unless it repeats a final one."""
         self._open = False
         if (last := self._repeats) is not None:
             same = word.text == last.text and abs(word.start - last.start) <= SAME_START_SECONDS
@@ -321,12 +324,12 @@ class Tape:
         self._pieces: deque[FloatArray] = deque()
 
     def append(self, samples_S: FloatArray) -> None:
-        """Add samples."""
+        """Add `samples_S`."""
         self._pieces.append(samples_S)
         self.end += len(samples_S)
 
     def drop_before(self, position: int) -> None:
-        """Forget the pieces that end before a sample."""
+        """Forget the pieces that end before the sample `position`."""
         while self._pieces and self.begin + len(self._pieces[0]) <= position:
             self.begin += len(self._pieces.popleft())
 

@@ -51,6 +51,7 @@ def gaps(entry: Any) -> list[str]:
         return []
     sections = {section.kind.value: section.value for section in entry.docstring.parsed}
     described = {argument.name.lstrip("*") for argument in sections.get("parameters", [])}
+    described |= set(re.findall(r"`(\w+)`", entry.docstring.value))
     arguments = [p.name for p in entry.parameters if p.name not in ("self", "cls", *described)]
     returns = str(entry.returns) not in ("None", "_Sent")
     stated = {"returns", "yields"} & sections.keys() or re.match(r"Return|Decode|List", entry.docstring.value)
