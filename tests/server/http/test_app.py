@@ -313,7 +313,7 @@ def test_the_page_loads_nothing_from_elsewhere() -> None:
         status, page, headers = get(f"{running.http}/")
         assert status == 200
         assert headers["content-security-policy"].startswith("default-src 'self'")
-        for part in ("app.js", "capture.js", "transcript.js", "style.css", "icon.svg"):
+        for part in ("app.js", "slipstream/capture.js", "transcript.js", "style.css", "icon.svg"):
             status, body, _ = get(f"{running.http}/{part}")
             assert status == 200
             outside = body.replace(b"http://www.w3.org/2000/svg", b"").replace(b'replace("http", "ws")', b"")
