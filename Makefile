@@ -2,6 +2,7 @@
 #
 #   make demo [AUDIO=talk.mp3]   transcribe a sample, or a file of yours, with the built-in model
 #   make test                    the tests; the parity tests run if `make oracles` was called before
+#   make kernels                 the GPU kernels: their results in Triton's interpreter, and their machine code; no GPU
 #   make lint                    style, types, import order
 #   make docs                    the documentation site in build/site, in strict mode
 #   make coverage                the tests, with the lines that they do not reach
@@ -20,7 +21,7 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PINS := pyproject.toml constraints.txt
 
-.PHONY: setup demo test lint docs coverage dist bench oracles clients tiny
+.PHONY: setup demo test kernels lint docs coverage dist bench oracles clients tiny
 
 setup: $(VENV)/.dev
 
@@ -30,6 +31,13 @@ demo: $(VENV)/.core
 # One process a core, and one thread in each: the tests' models are small.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
+
+# Two processes: the interpreter replaces the compiler when the kernels are imported.
+KERNELS := PYTHONPATH=$(VENV)/triton OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:cacheprovider
+
+kernels: $(VENV)/.triton
+	TRITON_INTERPRET=1 $(KERNELS) tests/kernels/test_interpreted.py
+	$(KERNELS) tests/kernels/test_compiled.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -75,6 +83,13 @@ $(VENV)/.dev: $(PINS) | $(BIN)/python
 	@echo "Installing Slipstream with its tools and backends into $(VENV) (minutes, the first time) ..."
 	@$(PIP) --editable ".[dev,torch,mlx,server,train]"
 	@touch $(VENV)/.core $@
+
+# In a folder of its own: the interpreter needs numpy < 2.4, and nothing else may find triton beside torch for the CPU.
+$(VENV)/.triton: $(VENV)/.dev
+	@echo "Installing Triton into $(VENV)/triton ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/triton \
+	    triton==3.6.0 'numpy>=2.2,<2.4'
+	@touch $@
 
 $(VENV)/.docs: $(PINS) | $(BIN)/python
 	@echo "Installing MkDocs into $(VENV) ..."

@@ -32,6 +32,17 @@ def bucketed_torch_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Ru
     return TorchRunner(config, build_codec(config.codec, codec), build_lm(config.lm, lm), slots=slots, buckets=buckets)
 
 
+def int8_torch_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
+    """The LM's keys and values in 8 bits."""
+    from slipstream.backends.torch.build import build_codec, build_lm
+    from slipstream.backends.torch.ring import RingFormat
+    from slipstream.backends.torch.runner import TorchRunner
+
+    lm, codec = random_model(config, seed)
+    modules = build_codec(config.codec, codec), build_lm(config.lm, lm)
+    return TorchRunner(config, *modules, slots=slots, buckets=range(1, slots + 1), rings=RingFormat(int8=True))
+
+
 def onnx_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
     from slipstream.backends.onnx.runner import OnnxRunner
 
@@ -52,6 +63,10 @@ def _needs(package: str, extra: str) -> pytest.MarkDecorator:
 BACKENDS = [
     pytest.param(torch_runner, id="torch", marks=_needs("torch", "torch")),
     pytest.param(bucketed_torch_runner, id="torch-buckets", marks=_needs("torch", "torch")),
+    pytest.param(int8_torch_runner, id="torch-int8", marks=_needs("torch", "torch")),
     pytest.param(onnx_runner, id="onnx"),
     pytest.param(mlx_runner, id="mlx", marks=_needs("mlx", "mlx")),
 ]
+
+ROUNDED = {int8_torch_runner}
+"""Those that round what they keep, so that a stream only nearly equals the whole sequence."""

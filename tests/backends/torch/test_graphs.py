@@ -43,7 +43,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
 @pytest.mark.usefixtures("recording")
 def test_a_step_is_warmed_up_and_recorded_once():
     runs: list[int] = []
-    replay = graphs.capture(lambda: runs.append(1), Stream(), None)
+    replay = graphs.capture(lambda: runs.append(1), Stream(), None, "a step")
     assert len(runs) == graphs.WARM_UP_STEPS + 1
     assert replay is not None
     replay()
@@ -53,11 +53,23 @@ def test_a_step_is_warmed_up_and_recorded_once():
 def test_a_step_that_cannot_be_recorded_is_reported(recording: list[BaseException], caplog: pytest.LogCaptureFixture):
     recording.append(RuntimeError("operation not permitted when stream is capturing"))
     with caplog.at_level(logging.WARNING):
-        assert graphs.capture(lambda: None, Stream(), None) is None
+        assert graphs.capture(lambda: None, Stream(), None, "a step") is None
+    assert "a step: no CUDA graph" in caplog.text
     assert "not permitted when stream is capturing" in caplog.text
+
+
+@pytest.mark.usefixtures("recording")
+def test_a_step_that_fails_in_its_warm_up_is_reported_too(caplog: pytest.LogCaptureFixture):
+    def fail() -> None:
+        raise RuntimeError("cuDNN has no plan")
+
+    with caplog.at_level(logging.WARNING):
+        assert graphs.capture(fail, Stream(), None, "a step") is None
+    assert "cuDNN has no plan" in caplog.text
+    assert not torch.backends.cudnn.benchmark
 
 
 def test_memory_that_is_full_is_an_error(recording: list[BaseException]):
     recording.append(torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(torch.OutOfMemoryError):
-        graphs.capture(lambda: None, Stream(), None)
+        graphs.capture(lambda: None, Stream(), None, "a step")

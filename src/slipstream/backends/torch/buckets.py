@@ -32,15 +32,18 @@ class Bucket:
 class Buckets:
     """The batches that a runner of `slots` slots can run, and the choice of one for a step.
 
-    `sizes`: ascending, the last one `slots`; by default 1, 8, 32, 64, 128, then every 128.
+    `sizes`: ascending, the last one `slots`; by default 1, 8, 32, 64, 128, then every 128. `indexed`: rings
+    of gathered rows stay where they are, so that only the number of active slots matters.
     """
 
-    def __init__(self, slots: int, sizes: Sequence[int] | None = None) -> None:
+    def __init__(self, slots: int, sizes: Sequence[int] | None = None, *, indexed: bool = False) -> None:
         sizes = default_sizes(slots) if sizes is None else tuple(sizes)
         if not sizes or sizes[0] < 1 or sizes[-1] != slots or list(sizes) != sorted(set(sizes)):
             raise ValueError(f"buckets={list(sizes)}: expected ascending sizes from at least 1 up to slots={slots}")
         self._sizes = sizes
-        self._gathered = [size for size in sizes if size <= GATHERED_ROWS and GATHER_COST * size < slots]
+        self._cost = 1 if indexed else GATHER_COST
+        most = slots if indexed else GATHERED_ROWS
+        self._gathered = [size for size in sizes if size <= most and self._cost * size < slots]
 
     @property
     def all(self) -> list[Bucket]:
@@ -54,7 +57,7 @@ class Buckets:
         reach = int(active[-1]) + 1 if len(active) else 1
         whole = self._sizes[bisect_left(self._sizes, reach)]
         at = bisect_left(self._gathered, len(active))
-        if at < len(self._gathered) and GATHER_COST * self._gathered[at] < whole:
+        if at < len(self._gathered) and self._cost * self._gathered[at] < whole:
             size = self._gathered[at]
             idle = np.flatnonzero(~active_B)[: size - len(active)]
             return Bucket(size, gathered=True), np.concatenate([active, idle])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,13 +16,14 @@ WARM_UP_STEPS = 3
 recorded."""
 
 
-def capture(step: Callable[[], None], stream: torch.cuda.Stream, pool: Any) -> Callable[[], None] | None:
+def capture(step: Callable[[], None], stream: torch.cuda.Stream, pool: Any, name: str) -> Callable[[], None] | None:
     """Record `step` on `stream`.
 
     Args:
         step: Runs before it is recorded, so it must not change anything then.
         stream: The CUDA stream.
         pool: Memory for graphs that never run at the same time, from `torch.cuda.graph_pool_handle()`.
+        name: What is recorded, for the log.
 
     Returns:
         A function that replays the graph, or None if the step cannot be recorded. The reason is logged.
@@ -29,17 +31,29 @@ def capture(step: Callable[[], None], stream: torch.cuda.Stream, pool: Any) -> C
     Raises:
         torch.OutOfMemoryError: There is not enough memory. Without a graph the step would need the same.
     """
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP_STEPS):
-            step()
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        try:
+    # The warm-up is in the `try`, too: a step that fails in it can still run without a graph in another configuration.
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.stream(stream), _fastest_convolutions():
+            for _ in range(WARM_UP_STEPS):
+                step()
+            stream.synchronize()
             with torch.cuda.graph(graph, pool=pool, stream=stream):
                 step()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            logger.warning("no CUDA graph: each step launches its kernels one by one: %s", error)
-            return None
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        logger.warning("%s: no CUDA graph, each step launches its kernels one by one: %s", name, error)
+        return None
     return graph.replay
+
+
+@contextmanager
+def _fastest_convolutions() -> Iterator[None]:
+    """Let cuDNN time its kernels in the warm-up; the recording takes the fastest."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

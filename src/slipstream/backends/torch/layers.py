@@ -6,14 +6,16 @@ Shapes: B slots, T positions, D width, H heads, C ring columns, S samples or pos
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from slipstream.backends.torch.state import Ring, State
+from slipstream.backends.torch import fused
+from slipstream.backends.torch.ring import LayerRing, Ring, RingFormat, hadamard
+from slipstream.backends.torch.state import State
 from slipstream.model.config import TransformerConfig
 from slipstream.model.numerics import LAYER_NORM_EPS, RMS_EPS, ring_capacity, ring_keys, rotary_angles, sees
 
@@ -46,12 +48,17 @@ class CausalConv1d(nn.Conv1d):
             (batch, self.in_channels, self.context), unset, device=self.weight.device, dtype=self.weight.dtype
         )
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, state: Tensor | None = None, *, elu: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Convolve `x`, or with `elu` its activation."""
+        if self.context == 0:
+            return super().forward(F.elu(x) if elu else x), x[..., :0]
         if state is None:
             state = self.init_state(x.shape[0])
         if self.replicate:
             state = torch.where(state.isnan(), x[..., :1], state)
-        x = torch.cat([state, x], dim=-1)
+        x = fused.elu_after(state, x) if elu else torch.cat([state, x], dim=-1)
         return super().forward(x), x[..., x.shape[-1] - self.context :]
 
 
@@ -87,7 +94,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), RMS_EPS).to(x.dtype)
+        return fused.rms_norm(x, self.weight, RMS_EPS)
 
 
 def make_norm(config: TransformerConfig) -> nn.Module:
@@ -103,8 +110,34 @@ def rotations(position_BT: Tensor, head_dim: int, max_period: float) -> Tensor:
 
 def rotate(x_BHTD: Tensor, rotation: Tensor) -> Tensor:
     """Turn neighbouring pairs of each head by the position's angles (rotary embedding, arXiv:2104.09864)."""
+    return rotate_float(x_BHTD, rotation).to(x_BHTD.dtype)
+
+
+def rotate_float(x_BHTD: Tensor, rotation: Tensor) -> Tensor:
+    """`rotate` without rounding to the type of `x`."""
     pairs = torch.view_as_complex(x_BHTD.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation).flatten(-2).to(x_BHTD.dtype)
+    return torch.view_as_real(pairs * rotation).flatten(-2)
+
+
+class Positions(NamedTuple):
+    """What all layers of a step share: positions, their rotations, the columns they are written to, and the mask."""
+
+    position_BT: Tensor
+    rotation: Tensor
+    columns_BT: Tensor
+    mask: Tensor
+    context: int
+
+
+def locate(config: TransformerConfig, position_BT: Tensor, capacity: int | None, dtype: torch.dtype) -> Positions:
+    """The positions of a step in rings of `capacity` columns, or without rings in a whole sequence."""
+    columns_BT = key_position = position_BT
+    if capacity is not None:
+        columns_BT = position_BT % capacity
+        key_position = ring_keys(position_BT[:, -1:], torch.arange(capacity, device=position_BT.device))
+    mask = attention_mask(position_BT, key_position, config.context, dtype)
+    rotation = rotations(position_BT, config.head_dim, config.max_period)
+    return Positions(position_BT, rotation, columns_BT, mask, config.context)
 
 
 class Attention(nn.Module):
@@ -116,16 +149,27 @@ class Attention(nn.Module):
         self.in_proj = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.out_proj = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, x_BTD: Tensor, rotation: Tensor, mask: Tensor, ring: Ring | None, columns_BT: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, at: Positions, ring: LayerRing | None) -> Tensor:
         B, T, D = x_BTD.shape
-        q, k, v = self.in_proj(x_BTD).view(B, T, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, rotation), rotate(k, rotation)
+        qkv = self.in_proj(x_BTD).view(B, T, 3, self.num_heads, -1)
         if ring is not None:
-            ring.write(columns_BT, k, v)
-            k, v = ring.k, ring.v
-        y = attend(q, k, v, mask)
-        projected: Tensor = self.out_proj(y.transpose(1, 2).reshape(B, T, D))
+            fuse = fused.ring_attention if ring.format.kernels else ring_attention
+            y = fuse(qkv, at, ring)
+        else:
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)
+            y = attend(rotate(q, at.rotation), rotate(k, at.rotation), v, at.mask).transpose(1, 2).reshape(B, T, D)
+        projected: Tensor = self.out_proj(y)
         return projected
+
+
+def ring_attention(qkv_BT3HD: Tensor, at: Positions, ring: LayerRing) -> Tensor:
+    """Rotate queries and keys, append keys and values to the ring, and attend to its columns: `[B, T, H * D]`."""
+    q, k, v = qkv_BT3HD.permute(2, 0, 3, 1, 4)
+    q, k = rotate_float(q, at.rotation), rotate_float(k, at.rotation)
+    if ring.format.hadamard:
+        q, k = hadamard(q), hadamard(k)
+    ring.write(at.columns_BT, k, v)
+    return attend(q.to(v.dtype), *ring.read(v.dtype), at.mask).transpose(1, 2).flatten(2)
 
 
 def attend(q_BHTD: Tensor, k_BHCD: Tensor, v_BHCD: Tensor, mask_B1TC: Tensor) -> Tensor:
@@ -150,11 +194,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.linear_in(x)
-        if self.gated:
-            gate, value = x.chunk(2, dim=-1)
-            x = F.silu(gate) * value
-        else:
-            x = F.gelu(x)
+        x = fused.silu_multiply(x) if self.gated else F.gelu(x)
         y: Tensor = self.linear_out(x)
         return y
 
@@ -171,8 +211,8 @@ class TransformerLayer(nn.Module):
         self.scale1 = nn.Parameter(torch.full((config.dim,), 0.01)) if config.layer_scale else None
         self.scale2 = nn.Parameter(torch.full((config.dim,), 0.01)) if config.layer_scale else None
 
-    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor, ring: Ring | None, columns: Tensor) -> Tensor:
-        y: Tensor = self.attn(self.norm1(x), rotation, mask, ring, columns)
+    def forward(self, x: Tensor, at: Positions, ring: LayerRing | None) -> Tensor:
+        y: Tensor = self.attn(self.norm1(x), at, ring)
         x = x + (y if self.scale1 is None else y * self.scale1)
         y = self.ffn(self.norm2(x))
         return x + (y if self.scale2 is None else y * self.scale2)
@@ -181,7 +221,7 @@ class TransformerLayer(nn.Module):
 class Transformer(nn.Module):
     """A stack of causal layers whose queries see the last `config.context` positions.
 
-    The state is `{"position": [B], "rings": [Ring, ...]}`. `checkpointing` recomputes each layer in the backward pass
+    The state is `{"position": [B], "ring": Ring}`. `checkpointing` recomputes each layer in the backward pass
     instead of keeping its activations.
     """
 
@@ -191,60 +231,46 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
         self.checkpointing = False
 
-    def init_state(self, batch: int, max_step: int) -> dict[str, State]:
+    def init_state(self, batch: int, max_step: int, rings: RingFormat | None = None) -> dict[str, State]:
         """State for `batch` streams that advance by at most `max_step` positions at a time."""
-        weight = next(self.parameters())
-        capacity = ring_capacity(self.config.context, max_step)
-        rings: list[State] = [
-            Ring.empty(
-                batch,
-                self.config.num_heads,
-                capacity,
-                self.config.head_dim,
-                device=weight.device,
-                dtype=weight.dtype,
-            )
-            for _ in self.layers
-        ]
+        weight, config = cast(TransformerLayer, self.layers[0]).attn.in_proj.weight, self.config
+        capacity = ring_capacity(config.context, max_step)
+        shape = (config.num_layers, batch, config.num_heads, capacity, config.head_dim)
         return {
             "position": torch.zeros(batch, dtype=torch.int64, device=weight.device),
-            "rings": rings,
+            "ring": Ring.empty(shape, device=weight.device, dtype=weight.dtype, format=rings, step=max_step),
         }
 
     def forward(self, x_BTD: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
-        T = x_BTD.shape[1]
-        steps_T = torch.arange(T, device=x_BTD.device)
-        if state is None:
-            position_BT = steps_T[None]
-            key_position = steps_T[None]
-            rings: list[Ring] | list[None] = [None] * len(self.layers)
-            columns_BT = position_BT
+        T, config = x_BTD.shape[1], self.config
+        position_BT = torch.arange(T, device=x_BTD.device)[None]
+        ring, position = unpack(state)
+        if ring is not None and position is not None:
+            room = ring.capacity - config.context + 1
+            if room < T:
+                raise ValueError(f"a step of {T} positions, but the state was made for {room}")
+            position_BT = position[:, None] + position_BT
+        if ring is not None and ring.format.kernels:  # which work out columns and mask from the positions
+            rotation = rotations(position_BT, config.head_dim, config.max_period)
+            at = Positions(position_BT, rotation, position_BT, position_BT, config.context)
         else:
-            rings, position = unpack(state)
-            capacity = rings[0].k.shape[2]
-            if capacity - self.config.context + 1 < T:
-                raise ValueError(
-                    f"a step of {T} positions, but the state was made for {capacity - self.config.context + 1}"
-                )
-            position_BT = position[:, None] + steps_T
-            columns_BT = position_BT % capacity
-            key_position = ring_keys(position_BT[:, -1:], torch.arange(capacity, device=x_BTD.device))
-        mask = attention_mask(position_BT, key_position, self.config.context, x_BTD.dtype)
-        rotation = rotations(position_BT, self.config.head_dim, self.config.max_period)
-        for layer, ring in zip(self.layers, rings, strict=True):
+            at = locate(config, position_BT, ring.capacity if ring is not None else None, x_BTD.dtype)
+        for i, layer in enumerate(self.layers):
             if self.checkpointing and torch.is_grad_enabled():
-                x_BTD = checkpoint(layer, x_BTD, rotation, mask, ring, columns_BT, use_reentrant=False)
+                x_BTD = checkpoint(layer, x_BTD, at, None, use_reentrant=False)
             else:
-                x_BTD = layer(x_BTD, rotation, mask, ring, columns_BT)
-        if state is None:
+                x_BTD = layer(x_BTD, at, None if ring is None else ring.layer(i))
+        if ring is None:
             return x_BTD, None
-        return x_BTD, {"position": position_BT[:, -1] + 1, "rings": cast("list[State]", rings)}
+        return x_BTD, {"position": position_BT[:, -1] + 1, "ring": ring}
 
 
-def unpack(state: State) -> tuple[list[Ring], Tensor]:
-    """The rings and positions `[B]` of a Transformer's state."""
+def unpack(state: State | None) -> tuple[Ring, Tensor] | tuple[None, None]:
+    """The ring and the positions `[B]` of a Transformer's state."""
+    if state is None:
+        return None, None
     assert isinstance(state, dict)
-    return cast("list[Ring]", state["rings"]), cast(Tensor, state["position"])
+    return cast(Ring, state["ring"]), cast(Tensor, state["position"])
 
 
 def attention_mask(position_BT: Tensor, key_position_BC: Tensor, context: int, dtype: torch.dtype) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.backends.torch.layers import Transformer, make_norm
+from slipstream.backends.torch.ring import RingFormat
 from slipstream.backends.torch.state import State
 from slipstream.model.config import ConditionerConfig, LMConfig
 from slipstream.model.numerics import NO_TOKEN, check_conditions, condition_number, condition_periods, condition_row
@@ -33,9 +34,9 @@ class LM(nn.Module):
         self.text_linear = nn.Linear(D, config.text_vocab, bias=False)
         self.pause_heads = PauseHeads(config.pause_heads, config.pause_classes, D) if config.pause_heads else None
 
-    def init_state(self, batch: int, max_step: int = 1) -> State:
+    def init_state(self, batch: int, max_step: int = 1, rings: RingFormat | None = None) -> State:
         """State of `batch` fresh streams that advance by at most `max_step` positions at a time."""
-        return self.transformer.init_state(batch, max_step)
+        return self.transformer.init_state(batch, max_step, rings)
 
     def forward(
         self, text_BT: Tensor, audio_BKT: Tensor, state: State | None = None, condition_BD: Tensor | None = None

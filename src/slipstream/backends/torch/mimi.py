@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from slipstream.backends.torch.layers import CausalConv1d, CausalConvTranspose1d, Transformer
 from slipstream.backends.torch.mel import LogMel
+from slipstream.backends.torch.ring import RingFormat
 from slipstream.backends.torch.state import State
 from slipstream.backends.torch.whisper import WhisperEncoder
 from slipstream.model.config import CodecConfig
@@ -47,14 +48,14 @@ class Mimi(nn.Module):
             self.decoder_transformer = Transformer(config.transformer)
             self.decoder = SEANetDecoder(config)
 
-    def encoder_state(self, batch: int) -> State:
+    def encoder_state(self, batch: int, rings: RingFormat | None = None) -> State:
         """State of `batch` fresh streams to encode."""
         state: dict[str, State] = {}
         if isinstance(self.encoder, WhisperEncoder):
-            state["encoder"] = self.encoder.init_state(batch, self.config.stride)
+            state["encoder"] = self.encoder.init_state(batch, self.config.stride, rings)
         else:
             state["encoder"] = self.encoder.init_state(batch)
-            state["transformer"] = self.encoder_transformer.init_state(batch, self.config.stride)
+            state["transformer"] = self.encoder_transformer.init_state(batch, self.config.stride, rings)
         if self.mel is not None:
             state["mel"] = self.mel.init_state(batch)
         if self.config.stride > 1:
@@ -153,7 +154,7 @@ class Residual(nn.Module):
         return self.conv1.init_state(batch)
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y, state = self.conv1(F.elu(x), state)
+        y, state = self.conv1(x, state, elu=True)
         y, _ = self.conv2(F.elu(y))  # a kernel of one has no context
         return x + y, state
 
@@ -174,7 +175,7 @@ class EncoderStage(nn.Module):
         for i, residual in enumerate(self.residuals):
             x, tail = residual(x, None if state is None else state[i])
             new.append(tail)
-        x, tail = self.resample(F.elu(x), None if state is None else state[-1])
+        x, tail = self.resample(x, None if state is None else state[-1], elu=True)
         return x, [*new, tail]
 
 
@@ -244,7 +245,7 @@ def _chain(
     old: list[State] | list[None] = [None] * (len(stages) + 2) if state is None else state
     new: list[State] = []
     for i, part in enumerate((first, *stages, last)):
-        x, tail = part(F.elu(x) if part is last else x, old[i])
+        x, tail = part(x, old[i], elu=True) if part is last else part(x, old[i])
         new.append(tail)
     return x, new
 
@@ -286,7 +287,8 @@ class Codebook(nn.Module):
     def nearest(self, x: Tensor) -> Tensor:
         """Index of the nearest vector to each of `x [..., dim]`."""
         # |x - c|^2 / 2 = |c|^2 / 2 - x.c + a term of x alone
-        return (x @ self.vectors.T - self.half_norms).argmax(dim=-1)
+        scores = torch.addmm(self.half_norms, x.flatten(0, -2), self.vectors.T, beta=-1)
+        return scores.argmax(dim=-1).view(x.shape[:-1])
 
     def forward(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.vectors)

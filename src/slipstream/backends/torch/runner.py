@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -12,14 +13,37 @@ import torch
 from torch import Tensor
 
 from slipstream.arrays import BoolArray, FloatArray, IntArray
+from slipstream.backends.torch import fused
+from slipstream.backends.torch.attention import chosen_sdpa, kernels_fit, kernels_work, sdpa_name
 from slipstream.backends.torch.buckets import Bucket, Buckets
 from slipstream.backends.torch.graphs import capture
+from slipstream.backends.torch.layers import RMSNorm
 from slipstream.backends.torch.lm import LM
 from slipstream.backends.torch.mimi import Mimi
+from slipstream.backends.torch.ring import RingFormat
 from slipstream.backends.torch.sampling import pick_token
-from slipstream.backends.torch.state import State, commit, first_slots, read_slot, read_slots, write_slots
-from slipstream.model.config import PAD_ID, SamplingConfig, STTConfig
+from slipstream.backends.torch.state import (
+    Savepoint,
+    Savepoints,
+    State,
+    commit,
+    first_slots,
+    read_slot,
+    read_slots,
+    reset_rows,
+    write_slots,
+)
+from slipstream.model.config import PAD_ID, SamplingConfig, STTConfig, TransformerConfig
 from slipstream.model.runner import BaseRunner, StepOutput
+
+logger = logging.getLogger(__name__)
+
+SAVED_EXTRA_STEPS = 26
+"""Steps after the delay that a savepoint covers: a flush's incomplete frame, and what the model still writes."""
+SLOTS_PER_SAVEPOINT = 16
+"""One savepoint is allocated for this many slots, and 8 at least. Further ones are copied to the host."""
+CUDA_ALIGNMENT = 64
+"""The capacity of a ring on CUDA is a multiple of this, so that no attention kernel has to pad its mask."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +70,13 @@ class TorchRunner(BaseRunner):
         seed: Seed of the sampling, on the CPU only.
         buckets: Batch sizes, ascending up to `slots`; `buckets.default_sizes` by default.
         tf32: Round the inputs of float32 products to TF32 on CUDA: faster, but some of the codec's tokens change.
+        rings: How the LM's keys and values are kept (`int8` and `hadamard`); the codec's stay float32.
+        kernels: Whether to use the Triton kernels; by default where they can run. They are left out, with a warning,
+            if they fail or their results differ from PyTorch's.
+
+    Attributes:
+        attention: What computes the attention of the `codec` and the `lm`: `kernels`, or the name of PyTorch's kernel.
+        captured: For each bucket, whether its step is a CUDA graph; empty on the CPU.
     """
 
     def __init__(
@@ -59,13 +90,24 @@ class TorchRunner(BaseRunner):
         seed: int | None = None,
         buckets: Sequence[int] | None = None,
         tf32: bool = False,
+        rings: RingFormat | None = None,
+        kernels: bool | None = None,
     ) -> None:
         super().__init__(config, slots, sampling)
         self.codec = codec.eval().requires_grad_(False)
         self.lm = lm.eval().requires_grad_(False)
         self.device = lm.text_linear.weight.device
+        for module in self.lm.modules():
+            if isinstance(module, RMSNorm):
+                module.float()  # its arithmetic is in float32: this casts the weight once, not in every step
         self._tf32 = tf32
-        self._buckets = Buckets(slots, buckets)
+        self._formats = self._ring_formats(
+            rings or RingFormat(), fused.available(self.device) if kernels is None else kernels
+        )
+        self.attention = {name: self._attention(name) for name in self._formats}
+        logger.info("attention: codec %(codec)s, lm %(lm)s", self.attention)
+        indexed = all(form.kernels for form in self._formats.values())
+        self._buckets = Buckets(slots, buckets, indexed=indexed)
         self._generator = None
         if seed is not None:
             if self.device.type == "cuda":
@@ -79,6 +121,9 @@ class TorchRunner(BaseRunner):
             self._condition = lm.condition(config.condition_values)
             self._fresh = self._prime()
             self._state = self._empty(slots)
+            self._pending_B = np.zeros(slots, np.bool_)  # slots that their next step resets
+            entries = min(slots, max(8, slots // SLOTS_PER_SAVEPOINT))
+            self._savepoints = Savepoints(self._state, entries, config.delay_frames + SAVED_EXTRA_STEPS)
             write_slots(self._state, self._index(range(slots)), self._fresh)
             shape = slots, self.frame_samples, config.lm.pause_heads
             self._device_io = _Buffers.empty(*shape, device=self.device)
@@ -86,13 +131,13 @@ class TorchRunner(BaseRunner):
             self._steps: dict[Bucket, Callable[[], None]] = {}
             for bucket in self._buckets.all:
                 self._steps[bucket] = partial(self._step, bucket)
-            self.captured = self._stream is not None and self._capture(self._stream)
+            self._resets = True
+            self.captured = {} if self._stream is None else self._capture(self._stream)
 
     def reset(self, slots: Sequence[int]) -> None:
         """Start a new stream in each of `slots`."""
         self.check_slots(slots)
-        with self._on_device():
-            write_slots(self._state, self._index(slots), self._fresh)
+        self._pending_B[list(slots)] = True
 
     def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
         """Advance the active slots by one frame of samples `[B, frame_samples]`.
@@ -110,6 +155,9 @@ class TorchRunner(BaseRunner):
         host.pcm_BS.numpy()[:] = self.check_samples(pcm_BS, active_B, slot_R)
         host.active_B.numpy()[:] = active_B[slots]
         host.slot_B.numpy()[:] = slot_R
+        host.reset_B.numpy()[:] = self._pending_B[slots]
+        self._resets = bool(self._pending_B[slots].any())
+        self._pending_B[slots] = False
         with self._on_device():
             for target, source in zip(device.inputs, host.inputs, strict=True):
                 target.copy_(source, non_blocking=True)
@@ -136,13 +184,59 @@ class TorchRunner(BaseRunner):
         """Copy one slot's state."""
         self.check_slots([slot])
         with self._on_device():
+            self._reset_now(slot)
             return SlotState(read_slot(self._state, slot))
 
-    def restore(self, slot: int, state: SlotState) -> None:
-        """Put a snapshot of this runner, or of another runner of the same model, into `slot`."""
+    def savepoint(self, slot: int, steps: int) -> Savepoint | SlotState:
+        """Copy the tails and the columns that the steps overwrite, into memory that exists already."""
         self.check_slots([slot])
         with self._on_device():
-            write_slots(self._state, self._index([slot]), state.state)
+            self._reset_now(slot)
+            saved = self._savepoints.save(self._state, slot) if steps <= self._savepoints.steps else None
+            # A copy of the whole slot on the device could fail for lack of memory, and end every session.
+            return saved or SlotState(read_slot(self._state, slot, device="cpu"))
+
+    def restore(self, slot: int, state: Savepoint | SlotState) -> None:
+        """Put a snapshot of this runner, or of another runner of the same model, or a savepoint, into `slot`."""
+        self.check_slots([slot])
+        if isinstance(state, Savepoint) and state.slot != slot:
+            raise ValueError(f"a savepoint of slot {state.slot} cannot be restored into slot {slot}: use a snapshot")
+        self._pending_B[slot] = False
+        with self._on_device():
+            if isinstance(state, Savepoint):
+                self._savepoints.restore(self._state, state)
+            else:
+                write_slots(self._state, self._index([slot]), state.state)
+
+    def _reset_now(self, slot: int) -> None:
+        if self._pending_B[slot]:
+            write_slots(self._state, self._index([slot]), self._fresh)
+            self._pending_B[slot] = False
+
+    def _ring_formats(self, rings: RingFormat, kernels: bool) -> dict[str, RingFormat]:
+        """The formats of both rings, with kernels where they have the shapes and work."""
+        align = CUDA_ALIGNMENT if self.device.type == "cuda" else rings.align
+        formats = {"codec": RingFormat(align=align), "lm": replace(rings, align=align)}
+        for name, (config, dtype, step) in self._transformers().items():
+            formats[name] = form = replace(formats[name], kernels=kernels and config is not None)
+            if config is not None and kernels:
+                works = kernels_fit(config, step) and kernels_work(config, form, self.device, dtype, step)
+                formats[name] = replace(form, kernels=works)
+        return formats
+
+    def _transformers(self) -> dict[str, tuple[TransformerConfig | None, torch.dtype, int]]:
+        """Configuration, type and positions per step of the two; a Whisper encoder has a Transformer of its own."""
+        codec, lm = self.config.codec, self.config.lm
+        return {
+            "codec": (None if codec.whisper else codec.transformer, torch.float32, codec.stride),
+            "lm": (lm.transformer, self.lm.text_linear.weight.dtype, 1),
+        }
+
+    def _attention(self, name: str) -> str:
+        config, dtype, step = self._transformers()[name]
+        if self._formats[name].kernels:
+            return "kernels"
+        return sdpa_name(config, self.device, dtype, step) if config is not None else "whisper"
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
@@ -159,7 +253,8 @@ class TorchRunner(BaseRunner):
         before = convolutions.allow_tf32, products.allow_tf32
         convolutions.allow_tf32 = products.allow_tf32 = self._tf32
         try:
-            yield
+            with chosen_sdpa(self.device):
+                yield
         finally:
             convolutions.allow_tf32, products.allow_tf32 = before
 
@@ -168,8 +263,8 @@ class TorchRunner(BaseRunner):
 
     def _empty(self, batch: int) -> dict[str, State]:
         return {
-            "codec": self.codec.encoder_state(batch),
-            "lm": self.lm.init_state(batch),
+            "codec": self.codec.encoder_state(batch, self._formats["codec"]),
+            "lm": self.lm.init_state(batch, rings=self._formats["lm"]),
             "text": torch.full((batch,), PAD_ID, dtype=torch.int64, device=self.device),
         }
 
@@ -177,13 +272,20 @@ class TorchRunner(BaseRunner):
         state = self._empty(1)
         hidden, state["lm"] = self.lm(*self.lm.initial_tokens(1), state["lm"], self._condition)
         state["text"] = self.lm.text_logits(hidden)[:, -1].argmax(dim=-1)
-        return read_slot(state, 0, columns=1)
+        # The codec has no positions yet.
+        return {
+            "codec": read_slot(state["codec"], 0, columns=0),
+            "lm": read_slot(state["lm"], 0, columns=1),
+            "text": state["text"],
+        }
 
     def _step(self, bucket: Bucket) -> None:
         """Run a step of a bucket's rows, from the input buffers to the output buffers."""
         io = self._device_io.first(bucket.size)
-        state = read_slots(self._state, io.slot_B) if bucket.gathered else first_slots(self._state, bucket.size)
+        state = read_slots(self._state, io.slot_B) if bucket.gathered else first_slots(self._state, io.slot_B)
         assert isinstance(state, dict)
+        if self._resets:
+            reset_rows(state, self._fresh, io.reset_B)
         text_B = state["text"]
         assert isinstance(text_B, Tensor)
         with self._precision():
@@ -201,15 +303,15 @@ class TorchRunner(BaseRunner):
         io.logprob_B.copy_(logits_BV.log_softmax(dim=-1).gather(1, token_B[:, None])[:, 0])
         io.pause_BH.copy_(pause_logits.float().softmax(dim=-1)[..., 0])
 
-    def _capture(self, stream: torch.cuda.Stream) -> bool:
-        """Replace the step of every bucket by a CUDA graph. No slot is active, so that no state changes."""
-        pool = torch.cuda.graph_pool_handle()
+    def _capture(self, stream: torch.cuda.Stream) -> dict[Bucket, bool]:
+        """Replace the step of every bucket by a CUDA graph where that succeeds. No slot is active: no state changes."""
+        pool, captured = torch.cuda.graph_pool_handle(), {}
         for bucket in self._buckets.all:
-            graph = capture(self._steps[bucket], stream, pool)
-            if graph is None:
-                return False
-            self._steps[bucket] = graph
-        return True
+            kind = "gathered" if bucket.gathered else "in place"
+            graph = capture(self._steps[bucket], stream, pool, f"a step of {bucket.size} rows {kind}")
+            captured[bucket] = graph is not None
+            self._steps[bucket] = graph or self._steps[bucket]
+        return captured
 
 
 @dataclass(frozen=True)
@@ -219,6 +321,7 @@ class _Buffers:
     pcm_BS: Tensor
     active_B: Tensor
     slot_B: Tensor
+    reset_B: Tensor
     token_B: Tensor
     logprob_B: Tensor
     pause_BH: Tensor
@@ -234,6 +337,7 @@ class _Buffers:
             pcm_BS=zeros(slots, frame_samples),
             active_B=zeros(slots, dtype=torch.bool),
             slot_B=torch.arange(slots, out=zeros(slots, dtype=torch.int64)),
+            reset_B=zeros(slots, dtype=torch.bool),
             token_B=zeros(slots, dtype=torch.int64),
             logprob_B=zeros(slots),
             pause_BH=zeros(slots, heads),
@@ -244,8 +348,8 @@ class _Buffers:
         return _Buffers(*(buffer[:rows] for buffer in (*self.inputs, *self.outputs)))
 
     @property
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.pcm_BS, self.active_B, self.slot_B
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.pcm_BS, self.active_B, self.slot_B, self.reset_B
 
     @property
     def outputs(self) -> tuple[Tensor, Tensor, Tensor]:

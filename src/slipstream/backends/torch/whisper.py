@@ -8,6 +8,7 @@ positions later. Shapes: B slots, S samples, M bands, F log-mel frames, T positi
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from slipstream.backends.torch.layers import CausalConv1d, attend
-from slipstream.backends.torch.state import Ring, State
+from slipstream.backends.torch.ring import LayerRing, Ring, RingFormat
+from slipstream.backends.torch.state import State
 from slipstream.model.config import WhisperConfig
 from slipstream.model.numerics import (
     LAYER_NORM_EPS,
@@ -88,14 +90,16 @@ class WhisperLayer(nn.Module):
             y = attend_nearby(q, k, v, self.context, self.lookahead)
         return self._finish(x_BTD, y)
 
-    def step(self, x_BTD: Tensor, delayed_BRD: Tensor, ring: Ring, columns_BT: Tensor, mask: Tensor) -> list[Tensor]:
+    def step(
+        self, x_BTD: Tensor, delayed_BRD: Tensor, ring: LayerRing, columns_BT: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """T positions of a stream: the output, `lookahead` positions late, and the inputs that are delayed next."""
         ring.write(columns_BT, *self.attn.keys(self.norm1(x_BTD)))
         x_BTD = torch.cat([delayed_BRD, x_BTD], dim=1)
         T = columns_BT.shape[1]
         x_BTD, delayed_BRD = x_BTD[:, :T], x_BTD[:, T:]
-        y = F.scaled_dot_product_attention(self.attn.queries(self.norm1(x_BTD)), ring.k, ring.v, mask)
-        return [self._finish(x_BTD, y), delayed_BRD]
+        y = F.scaled_dot_product_attention(self.attn.queries(self.norm1(x_BTD)), *ring.read(x_BTD.dtype), mask)
+        return self._finish(x_BTD, y), delayed_BRD
 
     def _finish(self, x_BTD: Tensor, y_BHTD: Tensor) -> Tensor:
         x_BTD = x_BTD + self.attn.output(y_BHTD)
@@ -120,24 +124,19 @@ class WhisperEncoder(nn.Module):
         self.register_buffer("positions", torch.from_numpy(whisper_positions(config.dim)), persistent=False)
         self.checkpointing = False
 
-    def init_state(self, batch: int, max_step: int) -> dict[str, State]:
+    def init_state(self, batch: int, max_step: int, rings: RingFormat | None = None) -> dict[str, State]:
         """State for `batch` streams that advance by at most `max_step` positions at a time."""
         weight, config = self.conv1.weight, self.config
         capacity = ring_capacity(config.context, max_step, config.lookahead)
-        layers: list[State] = [
-            {
-                "delayed": weight.new_zeros(batch, config.lookahead, config.dim),
-                "ring": Ring.empty(
-                    batch, config.num_heads, capacity, config.head_dim, device=weight.device, dtype=weight.dtype
-                ),
-            }
-            for _ in self.layers
-        ]
+        shape = (config.num_layers, batch, config.num_heads, capacity, config.head_dim)
+        # The kernels see neither positions ahead nor keys of another age.
+        rings = replace(rings, kernels=False) if rings else None
         return {
             "conv1": self.conv1.init_state(batch),
             "conv2": self.conv2.init_state(batch),
             "position": torch.zeros(batch, dtype=torch.int64, device=weight.device),
-            "layers": layers,
+            "delayed": [weight.new_zeros(batch, config.lookahead, config.dim) for _ in self.layers],
+            "ring": Ring.empty(shape, device=weight.device, dtype=weight.dtype, format=rings, step=max_step),
         }
 
     def hidden(self, mel_BMF: Tensor, *, bidirectional: bool = False, start_B: Tensor | None = None) -> list[Tensor]:
@@ -176,15 +175,16 @@ class WhisperEncoder(nn.Module):
         x_BTD = F.gelu(x).transpose(1, 2)
         position_BT = old["position"][:, None] + torch.arange(x_BTD.shape[1], device=x_BTD.device)
         x_BTD = x_BTD + self._sines(position_BT)
-        layers: list[State] = []
+        ring, delayed = cast(Ring, old["ring"]), cast("dict[str, list[Tensor]]", state)["delayed"]
+        new: list[State] = []
         for i, layer in enumerate(cast("list[WhisperLayer]", self.layers)):
-            delayed, ring = _unpack(cast("dict[str, list[State]]", state)["layers"][i])
             # All layers use the same columns; their keys are i * lookahead positions older.
-            mask = self._mask(position_BT, ring.k.shape[2], i * self.config.lookahead, x_BTD.dtype)
-            x_BTD, delayed = layer.step(x_BTD, delayed, ring, position_BT % ring.k.shape[2], mask)
-            layers.append({"delayed": delayed, "ring": ring})
+            mask = self._mask(position_BT, ring.capacity, i * self.config.lookahead, x_BTD.dtype)
+            x_BTD, later = layer.step(x_BTD, delayed[i], ring.layer(i), position_BT % ring.capacity, mask)
+            new.append(later)
         y_BTD = self.norm(x_BTD) * (position_BT >= self.config.delay)[..., None]
-        return y_BTD, {"conv1": conv1, "conv2": conv2, "position": position_BT[:, -1] + 1, "layers": layers}
+        position = position_BT[:, -1] + 1
+        return y_BTD, {"conv1": conv1, "conv2": conv2, "position": position, "delayed": new, "ring": ring}
 
     def _sines(self, position_BT: Tensor) -> Tensor:
         return F.embedding(position_BT % WHISPER_POSITIONS, self.positions).to(self.conv1.weight.dtype)
@@ -195,11 +195,6 @@ class WhisperEncoder(nn.Module):
         visible = delayed_sees(position_BT[:, :, None], key_BC[:, None], self.config, first)
         mask = torch.zeros(visible.shape, device=visible.device, dtype=dtype)
         return mask.masked_fill(~visible, -math.inf)[:, None]
-
-
-def _unpack(state: State) -> tuple[Tensor, Ring]:
-    layer = cast("dict[str, State]", state)
-    return cast(Tensor, layer["delayed"]), cast(Ring, layer["ring"])
 
 
 def attend_nearby(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, context: int, lookahead: int) -> Tensor:

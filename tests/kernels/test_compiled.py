@@ -1,0 +1,119 @@
+"""The kernels, compiled ahead of time for an H100 and an A100, without a GPU: no spills, and wide loads."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+triton = pytest.importorskip("triton", reason="triton is not installed: `make kernels` installs it")
+
+from slipstream.backends.torch import fused  # noqa: E402
+
+if fused.INTERPRETED:
+    pytest.skip("the interpreter replaces the compiler in this process", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from slipstream.backends.torch import kernels  # noqa: E402
+
+TYPES = {"f32": "fp32", "bf16": "bf16", "int8": "i8"}
+
+
+def compile_kernel(kernel, capability: int, pointers: dict[str, str], constants: dict[str, object], warps: int):
+    """Compile for one shape; every pointer is a multiple of 16 bytes, as torch allocates them."""
+    names = kernel.arg_names
+    signature = {name: pointers.get(name, "constexpr") for name in names}
+    constexprs = {(names.index(name),): value for name, value in constants.items()}
+    constexprs |= {(i,): None for i, name in enumerate(names) if name not in pointers and name not in constants}
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if pointers.get(name, "").startswith("*")
+    }
+    source = ASTSource(kernel, signature, constexprs, aligned)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+
+
+def spills(compiled) -> tuple[int, int]:
+    """Bytes of local memory and registers of each thread, from the machine code."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
+    return int(usage["STACK"]) + int(usage["LOCAL"]), int(usage["REG"])
+
+
+def attend(capability: int, kind: str, dim: int, step: int, splits: int):
+    form = TYPES[kind]
+    wide = "fp32" if kind == "f32" else "bf16"
+    scales = {"k_scale": "*fp32", "v_scale": "*fp32"} if kind == "int8" else {}
+    return compile_kernel(
+        kernels.attend_kernel,
+        capability,
+        {"q": f"*{wide}", "k": f"*{form}", "v": f"*{form}", **scales, "slots": "*i64", "positions": "*i64"}
+        | {"out": f"*{wide}", "partial": "*fp32", "weights": "*fp32", "scale": "fp32"},
+        {"H": 16, "T": step, "C": 768, "D": dim, "CONTEXT": 750, "N": kernels.COLUMNS, "SPLITS": splits}
+        | {"STAGES": kernels.STAGES, "INT8": kind == "int8"},
+        kernels.WARPS,
+    )
+
+
+CASES = [("int8", 128, 1, 1), ("int8", 64, 1, 16), ("bf16", 128, 1, 4), ("bf16", 64, 1, 1), ("f32", 64, 2, 1)]
+
+
+@pytest.mark.parametrize("capability", [90, 80])
+@pytest.mark.parametrize(("kind", "dim", "step", "splits"), CASES)
+def test_attention_does_not_spill_and_reads_16_bytes_at_a_time(
+    capability: int, kind: str, dim: int, step: int, splits: int
+):
+    compiled = attend(capability, kind, dim, step, splits)
+    stack, registers = spills(compiled)
+    assert stack == 0
+    assert registers <= 255
+    ptx = compiled.asm["ptx"]
+    # The pipelined loop copies keys and values through shared memory; 16 bytes are the widest copy.
+    assert re.search(r"cp\.async\.cg\.shared\.global.* 0x10|ld\.global\.v4\.b32", ptx)
+
+
+@pytest.mark.parametrize("capability", [90, 80])
+@pytest.mark.parametrize(("kind", "dim", "hadamard"), [("int8", 128, True), ("int8", 64, False), ("bf16", 128, False)])
+def test_append_does_not_spill(capability: int, kind: str, dim: int, hadamard: bool):
+    form = TYPES[kind]
+    scales = {"k_scale": "*fp32", "v_scale": "*fp32"} if kind == "int8" else {}
+    compiled = compile_kernel(
+        kernels.append_kernel,
+        capability,
+        {"qkv": "*bf16", "rotation": "*fp32", "slots": "*i64", "positions": "*i64", "signs": "*fp32"}
+        | {"k": f"*{form}", "v": f"*{form}", **scales, "q_out": "*bf16"},
+        {"H": 16, "T": 1, "C": 768, "P": dim // 2, "LOG": dim.bit_length() - 1}
+        | {"INT8": kind == "int8", "HADAMARD": hadamard},
+        1,
+    )
+    assert spills(compiled)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("kernel", "pointers", "constants"),
+    [
+        ("combine_kernel", {"partial": "*fp32", "weights": "*fp32", "out": "*bf16"}, {"D": 128, "SPLITS": 16}),
+        (
+            "rms_norm_kernel",
+            {"x": "*bf16", "weight": "*fp32", "out": "*bf16", "eps": "fp32"},
+            {"D": 2048, "BLOCK": 2048},
+        ),
+        ("silu_multiply_kernel", {"x": "*bf16", "out": "*bf16", "count": "i32"}, {"F": 5632, "BLOCK": 1024}),
+        (
+            "elu_after_kernel",
+            {"state": "*fp32", "x": "*fp32", "out": "*fp32", "count": "i32"},
+            {"K": 4, "S": 1920, "BLOCK": 1024},
+        ),
+    ],
+)
+def test_elementwise_kernels_do_not_spill(kernel: str, pointers: dict[str, str], constants: dict[str, object]):
+    assert spills(compile_kernel(getattr(kernels, kernel), 90, pointers, constants, 4))[0] == 0
