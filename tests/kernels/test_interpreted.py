@@ -163,7 +163,7 @@ def test_a_runner_with_kernels_writes_what_pytorch_writes(monkeypatch: pytest.Mo
     )
     assert fast.attention == {"codec": "kernels", "lm": "kernels"}
     rng = np.random.default_rng(0)
-    both, frames, used = (fast, plain), noise_and_tones(24 * 0.08).reshape(24, 1920), set()
+    both, frames, used = (fast, plain), noise_and_tones(18 * 0.08).reshape(18, 1920), set()
     for t, frame in enumerate(frames):
         if t == 9:
             for runner in both:
