@@ -6,6 +6,7 @@ subclass of `DialectClient` and a line in `CLIENTS`.
 
 from __future__ import annotations
 
+import base64
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -142,5 +143,60 @@ class Wyoming(DialectClient):
         return json.dumps(head).encode() + b"\n" + body + payload
 
 
-CLIENTS: dict[str, type[DialectClient]] = {"plain": Plain, "kyutai": Kyutai, "wyoming": Wyoming}
+class Vosk(DialectClient):
+    """That of vosk-server. It does not wait for the answer to each message."""
+
+    path = "/vosk"
+    rate = 16_000
+
+    def __init__(self) -> None:
+        self._expected = 0
+
+    def begin(self) -> Iterable[Message]:
+        return (json.dumps({"config": {"sample_rate": self.rate}}),)
+
+    def audio(self, pcm_S: FloatArray) -> Iterable[Message]:
+        self._expected += 1
+        return (pcm16(pcm_S),)
+
+    def finish(self) -> Iterable[Message]:
+        self._expected += 1
+        return ('{"eof" : 1}',)
+
+    def read(self, message: Message) -> list[str]:
+        answer = json.loads(message)
+        self._expected -= 1
+        self.done |= not self._expected
+        words = answer.get("result", [])
+        assert answer.get("text", "").split() == [word["word"] for word in words]
+        return [word["word"] for word in words]
+
+
+class Gradium(DialectClient):
+    """That of Gradium, which succeeds Kyutai's."""
+
+    path = "/api/speech/asr"
+
+    def begin(self) -> Iterable[Message]:
+        return (json.dumps({"type": "setup", "model_name": "default", "input_format": "pcm"}),)
+
+    def audio(self, pcm_S: FloatArray) -> Iterable[Message]:
+        return (json.dumps({"type": "audio", "audio": base64.b64encode(pcm16(pcm_S)).decode()}),)
+
+    def finish(self) -> Iterable[Message]:
+        return (json.dumps({"type": "end_of_stream"}),)
+
+    def read(self, message: Message) -> list[str]:
+        event = json.loads(message)
+        self.done |= event["type"] == "end_of_stream"
+        return [event["text"]] if event["type"] == "text" else []
+
+
+CLIENTS: dict[str, type[DialectClient]] = {
+    "plain": Plain,
+    "kyutai": Kyutai,
+    "wyoming": Wyoming,
+    "vosk": Vosk,
+    "gradium": Gradium,
+}
 """The client of each dialect, by its name in the log."""

@@ -25,10 +25,12 @@ from slipstream.events import (
     Word,
 )
 from slipstream.server.dialects import DIALECTS
+from slipstream.server.dialects.gradium import GradiumDialect
 from slipstream.server.dialects.kyutai import KyutaiDialect
 from slipstream.server.dialects.plain import PlainDialect, parse_format
+from slipstream.server.dialects.vosk import VoskDialect
 from slipstream.server.http import app
-from slipstream.server.models import StreamInfo
+from slipstream.server.models import Models, StreamInfo, StreamRequest
 from slipstream.server.protocol import CloseCode, Dialect, ProtocolError, Send
 
 yaml = pytest.importorskip("yaml")
@@ -94,6 +96,39 @@ def test_messages_of_the_client() -> None:
         list(plain().receive(json.dumps(payload)))
     assert len(examples("sendKyutai")) == 4
     assert len(examples("sendPlain")) == 3
+
+
+def gradium() -> GradiumDialect:
+    return GradiumDialect(StreamRequest(Models({"tiny": StreamInfo("tiny", 0.48, 0.08)}), id="3f2a9c0d71e84b56"))
+
+
+def vosk() -> VoskDialect:
+    return VoskDialect(StreamRequest(Models({"tiny": StreamInfo("tiny", 0.48, 0.08)})))
+
+
+def test_messages_of_gradiums_clients_and_their_answers() -> None:
+    dialect = gradium()
+    for payload in examples("sendGradium"):
+        list(dialect.receive(json.dumps(payload)))
+    events = [Ready(), Step(7, (0.5, 0.25), 480), *KYUTAI[2:4], MarkerReached(0), Final(2.5, 0.25)]
+    assert in_order(examples("receiveGradium")) == in_order(told(dialect, events))
+
+
+def test_messages_of_vosks_clients_and_their_answers() -> None:
+    dialect = vosk()
+    assert [list(payload) for payload in examples("sendVosk")] == [["config"], ["reset"], ["eof"]]
+    list(dialect.receive(json.dumps(examples("sendVosk")[0])))
+    answers = []
+    for event in (Word("hello", 1.5, 2.0, 0.9), Turn(1.5, 2.0)):
+        list(dialect.handle(event, 0))
+    answers += [action.message for action in dialect.receive(b"") if isinstance(action, Send)]
+    for event in (Word("hello", 1.5, 2.0, 0.9), PartialWord("wor", 2.5)):
+        list(dialect.handle(event, 0))
+    answers += [action.message for action in dialect.receive(b"") if isinstance(action, Send)]
+    answers.append(dialect.error(FULL, CloseCode.TRY_LATER))
+    assert in_order(examples("receiveVosk")) == in_order([json.loads(answer) for answer in answers])
+    for payload in examples("sendVosk")[1:]:
+        list(dialect.receive(json.dumps(payload)))
 
 
 def test_close_codes_are_all_described() -> None:

@@ -153,8 +153,9 @@ def is_loopback(host: str) -> bool:
 
 
 def _sent_key(request: HTTPConnection) -> str | None:
-    if key := request.headers.get(KEY_HEADER):
-        return key
+    for name in (KEY_HEADER, "x-api-key"):  # the second is that of Gradium's clients
+        if key := request.headers.get(name):
+            return key
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() in _KEY_SCHEMES:
         return key.strip()

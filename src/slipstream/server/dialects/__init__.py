@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
-from slipstream.server.dialects import kyutai, plain, wyoming
+from slipstream.server.dialects import gradium, kyutai, plain, vosk, wyoming
 from slipstream.server.models import StreamRequest
 from slipstream.server.protocol import Dialect
 
@@ -24,6 +24,8 @@ OpenDialect: TypeAlias = Callable[[StreamRequest], Dialect]
 DIALECTS: dict[str, OpenDialect] = {
     kyutai.PATH: kyutai.open_dialect,
     plain.PATH: plain.open_dialect,
+    vosk.PATH: vosk.open_dialect,
+    gradium.PATH: gradium.open_dialect,
 }
 """The dialect of each address."""
 
