@@ -13,6 +13,8 @@ FOX, DOG = Word("fox", 0.0, 0.4, 0.8), Word("dog", 0.5, 0.9, 0.6)
 class Flushes:
     """A stream that records its flushes."""
 
+    lag = 0.1
+
     def __init__(self) -> None:
         self.ids: list[int] = []
 
@@ -94,6 +96,14 @@ def test_without_server_turns_only_complete_turns_end() -> None:
     assert stream.ids == []
     assert listener.speaking
     assert play(listener, Final(1.0, 0.0)) == [Ended(Utterance((DOG,)))]
+
+
+def test_a_stream_that_is_behind_is_not_flushed_at_a_pause() -> None:
+    stream = Flushes()
+    stream.lag = 2.0
+    listener = TurnListener(stream, eager_above=0.3)
+    assert play(listener, FOX, step(0.4), EndOfTurn(0.45), DOG, Turn(0.0, 0.4))[-1] == Ended(Utterance((FOX,)))
+    assert stream.ids == []
 
 
 def test_an_utterance_has_text_times_and_confidence() -> None:

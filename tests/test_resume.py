@@ -107,18 +107,18 @@ def test_words_over_random_cuts_equal_those_of_one_connection(server, seed, cuts
 
 
 def test_it_continues_when_the_server_stops_and_starts_again() -> None:
-    audio_S = recording(3, words=8)
-    middle = len(audio_S) // 2
+    before_S, after_S = recording(3, words=4), recording(4, words=4)
+    audio_S = np.concatenate([before_S, after_S])
 
     async def talk() -> list[StreamEvent]:
         with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
             server = first.enter_context(serving())
             stream = ResumableStream(server.http, sample_rate=RATE)
-            stream.send(audio_S[:middle])
+            stream.send(before_S)
             reading = asyncio.create_task(collect(stream))
             await asyncio.sleep(0.3)
             await asyncio.to_thread(first.close)
-            stream.send(audio_S[middle:])  # while there is no server
+            stream.send(after_S)  # while there is no server
             stream.finish()
             with pytest.raises(ServerError, match="cannot be reached"):
                 await ResumableStream(server.http).connect()

@@ -84,8 +84,17 @@ TurnEvent: TypeAlias = SpeechStarted | Interim | EagerEnd | Resumed | Ended
 """What a voice agent acts on."""
 
 
+FLUSH_LAG_SECONDS = 0.4
+"""A stream that is further behind its audio is not flushed at an end of turn: the flush would come after later audio,
+and its text comes without delay anyway."""
+
+
 class Flushable(Protocol):
     """A stream that can be flushed, such as `ResumableStream`."""
+
+    @property
+    def lag(self) -> float:
+        """How far the server is behind the audio, in seconds."""
 
     def flush(self, id: int = 0) -> None:
         """Get the text of all audio so far; `MarkerReached` with `id` follows it."""
@@ -118,6 +127,7 @@ class TurnListener:
         self._partial: PartialWord | None = None
         self._speaking = False
         self._eager = _Eager.NONE
+        self._awaits_turn = False  # the end of turn is reported, and its text comes without a flush
         self._flushes: dict[int, _Reason] = {}
         self._ids = itertools.count(1)
 
@@ -139,8 +149,11 @@ class TurnListener:
         elif isinstance(event, EndOfTurn) and self._server_turns:
             if self._eager is _Eager.REPORTED:
                 return self._end()
-            self._flush(_Reason.TURN)
-        elif isinstance(event, Turn) and not self._server_turns:
+            self._awaits_turn = self._stream.lag > FLUSH_LAG_SECONDS
+            if not self._awaits_turn:
+                self._flush(_Reason.TURN)
+        elif isinstance(event, Turn) and (self._awaits_turn or not self._server_turns):
+            self._awaits_turn = False
             return self._end(event.end)
         elif isinstance(event, MarkerReached):
             return self._flushed(self._flushes.pop(event.id, None))
@@ -166,7 +179,8 @@ class TurnListener:
     def _watch(self, step: Step) -> None:
         if self._eager_above is None or self._eager is not _Eager.NONE or self._head >= len(step.pause):
             return
-        if self._speaking and step.pause[self._head] > self._eager_above:
+        late = self._stream.lag > FLUSH_LAG_SECONDS
+        if self._speaking and not late and step.pause[self._head] > self._eager_above:
             self._eager = _Eager.FLUSHING
             self._flush(_Reason.EAGER)
 

@@ -84,6 +84,7 @@ class ResumableStream:
         self._text = FinalText(context_seconds)
         self._connection: _Connection | None = None
         self._next_step = 0
+        self._processed = 0.0
         self._turn_ended = -1.0
         self.done = False
         self.request_id = ""
@@ -97,6 +98,11 @@ class ResumableStream:
     def duration(self) -> float:
         """Of the audio so far, in seconds."""
         return self._tape.end / self._rate
+
+    @property
+    def lag(self) -> float:
+        """How far the server is behind the audio, in seconds."""
+        return self.duration - self._processed
 
     def send(self, samples: npt.ArrayLike) -> None:
         """Add audio.
@@ -152,6 +158,7 @@ class ResumableStream:
         self.request_id = stream.request_id
         start = self._text.cut
         self._tape.drop_before(self._samples(start))
+        self._processed = start
         self._connection = _Connection(stream, events, first, exits, start)
         self._text.begin(start)
         self._connection.sender = asyncio.create_task(self._send_all(self._connection))
@@ -228,6 +235,7 @@ class ResumableStream:
             placed = self._text.partial(replace(event, start=event.start + start))
         elif isinstance(event, Step):
             index = event.index + round(start / frame)
+            self._processed = index * frame
             self._text.settle((index - 2) * frame - connection.stream.delay_seconds)
             placed = replace(event, index=index) if index >= self._next_step else None
             self._next_step = max(self._next_step, index + 1)
