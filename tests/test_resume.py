@@ -18,7 +18,7 @@ from slipstream.arrays import FloatArray
 from slipstream.client import ServerError, StreamEvent
 from slipstream.errors import AudioError, ConfigError
 from slipstream.events import EndOfTurn, Final, MarkerReached, PartialWord, Step, Turn, Word
-from slipstream.resume import ResumableStream, Tape
+from slipstream.resume import ResumableStream, _Tape
 from slipstream.server.keys import KeyRing, new_key
 from slipstream.server.limits import Limits
 
@@ -251,7 +251,7 @@ def test_partial_words_are_not_repeated(server) -> None:
 
 
 def test_a_tape_returns_what_was_appended() -> None:
-    tape = Tape()
+    tape = _Tape()
     for start in range(0, 100, 10):
         tape.append(np.arange(start, start + 10, dtype=np.float32))
     tape.drop_before(25)

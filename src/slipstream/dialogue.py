@@ -97,7 +97,11 @@ class Flushable(Protocol):
         """How far the server is behind the audio, in seconds."""
 
     def flush(self, id: int = 0) -> None:
-        """Get the text of all audio so far; `MarkerReached` with `id` follows it."""
+        """Get the text of all audio so far; `MarkerReached` follows it.
+
+        Args:
+            id: Number that the event repeats.
+        """
 
 
 class TurnListener:
@@ -141,7 +145,14 @@ class TurnListener:
         self._flush(_Reason.ASKED)
 
     def handle(self, event: StreamEvent) -> list[TurnEvent]:
-        """Return what `event`, the next one of the stream, means."""
+        """Follow the stream by one event.
+
+        Args:
+            event: The next event of the stream.
+
+        Returns:
+            What it means for the turn; often nothing.
+        """
         if isinstance(event, (Word, PartialWord)):
             return self._heard(event)
         if isinstance(event, Step):

@@ -77,11 +77,11 @@ class ResumableStream:
         self._url, self._rate, self._key, self._model = url, sample_rate, key, model
         self._context, self._most = context_seconds, max_pending_seconds
         self._convert = SampleConverter().convert
-        self._tape = Tape()
+        self._tape = _Tape()
         self._flushes: deque[_Flush] = deque()  # those not confirmed
         self._finished = False
         self._changed = asyncio.Event()
-        self._text = FinalText(context_seconds)
+        self._text = _FinalText(context_seconds)
         self._connection: _Connection | None = None
         self._next_step = 0
         self._processed = 0.0
@@ -105,10 +105,10 @@ class ResumableStream:
         return self.duration - self._processed
 
     def send(self, samples: npt.ArrayLike) -> None:
-        """Add audio.
+        """Add audio. Does not wait.
 
         Args:
-            samples: Samples `[S]` of one channel.
+            samples: Mono audio `[S]` at the stream's rate: floats within [-1, 1], int8, int16, int32 or uint8.
 
         Raises:
             AudioError: The samples are invalid, or not mono.
@@ -128,6 +128,9 @@ class ResumableStream:
 
         Later audio is held back until then: a server flushes as soon as no more audio comes, which is sooner than the
         delay of most models.
+
+        Args:
+            id: Number that the event repeats.
         """
         self._flushes.append(_Flush(self._tape.end, id))
         self._changed.set()
@@ -170,7 +173,14 @@ class ResumableStream:
             await connection.close()
 
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        """Yield the events of the connection, and of the next ones if the server ends it in order, up to `Final`."""
+        """Iterate over the events of the connection, up to `Final`. Where the server ends it in order, connect again.
+
+        Yields:
+            The events, with times on the session's clock.
+
+        Raises:
+            ServerError: The connection is lost, or a new one cannot be opened.
+        """
         while (connection := self._connection) is not None:
             async for event in connection:
                 if isinstance(event, Final):
@@ -257,7 +267,7 @@ class ResumableStream:
         return placed
 
 
-class FinalText:
+class _FinalText:
     """What is final of a session's text, and where the audio of the next connection starts."""
 
     def __init__(self, context_seconds: float) -> None:
@@ -292,13 +302,13 @@ class FinalText:
             self._settle(time)
 
     def partial(self, partial: PartialWord) -> PartialWord | None:
-        """Return `partial`, a word that is being written, unless it repeats a final one."""
+        """Return a word that is being written, unless it repeats a final one."""
         self._open = True
         last = self._repeats
         return None if last is not None and partial.start < last.end - self.frame_seconds / 2 else partial
 
     def word(self, word: Word) -> Word | None:
-        """Return `word`, unless it repeats a final one."""
+        """Return a word, unless it repeats a final one."""
         self._open = False
         if (last := self._repeats) is not None:
             same = word.text == last.text and abs(word.start - last.start) <= SAME_START_SECONDS
@@ -324,7 +334,7 @@ class FinalText:
         self._settled = max(self._settled, time)
 
 
-class Tape:
+class _Tape:
     """The end of a recording, by sample number: from `begin` up to `end`."""
 
     def __init__(self) -> None:
@@ -332,12 +342,12 @@ class Tape:
         self._pieces: deque[FloatArray] = deque()
 
     def append(self, samples_S: FloatArray) -> None:
-        """Add `samples_S`."""
+        """Add samples."""
         self._pieces.append(samples_S)
         self.end += len(samples_S)
 
     def drop_before(self, position: int) -> None:
-        """Forget the pieces that end before the sample `position`."""
+        """Forget the pieces that end before a sample."""
         while self._pieces and self.begin + len(self._pieces[0]) <= position:
             self.begin += len(self._pieces.popleft())
 
