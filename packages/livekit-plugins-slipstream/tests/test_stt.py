@@ -79,7 +79,8 @@ def test_a_turn_starts_grows_and_ends(server) -> None:
     assert final_words(events) == expected(FOX_DOG)
     interims = [event.alternatives[0].text for event in of_kind(events, Kind.INTERIM_TRANSCRIPT)]
     assert interims[-1] == " ".join(word.text for word in solo(FOX_DOG))
-    (final,) = of_kind(events, Kind.FINAL_TRANSCRIPT)
+    final, end = of_kind(events, Kind.FINAL_TRANSCRIPT)
+    assert end.alternatives[0].text == ""  # the answer to the flush of `end_input`
     data = final.alternatives[0]
     assert (data.text, data.language) == ("fox dog", "en")
     assert 0 < data.confidence <= 1
