@@ -192,11 +192,97 @@ class Gradium(DialectClient):
         return [event["text"]] if event["type"] == "text" else []
 
 
+class RealtimeGa(DialectClient):
+    """OpenAI's Realtime transcription in the GA format: the client commits, and detects turns itself."""
+
+    path = "/v1/realtime?intent=transcription"
+
+    def begin(self) -> Iterable[Message]:
+        audio = {"input": {"format": {"type": "audio/pcm", "rate": 24_000}, "turn_detection": None}}
+        return (_json("session.update", session={"type": "transcription", "audio": audio}),)
+
+    def audio(self, pcm_S: FloatArray) -> Iterable[Message]:
+        return (_json("input_audio_buffer.append", audio=base64.b64encode(pcm16(pcm_S)).decode()),)
+
+    def finish(self) -> Iterable[Message]:
+        return (_json("input_audio_buffer.commit"),)
+
+    def read(self, message: Message) -> list[str]:
+        event = json.loads(message)
+        assert event["type"] != "error", event["error"]["message"]
+        if event["type"] != "conversation.item.input_audio_transcription.completed":
+            return []
+        self.done = self._is_last(event["item_id"])
+        return [word["word"] for word in event["words"]]
+
+    def _is_last(self, item_id: str) -> bool:
+        return True
+
+
+class RealtimeBeta(RealtimeGa):
+    """OpenAI's Realtime transcription in the beta format: the server detects turns, and the client commits the rest."""
+
+    headers: ClassVar[Mapping[str, str]] = {"OpenAI-Beta": "realtime=v1"}
+
+    def __init__(self) -> None:
+        self._samples = 0
+        self._stopped: dict[str, int] = {}
+
+    def begin(self) -> Iterable[Message]:
+        detection = {"type": "server_vad", "silence_duration_ms": 500}
+        session = {"input_audio_format": "pcm16", "turn_detection": detection}
+        return (_json("transcription_session.update", session=session),)
+
+    def audio(self, pcm_S: FloatArray) -> Iterable[Message]:
+        self._samples += len(pcm_S)
+        return super().audio(pcm_S)
+
+    def read(self, message: Message) -> list[str]:
+        event = json.loads(message)
+        if event["type"] == "input_audio_buffer.speech_stopped":
+            self._stopped[event["item_id"]] = event["audio_end_ms"]
+        return super().read(message)
+
+    def _is_last(self, item_id: str) -> bool:
+        end = 1000 * self._samples / self.rate  # an item without speech is the one of the commit
+        return self._stopped.get(item_id, end) >= end - 1
+
+
+class Vllm(DialectClient):
+    """vLLM's protocol on OpenAI's path."""
+
+    path = "/v1/realtime"
+    rate = 16_000
+
+    def begin(self) -> Iterable[Message]:
+        return (_json("session.update", model="default"), _json("input_audio_buffer.commit"))
+
+    def audio(self, pcm_S: FloatArray) -> Iterable[Message]:
+        audio = base64.b64encode(pcm16(pcm_S)).decode()
+        return (_json("input_audio_buffer.append", audio=audio),) if audio else ()
+
+    def finish(self) -> Iterable[Message]:
+        return (_json("input_audio_buffer.commit", final=True),)
+
+    def read(self, message: Message) -> list[str]:
+        event = json.loads(message)
+        assert event["type"] != "error", event["error"]
+        self.done |= event["type"] == "transcription.done"
+        return list(event["text"].split()) if event["type"] == "transcription.done" else []
+
+
+def _json(kind: str, **fields: Any) -> str:
+    return json.dumps({"type": kind, **fields})
+
+
 CLIENTS: dict[str, type[DialectClient]] = {
     "plain": Plain,
     "kyutai": Kyutai,
     "wyoming": Wyoming,
     "vosk": Vosk,
     "gradium": Gradium,
+    "realtime-ga": RealtimeGa,
+    "realtime-beta": RealtimeBeta,
+    "vllm": Vllm,
 }
 """The client of each dialect, by its name in the log."""

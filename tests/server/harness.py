@@ -71,12 +71,13 @@ def serving(
     operations: tuple[socket.socket, Access | None] | None = None,
     ready_when_free: bool = False,
     tcp: Mapping[str, OpenDialect] | None = None,
+    accept_any: bool = False,
 ) -> Iterator[Running]:
     """Serve on loopback until the block ends, on a free port unless `port` names one; `tcp` on others."""
     runner = runner or ScriptRunner(slots=4)
     with Engine(runner, tiny_tokenizer(), max_waiting=max_waiting) as engine:
         service = Service(
-            engines=Models({"script": engine}),
+            engines=Models({"script": engine}, accept_any),
             access=Access("127.0.0.1", keys),
             limits=limits or Limits(),
             queue_seconds=queue_seconds,

@@ -79,12 +79,16 @@ class StreamRequest:
         query: Parameters of the address, in their order; a name may occur several times.
         headers: Headers of the request, names in lower case.
         id: Identifies the request in the server's log.
+        time: When it came, in seconds since 1970.
+        session_seconds: How long a stream lasts at most.
     """
 
     models: Models[StreamInfo]
     query: Sequence[tuple[str, str]] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     id: str = ""
+    time: int = 0
+    session_seconds: float = 0.0
 
     def get(self, name: str, default: str | None = None) -> str | None:
         """Return the last value of a query parameter."""

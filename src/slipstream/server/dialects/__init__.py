@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
-from slipstream.server.dialects import gradium, kyutai, plain, vosk, wyoming
+from slipstream.server.dialects import gradium, kyutai, plain, realtime, vosk, wyoming
 from slipstream.server.models import StreamRequest
 from slipstream.server.protocol import Dialect
 
@@ -26,6 +26,7 @@ DIALECTS: dict[str, OpenDialect] = {
     plain.PATH: plain.open_dialect,
     vosk.PATH: vosk.open_dialect,
     gradium.PATH: gradium.open_dialect,
+    realtime.PATH: realtime.open_dialect,
 }
 """The dialect of each address."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -153,7 +154,12 @@ class Streams:
         try:
             dialect = open_dialect(
                 StreamRequest(
-                    self._service.models, request.query_params.multi_items(), request.headers, request.scope["id"]
+                    self._service.models,
+                    request.query_params.multi_items(),
+                    request.headers,
+                    request.scope["id"],
+                    int(time.time()),
+                    self._service.limits.session_seconds,
                 )
             )
         except (ProtocolError, UnknownModel) as error:
