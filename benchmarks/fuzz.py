@@ -46,6 +46,8 @@ from slipstream.server.dialects.kyutai import KyutaiDialect
 from slipstream.server.dialects.plain import PlainDialect, parse_format
 from slipstream.server.models import Models, StreamInfo, StreamRequest
 from slipstream.server.protocol import PIECE_SAMPLES, Action, Audio, Close, Dialect, Finish, Message, ProtocolError
+from slipstream.server.uploads.openai import OpenAIUpload
+from slipstream.server.uploads.protocol import UploadError
 
 MOST_SAMPLES = PIECE_SAMPLES + 3 * 2880
 """A packet of 120 ms beyond a piece, and what the resampler held back."""
@@ -68,7 +70,7 @@ def main() -> None:
         try:
             largest[name] = max(largest[name], run(case))
             outcomes[f"{name} understood"] += 1
-        except ProtocolError:
+        except (ProtocolError, UploadError):
             outcomes[f"{name} refused"] += 1
         except Exception as error:
             failures += 1
@@ -192,6 +194,44 @@ def run_query(query: dict[str, str]) -> int:
     return 0
 
 
+# ---------------------------------------------------------------------------------------------------------------- forms
+
+FORM_TYPE = "multipart/form-data; boundary=frontier"
+FORM_FIELDS = [
+    ("model", "fuzz"),
+    ("response_format", "verbose_json"),
+    ("include[]", ""),
+    ("temperature", "0.5"),
+    ("language", "en"),
+    ("chunking_strategy", '{"type": "server_vad", "threshold": 0.5}'),
+    ("stream", "false"),
+]
+
+
+def make_form(drawn: random.Random) -> tuple[str, list[bytes]]:
+    """A content type, and a form of some fields and a file, damaged and cut."""
+    fields = drawn.sample([*FORM_FIELDS, ('file"; filename="a.wav', "RIFF")], drawn.randrange(len(FORM_FIELDS) + 2))
+    parts = [
+        f'--frontier\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode()
+        + (mutated(drawn, value.encode()) if drawn.random() < 0.3 else value.encode())
+        for name, value in fields
+    ]
+    body = b"\r\n".join([*parts, b"--frontier--\r\n"])
+    body = mutated(drawn, body) if drawn.random() < 0.5 else body
+    kind = mutated(drawn, FORM_TYPE.encode()).decode("latin-1") if drawn.random() < 0.1 else FORM_TYPE
+    borders = sorted(drawn.randrange(len(body) + 1) for _ in range(drawn.randrange(4)))
+    return kind, [body[start:end] for start, end in zip([0, *borders], [*borders, len(body)], strict=True)]
+
+
+def run_form(case: tuple[str, list[bytes]]) -> int:
+    kind, pieces = case
+    dialect = OpenAIUpload(StreamRequest(Models({"fuzz": INFO}), headers={"content-type": kind}))
+    for piece in pieces:
+        dialect.receive(piece)
+    dialect.end()
+    return 0
+
+
 # ----------------------------------------------------------------------------------------------- every dialect's client
 
 
@@ -254,6 +294,7 @@ TARGETS: list[tuple[str, Callable[[random.Random], Any], Callable[[Any], int]]] 
     ("Ogg Opus", make_opus, run_kyutai),
     ("PCM and JSON", make_plain, run_plain),
     ("addresses", make_query, run_query),
+    ("forms", make_form, run_form),
     *(
         (f"{name} client", partial(make_conversation, name), partial(run_conversation, name))
         for name, client in CLIENTS.items()

@@ -59,13 +59,15 @@ def encoded(codec: str, format: str, seconds: float, pts: Any = lambda position:
     return file.getvalue()
 
 
-def post(running: Running, body: bytes, announced: int | None = None, path: str = PATH) -> socket.socket:
+def post(
+    running: Running, body: bytes, announced: int | None = None, path: str = PATH, content_type: str = "audio/wav"
+) -> socket.socket:
     """A connection that has sent a POST request, and as its body `body` of the `announced` bytes."""
     host, _, port = running.address.partition(":")
     client = socket.create_connection((host, int(port)), timeout=20)
     length = len(body) if announced is None else announced
-    client.sendall(f"POST {path} HTTP/1.1\r\nHost: {running.address}\r\nContent-Length: {length}\r\n\r\n".encode())
-    client.sendall(body)
+    head = [f"POST {path} HTTP/1.1", f"Host: {running.address}", f"Content-Length: {length}"]
+    client.sendall("\r\n".join([*head, f"Content-Type: {content_type}", "", ""]).encode() + body)
     return client
 
 

@@ -114,7 +114,7 @@ class HttpConnection(H11Protocol):
             return "end"
         if answered:
             return "head"
-        if self.flow.write_paused:
+        if self.flow.write_paused and self.conn.their_state is not h11.SEND_BODY:  # it may send everything, then read
             return "reader"
         return "body" if self.conn.their_state is h11.SEND_BODY and not self.flow.read_paused else ""
 

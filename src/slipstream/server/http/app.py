@@ -31,7 +31,8 @@ from slipstream.server.connections.tcp import TcpConnection
 from slipstream.server.connections.websocket import WebSocket
 from slipstream.server.dialects import DIALECTS, OpenDialect
 from slipstream.server.dialects.kyutai import PATH as KYUTAI_PATH
-from slipstream.server.http.requests import Guarded, Requests, failure_handlers, scope_client
+from slipstream.server.http.openai import openai_routes
+from slipstream.server.http.requests import Guarded, Refuse, Requests, failure_handlers, plain, scope_client
 from slipstream.server.http.uploads import Uploads
 from slipstream.server.limits import Limits
 from slipstream.server.metrics import Metrics
@@ -189,15 +190,19 @@ def create_app(service: Service, registry: StreamRegistry) -> Requests:
             for path, dialect in service.uploads.items()
         ),
         *(Route(path, _needs_upgrade, methods=["GET"]) for path in service.dialects),
+        *openai_routes(service.models, service.access),
         *_operations(service, registry, service.access, with_metrics=not service.metrics_elsewhere),
         *(Route(f"/{file.name}", _describe(file), methods=["GET"]) for file in sorted(_API.glob("*.yaml"))),
     ]
     methods: dict[str, set[str]] = {}
+    refusals: dict[str, Refuse] = {}
     for route in routes:
         if isinstance(route, Route):
             methods.setdefault(route.path, set()).update(route.methods or ())
+            if isinstance(route.endpoint, Guarded):
+                refusals[route.path] = route.endpoint.refuse
     routes += [
-        *(Route(path, _NotAllowed(allowed)) for path, allowed in methods.items()),
+        *(Route(path, _NotAllowed(allowed, refusals.get(path, plain))) for path, allowed in methods.items()),
         Mount("/", _Page(directory=_SERVER / "page", html=True)),
     ]
     cors = Middleware(
@@ -313,12 +318,12 @@ async def _needs_upgrade(request: Request) -> Response:
 class _NotAllowed:
     """ASGI endpoint for the other methods of a path, which would otherwise be looked up among the page's files."""
 
-    def __init__(self, allowed: set[str]) -> None:
-        self._allow = ", ".join(sorted(allowed))
+    def __init__(self, allowed: set[str], refuse: Refuse) -> None:
+        allow = ", ".join(sorted(allowed))
+        self._response = refuse(Refused(405, f"this address takes {allow}", {"allow": allow}))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reason = f"this address takes {self._allow}"
-        await PlainTextResponse(reason, 405, {"allow": self._allow})(scope, receive, send)
+        await self._response(scope, receive, send)
 
 
 _SERVER = Path(__file__).parents[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -17,6 +17,9 @@ from slipstream.server.connections.http import head_fits, new_id
 from slipstream.server.connections.paced import CLOSE_SECONDS
 from slipstream.server.metrics import Metrics
 from slipstream.server.streams.stream import INTERNAL_ERROR
+
+Refuse: TypeAlias = Callable[[Refused], Response]
+"""Returns the response for a refusal, in the form of a protocol."""
 
 logger = logging.getLogger(__name__)
 
@@ -90,15 +93,15 @@ class Guarded:
         self,
         endpoint: ASGIApp,
         access: Access,
-        refuse: Callable[[Refused], Response] | None = None,
+        refuse: Refuse | None = None,
         *,
         counted: bool = False,
     ) -> None:
         self._endpoint, self._access, self._counted = endpoint, access, counted
-        self._refuse = refuse or _plain
+        self.refuse = refuse or plain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["refuse"] = self._refuse
+        scope["refuse"] = self.refuse
         client = self._access.check(Request(scope))
         scope["sender"] = client
         if not self._counted:
@@ -125,11 +128,12 @@ def failure_handlers(metrics: Metrics) -> dict[Any, Any]:
 
 
 def _response(request: Request, refused: Refused) -> Response:
-    response: Response = request.scope.get("refuse", _plain)(refused)
+    response: Response = request.scope.get("refuse", plain)(refused)
     return response
 
 
-def _plain(refused: Refused) -> Response:
+def plain(refused: Refused) -> Response:
+    """Return the reason as plain text."""
     return PlainTextResponse(refused.reason, refused.status, refused.headers)
 
 

@@ -166,13 +166,16 @@ class Upload:
             self._bytes += len(data)
             if self._bytes > limit:
                 raise too_large
-            file = dialect.receive(data)
+            await self._loop.run_in_executor(self._shared.pool, self._take, data)
             if dialect.job is not None and dialect.job.live:
                 self._begin()
-            if file:
-                await self._loop.run_in_executor(self._shared.pool, self._body.write, file)
-        dialect.end()
+        await self._loop.run_in_executor(self._shared.pool, dialect.end)
         self._body.complete()
+
+    def _take(self, data: bytes) -> None:
+        """Write what of the body belongs to the file; in the pool, since a hostile form is slow to parse."""
+        if file := self._dialect.receive(data):
+            self._body.write(file)
 
     async def _next_message(self) -> Any:
         """Wait for the next part of the body. None: the upload ends early, with a transcript or its task's error."""

@@ -11,8 +11,12 @@ Limits, keys, slots, the graceful shutdown, metrics and logs are the same for al
 from __future__ import annotations
 
 from slipstream.server.dialects.kyutai import PATH as KYUTAI_PATH
+from slipstream.server.uploads import openai
 from slipstream.server.uploads.kyutai import KyutaiUpload
 from slipstream.server.uploads.protocol import UploadDialect
 
-UPLOADS: dict[str, type[UploadDialect]] = {KYUTAI_PATH: KyutaiUpload}
+UPLOADS: dict[str, type[UploadDialect]] = {
+    KYUTAI_PATH: KyutaiUpload,
+    openai.PATH: openai.OpenAIUpload,
+}
 """The dialect of each address."""

@@ -60,8 +60,9 @@ class Job:
 class UploadDialect(ABC):
     """Turns the body of one request into a file, and its transcript into the response.
 
-    A dialect does no I/O, has no clock and does not see the model. All methods may raise `UploadError`.
-    Its constructor takes the `StreamRequest`, and raises `UploadError` for what can be refused without the body.
+    A dialect does no I/O, has no clock and does not see the model. All methods may raise `UploadError`. `receive`,
+    `end` and `respond` are called in a thread of the pool, one at a time; `handle` in the event loop, so it must be
+    fast. The constructor takes the `StreamRequest`, and raises `UploadError` for what can be refused without the body.
     """
 
     name: str
@@ -89,8 +90,6 @@ class UploadDialect(ABC):
     @abstractmethod
     def respond(self, transcripts: Sequence[Transcript], incomplete: UploadError | None) -> Response:
         """Return the response. That of a live job is sent as the data of its last event.
-
-        Called in a thread of the pool, since it may take long.
 
         Args:
             transcripts: One per channel.
