@@ -39,6 +39,7 @@ class Connection:
             message = b""
         if message:
             return self._client.read(message)
+        self._client.done |= self._client.ends_by_closing
         assert self._client.done, "the connection closed before the transcript was complete"
         return []
 

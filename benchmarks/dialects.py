@@ -51,6 +51,8 @@ class DialectClient(ABC):
 
     done = False
     """Whether all words of the audio have been read."""
+    ends_by_closing: ClassVar[bool] = False
+    """Whether the server closes the connection without a message that the transcript is complete."""
 
 
 def pcm16(pcm_S: FloatArray) -> bytes:
@@ -275,10 +277,50 @@ def _json(kind: str, **fields: Any) -> str:
     return json.dumps({"type": kind, **fields})
 
 
+class DeepgramV1(DialectClient):
+    """Deepgram's dialect `/v1/listen`."""
+
+    path = "/v1/listen?encoding=linear32&sample_rate=24000&punctuate=true&interim_results=true"
+
+    def audio(self, pcm_S: FloatArray) -> Iterable[Message]:
+        return (pcm_S.astype("<f4").tobytes(),)
+
+    def finish(self) -> Iterable[Message]:
+        return (json.dumps({"type": "CloseStream"}),)
+
+    def read(self, message: Message) -> list[str]:
+        event = json.loads(message)
+        self.done |= event["type"] == "Metadata"
+        if event["type"] != "Results" or not event["is_final"]:
+            return []
+        return [word["punctuated_word"] for word in event["channel"]["alternatives"][0]["words"]]
+
+
+class Flux(DialectClient):
+    """Deepgram's dialect Flux, whose final words come at the end of a turn."""
+
+    path = "/v2/listen?encoding=linear32&sample_rate=24000&eager_eot_threshold=0.5"
+    ends_by_closing = True
+
+    def audio(self, pcm_S: FloatArray) -> Iterable[Message]:
+        return (pcm_S.astype("<f4").tobytes(),)
+
+    def finish(self) -> Iterable[Message]:
+        return (json.dumps({"type": "CloseStream"}),)
+
+    def read(self, message: Message) -> list[str]:
+        event = json.loads(message)
+        if event.get("event") != "EndOfTurn":
+            return []
+        return [word["word"] for word in event["words"]]
+
+
 CLIENTS: dict[str, type[DialectClient]] = {
     "plain": Plain,
     "kyutai": Kyutai,
     "wyoming": Wyoming,
+    "deepgram-v1": DeepgramV1,
+    "flux": Flux,
     "vosk": Vosk,
     "gradium": Gradium,
     "realtime-ga": RealtimeGa,

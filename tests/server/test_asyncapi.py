@@ -15,6 +15,7 @@ from slipstream.events import (
     EndOfTurn,
     Event,
     Final,
+    Flushed,
     MarkerReached,
     OpenWord,
     PartialWord,
@@ -25,6 +26,12 @@ from slipstream.events import (
     Word,
 )
 from slipstream.server.dialects import DIALECTS
+from slipstream.server.dialects.deepgram import v1
+from slipstream.server.dialects.deepgram.flux import FluxDialect
+from slipstream.server.dialects.deepgram.parameters import ENCODINGS, FLUX_ENCODINGS, Hints
+from slipstream.server.dialects.deepgram.turns import Thresholds
+from slipstream.server.dialects.deepgram.v1 import DeepgramDialect
+from slipstream.server.dialects.formats import PcmStream
 from slipstream.server.dialects.gradium import GradiumDialect
 from slipstream.server.dialects.kyutai import KyutaiDialect
 from slipstream.server.dialects.plain import PlainDialect, parse_format
@@ -62,6 +69,57 @@ def kyutai() -> KyutaiDialect:
 
 def plain() -> PlainDialect:
     return PlainDialect(RawFormat("pcm_s16le", 24_000), StreamInfo("tiny", 0.5, 0.08), "3f2a9c0d71e84b56")
+
+
+MODEL = StreamInfo("tiny", 0.5, 0.08)
+UUID = "2e3bac48-6604-5a4c-a6ff-d8a1b64007f4"
+V1: list[Event] = [
+    OpenWord("Hello.", 0.5, 0.9),
+    Word("Hello.", 0.5, 1.0, 0.9),
+    Step(13, (0.9, 0.9, 0.9, 0.9), 0),
+    Flushed(1.04, 0.1),
+    Step(25, (0.9, 0.9, 0.9, 0.9), 0),
+    Final(2.5, 0.25),
+]
+V1_REQUESTS = [{"type": "Configure", "keyterms": ["Kyutai"]}, {"type": "Stop"}]
+FLUX: list[Event] = [
+    OpenWord("Hello.", 0.5, 0.9),
+    Word("Hello.", 0.5, 1.0, 0.9),
+    Step(14, (0.6, 0.6, 0.6, 0.6), 0),
+    Flushed(1.12, 0.1),
+    Step(15, (0.1, 0.1, 0.1, 0.1), 0),
+    Step(16, (0.9, 0.9, 0.9, 0.9), 0),
+    Flushed(1.28, 0.1),
+    Step(17, (0.9, 0.9, 0.9, 0.9), 0),
+    Flushed(1.36, 0.1),
+    *(Step(index, (0.9, 0.9, 0.9, 0.9), 0) for index in range(18, 21)),
+]
+FLUX_REQUESTS = [
+    {"type": "Configure", "thresholds": {"eot_threshold": 0.8}},
+    {"type": "Configure", "thresholds": {"eot_threshold": 2}},
+]
+
+
+def deepgram_v1() -> DeepgramDialect:
+    options = v1.Options(interim=True, punctuate=True, utterance_end=1.0, vad_events=True)
+    decoder = PcmStream(RawFormat("pcm_s16le", 16_000), 24_000)
+    dialect = DeepgramDialect(options, decoder, 1, MODEL, UUID, "2026-11-26T20:58:08.742Z")
+    list(dialect.open())
+    return dialect
+
+
+def deepgram_flux() -> FluxDialect:
+    decoder = PcmStream(RawFormat("pcm_s16le", 16_000), 24_000)
+    return FluxDialect(Thresholds(0.7, 0.5), Hints(), decoder, MODEL, UUID)
+
+
+def told_by_deepgram(dialect: Dialect, requests: list[Any], events: list[Event]) -> list[Any]:
+    actions = list(dialect.open()) if isinstance(dialect, FluxDialect) else []
+    actions += [action for event in events for action in dialect.handle(event, 0)]
+    actions += [action for request in requests for action in dialect.receive(json.dumps(request))]
+    messages = [action.message for action in actions if isinstance(action, Send)]
+    messages += [error] if (error := dialect.error(FULL, CloseCode.TRY_LATER)) is not None else []
+    return [json.loads(message) for message in messages]
 
 
 def examples(operation: str) -> list[Any]:
@@ -129,6 +187,27 @@ def test_messages_of_vosks_clients_and_their_answers() -> None:
     assert in_order(examples("receiveVosk")) == in_order([json.loads(answer) for answer in answers])
     for payload in examples("sendVosk")[1:]:
         list(dialect.receive(json.dumps(payload)))
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "requests", "events"),
+    [("DeepgramV1", deepgram_v1, V1_REQUESTS, V1), ("Flux", deepgram_flux, FLUX_REQUESTS, FLUX)],
+)
+def test_messages_of_deepgram(name: str, make: Any, requests: list[Any], events: list[Event]) -> None:
+    expected = examples(f"receive{name}")
+    assert in_order(expected) == in_order(told_by_deepgram(make(), requests, events))
+    known = {(example["type"], example.get("event")): list(example) for example in expected}
+    for message in told_by_deepgram(make(), requests, events):
+        assert list(message) == known[message["type"], message.get("event")]  # the fields' order, too
+    dialect = make()
+    for payload in examples(f"send{name}"):
+        list(dialect.receive(json.dumps(payload)))
+    assert {payload["type"] for payload in examples(f"send{name}")} == dialect._order._table["open"].keys() - {"audio"}
+
+
+@pytest.mark.parametrize(("channel", "encodings"), [("deepgramV1", ENCODINGS), ("flux", FLUX_ENCODINGS)])
+def test_encodings_of_deepgram(channel: str, encodings: tuple[str, ...]) -> None:
+    assert sorted(API["channels"][channel]["parameters"]["encoding"]["enum"]) == sorted(encodings)
 
 
 def test_close_codes_are_all_described() -> None:

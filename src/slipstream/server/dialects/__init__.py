@@ -15,6 +15,7 @@ from functools import partial
 from typing import TypeAlias
 
 from slipstream.server.dialects import gradium, kyutai, plain, realtime, vosk, wyoming
+from slipstream.server.dialects.deepgram import flux, v1
 from slipstream.server.models import StreamRequest
 from slipstream.server.protocol import Dialect
 
@@ -27,6 +28,8 @@ DIALECTS: dict[str, OpenDialect] = {
     vosk.PATH: vosk.open_dialect,
     gradium.PATH: gradium.open_dialect,
     realtime.PATH: realtime.open_dialect,
+    v1.PATH: v1.open_dialect,
+    flux.PATH: flux.open_dialect,
 }
 """The dialect of each address."""
 

@@ -56,7 +56,7 @@ class OggOpusDecoder:
                 self._streams += 1
                 if self._streams > MAX_STREAMS:
                     raise ProtocolError(f"more than {MAX_STREAMS} Ogg streams one after another")
-                self._codec = _opus_codec(packet)
+                self._codec = opus_codec(packet)
                 cost += _PIECE_COST
             elif packet[:8] != b"OpusTags":
                 frames = self._decode(packet)
@@ -140,7 +140,7 @@ _HEADER_BYTES = 27
 _CONTINUED, _BEGINS_STREAM = 1, 2
 
 
-def _opus_codec(head: bytes) -> AudioCodecContext:
+def opus_codec(head: bytes) -> AudioCodecContext:
     """Make a decoder from an identification header (RFC 7845, section 5.1); it also trims the pre-skip."""
     import av
     from av.audio.codeccontext import AudioCodecContext

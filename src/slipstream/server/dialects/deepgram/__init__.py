@@ -1,0 +1,1 @@
+"""Deepgram's dialects: `/v1/listen` and Flux, `/v2/listen`."""
