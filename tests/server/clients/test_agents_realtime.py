@@ -38,11 +38,9 @@ def test_livekit(seconds_between: float) -> None:
                 for piece_S in chunks(AUDIO, 1920):
                     stream.push_frame(rtc.AudioFrame(pcm16(piece_S), 24_000, 1, len(piece_S)))
                     await asyncio.sleep(seconds_between)
-                async with asyncio.timeout(20):
-                    async for event in stream:
-                        events.append((event.type, event.alternatives[0].text if event.alternatives else ""))
-                        if [kind for kind, _ in events].count(stt.SpeechEventType.FINAL_TRANSCRIPT) == 2:
-                            break
+                while [kind for kind, _ in events].count(stt.SpeechEventType.FINAL_TRANSCRIPT) < 2:
+                    event = await asyncio.wait_for(stream.__anext__(), 20)
+                    events.append((event.type, event.alternatives[0].text if event.alternatives else ""))
             finally:
                 await stream.aclose()
                 await service.aclose()

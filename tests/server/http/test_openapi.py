@@ -20,7 +20,7 @@ from slipstream.server.keys import KeyRing
 from slipstream.server.streams.registry import StreamRegistry
 
 yaml = pytest.importorskip("yaml")
-METHODS = {"get", "post"}
+METHODS = {"get", "post", "delete"}
 FOLDER = Path(app.__file__).parents[1] / "api"
 API: dict[str, Any] = yaml.safe_load((FOLDER / "openapi.yaml").read_text(encoding="utf-8"))
 

@@ -34,6 +34,7 @@ from slipstream.server.dialects.kyutai import PATH as KYUTAI_PATH
 from slipstream.server.http.openai import openai_routes
 from slipstream.server.http.requests import Guarded, Refuse, Requests, failure_handlers, plain, scope_client
 from slipstream.server.http.uploads import Uploads
+from slipstream.server.http.webrtc import Calls
 from slipstream.server.limits import Limits
 from slipstream.server.metrics import Metrics
 from slipstream.server.models import Models, StreamInfo, StreamRequest, UnknownModel
@@ -132,6 +133,25 @@ class Streams:
         dialect = open_dialect(StreamRequest(self._service.models, id=client.id))
         return self._stream(dialect, socket, client, lambda: None)
 
+    def accept_call(
+        self,
+        request: Request,
+        open_dialect: OpenDialect,
+        socket: Socket,
+        over: Callable[[], None],
+    ) -> LiveStream:
+        """Make the stream of a WebRTC call, whose request has passed the access check. Raises `Refused`."""
+        self._refuse_while_draining()
+        access, client = self._service.access, scope_client(request.scope)
+        dialect = self._dialect(request, open_dialect)
+
+        def ended() -> None:
+            access.leave(client)
+            over()
+
+        access.enter(client)
+        return self._stream(dialect, socket, client, ended)
+
     def _stream(self, dialect: Dialect, socket: Socket, client: Client, over: Callable[[], None]) -> LiveStream:
         return LiveStream(
             dialect,
@@ -147,13 +167,21 @@ class Streams:
         )
 
     def _open(self, request: HTTPConnection) -> tuple[Dialect, Client]:
-        if self._registry.draining:
-            raise Refused(503, _STOPPING)
+        self._refuse_while_draining()
         if (open_dialect := self._dialects.get(request.scope["path"])) is None:
             raise Refused(404, f"streams are at {' and '.join(self._dialects)}")
         client = request.scope["sender"] = self._service.access.check(request)
+        dialect = self._dialect(request, open_dialect)
+        self._service.access.enter(client)
+        return dialect, client
+
+    def _refuse_while_draining(self) -> None:
+        if self._registry.draining:
+            raise Refused(503, _STOPPING)
+
+    def _dialect(self, request: HTTPConnection, open_dialect: OpenDialect) -> Dialect:
         try:
-            dialect = open_dialect(
+            return open_dialect(
                 StreamRequest(
                     self._service.models,
                     request.query_params.multi_items(),
@@ -165,8 +193,6 @@ class Streams:
             )
         except (ProtocolError, UnknownModel) as error:
             raise Refused(400, str(error)) from error
-        self._service.access.enter(client)
-        return dialect, client
 
 
 def create_app(service: Service, registry: StreamRegistry) -> Requests:
@@ -179,10 +205,13 @@ def create_app(service: Service, registry: StreamRegistry) -> Requests:
         sweeping.cancel()
         with suppress(asyncio.CancelledError):
             await sweeping
+        await calls.close()
         uploads.close()
 
     uploads = Uploads(service.engines, service.models, registry, service.limits, service.metrics)
+    calls = Calls(Streams(service, registry).accept_call)
     routes: list[BaseRoute] = [
+        *calls.routes(service.access),
         *(
             Route(
                 path, Guarded(uploads.endpoint(dialect), service.access, dialect.refuse, counted=True), methods=["POST"]
@@ -208,9 +237,9 @@ def create_app(service: Service, registry: StreamRegistry) -> Requests:
     cors = Middleware(
         CORSMiddleware,
         allow_origins=list(service.access.origins),
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
-        expose_headers=[ID_HEADER],
+        expose_headers=[ID_HEADER, "location"],
     )
     handlers = failure_handlers(service.metrics)
     app = Starlette(routes=routes, middleware=[cors], lifespan=lifespan, exception_handlers=handlers)

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from slipstream.audio import RawFormat
 from slipstream.engine.session import SessionOptions
 from slipstream.events import EndOfTurn, Event, Final, Flushed, MarkerReached, OpenWord, StartOfTurn, Step, Word
 from slipstream.server.dialects.order import Order, Table
@@ -62,19 +63,25 @@ _EMPTY_COMMIT = "input_audio_buffer_commit_empty"
 
 
 class TranscriptionDialect(Dialect):
-    """One transcription session. `beta`: whether its messages have the beta format."""
+    """One transcription session.
+
+    Args:
+        request: The request that opened it.
+        beta: Whether its messages have the beta format.
+        media: Format of the audio in binary messages, where it does not come in `input_audio_buffer.append`.
+    """
 
     name = "realtime"
     long_text = True
 
-    def __init__(self, request: StreamRequest, *, beta: bool = False) -> None:
-        self._models, self._beta = request.models, beta
+    def __init__(self, request: StreamRequest, *, beta: bool = False, media: RawFormat | None = None) -> None:
+        self._models, self._beta, self._media = request.models, beta, media
         self._id = request.id
         self._expires = request.time + round(request.session_seconds)
         self._info = request.models[request.get("model")]
         self._configuration = Configuration(self._info.model)
         self._settings = self._configuration.settings(self._info.turns)
-        self._input = AudioInput(self._settings.format, self._info.sample_rate)
+        self._input = AudioInput(media or self._settings.format, self._info.sample_rate)
         self._order = Order(ORDER)
         self._open_model: str | None = None
         self._received = 0  # samples, at the model's rate
@@ -110,6 +117,9 @@ class TranscriptionDialect(Dialect):
         self._client_event = None
         try:
             if isinstance(message, bytes):
+                if self._media is not None:
+                    yield from self._take_media(message)
+                    return
                 raise InvalidMessage("messages are JSON in text messages, not binary", "invalid_event")
             fields = read_message(message)
             event = fields.get("event_id")
@@ -153,7 +163,7 @@ class TranscriptionDialect(Dialect):
         self._follow("session.update", "invalid_value")
         if settings.format != self._settings.format or info is not self._info:
             yield from self._rest()
-            self._input = AudioInput(settings.format, info.sample_rate)
+            self._input = AudioInput(self._media or settings.format, info.sample_rate)
         before, self._settings = self._settings, settings
         self._configuration, self._info = configuration, info
         if self._open_model != info.model:
@@ -169,6 +179,8 @@ class TranscriptionDialect(Dialect):
 
     def _append(self, fields: dict[str, Any]) -> Iterator[Action]:
         audio = fields.get("audio")
+        if self._media is not None:
+            raise InvalidMessage("the audio of a call comes from its track", "invalid_event")
         if not isinstance(audio, str):
             raise InvalidMessage("audio: expected text in base64", "invalid_value", "audio")
         if not audio:
@@ -179,6 +191,14 @@ class TranscriptionDialect(Dialect):
         for pcm_S in self._input.decode(audio):
             self._received += len(pcm_S)
             yield Audio(pcm_S)
+
+    def _take_media(self, data: bytes) -> Iterator[Action]:
+        self._follow("input_audio_buffer.append")
+        if self._open_model is None:
+            yield self._open_session()
+        pcm_S = self._input.convert(data)
+        self._received += len(pcm_S)
+        yield Audio(pcm_S)
 
     def _commit(self, fields: dict[str, Any]) -> Iterator[Action]:
         self._follow("input_audio_buffer.commit", _EMPTY_COMMIT)

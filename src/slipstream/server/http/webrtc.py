@@ -1,0 +1,345 @@
+"""WebRTC: WHIP (RFC 9725) and the calls of OpenAI's Realtime protocol. Needs the extra `webrtc`.
+
+A call is a stream whose audio comes from the track and whose messages pass the data channel, or, of a WHIP client
+without one, server-sent events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from email.parser import BytesParser
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Route, request_response
+
+from slipstream.audio import RawFormat
+from slipstream.server.access import Access, Refused
+from slipstream.server.connections.paced import CLOSE_SECONDS
+from slipstream.server.dialects.plain import PlainDialect
+from slipstream.server.dialects.realtime.transcription import TranscriptionDialect
+from slipstream.server.http.requests import Guarded
+from slipstream.server.models import StreamRequest
+from slipstream.server.protocol import Close, Dialect, Message
+from slipstream.server.streams.outbox import Socket
+from slipstream.server.streams.stream import LiveStream
+
+if TYPE_CHECKING:
+    from aiortc import MediaStreamTrack, RTCDataChannel, RTCPeerConnection
+
+CALLS_PATH, WHIP_PATH = "/v1/realtime/calls", "/v1/whip"
+FORMAT = RawFormat("pcm_s16le", 48_000)
+"""Of a track's audio, as the dialects get it: the rate of Opus."""
+MOST_CALLS = 256
+"""Calls at the same time. Each of them has a UDP socket per network interface."""
+OFFER_BYTES = 1 << 16
+UNSENT_BYTES = 1 << 16
+"""Bytes in the data channel from which on a client reads too slowly."""
+WAITING_MESSAGES = 3000
+"""Most messages that wait while the session has no room: a minute of audio."""
+CONNECT_SECONDS = 30.0
+
+OpenStream: TypeAlias = Callable[[Request, Callable[[StreamRequest], Dialect], Socket, Callable[[], None]], LiveStream]
+"""Makes the stream of a call. Raises `Refused`."""
+
+logger = logging.getLogger(__name__)
+
+
+class Call:
+    """One WebRTC connection, as the socket of its stream.
+
+    Args:
+        peer: The connection.
+        last: The message that means the end of the track, if any.
+    """
+
+    def __init__(self, peer: RTCPeerConnection, last: str | None) -> None:
+        self.stream: LiveStream
+        self._peer, self._last = peer, last
+        self._send: Callable[[str], None] | None = None
+        self._channel: RTCDataChannel | None = None
+        self._events: asyncio.Queue[str | None] | None = None
+        self._inbox: deque[Message] = deque()
+        self._paused = self._ended = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.client_code, self.sent_reason = 1006, ""
+        peer.on("track", self._track_came)
+        peer.on("datachannel", self._channel_came)
+        peer.on("connectionstatechange", self._state_changed)
+
+    async def answer(self, offer: str) -> str:
+        """Return the answer to an offer, both as SDP. Raises `Refused` for an invalid one, or one without audio."""
+        from aiortc import RTCSessionDescription
+
+        try:
+            await self._peer.setRemoteDescription(RTCSessionDescription(offer, "offer"))
+            kinds = [transceiver.kind for transceiver in self._peer.getTransceivers()]
+            for transceiver in self._peer.getTransceivers():
+                transceiver.direction = "recvonly" if transceiver.kind == "audio" else "inactive"
+            await self._peer.setLocalDescription(await self._peer.createAnswer())
+        except Exception as error:  # whatever a parser of damaged SDP raises
+            raise Refused(400, "the body is not an SDP offer that can be answered") from error
+        if "audio" not in kinds:
+            raise Refused(400, "the SDP offer has no audio")
+        self._later(self._expect_connection())
+        return self._peer.localDescription.sdp
+
+    def hang_up(self) -> None:
+        """End the call for its client: with the remaining text where the dialect has a message for that."""
+        self.client_code = 1000
+        if self._last is not None:
+            self._take(self._last)
+        else:
+            self.abort()
+
+    async def events(self) -> AsyncIterator[str]:
+        """Yield the messages as server-sent events, to the end of the call."""
+        queue = self._events = asyncio.Queue()
+        self._open(queue.put_nowait)
+        while (message := await queue.get()) is not None:
+            yield f"data: {message}\n\n"
+
+    @property
+    def has_reader(self) -> bool:
+        """Whether its messages are read already."""
+        return self._send is not None
+
+    # ------------------------------------------------------------------------------------- what the stream calls
+
+    @property
+    def congested(self) -> bool:
+        if self._channel is not None:
+            return self._channel.bufferedAmount > UNSENT_BYTES
+        return self._events is None or self._events.qsize() > WAITING_MESSAGES
+
+    @property
+    def behind(self) -> bool:
+        return bool(self._inbox)
+
+    @property
+    def gone(self) -> bool:
+        return self._ended
+
+    def send(self, message: Message) -> None:
+        if self._send is not None and not self._ended:
+            self._send(message if isinstance(message, str) else message.decode())
+
+    def ping(self) -> None:
+        """Do nothing: ICE has its own."""
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            asyncio.get_running_loop().call_soon(self._take_waiting)
+
+    def close(self, close: Close) -> None:
+        self.sent_reason = close.reason
+        self._later(self._end(int(close.code)))
+
+    def cut_off_later(self) -> None:
+        asyncio.get_running_loop().call_later(CLOSE_SECONDS, self.abort)
+
+    def abort(self) -> None:
+        self._later(self._end(None))
+
+    # -------------------------------------------------------------------------------------------------- in detail
+
+    def _track_came(self, track: MediaStreamTrack) -> None:
+        if track.kind == "audio":
+            self._later(self._read(track))
+
+    def _channel_came(self, channel: RTCDataChannel) -> None:
+        if self.has_reader:
+            return
+        self._channel = channel
+        # Binary messages are no audio here, and no JSON either.
+        channel.on("message", lambda message: self._take(message if isinstance(message, str) else ""))
+        channel.on("bufferedamountlow", lambda: self.stream.writable())
+        channel.bufferedAmountLowThreshold = UNSENT_BYTES // 2
+        self._open(channel.send)
+
+    def _open(self, send: Callable[[str], None]) -> None:
+        self._send = send
+        self.stream.writable()
+
+    def _state_changed(self) -> None:
+        if self._peer.connectionState in ("failed", "closed"):
+            self.abort()
+
+    async def _expect_connection(self) -> None:
+        await asyncio.sleep(CONNECT_SECONDS)
+        if self._peer.connectionState != "connected":
+            self.abort()
+
+    async def _read(self, track: MediaStreamTrack) -> None:
+        """Pass the audio of the track to the stream."""
+        from aiortc.mediastreams import MediaStreamError
+        from av import AudioFrame, AudioResampler
+
+        resampler = AudioResampler("s16", "mono", FORMAT.sample_rate)
+        while True:
+            try:
+                frame = await track.recv()
+            except MediaStreamError:
+                break
+            assert isinstance(frame, AudioFrame)
+            for part in resampler.resample(frame):
+                self._take(part.to_ndarray().astype("<i2").tobytes())
+        if self._last is not None:
+            self._take(self._last)
+
+    def _take(self, message: Message) -> None:
+        if self._ended:
+            return
+        if self._paused or self._inbox:
+            self._inbox.append(message)
+            if len(self._inbox) > WAITING_MESSAGES:
+                self.abort()
+        else:
+            self.stream.receive(message)
+
+    def _take_waiting(self) -> None:
+        while self._inbox and not self._paused and not self._ended:
+            self.stream.receive(self._inbox.popleft())
+
+    async def _end(self, code: int | None) -> None:
+        """Close the connection. `code`: the server's close code; None if the client or the network ended it."""
+        if self._ended:
+            return
+        self._ended = True
+        self.stream.closed(code)
+        if self._events is not None:
+            self._events.put_nowait(None)
+        for _ in range(round(CLOSE_SECONDS / 0.05)):
+            if code is None or self._channel is None or not self._channel.bufferedAmount:
+                break
+            await asyncio.sleep(0.05)
+        await self._peer.close()
+        for task in self._tasks - {asyncio.current_task()}:
+            task.cancel()
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class Calls:
+    """The calls of a server, and the routes that open and end them."""
+
+    def __init__(self, open_stream: OpenStream) -> None:
+        self._open_stream = open_stream
+        self._calls: dict[str, Call] = {}
+
+    def routes(self, access: Access) -> list[BaseRoute]:
+        """Return the routes, behind the access check."""
+
+        def route(path: str, handler: Callable[[Request], Coroutine[Any, Any, Response]], method: str) -> Route:
+            return Route(path, Guarded(request_response(handler), access), methods=[method])
+
+        return [
+            route(CALLS_PATH, self._realtime, "POST"),
+            route(f"{CALLS_PATH}/{{id}}/hangup", self._hang_up, "POST"),
+            route(WHIP_PATH, self._whip, "POST"),
+            route(f"{WHIP_PATH}/{{id}}", self._hang_up, "DELETE"),
+            route(f"{WHIP_PATH}/{{id}}", self._events, "GET"),
+        ]
+
+    async def close(self) -> None:
+        """Close all calls."""
+        for call in list(self._calls.values()):
+            call.abort()
+        while self._calls:
+            await asyncio.sleep(0.02)
+
+    async def _realtime(self, request: Request) -> Response:
+        offer, session = await _offer(request)
+        call = await self._open(request, offer, lambda opening: TranscriptionDialect(opening, media=FORMAT), None)
+        if session:
+            update = f'{{"type":"session.update","session":{session}}}'
+            call.stream.receive(update)
+        return await self._answer(request, call, offer, CALLS_PATH)
+
+    async def _whip(self, request: Request) -> Response:
+        offer, _ = await _offer(request)
+
+        def plain(opening: StreamRequest) -> Dialect:
+            return PlainDialect(FORMAT, opening.models[opening.get("model")], opening.id)
+
+        call = await self._open(request, offer, plain, '{"type":"close"}')
+        return await self._answer(request, call, offer, WHIP_PATH)
+
+    async def _hang_up(self, request: Request) -> Response:
+        self._call(request).hang_up()
+        return Response(status_code=200)
+
+    async def _events(self, request: Request) -> Response:
+        call = self._call(request)
+        if call.has_reader:
+            raise Refused(409, "the events of this call are read already")
+        return StreamingResponse(call.events(), media_type="text/event-stream")
+
+    def _call(self, request: Request) -> Call:
+        if (call := self._calls.get(request.path_params["id"])) is None:
+            raise Refused(404, "no such call")
+        return call
+
+    async def _open(
+        self, request: Request, offer: str, dialect: Callable[[StreamRequest], Dialect], last: str | None
+    ) -> Call:
+        try:
+            from aiortc import RTCConfiguration, RTCPeerConnection
+        except ImportError as error:
+            raise Refused(501, "this server has no WebRTC: install slipstream-stt[webrtc]") from error
+        if len(self._calls) >= MOST_CALLS:
+            raise Refused(503, f"{MOST_CALLS} calls are open")
+        id = request.scope["id"]
+        call = Call(RTCPeerConnection(RTCConfiguration(iceServers=[])), last)  # the default asks a public STUN server
+
+        def over() -> None:
+            self._calls.pop(id, None)
+
+        call.stream = self._open_stream(request, dialect, call, over)
+        self._calls[id] = call
+        call.stream.opened()
+        return call
+
+    async def _answer(self, request: Request, call: Call, offer: str, path: str) -> Response:
+        try:
+            sdp = await call.answer(offer)
+        except Refused:
+            call.abort()
+            raise
+        headers = {"location": f"{path}/{request.scope['id']}"}
+        return PlainTextResponse(sdp, 201, headers, media_type="application/sdp")
+
+
+async def _offer(request: Request) -> tuple[str, str]:
+    """Return the SDP offer of a request, and the session's configuration as JSON, if any."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > OFFER_BYTES:
+            raise Refused(413, f"an offer has at most {OFFER_BYTES} bytes")
+    kind = request.headers.get("content-type", "")
+    parts: dict[str, Any] = {"sdp": body}
+    if kind.startswith("multipart/form-data"):
+        message = BytesParser().parsebytes(b"content-type: " + kind.encode() + b"\r\n\r\n" + body)
+        parts = {
+            str(part.get_param("name", header="content-disposition")): part.get_payload(decode=True) or b""
+            for part in message.walk()
+            if not part.is_multipart()
+        }
+    elif not kind.startswith("application/sdp"):
+        raise Refused(415, "an offer has the content type application/sdp, or multipart/form-data with the part sdp")
+    try:
+        return parts["sdp"].decode(), parts.get("session", b"").decode()
+    except (KeyError, UnicodeDecodeError) as error:
+        raise Refused(400, "the request has no SDP offer") from error

@@ -1,0 +1,205 @@
+"""WebRTC calls, with aiortc as the client, on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.fakes import ScriptRunner, silence, sound_of
+from tests.server.harness import Running, get, serving, wait_for
+
+from slipstream.arrays import FloatArray
+from slipstream.audio import Resampler
+from slipstream.server.keys import KeyRing
+
+aiortc = pytest.importorskip("aiortc")
+av = pytest.importorskip("av")
+pytestmark = pytest.mark.filterwarnings("ignore")  # of aiortc's dependencies
+
+SAMPLES = 960  # 20 ms at 48 kHz
+COMPLETED = "conversation.item.input_audio_transcription.completed"
+
+
+class Track(aiortc.MediaStreamTrack):  # type: ignore[misc]
+    """Sends a recording in real time, then silence."""
+
+    kind = "audio"
+
+    def __init__(self, pcm_S: FloatArray) -> None:
+        super().__init__()
+        self._pcm_S = Resampler(24_000, 48_000).push(pcm_S[np.newaxis])[0]
+        self._position = 0
+
+    async def recv(self) -> Any:
+        await asyncio.sleep(0.02)
+        piece_S = np.zeros(SAMPLES, np.int16)
+        known_S = self._pcm_S[self._position : self._position + SAMPLES]
+        piece_S[: len(known_S)] = known_S * 32767
+        frame = av.AudioFrame.from_ndarray(piece_S[np.newaxis], "s16", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = 48_000, self._position, Fraction(1, 48_000)
+        self._position += SAMPLES
+        return frame
+
+
+class Caller:
+    """A client: its connection, the messages of its data channel, and the address of the call."""
+
+    def __init__(self, pcm_S: FloatArray, label: str | None) -> None:
+        self.peer = aiortc.RTCPeerConnection(aiortc.RTCConfiguration(iceServers=[]))
+        self.peer.addTrack(Track(pcm_S))
+        self.received: list[dict[str, Any]] = []
+        self.location = ""
+        self.channel = self.peer.createDataChannel(label) if label else None
+        if self.channel is not None:
+            self.channel.on("message", lambda message: self.received.append(json.loads(message)))
+
+    async def call(self, address: str, **headers: str) -> None:
+        await self.peer.setLocalDescription(await self.peer.createOffer())
+        sdp = self.peer.localDescription.sdp.encode()
+        headers = {"content_type": "application/sdp", **headers}
+        status, body, answered = await asyncio.to_thread(get, address, sdp, **headers)
+        assert status == 201, body
+        self.location = answered["location"]
+        await self.peer.setRemoteDescription(aiortc.RTCSessionDescription(body.decode(), "answer"))
+
+    async def until(self, kind: str, count: int = 1) -> list[dict[str, Any]]:
+        async def wait() -> None:
+            while sum(message["type"] == kind for message in self.received) < count:
+                await asyncio.sleep(0.02)
+
+        await asyncio.wait_for(wait(), 30)
+        return self.received
+
+
+@asynccontextmanager
+async def calling(pcm_S: FloatArray, label: str | None) -> AsyncIterator[Caller]:
+    caller = Caller(pcm_S, label)
+    try:
+        yield caller
+    finally:
+        await caller.peer.close()
+
+
+def test_a_realtime_call() -> None:
+    audio_S = np.concatenate([silence(8), sound_of("fox", 15), silence(15), sound_of("dog", 15), silence(15)])
+
+    async def talk(running: Running) -> list[dict[str, Any]]:
+        async with calling(audio_S, "oai-events") as caller:
+            await caller.call(f"{running.http}/v1/realtime/calls")
+            await caller.until("session.created")
+            assert caller.channel is not None
+            caller.channel.send(json.dumps({"type": "session.update", "session": {"type": "transcription"}}))
+            await caller.until("session.updated")
+            caller.channel.send(json.dumps({"type": "input_audio_buffer.append", "audio": "AAAA"}))
+            assert "from its track" in (await caller.until("error"))[-1]["error"]["message"]
+            return list(await caller.until(COMPLETED, 2))
+
+    with serving() as running:
+        received = asyncio.run(talk(running))
+        wait_for(lambda: running.engine.active == 0)
+    kinds = [message["type"] for message in received]
+    assert kinds.count("input_audio_buffer.speech_started") >= 2
+    assert kinds.index("input_audio_buffer.committed") < kinds.index(COMPLETED)
+
+
+def test_a_realtime_call_with_its_session_in_the_offer() -> None:
+    async def talk(running: Running) -> dict[str, Any]:
+        async with calling(silence(5), "oai-events") as caller:
+            await caller.peer.setLocalDescription(await caller.peer.createOffer())
+            session = json.dumps({"type": "transcription", "audio": {"input": {"turn_detection": None}}})
+            parts = {"sdp": caller.peer.localDescription.sdp, "session": session}
+            body = "".join(
+                f'--b\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n{part}\r\n'
+                for name, part in parts.items()
+            )
+            kind = {"content_type": "multipart/form-data; boundary=b"}
+            sent = await asyncio.to_thread(
+                get, f"{running.http}/v1/realtime/calls", f"{body}--b--\r\n".encode(), **kind
+            )
+            status, answer, headers = sent
+            assert status == 201
+            await caller.peer.setRemoteDescription(aiortc.RTCSessionDescription(answer.decode(), "answer"))
+            updated = (await caller.until("session.updated"))[-1]
+            await asyncio.to_thread(get, f"{running.http}{headers['location']}/hangup", b"")
+            return updated
+
+    with serving() as running:
+        updated = asyncio.run(talk(running))
+        assert updated["session"]["audio"]["input"]["turn_detection"] is None
+        wait_for(lambda: running.engine.active == 0)
+
+
+def test_whip_with_a_data_channel() -> None:
+    audio_S = np.concatenate([silence(8), sound_of("fox", 15), silence(15)])
+
+    async def talk(running: Running) -> list[dict[str, Any]]:
+        async with calling(audio_S, "events") as caller:
+            await caller.call(f"{running.http}/v1/whip")
+            await caller.until("word")
+            ending = urllib.request.Request(f"{running.http}{caller.location}", method="DELETE")
+            await asyncio.to_thread(lambda: urllib.request.urlopen(ending, timeout=10).close())
+            return list(await caller.until("done"))
+
+    with serving() as running:
+        received = asyncio.run(talk(running))
+    assert received[0]["type"] == "ready"
+
+
+def test_whip_without_a_data_channel_has_server_sent_events() -> None:
+    async def talk(running: Running) -> list[str]:
+        async with calling(np.concatenate([silence(8), sound_of("fox", 15), silence(60)]), None) as caller:
+            await caller.call(f"{running.http}/v1/whip")
+
+            def read() -> list[str]:
+                kinds: list[str] = []
+                with urllib.request.urlopen(f"{running.http}{caller.location}", timeout=20) as response:
+                    assert response.headers["content-type"].startswith("text/event-stream")
+                    for line in response:
+                        if line.startswith(b"data: "):
+                            kinds.append(json.loads(line[6:])["type"])
+                            if kinds[-1] == "word":
+                                assert get(f"{running.http}{caller.location}")[0] == 409
+                                return kinds
+                return kinds
+
+            return await asyncio.to_thread(read)
+
+    with serving() as running:
+        kinds = asyncio.run(talk(running))
+        wait_for(lambda: running.engine.active == 0)
+    assert kinds[0] == "ready"
+
+
+@pytest.mark.parametrize("path", ["/v1/whip", "/v1/realtime/calls"])
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (b"v=0", "application/sdp", 400),
+        (b"\xff", "application/sdp", 400),
+        (b"x" * 70_000, "application/sdp", 413),
+        (b"{}", "application/json", 415),
+        (b"", "multipart/form-data; boundary=b", 400),
+    ],
+)
+def test_what_is_no_offer_is_refused(path: str, body: bytes, kind: str, status: int) -> None:
+    with serving() as running:
+        assert get(f"{running.http}{path}", body, content_type=kind)[0] == status
+        assert get(f"{running.http}{path}/nothing")[0] in (404, 405)
+
+
+def test_a_call_needs_a_key() -> None:
+    async def talk(running: Running) -> None:
+        async with calling(silence(5), "oai-events") as caller:
+            await caller.call(f"{running.http}/v1/realtime/calls", authorization="Bearer secret")
+            await caller.until("session.created")
+
+    with serving(ScriptRunner(), keys=KeyRing.of(["secret"])) as running:
+        assert get(f"{running.http}/v1/realtime/calls", b"v=0", content_type="application/sdp")[0] == 401
+        asyncio.run(talk(running))
