@@ -200,7 +200,7 @@ def test_memory_does_not_grow_in_silence(server) -> None:
 
 
 def test_too_much_audio_without_text_is_an_error() -> None:
-    stream = ResumableStream("http://127.0.0.1:9", max_pending_seconds=3)
+    stream = ResumableStream("http://127.0.0.1:9", context_seconds=1, max_pending_seconds=3)
     stream.send(silence(25))
     with pytest.raises(ServerError, match="has not transcribed the last 3 s"):
         stream.send(silence(25))

@@ -66,7 +66,7 @@ class ResumableStream:
         sample_rate: int = 24_000,
         key: str | None = None,
         model: str | None = None,
-        context_seconds: float = 2.0,
+        context_seconds: float = 4.0,
         max_pending_seconds: float = 120.0,
     ) -> None:
         if context_seconds < 0 or max_pending_seconds <= context_seconds:
