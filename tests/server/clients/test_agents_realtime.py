@@ -11,6 +11,7 @@ from tests.fakes import silence, sound_of
 from tests.server.harness import Running, chunks, serving
 
 from slipstream.arrays import FloatArray
+from slipstream.server.keys import KeyRing
 
 AUDIO = np.concatenate([silence(5), sound_of("fox", 15), silence(20), sound_of("dog", 15), silence(20)])
 
@@ -86,3 +87,34 @@ def test_pipecat(detection: Any) -> None:
     assert [frame.text for frame in down if isinstance(frame, frames.InterimTranscriptionFrame)] == ["fox", "dog"]
     proposed = [frame for frame in down if isinstance(frame, frames.ProposedUserStartedSpeakingFrame)]
     assert len(proposed) == (2 if detection else 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "status"),
+    [("script", "wrong", 401), ("gpt-4o-transcribe", "secret", 400), ("script", "secret", 0)],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_livekit_with_keys_and_an_unknown_model(model: str, key: str, status: int) -> None:
+    rtc = pytest.importorskip("livekit.rtc")
+    agents = pytest.importorskip("livekit.agents")
+    openai = pytest.importorskip("livekit.plugins.openai")
+    http_context = pytest.importorskip("livekit.agents.utils.http_context")
+
+    async def talk(running: Running) -> Any:
+        async with http_context.open():
+            service = openai.STT(model=model, use_realtime=True, base_url=f"{running.http}/v1", api_key=key)
+            stream = service.stream(conn_options=agents.APIConnectOptions(max_retry=0))
+            try:
+                for piece_S in chunks(AUDIO, 1920):
+                    stream.push_frame(rtc.AudioFrame(pcm16(piece_S), 24_000, 1, len(piece_S)))
+                return await asyncio.wait_for(stream.__anext__(), 20)
+            finally:
+                await stream.aclose()
+                await service.aclose()
+
+    with serving(keys=KeyRing.of(["secret"])) as running:
+        if status:
+            with pytest.raises(Exception, match=str(status)):
+                asyncio.run(talk(running))
+        else:
+            assert asyncio.run(talk(running)).type == agents.stt.SpeechEventType.START_OF_SPEECH
