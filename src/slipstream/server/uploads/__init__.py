@@ -11,12 +11,13 @@ Limits, keys, slots, the graceful shutdown, metrics and logs are the same for al
 from __future__ import annotations
 
 from slipstream.server.dialects.kyutai import PATH as KYUTAI_PATH
-from slipstream.server.uploads import openai
+from slipstream.server.uploads import deepgram, openai
 from slipstream.server.uploads.kyutai import KyutaiUpload
 from slipstream.server.uploads.protocol import UploadDialect
 
 UPLOADS: dict[str, type[UploadDialect]] = {
     KYUTAI_PATH: KyutaiUpload,
     openai.PATH: openai.OpenAIUpload,
+    deepgram.PATH: deepgram.DeepgramUpload,
 }
 """The dialect of each address."""

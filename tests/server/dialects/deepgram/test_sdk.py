@@ -15,12 +15,15 @@ from tests.server.harness import Running, serving, solo
 from slipstream.server.keys import KeyRing
 
 deepgram = pytest.importorskip("deepgram", reason="deepgram-sdk is not installed: make clients")
+import httpx  # noqa: E402
 from deepgram.core.events import EventType  # noqa: E402
+from deepgram.errors import BadRequestError  # noqa: E402
 from websockets.exceptions import InvalidStatus  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the client's own imports
 RATE = 24_000
 V1 = {"model": "script", "encoding": "linear16", "sample_rate": RATE, "punctuate": True, "interim_results": True}
+RAW = {"additional_query_parameters": {"sample_rate": RATE}}
 FLUX = {"model": "script", "encoding": "linear16", "sample_rate": RATE}
 
 
@@ -28,11 +31,17 @@ def pcm(audio_S: np.ndarray) -> bytes:
     return (audio_S * 32767).round().astype("<i2").tobytes()
 
 
-def client(running: Running, key: str = "any") -> Any:
+def client(running: Running, key: str = "any", http: Any = None) -> Any:
     environment = deepgram.DeepgramClientEnvironment(
         base=running.http, production=running.ws, agent=running.ws, agent_rest=running.http
     )
-    return deepgram.DeepgramClient(api_key=key, environment=environment)
+    return deepgram.DeepgramClient(api_key=key, environment=environment, httpx_client=http)
+
+
+@pytest.fixture
+def media(running: Running) -> Iterator[Any]:
+    with httpx.Client() as http:
+        yield client(running, http=http).listen.v1.media
 
 
 @pytest.fixture
@@ -171,6 +180,32 @@ def test_flux_reports_errors(running: Running) -> None:
         socket.send_configure({"type": "Unknown"})
         error = socket.recv()
     assert (error.type, error.code) == ("Error", "UNPARSABLE_CLIENT_MESSAGE")
+
+
+def test_pre_recorded(media: Any) -> None:
+    audio_S = speech(6, words=5)
+    for _ in range(2):
+        response = media.transcribe_file(
+            request=pcm(audio_S),
+            model="script",
+            encoding="linear16",
+            punctuate=True,
+            utterances=True,
+            request_options=RAW,
+        )
+        assert response.results.channels[0].alternatives[0].transcript == expected(audio_S)
+        assert " ".join(turn.transcript for turn in response.results.utterances) == expected(audio_S)
+        assert response.metadata.duration == pytest.approx(len(audio_S) / 24_000, abs=0.01)
+
+
+def test_pre_recorded_errors(media: Any) -> None:
+    for fail in (
+        lambda: media.transcribe_file(request=b"no audio", model="script"),
+        lambda: media.transcribe_url(url="http://example.org/talk.wav", model="script"),
+    ):
+        with pytest.raises(BadRequestError) as refused:
+            fail()
+        assert refused.value.status_code == 400
 
 
 def test_a_key_is_required_and_sent() -> None:

@@ -106,7 +106,10 @@ def test_text_without_punctuate_is_bare() -> None:
 @pytest.mark.parametrize(
     ("query", "reason"),
     [
-        (("callback", "https://example.org"), "callback: this server sends results over the WebSocket only"),
+        (
+            ("callback", "https://example.org"),
+            "callback: this server sends results on the connection of",
+        ),
         (("encoding", "speex"), "expected one of linear16, linear32, mulaw, alaw, opus, ogg-opus, flac, amr-nb"),
         (("interim_results", "1"), "interim_results='1': expected true or false"),
         (("endpointing", "-1"), "endpointing='-1': expected a whole number from 0 to 60000"),

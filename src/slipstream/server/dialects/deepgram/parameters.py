@@ -111,6 +111,13 @@ class Parameters:
         if self._request.get(name) is not None:
             raise ProtocolError(f"{name}: {reason}")
 
+    def raw(self) -> RawFormat | None:
+        """Return the format of a file of raw samples; None for a file that has a header, whatever `encoding` is."""
+        channels = self.whole("channels", 1, formats.MAX_CHANNELS) or 1
+        rate = self.whole("sample_rate", _LOWEST_RATE, 768_000)
+        encoding = self._request.get("encoding")
+        return _raw_format(encoding, rate, channels) if encoding in _RAW and rate is not None else None
+
     def audio(self, encodings: Sequence[str], sample_rate: int) -> tuple[formats.LiveDecoder, int | None]:
         """Return the decoder of the request's audio to `sample_rate` Hz, and its channels.
 
@@ -124,12 +131,7 @@ class Parameters:
         if encoding is None:
             return formats.Container(sample_rate, keep), count
         if encoding in _RAW:
-            if rate is None:
-                raise ProtocolError(f"sample_rate is required with encoding={encoding}")
-            try:
-                format = RawFormat(_RAW[encoding], rate, channels)
-            except AudioError as error:
-                raise ProtocolError(str(error)) from error
+            format = _raw_format(encoding, rate, channels)
             return formats.PcmStream(format, sample_rate, keep), channels if keep == "separate" else 1
         if encoding == "opus":
             layout = {1: "mono", 2: "stereo"}.get(channels)
@@ -141,6 +143,15 @@ class Parameters:
         if encoding == "g729":
             return formats.packets("g729", sample_rate, keep, size=_G729_BYTES), count
         return formats.elementary(encoding.replace("-", ""), sample_rate, keep), count
+
+
+def _raw_format(encoding: str, rate: int | None, channels: int) -> RawFormat:
+    if rate is None:
+        raise ProtocolError(f"sample_rate is required with encoding={encoding}")
+    try:
+        return RawFormat(_RAW[encoding], rate, channels)
+    except AudioError as error:
+        raise ProtocolError(str(error)) from error
 
 
 def check_number(name: str, number: float, low: float, high: float, given: object) -> float:

@@ -53,7 +53,7 @@ ORDER: Table = {
 }
 """What the client may send. After `CloseStream` everything is legal and ignored: it may be in flight."""
 
-_FLAGS = ("detect_entities", "detect_language", "diarize", "filler_words", "mip_opt_out", "no_delay", "numerals")
+_FLAGS = ("detect_entities", "diarize", "filler_words", "mip_opt_out", "no_delay", "numerals", "profanity_filter")
 """Accepted without effect."""
 
 
@@ -80,14 +80,9 @@ class Options:
 
 def parse_options(parameters: Parameters) -> Options:
     """Return the options of an address. Raises `ProtocolError` that names an invalid parameter."""
-    parameters.refuse("callback", "this server sends results over the WebSocket only")
-    for name in (*_FLAGS, "profanity_filter"):
-        parameters.flag(name)
-    parameters.choice("diarize_model", ("latest", "v1"))
-    punctuated = [parameters.flag(name) for name in ("punctuate", "smart_format", "dictation")]
     options = Options(
         interim=parameters.flag("interim_results"),
-        punctuate=any(punctuated),
+        punctuate=parse_text_options(parameters),
         endpointing=parameters.milliseconds("endpointing", 0, 60_000, default=0.01),
         utterance_end=parameters.milliseconds("utterance_end_ms", 1_000, 60_000, default=None),
         vad_events=parameters.flag("vad_events"),
@@ -96,6 +91,15 @@ def parse_options(parameters: Parameters) -> Options:
     if options.utterance_end is not None and not options.interim:
         raise ProtocolError("utterance_end_ms needs interim_results=true")
     return options
+
+
+def parse_text_options(parameters: Parameters) -> bool:
+    """Check the parameters of live and pre-recorded text. Returns whether it keeps punctuation and capitals."""
+    parameters.refuse("callback", "this server sends results on the connection of the request only")
+    for name in _FLAGS:
+        parameters.flag(name)
+    parameters.choice("diarize_model", ("latest", "v1"))
+    return any([parameters.flag(name) for name in ("punctuate", "smart_format", "dictation")])  # noqa: C419, checks all
 
 
 def open_dialect(request: StreamRequest) -> DeepgramDialect:
