@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
@@ -41,6 +42,11 @@ class DialectClient(ABC):
     def audio(self, pcm_S: FloatArray) -> Iterable[Message]:
         """Return the messages for mono audio at `rate`, full scale 1."""
 
+    @staticmethod
+    def coded(pcm_S: FloatArray) -> FloatArray:
+        """Return audio as the server decodes it, where the client's encoding changes it."""
+        return pcm_S
+
     @abstractmethod
     def finish(self) -> Iterable[Message]:
         """Return the messages that end the audio."""
@@ -58,6 +64,15 @@ class DialectClient(ABC):
 def pcm16(pcm_S: FloatArray) -> bytes:
     """Return 16-bit little-endian samples."""
     return (np.clip(pcm_S, -1, 1) * 32767).round().astype("<i2").tobytes()
+
+
+def mulaw(pcm_S: FloatArray) -> bytes:
+    """Return mu-law samples (ITU-T G.711)."""
+    samples = np.frombuffer(pcm16(pcm_S), "<i2").astype(np.int32)
+    magnitude = np.minimum(np.abs(samples) + 132, 32767)
+    exponent = np.log2(magnitude).astype(np.int32) - 7
+    encoded = (exponent << 4) | ((magnitude >> (exponent + 3)) & 15)
+    return (~(encoded | np.where(samples < 0, 0x80, 0)) & 0xFF).astype(np.uint8).tobytes()
 
 
 class Plain(DialectClient):
@@ -315,9 +330,74 @@ class Flux(DialectClient):
         return [word["word"] for word in event["words"]]
 
 
+class Twilio(DialectClient):
+    """A media stream with one track; the words come by a second WebSocket."""
+
+    path = "/v1/twilio"
+    rate = 8_000
+
+    def __init__(self) -> None:
+        self._id = f"CA{uuid.uuid4().hex}"
+        self.words_path = f"/v1/calls?id={self._id}"
+
+    def begin(self) -> Iterable[Message]:
+        format = {"encoding": "audio/x-mulaw", "sampleRate": self.rate, "channels": 1}
+        start = {"callSid": self._id, "streamSid": "MZ1", "tracks": ["inbound"], "mediaFormat": format}
+        connected = {"event": "connected", "protocol": "Call", "version": "1.0.0"}
+        return (json.dumps(connected), json.dumps({"event": "start", "start": start}))
+
+    def audio(self, pcm_S: FloatArray) -> Iterable[Message]:
+        payload = base64.b64encode(mulaw(pcm_S)).decode()
+        return (json.dumps({"event": "media", "media": {"track": "inbound", "payload": payload}}),)
+
+    @staticmethod
+    def coded(pcm_S: FloatArray) -> FloatArray:
+        encoded = ~np.frombuffer(mulaw(pcm_S), np.uint8)
+        magnitude = (((encoded & 15).astype(np.int32) << 3) + 132 << (encoded >> 4 & 7)) - 132
+        coded_S: FloatArray = (np.where(encoded & 0x80, -magnitude, magnitude) / 32768).astype(np.float32)
+        return coded_S
+
+    def finish(self) -> Iterable[Message]:
+        return (json.dumps({"event": "stop", "stop": {"callSid": self._id}}),)
+
+    def read(self, message: Message) -> list[str]:
+        event = json.loads(message)
+        self.done |= event["type"] == "done"
+        return [event["text"]] if event["type"] == "word" else []
+
+
+class AudioSocket(DialectClient):
+    """An Asterisk; the words come by a WebSocket."""
+
+    tcp = "audiosocket"
+    rate = 16_000
+
+    def __init__(self) -> None:
+        self._id = uuid.uuid4()
+        self.words_path = f"/v1/calls?id={self._id}"
+
+    def begin(self) -> Iterable[Message]:
+        return (self._frame(0x01, self._id.bytes),)
+
+    def audio(self, pcm_S: FloatArray) -> Iterable[Message]:
+        data = pcm16(pcm_S)
+        return [self._frame(0x12, data[start : start + 640]) for start in range(0, len(data), 640)]
+
+    def finish(self) -> Iterable[Message]:
+        return (self._frame(0x00),)
+
+    read = Twilio.read
+
+    @staticmethod
+    def _frame(kind: int, payload: bytes = b"") -> bytes:
+        return bytes([kind]) + len(payload).to_bytes(2, "big") + payload
+
+
 CLIENTS: dict[str, type[DialectClient]] = {
     "plain": Plain,
     "kyutai": Kyutai,
+    "audiosocket": AudioSocket,
+    "twilio": Twilio,
     "wyoming": Wyoming,
     "deepgram-v1": DeepgramV1,
     "flux": Flux,

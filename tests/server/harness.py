@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +72,7 @@ def serving(
     ready_when_free: bool = False,
     tcp: Mapping[str, OpenDialect] | None = None,
     accept_any: bool = False,
+    webhooks: Sequence[str] = (),
 ) -> Iterator[Running]:
     """Serve on loopback until the block ends, on a free port unless `port` names one; `tcp` on others."""
     runner = runner or ScriptRunner(slots=4)
@@ -84,6 +85,7 @@ def serving(
             flush_after_silence=flush_after_silence,
             ready_when_free=ready_when_free,
             metrics_elsewhere=operations is not None,
+            webhooks=webhooks,
         )
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(listen("127.0.0.1", port))

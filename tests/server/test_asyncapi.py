@@ -26,6 +26,7 @@ from slipstream.events import (
     Word,
 )
 from slipstream.server.dialects import DIALECTS
+from slipstream.server.dialects.calls import CallsDialect
 from slipstream.server.dialects.deepgram import v1
 from slipstream.server.dialects.deepgram.flux import FluxDialect
 from slipstream.server.dialects.deepgram.parameters import ENCODINGS, FLUX_ENCODINGS, Hints
@@ -35,10 +36,11 @@ from slipstream.server.dialects.formats import PcmStream
 from slipstream.server.dialects.gradium import GradiumDialect
 from slipstream.server.dialects.kyutai import KyutaiDialect
 from slipstream.server.dialects.plain import PlainDialect, parse_format
+from slipstream.server.dialects.twilio import TwilioDialect
 from slipstream.server.dialects.vosk import VoskDialect
 from slipstream.server.http import app
 from slipstream.server.models import Models, StreamInfo, StreamRequest
-from slipstream.server.protocol import CloseCode, Dialect, ProtocolError, Send
+from slipstream.server.protocol import CloseCode, Dialect, ProtocolError, Publish, Send
 
 yaml = pytest.importorskip("yaml")
 API = yaml.safe_load((Path(app.__file__).parents[1] / "api" / "asyncapi.yaml").read_text(encoding="utf-8"))
@@ -208,6 +210,23 @@ def test_messages_of_deepgram(name: str, make: Any, requests: list[Any], events:
 @pytest.mark.parametrize(("channel", "encodings"), [("deepgramV1", ENCODINGS), ("flux", FLUX_ENCODINGS)])
 def test_encodings_of_deepgram(channel: str, encodings: tuple[str, ...]) -> None:
     assert sorted(API["channels"][channel]["parameters"]["encoding"]["enum"]) == sorted(encodings)
+
+
+def test_messages_of_twilio_and_of_a_call() -> None:
+    dialect = TwilioDialect(StreamRequest(Models({"tiny": StreamInfo("tiny", 0.48, 0.08)})))
+    events: list[Event] = [
+        PartialWord("hel", 1.5),
+        Word("hello", 1.5, 2.0, 0.9),
+        EndOfTurn(4.0),
+        Turn(1.5, 2.0),
+        Step(125, (0.5,), 0),
+        Final(6.5, 0.1),
+    ]
+    actions = [action for payload in examples("sendTwilio") for action in dialect.receive(json.dumps(payload))]
+    actions += [action for event in events for action in dialect.handle(event, 0)]
+    published = [json.loads(action.message) for action in actions if isinstance(action, Publish)]
+    published.append(json.loads(CallsDialect("CA1").error(FULL, CloseCode.TRY_LATER)))
+    assert in_order(examples("receiveCalls")) == in_order(published)
 
 
 def test_close_codes_are_all_described() -> None:

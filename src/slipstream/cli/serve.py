@@ -107,7 +107,17 @@ def serve(
         str | None,
         typer.Option("--wyoming", metavar="HOST:PORT", help="Also serve Home Assistant here, by the Wyoming protocol."),
     ] = None,
+    audiosocket: Annotated[
+        str | None,
+        typer.Option("--audiosocket", metavar="HOST:PORT", help="Also serve Asterisk here, by AudioSocket."),
+    ] = None,
     allow_remote: AllowRemote = False,
+    call_webhook: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--call-webhook", metavar="URL", help="Webhook that telephone calls may name, with all addresses below it."
+        ),
+    ] = None,
     log_level: Annotated[
         _Level, typer.Option("--log-level", help="Log level. Logs are JSON lines and contain no audio or text.")
     ] = ("info"),
@@ -128,10 +138,12 @@ def serve(
         from slipstream.server.run import Tls, listen, log_to_stderr
         from slipstream.server.run import serve as run
         from slipstream.server.served import ServedModel, open_models, read_models
+        from slipstream.server.streams.webhooks import check_webhook
 
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("--tls-cert and --tls-key must be used together", param_hint="--tls-cert")
     limits = _limits(limit or [])
+    webhooks = [check_webhook(url) for url in call_webhook or ()]
     rust = None if config is None else read_rust_config(config)
     named_keys = KeyRing.of(rust.keys) if rust and rust.keys else None
     keys = KeyRing.read(api_keys) if api_keys else named_keys
@@ -156,7 +168,7 @@ def serve(
             operations = second, Access(metrics_host) if is_loopback(metrics_host) else None
         tcp = {
             name: listen_without_keys(stack, f"--{name}", address, TCP_DIALECTS[name], allow_remote)
-            for name, address in (("wyoming", wyoming),)
+            for name, address in (("wyoming", wyoming), ("audiosocket", audiosocket))
             if address is not None
         }
         with counting_bar("Converting") as progress:
@@ -184,6 +196,7 @@ def serve(
                 kyutai_path=rust.path if rust else KYUTAI_PATH,
                 ready_when_free=ready_when_free,
                 metrics_elsewhere=operations is not None,
+                webhooks=webhooks,
             ),
             listener,
             Tls(tls_cert, tls_key) if tls_cert and tls_key else None,

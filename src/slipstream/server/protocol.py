@@ -135,10 +135,37 @@ class Close:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Send a message to all connections that subscribe to a topic of the same key, and to the topic's webhooks.
+
+    `message`: JSON. `droppable`: it may be dropped for a slow reader, and is kept for no one.
+    """
+
+    topic: str
+    message: str
+    droppable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """Receive the messages of a topic, also earlier ones. The connection closes when the topic ends."""
+
+    topic: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Post the messages of a topic to a webhook. It is a `ProtocolError` if the server does not allow it."""
+
+    topic: str
+    url: str
+
+
 Command: TypeAlias = Open | Restart | Audio | Marker | Flush | SetTurns | Finish
 """What changes a session."""
 
-Action: TypeAlias = Command | Send | Close
+Action: TypeAlias = Command | Send | Close | Publish | Subscribe | Forward
 """What a dialect may ask of the server."""
 
 

@@ -36,6 +36,7 @@ from slipstream.server.discovery import Announcement
 from slipstream.server.http.app import Service, Streams, create_app, create_operations_app
 from slipstream.server.http.requests import Requests
 from slipstream.server.streams.registry import StreamRegistry
+from slipstream.server.streams.topics import Topics
 
 DEAD_PEER_SECONDS = 30
 """Time after which the kernel drops a peer that acknowledges nothing, or keeps its window closed."""
@@ -123,7 +124,7 @@ class Server(uvicorn.Server):
     ) -> None:
         self._service, self._tls, self._operations, self._tcp = service, tls, operations, tcp
         self._announcement = announcement
-        self._registry = StreamRegistry(service.limits)
+        self._registry = StreamRegistry(service.limits, Topics(service.webhooks))
         self._streams = Streams(service, self._registry)
         capacity = connections_that_fit(service.limits.connections)
         self._gate = Gate(capacity, min(service.limits.connections_per_address, capacity))

@@ -47,7 +47,7 @@ def cut(audio_S: FloatArray, seed: int) -> list[FloatArray]:
 def test_words_equal_those_of_the_session_alone(name: str) -> None:
     make = CLIENTS[name]
     recordings = [resampled(speech(seed=seed, words=6), 24_000, make.rate) for seed in range(3)]
-    alone = [[word.text for word in solo(resampled(audio_S, make.rate, 24_000))] for audio_S in recordings]
+    alone = [[word.text for word in solo(resampled(make.coded(audio_S), make.rate, 24_000))] for audio_S in recordings]
     with serving(ScriptRunner(slots=3), tcp=TCP_DIALECTS, accept_any=True) as running:
 
         async def all_at_once() -> list[list[str]]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
-from slipstream.server.dialects import gradium, kyutai, plain, realtime, vosk, wyoming
+from slipstream.server.dialects import audiosocket, calls, gradium, kyutai, plain, realtime, twilio, vosk, wyoming
 from slipstream.server.dialects.deepgram import flux, v1
 from slipstream.server.models import StreamRequest
 from slipstream.server.protocol import Dialect
@@ -30,10 +30,13 @@ DIALECTS: dict[str, OpenDialect] = {
     realtime.PATH: realtime.open_dialect,
     v1.PATH: v1.open_dialect,
     flux.PATH: flux.open_dialect,
+    twilio.PATH: twilio.open_dialect,
+    calls.PATH: calls.open_dialect,
 }
 """The dialect of each address."""
 
 TCP_DIALECTS: dict[str, OpenDialect] = {
     "wyoming": partial(wyoming.open_wyoming, wyoming.WyomingOptions()),
+    "audiosocket": audiosocket.open_dialect,
 }
 """The dialects on TCP connections of their own, by name."""

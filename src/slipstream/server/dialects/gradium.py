@@ -114,7 +114,7 @@ class GradiumDialect(Dialect):
         if isinstance(event, Word):
             self._open = None
             return dump(type="end_text", stop_s=event.end)
-        if isinstance(event, MarkerReached):
+        if isinstance(event, MarkerReached) and event.id in self._flush_ids:
             return dump(type="flushed", flush_id=self._flush_ids.pop(event.id))
         if isinstance(event, Ready):
             info = self._model

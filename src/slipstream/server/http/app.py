@@ -6,7 +6,7 @@ import asyncio
 import logging
 import platform
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -59,6 +59,7 @@ class Service:
         flush_after_silence: After how many seconds of silence a stream's text is flushed; 0 for never.
         ready_when_free: Whether `/readyz` reports 503 while no slot is free.
         metrics_elsewhere: Whether `/metrics` has its own listener.
+        webhooks: Addresses that calls may name as webhooks, each with all addresses below it.
     """
 
     engines: Models[Engine]
@@ -70,6 +71,7 @@ class Service:
     kyutai_path: str = KYUTAI_PATH
     ready_when_free: bool = False
     metrics_elsewhere: bool = False
+    webhooks: Sequence[str] = ()
 
     @property
     def engine(self) -> Engine:

@@ -12,6 +12,7 @@ from typing import Protocol
 from slipstream.server.connections.fairness import RoundRobin
 from slipstream.server.limits import Limits
 from slipstream.server.protocol import Close, CloseCode
+from slipstream.server.streams.topics import Topics
 
 SWEEP_SECONDS = 0.5
 logger = logging.getLogger(__name__)
@@ -37,11 +38,12 @@ class Member(Protocol):
 class StreamRegistry:
     """Wakes the event loop once per step for all sessions, applies the time limits, and drains connections.
 
-    `turns` schedules connections that have more work than fits in one turn.
+    `turns` schedules connections that have more work than fits in one turn; `topics` passes messages between them.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, topics: Topics | None = None) -> None:
         self._limits = limits
+        self.topics = topics or Topics()
         self._members: set[Member] = set()
         self._woken: deque[Member] = deque()
         self._scheduled = False
@@ -60,6 +62,7 @@ class StreamRegistry:
     def leave(self, member: Member) -> None:
         """Remove a member."""
         self._members.discard(member)
+        self.topics.leave(member)
 
     def waker(self, member: Member) -> Callable[[], None]:
         """Return the function that a session calls, in any thread, when it has new events."""
@@ -85,9 +88,10 @@ class StreamRegistry:
         """Finish all connections. Returns whether they ended within `drain_seconds`."""
         self.draining = True
         for member in list(self._members):
-            member.end(_STOPPING)
+            if not self.topics.follows(member):  # others end with what they follow
+                member.end(_STOPPING)
         deadline = time.monotonic() + self._limits.drain_seconds
-        while self._members and time.monotonic() < deadline:
+        while (self._members or self.topics.busy) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         return not self._members
 

@@ -27,13 +27,16 @@ from slipstream.server.protocol import (
     Command,
     Dialect,
     Flush,
+    Forward,
     Marker,
     Message,
     Open,
     ProtocolError,
+    Publish,
     Restart,
     Send,
     SetTurns,
+    Subscribe,
 )
 from slipstream.server.streams.outbox import Outbox, Socket
 from slipstream.server.streams.phases import Connection, Phase, Signal
@@ -192,6 +195,12 @@ class LiveStream:
             self._last_ping = now
             self._socket.ping()
 
+    def notify(self, message: str, droppable: bool) -> None:
+        """Send a message of a topic to which the dialect has subscribed."""
+        if not self._connection.over:
+            self._last_message = time.monotonic()
+            self._put(message, droppable)
+
     def end(self, close: Close) -> None:
         """Transcribe the audio received so far, then close."""
         if self._connection.phase not in (Phase.WAITING, Phase.LIVE):
@@ -236,6 +245,8 @@ class LiveStream:
         elif isinstance(action, Close):
             self._outbox.close(action)
             self._give_up()
+        elif isinstance(action, (Publish, Subscribe, Forward)):
+            self._registry.topics.do(action, self, self._client.key.name if self._client.key else "")
         elif self._connection.command(action):
             return self._act(action)
         return None
