@@ -12,15 +12,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from benchmarks.common import Row
-from benchmarks.gpu.bounds import Device, stream_bytes
+from benchmarks.gpu.bounds import Device
 from benchmarks.gpu.peer import Moshi
 from torch import nn
 
 from slipstream.arrays import FloatArray
 from slipstream.backends.torch.lm import LM
 from slipstream.backends.torch.mimi import Codebook, Mimi
+from slipstream.backends.torch.ring import RingFormat
 from slipstream.backends.torch.runner import SlotState, TorchRunner
+from slipstream.backends.torch.weights import quantise_weights
 from slipstream.checkpoints.presets import PRESETS
+from slipstream.model.capacity import stream_bytes
 from slipstream.model.config import STTConfig
 from slipstream.testing import small_config
 
@@ -39,6 +42,8 @@ class Bench:
             # A copy costs memory: make it only if a part compares the two.
             self.lm_f32 = copy.deepcopy(self.lm) if "correctness" in options.parts else self.lm
             self.lm = self.lm.to(self.dtype)
+        if options.weights != "none":
+            quantise_weights(self.lm.transformer, options.weights)
         self.best = Device(options.bandwidth, options.lm_rate, options.codec_rate)
         self._full: SlotState | None = None
 
@@ -55,7 +60,11 @@ class Bench:
 
     def runner(self, slots: int, buckets: Sequence[int] | None = None) -> TorchRunner:
         options = self.options
-        return TorchRunner(self.config, self.codec, self.lm, slots=slots, buckets=buckets, tf32=options.tf32)
+        rings = RingFormat(int8=options.kv_cache == "int8")
+        return TorchRunner(
+            self.config, self.codec, self.lm, slots=slots, buckets=buckets, tf32=options.tf32, rings=rings,
+            kernels=None if options.kernels else False,
+        )  # fmt: skip
 
     def full_runner(self, slots: int, buckets: Sequence[int] | None = None) -> TorchRunner:
         """Create a runner whose streams are all past their context."""

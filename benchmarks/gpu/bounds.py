@@ -65,13 +65,6 @@ def ring_numbers(config: TransformerConfig, columns: int) -> int:
     return 2 * config.num_layers * config.dim * columns
 
 
-def stream_bytes(config: STTConfig, lm_bytes: int = 2) -> int:
-    """Memory of one stream's rings, without its tails."""
-    capacity = config.codec.transformer.context + config.codec.stride - 1
-    codec = 4 * ring_numbers(config.codec.transformer, capacity)
-    return codec + lm_bytes * ring_numbers(config.lm.transformer, config.lm.transformer.context)
-
-
 @dataclass
 class Count:
     """Products over one frame of one stream: numbers in weights, numbers in and out, operations."""

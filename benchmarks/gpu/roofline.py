@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,9 @@ from benchmarks.gpu.correctness import allow_tf32
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from slipstream.backends.torch.attention import chosen_sdpa
 from slipstream.backends.torch.graphs import capture
+from slipstream.backends.torch.ring import Ring
 from slipstream.backends.torch.state import State
 
 ATTENTION_KERNELS = (
@@ -123,17 +124,18 @@ def multiply(transformer: nn.Module, streams: int, positions_T: int, dtype: torc
 def attend(transformer: nn.Module, state: State, streams: int, positions_T: int) -> Callable[[], None]:
     """The attention of every layer over full rings."""
     assert isinstance(state, dict)
-    rings: Any = state["rings"]
-    _, H, C, D = rings[0].k.shape
-    q = torch.randn(streams, H, positions_T, D, device=rings[0].k.device, dtype=rings[0].k.dtype)
+    ring = state["ring"]
+    assert isinstance(ring, Ring)
+    _, _, H, C, D = ring.k.shape
+    q = torch.randn(streams, H, positions_T, D, device=ring.k.device, dtype=ring.k.dtype)
     mask = torch.zeros(streams, 1, positions_T, C, device=q.device, dtype=q.dtype)
-    for ring in rings:
-        ring.k.normal_()
-        ring.v.normal_()
+    ring.k.normal_()
+    ring.v.normal_()
 
     def run() -> None:
-        for ring in rings:
-            F.scaled_dot_product_attention(q, ring.k, ring.v, mask)
+        with chosen_sdpa(q.device):
+            for k, v in zip(ring.k, ring.v, strict=True):
+                F.scaled_dot_product_attention(q, k, v, mask)
 
     return run
 
@@ -144,7 +146,7 @@ def part_ms(bench: Bench, run: Callable[[], object]) -> float:
         return float(milliseconds(run, min(bench.options.steps, 20))["median_ms"])
     stream = torch.cuda.Stream(bench.device)
     stream.wait_stream(torch.cuda.current_stream(bench.device))
-    replay = capture(lambda: (run(), None)[1], stream, torch.cuda.graph_pool_handle()) or run
+    replay = capture(lambda: (run(), None)[1], stream, torch.cuda.graph_pool_handle(), "a part") or run
     times = []
     for _ in range(bench.options.steps):
         with torch.cuda.stream(stream):

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from slipstream.backends import BACKENDS, Progress, Quantize, RunnerOptions
+from slipstream.backends import BACKENDS, KVCache, Progress, Quantize, RunnerOptions
 from slipstream.backends.choice import choose
 from slipstream.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from slipstream.checkpoints.rust import RustConfig, read_rust_config
@@ -155,6 +155,7 @@ class ModelBundle:
         sampling: SamplingConfig | None = None,
         seed: int | None = None,
         progress: Progress | None = None,
+        kv_cache: KVCache = "auto",
     ) -> Runner:
         """Load the weights with a backend.
 
@@ -165,12 +166,14 @@ class ModelBundle:
             slots: Number of concurrent streams.
             dtype: Type of the LM's weights and keys: `float32`, `bfloat16` (torch and mlx), or `auto`: `bfloat16` on
                 CUDA and Apple silicon, else `float32`.
-            quantize: Number of bits of the LM's weights: `int8`, `int4` (onnx and mlx) or `none`. The default is the
-                checkpoint's own, and `int8` for a large LM on onnx.
+            quantize: Format of the LM's weights: `int8`, `int4` (onnx and mlx), `fp8` (torch) or `none`. The default is
+                the checkpoint's own on mlx, and `int8` for a large LM on onnx.
             threads: CPU threads of onnx.
             sampling: How text tokens are chosen; the model's own configuration by default.
             seed: Seed of the sampler.
             progress: Called as a model is converted, with the number of parameters that are done and their total.
+            kv_cache: Format of the LM's keys and values on torch: `int8`, or `auto`: the type of the weights, and `int8`
+                on CUDA if the slots would not fit into memory otherwise.
 
         Returns:
             The runner, which steps all its slots as one batch.
@@ -187,10 +190,15 @@ class ModelBundle:
             logger.warning("%s asks for %s, which the %s backend does not have", self.name, self.dtype, backend)
         if dtype not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"dtype={dtype!r}: expected auto, float32 or bfloat16")
-        if quantize not in (None, "none", "int8", "int4"):
-            raise ConfigError(f"quantize={quantize!r}: expected int8, int4 or none")
+        if quantize not in (None, *get_args(Quantize)):
+            raise ConfigError(f"quantize={quantize!r}: expected int8, fp8, int4 or none")
+        if kv_cache not in get_args(KVCache):
+            raise ConfigError(f"kv_cache={kv_cache!r}: expected auto or int8")
+        if backend != "torch" and (quantize == "fp8" or kv_cache != "auto"):
+            setting = f"quantize={quantize!r}" if quantize == "fp8" else f"kv_cache={kv_cache!r}"
+            raise ConfigError(f"{setting}: only the torch backend has it, not {backend}")
         _ = self.tokenizer  # a tokenizer of another model is an error before the weights are read
-        options = RunnerOptions(device, slots, dtype, quantize, threads, sampling, seed, progress)
+        options = RunnerOptions(device, slots, dtype, quantize, threads, sampling, seed, progress, kv_cache)
         return BACKENDS[backend].open(self.sources, partial(read_checkpoint, self.sources), options)
 
     def engine(

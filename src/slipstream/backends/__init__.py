@@ -51,7 +51,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with the number of parameters that are converted, and with the total number."""
-Quantize = Literal["int8", "int4", "none"]
+Quantize = Literal["int8", "fp8", "int4", "none"]
+KVCache = Literal["auto", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class RunnerOptions:
     sampling: SamplingConfig | None = None
     seed: int | None = None
     progress: Progress | None = None
+    kv_cache: KVCache = "auto"
 
     @property
     def common(self) -> dict[str, Any]:

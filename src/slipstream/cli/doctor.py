@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model, Quantize, Threads
-from slipstream.errors import SlipstreamError
+from slipstream.errors import ConfigError, SlipstreamError
 
 if TYPE_CHECKING:
     from slipstream.model.runner import Runner
@@ -30,6 +32,7 @@ _PACKAGES = {
 """Packages, and the extra that installs each; None for required ones."""
 
 _SLOTS = (1, 4, 16, 64)
+_PLANNED = (1, 64, 256, 400, 800, 1200)
 _WARM_UP_FRAMES, _MEASURED_FRAMES = 5, 25
 
 
@@ -39,8 +42,17 @@ def doctor(
     backend: Backend = "auto",
     quantize: Quantize = None,
     threads: Threads = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            "--plan", metavar="MODEL", help="Calculate how many streams of this model a GPU (--device) could run."
+        ),
+    ] = None,
 ) -> None:
     """Show versions and devices, and measure how many live streams this machine can run."""
+    if plan is not None:
+        _section(f"{plan} on {device}, calculated, not measured", _plan(plan, device))
+        return
     import slipstream
 
     def load(slots: int) -> Runner:
@@ -65,6 +77,25 @@ def milliseconds_per_frame(runner: Runner) -> float:
         runner.step(pcm_BS, active_B)
         times.append(time.perf_counter() - started)
     return 1000 * median(times[_WARM_UP_FRAMES:])
+
+
+def _plan(model: str, device: str) -> Iterator[tuple[str, str]]:
+    from slipstream.bundle import ModelBundle
+    from slipstream.checkpoints.presets import PRESETS
+    from slipstream.model import capacity
+
+    if device not in capacity.GPUS:
+        raise ConfigError(f"device={device!r}: a plan is for one of {', '.join(capacity.GPUS)}")
+    name = next((preset for preset in PRESETS if model in (preset, preset.partition("/")[2])), None)
+    name = name or next((preset for preset in PRESETS if preset.partition("/")[2].startswith(f"{model}-")), None)
+    config = PRESETS[name] if name else ModelBundle.resolve(model).config
+    gpu = capacity.GPUS[device]
+    yield "memory", f"{gpu.memory / 1e9:.1f} GB, {gpu.bandwidth / 1e12:.2g} TB/s"
+    for title, int8 in (("keys bfloat16", False), ("keys int8", True)):
+        found = capacity.plan(config, gpu, int8_cache=int8)
+        yield title, f"{found.stream / 1e6:.1f} MB a stream; {found.slots} streams fit, {found.real_time} in real time"
+        steps = [(streams, found.step_ms(streams)) for streams in _PLANNED if streams <= found.slots]
+        yield "", "step: " + ", ".join(f"{streams}: {ms:.1f} ms" for streams, ms in steps)
 
 
 def _section(title: str, lines: Iterator[tuple[str, str]]) -> None:

@@ -6,38 +6,42 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from benchmarks.gpu.bounds import Device, parts, products, stream_bytes  # noqa: E402
+from benchmarks.gpu.bounds import Device, parts, products  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from slipstream.backends.torch.lm import LM  # noqa: E402
 from slipstream.backends.torch.mimi import Mimi  # noqa: E402
-from slipstream.backends.torch.state import Ring, State  # noqa: E402
+from slipstream.backends.torch.ring import Ring, RingFormat  # noqa: E402
+from slipstream.backends.torch.state import State  # noqa: E402
 from slipstream.checkpoints.presets import PRESETS  # noqa: E402
+from slipstream.model.capacity import codec_work, stream_bytes  # noqa: E402
 
 H100 = Device(bandwidth=3.35e12, lm_rate=989e12, codec_rate=67e12)
 
 
 def ring_bytes(state: State) -> int:
     if isinstance(state, Ring):
-        return state.k.nbytes + state.v.nbytes
+        return sum(buffer.nbytes for buffer in state.tensors)
     if isinstance(state, torch.Tensor):
         return 0
     return sum(ring_bytes(part) for part in (state.values() if isinstance(state, dict) else state))
 
 
+@pytest.mark.parametrize(("int8", "align"), [(False, 1), (True, 64)])
 @pytest.mark.parametrize("model", ["kyutai/stt-1b-en_fr", "kyutai/stt-2.6b-en"])
-def test_the_rings_of_a_stream_are_those_of_the_modules(model: str) -> None:
-    config = PRESETS[model]
+def test_the_rings_of_a_stream_are_those_of_the_modules(model: str, int8: bool, align: int) -> None:
+    config, rings = PRESETS[model], RingFormat(int8=int8, align=align)
     with torch.device("meta"):
         codec, lm = Mimi(config.codec), LM(config.lm).bfloat16()
-        allocated = ring_bytes(codec.encoder_state(1)) + ring_bytes(lm.init_state(1))
-    assert stream_bytes(config) == allocated
+        allocated = ring_bytes(codec.encoder_state(1, RingFormat(align=align))) + ring_bytes(lm.init_state(1, 1, rings))
+    assert stream_bytes(config, int8=int8, align=align) == allocated
 
 
 @pytest.mark.parametrize("model", ["kyutai/stt-1b-en_fr", "kyutai/stt-2.6b-en"])
 def test_operations_are_those_that_torch_counts(model: str) -> None:
     config = PRESETS[model]
     codec_parts, lm_parts = products(config)
+    assert codec_work(config.codec)[0] == pytest.approx(sum(count.flops for count in codec_parts.values()), rel=0.01)
     with torch.device("meta"), torch.inference_mode():
         codec, lm = Mimi(config.codec), LM(config.lm)
         with FlopCounterMode(display=False) as counted:

@@ -8,7 +8,9 @@ import torch
 
 from slipstream.backends import RunnerOptions
 from slipstream.backends.torch.build import build_codec, build_lm
+from slipstream.backends.torch.ring import RingFormat
 from slipstream.backends.torch.runner import TorchRunner
+from slipstream.backends.torch.weights import LINEARS, quantise_weights
 from slipstream.checkpoints.checkpoint import Checkpoint
 from slipstream.checkpoints.sources import Sources
 from slipstream.errors import BackendError, ConfigError
@@ -19,10 +21,10 @@ def open_runner(sources: Sources, load: Callable[..., Checkpoint], options: Runn
 
     Raises:
         BackendError: PyTorch cannot use the device.
-        ConfigError: Quantisation is requested: this backend has none.
+        ConfigError: The backend does not have the quantisation, or PyTorch does not have it on this device.
     """
-    if options.quantize not in (None, "none"):
-        raise ConfigError(f"quantize={options.quantize!r}: the torch backend does not quantise; onnx and mlx do")
+    if options.quantize == "int4":
+        raise ConfigError("quantize='int4': the torch backend has int8, fp8 and none; onnx and mlx have int4")
     device, dtype = options.device, options.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
@@ -34,4 +36,11 @@ def open_runner(sources: Sources, load: Callable[..., Checkpoint], options: Runn
     config, checkpoint = sources.config, load()
     codec = build_codec(config.codec, checkpoint.codec, device=device)
     lm = build_lm(config.lm, checkpoint.lm, device=device, dtype=getattr(torch, dtype))
-    return TorchRunner(config, codec, lm, **options.common)
+    if options.quantize in LINEARS:
+        try:
+            quantise_weights(lm.transformer, options.quantize)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"quantize={options.quantize!r}: torch does not have it on {device}: {reason}") from error
+    rings = RingFormat(int8=options.kv_cache == "int8")
+    return TorchRunner(config, codec, lm, **options.common, rings=rings)

@@ -27,12 +27,14 @@ class RingFormat:
             large channels no longer decide the scale.
         align: The capacity is a multiple of this. Attention kernels pad masks whose length is not a multiple of 8, in
             every layer.
+        dtype: Type of keys and values without `int8`, and of what attention computes; that of the weights by default.
         kernels: Append and attend with the kernels of `kernels.py`, which leave the slots of a batch where they are.
     """
 
     int8: bool = False
     hadamard: bool = False
     align: int = 1
+    dtype: torch.dtype | None = None
     kernels: bool = False
 
     def capacity(self, columns: int) -> int:
@@ -75,7 +77,9 @@ class Ring:
 
         # Zeros, not NaN: a masked column has weight 0, and 0 * NaN would still be NaN.
         def zeros() -> Tensor:
-            return torch.zeros((*shape_C, dim), device=device, dtype=torch.int8 if format.int8 else dtype)
+            return torch.zeros(
+                (*shape_C, dim), device=device, dtype=torch.int8 if format.int8 else format.dtype or dtype
+            )
 
         def scales() -> Tensor | None:
             return torch.zeros(shape_C, device=device) if format.int8 else None

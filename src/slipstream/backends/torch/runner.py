@@ -216,7 +216,8 @@ class TorchRunner(BaseRunner):
     def _ring_formats(self, rings: RingFormat, kernels: bool) -> dict[str, RingFormat]:
         """The formats of both rings, with kernels where they have the shapes and work."""
         align = CUDA_ALIGNMENT if self.device.type == "cuda" else rings.align
-        formats = {"codec": RingFormat(align=align), "lm": replace(rings, align=align)}
+        dtype = self.lm.text_linear.weight.dtype
+        formats = {"codec": RingFormat(align=align), "lm": replace(rings, align=align, dtype=dtype)}
         for name, (config, dtype, step) in self._transformers().items():
             formats[name] = form = replace(formats[name], kernels=kernels and config is not None)
             if config is not None and kernels:
