@@ -79,6 +79,7 @@ def words(recordings: Sequence[Recording], model: str, rows: int = 8) -> list[Ro
     config, checkpoint = bundle.config, bundle.checkpoint()
     modules = build_codec(config.codec, checkpoint.codec), build_lm(config.lm, checkpoint.lm)
     exact: list[list[int]] = []
+    exact_texts: list[str] = []
     table_rows = []
     for name, rings in {"float32": RingFormat(), **FORMATS}.items():
         runner = TorchRunner(config, *modules, slots=rows, buckets=(rows,), rings=rings)
@@ -91,8 +92,9 @@ def words(recordings: Sequence[Recording], model: str, rows: int = 8) -> list[Ro
         ]
         group = error_rates(hypotheses)
         count = sum(map(len, exact))
-        same_text = sum(a.text == b.text for a, b in zip(hypotheses, reference, strict=True)) if table_rows else None
-        reference = hypotheses if not table_rows else reference
+        texts = [hypothesis.text for hypothesis in hypotheses]
+        exact_texts = exact_texts or texts
+        same_text = sum(text == other for text, other in zip(texts, exact_texts, strict=True))
         table_rows.append(
             {"rings": name, "tokens": count, "changed": changed, "changed %": 100 * changed / count}
             | {"recordings": len(recordings), "same text": same_text, "WER %": 100 * group.words.rate}

@@ -172,8 +172,8 @@ class ModelBundle:
             sampling: How text tokens are chosen; the model's own configuration by default.
             seed: Seed of the sampler.
             progress: Called as a model is converted, with the number of parameters that are done and their total.
-            kv_cache: Format of the LM's keys and values on torch: `int8`, or `auto`: the type of the weights, and `int8`
-                on CUDA if the slots would not fit into memory otherwise.
+            kv_cache: Format of the LM's keys and values on torch: `int8`, or `auto`: the type of the weights, or
+                `int8` on CUDA if the slots would not fit into memory otherwise.
 
         Returns:
             The runner, which steps all its slots as one batch.

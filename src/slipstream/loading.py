@@ -10,7 +10,7 @@ from slipstream.transcriber import Transcriber
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from slipstream.backends import Progress, Quantize
+    from slipstream.backends import KVCache, Progress, Quantize
     from slipstream.checkpoints.sources import Origin, Ref
     from slipstream.model.config import SamplingConfig
     from slipstream.model.runner import Runner
@@ -28,6 +28,7 @@ def load_runner(
     sampling: SamplingConfig | None = None,
     seed: int | None = None,
     progress: Progress | None = None,
+    kv_cache: KVCache = "auto",
     **origin: Unpack[Origin],
 ) -> Runner:
     """Load a model as a `Runner`, for code that calls `step` itself; `load` returns a `Transcriber`.
@@ -43,6 +44,7 @@ def load_runner(
         sampling: How text tokens are chosen; the model's own configuration by default.
         seed: Seed of the sampler.
         progress: As for `load`.
+        kv_cache: Format of the LM's keys and values on torch, `int8` or `auto`; see `ModelBundle.open`.
         **origin: As for `load`.
 
     Returns:
@@ -66,6 +68,7 @@ def load_runner(
         sampling=sampling,
         seed=seed,
         progress=progress,
+        kv_cache=kv_cache,
     )
 
 
@@ -89,7 +92,7 @@ def load(
         backend: `torch` (CPU and CUDA), `onnx` (CPU), `mlx` (Apple silicon), or `auto`.
         slots: Number of concurrent streams.
         dtype: Type of the LM's weights and keys: `float32`, `bfloat16` (torch and mlx), or `auto`.
-        quantize: `int8`, `int4` (onnx and mlx) or `none`, for the LM's weights; see `ModelBundle.open` for the default.
+        quantize: `int8`, `fp8` (torch), `int4` (onnx and mlx) or `none`, for the LM's weights; see `ModelBundle.open`.
         threads: CPU threads of onnx.
         progress: Called as a model is converted, with the number of parameters that are done and their total.
         **origin: Where single parts come from: see `checkpoints.sources.resolve`.

@@ -3,66 +3,20 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
-triton = pytest.importorskip("triton", reason="triton is not installed: `make kernels` installs it")
+pytest.importorskip("triton", reason="triton is not installed: `make kernels` installs it")
 
-from slipstream.backends.torch import fused  # noqa: E402
+from slipstream.backends.torch import fused
 
 if fused.INTERPRETED:
     pytest.skip("the interpreter replaces the compiler in this process", allow_module_level=True)
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+from benchmarks.gpu.compiled import TYPES, attend, compile_kernel, spills
 
-from slipstream.backends.torch import kernels  # noqa: E402
-
-TYPES = {"f32": "fp32", "bf16": "bf16", "int8": "i8"}
-
-
-def compile_kernel(kernel, capability: int, pointers: dict[str, str], constants: dict[str, object], warps: int):
-    """Compile for one shape; every pointer is a multiple of 16 bytes, as torch allocates them."""
-    names = kernel.arg_names
-    signature = {name: pointers.get(name, "constexpr") for name in names}
-    constexprs = {(names.index(name),): value for name, value in constants.items()}
-    constexprs |= {(i,): None for i, name in enumerate(names) if name not in pointers and name not in constants}
-    aligned = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if pointers.get(name, "").startswith("*")
-    }
-    source = ASTSource(kernel, signature, constexprs, aligned)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
-
-
-def spills(compiled) -> tuple[int, int]:
-    """Bytes of local memory and registers of each thread, from the machine code."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
-    return int(usage["STACK"]) + int(usage["LOCAL"]), int(usage["REG"])
-
-
-def attend(capability: int, kind: str, dim: int, step: int, splits: int):
-    form = TYPES[kind]
-    wide = "fp32" if kind == "f32" else "bf16"
-    scales = {"k_scale": "*fp32", "v_scale": "*fp32"} if kind == "int8" else {}
-    return compile_kernel(
-        kernels.attend_kernel,
-        capability,
-        {"q": f"*{wide}", "k": f"*{form}", "v": f"*{form}", **scales, "slots": "*i64", "positions": "*i64"}
-        | {"out": f"*{wide}", "partial": "*fp32", "weights": "*fp32", "scale": "fp32"},
-        {"H": 16, "T": step, "C": 768, "D": dim, "CONTEXT": 750, "N": kernels.COLUMNS, "SPLITS": splits}
-        | {"STAGES": kernels.STAGES, "INT8": kind == "int8"},
-        kernels.WARPS,
-    )
-
+from slipstream.backends.torch import kernels
 
 CASES = [("int8", 128, 1, 1), ("int8", 64, 1, 16), ("bf16", 128, 1, 4), ("bf16", 64, 1, 1), ("f32", 64, 2, 1)]
 

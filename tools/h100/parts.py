@@ -153,12 +153,20 @@ def tune(options: argparse.Namespace) -> Iterator[Row]:
         with torch.inference_mode():
             mask = locate(config, position_RT, ring.capacity, dtype).mask
             if not int8:
-                for backend in attention.SDPA_PRIORITY:
-                    with torch.nn.attention.sdpa_kernel([backend]):
-                        run = partial(torch.nn.functional.scaled_dot_product_attention, q, layer.k, layer.v, mask)
-                        yield about | {"kernel": backend.name} | rate(run, moved, device)
+                yield from tune_pytorch(q, layer, mask, about, moved)
             if fused.available(device):
                 yield from tune_kernel(q, layer, position_RT, config.context, about, moved)
+
+
+def tune_pytorch(q: torch.Tensor, layer: Any, mask: torch.Tensor, about: Row, moved: int) -> Iterator[Row]:
+    for backend in attention.SDPA_PRIORITY:
+        row = about | {"kernel": backend.name}
+        run = partial(torch.nn.functional.scaled_dot_product_attention, q, layer.k, layer.v, mask)
+        try:
+            with torch.nn.attention.sdpa_kernel([backend]):
+                yield row | rate(run, moved, q.device)
+        except RuntimeError as error:
+            yield row | {"note": str(error)[:80]}
 
 
 def tune_kernel(

@@ -13,7 +13,7 @@
     goals    1,200 and 800 streams, live sessions, arrivals, flushes, one stream of the larger model
     train    rows per second of a training step, fed by worker processes
 
-A part that fails or takes too long leaves the rows it had, and a row with the error. Run a failed part again on its own.
+A part that fails or takes too long leaves the rows it had, and a row with the error.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def measure(part: str, options: argparse.Namespace) -> Any:
     command = [sys.executable, __file__, part, "--child", "--device", options.device, *(["--small"] * options.small)]
     limit, began = options.limit or LIMITS[part], time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     errors: list[str] = []
     reader = threading.Thread(target=lambda: errors.extend(process.stderr or ()), daemon=True)
     reader.start()

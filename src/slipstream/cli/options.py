@@ -23,10 +23,11 @@ Device = Annotated[
 ]
 Backend = Annotated[str, typer.Option("--backend", help="Backend: auto, onnx, torch or mlx.")]
 Quantize = Annotated[
-    Literal["int4", "int8", "none"] | None,
+    Literal["fp8", "int4", "int8", "none"] | None,
     typer.Option(
         "--quantize",
-        help="Bits of the language model's weights, with onnx and mlx. Default with onnx: int8 for large models.",
+        help="Format of the language model's weights; fp8 with torch only, int4 with onnx and mlx. Default with onnx: "
+        "int8 for large models.",
     ),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads, with onnx. Default: one per core.")]

@@ -78,7 +78,7 @@ def plan(
     """Calculate what a GPU could do with this model."""
     lm_numbers = sum(math.prod(shape) for shape in lm_shapes(config.lm).values())
     codec_bytes = 4 * sum(math.prod(shape) for shape in codec_shapes(config.codec).values())
-    lm_bytes = lm_numbers * (1 if int8_weights else 2)
+    lm_bytes = 2 * lm_numbers
     rings = stream_bytes(config, int8=int8_cache, align=ALIGNMENT)
     flops, moved = codec_work(config.codec)
     read = sum(math.prod(s) for name, s in lm_shapes(config.lm).items() if "_emb" not in name)
@@ -88,7 +88,7 @@ def plan(
         weights=lm_bytes + codec_bytes,
         stream=rings,
         slots=max(0, int((gpu.memory - RESERVED_BYTES - lm_bytes - codec_bytes) / rings)),
-        fixed_ms=1e3 * (read * (1 if int8_weights else 2) / gpu.bandwidth + layers * LAYER_SECONDS),
+        fixed_ms=1e3 * (2 * read / gpu.bandwidth + layers * LAYER_SECONDS),
         stream_ms=1e3 * (rings / (RING_EFFICIENCY * gpu.bandwidth) + flops / rate + PASSES * moved / gpu.bandwidth),
     )
 

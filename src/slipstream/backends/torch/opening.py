@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -9,11 +10,15 @@ import torch
 from slipstream.backends import RunnerOptions
 from slipstream.backends.torch.build import build_codec, build_lm
 from slipstream.backends.torch.ring import RingFormat
-from slipstream.backends.torch.runner import TorchRunner
+from slipstream.backends.torch.runner import CUDA_ALIGNMENT, TorchRunner
 from slipstream.backends.torch.weights import LINEARS, quantise_weights
 from slipstream.checkpoints.checkpoint import Checkpoint
 from slipstream.checkpoints.sources import Sources
 from slipstream.errors import BackendError, ConfigError
+from slipstream.model.capacity import RESERVED_BYTES, stream_bytes
+from slipstream.model.config import STTConfig
+
+logger = logging.getLogger(__name__)
 
 
 def open_runner(sources: Sources, load: Callable[..., Checkpoint], options: RunnerOptions) -> TorchRunner:
@@ -42,5 +47,17 @@ def open_runner(sources: Sources, load: Callable[..., Checkpoint], options: Runn
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"quantize={options.quantize!r}: torch does not have it on {device}: {reason}") from error
-    rings = RingFormat(int8=options.kv_cache == "int8")
-    return TorchRunner(config, codec, lm, **options.common, rings=rings)
+    int8 = options.kv_cache == "int8"
+    if not int8 and device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(device)
+        int8 = needs_int8(config, options.slots, free, lm.text_linear.weight.element_size())
+    return TorchRunner(config, codec, lm, **options.common, rings=RingFormat(int8=int8))
+
+
+def needs_int8(config: STTConfig, slots: int, free_bytes: int, number_bytes: int) -> bool:
+    """Whether the keys and values of all slots fit into the device's free memory in 8 bits only; it is logged."""
+    needed = slots * stream_bytes(config, number_bytes, align=CUDA_ALIGNMENT)
+    if needed + RESERVED_BYTES <= free_bytes:
+        return False
+    logger.info("%d slots need %.1f GB for keys and values: they are kept in 8 bits", slots, needed / 1e9)
+    return True
