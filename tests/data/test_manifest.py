@@ -20,8 +20,10 @@ from slipstream.data.manifest import (
     write_alignment,
     write_manifest,
 )
+from slipstream.data.tokenizer import train_tokenizer
 from slipstream.data.wave import write_wave
 from slipstream.events import Word
+from slipstream.model.text import Tokenizer
 
 WORDS = (Word("one", 0.1, 0.4), Word("two", 0.5, 0.9))
 PHONES = (("w", 0.1), ("V", 0.2), ("_", 0.4), ("t", 0.5))
@@ -183,6 +185,15 @@ def test_words_match_the_text_and_are_in_order_within_the_audio(
     _, report = validate([Recording(tmp_path / "good.wav", "one two", words)], None, "skip")
     assert list(report.counts()) == ([kind] if kind else [])
     assert all(message in problem for _, problem in report.problems)
+
+
+def test_a_vocabulary_that_omits_many_letters_is_refused(tmp_path: Path) -> None:
+    train_tokenizer(["guten tag"] * 30, tmp_path / "a.model", 30, hard_limit=False)
+    write_wave(tmp_path / "a.wav", np.zeros(24_000, np.float32))
+    tokenizer = Tokenizer(tmp_path / "a.model")
+    assert validate([Recording(tmp_path / "a.wav", "guten tag")], tokenizer, "skip")[1].good == 1
+    with pytest.raises(ManifestError, match="omits 50% of the texts' letters, such as"):
+        validate([Recording(tmp_path / "a.wav", "guten жжжжж")], tokenizer, "skip")
 
 
 def test_a_recording_without_text_is_valid(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slipstream.data.tokenizer import extend_tokenizer, train_tokenizer
+from slipstream.data.tokenizer import extend_tokenizer, plain_text, train_tokenizer
 from slipstream.errors import SlipstreamError
 
 TEXT = ["the dog runs home", "a cat sat on the mat"] * 30
@@ -45,3 +45,20 @@ def test_a_vocabulary_to_extend_that_cannot_be_read_is_named(
         (tmp_path / "old.model").write_bytes(content)
     with pytest.raises(SlipstreamError, match=rf"old\.model: {message}"):
         extend_tokenizer(tmp_path / "old.model", TEXT, tmp_path / "new.model", 30)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("Don\u2019t stop — it's a well-known fact, 'tis 42!", "don't stop it's a well-known fact tis"),
+        ("« L'œuvre, où êtes-vous ? » Noël, ÇA", "l'œuvre où êtes-vous noël ça"),
+        ("Straße größer!", "straße größer"),
+        ("¿Dónde está el niño?", "dónde está el niño"),
+        ("Cafe\u0301", "café"),
+        ("Ещё Москва, 1990.", "ещё москва"),
+        ("नमस्ते, हिन्दी।", "नमस्ते हिन्दी"),
+        ("12 — …", ""),
+    ],
+)
+def test_plain_text_keeps_the_letters_and_marks_of_every_language(text: str, plain: str) -> None:
+    assert plain_text(text) == plain

@@ -179,7 +179,9 @@ def cut(
 def synthesise(
     texts: Annotated[Path, typer.Argument(help="A text file with one sentence per line, plain or gzipped.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the audio and manifest.jsonl.")],
-    language: Annotated[str, typer.Option("--language", "-l", help="en or fr.")] = "en",
+    language: Annotated[
+        str, typer.Option("--language", "-l", help="Language code: en, fr, or one that you added.")
+    ] = "en",
     limit: Annotated[int | None, typer.Option(min=1, help="Speak the first N sentences only.")] = None,
     start: Annotated[int, typer.Option(min=0, help="Skip this number of sentences.")] = 0,
     clean: Annotated[bool, typer.Option(help="No reverberation, noise or telephone lines.")] = False,
@@ -220,9 +222,11 @@ def synthesise(
 def pack(
     manifest: Manifest,
     out: Out,
-    model: Annotated[str | None, typer.Option(help="Pack the tokens of this checkpoint's codec.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Pack log-mel frames for this TOML file's codec.")] = None,
-    samples: Annotated[bool, typer.Option("--samples", help="Pack samples, for a waveform codec.")] = False,
+    model: Annotated[str | None, typer.Option(help="Codec tokens, for an LM on this codec.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Log-mel frames, for this run file's codec.")] = None,
+    samples: Annotated[
+        bool, typer.Option("--samples", help="Samples, for a waveform codec or Whisper encoder.")
+    ] = False,
     split: Annotated[str | None, typer.Option(help="Only recordings of this split.")] = None,
     exclude: Exclude = None,
     device: str = "cpu",

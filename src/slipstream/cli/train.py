@@ -19,13 +19,16 @@ Config = Annotated[Path, typer.Argument(help="The run's TOML file. Its keys: doc
 
 @app.command()
 def tokenizer(
-    texts: Annotated[list[Path], typer.Argument(help="Files with a sentence a line, plain or gzipped.")],
+    texts: Annotated[list[Path], typer.Argument(help="Text files with one sentence per line, plain or gzipped.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The SentencePiece model to write.")],
     size: Annotated[int, typer.Option(help="Size of the vocabulary.")] = 2000,
     extend: Annotated[Path | None, typer.Option(help="Keep this vocabulary, and add to it up to --size.")] = None,
     plain: Annotated[bool, typer.Option(help="Lower case and no punctuation.")] = True,
 ) -> None:
-    """Train a vocabulary for the text stream, or extend a published one for a new language."""
+    """Train a vocabulary for the text stream, or extend an existing one.
+
+    Training does not enlarge a model's embeddings: an extended vocabulary needs a new LM.
+    """
     with needs_extra("train", "training"):
         from slipstream.data.texts import read_texts
         from slipstream.data.tokenizer import extend_tokenizer, plain_text, train_tokenizer
@@ -41,7 +44,7 @@ def tokenizer(
 
 @app.command()
 def codec(config: Config) -> None:
-    """Train a codec, or go on with the run that the file's `out` folder holds."""
+    """Train a codec, or resume the run in the file's `out` folder."""
     with needs_extra("train", "training"):
         from slipstream.train.launch import run_codec
         from slipstream.train.options import CodecRun, read_run
@@ -51,7 +54,7 @@ def codec(config: Config) -> None:
 
 @app.command()
 def lm(config: Config) -> None:
-    """Train a language model, or go on with the run that the file's `out` folder holds; then export the model."""
+    """Train a language model, or resume the run in the file's `out` folder; then export the model."""
     with needs_extra("train", "training"):
         from slipstream.train.launch import run_lm
         from slipstream.train.options import LMRun, read_run

@@ -28,6 +28,8 @@ from slipstream.model.text import Tokenizer
 OnProblem = Literal["skip", "fail"]
 TIME_TOLERANCE = 0.1
 """Seconds by which a time may exceed the audio: aligners round to frames, and codecs cut a little."""
+MOST_MISSING = 0.05
+"""Largest share of a collection's letters that a vocabulary may omit."""
 
 _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
@@ -193,7 +195,8 @@ def validate(
 
     `lines`: from `read_lines`. Kinds of problems: `line` (not a recording), `audio` (cannot be decoded, or is empty),
     `text` (has no tokens), `words` (differ from the text), `times` (outside the audio, or not in order).
-    Raises `ManifestError` at the first problem if `on_problem` is "fail".
+    Raises `ManifestError` at the first problem if `on_problem` is "fail", and if `tokenizer` omits more than
+    `MOST_MISSING` of the good texts' letters.
     """
     report, good = Report(), []
     for line in lines:
@@ -208,6 +211,8 @@ def validate(
             report.good += 1
             report.wordless += not checked.text.strip()
             report.seconds += checked.seconds or 0.0
+    if tokenizer is not None:
+        _check_letters(good, tokenizer)
     return good, report
 
 
@@ -246,6 +251,22 @@ def _text_problem(text: str, tokenizer: Tokenizer | None) -> str:
     if text.strip() and (not plain or (tokenizer is not None and not tokenizer.encode(plain))):
         return f"the text {text!r} has no tokens"
     return ""
+
+
+def _check_letters(recordings: Iterable[Recording], tokenizer: Tokenizer) -> None:
+    """Raise `ManifestError` if the vocabulary omits too many of the texts' letters."""
+    missing: Counter[str] = Counter()
+    total = 0
+    for recording in recordings:
+        letters = Counter(_letters(recording.text))
+        missing += letters - Counter(_letters(tokenizer.decode(tokenizer.encode(plain_text(recording.text)))))
+        total += letters.total()
+    if missing.total() > MOST_MISSING * total:
+        named = " ".join(letter for letter, _ in missing.most_common(10))
+        raise ManifestError(
+            f"the vocabulary omits {missing.total() / total:.0%} of the texts' letters, such as {named}; at most "
+            f"{MOST_MISSING:.0%} may be omitted: train one on texts of this language with `slipstream train tokenizer`"
+        )
 
 
 def _words_problem(recording: Recording) -> str:

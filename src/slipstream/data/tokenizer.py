@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import tempfile
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,11 +14,10 @@ from slipstream.model.config import PAD_ID, WORD_ID
 
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "`": "'", "´": "'"})  # noqa: RUF001
 _LONGEST_SENTENCE = 1_000_000
-_NOT_IN_WORDS = re.compile(r"[^a-zàâäæçèéêëîïôöœùûüÿñ'\-]+")
 
 
 def plain_text(text: str) -> str:
-    """Lower case, without punctuation: words of Latin letters, with apostrophes and hyphens inside them.
+    """Lower case, without punctuation: words of letters and their marks, with apostrophes and hyphens inside them.
 
     A small model need not learn capitals and commas. Words without letters are removed.
     """
@@ -27,7 +27,8 @@ def plain_text(text: str) -> str:
 
 def plain_word(word: str) -> str:
     """One word of `plain_text`, or the empty string."""
-    return _NOT_IN_WORDS.sub("", word.lower().translate(_QUOTES)).strip("'-")
+    composed = unicodedata.normalize("NFC", word.lower().translate(_QUOTES))
+    return "".join(c for c in composed if c in "'-" or unicodedata.category(c)[0] in "LM").strip("'-")
 
 
 def train_tokenizer(
