@@ -3,9 +3,14 @@
 A dialect turns a client's messages into actions, and the events of its sessions into messages (`protocol.Dialect`).
 Sockets, limits, keys, sessions, metrics and logs are the same for all dialects. To add one:
 
-1. Write a module here with a subclass of `Dialect`, and a function that opens it for a connection.
-2. Add one line to `DIALECTS`.
-3. Describe its messages in `api/asyncapi.yaml`.
+1. Write a module here with `PATH`, a subclass of `Dialect` (`open`, `receive`, `handle`, `error`, `queued`), and
+   `open_dialect`, which opens it for a connection. `order.Order` checks the order of messages by a table of states.
+2. Add one line to `DIALECTS`, or to `TCP_DIALECTS` for a protocol on TCP connections of its own.
+3. Describe its messages in `api/asyncapi.yaml` and its route in `api/openapi.yaml`, with cases in
+   `tests/server/test_asyncapi.py`.
+4. Add a client to `CLIENTS` in `benchmarks/dialects.py`, which `tests/server/dialects/test_every_dialect.py` runs.
+5. Add the address to the routes in the server guide, and a page for users. A module here imports neither
+   `server.streams` nor `server.http`: the import contracts check it.
 """
 
 from __future__ import annotations
