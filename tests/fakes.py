@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from slipstream.arrays import FloatArray
-from slipstream.engine.session import Session, SessionOptions, SlotOp, StreamFormat
+from slipstream.engine.flush import SlotOp
+from slipstream.engine.session import Session, SessionOptions, StreamFormat
 from slipstream.events import Event, Word
 from slipstream.testing import (
     FRAME_RATE,

@@ -12,7 +12,7 @@ from tests.cli.conftest import Outcome
 
 from slipstream.checkpoints.kyutai import dump_kyutai
 from slipstream.checkpoints.presets import PRESETS
-from slipstream.cli.models import known_models, production_hint
+from slipstream.cli.models import known_models, offered_languages, production_hint
 
 
 @pytest.fixture
@@ -56,3 +56,8 @@ def test_table(cache: Path, cli: Callable[..., Outcome], monkeypatch: pytest.Mon
     lines = cli("models").out.splitlines()
     (row,) = [line for line in lines if line.startswith("kyutai/stt-2.6b-en")]
     assert " ".join(row.split()) == "kyutai/stt-2.6b-en en 2.5 s none 2713 M 5.6 GB download"
+
+
+def test_the_languages_of_several_models_are_those_of_all() -> None:
+    assert offered_languages(["./folder"]) == ("en",)
+    assert offered_languages(["kyutai/stt-2.6b-en", "tiny"]) == ("en", "fr")

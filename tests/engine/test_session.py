@@ -18,8 +18,7 @@ from tests.fakes import (
     words_of,
 )
 
-from slipstream.engine.flush import MAX_EXTRA_FLUSH_FRAMES
-from slipstream.engine.session import Session, SessionOptions, SlotOp
+from slipstream.engine.session import Session, SessionOptions
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import AudioError, ConfigError, SessionClosed
 from slipstream.events import (
@@ -307,36 +306,6 @@ def test_a_second_flush_at_the_same_place_takes_no_step() -> None:
     assert runner.steps == steps
 
 
-def test_a_flush_reports_its_time() -> None:
-    runner = ScriptRunner()
-    session = new_session(runner)
-    drive(session, runner, [sound_of("fox", 5)], finish=False)
-    session.flush(now=10.0)
-    (flushed,) = [event for event in run(session, runner, now=10.25) if isinstance(event, Flushed)]
-    assert flushed == Flushed(time=0.4, seconds=0.25)
-
-
-def test_a_flush_takes_the_delays_steps_and_the_queue_of_dense_speech() -> None:
-    runner = ScriptRunner(delay_frames=6)
-    session = new_session(runner)
-    drive(session, runner, [silence(10)], finish=False)
-    before = runner.steps
-    session.flush(now=0.0)
-    run(session, runner)
-    assert runner.steps - before == 6
-    session.push(np.concatenate([sound_of(word, 1) for word in ("hôpital", "répondit", "twenty-four", "doesn't")]))
-    session.finish(now=0.0)
-    assert [word.text for word in words_of(run(session, runner))] == ["hôpital", "répondit", "twenty-four", "doesn't"]
-
-
-def test_a_flush_ends_although_the_model_never_stops_writing() -> None:
-    runner = ScriptRunner(loop_after=0)
-    session = new_session(runner, watchdog=None)
-    events = drive(session, runner, [silence(10)])
-    assert isinstance(events[-1], Final)
-    assert runner.steps == 10 + 6 + MAX_EXTRA_FLUSH_FRAMES
-
-
 def test_audio_that_comes_during_a_flush_is_processed_after_it() -> None:
     runner = ScriptRunner()
     session = new_session(runner)
@@ -348,18 +317,6 @@ def test_audio_that_comes_during_a_flush_is_processed_after_it() -> None:
     session.finish(now=0.0)
     events += run(session, runner)
     assert texts_and_starts(words_of(events)) == [("fox", 0.0), ("dog", 0.4)]
-
-
-def test_the_slot_is_saved_before_and_restored_after_a_flush_within_a_stream_only() -> None:
-    runner = ScriptRunner()
-    session = new_session(runner)
-    session.admit(0)
-    assert session.take_ops() == [SlotOp.RESET]
-    runner.reset([0])
-    session.push(sound_of("fox", 2))
-    run(session, runner)
-    session.flush(now=0.0)
-    assert session.take_ops() == [SlotOp.SNAPSHOT]
 
 
 def test_a_finished_session_refuses_audio_and_flushes() -> None:

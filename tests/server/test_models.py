@@ -39,10 +39,11 @@ def test_a_file_of_models(tmp_path: Path) -> None:
     file = tmp_path / "models.toml"
     file.write_text(
         '[fast]\nmodel = "tiny"\nslots = 3\n\n["stt-1b"]\nmodel = "kyutai/stt-1b-en_fr"\ndevice = "cuda:0"\n'
+        'kv_cache = "int8"\n'
     )
     assert read_models(file) == [
         ServedModel("tiny", "fast", 3),
-        ServedModel("kyutai/stt-1b-en_fr", "stt-1b", 8, "auto", "cuda:0"),
+        ServedModel("kyutai/stt-1b-en_fr", "stt-1b", 8, "auto", "cuda:0", "int8"),
     ]
 
 
@@ -54,6 +55,7 @@ def test_a_file_of_models(tmp_path: Path) -> None:
         ("[fast]\nslots = 3", r"\[fast\] lacks model"),
         ('[fast]\nmodel = "tiny"\nslot = 3', r"\[fast\].*slot"),
         ('[fast]\nmodel = "tiny"\nslots = 0', r"\[fast\].*slots"),
+        ('[fast]\nmodel = "tiny"\nkv_cache = "int4"', r"\[fast\].*kv_cache"),
     ],
 )
 def test_an_invalid_file_of_models(text: str, says: str, tmp_path: Path) -> None:

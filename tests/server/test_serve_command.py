@@ -149,6 +149,7 @@ def test_a_reload_while_the_model_loads_waits(model: Path) -> None:
         (["--config", "no-such.toml"], "no-such.toml"),
         (["--api-keys", "no-such-keys"], "no-such-keys: cannot be read"),
         (["--tls-cert", "cert.pem"], "must be used together"),
+        (["--kv-cache", "int8", "--backend", "onnx", "--port", "0"], "only the torch backend has it, not onnx"),
     ],
 )
 def test_wrong_options_are_named(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,7 +36,7 @@ def test_the_built_in_model_describes_itself_and_stops_cleanly(process: subproce
         head = json.loads(answer.readline())
         info = json.loads(answer.read(head["data_length"]))
     assert info["asr"][0]["models"][0]["name"] == "tiny"
-    assert "en" in info["asr"][0]["models"][0]["languages"]
+    assert info["asr"][0]["models"][0]["languages"] == ["en", "fr"]
     process.send_signal(signal.SIGTERM)
     process.stderr.read()
     assert process.wait(20) == 0

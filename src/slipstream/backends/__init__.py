@@ -1,14 +1,15 @@
 """The backends: implementations of `Runner`, and the registry that finds them by name.
 
-To add a fourth backend, write a package next to `torch`, `onnx` and `mlx`, and add one entry to `BACKENDS`. Nothing
-else in the project has to change. The package provides:
+To add a fourth backend, write a package next to `torch`, `onnx` and `mlx`, and register it (see the end of this
+text). The package provides:
 
 1. **`opening.open_runner(sources, load, options)`**, which returns a runner. It raises `ConfigError` for a setting that
    the backend does not support, and `BackendError` for a device that it cannot use.
 2. **`devices.find_devices()`**, which lists the devices of this machine that the backend runs on, fastest first. Its
    module imports the backend's library only inside the function.
 3. **A `Runner`** (`slipstream.model.runner`), a subclass of `BaseRunner`, with `reset`, `step`, `snapshot` and
-   `restore`. `step` calls `check_step` first and returns numpy arrays.
+   `restore`. `step` calls `check_step` first and returns numpy arrays. `BaseRunner` supplies `launch` and `savepoint`
+   through `StepwiseRunner`; replace them if the device can compute while the host does other work.
 
 The runner computes the codec and the LM from tensors with canonical names (`slipstream.model.names`), in the shapes
 that follow from the configuration. `load()` returns them in a `Checkpoint`.
@@ -31,8 +32,17 @@ Two parts are easy to get wrong:
 - **Position 0.** It holds the initial tokens and is the same for every stream. Run it once when the runner is created,
   and copy the state into a slot on `reset`. The text token it yields is the last text token of the first frame.
 
-Add the package to the import contract "No backend imports another" in `pyproject.toml`, and its tests to
-`tests/backends/<name>`.
+To register the backend, change these places:
+
+- `BACKENDS` below: its entry.
+- `pyproject.toml`: an extra with its library, and that library in `constraints.txt`; the package in the import contract
+  "No backend imports another"; the library in the `forbidden_modules` of the other contracts, and, if it has no types,
+  in mypy's list of such modules.
+- `tests/laws/backends.py`: its runners, for the laws. Its own tests are in `tests/backends/<name>`.
+- `tests/test_imports.py`: the library in `HEAVY`.
+- `slipstream.cli.doctor`: the library in `_PACKAGES`. `slipstream.cli.options`: the help of `--backend`, `--device` and
+  `--quantize`. The docstring of `ModelBundle.open`.
+- A guide in `docs/guides`, and the extra in the README and the Makefile.
 """
 
 from __future__ import annotations

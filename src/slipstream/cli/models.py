@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,6 +55,12 @@ class KnownModel:
 def known_languages(name: str) -> tuple[str, ...]:
     """Return the languages of a model known by name; none for others."""
     return _LANGUAGES.get(name, ())
+
+
+def offered_languages(models: Iterable[object]) -> tuple[str, ...]:
+    """Return the languages of all models, each once; `en` for a model that is not known by name."""
+    languages = [known_languages(model) if isinstance(model, str) else () for model in models]
+    return tuple(dict.fromkeys(language for of_model in languages for language in of_model or ("en",)))
 
 
 def models() -> None:

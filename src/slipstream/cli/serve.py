@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,7 +13,7 @@ import typer
 from slipstream.cli.console import notice
 from slipstream.cli.extras import needs_extra
 from slipstream.cli.listeners import AllowRemote, listen_without_keys, shown
-from slipstream.cli.models import production_hint
+from slipstream.cli.models import offered_languages, production_hint
 from slipstream.cli.options import DEFAULT_MODEL, Backend, Device
 from slipstream.cli.output import write_stdout
 from slipstream.cli.progress import counting_bar
@@ -40,7 +41,7 @@ def serve(
         typer.Option(
             "--models",
             metavar="TOML",
-            help="File of models: a section [NAME] each, with model, slots, backend, device.",
+            help="File of models: a section [NAME] each, with model, slots, backend, device, kv_cache.",
         ),
     ] = None,
     any_model: Annotated[
@@ -48,6 +49,14 @@ def serve(
     ] = False,
     device: Device = "auto",
     backend: Backend = "auto",
+    kv_cache: Annotated[
+        Literal["auto", "int8"],
+        typer.Option(
+            "--kv-cache",
+            help="Format of the language model's keys and values; int8 with torch only. auto on CUDA: int8 if the "
+            "slots would not fit into memory otherwise.",
+        ),
+    ] = "auto",
     slots: Annotated[
         int | None,
         typer.Option(
@@ -130,8 +139,9 @@ def serve(
     with needs_extra("server", "slipstream serve"):
         from slipstream.checkpoints.rust import read_rust_config
         from slipstream.server.access import Access, is_loopback
-        from slipstream.server.dialects import TCP_DIALECTS
+        from slipstream.server.dialects import TCP_DIALECTS, OpenDialect
         from slipstream.server.dialects.kyutai import PATH as KYUTAI_PATH
+        from slipstream.server.dialects.wyoming import WyomingOptions, open_wyoming
         from slipstream.server.http.app import Service
         from slipstream.server.keys import KeyRing
         from slipstream.server.metrics import Metrics
@@ -154,9 +164,9 @@ def serve(
     if models_file is not None:
         served = read_models(models_file)
     elif rust is not None:
-        served = [ServedModel(rust, "", slots, backend, device)]
+        served = [ServedModel(rust, "", slots, backend, device, kv_cache)]
     else:
-        served = [ServedModel.parse(text, slots, backend, device) for text in model or [DEFAULT_MODEL]]
+        served = [ServedModel.parse(text, slots, backend, device, kv_cache) for text in model or [DEFAULT_MODEL]]
     if [one.model for one in served] == [DEFAULT_MODEL]:
         notice(production_hint())
     metrics = Metrics()
@@ -166,8 +176,10 @@ def serve(
         if metrics_port is not None:
             second = stack.enter_context(listen(metrics_host, metrics_port))
             operations = second, Access(metrics_host) if is_loopback(metrics_host) else None
+        wyoming_options = WyomingOptions(offered_languages(one.model for one in served))
+        tcp_dialects: dict[str, OpenDialect] = {**TCP_DIALECTS, "wyoming": partial(open_wyoming, wyoming_options)}
         tcp = {
-            name: listen_without_keys(stack, f"--{name}", address, TCP_DIALECTS[name], allow_remote)
+            name: listen_without_keys(stack, f"--{name}", address, tcp_dialects[name], allow_remote)
             for name, address in (("wyoming", wyoming), ("audiosocket", audiosocket))
             if address is not None
         }

@@ -11,7 +11,7 @@ import typer
 from slipstream.cli.console import notice
 from slipstream.cli.extras import needs_extra
 from slipstream.cli.listeners import AllowRemote, listen_without_keys, shown
-from slipstream.cli.models import known_languages, production_hint
+from slipstream.cli.models import offered_languages, production_hint
 from slipstream.cli.options import DEFAULT_MODEL, Backend, Device
 from slipstream.cli.progress import counting_bar
 from slipstream.errors import ConfigError
@@ -67,7 +67,8 @@ def wyoming(
 
     if not uri.startswith("tcp://"):
         raise ConfigError(f"--uri {uri}: expected tcp://HOST:PORT, such as tcp://127.0.0.1:10300")
-    options = WyomingOptions(tuple(language or known_languages(model) or ("en",)), vad)
+    served = [ServedModel.parse(model, slots, backend, device)]
+    options = WyomingOptions(tuple(language or offered_languages(one.model for one in served)), vad)
     log_to_stderr("info")
     if model == DEFAULT_MODEL:
         notice(production_hint())
@@ -82,7 +83,6 @@ def wyoming(
             with needs_extra("wyoming", "--zeroconf"):
                 announcement = Announcement(zeroconf, address, port)
         with counting_bar("Converting") as progress:
-            served = [ServedModel.parse(model, slots, backend, device)]
             engines = open_models(served, stack, observer=metrics.observe_step, progress=progress)
         notice(f"Serving {', '.join(engines)} on tcp://{shown(listener.socket)}")
         service = Service(engines, Access("127.0.0.1"), metrics=metrics, queue_seconds=queue_seconds)

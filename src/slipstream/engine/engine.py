@@ -12,10 +12,10 @@ from types import TracebackType
 
 import numpy as np
 
-from slipstream.engine.flush import flush_steps
+from slipstream.engine.flush import SlotOp, flush_steps
 from slipstream.engine.live import LiveSession
 from slipstream.engine.port import Mailbox
-from slipstream.engine.session import Session, SessionOptions, SlotOp, StreamFormat
+from slipstream.engine.session import Session, SessionOptions, StreamFormat
 from slipstream.engine.table import SessionTable
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import EngineError, Overloaded, SessionClosed

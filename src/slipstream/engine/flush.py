@@ -1,7 +1,8 @@
-"""What a session has still to flush: markers, barriers, and the flush in progress."""
+"""What a session has still to flush: markers, barriers, the flush in progress, and what it does to the slot."""
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 from slipstream.arrays import FloatArray
@@ -14,6 +15,14 @@ MAX_EXTRA_FLUSH_FRAMES = 25
 def flush_steps(delay_frames: int) -> int:
     """Return the most steps that a flush takes: an incomplete frame, the delay, and what the model still writes."""
     return 1 + delay_frames + MAX_EXTRA_FLUSH_FRAMES
+
+
+class SlotOp(enum.Enum):
+    """An operation on a session's slot before its next step."""
+
+    RESET = enum.auto()
+    SNAPSHOT = enum.auto()
+    RESTORE = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import enum
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from slipstream.arrays import FloatArray
 from slipstream.audio import Framer
 from slipstream.audio.arrays import SampleConverter, check_range
-from slipstream.engine.flush import Barrier, Flush, Marker
+from slipstream.engine.flush import Barrier, Flush, Marker, SlotOp
 from slipstream.engine.reconcile import Reconciler
 from slipstream.engine.turns import VOICE_DB, TurnBuilder, TurnDetector, TurnOptions, VoiceLevel
 from slipstream.engine.watchdog import Watchdog, WatchdogOptions
@@ -79,14 +78,6 @@ class SessionOptions:
             raise ConfigError(f"flush_after_silence={self.flush_after_silence} must be more than 0 seconds")
         if self.max_buffered_seconds < 1:
             raise ConfigError(f"max_buffered_seconds={self.max_buffered_seconds} must be at least 1")
-
-
-class SlotOp(enum.Enum):
-    """An operation on a session's slot before its next step."""
-
-    RESET = enum.auto()
-    SNAPSHOT = enum.auto()
-    RESTORE = enum.auto()
 
 
 class Session:
@@ -399,10 +390,11 @@ class Session:
             self._reach_markers(settled)
         while self._flush is None and self._barriers and not self.done:
             barrier = self._barriers[0]
+            whole_frames = barrier.position - barrier.position % self.format.frame_samples
             if barrier.position <= self._flushed_to:
                 self._barriers.popleft()
                 self._complete(barrier, 0.0)
-            elif self._silence_left == 0 and self._processed == self._whole_frames(barrier.position):
+            elif self._silence_left == 0 and self._processed == whole_frames:
                 self._barriers.popleft()
                 self._begin_flush(barrier, now)
             else:
@@ -452,12 +444,7 @@ class Session:
         if samples == 0:
             return None
         frame_S = self._frames[0] if self._frames else copy.copy(self._framer).flush()[0][0]
-        tail_S = np.zeros_like(frame_S)
-        tail_S[:samples] = frame_S[:samples]
-        return tail_S
-
-    def _whole_frames(self, position: int) -> int:
-        return position - position % self.format.frame_samples
+        return np.pad(frame_S[:samples], (0, len(frame_S) - samples))
 
     def _seconds(self, samples: int) -> float:
         return samples / (self.format.frame_samples * self.format.frame_rate)

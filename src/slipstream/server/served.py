@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from slipstream.backends import Progress
+from slipstream.backends import KVCache, Progress
 from slipstream.bundle import ModelBundle
 from slipstream.checkpoints.rust import RustConfig
 from slipstream.engine.engine import Engine, StepReport
 from slipstream.errors import ConfigError
-from slipstream.schema import Count, Section, parse, read_toml
+from slipstream.schema import Count, Must, Section, parse, read_toml
 from slipstream.server.models import Models
 
 DEFAULT_SLOTS = 8
@@ -32,13 +33,14 @@ class ServedModel:
     slots: int | None = None
     backend: str = "auto"
     device: str = "auto"
+    kv_cache: KVCache = "auto"
 
     @classmethod
-    def parse(cls, text: str, slots: int | None, backend: str, device: str) -> ServedModel:
+    def parse(cls, text: str, slots: int | None, backend: str, device: str, kv_cache: KVCache = "auto") -> ServedModel:
         """Read `MODEL` or `NAME=MODEL`."""
         named = _NAMED.fullmatch(text)
         model, name = (named["model"], named["name"]) if named else (text, "")
-        return cls(model, name, slots, backend, device)
+        return cls(model, name, slots, backend, device, kv_cache)
 
 
 class _Table(Section):
@@ -46,10 +48,11 @@ class _Table(Section):
     slots: Count = DEFAULT_SLOTS
     backend: str = "auto"
     device: str = "auto"
+    kv_cache: Annotated[KVCache, Must("auto or int8")] = "auto"
 
 
 def read_models(path: Path) -> list[ServedModel]:
-    """Read a file of models: a section `[NAME]` each, with `model` and optionally `slots`, `backend` and `device`.
+    """Read a file of models: a section `[NAME]` each, with `model`, and optionally the other fields of `ServedModel`.
 
     Raises `ConfigError` for a file without models, and for an unknown key or an invalid value.
     """
@@ -58,7 +61,9 @@ def read_models(path: Path) -> list[ServedModel]:
         if not isinstance(table, dict):
             raise ConfigError(f'{path}: {name}: expected a section [NAME] with model = "..."')
         section = parse(_Table, table, f"{path}: [{name}]")
-        served.append(ServedModel(section.model, name, section.slots, section.backend, section.device))
+        served.append(
+            ServedModel(section.model, name, section.slots, section.backend, section.device, section.kv_cache)
+        )
     if not served:
         raise ConfigError(f'{path}: no models: expected a section [NAME] with model = "..." for each')
     return served
@@ -92,6 +97,8 @@ def open_models(
         raise ConfigError(f"two models are called {twice.pop()!r}: name them apart with --model NAME=MODEL")
     for one, name, bundle in zip(served, names, bundles, strict=True):
         slots = one.slots or (one.model.slots if isinstance(one.model, RustConfig) else DEFAULT_SLOTS)
-        runner = bundle.open(backend=one.backend, device=one.device, slots=slots, progress=progress)
+        runner = bundle.open(
+            backend=one.backend, device=one.device, slots=slots, kv_cache=one.kv_cache, progress=progress
+        )
         engines[name] = stack.enter_context(bundle.engine(runner, max_waiting=max_waiting, observer=observer))
     return Models(engines, accept_any)
