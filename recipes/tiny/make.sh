@@ -57,9 +57,19 @@ for name in hibari-en espeak-fr espeak-en flite-en sounds; do
     step data/$name/pack/pack.json slipstream data pack data/$name/manifest.jsonl --samples --out data/$name/pack
 done
 
-# The three runs, and 8-bit weights.
+# The runs, the mean of the last two models, the pause heads, and 8-bit weights.
 step runs/tiny-1-distil/model/config.json torchrun --nproc-per-node 2 -m slipstream train codec "$here/1-distil.toml"
 step runs/tiny-2-text/model/config.json torchrun --nproc-per-node 2 -m slipstream train lm "$here/2-text.toml"
 step runs/tiny-3-decay/model/config.json torchrun --nproc-per-node 2 -m slipstream train lm "$here/3-decay.toml"
-step runs/tiny/config.json slipstream convert runs/tiny-3-decay/model runs/tiny --quantize int8
+step runs/tiny-4-joint/model/config.json torchrun --nproc-per-node 2 -m slipstream train lm "$here/4-joint.toml"
+step runs/tiny-5-mean/config.json python "$here/interpolate.py" runs/tiny-3-decay/model runs/tiny-4-joint/model \
+    runs/tiny-5-mean
+for name in real told hibari-en espeak-fr; do
+    manifest=data/$name.jsonl
+    [ -e "$manifest" ] || manifest=data/$name/manifest.jsonl
+    step data/$name/tokens/pack.json slipstream data pack "$manifest" --model runs/tiny-5-mean --exclude data/test.jsonl \
+        --out data/$name/tokens
+done
+step runs/tiny-5-pauses/model/config.json slipstream train lm "$here/5-pauses.toml"
+step runs/tiny/config.json slipstream convert runs/tiny-5-pauses/model runs/tiny --quantize int8
 slipstream evaluate data/test.jsonl --model runs/tiny --slots 16

@@ -38,7 +38,7 @@ def test_every_example_has_a_test_a_row_in_the_table_and_less_than_40_lines() ->
 def test_transcribe_file(capsys: pytest.CaptureFixture[str]) -> None:
     example("transcribe_file").main(SAMPLE)
     assert re.search(
-        r"^ +\d+\.\d\d +\d+\.\d\d +\d\.\d\d  \w+\n(.*\n)+\n.+\n9\.\d s, model tiny\n", capsys.readouterr().out
+        r"^ +\d+\.\d\d +\d+\.\d\d +\d\.\d\d  \w+\n(.*\n)+\n.+\n12\.\d s, model tiny\n", capsys.readouterr().out
     )
 
 
