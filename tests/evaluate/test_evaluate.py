@@ -148,7 +148,7 @@ def test_every_recording_is_transcribed_from_its_start_to_its_last_word(recordin
     for one in hypotheses:
         assert one.text == "the dog"
         assert len(one.pause_TH) >= (one.seconds + 2.9) * 12.5
-        assert one.emitted[0] >= pytest.approx(0.4 + 4 / 12.5)  # later by a frame for each further piece of the word
+        assert one.emitted[0] > 0.4 + 4 / 12.5 - 0.01  # later by a frame for each further piece of the word
     assert speed.audio == pytest.approx(6.4)
     evaluation = evaluate(hypotheses, speed, model="m", manifest="x.jsonl", frame_rate=12.5)
     assert evaluation.overall.words.rate == 0
