@@ -19,7 +19,7 @@ AUDIO  ?= examples/sample.opus
 VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-PINS := pyproject.toml constraints.txt
+PINS := pyproject.toml constraints.txt Makefile
 
 .PHONY: setup demo test kernels lint docs coverage dist bench oracles clients tiny
 
