@@ -311,17 +311,11 @@ class DeepgramV1(DialectClient):
         return [word["punctuated_word"] for word in event["channel"]["alternatives"][0]["words"]]
 
 
-class Flux(DialectClient):
+class Flux(DeepgramV1):
     """Deepgram's dialect Flux, whose final words come at the end of a turn."""
 
     path = "/v2/listen?encoding=linear32&sample_rate=24000&eager_eot_threshold=0.5"
     ends_by_closing = True
-
-    def audio(self, pcm_S: FloatArray) -> Iterable[Message]:
-        return (pcm_S.astype("<f4").tobytes(),)
-
-    def finish(self) -> Iterable[Message]:
-        return (json.dumps({"type": "CloseStream"}),)
 
     def read(self, message: Message) -> list[str]:
         event = json.loads(message)
