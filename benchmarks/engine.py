@@ -16,7 +16,7 @@ from benchmarks.common import FreeRunner, numbers
 
 from slipstream.engine.engine import Engine
 from slipstream.engine.live import LiveSession
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.testing import FRAME_RATE, FRAME_SAMPLES, tiny_tokenizer
 
 

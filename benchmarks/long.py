@@ -18,7 +18,7 @@ from benchmarks.common import FreeRunner, resident_bytes
 
 import slipstream
 from slipstream.audio import decode
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.events import Final, Step, Word
 from slipstream.testing import tiny_tokenizer
 from slipstream.transcriber import Transcriber

@@ -10,7 +10,8 @@ import numpy as np
 
 from slipstream.arrays import FloatArray
 from slipstream.engine.flush import SlotOp
-from slipstream.engine.session import Session, SessionOptions, StreamFormat
+from slipstream.engine.options import SessionOptions, StreamFormat
+from slipstream.engine.session import Session
 from slipstream.events import Event, Word
 from slipstream.testing import (
     FRAME_RATE,

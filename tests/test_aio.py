@@ -10,7 +10,7 @@ import pytest
 from tests.fakes import ScriptRunner, drive, new_session, silence, sound_of, speech, tiny_tokenizer, words_of
 
 from slipstream.aio import AsyncSession
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.errors import AudioError, EngineError, Overloaded, SessionClosed
 from slipstream.events import Event, Final, Flushed, MarkerReached, Ready, Word
 from slipstream.transcriber import Transcriber

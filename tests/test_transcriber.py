@@ -32,7 +32,7 @@ import slipstream
 from slipstream import errors
 from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from slipstream.engine.live import LiveSession
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.engine.watchdog import WatchdogOptions
 from slipstream.errors import AudioError, CheckpointError, Overloaded, SessionClosed, SlipstreamError
 from slipstream.events import Final, PartialWord, Ready, Step, Word

@@ -19,7 +19,7 @@ from slipstream.arrays import BoolArray, FloatArray
 from slipstream.backends.torch.runner import TorchRunner
 from slipstream.engine.engine import Engine, StepReport
 from slipstream.engine.live import LiveSession
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.errors import Overloaded
 from slipstream.events import Event, Final
 from slipstream.model.config import STTConfig

@@ -16,6 +16,8 @@ __all__ = [
     "Event",
     "Final",
     "Flushed",
+    "Hints",
+    "Keyword",
     "MarkerReached",
     "OpenWord",
     "Overloaded",
@@ -41,7 +43,7 @@ __all__ = [
 if TYPE_CHECKING:
     from typing import Any
 
-    from slipstream.engine.session import SessionOptions
+    from slipstream.engine.options import SessionOptions
     from slipstream.engine.turns import TurnOptions
     from slipstream.engine.watchdog import WatchdogOptions
     from slipstream.errors import (
@@ -69,13 +71,14 @@ if TYPE_CHECKING:
         Turn,
         Word,
     )
+    from slipstream.hints import Hints, Keyword
     from slipstream.loading import load, load_runner
     from slipstream.transcriber import Transcriber
     from slipstream.transcript import Segment, Transcript
 
 # Where the public names are defined: importing the package loads none of these modules.
 _MODULES = {
-    "engine.session": "SessionOptions",
+    "engine.options": "SessionOptions",
     "engine.turns": "TurnOptions",
     "engine.watchdog": "WatchdogOptions",
     "errors": (
@@ -84,6 +87,7 @@ _MODULES = {
     "events": (
         "EndOfTurn Event Final Flushed MarkerReached OpenWord PartialWord Ready Recovered StartOfTurn Step Turn Word"
     ),
+    "hints": "Hints Keyword",
     "loading": "load load_runner",
     "transcriber": "Transcriber",
     "transcript": "Segment Transcript",

@@ -17,7 +17,7 @@ from slipstream.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from slipstream.checkpoints.rust import RustConfig, read_rust_config
 from slipstream.checkpoints.sources import Origin, Ref, Sources, resolve, resolve_files
 from slipstream.engine.engine import Engine, StepReport
-from slipstream.engine.session import StreamFormat
+from slipstream.engine.options import StreamFormat
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import SamplingConfig, STTConfig

@@ -23,7 +23,7 @@ from slipstream.audio.convert import warn_of_cancellation
 from slipstream.audio.samples import check_rate, equal_weights
 from slipstream.engine.engine import Engine
 from slipstream.engine.live import LiveSession
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import AudioError, SlipstreamError
 from slipstream.events import Event, Recovered

@@ -25,7 +25,7 @@ from tests.fakes import (
 from slipstream.engine import port
 from slipstream.engine.engine import Engine, StepReport
 from slipstream.engine.live import LiveSession
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.errors import AudioError, CheckpointError, EngineError, Overloaded, SessionClosed
 from slipstream.events import Event, Final, Flushed, MarkerReached, PartialWord, Ready, Step, Word
 from slipstream.model.runner import StepOutput

@@ -16,7 +16,8 @@ from slipstream.arrays import BoolArray, FloatArray
 from slipstream.engine.engine import Engine
 from slipstream.engine.flush import flush_steps
 from slipstream.engine.live import LiveSession
-from slipstream.engine.session import Session, SessionOptions
+from slipstream.engine.options import SessionOptions
+from slipstream.engine.session import Session
 from slipstream.engine.watchdog import WatchdogOptions
 from slipstream.events import Event, Final, Step
 from slipstream.model.runner import State, StepOutput

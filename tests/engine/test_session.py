@@ -18,7 +18,8 @@ from tests.fakes import (
     words_of,
 )
 
-from slipstream.engine.session import Session, SessionOptions
+from slipstream.engine.options import SessionOptions
+from slipstream.engine.session import Session
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import AudioError, ConfigError, SessionClosed
 from slipstream.events import (

@@ -14,8 +14,9 @@ import numpy as np
 
 from slipstream.engine.flush import SlotOp, flush_steps
 from slipstream.engine.live import LiveSession
+from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.port import Mailbox
-from slipstream.engine.session import Session, SessionOptions, StreamFormat
+from slipstream.engine.session import Session
 from slipstream.engine.table import SessionTable
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import EngineError, Overloaded, SessionClosed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,70 +14,15 @@ from slipstream.arrays import FloatArray
 from slipstream.audio import Framer
 from slipstream.audio.arrays import SampleConverter, check_range
 from slipstream.engine.flush import Barrier, Flush, Marker, SlotOp
+from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.reconcile import Reconciler
 from slipstream.engine.turns import VOICE_DB, TurnBuilder, TurnDetector, TurnOptions, VoiceLevel
-from slipstream.engine.watchdog import Watchdog, WatchdogOptions
-from slipstream.errors import AudioError, ConfigError, SessionClosed
+from slipstream.engine.watchdog import Watchdog
+from slipstream.errors import AudioError, SessionClosed
 from slipstream.events import EndOfTurn, Event, Final, Flushed, MarkerReached, Ready, Recovered, StartOfTurn, Step, Word
 from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.runner import State
-from slipstream.model.text import Tokenizer, WordDecoder, WordEvent
-
-
-@dataclass(frozen=True, slots=True)
-class StreamFormat:
-    """What all sessions of one model share.
-
-    Args:
-        tokenizer: The tokenizer of the model.
-        frame_samples: Samples per frame.
-        frame_rate: Frames per second.
-        delay_frames: How far the text is behind the audio.
-        silence_frames: Frames of silence that the model needs before the audio.
-        turns: When a turn ends, for sessions that do not set it.
-    """
-
-    tokenizer: Tokenizer
-    frame_samples: int
-    frame_rate: float
-    delay_frames: int
-    silence_frames: int = 0
-    turns: TurnOptions = field(default_factory=TurnOptions)
-
-    @property
-    def sample_rate(self) -> int:
-        """Of the model's audio, in Hz."""
-        return round(self.frame_samples * self.frame_rate)
-
-
-@dataclass(frozen=True, slots=True)
-class SessionOptions:
-    """Options of one session.
-
-    Args:
-        partials: Emit words while they are being written, as `PartialWord`.
-        steps: Emit a `Step` for every frame.
-        low_latency: Flush at each end of turn, so that its last words come immediately.
-        turns: When a turn ends; None uses the model's configuration.
-        watchdog: When to reset a model that has stopped writing or repeats itself; None disables it.
-        max_buffered_seconds: Most audio that may wait to be processed.
-        flush_after_silence: Flush the text once after this many seconds without voice, so that the last word comes
-            without a marker.
-    """
-
-    partials: bool = True
-    steps: bool = False
-    low_latency: bool = False
-    turns: TurnOptions | None = None
-    watchdog: WatchdogOptions | None = field(default_factory=WatchdogOptions)
-    max_buffered_seconds: float = 30.0
-    flush_after_silence: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.flush_after_silence is not None and not self.flush_after_silence > 0:
-            raise ConfigError(f"flush_after_silence={self.flush_after_silence} must be more than 0 seconds")
-        if self.max_buffered_seconds < 1:
-            raise ConfigError(f"max_buffered_seconds={self.max_buffered_seconds} must be at least 1")
+from slipstream.model.text import WordDecoder, WordEvent
 
 
 class Session:

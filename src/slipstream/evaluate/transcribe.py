@@ -13,7 +13,7 @@ import numpy as np
 from slipstream.arrays import FloatArray
 from slipstream.audio import load
 from slipstream.data.manifest import Recording, each
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.errors import SlipstreamError
 from slipstream.events import PartialWord, Step, Word
 from slipstream.model.text import PAUSE_FRAMES

@@ -16,6 +16,49 @@ from slipstream.model.config import SamplingConfig, STTConfig
 State = Any
 """The state of one slot, as `snapshot` returns it: opaque to all code but the runner's."""
 
+CANDIDATES = 8
+"""K, the number of candidates that a steered step returns for each slot."""
+MAX_BIASED = 1024
+"""The most tokens of one slot whose scores a step may change. Their buffers on a device have a fixed size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """What changes the choice of the next text token. A step with it also returns candidates.
+
+    A row without biases changes nothing: its slot writes the same tokens, bit for bit, as without steering.
+
+    Attributes:
+        id_BN: Text tokens, int64, different ones in a row except for entries with a bias of 0. N is at most
+            `MAX_BIASED`.
+        bias_BN: What is added to their scores before a token is picked, in nats, float32; 0 for entries without use.
+    """
+
+    id_BN: IntArray
+    bias_BN: FloatArray
+
+    @classmethod
+    def none(cls, slots: int) -> Steering:
+        """Return steering without a bias, for a step that only returns candidates."""
+        return cls(np.zeros((slots, 0), np.int64), np.zeros((slots, 0), np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The best text tokens of each slot. All log-probabilities are the model's, without biases.
+
+    Attributes:
+        token_BK: The `CANDIDATES` tokens with the highest scores, biases included, the best first, int64.
+        logprob_BK: Their log-probabilities, float32.
+        plain_B: The token with the highest score without biases, int64.
+        plain_logprob_B: Its log-probability, float32.
+    """
+
+    token_BK: IntArray
+    logprob_BK: FloatArray
+    plain_B: IntArray
+    plain_logprob_B: FloatArray
+
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
@@ -26,11 +69,13 @@ class StepOutput:
         logprob_B: Its log-probability, float32.
         pause_BH: For each pause head, the probability that no new word comes within its horizon, float32. H is 0 for a
             model without pause heads.
+        candidates: What a step with `Steering` returns in addition.
     """
 
     token_B: IntArray
     logprob_B: FloatArray
     pause_BH: FloatArray
+    candidates: Candidates | None = None
 
 
 class Runner(Protocol):
@@ -69,19 +114,22 @@ class Runner(Protocol):
         """
         ...
 
-    def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
+    def step(self, pcm_BS: FloatArray, active_B: BoolArray, steering: Steering | None = None) -> StepOutput:
         """Advance the active slots by one frame. The other slots do not change.
 
         Args:
             pcm_BS: One frame of samples per slot, `[B, frame_samples]`, float32 within [-1, 1].
             active_B: Which slots advance.
+            steering: Biases of text tokens, and a request for candidates.
 
         Returns:
             The text token and the pause probabilities of each slot.
         """
         ...
 
-    def launch(self, pcm_BS: FloatArray, active_B: BoolArray) -> Callable[[], StepOutput]:
+    def launch(
+        self, pcm_BS: FloatArray, active_B: BoolArray, steering: Steering | None = None
+    ) -> Callable[[], StepOutput]:
         """Begin a step, and return a function that waits for its output.
 
         Call that function before the next `launch` or `step`, and leave `pcm_BS` unchanged until then. In between,
@@ -90,9 +138,22 @@ class Runner(Protocol):
         Args:
             pcm_BS: As for `step`.
             active_B: As for `step`.
+            steering: As for `step`.
 
         Returns:
             A function that returns the output of the step.
+        """
+        ...
+
+    def force(self, slots: Sequence[int], tokens: Sequence[int]) -> None:
+        """Replace the last text token of some slots: their next step reads another one than they wrote.
+
+        Args:
+            slots: Their numbers.
+            tokens: A text token for each.
+
+        Raises:
+            ValueError: A token is not in the vocabulary.
         """
         ...
 
@@ -132,12 +193,16 @@ class Runner(Protocol):
 class StepwiseRunner:
     """The defaults of a runner without anything to gain from `launch` and `savepoint`: `step` and `snapshot`."""
 
-    step: Callable[[FloatArray, BoolArray], StepOutput]
+    step: Callable[..., StepOutput]
     snapshot: Callable[[int], State]
 
-    def launch(self, pcm_BS: FloatArray, active_B: BoolArray) -> Callable[[], StepOutput]:
+    def launch(
+        self, pcm_BS: FloatArray, active_B: BoolArray, steering: Steering | None = None
+    ) -> Callable[[], StepOutput]:
         """Leave all of the step to the function that is returned."""
-        return partial(self.step, pcm_BS, active_B)
+        if steering is None:
+            return partial(self.step, pcm_BS, active_B)
+        return partial(self.step, pcm_BS, active_B, steering)
 
     def savepoint(self, slot: int, steps: int) -> State:
         """Copy the whole state."""
@@ -166,6 +231,26 @@ class BaseRunner(StepwiseRunner):
         for slot in slots:
             if not 0 <= slot < self.slots:
                 raise ValueError(f"slot {slot}: this runner has slots 0 to {self.slots - 1}")
+
+    def check_force(self, slots: Sequence[int], tokens: Sequence[int]) -> None:
+        """Raise `ValueError` for slots and tokens that `force` cannot use."""
+        self.check_slots(slots)
+        if len(slots) != len(tokens):
+            raise ValueError(f"{len(slots)} slots and {len(tokens)} tokens: expected a token for each slot")
+        for token in tokens:
+            if not 0 <= token < self.config.lm.text_vocab:
+                raise ValueError(f"token {token}: this model has text tokens 0 to {self.config.lm.text_vocab - 1}")
+
+    def check_steering(self, steering: Steering) -> None:
+        """Raise `ValueError` for steering that does not fit this runner."""
+        shape = steering.id_BN.shape
+        if len(shape) != 2 or shape[0] != self.slots or shape[1] > MAX_BIASED or steering.bias_BN.shape != shape:
+            raise ValueError(
+                f"expected ids and biases [{self.slots}, N] with N up to {MAX_BIASED}, "
+                f"got {list(shape)} and {list(steering.bias_BN.shape)}"
+            )
+        if steering.id_BN.size and not 0 <= steering.id_BN.min() <= steering.id_BN.max() < self.config.lm.text_vocab:
+            raise ValueError(f"biased tokens must be text tokens, 0 to {self.config.lm.text_vocab - 1}")
 
     def check_step(self, pcm_BS: FloatArray, active_B: BoolArray) -> FloatArray:
         """Check the input of a step, and return its samples with silence for inactive slots.

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from slipstream.arrays import FloatArray
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import SlipstreamError
 from slipstream.events import Event

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slipstream.audio import RawFormat
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.events import EndOfTurn, Final, Flushed, MarkerReached, OpenWord, PartialWord, Ready, Step, Turn, Word
 from slipstream.server.dialects.plain import PlainDialect, parse_format
 from slipstream.server.models import StreamInfo

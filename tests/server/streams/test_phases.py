@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.engine.turns import TurnOptions
 from slipstream.events import Final, Ready, Step
 from slipstream.server.protocol import Audio, Command, Finish, Flush, Marker, Open, Restart, SetTurns

@@ -14,7 +14,7 @@ from tests.fakes import ScriptRunner, speech, tiny_tokenizer
 from tests.server.harness import chunks, hold_after, solo, wait_for
 
 from slipstream.engine.engine import Engine
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.events import Event, Final, Flushed, Ready, Word
 from slipstream.server.access import Client
 from slipstream.server.limits import Limits

@@ -15,7 +15,7 @@ from slipstream.backends.mlx.layers import Positions
 from slipstream.backends.mlx.state import Ring, commit, read_slot, write_slots
 from slipstream.backends.mlx.whisper import WhisperPositions
 from slipstream.model.config import PAD_ID, SamplingConfig, STTConfig
-from slipstream.model.runner import BaseRunner, StepOutput
+from slipstream.model.runner import CANDIDATES, MAX_BIASED, BaseRunner, Candidates, Steering, StepOutput
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Inputs(NamedTuple):
     codec_at: Positions | WhisperPositions
     lm_at: Positions
     key: mx.array
+    biases: tuple[mx.array, ...]
 
 
 class MLXRunner(BaseRunner):
@@ -84,14 +85,16 @@ class MLXRunner(BaseRunner):
         self._write(slots, self._fresh)
         self._frames_B[list(slots)] = 0
 
-    def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
+    def step(self, pcm_BS: FloatArray, active_B: BoolArray, steering: Steering | None = None) -> StepOutput:
         """Advance the active slots by one frame of samples `[B, frame_samples]`.
 
         Raises `ValueError` and `AudioError` as `check_step` does.
         """
-        return self.launch(pcm_BS, active_B)()
+        return self.launch(pcm_BS, active_B, steering)()
 
-    def launch(self, pcm_BS: FloatArray, active_B: BoolArray) -> Callable[[], StepOutput]:
+    def launch(
+        self, pcm_BS: FloatArray, active_B: BoolArray, steering: Steering | None = None
+    ) -> Callable[[], StepOutput]:
         """Begin a step on the device."""
         inputs = Inputs(
             pcm_BS=mx.array(self.check_step(pcm_BS, active_B)),
@@ -99,6 +102,7 @@ class MLXRunner(BaseRunner):
             codec_at=self.codec.locate(self._frames_B),
             lm_at=self.lm.transformer.locate(self._frames_B + 1),
             key=mx.array(self._random.integers(2**32, size=2, dtype=np.uint32)),
+            biases=() if steering is None else self._biases(steering),
         )
         # MLX reuses the rings only if no name refers to the old state when the new one is computed.
         output, self._state = self._compiled(self._state, inputs)
@@ -106,10 +110,21 @@ class MLXRunner(BaseRunner):
         self._frames_B += active_B
 
         def collect() -> StepOutput:
-            token_B, logprob_B, pause_BH = (np.array(part) for part in output)
-            return StepOutput(token_B.astype(np.int64), logprob_B, pause_BH)
+            token_B, logprob_B, pause_BH, *others = (np.array(part) for part in output)
+            found = None
+            if others:
+                token_BK, logprob_BK, plain_B, plain_logprob_B = others
+                found = Candidates(token_BK.astype(np.int64), logprob_BK, plain_B.astype(np.int64), plain_logprob_B)
+            return StepOutput(token_B.astype(np.int64), logprob_B, pause_BH, found)
 
         return collect
+
+    def force(self, slots: Sequence[int], tokens: Sequence[int]) -> None:
+        """Replace the last text token of each of `slots`."""
+        self.check_force(slots, tokens)
+        text_B = np.array(self._state["text"])
+        text_B[list(slots)] = list(tokens)
+        self._state["text"] = mx.array(text_B)
 
     def snapshot(self, slot: int) -> SlotState:
         """Copy one slot's state."""
@@ -123,6 +138,13 @@ class MLXRunner(BaseRunner):
         self.check_slots([slot])
         self._write([slot], state.state)
         self._frames_B[slot] = state.frames
+
+    def _biases(self, steering: Steering) -> tuple[mx.array, mx.array]:
+        """The arrays of a `Steering`, with a fixed size so that the step is compiled once."""
+        self.check_steering(steering)
+        spare = ((0, 0), (0, MAX_BIASED - steering.id_BN.shape[1]))
+        ids, biases = np.pad(steering.id_BN.astype(np.int32), spare), np.pad(steering.bias_BN, spare)
+        return mx.array(ids), mx.array(biases)
 
     def _write(self, slots: Sequence[int], saved: RunnerState) -> None:
         self._state = write_slots(self._state, slots, saved)
@@ -144,19 +166,33 @@ class MLXRunner(BaseRunner):
         state["text"] = mx.argmax(self.lm.text_logits(hidden_BD), axis=-1).astype(mx.int32)
         return read_slot(state, 0, columns=1)
 
-    def _step(self, state: RunnerState, inputs: Inputs) -> tuple[tuple[mx.array, mx.array, mx.array], RunnerState]:
-        """One step to token `[B]`, log-probability `[B]` and pause probability `[B, H]`, and the new state."""
+    def _step(self, state: RunnerState, inputs: Inputs) -> tuple[tuple[mx.array, ...], RunnerState]:
+        """One step to token `[B]`, log-probability `[B]`, pause probability `[B, H]`, and the new state.
+
+        With biases, the parts of `Candidates` follow.
+        """
         codes_B1K, codec_state = self.codec.encode(
             inputs.pcm_BS, state["codec"], inputs.codec_at, self.config.lm.num_codebooks
         )
         hidden_BD, lm_state = self.lm(state["text"], codes_B1K[:, 0], state["lm"], inputs.lm_at, self._condition_D)
         logits_BV = self.lm.text_logits(hidden_BD).astype(mx.float32)
-        token_B = self._pick(logits_BV, inputs.key)
+        scores_BV = logits_BV
+        if inputs.biases:
+            id_BN, bias_BN = inputs.biases
+            scores_BV = logits_BV.at[mx.arange(len(logits_BV))[:, None], id_BN].add(bias_BN)
+        token_B = self._pick(scores_BV, inputs.key)
         update = RunnerState(codec=codec_state, lm=lm_state, text=token_B)
         chosen_B = mx.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
-        logprob_B = chosen_B - mx.logsumexp(logits_BV, axis=-1)
+        total_B = mx.logsumexp(logits_BV, axis=-1)
+        logprob_B = chosen_B - total_B
         pause_BH = mx.softmax(self.lm.pause_logits(hidden_BD).astype(mx.float32), axis=-1)[..., 0]
-        return (token_B, logprob_B, pause_BH), commit(state, update, inputs.active_B)
+        output: tuple[mx.array, ...] = (token_B, logprob_B, pause_BH)
+        if inputs.biases:
+            candidate_BK = mx.argsort(-scores_BV, axis=-1)[:, :CANDIDATES]
+            plain_B, plain_logprob_B = mx.argmax(logits_BV, axis=-1), logits_BV.max(axis=-1) - total_B
+            logprob_BK = mx.take_along_axis(logits_BV, candidate_BK, axis=1) - total_B[:, None]
+            output += (candidate_BK, logprob_BK, plain_B, plain_logprob_B)
+        return output, commit(state, update, inputs.active_B)
 
     def _pick(self, logits_BV: mx.array, key: mx.array) -> mx.array:
         if self.sampling.temperature == 0:

@@ -13,11 +13,11 @@ from slipstream.backends.onnx.codec import codec_model
 from slipstream.backends.onnx.graph import Array, Model
 from slipstream.backends.onnx.inference import open_session, physical_cores
 from slipstream.backends.onnx.lm import lm_model
-from slipstream.backends.onnx.sampling import logprob, pick
+from slipstream.backends.onnx.sampling import candidates, logprob, pick, steered
 from slipstream.backends.onnx.streams import CodecStreams, LMStreams
 from slipstream.backends.onnx.transformer import Quantize, Weights
 from slipstream.model.config import SamplingConfig, STTConfig
-from slipstream.model.runner import BaseRunner, StepOutput
+from slipstream.model.runner import BaseRunner, Candidates, Steering, StepOutput
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,22 @@ class OnnxRunner(BaseRunner):
         for slot in slots:
             self.restore(slot, self._fresh)
 
-    def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
+    def step(self, pcm_BS: FloatArray, active_B: BoolArray, steering: Steering | None = None) -> StepOutput:
         """Advance the active slots by one frame of samples `[B, frame_samples]`.
 
         Raises `ValueError` and `AudioError` as `check_step` does.
         """
         pcm_BS = self.check_step(pcm_BS, active_B)
+        if steering is not None:
+            self.check_steering(steering)
         rows = self._rows(active_B)
-        if rows:
-            self._run(pcm_BS, active_B, rows)
-        return StepOutput(self._token_B.copy(), self._logprob_B.copy(), self.lm.pause_BH.copy())
+        found = self._run(pcm_BS, active_B, rows, steering) if rows else None
+        return StepOutput(self._token_B.copy(), self._logprob_B.copy(), self.lm.pause_BH.copy(), found)
+
+    def force(self, slots: Sequence[int], tokens: Sequence[int]) -> None:
+        """Replace the last text token of each of `slots`."""
+        self.check_force(slots, tokens)
+        self.lm.text_B[list(slots)] = list(tokens)
 
     def snapshot(self, slot: int) -> SlotState:
         """Copy one slot's state."""
@@ -118,18 +124,21 @@ class OnnxRunner(BaseRunner):
         last = int(np.flatnonzero(active_B).max(initial=-1))
         return min(last + 1 + (last + 1) % 2, self.slots)
 
-    def _run(self, pcm_BS: FloatArray, active_B: BoolArray, rows: int) -> None:
+    def _run(self, pcm_BS: FloatArray, active_B: BoolArray, rows: int, steering: Steering | None) -> Candidates | None:
+        """Run a step of the first `rows`. Returns their candidates, if the step is steered."""
         self.codec.pcm_BS[:rows] = pcm_BS[:rows]
         self.codec.step(self._frames_B[:rows])
         position_B = self._frames_B + 1
         self.lm.step(position_B[:rows])
         logits_BV = self.lm.logits_BV[:rows]
-        self._token_B[:rows] = pick(logits_BV, self.sampling, self._random)
+        scores_BV = logits_BV if steering is None else steered(logits_BV, steering)
+        self._token_B[:rows] = pick(scores_BV, self.sampling, self._random)
         self._logprob_B[:rows] = logprob(logits_BV, self._token_B[:rows])
         self.codec.commit(active_B)
         self.lm.commit(active_B, position_B)
         self.lm.text_B[active_B] = self._token_B[active_B]
         self._frames_B += active_B
+        return None if steering is None else candidates(logits_BV, scores_BV)
 
     def _prime(self, lm: LMStreams) -> SlotState:
         lm.text_B[:] = self.config.lm.text_initial_id

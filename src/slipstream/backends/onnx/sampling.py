@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from slipstream.arrays import FloatArray, IntArray
 from slipstream.model.config import SamplingConfig
+from slipstream.model.runner import CANDIDATES, Candidates, Steering
 
 
 def pick(logits_BV: FloatArray, sampling: SamplingConfig, random: np.random.Generator) -> IntArray:
@@ -22,10 +23,35 @@ def pick(logits_BV: FloatArray, sampling: SamplingConfig, random: np.random.Gene
 
 def logprob(logits_BV: FloatArray, token_B: IntArray) -> FloatArray:
     """Log-probability `[B]` of each slot's token under the softmax of its logits."""
+    return logprobs(logits_BV, token_B[:, None])[:, 0]
+
+
+def steered(logits_BV: FloatArray, steering: Steering) -> FloatArray:
+    """Add the biases of the first B rows of `steering`, to a copy if there are any."""
+    changed_B = (steering.bias_BN[: len(logits_BV)] != 0).any(axis=-1)
+    if not changed_B.any():
+        return logits_BV
+    logits_BV = logits_BV.copy()
+    for slot in np.flatnonzero(changed_B):
+        np.add.at(logits_BV[slot], steering.id_BN[slot], steering.bias_BN[slot])
+    return logits_BV
+
+
+def candidates(logits_BV: FloatArray, scores_BV: FloatArray) -> Candidates:
+    """The tokens with the highest `scores_BV` (the logits with biases), the best first, and the best without biases."""
+    some_BK = np.argpartition(-scores_BV, CANDIDATES - 1, axis=-1)[:, :CANDIDATES]
+    order_BK = np.argsort(-np.take_along_axis(scores_BV, some_BK, axis=-1), axis=-1, kind="stable")
+    token_BK: IntArray = np.take_along_axis(some_BK, order_BK, axis=-1)
+    plain_B = _argmax(logits_BV)
+    return Candidates(token_BK, logprobs(logits_BV, token_BK), plain_B, logprob(logits_BV, plain_B))
+
+
+def logprobs(logits_BV: FloatArray, token_BK: IntArray) -> FloatArray:
+    """Log-probabilities `[B, K]` of some tokens of each slot under the softmax of its logits."""
     largest_B1 = logits_BV.max(axis=-1, keepdims=True)
-    total_B = largest_B1[:, 0] + np.log(np.exp(logits_BV - largest_B1).sum(axis=-1))
-    logprob_B: FloatArray = np.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0] - total_B
-    return logprob_B
+    total_B1 = largest_B1 + np.log(np.exp(logits_BV - largest_B1).sum(axis=-1, keepdims=True))
+    logprob_BK: FloatArray = np.take_along_axis(logits_BV, token_BK, axis=-1) - total_B1
+    return logprob_BK
 
 
 def _argmax(scores_BV: npt.NDArray[np.floating]) -> IntArray:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ from slipstream.backends.torch.state import (
     write_slots,
 )
 from slipstream.model.config import PAD_ID, SamplingConfig, STTConfig, TransformerConfig
-from slipstream.model.runner import BaseRunner, StepOutput
+from slipstream.model.runner import CANDIDATES, MAX_BIASED, BaseRunner, Candidates, Steering, StepOutput
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +133,9 @@ class TorchRunner(BaseRunner):
             self._steps: dict[Bucket, Callable[[], None]] = {}
             for bucket in self._buckets.all:
                 self._steps[bucket] = partial(self._step, bucket)
-            self._resets = True
+            # On CUDA the graph of a step holds both; elsewhere they cost time only in a step that needs them.
+            self._resets = self._steers = True
+            self._biased = False  # whether the device's buffers hold a bias
             self.captured = {} if self._stream is None else self._capture(self._stream)
 
     def reset(self, slots: Sequence[int]) -> None:
@@ -139,16 +143,20 @@ class TorchRunner(BaseRunner):
         self.check_slots(slots)
         self._pending_B[list(slots)] = True
 
-    def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
+    def step(self, pcm_BS: FloatArray, active_B: BoolArray, steering: Steering | None = None) -> StepOutput:
         """Advance the active slots by one frame of samples `[B, frame_samples]`.
 
         Raises `ValueError` and `AudioError` as `check_step` does.
         """
-        return self.launch(pcm_BS, active_B)()
+        return self.launch(pcm_BS, active_B, steering)()
 
-    def launch(self, pcm_BS: FloatArray, active_B: BoolArray) -> Callable[[], StepOutput]:
+    def launch(
+        self, pcm_BS: FloatArray, active_B: BoolArray, steering: Steering | None = None
+    ) -> Callable[[], StepOutput]:
         """Begin a step on the device; its output goes to the host while the caller does something else."""
         self.check_shapes(pcm_BS, active_B)
+        if steering is not None:
+            self.check_steering(steering)
         bucket, slots = self._buckets.choose(active_B)
         host, device = self._host_io.first(bucket.size), self._device_io.first(bucket.size)
         slot_R = np.arange(self.slots)[slots]
@@ -158,27 +166,59 @@ class TorchRunner(BaseRunner):
         host.reset_B.numpy()[:] = self._pending_B[slots]
         self._resets = bool(self._pending_B[slots].any())
         self._pending_B[slots] = False
+        self._steers = steering is not None
         with self._on_device():
+            self._send_biases(bucket.size, slots, steering)
             for target, source in zip(device.inputs, host.inputs, strict=True):
                 target.copy_(source, non_blocking=True)
             self._steps[bucket]()
             for target, source in zip(host.outputs, device.outputs, strict=True):
                 target.copy_(source, non_blocking=True)
+            if steering is not None:
+                for target, source in zip(host.candidates, device.candidates, strict=True):
+                    target.copy_(source, non_blocking=True)
             done = None if self._stream is None else self._stream.record_event()
-        return partial(self._collect, host, slots, done)
+        return partial(self._collect, host, slots, done, steering is not None)
 
-    def _collect(self, host: _Buffers, slots: slice | IntArray, done: torch.cuda.Event | None) -> StepOutput:
+    def force(self, slots: Sequence[int], tokens: Sequence[int]) -> None:
+        """Replace the last text token of each of `slots`."""
+        self.check_force(slots, tokens)
+        with self._on_device():
+            for slot in slots:
+                self._reset_now(slot)
+            text_B = self._state["text"]
+            assert isinstance(text_B, Tensor)
+            text_B[self._index(slots)] = self._index(tokens)
+
+    def _send_biases(self, rows: int, slots: slice | IntArray, steering: Steering | None) -> None:
+        """Put the biases of these slots into the device's buffers, and nothing where there are none."""
+        number = 0 if steering is None else steering.id_BN.shape[1]
+        if self._biased:
+            self._device_io.bias_BN.zero_()
+        self._biased = number > 0
+        if steering is None or not number:
+            return
+        host, device = self._host_io.first(rows), self._device_io.first(rows)
+        host.bias_id_BN.numpy()[:, :number] = steering.id_BN[slots]
+        host.bias_BN.numpy()[:, :number] = steering.bias_BN[slots]
+        for target, source in zip(device.biases(number), host.biases(number), strict=True):
+            target.copy_(source, non_blocking=True)
+
+    def _collect(
+        self, host: _Buffers, slots: slice | IntArray, done: torch.cuda.Event | None, steered: bool
+    ) -> StepOutput:
         if done is not None:
             done.synchronize()
-        output = StepOutput(
-            np.zeros(self.slots, np.int64),
-            np.zeros(self.slots, np.float32),
-            np.zeros((self.slots, host.pause_BH.shape[1]), np.float32),
-        )
-        output.token_B[slots] = host.token_B.numpy()
-        output.logprob_B[slots] = host.logprob_B.numpy()
-        output.pause_BH[slots] = host.pause_BH.numpy()
-        return output
+        output = StepOutput(*(self._spread(part, slots) for part in host.outputs))
+        if not steered:
+            return output
+        return replace(output, candidates=Candidates(*(self._spread(part, slots) for part in host.candidates)))
+
+    def _spread(self, rows: Tensor, slots: slice | IntArray) -> npt.NDArray[Any]:
+        """Copy the rows of a step to the places of their slots."""
+        spread = np.zeros((self.slots, *rows.shape[1:]), rows.numpy().dtype)
+        spread[slots] = rows.numpy()
+        return spread
 
     def snapshot(self, slot: int) -> SlotState:
         """Copy one slot's state."""
@@ -294,6 +334,13 @@ class TorchRunner(BaseRunner):
             hidden, lm_state = self.lm(text_B[:, None], codes_BK1, state["lm"], self._condition)
             logits_BV = self.lm.text_logits(hidden)[:, 0].float()
             pause_logits = self.lm.pause_logits(hidden)[:, 0]
+        logprob_BV = logits_BV.log_softmax(dim=-1)
+        if self._steers:
+            io.plain_B.copy_(logits_BV.argmax(dim=-1))
+            io.plain_logprob_B.copy_(logprob_BV.gather(1, io.plain_B[:, None])[:, 0])
+            logits_BV = logits_BV.scatter_add(1, io.bias_id_BN, io.bias_BN)
+            io.candidate_BK.copy_(logits_BV.topk(CANDIDATES, dim=-1).indices)
+            io.candidate_logprob_BK.copy_(logprob_BV.gather(1, io.candidate_BK))
         token_B = pick_token(logits_BV, self.sampling, self._generator)
         assert codec_state is not None
         assert lm_state is not None
@@ -301,7 +348,7 @@ class TorchRunner(BaseRunner):
         if bucket.gathered:
             write_slots(self._state, io.slot_B, state)
         io.token_B.copy_(token_B)
-        io.logprob_B.copy_(logits_BV.log_softmax(dim=-1).gather(1, token_B[:, None])[:, 0])
+        io.logprob_B.copy_(logprob_BV.gather(1, token_B[:, None])[:, 0])
         io.pause_BH.copy_(pause_logits.float().softmax(dim=-1)[..., 0])
 
     def _capture(self, stream: torch.cuda.Stream) -> dict[Bucket, bool]:
@@ -323,9 +370,15 @@ class _Buffers:
     active_B: Tensor
     slot_B: Tensor
     reset_B: Tensor
+    bias_id_BN: Tensor
+    bias_BN: Tensor
     token_B: Tensor
     logprob_B: Tensor
     pause_BH: Tensor
+    candidate_BK: Tensor
+    candidate_logprob_BK: Tensor
+    plain_B: Tensor
+    plain_logprob_B: Tensor
 
     @classmethod
     def empty(
@@ -339,14 +392,20 @@ class _Buffers:
             active_B=zeros(slots, dtype=torch.bool),
             slot_B=torch.arange(slots, out=zeros(slots, dtype=torch.int64)),
             reset_B=zeros(slots, dtype=torch.bool),
+            bias_id_BN=zeros(slots, MAX_BIASED, dtype=torch.int64),
+            bias_BN=zeros(slots, MAX_BIASED),
             token_B=zeros(slots, dtype=torch.int64),
             logprob_B=zeros(slots),
             pause_BH=zeros(slots, heads),
+            candidate_BK=zeros(slots, CANDIDATES, dtype=torch.int64),
+            candidate_logprob_BK=zeros(slots, CANDIDATES),
+            plain_B=zeros(slots, dtype=torch.int64),
+            plain_logprob_B=zeros(slots),
         )
 
     def first(self, rows: int) -> _Buffers:
         """Views of the first rows."""
-        return _Buffers(*(buffer[:rows] for buffer in (*self.inputs, *self.outputs)))
+        return _Buffers(*(getattr(self, field.name)[:rows] for field in fields(self)))
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -355,3 +414,10 @@ class _Buffers:
     @property
     def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.token_B, self.logprob_B, self.pause_BH
+
+    @property
+    def candidates(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.candidate_BK, self.candidate_logprob_BK, self.plain_B, self.plain_logprob_B
+
+    def biases(self, number: int) -> tuple[Tensor, Tensor]:
+        return self.bias_id_BN[:, :number], self.bias_BN[:, :number]

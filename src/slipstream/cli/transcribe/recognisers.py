@@ -41,7 +41,7 @@ class LocalRecogniser:
     """A model in this process."""
 
     def __init__(self, transcriber: Transcriber) -> None:
-        from slipstream.engine.session import SessionOptions
+        from slipstream.engine.options import SessionOptions
 
         self.sample_rate, self.frame_rate = transcriber.sample_rate, transcriber.frame_rate
         self.model, self.delay = transcriber.model, transcriber.delay

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.events import Event, Final, MarkerReached, OpenWord, Ready, Step, Word
 from slipstream.server.dialects.ogg import OggOpusDecoder
 from slipstream.server.dialects.order import Order, Table

@@ -15,7 +15,7 @@ import numpy as np
 
 from slipstream.arrays import FloatArray
 from slipstream.audio import Resampler
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.events import Event, MarkerReached, OpenWord, Ready, Step, Word
 from slipstream.server.dialects.ogg import OggOpusDecoder
 from slipstream.server.dialects.packed import octets, parse, samples

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from slipstream.audio import RawFormat
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.events import (
     EndOfTurn,
     Event,

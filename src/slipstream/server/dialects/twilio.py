@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.events import Event
 from slipstream.server.dialects.calls import Call, check_id
 from slipstream.server.dialects.order import Order, Table

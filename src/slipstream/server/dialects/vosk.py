@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.events import Event, Final, MarkerReached, OpenWord, PartialWord, Turn, Word
 from slipstream.server.dialects.order import Order, Table
 from slipstream.server.dialects.pcm import PcmInput, check_format

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from slipstream import __version__
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.engine.turns import TurnOptions
 from slipstream.events import EndOfTurn, Event, Final, OpenWord, PartialWord, Turn, Word
 from slipstream.server.dialects.order import Order, Table

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from starlette.responses import Response
 
 from slipstream.audio import Channels, RawFormat
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.events import Event
 from slipstream.server.access import Refused
 from slipstream.server.models import StreamRequest

@@ -11,7 +11,8 @@ import numpy as np
 from tests.fakes import ScriptRunner, run, tiny_tokenizer
 
 from slipstream.arrays import FloatArray
-from slipstream.engine.session import Session, StreamFormat
+from slipstream.engine.options import StreamFormat
+from slipstream.engine.session import Session
 from slipstream.events import Event
 from slipstream.server.models import Models, StreamInfo, StreamRequest
 from slipstream.server.protocol import Action, Audio, Dialect, Flush, Marker, Open, Send, SetTurns

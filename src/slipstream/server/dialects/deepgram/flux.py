@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.events import EndOfTurn, Event, Final, Flushed, OpenWord, Step, Word
 from slipstream.server.dialects.deepgram.parameters import (
     FLUX_ENCODINGS,

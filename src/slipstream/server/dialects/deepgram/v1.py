@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.events import EndOfTurn, Event, Final, Flushed, OpenWord, Step, Word
 from slipstream.server.dialects.deepgram.channel import Channel, Found
 from slipstream.server.dialects.deepgram.parameters import ENCODINGS, Hints, Parameters, check_texts, request_id

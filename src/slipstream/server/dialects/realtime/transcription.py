@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from slipstream.audio import RawFormat
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.events import EndOfTurn, Event, Final, Flushed, MarkerReached, OpenWord, StartOfTurn, Step, Word
 from slipstream.server.dialects.order import Order, Table
 from slipstream.server.dialects.realtime.items import Boundary, Item, Segment, logprob_fields, word_fields

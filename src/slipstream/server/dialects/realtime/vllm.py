@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from slipstream.audio import RawFormat
-from slipstream.engine.session import SessionOptions
+from slipstream.engine.options import SessionOptions
 from slipstream.events import Event, Final, MarkerReached, OpenWord, Step, Word
 from slipstream.server.dialects.order import Order, Table
 from slipstream.server.dialects.realtime.items import Item

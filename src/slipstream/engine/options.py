@@ -1,0 +1,69 @@
+"""What all sessions of a model share, and the options of one session."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from slipstream.engine.turns import TurnOptions
+from slipstream.engine.watchdog import WatchdogOptions
+from slipstream.errors import ConfigError
+from slipstream.hints import Hints
+from slipstream.model.text import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFormat:
+    """What all sessions of one model share.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        frame_samples: Samples per frame.
+        frame_rate: Frames per second.
+        delay_frames: How far the text is behind the audio.
+        silence_frames: Frames of silence that the model needs before the audio.
+        turns: When a turn ends, for sessions that do not set it.
+    """
+
+    tokenizer: Tokenizer
+    frame_samples: int
+    frame_rate: float
+    delay_frames: int
+    silence_frames: int = 0
+    turns: TurnOptions = field(default_factory=TurnOptions)
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the model's audio, in Hz."""
+        return round(self.frame_samples * self.frame_rate)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """Options of one session.
+
+    Args:
+        partials: Emit words while they are being written, as `PartialWord`.
+        steps: Emit a `Step` for every frame.
+        low_latency: Flush at each end of turn, so that its last words come immediately.
+        turns: When a turn ends; None uses the model's configuration.
+        watchdog: When to reset a model that has stopped writing or repeats itself; None disables it.
+        max_buffered_seconds: Most audio that may wait to be processed.
+        flush_after_silence: Flush the text once after this many seconds without voice, so that the last word comes
+            without a marker.
+        hints: What is known about the speech, and how much to search.
+    """
+
+    partials: bool = True
+    steps: bool = False
+    low_latency: bool = False
+    turns: TurnOptions | None = None
+    watchdog: WatchdogOptions | None = field(default_factory=WatchdogOptions)
+    max_buffered_seconds: float = 30.0
+    flush_after_silence: float | None = None
+    hints: Hints = field(default_factory=Hints)
+
+    def __post_init__(self) -> None:
+        if self.flush_after_silence is not None and not self.flush_after_silence > 0:
+            raise ConfigError(f"flush_after_silence={self.flush_after_silence} must be more than 0 seconds")
+        if self.max_buffered_seconds < 1:
+            raise ConfigError(f"max_buffered_seconds={self.max_buffered_seconds} must be at least 1")

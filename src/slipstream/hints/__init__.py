@@ -1,0 +1,90 @@
+"""What is known about the speech of one session, and how it changes the choice of text tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from slipstream.errors import ConfigError
+
+MAX_KEYWORDS = 1000
+MAX_KEYWORD_LENGTH = 100
+MAX_PROMPT_LENGTH = 4000
+MAX_BEAM = 8
+MAX_WEIGHT = 10.0
+"""Ten times the bonus of a keyword without a weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keyword:
+    """A word or phrase that is likely to occur.
+
+    Args:
+        text: The phrase, as it should be written.
+        weight: Factor of the bonus that its tokens get.
+
+    Raises:
+        ConfigError: The text is empty or too long, or the weight is not within 0 to `MAX_WEIGHT`.
+    """
+
+    text: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.text.strip() or len(self.text) > MAX_KEYWORD_LENGTH:
+            raise ConfigError(f"keyword {self.text!r:.120}: expected 1 to {MAX_KEYWORD_LENGTH} characters")
+        if not 0 < self.weight <= MAX_WEIGHT:
+            raise ConfigError(f"keyword {self.text!r}: weight={self.weight:g} must be above 0 and up to {MAX_WEIGHT:g}")
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What is known about the speech of one session, and how much to search. Without hints, nothing changes.
+
+    Args:
+        keywords: Words and phrases that are likely to occur, as strings or `Keyword`.
+        prompt: Text before the speech: it sets spelling, style, names and language.
+        languages: Languages that may be spoken, as ISO 639-1 codes; empty if unknown.
+        delay: Text delay in seconds, for models that are trained with several; None is the model's own.
+        beam: Hypotheses of the text that are kept. Each takes a slot of the model.
+        alternatives: Texts for each doubtful word, including the best.
+
+    Raises:
+        ConfigError: A value is out of its range.
+
+    Example:
+        >>> hints = Hints(keywords=["Ngaio Marsh", Keyword("Poirot", 2.0)], languages=["en"])
+        >>> transcript = transcriber.transcribe("novel.mp3", hints=hints)
+    """
+
+    keywords: Iterable[Keyword | str] = ()
+    prompt: str = ""
+    languages: Iterable[str] = ()
+    delay: float | None = None
+    beam: int = 1
+    alternatives: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keywords, str) or isinstance(self.languages, str):
+            raise ConfigError("keywords and languages are lists of strings")
+        object.__setattr__(self, "keywords", tuple(self.keywords))
+        object.__setattr__(self, "languages", tuple(self.languages))
+        if len(self.phrases) > MAX_KEYWORDS:
+            raise ConfigError(f"{len(self.phrases)} keywords: at most {MAX_KEYWORDS} are possible")
+        if len(self.prompt) > MAX_PROMPT_LENGTH:
+            raise ConfigError(f"the prompt has {len(self.prompt)} characters: at most {MAX_PROMPT_LENGTH} are possible")
+        for name in ("beam", "alternatives"):
+            if not 1 <= (number := getattr(self, name)) <= MAX_BEAM:
+                raise ConfigError(f"{name}={number} must be 1 to {MAX_BEAM}")
+        if self.delay is not None and not 0 < self.delay <= 10:
+            raise ConfigError(f"delay={self.delay:g} must be above 0 and up to 10 seconds")
+
+    @property
+    def phrases(self) -> tuple[Keyword, ...]:
+        """All keywords as `Keyword`."""
+        return tuple(word if isinstance(word, Keyword) else Keyword(word) for word in self.keywords)
+
+    @property
+    def steers(self) -> bool:
+        """Whether the model's steps must return candidates."""
+        return bool(tuple(self.keywords)) or self.beam > 1 or self.alternatives > 1

@@ -1,0 +1,48 @@
+"""The hints of a session."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from slipstream.errors import ConfigError
+from slipstream.hints import MAX_KEYWORDS, Hints, Keyword
+
+
+def test_keywords_may_be_strings_or_weighted_and_hints_are_values() -> None:
+    hints = Hints(keywords=["Ngaio", Keyword("Poirot", 2.0)], languages=["en"])
+    assert hints.phrases == (Keyword("Ngaio"), Keyword("Poirot", 2.0))
+    assert hints.languages == ("en",)
+    assert hash(hints) == hash(replace(hints))
+    assert replace(hints, beam=2).phrases == hints.phrases
+
+
+def test_only_hints_that_need_candidates_steer() -> None:
+    assert not Hints(prompt="Dear", languages=["fr"], delay=1.0).steers
+    assert Hints(keywords=["Ngaio"]).steers
+    assert Hints(beam=2).steers
+    assert Hints(alternatives=3).steers
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"keywords": "Ngaio"}, "lists of strings"),
+        ({"languages": "en"}, "lists of strings"),
+        ({"keywords": [" "]}, "1 to 100 characters"),
+        ({"keywords": ["x"] * (MAX_KEYWORDS + 1)}, "1001 keywords: at most 1000"),
+        ({"prompt": "x" * 4001}, "4001 characters: at most 4000"),
+        ({"beam": 0}, "beam=0 must be 1 to 8"),
+        ({"alternatives": 9}, "alternatives=9 must be 1 to 8"),
+        ({"delay": 0.0}, "delay=0 must be above 0"),
+    ],
+)
+def test_invalid_hints_are_refused(fields: dict[str, object], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Hints(**fields)  # type: ignore[arg-type]
+
+
+def test_invalid_weights_are_refused() -> None:
+    with pytest.raises(ConfigError, match="weight=0 must be above 0 and up to 10"):
+        Keyword("Ngaio", 0.0)
