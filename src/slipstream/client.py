@@ -20,11 +20,9 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import numpy.typing as npt
-from websockets.asyncio.client import ClientConnection as AsyncConnection
-from websockets.asyncio.client import connect as connect_async
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
-from websockets.sync.client import ClientConnection as SyncConnection
-from websockets.sync.client import connect as connect_sync
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidHandshake, InvalidStatus, InvalidURI
 
 from slipstream.audio.arrays import SampleConverter, check_range, refuse_single
 from slipstream.errors import AudioError, SlipstreamError
@@ -132,7 +130,7 @@ class BaseStream(ABC, Generic[_Sent]):
 class AsyncStream(BaseStream[Coroutine[Any, Any, None]]):
     """A live stream from `open_async_stream`. Iterate over it with `async for` for its events, up to `Final`."""
 
-    def __init__(self, socket: AsyncConnection) -> None:
+    def __init__(self, socket: ClientConnection) -> None:
         super().__init__()
         self._socket = socket
 
@@ -141,15 +139,19 @@ class AsyncStream(BaseStream[Coroutine[Any, Any, None]]):
         self._socket.transport.abort()
 
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        while True:
+            event = self._parse(await self._receive())
+            yield event
+            if isinstance(event, Final):
+                return
+
+    async def _receive(self) -> bytes | str:
         try:
-            async for message in self._socket:
-                event = self._parse(message)
-                yield event
-                if isinstance(event, Final):
-                    return
+            return await self._socket.recv()
+        except ConnectionClosedOK:
+            raise _ended(self._socket.close_code) from None
         except ConnectionClosed as closed:
             raise _closed(closed) from closed
-        raise _ended(self._socket.close_code)
 
     async def _send(self, message: bytes | str) -> None:
         try:
@@ -164,30 +166,27 @@ class Stream(BaseStream[None]):
     You can send and iterate in two threads.
     """
 
-    def __init__(self, socket: SyncConnection) -> None:
+    # It runs an `AsyncStream` in the event loop of a thread of its own. The websockets library has a client without
+    # asyncio, but that reads and writes one TLS connection in two threads, which OpenSSL does not allow: 4 of 1,000
+    # connections never sent their request (Python 3.11, TLS 1.3).
+    def __init__(self, portal: BlockingPortal, stream: AsyncStream) -> None:
         super().__init__()
-        self._socket = socket
+        self._portal = portal
+        self._stream = stream
 
     def close(self) -> None:
         """Close the stream immediately, without its remaining text."""
-        self._socket.close()
+        self._portal.call(self._stream.close)
 
     def __iter__(self) -> Iterator[StreamEvent]:
-        try:
-            for message in self._socket:
-                event = self._parse(message)
-                yield event
-                if isinstance(event, Final):
-                    return
-        except ConnectionClosed as closed:
-            raise _closed(closed) from closed
-        raise _ended(self._socket.close_code)
+        while True:
+            event = self._parse(self._portal.call(self._stream._receive))
+            yield event
+            if isinstance(event, Final):
+                return
 
     def _send(self, message: bytes | str) -> None:
-        try:
-            self._socket.send(message)
-        except ConnectionClosed as closed:
-            raise _closed(closed) from closed
+        self._portal.call(self._stream._send, message)
 
 
 @asynccontextmanager
@@ -215,7 +214,7 @@ async def open_async_stream(
         ...     words = [event.text async for event in stream if isinstance(event, Word)]
     """
     try:
-        socket = await connect_async(_address(url, sample_rate, model), additional_headers=_headers(key), **_OPTIONS)
+        socket = await connect(_address(url, sample_rate, model), additional_headers=_headers(key), **_OPTIONS)
     except (OSError, InvalidHandshake, InvalidURI) as error:
         raise _refused(url, error) from error
     async with socket:
@@ -246,12 +245,9 @@ def open_stream(
         ...     stream.finish()
         ...     words = [event.text for event in stream if isinstance(event, Word)]
     """
-    try:
-        socket = connect_sync(_address(url, sample_rate, model), additional_headers=_headers(key), **_OPTIONS)
-    except (OSError, InvalidHandshake, InvalidURI) as error:
-        raise _refused(url, error) from error
-    with socket:
-        yield Stream(socket)
+    opening = open_async_stream(url, sample_rate=sample_rate, key=key, model=model)
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(opening) as stream:
+        yield Stream(portal, stream)
 
 
 def transcribe(
