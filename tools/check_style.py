@@ -1,4 +1,4 @@
-"""Refuse words that plain technical English does not use, and private notes, in documentation and code.
+"""Refuse words that plain technical English does not use, private notes, and Python files that are too long.
 
     python tools/check_style.py                         # everything except the `pending` paths of pyproject.toml
     python tools/check_style.py src/slipstream/server   # these paths, pending or not
@@ -30,6 +30,7 @@ SKIPPED = {"__pycache__", "node_modules"}
 ALLOW = "style: allow"
 CODE = re.compile(r"``.+?``|`[^`]+`|https?://\S+|\]\([^)]*\)|(?m:^ +\*{0,2}\w+:(?= ))", re.DOTALL)
 """Quoted code, addresses, and the names of arguments in a docstring."""
+MOST_LINES = 450
 PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 
 
@@ -59,6 +60,8 @@ def check(path: Path, patterns: dict[re.Pattern[str], str]) -> list[Problem]:
     pieces = python_prose(source, path) if path.suffix == ".py" else markdown_prose(source)
     lines = source.splitlines()
     problems = []
+    if path.suffix == ".py" and len(lines) > MOST_LINES:
+        problems.append(Problem(path, MOST_LINES + 1, f"{len(lines)} lines", f"a file has at most {MOST_LINES}: split it"))
     for start, text in pieces:
         prose = CODE.sub(_blank, text)
         for pattern, instead in patterns.items():
@@ -132,7 +135,7 @@ def main(arguments: list[str]) -> int:
     for problem in problems:
         print(problem._replace(path=problem.path.relative_to(ROOT)))
     if problems:
-        print(f"{len(problems)} words to replace; `style: allow` in a line exempts it (CONTRIBUTING.md, Style)")
+        print(f"{len(problems)} problems; `style: allow` in a line exempts its words (CONTRIBUTING.md, Style)")
     return 1 if problems else 0
 
 

@@ -80,3 +80,8 @@ def test_a_line_can_be_exempt(tmp_path: Path) -> None:
 
 def test_the_repository_is_clean_except_for_its_pending_paths(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0, capsys.readouterr().out
+
+
+def test_refuses_a_python_file_that_is_too_long(tmp_path: Path) -> None:
+    assert found(tmp_path, "most.py", "x = 1\n" * 450) == []
+    assert found(tmp_path, "more.py", "x = 1\n" * 451) == [(451, "451 lines")]
