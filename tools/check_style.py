@@ -61,7 +61,9 @@ def check(path: Path, patterns: dict[re.Pattern[str], str]) -> list[Problem]:
     lines = source.splitlines()
     problems = []
     if path.suffix == ".py" and len(lines) > MOST_LINES:
-        problems.append(Problem(path, MOST_LINES + 1, f"{len(lines)} lines", f"a file has at most {MOST_LINES}: split it"))
+        problems.append(
+            Problem(path, MOST_LINES + 1, f"{len(lines)} lines", f"a file has at most {MOST_LINES}: split it")
+        )
     for start, text in pieces:
         prose = CODE.sub(_blank, text)
         for pattern, instead in patterns.items():
