@@ -81,7 +81,7 @@ $(VENV)/.core: $(PINS) | $(BIN)/python
 
 $(VENV)/.dev: $(PINS) | $(BIN)/python
 	@echo "Installing Slipstream with its tools and backends into $(VENV) (minutes, the first time) ..."
-	@$(PIP) --editable ".[dev,torch,mlx,server,train,webrtc,wyoming]"
+	@$(PIP) --editable ".[dev,torch,mlx,server,otel,train,webrtc,wyoming]"
 	@touch $(VENV)/.core $@
 
 # In a folder of its own: the interpreter needs numpy < 2.4, and nothing else may find triton beside torch for the CPU.
@@ -99,11 +99,11 @@ $(VENV)/.docs: $(PINS) | $(BIN)/python
 # moshi and moshi_mlx pin older versions of what we share with them; they run with ours.
 $(VENV)/.oracles: $(VENV)/.dev
 	@echo "Installing the reference packages into $(VENV) ..."
-	@$(PIP) --editable ".[dev,torch,mlx,server,train,webrtc,wyoming,oracles]"
+	@$(PIP) --editable ".[dev,torch,mlx,server,otel,train,webrtc,wyoming,oracles]"
 	@$(PIP) --no-deps moshi moshi_mlx
 	@touch $@
 
 $(VENV)/.clients: $(VENV)/.dev
 	@echo "Installing the clients of other products into $(VENV) ..."
-	@$(PIP) --editable ".[dev,torch,mlx,server,train,webrtc,wyoming,clients-test]"
+	@$(PIP) --editable ".[dev,torch,mlx,server,otel,train,webrtc,wyoming,clients-test]"
 	@touch $@

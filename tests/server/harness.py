@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 import numpy as np
@@ -30,6 +30,9 @@ from slipstream.server.keys import KeyRing
 from slipstream.server.limits import Limits
 from slipstream.server.models import Models
 from slipstream.server.run import Server, TcpListener, Tls, listen
+
+if TYPE_CHECKING:
+    from slipstream.server.tracing import Tracer
 
 RATE = 24_000
 FRAME = 1920
@@ -73,6 +76,7 @@ def serving(
     tcp: Mapping[str, OpenDialect] | None = None,
     accept_any: bool = False,
     webhooks: Sequence[str] = (),
+    tracer: Tracer | None = None,
 ) -> Iterator[Running]:
     """Serve on loopback until the block ends, on a free port unless `port` names one; `tcp` on others."""
     runner = runner or ScriptRunner(slots=4)
@@ -86,6 +90,7 @@ def serving(
             ready_when_free=ready_when_free,
             metrics_elsewhere=operations is not None,
             webhooks=webhooks,
+            tracer=tracer,
         )
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(listen("127.0.0.1", port))

@@ -109,6 +109,12 @@ def serve(
         ),
     ] = None,
     metrics_host: Annotated[str, typer.Option("--metrics-host", help="Address of --metrics-port.")] = "127.0.0.1",
+    traces: Annotated[
+        bool,
+        typer.Option(
+            "--traces", help="Send OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra otel."
+        ),
+    ] = False,
     ready_when_free: Annotated[
         bool, typer.Option("--ready-when-free", help="Return 503 from /readyz while all slots are in use.")
     ] = False,
@@ -169,8 +175,13 @@ def serve(
         served = [ServedModel.parse(text, slots, backend, device, kv_cache) for text in model or [DEFAULT_MODEL]]
     if [one.model for one in served] == [DEFAULT_MODEL]:
         notice(production_hint())
-    metrics = Metrics()
+    metrics, tracer = Metrics(), None
     with ExitStack() as stack:
+        if traces:
+            with needs_extra("otel", "--traces"):
+                from slipstream.server.tracing import Tracer
+            tracer = Tracer.from_environment()
+            stack.callback(tracer.close)
         listener = stack.enter_context(listen(host, port))
         operations = None
         if metrics_port is not None:
@@ -209,6 +220,7 @@ def serve(
                 ready_when_free=ready_when_free,
                 metrics_elsewhere=operations is not None,
                 webhooks=webhooks,
+                tracer=tracer,
             ),
             listener,
             Tls(tls_cert, tls_key) if tls_cert and tls_key else None,

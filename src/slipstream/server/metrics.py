@@ -15,6 +15,7 @@ _STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 
 _CONNECTION_STEPS = (2, 25, 125, 250, 500, 750, 1125, 1500, 2250, 3000, 4500, 45_000)
 _LAG_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.4, 1, 4, 10, 30)
 _FLUSH_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2.5)
+_QUEUE_SECONDS = (0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 100)
 _REFUSALS_LOGGED = 10
 """Refusals logged per second; the counter has them all."""
 
@@ -59,6 +60,12 @@ class Metrics:
             "slipstream_flush_seconds",
             "How long a flush took, from the request to its last word.",
             buckets=_FLUSH_SECONDS,
+            registry=registry,
+        )
+        self.queue_seconds = Histogram(
+            "slipstream_queue_seconds",
+            "How long streams and uploads waited for the slot that they got.",
+            buckets=_QUEUE_SECONDS,
             registry=registry,
         )
         self.recoveries = Counter("slipstream_recoveries", "Resets of a stream's model.", registry=registry)

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import platform
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -45,6 +46,9 @@ from slipstream.server.streams.stream import INTERNAL_ERROR, LiveStream
 from slipstream.server.uploads import UPLOADS
 from slipstream.server.uploads.protocol import UploadDialect
 
+if TYPE_CHECKING:
+    from slipstream.server.tracing import Tracer
+
 logger = logging.getLogger(__name__)
 _STOPPING = "the server is about to stop"
 
@@ -60,6 +64,7 @@ class Service:
         ready_when_free: Whether `/readyz` reports 503 while no slot is free.
         metrics_elsewhere: Whether `/metrics` has its own listener.
         webhooks: Addresses that calls may name as webhooks, each with all addresses below it.
+        tracer: Begins a trace for each stream and upload; None writes no traces.
     """
 
     engines: Models[Engine]
@@ -72,6 +77,7 @@ class Service:
     ready_when_free: bool = False
     metrics_elsewhere: bool = False
     webhooks: Sequence[str] = ()
+    tracer: Tracer | None = None
 
     @property
     def engine(self) -> Engine:
@@ -124,7 +130,7 @@ class Streams:
         except Exception as error:
             logger.exception("request failed", extra=scope_client(request.scope).log_fields)
             raise Refused(500, INTERNAL_ERROR) from error
-        return self._stream(dialect, socket, client, lambda: access.leave(client))
+        return self._stream(dialect, socket, client, lambda: access.leave(client), request.headers)
 
     def accept_tcp(self, open_dialect: OpenDialect, socket: TcpConnection, address: str) -> LiveStream:
         """Make the stream of a new TCP connection, in the dialect of its listener. Raises `Refused`."""
@@ -152,9 +158,17 @@ class Streams:
             over()
 
         access.enter(client)
-        return self._stream(dialect, socket, client, ended)
+        return self._stream(dialect, socket, client, ended, request.headers)
 
-    def _stream(self, dialect: Dialect, socket: Socket, client: Client, over: Callable[[], None]) -> LiveStream:
+    def _stream(
+        self,
+        dialect: Dialect,
+        socket: Socket,
+        client: Client,
+        over: Callable[[], None],
+        headers: Mapping[str, str] | None = None,
+    ) -> LiveStream:
+        tracer = self._service.tracer
         return LiveStream(
             dialect,
             socket,
@@ -166,6 +180,7 @@ class Streams:
             client=client,
             over=over,
             flush_after_silence=self._service.flush_after_silence,
+            trace=tracer.begin("slipstream.stream", client, dialect.name, headers or {}) if tracer else None,
         )
 
     def _open(self, request: HTTPConnection) -> tuple[Dialect, Client]:
@@ -210,7 +225,7 @@ def create_app(service: Service, registry: StreamRegistry) -> Requests:
         await calls.close()
         uploads.close()
 
-    uploads = Uploads(service.engines, service.models, registry, service.limits, service.metrics)
+    uploads = Uploads(service.engines, service.models, registry, service.limits, service.metrics, service.tracer)
     calls = Calls(Streams(service, registry).accept_call)
     routes: list[BaseRoute] = [
         *calls.routes(service.access),
@@ -332,7 +347,8 @@ class _Handlers:
     async def metrics(self, request: Request) -> Response:
         metrics = self._service.metrics
         metrics.observe_engines(self._service.engines.values())
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        encode, media_type = choose_encoder(request.headers.get("accept", ""))  # exemplars need OpenMetrics
+        return Response(encode(metrics.registry), media_type=media_type)
 
 
 def _info(name: str, engine: Engine) -> StreamInfo:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from slipstream.arrays import FloatArray
 from slipstream.audio import decode, probe
@@ -23,6 +24,9 @@ from slipstream.server.metrics import Metrics
 from slipstream.server.uploads.protocol import Job, UploadError, unavailable
 from slipstream.transcript import TranscriptBuilder
 
+if TYPE_CHECKING:
+    from slipstream.server.tracing import Trace
+
 UPLOAD_WAIT_SECONDS = 100.0
 """How long an upload waits for a slot, as in the reference."""
 
@@ -34,6 +38,7 @@ class _Channel:
     session: LiveSession
     transcript: TranscriptBuilder = field(default_factory=TranscriptBuilder)
     has_slot: bool = False
+    asked: float = field(default_factory=time.monotonic)
 
 
 class Transcription:
@@ -42,6 +47,7 @@ class Transcription:
     Args:
         handle: Takes the events of the sessions, with the number of their channel.
         wake: Called in any thread when `deliver` is due.
+        trace: Of the upload, on a server that writes traces.
     """
 
     def __init__(
@@ -55,7 +61,9 @@ class Transcription:
         metrics: Metrics,
         handle: Callable[[Event, int], None],
         wake: Callable[[], None],
+        trace: Trace | None = None,
     ) -> None:
+        self._trace = trace
         self._job, self._body, self._engine, self._pool = job, body, engine, pool
         self._limits, self._metrics, self._handle, self._wake = limits, metrics, handle, wake
         self._sample_rate = engine.format.sample_rate
@@ -94,7 +102,9 @@ class Transcription:
             if len(first_CS) > self._engine.slots:
                 have = f"the upload has {len(first_CS)} channels"
                 raise UploadError(422, f"{have}, but the server transcribes at most {self._engine.slots} at a time")
-            for _ in first_CS:
+            for number in range(len(first_CS)):
+                if self._trace is not None:
+                    self._trace.waiting(number, self._sample_rate)
                 session = self._engine.open(self._job.options, wait=UPLOAD_WAIT_SECONDS, wake=self._wake)
                 self._channels.append(_Channel(session))
             sending = self._loop.run_in_executor(self._pool, self._feed, first_CS, pieces)
@@ -156,6 +166,8 @@ class Transcription:
         elif isinstance(event, Ready):
             channel.has_slot = True
             self._metrics.open_channels.inc()
+            exemplar = self._trace.exemplar if self._trace is not None else None
+            self._metrics.queue_seconds.observe(time.monotonic() - channel.asked, exemplar)
         self._handle(event, number)
         if isinstance(event, Final) and all(each.transcript.final for each in self._channels):
             self._done.set_result(None)

@@ -7,7 +7,7 @@ import logging
 import time
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,6 +27,9 @@ from slipstream.server.streams.registry import StreamRegistry
 from slipstream.server.uploads.protocol import UploadDialect, UploadError, unavailable
 from slipstream.transcript import Transcript
 
+if TYPE_CHECKING:
+    from slipstream.server.tracing import Tracer
+
 BODY_GRACE_SECONDS, BODY_BYTES_PER_SECOND = 20.0, 16_384
 """A body arrives at this rate at least, once the grace period is over: a slow sender must not hold a place. One that is
 transcribed while it arrives may be as slow as speech: `Limits.body_bytes_per_second` applies alone."""
@@ -42,6 +45,7 @@ class Shared:
         engines: The engine of each model.
         models: What the streams of each model have in common.
         pool: Two threads for each upload: one writes its file, one decodes it.
+        tracer: Begins the trace of each upload; None writes no traces.
     """
 
     engines: Models[Engine]
@@ -50,6 +54,7 @@ class Shared:
     limits: Limits
     metrics: Metrics
     pool: Executor
+    tracer: Tracer | None = None
 
 
 class Upload:
@@ -74,6 +79,8 @@ class Upload:
         self._response: Response | None = None
         self._began = time.monotonic()
         self._bytes = 0
+        tracer = shared.tracer
+        self._trace = tracer.begin("slipstream.upload", self._client, dialect.name, request.headers) if tracer else None
 
     async def run(self) -> None:
         """Serve the request until its response is known."""
@@ -171,6 +178,8 @@ class Upload:
                 self._begin()
         await self._loop.run_in_executor(self._shared.pool, dialect.end)
         self._body.complete()
+        if self._trace is not None:
+            self._trace.note("received")
 
     def _take(self, data: bytes) -> None:
         """Write what of the body belongs to the file; in the pool, since a hostile form is slow to parse."""
@@ -215,8 +224,9 @@ class Upload:
                 pool=shared.pool,
                 limits=self._limits,
                 metrics=shared.metrics,
-                handle=self._handle if job.live else lambda event, channel: None,
+                handle=self._handle,
                 wake=shared.registry.waker(self),
+                trace=self._trace,
             )
             self._transcribing = self._loop.create_task(self._transcription.run())
             if self._ended.done():
@@ -224,7 +234,11 @@ class Upload:
         return self._transcription
 
     def _handle(self, event: Event, channel: int) -> None:
-        """Send what the dialect returns for an event; the first one begins the response."""
+        """Trace an event. Of a live job, send what the dialect returns for it; the first one begins the response."""
+        if self._trace is not None:
+            self._trace.event(event, channel)
+        if not self._body.live:
+            return
         if self._events is None and isinstance(event, Ready):
             self._events = EventSender(self._send)
         for data in self._dialect.handle(event, channel):
@@ -260,10 +274,15 @@ class Upload:
         done = self._transcription
         if done is not None and done.transcripts:
             self._shared.metrics.connection_steps.observe(done.frames)
+        traced = {}
+        if self._trace is not None:
+            self._trace.end(status, reason, failed=status >= 500)
+            traced = {"trace_id": self._trace.id}
         logger.info(
             "upload closed",
             extra={
                 **self._client.log_fields,
+                **traced,
                 "dialect": self._dialect.name,
                 "status": status,
                 "reason": reason,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -15,6 +16,9 @@ from slipstream.server.models import Models, StreamInfo, StreamRequest
 from slipstream.server.streams.registry import StreamRegistry
 from slipstream.server.uploads.protocol import UploadDialect, unavailable
 
+if TYPE_CHECKING:
+    from slipstream.server.tracing import Tracer
+
 
 class Uploads:
     """Serves uploads in any dialect.
@@ -25,6 +29,7 @@ class Uploads:
     Args:
         engines: The engine of each model.
         models: What the streams of each model have in common.
+        tracer: Begins a trace for each upload; None writes no traces.
     """
 
     def __init__(
@@ -34,9 +39,10 @@ class Uploads:
         registry: StreamRegistry,
         limits: Limits,
         metrics: Metrics,
+        tracer: Tracer | None = None,
     ) -> None:
         pool = ThreadPoolExecutor(2 * limits.uploads, thread_name_prefix="slipstream-upload")
-        self._pool, self._shared = pool, Shared(engines, models, registry, limits, metrics, pool)
+        self._pool, self._shared = pool, Shared(engines, models, registry, limits, metrics, pool, tracer)
         self._open = 0
 
     def endpoint(self, dialect: type[UploadDialect]) -> ASGIApp:

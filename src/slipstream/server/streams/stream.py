@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from slipstream.engine.engine import Engine
 from slipstream.engine.live import LiveSession
 from slipstream.errors import AudioError, Overloaded, SessionClosed, SlipstreamError
-from slipstream.events import Event, Final, Flushed, MarkerReached, Ready, Recovered, Step, Word
+from slipstream.events import Event, Final, Flushed, MarkerReached, Ready
 from slipstream.server.access import Client
 from slipstream.server.connections.fairness import TURN_SECONDS
 from slipstream.server.limits import Limits, Pace
@@ -38,9 +39,13 @@ from slipstream.server.protocol import (
     SetTurns,
     Subscribe,
 )
+from slipstream.server.streams.account import Account
 from slipstream.server.streams.outbox import Outbox, Socket
 from slipstream.server.streams.phases import Connection, Phase, Signal
 from slipstream.server.streams.registry import StreamRegistry
+
+if TYPE_CHECKING:
+    from slipstream.server.tracing import Trace
 
 INTERNAL_ERROR = "the server failed; try again"
 PING_SECONDS = 10.0
@@ -63,6 +68,7 @@ class LiveStream:
         client: For the log.
         over: Called once, when the connection has ended.
         flush_after_silence: Seconds without voice, or without audio, after which the text is flushed; 0 disables it.
+        trace: Of this stream, on a server that writes traces.
     """
 
     def __init__(
@@ -78,6 +84,7 @@ class LiveStream:
         client: Client,
         over: Callable[[], None],
         flush_after_silence: float = 0.0,
+        trace: Trace | None = None,
     ) -> None:
         self._dialect = dialect
         self._socket = socket
@@ -85,6 +92,8 @@ class LiveStream:
         self._registry = registry
         self._limits = limits
         self._metrics = metrics
+        self._account = Account(client, dialect.name, metrics, trace)
+        self._trace = trace
         self._queue_seconds = queue_seconds
         self._client = client
         self._over = over
@@ -100,12 +109,8 @@ class LiveStream:
         self._full = self._too_fast = False
         self._pending_markers = 0
         self._place_sent = 0
-        self._frames = 0
-        self._words = 0
         self._sessions: dict[int, LiveSession] = {}
         self._unfinished_sessions: set[int] = set()
-        self._slots: set[int] = set()
-        self._had_slot = False
 
     # ------------------------------------------------------------------------------------------ called by the socket
 
@@ -121,7 +126,6 @@ class LiveStream:
 
     def opened(self) -> None:
         """Begin as the dialect does: most ask for a slot."""
-        self._metrics.connects.inc()
         try:
             for action in self._dialect.open():
                 self._do(action)
@@ -256,6 +260,8 @@ class LiveStream:
             pcm_S = command.pcm_S
             taken = self._sessions[command.channel].offer(pcm_S)
             self._last_audio = time.monotonic()
+            if self._trace is not None:
+                self._trace.audio(taken, command.channel)
             return Audio(pcm_S[taken:], command.channel) if taken < len(pcm_S) else None
         if isinstance(command, (Marker, Flush)):
             if self._pending_markers >= self._limits.pending_markers:
@@ -278,7 +284,7 @@ class LiveStream:
         elif isinstance(command, Open):
             if previous := self._sessions.get(command.channel):
                 previous.cancel()
-                self._free_slot(command.channel)
+                self._account.free_slot(command.channel)
                 self._slow_down()
             options = replace(
                 command.options,
@@ -286,6 +292,7 @@ class LiveStream:
                 flush_after_silence=command.options.flush_after_silence or self._flush_after_silence or None,
             )
             engine = self._engines[command.model]
+            self._account.ask(command.channel, engine.format.sample_rate)
             self._sessions[command.channel] = engine.open(
                 options, wait=self._queue_seconds, wake=self._registry.waker(self)
             )
@@ -329,22 +336,11 @@ class LiveStream:
 
     def _pass_on(self, event: Event, channel: int) -> None:
         """Count an event, and do the actions that the dialect returns."""
-        if isinstance(event, Step):
-            self._frames = max(self._frames, event.index)
-        elif isinstance(event, Word):
-            self._words += 1
-            self._metrics.words.inc()
-        elif isinstance(event, Ready):
+        self._account.add(event, channel)
+        if isinstance(event, Ready):
             self._connection.event(event)
-            if channel not in self._slots:
-                self._had_slot = True
-                self._slots.add(channel)
-                self._metrics.open_channels.inc()
         elif isinstance(event, Flushed):
             self._pending_markers = max(0, self._pending_markers - 1)
-            self._metrics.flush_seconds.observe(event.seconds)
-        elif isinstance(event, Recovered):
-            self._metrics.recoveries.inc()
         elif isinstance(event, MarkerReached):
             self._pending_markers -= 1
         elif isinstance(event, Final):
@@ -397,34 +393,13 @@ class LiveStream:
         for session in self._sessions.values():
             session.cancel()
 
-    def _free_slot(self, channel: int) -> None:
-        if channel in self._slots:
-            self._slots.discard(channel)
-            self._metrics.open_channels.dec()
-
     def _record(self, code: int | None) -> None:
-        for channel in list(self._slots):
-            self._free_slot(channel)
-        if self._had_slot:
-            self._metrics.connection_steps.observe(self._frames)
-        self._metrics.dropped.inc(self._outbox.dropped)
         ended_by, reason = "server", self._socket.sent_reason
         if code is None and (close := self._outbox.ending):  # the client was disconnected before it could read it
             code, reason = close.code, close.reason
         elif code is None:
             ended_by, code, reason = "client", self._socket.client_code, ""
-        fields = {
-            **self._client.log_fields,
-            "dialect": self._dialect.name,
-            "ended_by": ended_by,
-            "code": int(code),
-            "reason": reason,
-            "seconds": round(time.monotonic() - self._began, 3),
-            "frames": self._frames,
-            "words": self._words,
-            "dropped": self._outbox.dropped,
-        }
-        logger.info("stream closed", extra=fields)
+        self._account.close(int(code), reason, ended_by=ended_by, dropped=self._outbox.dropped)
 
 
 _CODES: dict[type[Exception], CloseCode] = {
