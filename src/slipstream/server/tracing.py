@@ -42,7 +42,7 @@ class Tracer:
 
     @classmethod
     def from_environment(cls) -> Tracer:
-        """Send spans as OTLP over HTTP in the background, configured by the variables `OTEL_...` of OpenTelemetry's SDK.
+        """Send spans as OTLP over HTTP in the background. The variables `OTEL_...` of OpenTelemetry's SDK apply.
 
         The main ones: `OTEL_EXPORTER_OTLP_ENDPOINT` (default http://localhost:4318), `OTEL_SERVICE_NAME`,
         `OTEL_RESOURCE_ATTRIBUTES` and `OTEL_TRACES_SAMPLER`.
