@@ -9,7 +9,7 @@ from torch import nn
 
 from slipstream.backends.torch.layers import TransformerLayer
 from slipstream.train.options import RunOptions
-from slipstream.train.parallel import shards
+from slipstream.train.parallel import dtype_of, shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def estimate(task: Any, options: RunOptions, rows: int) -> Estimate:
     by the positions it sees at most; a third of that when layers are checkpointed. Within a factor of two in practice.
     """
     module: nn.Module = task.module
-    width = 2 if options.dtype == "bfloat16" else 4
+    width = dtype_of(options).itemsize
     everything = sum(p.numel() for p in module.parameters())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     parts = shards(options)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slipstream.arrays import BoolArray, IntArray
 from slipstream.backends.torch.whisper import WhisperEncoder
 from slipstream.data.phones import UNKNOWN
 from slipstream.data.waves import WaveBatch, WaveSampler
@@ -27,8 +29,8 @@ _BETWEEN_WORDS = 0.3
 class WhisperJointTask:
     """The LM and the quantiser learn the text stream from rows of waveforms; the encoder learns too, or stays.
 
-    The phone head reads the encoder's features, and no gradient goes back from it. Shapes: B rows, P positions at
-    50 Hz, T frames.
+    The phone head reads the encoder's features, and no gradient goes back from it. Shapes: B rows, A of them with
+    audio, P positions at 50 Hz, T frames.
 
     Args:
         train_encoder: whether the encoder learns.
@@ -60,36 +62,47 @@ class WhisperJointTask:
             with torch.no_grad():
                 start_projections(model.codec.quantizer, self._latent(0, _ROWS).flatten(0, 1))
         self._start(step, self._latent)
-        x_BPD = self._features(batch)
-        draw_B = torch.from_numpy(batch.targets.draw_B).to(x_BPD.device)
-        latent_BTD = model.latent(x_BPD)
-        heard, commitment = hear(model.codec.quantizer, latent_BTD, draw_B, self.quantiser, step, progress)
-        textual_B = torch.from_numpy(batch.textual_B).to(x_BPD.device)
-        audio_BTD = model.audio_input(*heard).masked_fill(textual_B[:, None, None], 0)
-        spoken = self._spoken(torch.cat(heard, dim=-1), batch)
+        audible_B = ~batch.textual_B
+        if not audible_B.any():
+            return text_losses(model.lm, self._silence(batch), batch.targets, weights, self.sampler.frame_rate)
+        x_APD = self._features(batch, audible_B)
+        draw_A = torch.from_numpy(batch.targets.draw_B[audible_B]).to(x_APD.device)
+        heard, commitment = hear(
+            model.codec.quantizer, model.latent(x_APD), draw_A, self.quantiser, step, progress
+        )
+        audio_BTD = model.audio_input(*heard)
+        if not audible_B.all():
+            rows_A = torch.from_numpy(audible_B.nonzero()[0]).to(x_APD.device)
+            audio_BTD = self._silence(batch).index_copy(0, rows_A, audio_BTD)
+        spoken = self._spoken(torch.cat(heard, dim=-1), batch.spoken_BT[audible_B])
         total, numbers = text_losses(model.lm, audio_BTD, batch.targets, weights, self.sampler.frame_rate)
         numbers["commitment"] = commitment.item()
         numbers["spoken"] = spoken.item()
         total = total + weights.commitment * commitment + weights.spoken * spoken
-        if weights.frame_phones and (batch.phones_BP != UNKNOWN).any():
-            labels = torch.from_numpy(batch.phones_BP).flatten().to(x_BPD.device)
-            scores = model.phone_head(x_BPD.detach()).float().flatten(0, 1)
+        phones_AP = batch.phones_BP[audible_B]
+        if weights.frame_phones and (phones_AP != UNKNOWN).any():
+            labels = torch.from_numpy(phones_AP).flatten().to(x_APD.device)
+            scores = model.phone_head(x_APD.detach()).float().flatten(0, 1)
             frame = F.cross_entropy(scores, labels, ignore_index=UNKNOWN)
             total = total + weights.frame_phones * frame
             numbers["frame"] = frame.item()
         return total, numbers
 
-    def _spoken(self, heard_BTD: Tensor, batch: WaveBatch) -> Tensor:
+    def _silence(self, batch: WaveBatch) -> Tensor:
+        """What the LM reads of rows of text alone."""
+        weight = self.module.semantic_in.weight
+        return weight.new_zeros(*batch.targets.text_BT.shape, weight.shape[0])
+
+    def _spoken(self, heard_BTD: Tensor, spoken: IntArray) -> Tensor:
         """Cross-entropy of the token that is being spoken, as late as the encoder; frames between words weigh less."""
         head, whisper = self.module.token_head, self.module.config.codec.whisper
         assert head is not None
         assert whisper is not None
         late = whisper.delay // self.module.config.codec.stride
-        spoken_BT = torch.from_numpy(batch.spoken_BT).to(heard_BTD.device)
+        spoken_BT = torch.from_numpy(spoken).to(heard_BTD.device)
         labels = F.pad(spoken_BT, (late, 0), value=PAD_ID)[:, : spoken_BT.shape[1]].flatten()
         scores = head(heard_BTD.to(head.weight.dtype)).float().flatten(0, 1)
         weight = torch.where(labels == PAD_ID, _BETWEEN_WORDS, 1.0)
-        weight = weight * torch.from_numpy(~batch.textual_B).to(weight).repeat_interleave(spoken_BT.shape[1])
         losses = F.cross_entropy(scores, labels, reduction="none") * weight
         return losses.sum() / weight.sum().clamp(min=1)
 
@@ -99,11 +112,12 @@ class WhisperJointTask:
     def after_step(self) -> None:
         refresh(self.module.codec.quantizer)
 
-    def _features(self, batch: WaveBatch) -> Tensor:
-        """The encoder's features, not delayed, `[B, P, D]`."""
-        mel = whisper_mel(self.module.codec, batch.heard_BS, self.module.phone_head.weight)
+    def _features(self, batch: WaveBatch, audible_B: BoolArray) -> Tensor:
+        """The encoder's features of the rows that have audio, not delayed, `[A, P, D]`."""
+        mel = whisper_mel(self.module.codec, batch.heard_BS[audible_B], self.module.phone_head.weight)
         start_B = torch.randint(WHISPER_POSITIONS, (len(mel),), device=mel.device)
         return cast(WhisperEncoder, self.module.codec.encoder).hidden(mel, start_B=start_B)[-1]
 
     def _latent(self, first_row: int, rows: int) -> Tensor:
-        return self.module.latent(self._features(self.batch(first_row, rows)))
+        batch = self.batch(first_row, rows)
+        return self.module.latent(self._features(batch, np.ones(rows, np.bool_)))

@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 
 from slipstream.backends.torch.build import build_codec, build_lm
-from slipstream.backends.torch.layers import Transformer
+from slipstream.backends.torch.layers import Transformer, TransformerLayer
 from slipstream.backends.torch.lm import LM, PauseHeads
 from slipstream.backends.torch.mimi import Mimi
-from slipstream.backends.torch.whisper import WhisperEncoder
+from slipstream.backends.torch.whisper import WhisperEncoder, WhisperLayer
 from slipstream.bundle import ModelBundle
 from slipstream.checkpoints.checkpoint import Checkpoint
 from slipstream.checkpoints.whisper import read_whisper
@@ -31,11 +31,11 @@ from slipstream.train.artifacts import export_codec, export_distilled, export_lm
 from slipstream.train.distil import Distilled, DistilTask
 from slipstream.train.estimate import estimate
 from slipstream.train.joint import WhisperJointTask
-from slipstream.train.loop import DTYPES, Check, Trainer
+from slipstream.train.loop import Check, Trainer
 from slipstream.train.lora import add_lora, merge_lora
 from slipstream.train.model import SpeechModel, start_audio_embeddings
 from slipstream.train.options import CodecRun, DistilOptions, LMRun, RunOptions
-from slipstream.train.parallel import Task
+from slipstream.train.parallel import Task, dtype_of
 from slipstream.train.reconstruction import CropSampler, ReconstructionTask, WaveCodec
 from slipstream.train.setup import (
     TextOptions,
@@ -139,7 +139,7 @@ def _run_distil(options: CodecRun, distil: DistilOptions, packs: list[Pack], rep
     model = Distilled(config)
     _start_distilled(model, options.model.init)
     sampler = wave_sampler(options, packs, text, lm)
-    task = DistilTask(model, read_whisper(distil.teacher), sampler, options.loss, DTYPES[options.run.dtype])
+    task = DistilTask(model, read_whisper(distil.teacher), sampler, options.loss, dtype_of(options.run))
     phones = PhoneInventory.of(clip for pack in packs for clip in pack.clips)
     write_phones(phones, options.run.out)
     path = _run(task, options.run, report, sampler.remarks())
@@ -266,7 +266,7 @@ def _based_lm(base: Checkpoint, config: LMConfig, options: LMRun) -> LM:
     if config.pause_heads != base.config.lm.pause_heads:
         heads = PauseHeads(config.pause_heads, config.pause_classes, config.transformer.dim)
         weights["pause_heads.weight"] = heads.weight.detach().numpy()
-    lm = build_lm(config, weights, dtype=DTYPES[options.run.dtype] if frozen else torch.float32)
+    lm = build_lm(config, weights, dtype=dtype_of(options.run) if frozen else torch.float32)
     lm.requires_grad_(not frozen)
     if options.pause_heads_only:
         if lm.pause_heads is None:
@@ -284,6 +284,10 @@ def _run(
         for module in task.module.modules():
             if isinstance(module, Transformer | WhisperEncoder):
                 module.checkpointing = True
+    if options.compile:
+        for module in task.module.modules():
+            if isinstance(module, TransformerLayer | WhisperLayer):
+                module.compile()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f'run.device = "{options.device}", but PyTorch finds no CUDA device here; there is "cpu"')
     trainer = Trainer(task, options, report if _first() else _silent, check)

@@ -28,13 +28,10 @@ from slipstream.data.sampler import prefetch
 from slipstream.errors import CheckpointError
 from slipstream.train.optim import Optimizer, trapezoid
 from slipstream.train.options import RunOptions
-from slipstream.train.parallel import Task, hold
+from slipstream.train.parallel import Task, dtype_of, hold
 from slipstream.train.sharding import part_of, whole
 
 CHECKPOINT_FILE = "last.pt"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
 @dataclass(frozen=True, slots=True)
 class Check:
     """A measurement every `every` steps; it gives numbers for the log."""
@@ -69,7 +66,7 @@ class Trainer:
         if options.rows % parts:
             raise CheckpointError(f"run.rows={options.rows} must be a multiple of processes x accumulate = {parts}")
         self.share = options.rows // parts
-        self.weights = hold(task, options, DTYPES[options.dtype])
+        self.weights = hold(task, options, dtype_of(options))
         self.optimizer = Optimizer(
             self.weights.masters, options.optimizer, options.weight_decay, options.betas, options.encoder_rate
         )
@@ -198,8 +195,7 @@ class Trainer:
         if self.average is None:
             return
         keep = min(self.options.average, (1 + self.step) / (10 + self.step))
-        for name, master in self.weights.masters.items():
-            self.average[name].lerp_(master, 1 - keep)
+        torch._foreach_lerp_(list(self.average.values()), list(self.weights.masters.values()), 1 - keep)
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all: what learns or moves, since the rest is as it was at the start.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from slipstream.train.muon import Muon
 from slipstream.train.sharding import part_of, whole
 
 
@@ -43,9 +44,9 @@ class MasterWeights:
     @torch.no_grad()
     def publish(self) -> None:
         """Copy the masters into the module."""
-        for name, parameter in self.parameters.items():
-            if self.masters[name] is not parameter:
-                parameter.copy_(self.masters[name])
+        moved = [(p, self.masters[name]) for name, p in self.parameters.items() if self.masters[name] is not p]
+        if moved:
+            torch._foreach_copy_([p for p, _ in moved], [master for _, master in moved])
 
 
 class Optimizer:
@@ -73,9 +74,7 @@ class Optimizer:
         self.masters = masters
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
-            self.parts.append(
-                torch.optim.Muon(matrices, lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-            )
+            self.parts.append(Muon(matrices, weight_decay))
         groups = [
             {"params": chosen, "weight_decay": decay, "factor": factor}
             for weights, factor in ((rest, 1.0), (encoder, encoder_rate))

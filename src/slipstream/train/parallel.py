@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from slipstream.backends.torch.layers import TransformerLayer
+from slipstream.train.muon import has_bfloat16
 from slipstream.train.optim import MasterWeights
 from slipstream.train.options import RunOptions
 from slipstream.train.sharding import whole
@@ -66,6 +67,13 @@ def hold(task: Task, options: RunOptions, dtype: torch.dtype) -> Weights:
         return Sharded(task, torch.device(options.device).type, dtype)
     task.module.to(options.device)
     return Replicated(task, dtype)
+
+
+def dtype_of(options: RunOptions) -> torch.dtype:
+    """What the modules of a run compute in; "auto" is bfloat16 where the device has fast products of it."""
+    if options.dtype == "auto":
+        return torch.bfloat16 if has_bfloat16(options.device) else torch.float32
+    return torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
 
 
 def shards(options: RunOptions) -> int:

@@ -115,6 +115,10 @@ def rotate(x_BHTD: Tensor, rotation: Tensor) -> Tensor:
 
 def rotate_float(x_BHTD: Tensor, rotation: Tensor) -> Tensor:
     """`rotate` without rounding to the type of `x`."""
+    if torch.compiler.is_compiling():  # which cannot fuse complex products; they take half the time elsewhere
+        even, odd = x_BHTD.float().unflatten(-1, (-1, 2)).unbind(-1)
+        cosine, sine = torch.view_as_real(rotation).unbind(-1)
+        return torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1).flatten(-2)
     pairs = torch.view_as_complex(x_BHTD.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rotation).flatten(-2)
 

