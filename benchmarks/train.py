@@ -4,7 +4,7 @@
     python -m benchmarks.train --encoder-rate 0.2 --against v0.1  # the encoder learns too
 
 Rows, model and optimiser are those of the recipe of the built-in model, with synthetic recordings: the time of a step
-does not depend on what is said. The other revision is checked out into a temporary worktree. Each tree trains for a
+does not depend on their content. The other revision is checked out into a temporary worktree. Each tree trains for a
 few steps in turn, so that whatever else the machine does falls on both; the first step of each turn, which compiles and
 allocates, is left out.
 """
@@ -28,6 +28,7 @@ from slipstream.data.packs import Clip, PackKind, write_pack
 HERE = Path(__file__).parent.parent
 RATE = 24_000
 WARM_UP = 1
+WORDS = ("the", "word", "time", "people")
 RUN = """
 train_codec = true
 
@@ -75,7 +76,7 @@ def recordings(count: int = 200) -> Iterator[tuple[np.ndarray, Clip]]:
         seconds = float(rng.uniform(2, 8))
         samples = (rng.standard_normal(round(seconds * RATE)) * 2000).astype(np.int16)[:, None]
         starts = np.arange(0, seconds - 0.3, 0.33)
-        words = tuple(("the word time people".split()[i % 4], float(at), float(at) + 0.3) for i, at in enumerate(starts))
+        words = tuple((WORDS[i % 4], float(at), float(at) + 0.3) for i, at in enumerate(starts))
         text = " ".join(word for word, _, _ in words)
         yield samples, Clip(0, 0, text, "en", "synthetic", "", words)
 

@@ -131,6 +131,32 @@ def test_an_lm_learns_with_a_trained_or_frozen_encoder(pack: Pack, tmp_path: Pat
     assert "codec.quantizer.semantic.codebooks.0.embedding_sum" in moved
 
 
+def test_the_encoder_reads_only_rows_that_have_audio(pack: Pack, tmp_path: Path) -> None:
+    model = SpeechModel(config(), 3)
+    rows = WaveSampler(
+        [pack],
+        Tokenizer(world.tokenizer(tmp_path)),
+        world.rows(3.2, {"chords": 1.0}, sentences=["Two three!"], text_share=0.5),
+        effects=CLEAN,
+        noise=QUIET,
+        speed=1.0,
+    )
+    task = WhisperJointTask(model, rows, LossOptions(), QuantiserOptions(start=0, share=1.0), True)
+    textual = rows.batch(0, 8).textual_B
+    assert {*textual} == {True, False}
+    heard: list[int] = []
+    model.codec.encoder.conv1.register_forward_hook(lambda module, given, result: heard.append(len(given[0])))
+    books = {name: buffer.clone() for name, buffer in model.codec.quantizer.named_buffers()}
+    number = int(textual.nonzero()[0][0])
+    loss, numbers = task.loss(rows.batch(number, 1), 0, 0.0)
+    assert loss.isfinite()
+    assert "commitment" not in numbers
+    assert all(torch.equal(books[name], b) for name, b in model.codec.quantizer.named_buffers())
+    loss, numbers = task.loss(rows.batch(0, 8), 0, 0.0)
+    assert heard == [8 - textual.sum()]
+    assert loss.isfinite()
+
+
 def test_the_latent_is_that_of_a_stream(pack: Pack) -> None:
     model = SpeechModel(config(), 3).eval()
     samples = torch.from_numpy(pack.rows(pack.clips[0])[: 24000 * 2, 0] / 32768).float()[None]

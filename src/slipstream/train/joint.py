@@ -67,9 +67,7 @@ class WhisperJointTask:
             return text_losses(model.lm, self._silence(batch), batch.targets, weights, self.sampler.frame_rate)
         x_APD = self._features(batch, audible_B)
         draw_A = torch.from_numpy(batch.targets.draw_B[audible_B]).to(x_APD.device)
-        heard, commitment = hear(
-            model.codec.quantizer, model.latent(x_APD), draw_A, self.quantiser, step, progress
-        )
+        heard, commitment = hear(model.codec.quantizer, model.latent(x_APD), draw_A, self.quantiser, step, progress)
         audio_BTD = model.audio_input(*heard)
         if not audible_B.all():
             rows_A = torch.from_numpy(audible_B.nonzero()[0]).to(x_APD.device)

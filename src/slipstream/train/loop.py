@@ -32,6 +32,8 @@ from slipstream.train.parallel import Task, dtype_of, hold
 from slipstream.train.sharding import part_of, whole
 
 CHECKPOINT_FILE = "last.pt"
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """A measurement every `every` steps; it gives numbers for the log."""

@@ -29,7 +29,6 @@ from slipstream.model.numerics import (
     whisper_positions,
 )
 
-
 BLOCK = 128
 """Queries of a block in `attend_nearby`. With 250 keys before it, blocks of 250 take 1.7 times as long on a CPU."""
 
