@@ -178,7 +178,9 @@ def test_an_interrupted_run_ends_its_step_and_resumes_to_the_same_weights(
             signal.raise_signal(number)
         return draw(first_row, rows)
 
-    with patch("slipstream.train.loop.prefetch", lambda draw, first, stride: (draw(n) for n in count(first, stride))):
+    with patch(
+        "slipstream.train.loop.prefetch", lambda draw, first, stride, depth: (draw(n) for n in count(first, stride))
+    ):
         run.task.batch = interrupted  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
             run.run()

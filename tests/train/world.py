@@ -14,7 +14,7 @@ from slipstream.backends.torch.mimi import Mimi
 from slipstream.data.options import DataOptions
 from slipstream.data.packs import Clip, Pack, PackKind, write_pack
 from slipstream.data.rows import RowOptions
-from slipstream.data.spectral import SpectralAugment
+from slipstream.data.spectral import NO_AUGMENT
 from slipstream.data.tokenizer import train_tokenizer
 from slipstream.events import Word
 from slipstream.model.config import CodecConfig, ConditionerConfig, LMConfig, MelConfig, STTConfig, TransformerConfig
@@ -23,10 +23,6 @@ from slipstream.train.loop import Trainer
 
 RATE = 24_000
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-NO_AUGMENT = SpectralAugment(
-    speed=1, warp=1, tilt_db=0, gain_db=(0, 0), noise=0, band_limit=0, frequency_masks=0, time_masks=0
-)
-"""Frames as they are."""
 
 
 def rows(

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from slipstream.cli.extras import needs_extra
-
-if TYPE_CHECKING:
-    from slipstream.data.options import ValidOptions
 
 app = typer.Typer(help="Train tokenizers, codecs and language models.", no_args_is_help=True)
 Config = Annotated[Path, typer.Argument(help="The run's TOML file. Its keys: docs/reference/training-keys.md.")]
@@ -60,12 +57,13 @@ def lm(config: Config) -> None:
         from slipstream.train.options import LMRun, read_run
 
     options = read_run(config, LMRun)
-    measure = _measure(options.data.valid) if options.data.valid else None
+    valid = options.data.valid
+    measure = _measure(valid.manifest, valid.limit) if valid and valid.manifest else None
     typer.echo(f"{run_lm(options, typer.echo, measure)}")
 
 
-def _measure(valid: ValidOptions) -> Callable[[Path], float]:
-    """The word error rate of a model on the recordings that `data.valid` names."""
+def _measure(manifest: Path, limit: int | None) -> Callable[[Path], float]:
+    """The word error rate of a model on the first recordings of a manifest."""
     from itertools import islice
 
     from slipstream.data.manifest import read_manifest
@@ -73,8 +71,8 @@ def _measure(valid: ValidOptions) -> Callable[[Path], float]:
     from slipstream.evaluate.transcribe import transcribe_recordings
     from slipstream.loading import load
 
-    recordings = list(islice(read_manifest(valid.manifest), valid.limit))
-    need_words(recordings, valid.manifest)
+    recordings = list(islice(read_manifest(manifest), limit))
+    need_words(recordings, manifest)
 
     def measure(folder: Path) -> float:
         with load(str(folder), backend="torch", device="cpu", slots=8) as transcriber:

@@ -55,6 +55,10 @@ class WaveAugment(Options):
         return spoken, samples
 
 
+NO_EFFECTS = WaveAugment(reverb=0, noise=0, telephone=0, clip=0, gain=0)
+"""Samples as they are."""
+
+
 class RowNoise:
     """Noise under a whole row: recorded sounds and coloured noise, one half each, or coloured noise alone.
 

@@ -26,15 +26,26 @@ class SampleAugment(WaveAugment):
 
 
 class ValidOptions(Options):
-    """Word errors during a run, by streaming recordings through the model as it is then.
+    """Measurements of the model as it is during a run, on what the run does not learn from.
 
-    manifest: recordings that the run does not learn from. every: steps between measurements. limit: only the first N
-    recordings. The model with the fewest errors is kept in `run.out/best`.
+    manifest: recordings that are streamed through the model, for its word error rate (`slipstream train lm`).
+    limit: only the first N of them. packs: packs of held-out recordings, for the loss of `rows` rows that are not
+    augmented. every: steps between measurements. patience: end the run after so many measurements without a better
+    model. The model with the fewest word errors, or else the lowest loss, is kept in `run.out/best`.
     """
 
-    manifest: Path
+    manifest: Path | None = None
+    packs: tuple[Path, ...] = ()
+    rows: Positive = 32
     every: Positive = 500
     limit: Positive | None = None
+    patience: Positive | None = None
+
+    @model_validator(mode="after")
+    def _something_is_measured(self) -> ValidOptions:
+        if self.manifest is None and not self.packs:
+            raise ValueError("give a manifest (word errors), packs (loss), or both")
+        return self
 
 
 class DataOptions(Options):

@@ -5,12 +5,13 @@ Shapes: B rows, T frames (12.5 a second), H pause horizons.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +20,16 @@ from slipstream.arrays import BoolArray, FloatArray, IntArray
 from slipstream.data.options import DataOptions
 from slipstream.data.packs import Clip, Pack
 from slipstream.data.phones import UNKNOWN
+from slipstream.data.spectral import NO_AUGMENT
 from slipstream.data.tokenizer import plain_word
 from slipstream.errors import ConfigError
 from slipstream.events import Word
 from slipstream.model.config import PAD_ID, LMConfig
 from slipstream.model.numerics import NO_TOKEN
 from slipstream.model.text import Tokenizer, encode_stream
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 HOW_TO_PACK = {
     "mel": "`slipstream data pack --config`",
@@ -138,6 +143,28 @@ class Sampler(ABC):
             raise ConfigError(f"data.packs hold {held}: this run reads {kind} of one kind ({HOW_TO_PACK[kind]})")
         self.kind = kinds.pop()
         self.length = round(self.data.seconds * self.kind.rate)
+        self._admit_all(packs)
+        self._weigh()
+
+    def held_out(self, packs: Sequence[Pack]) -> Self:
+        """The same kind of rows from other packs, in which each recording is as likely as another; not augmented."""
+        other = copy.copy(self)
+        counts = Counter(clip.dataset for pack in packs for clip in pack.clips)
+        if {pack.kind for pack in packs} != {self.kind}:
+            raise ConfigError("data.valid.packs must hold what data.packs hold, of the same kind")
+        plain = {"weights": dict(counts), "text_share": 0.0, "text_mask": 0.0, "text_errors": 0.0, "crop": {}}
+        other.data = self.data.model_copy(update=plain)
+        other.seed = 0
+        other._unaugment()
+        other._admit_all(packs)
+        other._weigh()
+        return other
+
+    def _unaugment(self) -> None:
+        """Leave recordings as they are."""
+        self.data = self.data.model_copy(update={"augment": NO_AUGMENT})
+
+    def _admit_all(self, packs: Sequence[Pack]) -> None:
         self.timed = self.untimed = 0
         self._left_out: Counter[str] = Counter()
         self._pools: dict[tuple[str, str], list[tuple[Pack, Clip]]] = {}
@@ -150,6 +177,9 @@ class Sampler(ABC):
             there = ", ".join(sorted({clip.dataset for pack in packs for clip in pack.clips}))
             problem = f"data.weights names {', '.join(missing)}, but the packs ({there}) hold no usable clip of it"
             raise ConfigError("; ".join([problem, *self.remarks()]))
+
+    def _weigh(self) -> None:
+        """How likely each dataset and language is."""
         self._keys = list(self._pools)
         languages = Counter(dataset for dataset, _ in self._keys)
         weights = np.array([self.data.weights[dataset] / languages[dataset] for dataset, _ in self._keys])

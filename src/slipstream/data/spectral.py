@@ -95,6 +95,12 @@ class SpectralAugment(Options):
         return log_power
 
 
+NO_AUGMENT = SpectralAugment(
+    speed=1, warp=1, tilt_db=0, gain_db=(0, 0), noise=0, band_limit=0, frequency_masks=0, time_masks=0
+)
+"""Frames as they are."""
+
+
 def _reverberate(log_power: FloatArray, seconds: float, direct_db: float) -> FloatArray:
     """A room whose sound falls by 60 dB in `seconds`: each band's past power, decaying, `direct_db` below the direct
     sound in sum. Frames come 100 a second."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slipstream.arrays import BoolArray, FloatArray, IntArray
-from slipstream.data.augment import RowNoise, WaveAugment, resample_speech
+from slipstream.data.augment import NO_EFFECTS, RowNoise, WaveAugment, resample_speech
 from slipstream.data.packs import Clip, Pack
 from slipstream.data.phones import UNKNOWN, PhoneInventory
 from slipstream.data.rows import RowOptions, RowTargets, Sampler, Targets, stack_targets
@@ -83,6 +83,9 @@ class WaveSampler(Sampler):
         self.phones, self.phone_rate = phones, phone_rate
         if len(rates := {pack.kind.rate for pack in packs}) > 1:
             raise ConfigError(f"data.packs: their samples have several rates: {', '.join(map(str, sorted(rates)))}")
+
+    def _unaugment(self) -> None:
+        self.effects, self.noise, self.speed = NO_EFFECTS, RowNoise(0.0, (0.0, 0.0)), 1.0
 
     def _unusable(self, clip: Clip) -> str | None:
         seconds = self.data.seconds

@@ -126,12 +126,18 @@ class CodebookStart:
     def __init__(self, quantizer: SplitResidualVQ, start: int) -> None:
         self.quantizer, self.start, self.placed = quantizer, start, start == 0
 
-    @torch.no_grad()
     def __call__(self, step: int, latent: Callable[[int, int], Tensor]) -> None:
-        """`latent(first, count)` computes `[B, T, D]` of `count` rows from row `first`."""
-        if self.placed or step != self.start:
+        """`latent(first, count)` computes `[B, T, D]` of `count` rows from row `first`.
+
+        Without gradients nothing is placed: a held-out loss changes nothing.
+        """
+        if self.placed or step != self.start or not torch.is_grad_enabled():
             return
         self.placed = True
+        with torch.no_grad():
+            self._place(latent)
+
+    def _place(self, latent: Callable[[int, int], Tensor]) -> None:
         latents = [latent(first, self.AT_ONCE).float().flatten(0, 1) for first in range(0, self.ROWS, self.AT_ONCE)]
         start_codebooks(self.quantizer, torch.cat(latents))
         if dist.is_initialized():

@@ -58,7 +58,7 @@ class WhisperJointTask:
 
     def loss(self, batch: WaveBatch, step: int, progress: float) -> tuple[Tensor, Numbers]:
         model, weights = self.module, self.weights
-        if step == 0 and self.quantiser.start:
+        if step == 0 and self.quantiser.start and torch.is_grad_enabled():
             with torch.no_grad():
                 start_projections(model.codec.quantizer, self._latent(0, _ROWS).flatten(0, 1))
         self._start(step, self._latent)

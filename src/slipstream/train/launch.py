@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +21,7 @@ from slipstream.checkpoints.checkpoint import Checkpoint
 from slipstream.checkpoints.whisper import read_whisper
 from slipstream.data.packs import Pack
 from slipstream.data.phones import PhoneInventory
+from slipstream.data.rows import Sampler
 from slipstream.data.sampler import RowSampler, TokenSampler
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import CodecConfig, LMConfig
@@ -31,7 +30,7 @@ from slipstream.train.artifacts import export_codec, export_distilled, export_lm
 from slipstream.train.distil import Distilled, DistilTask
 from slipstream.train.estimate import estimate
 from slipstream.train.joint import WhisperJointTask
-from slipstream.train.loop import Check, Trainer
+from slipstream.train.loop import Trainer
 from slipstream.train.lora import add_lora, merge_lora
 from slipstream.train.model import SpeechModel, start_audio_embeddings
 from slipstream.train.options import CodecRun, DistilOptions, LMRun, RunOptions
@@ -51,10 +50,9 @@ from slipstream.train.setup import (
 )
 from slipstream.train.speech import copy_training_part, read_speech_weights, write_phones, write_training_part
 from slipstream.train.tasks import JointTask, PhoneTask, TextTask
+from slipstream.train.validation import Check, Measure, Validation, held_out_loss
 
 Report = Callable[[str], None]
-Measure = Callable[[Path], float]
-"""Word error rate of the model in a folder."""
 
 
 def run_codec(options: CodecRun, report: Report = print) -> Path:
@@ -74,7 +72,8 @@ def run_codec(options: CodecRun, report: Report = print) -> Path:
             )
         model, sampler, _ = _speech(options, packs)
         write_phones(sampler.phones, options.run.out)
-        path = _run(PhoneTask(model, sampler, options.loss), options.run, report, sampler.remarks())
+        task = PhoneTask(model, sampler, options.loss)
+        path = _run(task, options.run, report, sampler.remarks(), _check(options, task, sampler))
         if _first():
             export_codec(model.codec, options.run.out / "codec")
             write_training_part(model, sampler.phones, options.run.out / "codec")
@@ -93,27 +92,31 @@ def run_lm(options: LMRun, report: Report = print, measure: Measure | None = Non
         return _run_text(options, report, measure)
 
 
-def _check(options: LMRun, measure: Measure | None, export: Callable[[Path], None]) -> Check | None:
-    """What `data.valid` asks for: export the model, measure it, and keep the best."""
-    valid = options.data.valid
-    if valid is None or measure is None:
+def _check(
+    options: CodecRun | LMRun,
+    task: Task,
+    sampler: Sampler,
+    measure: Measure | None = None,
+    export: Callable[[Path], None] | None = None,
+) -> Check | None:
+    """What `data.valid` asks for; without `measure` or a manifest, the held-out loss alone."""
+    valid, run = options.data.valid, options.run
+    if valid is None:
         return None
-    candidate, best, record = (options.run.out / name for name in ("candidate", "best", "best.json"))
-
-    def check() -> dict[str, float]:
-        export(candidate)
-        rate = measure(candidate)
-        lowest = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else math.inf
-        if rate < lowest:
-            shutil.rmtree(best, ignore_errors=True)
-            candidate.rename(best)
-            record.write_text(json.dumps(rate), encoding="utf-8")
-        return {"wer": rate}
-
-    return Check(valid.every, check)
+    loss = None
+    if valid.packs:
+        held_out = sampler.held_out([Pack(path) for path in valid.packs])
+        loss = partial(held_out_loss, task, held_out, valid.rows, max(1, run.rows // run.accumulate))
+    if loss is None and (measure is None or export is None):
+        raise ConfigError("data.valid.packs is missing: a codec is measured by its loss on held-out packs")
+    words = measure if valid.manifest is not None else None
+    validation = Validation(valid, run.out, loss, words, export)
+    return Check(valid.every, validation, validation.exhausted)
 
 
 def _run_reconstruction(options: CodecRun, config: CodecConfig, packs: list[Pack], report: Report) -> Path:
+    if options.data.valid is not None:
+        raise ConfigError("data.valid: a waveform codec is not measured during its run: leave it out")
     if options.model.init is not None:
         raise ConfigError("model.init: a waveform codec starts from scratch, or resumes the run in run.out")
     phones = phones_of_run(options.run, options.model, packs)
@@ -142,7 +145,7 @@ def _run_distil(options: CodecRun, distil: DistilOptions, packs: list[Pack], rep
     task = DistilTask(model, read_whisper(distil.teacher), sampler, options.loss, dtype_of(options.run))
     phones = PhoneInventory.of(clip for pack in packs for clip in pack.clips)
     write_phones(phones, options.run.out)
-    path = _run(task, options.run, report, sampler.remarks())
+    path = _run(task, options.run, report, sampler.remarks(), _check(options, task, sampler))
     if _first():
         task.place_codebooks()
         folder = options.run.out / "model"
@@ -183,7 +186,7 @@ def _run_joint(options: LMRun, report: Report, measure: Measure | None) -> Path:
         write_training_part(model, sampler.phones, folder)
 
     task = JointTask(model, sampler, options.loss, options.quantiser)
-    return _export_at_end(task, options, report, remarks, export, measure)
+    return _export_at_end(task, sampler, options, report, remarks, export, measure)
 
 
 def _run_whisper_joint(options: LMRun, report: Report, measure: Measure | None) -> Path:
@@ -200,18 +203,20 @@ def _run_whisper_joint(options: LMRun, report: Report, measure: Measure | None) 
         export_model(model, model.config, text.tokenizer, folder)
         write_training_part(model, phones, folder)
 
-    return _export_at_end(task, options, report, sampler.remarks(), export, measure)
+    return _export_at_end(task, sampler, options, report, sampler.remarks(), export, measure)
 
 
 def _export_at_end(
     task: Task,
+    sampler: Sampler,
     options: LMRun,
     report: Report,
     remarks: Sequence[str],
     export: Callable[[Path], None],
     measure: Measure | None,
 ) -> Path:
-    _run(task, options.run, report, remarks, _check(options, measure, export))
+    candidate = None if options.lora is not None else export
+    _run(task, options.run, report, remarks, _check(options, task, sampler, measure, candidate))
     folder = options.run.out / "model"
     if _first():
         export(folder)
@@ -247,8 +252,8 @@ def _run_text(options: LMRun, report: Report, measure: Measure | None) -> Path:
     rows = row_options(options.data, text, config.lm)
     sampler = TokenSampler(packs, open_tokenizer(text, config.lm), rows, seed=options.run.seed)
     task = TextTask(lm, sampler, options.loss, options.quantiser.codebook_dropout)
-    if options.lora is not None and options.data.valid is not None:
-        raise ConfigError("data.valid measures whole models: leave it out with lora")
+    if options.lora is not None and options.data.valid is not None and options.data.valid.manifest is not None:
+        raise ConfigError("data.valid.manifest measures whole models: with lora give data.valid.packs alone")
 
     def export(folder: Path) -> None:
         merge_lora(lm)
@@ -256,7 +261,7 @@ def _run_text(options: LMRun, report: Report, measure: Measure | None) -> Path:
         if options.pause_heads_only:
             copy_training_part(str(options.model.base), folder)
 
-    return _export_at_end(task, options, report, sampler.remarks(), export, measure)
+    return _export_at_end(task, sampler, options, report, sampler.remarks(), export, measure)
 
 
 def _based_lm(base: Checkpoint, config: LMConfig, options: LMRun) -> LM:

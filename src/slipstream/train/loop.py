@@ -6,18 +6,18 @@ come from the rows. So a killed run resumes without a difference, and processes 
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import shutil
 import signal
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -28,18 +28,23 @@ from slipstream.data.sampler import prefetch
 from slipstream.errors import CheckpointError
 from slipstream.train.optim import Optimizer, trapezoid
 from slipstream.train.options import RunOptions
-from slipstream.train.parallel import Task, dtype_of, hold
+from slipstream.train.parallel import Task, dtype_of, hold, shards
 from slipstream.train.sharding import part_of, whole
+from slipstream.train.trackers import Log
+from slipstream.train.validation import Check
 
 CHECKPOINT_FILE = "last.pt"
+PREFETCHED = 2
+"""Steps whose rows are drawn ahead of use."""
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """A measurement every `every` steps; it gives numbers for the log."""
+class Drawn:
+    """The batches of a step and their numbers of rows, from row `first` on."""
 
-    every: int
-    measure: Callable[[], dict[str, float]]
+    first: int
+    rows: list[int]
+    batches: list[Any]
 
 
 def train(task: Task, options: RunOptions, report: Callable[[str], None] = print) -> Path:
@@ -68,6 +73,8 @@ class Trainer:
         if options.rows % parts:
             raise CheckpointError(f"run.rows={options.rows} must be a multiple of processes x accumulate = {parts}")
         self.share = options.rows // parts
+        self.at_once = self.share
+        """Rows of a batch: the share, or less after a device ran out of memory."""
         self.weights = hold(task, options, dtype_of(options))
         self.optimizer = Optimizer(
             self.weights.masters, options.optimizer, options.weight_decay, options.betas, options.encoder_rate
@@ -75,17 +82,27 @@ class Trainer:
         self.average = {n: w.detach().clone() for n, w in self.weights.masters.items()} if options.average else None
         self.step = 0
         self.elapsed = 0.0
+        self.sums: dict[str, float] = defaultdict(float)
+        """Numbers since the last line of the log, over `summed` steps."""
+        self.summed = 0
         self.path = Path(options.out) / CHECKPOINT_FILE
         if self.path.exists():
             # Mapped, so that a process reads no more than its part of a large model.
             self._restore(torch.load(self.path, weights_only=True, mmap=True))
 
     def run(self) -> Path:
+        if self.check is not None and self._from_first(self.rank == 0 and self.check.exhausted()):
+            self.report(f"{self.path}: this run has ended for want of a better model; see data.valid.patience")
+            self._put(self.average or {})
+            self.weights.assemble()
+            return self.path
         if self._progress(self.elapsed) >= 1.0:
             self.report(
                 f"{self.path}: this run has had its {self.step} steps; to train on, give it more, or another out"
             )
-        with _Log(self.options.out, self.rank) as log, _interrupts() as interrupts:
+        settings = self.options.model_dump(mode="json")
+        log = Log(self.options.out, self.options.trackers, settings, silent=self.rank > 0)
+        with log, _interrupts() as interrupts:
             finished = self._train(log, interrupts)
         self.save()
         if not finished:
@@ -95,41 +112,46 @@ class Trainer:
         self.weights.assemble()
         return self.path
 
-    def _train(self, log: _Log, interrupts: list[int]) -> bool:
+    def _train(self, log: Log, interrupts: list[int]) -> bool:
         """Train to the end of the run, or to the step in which an interrupt comes; report which."""
         options, start = self.options, time.monotonic() - self.elapsed
-        sums: dict[str, float] = defaultdict(float)
         since, since_step = time.monotonic(), self.step
-        with closing(prefetch(self._draw, self.step * options.accumulate, 1)) as batches:
+        with closing(prefetch(self._draw, self.step, 1, PREFETCHED)) as steps:
             while (progress := self._progress(time.monotonic() - start)) < 1.0:
                 if self._from_first(len(interrupts)):
                     return False
-                for name, value in self._train_step(batches, progress).items():
-                    sums[name] += value
+                for name, value in self._train_step(next(steps), progress).items():
+                    self.sums[name] += value
+                self.summed += 1
                 self.elapsed = time.monotonic() - start
                 if self.step % options.log_every == 0:
-                    now, steps = time.monotonic(), self.step - since_step
-                    numbers = {name: value / steps for name, value in sums.items()}
-                    numbers["realtime"] = steps * options.rows * self.task.row_seconds / (now - since)
+                    now = time.monotonic()
+                    numbers = {name: value / self.summed for name, value in self.sums.items()}
+                    numbers["realtime"] = (
+                        (self.step - since_step) * options.rows * self.task.row_seconds / (now - since)
+                    )
                     numbers["minutes_left"] = self._minutes_left()
                     log.write(self.step, self.elapsed, numbers, self.report)
-                    sums.clear()
-                    since, since_step = now, self.step
+                    self.sums.clear()
+                    self.summed, since, since_step = 0, now, self.step
                 if self.step % options.checkpoint_every == 0:
                     self.save()
-                if self.check is not None and self.step % self.check.every == 0:
-                    self._measure(self.check, log)
+                if self.check is not None and self.step % self.check.every == 0 and self._measure(self.check, log):
+                    break
         return True
 
-    def _measure(self, check: Check, log: _Log) -> None:
-        """Measure the average if there is one, else the weights as they are; the other processes wait."""
+    def _measure(self, check: Check, log: Log) -> bool:
+        """Measure the average if there is one, else the weights as they are; report whether the run is to end."""
         kept = {name: master.detach().clone() for name, master in self.weights.masters.items()} if self.average else {}
         self._put(self.average or {})
+        ended = False
         if self.rank == 0:
-            log.write(self.step, self.elapsed, check.measure(), self.report)
-        if self.world > 1:
-            dist.barrier()
+            log.write(self.step, self.elapsed, check.measure(self.step), self.report)
+            if ended := check.exhausted():
+                self.report(f"step {self.step}: the last measurements brought no better model, so the run ends here")
+        ended = bool(self._from_first(ended))
         self._put(kept)
+        return ended
 
     @torch.no_grad()
     def _put(self, weights: Mapping[str, Tensor]) -> None:
@@ -160,36 +182,79 @@ class Trainer:
         dist.broadcast(shared, 0)
         return float(shared)
 
-    def _draw(self, number: int) -> Any:
-        """This process's `number`-th batch since the start of the run: its share of the step's rows."""
-        step, part = divmod(number, self.options.accumulate)
-        first = step * self.options.rows + (self.rank * self.options.accumulate + part) * self.share
-        return self.task.batch(first, self.share)
+    def _draw(self, step: int) -> Drawn:
+        """This process's share of a step's rows, in batches of at most `at_once`."""
+        count = self.share * self.options.accumulate
+        first = step * self.options.rows + self.rank * count
+        at_once = self.at_once
+        starts = [part + start for part in range(0, count, self.share) for start in range(0, self.share, at_once)]
+        rows = [min(at_once, self.share - start % self.share) for start in starts]
+        return Drawn(first, rows, [self.task.batch(first + at, n) for at, n in zip(starts, rows, strict=True)])
 
-    def _train_step(self, batches: Iterator[Any], progress: float) -> dict[str, float]:
+    def _train_step(self, drawn: Drawn, progress: float) -> dict[str, float]:
         options = self.options
-        numbers: dict[str, float] = defaultdict(float)
-        torch.manual_seed(options.seed + self.step)  # for draws of the loss; rows have their own
-        for _ in range(options.accumulate):
-            loss, parts = self.weights.loss(next(batches), self.step, progress)
-            (loss / options.accumulate).backward()
-            for name, value in {"loss": loss.item(), **parts}.items():
-                numbers[name] += value / options.accumulate
+        numbers, bad = self._gradients(drawn, progress)
         self.weights.collect()
         rate = options.learning_rate * trapezoid(progress, options.warmup, options.decay)
         numbers["gradient"] = self.optimizer.step(rate, options.clip)
         numbers["rate"] = rate
         if not math.isfinite(numbers["loss"] + numbers["gradient"]):
+            where = f"rows {bad[0]} to {bad[-1]}" if bad else "the rows of another process, or the backward pass"
             raise CheckpointError(
-                f"step {self.step}: the loss is {numbers['loss']:g} and the norm of its gradient "
-                f"{numbers['gradient']:g}; {self.path} is of the last good checkpoint: go on from it at a lower "
-                "run.learning_rate"
+                f"step {self.step}, {where}: the loss is {numbers['loss']:g} and the norm of its gradient "
+                f"{numbers['gradient']:g}. {self.path} is of the last good checkpoint: resume from it with a lower "
+                "run.learning_rate, or look at these rows: --check --row N writes them as audio"
             )
         self.weights.publish()
         self._move_average()
         self.task.after_step()
         self.step += 1
         return numbers
+
+    def _gradients(self, drawn: Drawn, progress: float) -> tuple[dict[str, float], list[int]]:
+        """Sum the gradients of the step's batches; return its numbers, and the rows whose loss is not finite.
+
+        A device that runs out of memory gets batches of half as many rows from then on.
+        """
+        moving = [buffer.clone() for buffer in self.task.moving()]
+        while True:
+            if max(drawn.rows) > self.at_once:
+                drawn = self._draw(self.step)
+            try:
+                return self._accumulate(drawn, progress)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if self.at_once == 1 or shards(self.options) > 1:
+                    raise CheckpointError(
+                        f"step {self.step}: out of memory with {self.at_once} rows at once: use a shorter "
+                        "data.seconds, run.checkpoint_layers = true, or a smaller model"
+                    ) from error
+            # Outside the handler, whose traceback holds the activations.
+            self.at_once = -(-self.at_once // 2)
+            self.task.module.zero_grad(set_to_none=True)
+            for buffer, before in zip(self.task.moving(), moving, strict=True):
+                buffer.copy_(before)
+            self.task.after_step()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.report(f"step {self.step}: out of memory; batches have {self.at_once} rows from now on")
+
+    def _accumulate(self, drawn: Drawn, progress: float) -> tuple[dict[str, float], list[int]]:
+        numbers: dict[str, float] = defaultdict(float)
+        bad: list[int] = []
+        first, all_rows = drawn.first, sum(drawn.rows)
+        torch.manual_seed(self.options.seed + self.step)  # for draws of the loss; rows have their own
+        for batch, rows in zip(drawn.batches, drawn.rows, strict=True):
+            loss, parts = self.weights.loss(batch, self.step, progress)
+            (loss * (rows / all_rows)).backward()
+            value = loss.item()
+            if not math.isfinite(value):
+                bad += range(first, first + rows)
+            for name, part in {"loss": value, **parts}.items():
+                numbers[name] += part * rows / all_rows
+            first += rows
+        return numbers, bad
 
     @torch.no_grad()
     def _move_average(self) -> None:
@@ -212,6 +277,9 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "elapsed": self.elapsed,
+            "at_once": self.at_once,
+            "sums": dict(self.sums),
+            "summed": self.summed,
         }
         if self.average is not None:
             state["average"] = {name: whole(tensor) for name, tensor in self.average.items()}
@@ -221,6 +289,20 @@ class Trainer:
         partial = self.path.with_suffix(".tmp")
         torch.save(state, partial)
         os.replace(partial, self.path)
+        self._keep()
+
+    def _keep(self) -> None:
+        """Keep this checkpoint beside the next ones, and no more than `options.keep`."""
+        if not self.options.keep:
+            return
+        kept = self.path.with_name(f"step-{self.step:08d}.pt")
+        kept.unlink(missing_ok=True)
+        try:
+            os.link(self.path, kept)
+        except OSError:  # a file system without links
+            shutil.copyfile(self.path, kept)
+        for old in sorted(self.path.parent.glob("step-*.pt"))[: -self.options.keep]:
+            old.unlink()
 
     def _restore(self, state: dict[str, Any]) -> None:
         masters, weights = self.weights.masters, state["weights"]
@@ -241,46 +323,19 @@ class Trainer:
         self.task.after_step()
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.elapsed = state["step"], state["elapsed"]
+        self.at_once = min(self.share, state.get("at_once", self.share))
+        self.sums.update(state.get("sums", {}))
+        self.summed = state.get("summed", 0)
         if self.average is not None:
             for name, tensor in self.average.items():
                 tensor.copy_(part_of(state.get("average", weights)[name], tensor))
         self.report(f"{self.path}: going on from step {self.step}")
 
 
-class _Log:
-    """Lines for people, `log.jsonl` for programs, and TensorBoard where it is installed; from the first process."""
-
-    def __init__(self, folder: Path, rank: int) -> None:
-        self._file = self._board = None
-        if rank:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
-        with suppress(ImportError):
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(folder / "tensorboard"))
-
-    def write(self, step: int, elapsed: float, numbers: dict[str, float], report: Callable[[str], None]) -> None:
-        if self._file is None:
-            return
-        self._file.write(json.dumps({"step": step, "elapsed": round(elapsed, 1), **numbers}) + "\n")
-        self._file.flush()
-        report(f"{elapsed / 60:6.1f} min  step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
-        if self._board is not None:
-            for name, value in numbers.items():
-                self._board.add_scalar(name, value, step)
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "can't allocate memory" in str(error)  # PyTorch's allocator for CPUs
 
 
 @contextmanager

@@ -139,7 +139,7 @@ class ReconstructionTask:
             commitment = latent.new_zeros((), dtype=torch.float32)
         else:
             kept_B = self._kept(torch.from_numpy(batch.draw_B).to(weight.device))
-            _, parts, commitment = quantise(quantizer, latent, update=True, kept_B=kept_B)
+            _, parts, commitment = quantise(quantizer, latent, update=torch.is_grad_enabled(), kept_B=kept_B)
         semantic, acoustic = (half.output_proj(part.to(weight.dtype)) for half, part in zip(halves, parts, strict=True))
         labels = torch.from_numpy(batch.phones_BT).to(weight.device)
         phones = F.cross_entropy(

@@ -97,7 +97,7 @@ def hear(
         halves = (quantizer.semantic, quantizer.acoustic)
         plain = [F.linear(latent_BTD.float(), half.input_proj.weight.float()) for half in halves]
         return plain, latent_BTD.new_zeros((), dtype=torch.float32)
-    inputs, outputs, commitment = quantise(quantizer, latent_BTD, update=True)
+    inputs, outputs, commitment = quantise(quantizer, latent_BTD, update=torch.is_grad_enabled())
     rise = max(0.0, progress - options.all_from) / 0.2
     share = options.share + (1 - options.share) * min(1.0, rise)
     rows_B11 = (draw_B < share)[:, None, None]
