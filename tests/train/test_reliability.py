@@ -101,7 +101,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_rows(folder: Path, tmp
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
-def test_a_run_goes_on_with_half_the_rows_where_memory_is_short(
+def test_a_run_continues_with_half_the_rows_where_memory_is_short(
     folder: Path, tmp_path: Path, error: RuntimeError
 ) -> None:
     trainer(folder, tmp_path / "whole").run()
@@ -131,7 +131,7 @@ def test_a_single_row_that_does_not_fit_ends_the_run(folder: Path, tmp_path: Pat
         raise MemoryError
 
     run.task.loss = full  # type: ignore[method-assign, assignment]
-    with pytest.raises(CheckpointError, match="out of memory with 1 rows at once"):
+    with pytest.raises(CheckpointError, match="out of memory with 1 rows in a batch"):
         run.run()
 
 

@@ -62,7 +62,7 @@ def test_the_best_model_is_kept_and_a_run_without_a_better_one_ends(pack: Pack, 
     again = Trainer(task(pack, tmp_path), given, said.append, check)
     again.run()
     assert again.step == 4
-    assert "for want of a better model" in said[-1]
+    assert "brought no better model" in said[-1]
 
 
 def test_something_must_be_measured() -> None:

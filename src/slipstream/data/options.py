@@ -30,8 +30,8 @@ class ValidOptions(Options):
 
     manifest: recordings that are streamed through the model, for its word error rate (`slipstream train lm`).
     limit: only the first N of them. packs: packs of held-out recordings, for the loss of `rows` rows that are not
-    augmented. every: steps between measurements. patience: end the run after so many measurements without a better
-    model. The model with the fewest word errors, or else the lowest loss, is kept in `run.out/best`.
+    augmented. every: steps between measurements. patience: end the run after N measurements without a better model.
+    The model with the fewest word errors, or else the lowest loss, is kept in `run.out/best`.
     """
 
     manifest: Path | None = None

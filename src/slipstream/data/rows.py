@@ -198,6 +198,10 @@ class Sampler(ABC):
         self.untimed += bool(clip.text and not clip.words)
 
     @abstractmethod
+    def batch(self, first_row: int, rows: int) -> Any:
+        """Rows `first_row` to `first_row + rows`."""
+
+    @abstractmethod
     def _unusable(self, clip: Clip) -> str | None:
         """Why the clip cannot be drawn, if it cannot."""
 

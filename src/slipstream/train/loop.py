@@ -92,7 +92,7 @@ class Trainer:
 
     def run(self) -> Path:
         if self.check is not None and self._from_first(self.rank == 0 and self.check.exhausted()):
-            self.report(f"{self.path}: this run has ended for want of a better model; see data.valid.patience")
+            self.report(f"{self.path}: this run has ended: data.valid.patience measurements brought no better model")
             self._put(self.average or {})
             self.weights.assemble()
             return self.path
@@ -227,7 +227,7 @@ class Trainer:
                     raise
                 if self.at_once == 1 or shards(self.options) > 1:
                     raise CheckpointError(
-                        f"step {self.step}: out of memory with {self.at_once} rows at once: use a shorter "
+                        f"step {self.step}: out of memory with {self.at_once} rows in a batch: use a shorter "
                         "data.seconds, run.checkpoint_layers = true, or a smaller model"
                     ) from error
             # Outside the handler, whose traceback holds the activations.
@@ -292,7 +292,7 @@ class Trainer:
         self._keep()
 
     def _keep(self) -> None:
-        """Keep this checkpoint beside the next ones, and no more than `options.keep`."""
+        """Keep this checkpoint next to later ones, at most `options.keep`."""
         if not self.options.keep:
             return
         kept = self.path.with_name(f"step-{self.step:08d}.pt")

@@ -35,7 +35,7 @@ class RunOptions(Options):
     shard: cut weights, gradients and the optimiser's state into a part for each process (FSDP2), for a model that does
     not fit one device; with "adamw" only.
     checkpoint_every, log_every: optimiser steps between checkpoints, and between lines of the log.
-    keep: how many earlier checkpoints stay, as `step-N.pt` beside `last.pt`.
+    keep: how many earlier checkpoints stay, as `step-N.pt` next to `last.pt`.
     trackers: "tensorboard", "wandb", "mlflow", or `module:callable` of your own (`slipstream.train.trackers`).
     device: "cpu", "cuda", ...; with torchrun each process takes the CUDA device of its rank.
     """

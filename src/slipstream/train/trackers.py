@@ -42,7 +42,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases, in the project that WANDB_PROJECT names; a resumed run goes on in the same one."""
+    """A run of Weights & Biases, in the project that WANDB_PROJECT names; a resumed run continues it."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         wandb = _need("wandb", "wandb", "wandb")
