@@ -224,7 +224,7 @@ def test_a_run_stops_where_the_loss_is_not_finite(pack: Pack, tmp_path: Path) ->
     )
     with torch.no_grad():
         model.lm.text_linear.weight.fill_(torch.nan)
-    with pytest.raises(CheckpointError, match="step 0: the loss is nan"):
+    with pytest.raises(CheckpointError, match="step 0, rows 0 to 1: the loss is nan"):
         Trainer(task, RunOptions(out=tmp_path / "run", steps=2, rows=2), lambda line: None).run()
 
 
