@@ -10,7 +10,7 @@
 #   make bench                   milliseconds a frame and streams at once, on this machine; 15 GB of memory
 #   make setup                   the environment for work on Slipstream itself
 #   make oracles                 the reference packages that the parity tests compare with
-#   make clients                 the clients of other products that the server's tests run
+#   make clients                 the clients of other products that the server's tests run, and what checks deploy/
 #   make tiny DATA=folder        train a model on a Whisper encoder: recipes/tiny/README.md; hours
 
 PYTHON ?= python3
@@ -104,6 +104,6 @@ $(VENV)/.oracles: $(VENV)/.dev
 	@touch $@
 
 $(VENV)/.clients: $(VENV)/.dev
-	@echo "Installing the clients of other products into $(VENV) ..."
-	@$(PIP) --editable ".[dev,torch,mlx,server,otel,train,webrtc,wyoming,clients-test]"
+	@echo "Installing the clients of other products and the checks of deploy/ into $(VENV) ..."
+	@$(PIP) --editable ".[dev,torch,mlx,server,otel,train,webrtc,wyoming,clients-test,deploy-test]"
 	@touch $@

@@ -1,4 +1,4 @@
-"""The files in `deploy/` against the server that they start."""
+"""The systemd unit against the server that it starts."""
 
 from __future__ import annotations
 
