@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.cuts import CuttingProxy
-from tests.fakes import LEXICON, ScriptRunner, silence, sound_of
-from tests.server.harness import FRAME, RATE, chunks, serving, solo
+from tests.fakes import LEXICON, ScriptRunner, silence, sound_of, tiny_tokenizer, words_of
+from tests.server.harness import FRAME, RATE, chunks, serving, solo, wait_for
 
 from slipstream.arrays import FloatArray
 from slipstream.client import ServerError, StreamEvent
+from slipstream.engine.engine import Engine
 from slipstream.errors import AudioError, ConfigError
 from slipstream.events import EndOfTurn, Final, MarkerReached, PartialWord, Step, Turn, Word
 from slipstream.resume import ResumableStream, _Tape
@@ -69,6 +70,22 @@ def server():
         yield running
 
 
+@pytest.fixture(scope="module")
+def holding():
+    with serving(ScriptRunner(slots=8), resume_seconds=5) as running:
+        yield running
+
+
+def solo_with_flush(audio_S: FloatArray, position: int) -> list[Word]:
+    """The words of a recording that is flushed once."""
+    with Engine(ScriptRunner(), tiny_tokenizer()) as engine, engine.open(wait=1) as session:
+        session.send(audio_S[:position])
+        session.flush()
+        session.send(audio_S[position:])
+        session.finish()
+        return words_of(list(session))
+
+
 @settings(max_examples=15)
 @given(
     seed=st.integers(0, 1000),
@@ -105,6 +122,38 @@ def test_words_over_random_cuts_equal_those_of_one_connection(server, seed, cuts
     assert all(before.end < after.start < after.end for before, after in itertools.pairwise(turns))
     ends = [event.time for event in events if isinstance(event, EndOfTurn)]
     assert ends == sorted(set(ends))
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 1000), cuts=st.lists(st.integers(500, 20_000), min_size=1, max_size=4))
+def test_a_server_that_holds_the_slot_continues_exactly(holding, seed, cuts) -> None:
+    audio_S = recording(seed, words=8)
+
+    async def talk() -> tuple[list[StreamEvent], int, int]:
+        async with CuttingProxy(holding.address, cuts) as proxy:
+            stream = ResumableStream(proxy.address, sample_rate=RATE, context_seconds=0)
+            stream.send(audio_S[: 20 * FRAME])
+            stream.flush(id=3)
+            stream.send(audio_S[20 * FRAME :])
+            stream.finish()
+            events: list[StreamEvent] = []
+            connections = resumed = 0
+            while not stream.done:
+                with contextlib.suppress(ServerError):
+                    await stream.connect()
+                    connections, resumed = connections + 1, resumed + stream.resumed
+                    async for event in stream:
+                        events.append(event)
+            return events, connections, resumed
+
+    before = holding.engine.active
+    events, connections, resumed = asyncio.run(talk())
+    assert resumed == connections - 1  # every connection but the first continues it
+    words = [(event.text, event.start, event.end) for event in events if isinstance(event, Word)]
+    with_flush = solo_with_flush(audio_S, 20 * FRAME)
+    assert words == [(word.text, word.start, word.end) for word in with_flush]
+    assert [event.id for event in events if isinstance(event, MarkerReached)] == [3]
+    wait_for(lambda: holding.engine.active == before)
 
 
 def test_it_continues_when_the_server_stops_and_starts_again() -> None:

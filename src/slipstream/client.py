@@ -52,6 +52,19 @@ _Sent = TypeVar("_Sent")
 """What a method that sends returns: None, or a coroutine."""
 
 
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """The stream that a new connection continues, if the server still holds it.
+
+    Args:
+        session: Its ID: `session` of the stream.
+        received: Messages that its client has: `received` of the stream.
+    """
+
+    session: str
+    received: int
+
+
 class BaseStream(ABC, Generic[_Sent]):
     """What `Stream` and `AsyncStream` share. The methods of an `AsyncStream` are coroutines: await them.
 
@@ -59,13 +72,23 @@ class BaseStream(ABC, Generic[_Sent]):
         model: Name of the server's model, from the first event on.
         delay_seconds: How far its text is behind the audio, from the first event on.
         request_id: Identifies the stream in the server's log, from the first event on.
+        resumption: What another connection continues, once the stream is `Ready`; None before.
+        resumed: Whether this connection continues the stream of an earlier one, from `Ready` on.
+        position: Samples of a continued stream that the server has; the next ones follow.
         frame_seconds: Time from one `Step` to the next.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, resumption: Resumption | None = None) -> None:
+        self._resumption = resumption
         self._converter = SampleConverter()
         self.model, self.delay_seconds, self.request_id = "", 0.0, ""
+        self.resumed, self.position = False, 0
+        self._session, self._received = "", 0
         self.frame_seconds = 0.08
+
+    @property
+    def resumption(self) -> Resumption | None:
+        return Resumption(self._session, self._received) if self._session else None
 
     def send(self, samples: npt.ArrayLike) -> _Sent:
         """Send audio. Waits while the server is behind.
@@ -115,8 +138,11 @@ class BaseStream(ABC, Generic[_Sent]):
         if kind == "error":
             raise ServerError(fields["message"], fields["code"])
         self.request_id = fields.pop("request_id", self.request_id)
+        if kind not in ("step", "partial"):  # as the server counts
+            self._received += 1
         if kind == "ready":
             self.model, self.delay_seconds = fields["model"], fields["delay"]
+            self._begin(fields)
             return Ready()
         if kind == "step":
             self.frame_seconds = fields["time"] / fields["index"]
@@ -126,12 +152,19 @@ class BaseStream(ABC, Generic[_Sent]):
         event: StreamEvent = _EVENTS[kind](**fields)
         return event
 
+    def _begin(self, ready: dict[str, Any]) -> None:
+        self._session = ready.get("session", "")
+        if ready.get("resumed"):
+            assert self._resumption is not None, "only a server that was asked to resumes"
+            self.resumed, self.position = True, ready["position"]
+            self._received = self._resumption.received
+
 
 class AsyncStream(BaseStream[Coroutine[Any, Any, None]]):
     """A live stream from `open_async_stream`. Iterate over it with `async for` for its events, up to `Final`."""
 
-    def __init__(self, socket: ClientConnection) -> None:
-        super().__init__()
+    def __init__(self, socket: ClientConnection, resumption: Resumption | None = None) -> None:
+        super().__init__(resumption)
         self._socket = socket
 
     def close(self) -> None:
@@ -191,7 +224,12 @@ class Stream(BaseStream[None]):
 
 @asynccontextmanager
 async def open_async_stream(
-    url: str, *, sample_rate: int = 24_000, key: str | None = None, model: str | None = None
+    url: str,
+    *,
+    sample_rate: int = 24_000,
+    key: str | None = None,
+    model: str | None = None,
+    resumption: Resumption | None = None,
 ) -> AsyncIterator[AsyncStream]:
     """Open a stream on a server, as an asynchronous context manager.
 
@@ -200,6 +238,8 @@ async def open_async_stream(
         sample_rate: Of the audio that you send, in Hz.
         key: API key.
         model: One of the server's models; None is its default.
+        resumption: The stream to continue, with the same sample rate, key and model. If the server does not hold it,
+            this is a new stream (`resumed` is False).
 
     Yields:
         The stream; it is closed at the end of the context.
@@ -214,16 +254,23 @@ async def open_async_stream(
         ...     words = [event.text async for event in stream if isinstance(event, Word)]
     """
     try:
-        socket = await connect(_address(url, sample_rate, model), additional_headers=_headers(key), **_OPTIONS)
+        socket = await connect(
+            _address(url, sample_rate, model, resumption), additional_headers=_headers(key), **_OPTIONS
+        )
     except (OSError, InvalidHandshake, InvalidURI) as error:
         raise _refused(url, error) from error
     async with socket:
-        yield AsyncStream(socket)
+        yield AsyncStream(socket, resumption)
 
 
 @contextmanager
 def open_stream(
-    url: str, *, sample_rate: int = 24_000, key: str | None = None, model: str | None = None
+    url: str,
+    *,
+    sample_rate: int = 24_000,
+    key: str | None = None,
+    model: str | None = None,
+    resumption: Resumption | None = None,
 ) -> Iterator[Stream]:
     """Open a stream on a server, as a context manager.
 
@@ -232,6 +279,8 @@ def open_stream(
         sample_rate: Of the audio that you send, in Hz.
         key: API key.
         model: One of the server's models; None is its default.
+        resumption: The stream to continue, with the same sample rate, key and model. If the server does not hold it,
+            this is a new stream (`resumed` is False).
 
     Yields:
         The stream; it is closed at the end of the context.
@@ -245,7 +294,7 @@ def open_stream(
         ...     stream.finish()
         ...     words = [event.text for event in stream if isinstance(event, Word)]
     """
-    opening = open_async_stream(url, sample_rate=sample_rate, key=key, model=model)
+    opening = open_async_stream(url, sample_rate=sample_rate, key=key, model=model, resumption=resumption)
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(opening) as stream:
         yield Stream(portal, stream)
 
@@ -310,11 +359,15 @@ def _send_all(stream: Stream, pieces: Iterable[npt.ArrayLike]) -> None:
         raise
 
 
-def _address(url: str, sample_rate: int, model: str | None) -> str:
+def _address(url: str, sample_rate: int, model: str | None, resumption: Resumption | None) -> str:
     parts = urlsplit(url if "://" in url else f"http://{url}")
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    query = urlencode({"encoding": "pcm_f32le", "sample_rate": sample_rate} | ({"model": model} if model else {}))
-    return urlunsplit((scheme, parts.netloc, f"{parts.path.rstrip('/')}/v1/stream", query, ""))
+    query: dict[str, Any] = {"encoding": "pcm_f32le", "sample_rate": sample_rate}
+    if model:
+        query["model"] = model
+    if resumption:
+        query |= {"resume": resumption.session, "received": resumption.received}
+    return urlunsplit((scheme, parts.netloc, f"{parts.path.rstrip('/')}/v1/stream", urlencode(query), ""))
 
 
 def _headers(key: str | None) -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""A live stream that continues over lost connections: audio without final text is sent again on the next one.
+"""A live stream that continues over lost connections.
+
+A server with `--resume-seconds` continues exactly where the connection was lost. From another one, or later, the audio
+without final text is sent again, after some seconds of context.
 
     stream = ResumableStream("http://127.0.0.1:8080", sample_rate=16_000)
     stream.send(samples)  # from any task of the event loop, connected or not
@@ -42,9 +45,10 @@ SAME_START_SECONDS = 0.16
 class ResumableStream:
     """One session with one clock, over any number of connections.
 
-    `send`, `flush` and `finish` only record what to do. `connect` opens a connection that starts a few seconds before
-    the audio without final text, so that the model has context. The words of these seconds that were final before are
-    not repeated, and all times count from the first sample of the session.
+    `send`, `flush` and `finish` only record what to do. `connect` opens a connection. If the server still holds the
+    stream of the last one, it continues there. Otherwise the connection starts a few seconds before the audio without
+    final text, so that the model has context. The words of these seconds that were final before are not repeated. All
+    times count from the first sample of the session.
 
     Args:
         url: Address of the server: http, https, ws or wss.
@@ -56,6 +60,7 @@ class ResumableStream:
 
     Attributes:
         done: Whether the session has ended with `Final`.
+        resumed: Whether the server held the stream, so that the current connection continues it.
         request_id: Identifies the current connection in the server's log.
     """
 
@@ -83,10 +88,12 @@ class ResumableStream:
         self._changed = asyncio.Event()
         self._text = _FinalText(context_seconds)
         self._connection: _Connection | None = None
+        self._last: _Connection | None = None  # which the server may still hold
+        self._flush_number = 0
         self._next_step = 0
         self._processed = 0.0
         self._turn_ended = -1.0
-        self.done = False
+        self.done = self.resumed = False
         self.request_id = ""
 
     @property
@@ -132,7 +139,8 @@ class ResumableStream:
         Args:
             id: Number that the event repeats.
         """
-        self._flushes.append(_Flush(self._tape.end, id))
+        self._flush_number += 1
+        self._flushes.append(_Flush(self._tape.end, id, self._flush_number))
         self._changed.set()
 
     def finish(self) -> None:
@@ -148,8 +156,15 @@ class ResumableStream:
         """
         await self.disconnect()
         exits = contextlib.AsyncExitStack()
+        last = self._last
         stream = await exits.enter_async_context(
-            open_async_stream(self._url, sample_rate=self._rate, key=self._key, model=self._model)
+            open_async_stream(
+                self._url,
+                sample_rate=self._rate,
+                key=self._key,
+                model=self._model,
+                resumption=last.stream.resumption if last else None,
+            )
         )
         events = aiter(stream)
         try:
@@ -158,12 +173,14 @@ class ResumableStream:
             stream.close()
             await exits.aclose()
             raise
-        self.request_id = stream.request_id
-        start = self._text.cut
-        self._tape.drop_before(self._samples(start))
-        self._processed = start
-        self._connection = _Connection(stream, events, first, exits, start)
-        self._text.begin(start)
+        self.request_id, self.resumed = stream.request_id, stream.resumed
+        start = last.start if last and stream.resumed else self._text.cut
+        self._connection = self._last = _Connection(stream, events, first, exits, start)
+        self._connection.position = self._samples(start) + stream.position
+        if not stream.resumed:
+            self._tape.drop_before(self._samples(start))
+            self._processed = start
+            self._text.begin()
         self._connection.sender = asyncio.create_task(self._send_all(self._connection))
 
     async def disconnect(self) -> None:
@@ -195,6 +212,7 @@ class ResumableStream:
             # The server has ended the stream in order: it stops, or a limit is reached. Everything sent is transcribed.
             sent = connection.position
             await self.disconnect()
+            self._last = None
             while self._tape.end <= sent and not self._finished and not self._flushes:
                 await self._change()
             await self.connect()
@@ -202,7 +220,6 @@ class ResumableStream:
     # ------------------------------------------------------------------------------------------------------- sending
 
     async def _send_all(self, connection: _Connection) -> None:
-        connection.position = self._samples(connection.start)
         with contextlib.suppress(ServerError):  # the reader gets it, too
             while True:
                 flush = self._flushes[0] if self._flushes else None
@@ -212,7 +229,7 @@ class ResumableStream:
                     connection.position += len(piece)
                     await connection.stream.send(piece)
                 elif flush is not None:
-                    await connection.stream.flush(flush.id)
+                    await connection.stream.flush(flush.number)
                     while flush in self._flushes:
                         await self._change()
                 elif self._finished:
@@ -258,13 +275,19 @@ class ResumableStream:
         elif isinstance(event, Recovered):
             placed = replace(event, time=event.time + start)
         elif isinstance(event, MarkerReached):
-            self._flushes.popleft()
-            self._changed.set()
+            placed = self._confirm(event.id)
         self._text.frame_seconds = frame
         # At most once per second of audio: dropping costs a little each time.
         if (begin := self._samples(self._text.cut)) - self._tape.begin >= self._rate:
             self._tape.drop_before(begin)
         return placed
+
+    def _confirm(self, number: int) -> MarkerReached | None:
+        """Return the event of a flush; None if it is not the next one, since a held stream may answer one twice."""
+        if not self._flushes or self._flushes[0].number != number:
+            return None
+        self._changed.set()
+        return MarkerReached(self._flushes.popleft().id)
 
 
 class _FinalText:
@@ -291,8 +314,8 @@ class _FinalText:
             following = word.start
         return int(cut / self.frame_seconds + 1e-6) * self.frame_seconds
 
-    def begin(self, start: float) -> None:
-        """Begin a connection whose audio starts at `start`."""
+    def begin(self) -> None:
+        """Begin a connection that sends audio again."""
         self._open = False
         self._repeats = self._words[-1] if self._words else None
 
@@ -369,6 +392,7 @@ class _Tape:
 class _Flush:
     position: int
     id: int
+    number: int  # what the server calls it
 
 
 class _Connection:

@@ -82,6 +82,9 @@ def test_a_client_with_live_servers(tmp_path: Path) -> None:
         servers = {
             "open": serving(),
             "slow": serving(ScriptRunner(slots=2, step_seconds=0.003), limits=Limits(buffered_seconds=2)),
+            "holding": serving(
+                ScriptRunner(slots=2, step_seconds=0.003), limits=Limits(buffered_seconds=2), resume_seconds=20
+            ),
             "full": serving(ScriptRunner(), queue_seconds=60),
             "idle": serving(limits=Limits(idle_seconds=0.3)),
             "keys": serving(keys=KeyRing.of(["secret"])),

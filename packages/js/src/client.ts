@@ -1,6 +1,7 @@
 // A stream on a Slipstream server, over as many connections as it takes.
 
 import { CLOSE, converse, type Link, type ServerMessage } from "./connection.js";
+import { Continuity } from "./continuity.js";
 import { errorOfClose, errorOfStatus, SlipstreamError } from "./errors.js";
 import { type ClientEvent, type ClientEvents, Deferred, Emitter, type Partial, type Transcript } from "./events.js";
 import { encode, type Encoding, sampleBytes, type Samples } from "./samples.js";
@@ -47,8 +48,8 @@ export interface ServerInfo {
 /**
  * Transcribes live audio on a Slipstream server. Iterate over it for its events, or register listeners with `on`.
  *
- * It connects when it is first used. A connection that is lost is opened again; the audio without final text is sent
- * again, and times continue.
+ * It connects when it is first used. A connection that is lost is opened again. If the server still holds the stream, it
+ * continues there; otherwise the audio without final text is sent again, after some seconds of context. Times continue.
  */
 export class SlipstreamClient extends Emitter<ClientEvents> {
   readonly #url: URL;
@@ -73,6 +74,9 @@ export class SlipstreamClient extends Emitter<ClientEvents> {
   #base = 0; // where in the audio the current connection began, in seconds
   #sent = 0; // frames
   #settled = 0; // the text of the audio up to here is final
+  #session = ""; // what the server may hold for the next connection
+  #received = 0; // messages of the session, as the server counts them
+  readonly #continuity = new Continuity();
   #flushSent = 0; // the last flush of the current connection
   #flushId = 0;
   #openWord: Partial | null = null;
@@ -223,6 +227,7 @@ export class SlipstreamClient extends Emitter<ClientEvents> {
         encoding: this.#encoding,
         sample_rate: String(this.#rate),
         channels: String(this.#channels),
+        ...(this.#session && { resume: this.#session, received: String(this.#received) }),
         ...(this.#model && { model: this.#model }),
         ...(this.#apiKey && { auth_id: this.#apiKey }),
       }),
@@ -243,16 +248,26 @@ export class SlipstreamClient extends Emitter<ClientEvents> {
 
   readonly #link: Link = {
     signal: this.#abort.signal,
-    begin: ({ model, delay }) => {
+    begin: ({ model, delay, session = "", resumed = false, position = 0 }) => {
       Object.assign(this.#transcript, { model, delay });
-      const position = Math.max(this.#tape.first, Math.floor(this.#settled * this.#rate + 0.5));
-      const lost = position / this.#rate - this.#settled;
-      this.#base = this.#settled = position / this.#rate;
-      this.#sent = position;
-      this.#flushSent = 0;
+      this.#flushSent = 0; // a flush without an answer is sent again
       this.#closed = false;
+      if (resumed) {
+        this.#received--; // `take` counts this message
+        this.#sent = Math.round(this.#base * this.#rate) + position;
+        return;
+      }
+      this.#session = session;
+      this.#received = 0;
       this.#openWord = null;
-      if (lost * this.#rate > 1) this.#tell({ type: "lost", seconds: lost });
+      const { first } = this.#tape;
+      const cut = this.#continuity.begin(this.#transcript.words, this.#settled);
+      this.#sent = Math.max(first, Math.floor(cut * this.#rate + 0.5));
+      this.#base = this.#sent / this.#rate;
+      const lost = first / this.#rate - this.#settled;
+      if (lost * this.#rate <= 1) return;
+      this.#settled = first / this.#rate;
+      this.#tell({ type: "lost", seconds: lost });
     },
     take: (message) => this.#take(message),
     next: (seconds) => this.#next(seconds),
@@ -288,6 +303,8 @@ export class SlipstreamClient extends Emitter<ClientEvents> {
       const times = message as unknown as Record<string, number>;
       if (name in times) times[name]! += this.#base;
     }
+    if (message.type !== "step" && message.type !== "partial") this.#received++;
+    if (this.#continuity.repeats(message)) return;
     let settled = this.#settled;
     const { words, turns, delay } = this.#transcript;
     switch (message.type) {
@@ -312,13 +329,14 @@ export class SlipstreamClient extends Emitter<ClientEvents> {
         this.#flushes.delete(message.id);
         break;
       case "done":
+        this.#session = "";
         settled = this.#base + message.duration;
         break;
     }
     if (settled > this.#settled) {
       this.#settled = settled;
       this.#failures = 0;
-      this.#tape.dropBefore(Math.floor(settled * this.#rate));
+      this.#tape.dropBefore(Math.floor(this.#continuity.cut(words, settled) * this.#rate));
       this.#notify();
     }
     if (message.type !== "done") this.#tell(message);
@@ -334,7 +352,8 @@ export class SlipstreamClient extends Emitter<ClientEvents> {
 
   async #room(): Promise<void> {
     const isFull = () =>
-      this.#tape.length - this.#sent > AHEAD_SECONDS * this.#rate || this.#tape.length - this.#tape.first > this.#kept / 2;
+      this.#tape.length - this.#sent > AHEAD_SECONDS * this.#rate ||
+      this.#tape.length - Math.max(this.#tape.first, this.#settled * this.#rate) > this.#kept / 2;
     while (this.#state === "running" && isFull()) await this.#changed.promise;
     if (this.#state === "over") await this.#outcome.promise;
   }

@@ -10,6 +10,12 @@ export interface Ready {
   delay: number;
   /** Identifies the stream in the server's log. */
   request_id: string;
+  /** What another connection gives to continue the stream, if the server holds it. */
+  session?: string;
+  /** Whether this connection continues the stream of an earlier one. */
+  resumed?: boolean;
+  /** Samples of a continued stream that the server has. */
+  position?: number;
 }
 
 /** No slot is free yet. Position 1 is next. */

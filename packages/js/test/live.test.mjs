@@ -76,14 +76,22 @@ test("a flush resolves after the words of the audio before it, and the stream co
   assert.equal((await client.close()).text, words.map(({ text }) => text).join(" "));
 });
 
-test("after a lost connection, the audio that was not final is sent again", { skip }, async () => {
-  const proxy = await proxyOf(servers.slow);
+for (const [name, how] of [
+  ["slow", "the audio that was not final is sent again"],
+  ["holding", "the server continues exactly"],
+]) {
+  test(`after a lost connection, ${how}`, { skip }, () => continueAfterLosses(name));
+}
+
+async function continueAfterLosses(name) {
+  const proxy = await proxyOf(servers[name]);
   const client = new SlipstreamClient({ url: proxy.url });
   let [count, cuts] = [0, 0];
   client.on("word", () => {
     if (++count % 10 === 0 && cuts++ < 3) proxy.cut();
   });
-  const [errors, flushes] = [[], []];
+  const [errors, flushes, resumed] = [[], [], []];
+  client.on("ready", (ready) => resumed.push(ready.resumed ?? false));
   client.on("reconnecting", ({ error }) => errors.push(error.message));
   const flushing = (async () => {
     for (const piece of pieces()) {
@@ -98,8 +106,11 @@ test("after a lost connection, the audio that was not final is sent again", { sk
   assert.equal(transcript.text, words.map(({ text }) => text).join(" "));
   assert.equal(errors.length, 3);
   assert.match(errors[0], /the connection was lost/);
-  transcript.words.forEach(({ start }, index) => assert.ok(Math.abs(start - words[index].start) < 0.17, `word ${index}`));
-});
+  const held = name === "holding";
+  assert.deepEqual(resumed, [false, held, held, held]);
+  const most = held ? 1e-3 : 0.17;
+  transcript.words.forEach(({ start }, index) => assert.ok(Math.abs(start - words[index].start) < most, `word ${index}`));
+}
 
 test("a source that can wait is read no faster than the server takes it", { skip }, async () => {
   const client = new SlipstreamClient({ url: servers.slow });

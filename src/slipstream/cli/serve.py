@@ -94,6 +94,16 @@ def serve(
             help="Flush the text after this much silence, for clients that send no Marker; 0 disables it.",
         ),
     ] = 0.0,
+    resume_seconds: Annotated[
+        float,
+        typer.Option(
+            "--resume-seconds",
+            metavar="SECONDS",
+            min=0,
+            help="Keep the slot of a stream whose connection was lost for this long, so that its client can continue "
+            "exactly there; 0 frees it immediately.",
+        ),
+    ] = 0.0,
     max_waiting: Annotated[int, typer.Option("--max-waiting", min=0, help="Streams that may wait for a slot.")] = 64,
     limit: Annotated[
         list[str] | None, typer.Option("--limit", metavar="NAME=VALUE", help="Set a limit, such as idle_seconds=60.")
@@ -216,6 +226,7 @@ def serve(
                 metrics=metrics,
                 queue_seconds=queue_seconds,
                 flush_after_silence=flush_after_silence,
+                resume_seconds=resume_seconds,
                 kyutai_path=rust.path if rust else KYUTAI_PATH,
                 ready_when_free=ready_when_free,
                 metrics_elsewhere=operations is not None,

@@ -55,6 +55,10 @@ class Metrics:
             buckets=_LAG_SECONDS,
             registry=registry,
         )
+        self.held = Gauge(
+            "slipstream_held", "Streams that wait for a client whose connection was lost.", registry=registry
+        )
+        self.resumed = Counter("slipstream_resumed", "Streams continued on another connection.", registry=registry)
         self.words = Counter("slipstream_words", "Words sent.", registry=registry)
         self.flush_seconds = Histogram(
             "slipstream_flush_seconds",

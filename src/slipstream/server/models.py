@@ -81,6 +81,7 @@ class StreamRequest:
         id: Identifies the request in the server's log.
         time: When it came, in seconds since 1970.
         session_seconds: How long a stream lasts at most.
+        session: Identifies the stream to a client that continues it on another connection; empty if it cannot.
     """
 
     models: Models[StreamInfo]
@@ -89,6 +90,7 @@ class StreamRequest:
     id: str = ""
     time: int = 0
     session_seconds: float = 0.0
+    session: str = ""
 
     def get(self, name: str, default: str | None = None) -> str | None:
         """Return the last value of a query parameter."""

@@ -194,6 +194,22 @@ class Dialect(ABC):
     long_text = False
     """Whether text messages carry audio, so that they may be as long as binary ones."""
 
+    session = ""
+    """Identifies the stream to a client that continues it on another connection; empty if none can."""
+
+    @property
+    def position(self) -> int:
+        """Samples received so far, in the client's format, of a stream that can continue after them; else 0."""
+        return 0
+
+    def resumed(self) -> Message:
+        """Return the first message on a connection that continues the stream."""
+        raise NotImplementedError(f"{self.name} streams do not continue on another connection")
+
+    def is_kept(self, message: Message) -> bool:
+        """Whether a client that has lost its connection gets this message on the next one."""
+        return True
+
     @abstractmethod
     def open(self) -> Iterable[Action]:
         """Yield the actions with which a connection begins, such as `Open` for a session that needs no message."""

@@ -3,6 +3,12 @@
 In: audio in the format of the address (`?encoding=pcm_s16le&sample_rate=16000`), cut anywhere, and
 `{"type": "flush", "id": 1}`, `{"type": "restart"}`, `{"type": "close"}`. Out, one JSON object per message: `ready`,
 `queued`, `step`, `partial`, `word`, `end_of_turn`, `turn`, `flushed`, `recovered`, `done` and `error`.
+
+A server that holds streams whose connection was lost sends a `session` in `ready`. The client continues the stream on
+another connection with `resume=SESSION&received=N` in the address: N counts the messages it has received, without
+`step`, `partial` and the `ready` of such connections. If the stream is still held, `ready` has `resumed`, and the
+`position` (in samples) where the audio continues; the messages that the client has not received follow. Otherwise this
+is a new stream.
 """
 
 from __future__ import annotations
@@ -48,17 +54,38 @@ DEFAULT_RATE = 24_000
 
 def open_dialect(request: StreamRequest) -> PlainDialect:
     """Open the dialect for one connection. Raises `ProtocolError` that names an invalid parameter."""
-    return PlainDialect(parse_format(dict(request.query)), request.models[request.get("model")], request.id)
+    info = request.models[request.get("model")]
+    return PlainDialect(parse_format(dict(request.query)), info, request.id, request.session)
 
 
 class PlainDialect(Dialect):
-    """One connection in the plain dialect, its audio in `format`; `id` identifies it in the server's log."""
+    """One stream in the plain dialect, its audio in `format`.
+
+    `id` identifies it in the server's log, `session` to a client that continues it on another connection.
+    """
 
     name = "plain"
 
-    def __init__(self, format: RawFormat, info: StreamInfo, id: str = "") -> None:
+    def __init__(self, format: RawFormat, info: StreamInfo, id: str = "", session: str = "") -> None:
         self._info, self._id = info, id
         self._pcm = PcmInput(format, info.sample_rate)
+        self._sample_bytes = format.sample_bytes * format.channels
+        self._received = 0  # bytes
+        self.session = session
+
+    @property
+    def position(self) -> int:
+        """Samples received so far; 0 after a part of one, since the stream cannot continue there."""
+        samples, part = divmod(self._received, self._sample_bytes)
+        return 0 if part else samples
+
+    def resumed(self) -> str:
+        """Return `ready` with the position: see `Dialect.resumed`."""
+        return self._ready(resumed=True)
+
+    def is_kept(self, message: Message) -> bool:
+        """Whether a client gets this message again: see `Dialect.is_kept`."""
+        return not (isinstance(message, str) and message.startswith(_REPLACED))
 
     def open(self) -> Iterable[Action]:
         """Open the session: see `Dialect.open`."""
@@ -67,11 +94,13 @@ class PlainDialect(Dialect):
     def receive(self, message: Message) -> Iterator[Action]:
         """Yield the actions for a message: see `Dialect.receive`."""
         if isinstance(message, bytes):
+            self._received += len(message)
             yield from self._pcm.push(message)
             return
         kind, id = _control(message)
         if kind == "restart":
             self._pcm.restart()
+            self._received = 0
             yield Restart()
             return
         if kind not in ("flush", "close"):
@@ -102,10 +131,16 @@ class PlainDialect(Dialect):
         if isinstance(event, Recovered):
             return _json("recovered", time=event.time, reason=event.reason)
         if isinstance(event, Ready):
-            return _json("ready", model=self._info.model, delay=self._info.delay_seconds, request_id=self._id)
+            return self._ready(resumed=False)
         if isinstance(event, Final):
             return _json("done", duration=event.duration, flush_seconds=event.flush_seconds)
         return None
+
+    def _ready(self, resumed: bool) -> str:
+        info, fields = self._info, {}
+        if self.session:
+            fields = {"session": self.session, "resumed": resumed, "position": self.position if resumed else 0}
+        return _json("ready", model=info.model, delay=info.delay_seconds, request_id=self._id, **fields)
 
     def queued(self, position: int) -> str:
         return _json("queued", position=position, request_id=self._id)
@@ -126,6 +161,8 @@ def parse_format(query: Mapping[str, str]) -> RawFormat:
 
 
 _DROPPABLE = (Step, PartialWord, OpenWord)
+_REPLACED = ('{"type":"step"', '{"type":"partial"')
+"""How messages begin that a later one replaces."""
 
 
 def _json(type: str, **fields: Any) -> str:

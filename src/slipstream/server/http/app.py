@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -29,7 +30,7 @@ from slipstream.engine.engine import Engine
 from slipstream.server.access import ID_HEADER, Access, Client, Refused
 from slipstream.server.connections.http import new_id
 from slipstream.server.connections.tcp import TcpConnection
-from slipstream.server.connections.websocket import WebSocket
+from slipstream.server.connections.websocket import Listener, WebSocket
 from slipstream.server.dialects import DIALECTS, OpenDialect
 from slipstream.server.dialects.kyutai import PATH as KYUTAI_PATH
 from slipstream.server.http.openai import openai_routes
@@ -40,6 +41,7 @@ from slipstream.server.limits import Limits
 from slipstream.server.metrics import Metrics
 from slipstream.server.models import Models, StreamInfo, StreamRequest, UnknownModel
 from slipstream.server.protocol import Dialect, ProtocolError
+from slipstream.server.streams.held import HeldStreams
 from slipstream.server.streams.outbox import Socket
 from slipstream.server.streams.registry import StreamRegistry
 from slipstream.server.streams.stream import INTERNAL_ERROR, LiveStream
@@ -61,6 +63,7 @@ class Service:
         engines: The engine of each model.
         queue_seconds: How long a stream may wait for a slot; 0 refuses it immediately.
         flush_after_silence: After how many seconds of silence a stream's text is flushed; 0 for never.
+        resume_seconds: How long a stream whose connection was lost keeps its slot for its client; 0 disables it.
         ready_when_free: Whether `/readyz` reports 503 while no slot is free.
         metrics_elsewhere: Whether `/metrics` has its own listener.
         webhooks: Addresses that calls may name as webhooks, each with all addresses below it.
@@ -73,6 +76,7 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     queue_seconds: float = 0.0
     flush_after_silence: float = 0.0
+    resume_seconds: float = 0.0
     kyutai_path: str = KYUTAI_PATH
     ready_when_free: bool = False
     metrics_elsewhere: bool = False
@@ -118,11 +122,15 @@ class Streams:
     def __init__(self, service: Service, registry: StreamRegistry) -> None:
         self._service, self._registry = service, registry
         self._dialects = service.dialects
+        self._held = HeldStreams(service.resume_seconds, registry, service.metrics)
 
-    def accept(self, request: HTTPConnection, socket: WebSocket) -> LiveStream:
+    def accept(self, request: HTTPConnection, socket: WebSocket) -> Listener:
         """Make the stream of a new connection. Raises `Refused`."""
         access, metrics = self._service.access, self._service.metrics
+        query = request.query_params
         try:
+            if "resume" in query and (resumed := self._resume(request, socket)) is not None:
+                return resumed
             dialect, client = self._open(request)
         except Refused as refused:
             metrics.refuse(refused.status, refused.reason, scope_client(request.scope))
@@ -130,7 +138,13 @@ class Streams:
         except Exception as error:
             logger.exception("request failed", extra=scope_client(request.scope).log_fields)
             raise Refused(500, INTERNAL_ERROR) from error
-        return self._stream(dialect, socket, client, lambda: access.leave(client), request.headers)
+
+        def new_stream(socket: Socket) -> LiveStream:
+            return self._stream(dialect, socket, client, lambda: access.leave(client), request.headers)
+
+        if dialect.session and self._held.seconds:
+            return self._held.open(dialect, client, query, socket, new_stream)
+        return new_stream(socket)
 
     def accept_tcp(self, open_dialect: OpenDialect, socket: TcpConnection, address: str) -> LiveStream:
         """Make the stream of a new TCP connection, in the dialect of its listener. Raises `Refused`."""
@@ -192,6 +206,12 @@ class Streams:
         self._service.access.enter(client)
         return dialect, client
 
+    def _resume(self, request: HTTPConnection, socket: WebSocket) -> Listener | None:
+        """Return the listener of the stream that a request continues; None if it is not held here."""
+        self._refuse_while_draining()
+        client = request.scope["sender"] = self._service.access.check(request)
+        return self._held.resume(request.query_params, client, socket)
+
     def _refuse_while_draining(self) -> None:
         if self._registry.draining:
             raise Refused(503, _STOPPING)
@@ -206,6 +226,7 @@ class Streams:
                     request.scope["id"],
                     int(time.time()),
                     self._service.limits.session_seconds,
+                    secrets.token_urlsafe(16) if self._held.seconds else "",
                 )
             )
         except (ProtocolError, UnknownModel) as error:

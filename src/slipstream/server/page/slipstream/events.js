@@ -1,4 +1,4 @@
-// Built by "npm run build" from packages/js/src/events.ts: edit that file. f7e99407733442f57277f2f01dcfdb6e95018771b73346b36c2488e4f79b202e
+// Built by "npm run build" from packages/js/src/events.ts: edit that file. 137e2c3c934a9c26ffdaec231a5b6176f084485ceb61a5dacfb8f264a81028dc
 // What a client emits. All times are seconds of the audio that was sent, also after a reconnection.
 /** Calls listeners by the name of the event. */
 export class Emitter {
