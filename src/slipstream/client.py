@@ -17,7 +17,10 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
+from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit, urlunsplit
+from urllib.request import Request as HttpRequest
+from urllib.request import urlopen
 
 import numpy.typing as npt
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -203,7 +206,7 @@ class Stream(BaseStream[None]):
     # asyncio, but that reads and writes one TLS connection in two threads, which OpenSSL does not allow: 4 of 1,000
     # connections never sent their request (Python 3.11, TLS 1.3).
     def __init__(self, portal: BlockingPortal, stream: AsyncStream) -> None:
-        super().__init__()
+        super().__init__(stream._resumption)
         self._portal = portal
         self._stream = stream
 
@@ -297,6 +300,36 @@ def open_stream(
     opening = open_async_stream(url, sample_rate=sample_rate, key=key, model=model, resumption=resumption)
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(opening) as stream:
         yield Stream(portal, stream)
+
+
+def find_replica(url: str, key: str | None = None) -> str:
+    """Return the address of a replica with a free slot, for a stream that does not pass the proxy before them.
+
+    Args:
+        url: Address of a server with replicas (`slipstream.ray.app`): http, https, ws or wss.
+        key: API key.
+
+    Raises:
+        ServerError: The server cannot be reached, refuses, or has no replicas.
+
+    Example:
+        >>> with open_stream(find_replica("http://127.0.0.1:8000"), sample_rate=16_000) as stream: ...
+    """
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    address = urlunsplit((scheme, parts.netloc, f"{parts.path.rstrip('/')}/v1/sessions", "", ""))
+    try:
+        with urlopen(HttpRequest(address, b"", _headers(key)), timeout=30) as response:
+            replica: str = json.load(response)["url"]
+    except HTTPError as error:
+        with error:
+            reason = error.read(200).decode("utf-8", "replace").strip()
+        if error.code in (404, 405):
+            reason = "this server has no replicas: connect to it directly"
+        raise ServerError(f"{url}: no session: status {error.code}: {reason}", error.code) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise ServerError(f"{url}: no session: {error}") from error
+    return replica
 
 
 def transcribe(

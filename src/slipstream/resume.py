@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from slipstream.arrays import FloatArray
 from slipstream.audio.arrays import SampleConverter, check_range
-from slipstream.client import AsyncStream, ServerError, StreamEvent, open_async_stream
+from slipstream.client import AsyncStream, Resumption, ServerError, StreamEvent, find_replica, open_async_stream
 from slipstream.errors import AudioError, ConfigError
 from slipstream.events import EndOfTurn, Final, MarkerReached, PartialWord, Recovered, Step, Turn, Word
 
@@ -57,6 +57,7 @@ class ResumableStream:
         model: One of the server's models; None is its default.
         context_seconds: Audio before the first word without final text that is sent again.
         max_pending_seconds: Most audio without final text.
+        sessions: Ask the server for the address of a replica before each connection: see `find_replica`.
 
     Attributes:
         done: Whether the session has ended with `Final`.
@@ -73,6 +74,7 @@ class ResumableStream:
         model: str | None = None,
         context_seconds: float = 4.0,
         max_pending_seconds: float = 120.0,
+        sessions: bool = False,
     ) -> None:
         if context_seconds < 0 or max_pending_seconds <= context_seconds:
             raise ConfigError(
@@ -81,6 +83,7 @@ class ResumableStream:
             )
         self._url, self._rate, self._key, self._model = url, sample_rate, key, model
         self._context, self._most = context_seconds, max_pending_seconds
+        self._sessions, self._replica = sessions, ""
         self._convert = SampleConverter().convert
         self._tape = _Tape()
         self._flushes: deque[_Flush] = deque()  # those not confirmed
@@ -157,15 +160,7 @@ class ResumableStream:
         await self.disconnect()
         exits = contextlib.AsyncExitStack()
         last = self._last
-        stream = await exits.enter_async_context(
-            open_async_stream(
-                self._url,
-                sample_rate=self._rate,
-                key=self._key,
-                model=self._model,
-                resumption=last.stream.resumption if last else None,
-            )
-        )
+        stream = await self._open(exits, last.stream.resumption if last else None)
         events = aiter(stream)
         try:
             first = await anext(events)
@@ -182,6 +177,19 @@ class ResumableStream:
             self._processed = start
             self._text.begin()
         self._connection.sender = asyncio.create_task(self._send_all(self._connection))
+
+    async def _open(self, exits: contextlib.AsyncExitStack, resumption: Resumption | None) -> AsyncStream:
+        def opened(url: str) -> contextlib.AbstractAsyncContextManager[AsyncStream]:
+            return open_async_stream(
+                url, sample_rate=self._rate, key=self._key, model=self._model, resumption=resumption
+            )
+
+        if self._replica and resumption:  # only this replica may hold the stream
+            with contextlib.suppress(ServerError):
+                return await exits.enter_async_context(opened(self._replica))
+        if self._sessions:
+            self._replica = await asyncio.to_thread(find_replica, self._url, self._key)
+        return await exits.enter_async_context(opened(self._replica or self._url))
 
     async def disconnect(self) -> None:
         """Close the connection, if there is one. The session can `connect` again."""

@@ -12,6 +12,7 @@ import pytest
 from tests.server.harness import serving
 
 import slipstream.audio
+from slipstream.errors import BackendError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SAMPLE = str(EXAMPLES / "sample.opus")
@@ -107,12 +108,12 @@ def ray_shutdown() -> Iterator[None]:
 def test_batch_ray_names_what_to_install() -> None:
     if importlib.util.find_spec("ray") is not None:
         pytest.skip("ray is installed")
-    with pytest.raises(SystemExit, match="pip install ray"):
-        example("batch_ray")
+    with pytest.raises(BackendError, match=r"slipstream-stt\[ray\]"):
+        example("batch_ray").main(SAMPLE)
 
 
 def test_batch_ray(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("ray", reason="ray is not installed: pip install ray")
+    pytest.importorskip("ray", reason="needs the extra ray: make ray")
     request.getfixturevalue("ray_shutdown")
-    example("batch_ray").main(SAMPLE, workers=1)
+    example("batch_ray").main(SAMPLE, actors=1)
     assert "sample.opus: " in capsys.readouterr().out

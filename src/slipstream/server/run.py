@@ -147,6 +147,21 @@ class Server(uvicorn.Server):
             )
         )
 
+    @property
+    def app(self) -> Requests:
+        """The ASGI application of its HTTP routes, for another server that runs in the same event loop."""
+        app: Requests = self.config.app  # type: ignore[assignment]
+        return app
+
+    @property
+    def accept(self) -> Accept:
+        """Makes the stream of a WebSocket that another server has accepted."""
+        return self._streams.accept
+
+    async def drain(self) -> bool:
+        """Finish all connections. Returns whether they ended within the limit."""
+        return await self._registry.drain()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._stopping:
             super().handle_exit(sig, frame)

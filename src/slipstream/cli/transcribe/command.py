@@ -81,6 +81,16 @@ def transcribe(
     delay_report: Annotated[
         bool, typer.Option("--delay-report", help="Report the speed and the delay of the words for each file.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Transcribe on a Ray cluster: its address, auto, or local for one on this machine. -o is a .jsonl file, or "
+            "a folder for Parquet files, with a row per input; a second run does the rest.",
+        ),
+    ] = None,
+    actors: Annotated[int, typer.Option("--actors", min=1, help="With --ray: engines, of --slots each.")] = 1,
     raw: Raw = None,
     raw_rate: RawRate = None,
     raw_channels: RawChannels = None,
@@ -95,6 +105,15 @@ def transcribe(
         raise typer.BadParameter(f"it applies to subtitles (srt, vtt) only, not to {format}", param_hint=option)
     if server and model != DEFAULT_MODEL:
         raise typer.BadParameter("--server uses the model of the server", param_hint="--model")
+    if ray:
+        from slipstream.cli.transcribe.on_ray import transcribe_on_ray
+
+        if raw or track or server or channels != "mix" or quantize or output is None:
+            raise typer.BadParameter(
+                "it needs -o, and takes only --model, --device, --backend, --slots, --actors", param_hint="--ray"
+            )
+        transcribe_on_ray(files, ray, output, model=model, slots=slots, actors=actors, backend=backend, device=device)
+        return
     raw_format = raw_format_of(raw, raw_rate, raw_channels, track)
     if output and output.exists() and not output.is_dir():
         raise typer.BadParameter(f"{output} is not a folder", param_hint="--output")

@@ -40,7 +40,7 @@ class Listener(paced.Listener, Protocol):
         ...
 
 
-Accept: TypeAlias = Callable[[HTTPConnection, "WebSocket"], Listener]
+Accept: TypeAlias = Callable[[HTTPConnection, Any], Listener]
 """Makes the listener of a new connection, or raises `Refused`."""
 
 

@@ -30,7 +30,7 @@ from slipstream.engine.engine import Engine
 from slipstream.server.access import ID_HEADER, Access, Client, Refused
 from slipstream.server.connections.http import new_id
 from slipstream.server.connections.tcp import TcpConnection
-from slipstream.server.connections.websocket import Listener, WebSocket
+from slipstream.server.connections.websocket import Listener
 from slipstream.server.dialects import DIALECTS, OpenDialect
 from slipstream.server.dialects.kyutai import PATH as KYUTAI_PATH
 from slipstream.server.http.openai import openai_routes
@@ -124,7 +124,7 @@ class Streams:
         self._dialects = service.dialects
         self._held = HeldStreams(service.resume_seconds, registry, service.metrics)
 
-    def accept(self, request: HTTPConnection, socket: WebSocket) -> Listener:
+    def accept(self, request: HTTPConnection, socket: Socket) -> Listener:
         """Make the stream of a new connection. Raises `Refused`."""
         access, metrics = self._service.access, self._service.metrics
         query = request.query_params
@@ -206,7 +206,7 @@ class Streams:
         self._service.access.enter(client)
         return dialect, client
 
-    def _resume(self, request: HTTPConnection, socket: WebSocket) -> Listener | None:
+    def _resume(self, request: HTTPConnection, socket: Socket) -> Listener | None:
         """Return the listener of the stream that a request continues; None if it is not held here."""
         self._refuse_while_draining()
         client = request.scope["sender"] = self._service.access.check(request)

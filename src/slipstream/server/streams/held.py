@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from slipstream.server.access import Client
-from slipstream.server.connections.websocket import Listener, WebSocket
+from slipstream.server.connections.websocket import Listener
 from slipstream.server.metrics import Metrics
 from slipstream.server.protocol import Close, CloseCode, Dialect, Message
 from slipstream.server.streams.outbox import Socket
@@ -42,7 +42,7 @@ class HeldStreams:
         dialect: Dialect,
         client: Client,
         query: Mapping[str, str],
-        socket: WebSocket,
+        socket: Socket,
         new_stream: Callable[[Socket], LiveStream],
     ) -> Listener:
         """Open a stream that can continue. Returns the listener of its first connection."""
@@ -52,7 +52,7 @@ class HeldStreams:
         self._streams[dialect.session] = held
         return held.attach(socket)
 
-    def resume(self, query: Mapping[str, str], client: Client, socket: WebSocket) -> Listener | None:
+    def resume(self, query: Mapping[str, str], client: Client, socket: Socket) -> Listener | None:
         """Continue the stream that a request names. Returns None if it is not held, or not for this client."""
         held, received = self._streams.get(query.get("resume", "")), query.get("received", "")
         if held is None or held.client.key != client.key or held.format != _format(query):
@@ -98,7 +98,7 @@ class HeldStream(Socket):
         """Whether it has all messages after the first `received` ones."""
         return self._sent - len(self._log) <= received <= self._sent
 
-    def attach(self, socket: WebSocket, received: int | None = None) -> Listener:
+    def attach(self, socket: Socket, received: int | None = None) -> Listener:
         """Continue on a connection, whose client has `received` messages; None for the first connection."""
         previous, self._leg = self._leg, _Leg(self, socket, received)
         if self._timer is not None:
@@ -221,7 +221,7 @@ class HeldStream(Socket):
 class _Leg(Listener):
     """One connection of a stream. `received`: the messages that its client has; None for the first connection."""
 
-    def __init__(self, held: HeldStream, socket: WebSocket, received: int | None) -> None:
+    def __init__(self, held: HeldStream, socket: Socket, received: int | None) -> None:
         self._held, self.socket, self.received = held, socket, received
 
     @property
