@@ -2,7 +2,7 @@
 
 Two replicas of the built-in model serve streams of one recording. Half of the streams pass the proxy, half go to a
 replica's own address. In the middle, one replica is killed (SIGKILL). Every stream continues by resumption; the report
-says how many have the words that the recording has without the loss.
+counts those that have the words that the recording has without the loss.
 """
 
 from __future__ import annotations
@@ -58,9 +58,7 @@ def main() -> None:
     lost = [outcome for outcome in outcomes if outcome.connections > 1]
     exact = sum(outcome.words == whole.words for outcome in outcomes)
     exact_lost = sum(outcome.words == whole.words for outcome in lost)
-    print(
-        f"{arguments.streams} streams of {len(audio_S) / RATE:.0f} s in {seconds:.0f} s, {arguments.slots} slots each"
-    )
+    print(f"{arguments.streams} streams of {len(audio_S) / RATE:.0f} s in {seconds:.0f} s")
     print(f"{sum(outcome.done for outcome in outcomes)} ended with all text; {exact} have the same words")
     print(f"{len(lost)} lost their connection; {exact_lost} of them have the same words")
 

@@ -7,6 +7,7 @@ import json
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,8 +67,5 @@ def test_replicas_follow_the_streams() -> None:
         def get_target_ongoing_requests(self) -> float:
             return 5.6
 
-    class Context:
-        aggregated_metrics = {"streams": {"a": 8.0, "b": 5.0}}
-        config = Config()
-
-    assert replicas_for_streams(Context()) == (3, {})  # type: ignore[arg-type]
+    context = SimpleNamespace(aggregated_metrics={"streams": {"a": 8.0, "b": 5.0}}, config=Config())
+    assert replicas_for_streams(context) == (3, {})  # type: ignore[arg-type]

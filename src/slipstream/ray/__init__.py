@@ -23,6 +23,4 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(_HOMES[name]), name)
     except ModuleNotFoundError as error:
-        raise BackendError(
-            f'slipstream.ray needs the extra "ray": pip install "slipstream-stt[ray]" ({error})'
-        ) from error
+        raise BackendError('slipstream.ray needs the extra "ray": pip install "slipstream-stt[ray]"') from error

@@ -155,7 +155,7 @@ def save(
 
 
 class Actor:
-    """One engine. Ray Data calls it for `slots` recordings at once, each in its own thread."""
+    """One engine. Ray Data calls it in `slots` threads, each with a recording."""
 
     def __init__(self, model: str, slots: int, backend: str, device: str) -> None:
         import slipstream

@@ -168,7 +168,7 @@ def replicas_for_streams(context: AutoscalingContext) -> tuple[float, dict[str, 
 class Replica:
     """One engine, with the server's routes on Serve's proxy and on a port of its own."""
 
-    async def __init__(self, options: Options) -> None:
+    async def __init__(self, options: Options) -> None:  # type: ignore[misc]
         self._options = options
         self._stack = ExitStack()
         metrics = Metrics()
@@ -258,7 +258,7 @@ class Replica:
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:
-    """Answer the lifespan of the ASGI application: the replica starts and stops by itself."""
+    """Answer the lifespan of the ASGI application: the replica starts and stops on its own."""
     while True:
         kind = (await receive())["type"]
         await send({"type": f"{kind}.complete"})

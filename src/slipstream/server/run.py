@@ -30,7 +30,7 @@ from slipstream.server.connections.acceptor import Acceptor, Gate, connections_t
 from slipstream.server.connections.http import HttpConnection
 from slipstream.server.connections.paced import CLOSE_SECONDS
 from slipstream.server.connections.tcp import TcpConnection
-from slipstream.server.connections.websocket import WebSocket
+from slipstream.server.connections.websocket import Accept, WebSocket
 from slipstream.server.dialects import OpenDialect
 from slipstream.server.discovery import Announcement
 from slipstream.server.http.app import Service, Streams, create_app, create_operations_app

@@ -86,8 +86,8 @@ def transcribe(
         typer.Option(
             "--ray",
             metavar="ADDRESS",
-            help="Transcribe on a Ray cluster: its address, auto, or local for one on this machine. -o is a .jsonl file, or "
-            "a folder for Parquet files, with a row per input; a second run does the rest.",
+            help="Transcribe on a Ray cluster: its address, auto, or local for one on this machine. -o is a .jsonl "
+            "file, or a folder for Parquet files, with a row per input; a second run does the rest.",
         ),
     ] = None,
     actors: Annotated[int, typer.Option("--actors", min=1, help="With --ray: engines, of --slots each.")] = 1,
@@ -109,9 +109,8 @@ def transcribe(
         from slipstream.cli.transcribe.on_ray import transcribe_on_ray
 
         if raw or track or server or channels != "mix" or quantize or output is None:
-            raise typer.BadParameter(
-                "it needs -o, and takes only --model, --device, --backend, --slots, --actors", param_hint="--ray"
-            )
+            allowed = "--model, --device, --backend, --slots, --actors"
+            raise typer.BadParameter(f"it needs -o, and takes only {allowed}", param_hint="--ray")
         transcribe_on_ray(files, ray, output, model=model, slots=slots, actors=actors, backend=backend, device=device)
         return
     raw_format = raw_format_of(raw, raw_rate, raw_channels, track)

@@ -136,7 +136,7 @@ class AsgiWebSocket:
 
     @property
     def gone(self) -> bool:
-        """Whether the client has left: the reader reports it at once."""
+        """Whether the client has left: the reader reports it immediately."""
         return False
 
     def send(self, message: Message) -> None:
