@@ -27,7 +27,7 @@ def _keys(model: type[BaseModel], prefix: str = "") -> set[str]:
     for name, field in model.model_fields.items():
         kinds = [field.annotation, *get_args(field.annotation)]
         tables = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if tables and tables[0] not in ELSEWHERE:
+        if tables and tables[0] not in ELSEWHERE and prefix != "phase.":  # whose tables are those of data
             keys |= _keys(tables[0], f"{prefix}{name}.")
         else:
             keys.add(prefix + name)

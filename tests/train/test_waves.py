@@ -11,6 +11,7 @@ from tests.train import world
 
 from slipstream.backends.torch.whisper import WhisperEncoder
 from slipstream.data.augment import RowNoise, WaveAugment
+from slipstream.data.options import SampleAugment
 from slipstream.data.packs import Clip, Pack, PackKind, write_pack
 from slipstream.data.phones import UNKNOWN, PhoneInventory, fold
 from slipstream.data.rows import misread
@@ -68,6 +69,19 @@ def test_a_row_has_the_utterances_and_their_texts(pack: Pack, tmp_path: Path) ->
     assert len(batch.sequence) == batch.lengths_B.sum()
     assert (batch.targets.text_BT != PAD_ID).any(axis=1).all()
     assert set(batch.phones_BP.ravel()) > {UNKNOWN}
+
+
+def test_another_speaker_talks_under_a_row_and_is_not_transcribed(pack: Pack, tmp_path: Path) -> None:
+    alone = sampler(pack, tmp_path, {"chords": 1.0})
+    augment = SampleAugment(**CLEAN.model_dump(), speed=1.0, overlap=1.0, overlap_db=(10.0, 10.0))
+    under = alone.changed(alone.data.model_copy(update={"augment_samples": augment}))
+    a, b = alone.batch(0, 2), under.batch(0, 2)
+    assert np.array_equal(a.clean_BS, b.clean_BS)
+    assert np.array_equal(a.sequence, b.sequence)
+    other = b.heard_BS - a.heard_BS
+    speaking = np.abs(other) > 1e-4
+    level = np.sqrt(np.square(a.heard_BS).sum() / (a.heard_BS != 0).sum())
+    assert 0.15 < np.sqrt(np.square(other[speaking]).mean()) / level < 0.6
 
 
 def test_noise_is_in_the_input_and_not_in_the_target(pack: Pack, tmp_path: Path) -> None:
@@ -208,10 +222,10 @@ def test_norms_do_not_decay_and_the_encoder_has_its_own_rate() -> None:
     masters = {
         name: torch.ones(*shape) for name, shape in {"codec.encoder.a": (2, 2), "b": (2, 2), "norm": (2,)}.items()
     }
-    optimizer = Optimizer(masters, "adamw", weight_decay=0.5, betas=(0.9, 0.98), encoder_rate=0.1)
+    optimizer = Optimizer(masters, "adamw", weight_decay=0.5, betas=(0.9, 0.98), slow_encoder=True)
     for master in masters.values():
         master.grad = torch.zeros_like(master)
-    optimizer.step(0.1, 1.0)
+    optimizer.step(0.1, 1.0, encoder_rate=0.1)
     assert float(masters["norm"][0]) == 1.0
     assert float(masters["b"][0, 0]) == pytest.approx(1 - 0.1 * 0.5)
     assert float(masters["codec.encoder.a"][0, 0]) == pytest.approx(1 - 0.01 * 0.5)

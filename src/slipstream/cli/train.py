@@ -13,6 +13,16 @@ from slipstream.cli.extras import needs_extra
 app = typer.Typer(help="Train tokenizers, codecs and language models.", no_args_is_help=True)
 Config = Annotated[Path, typer.Argument(help="The run's TOML file. Its keys: docs/reference/training-keys.md.")]
 
+Check = Annotated[
+    bool,
+    typer.Option(
+        "--check",
+        help="Do not train: write three rows as audio and drawings into `out`/check, run two steps, and estimate "
+        "time and memory.",
+    ),
+]
+Row = Annotated[int, typer.Option(min=0, help="With --check: the first row to write, such as one that an error names.")]
+
 
 @app.command()
 def tokenizer(
@@ -40,23 +50,34 @@ def tokenizer(
 
 
 @app.command()
-def codec(config: Config) -> None:
+def codec(config: Config, check: Check = False, row: Row = 0) -> None:
     """Train a codec, or resume the run in the file's `out` folder."""
     with needs_extra("train", "training"):
         from slipstream.train.launch import run_codec
         from slipstream.train.options import CodecRun, read_run
+        from slipstream.train.rehearsal import rehearse
 
-    typer.echo(f"{run_codec(read_run(config, CodecRun), typer.echo)}")
+    options = read_run(config, CodecRun)
+    if check:
+        folder = options.run.out / "check"
+        typer.echo(rehearse(options, folder, row, lambda tried: run_codec(tried, typer.echo)))
+        return
+    typer.echo(f"{run_codec(options, typer.echo)}")
 
 
 @app.command()
-def lm(config: Config) -> None:
+def lm(config: Config, check: Check = False, row: Row = 0) -> None:
     """Train a language model, or resume the run in the file's `out` folder; then export the model."""
     with needs_extra("train", "training"):
         from slipstream.train.launch import run_lm
         from slipstream.train.options import LMRun, read_run
+        from slipstream.train.rehearsal import rehearse
 
     options = read_run(config, LMRun)
+    if check:
+        folder = options.run.out / "check"
+        typer.echo(rehearse(options, folder, row, lambda tried: run_lm(tried, typer.echo)))
+        return
     valid = options.data.valid
     measure = _measure(valid.manifest, valid.limit) if valid and valid.manifest else None
     typer.echo(f"{run_lm(options, typer.echo, measure)}")

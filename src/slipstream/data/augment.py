@@ -14,6 +14,8 @@ import soxr
 from pydantic import Field
 
 from slipstream.arrays import FloatArray
+from slipstream.data.lines import LineName, through_line
+from slipstream.data.rooms import room_bank
 from slipstream.schema import Options
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -23,6 +25,8 @@ class WaveAugment(Options):
     """Random effects on the samples of an utterance.
 
     reverb, noise, telephone, clip, gain: probability of each. snr_db: range of the speech's level above the noise.
+    rooms: number of simulated rooms that `reverb` draws from (extra `rooms`); 0: a decaying tail instead of a room.
+    lines: codecs that `telephone` draws from ("mulaw", "alaw", "g722", "amr", "opus"); none: a narrow band only.
     """
 
     reverb: Share = 0.35
@@ -31,6 +35,8 @@ class WaveAugment(Options):
     clip: Share = 0.05
     gain: Share = 1.0
     snr_db: tuple[float, float] = (5.0, 35.0)
+    rooms: Annotated[int, Field(ge=0)] = 0
+    lines: tuple[LineName, ...] = ()
 
     def __call__(self, samples: FloatArray, rate: int, rng: np.random.Generator) -> FloatArray:
         """Apply a random chain of the effects, in their physical order: room, noise, microphone, line."""
@@ -40,7 +46,7 @@ class WaveAugment(Options):
         """Return the samples as spoken and after the chain, at the same level."""
         spoken = samples
         if rng.random() < self.reverb:
-            samples = reverberate(samples, rate, rng.uniform(0.1, 0.8), rng)
+            samples = self._in_room(samples, rate, rng)
         if rng.random() < self.noise:
             samples = add_noise(
                 samples, coloured_noise(len(samples), rng.uniform(0, 2), rng), rng.uniform(*self.snr_db)
@@ -48,15 +54,21 @@ class WaveAugment(Options):
         if rng.random() < self.clip:
             samples = np.clip(samples, *np.quantile(samples, (0.01, 0.99)))
         if rng.random() < self.telephone:
-            samples = band_limit(samples, rate, rng.uniform(200, 350), rng.uniform(3000, 3600))
+            samples = self._on_line(samples, rate, rng)
         if rng.random() < self.gain:
             level = rng.uniform(-38, -12)
             spoken, samples = with_level(spoken, level), with_level(samples, level)
         return spoken, samples
 
+    def _in_room(self, samples: FloatArray, rate: int, rng: np.random.Generator) -> FloatArray:
+        if not self.rooms:
+            return reverberate(samples, rate, rng.uniform(0.1, 0.8), rng)
+        return _convolve(samples, room_bank(self.rooms, rate)[int(rng.integers(self.rooms))])
 
-NO_EFFECTS = WaveAugment(reverb=0, noise=0, telephone=0, clip=0, gain=0)
-"""Samples as they are."""
+    def _on_line(self, samples: FloatArray, rate: int, rng: np.random.Generator) -> FloatArray:
+        if not self.lines:
+            return band_limit(samples, rate, rng.uniform(200, 350), rng.uniform(3000, 3600))
+        return through_line(samples, rate, self.lines[int(rng.integers(len(self.lines)))], rng)
 
 
 class RowNoise:

@@ -19,10 +19,13 @@ class SampleAugment(WaveAugment):
     """Augmentation of samples, for a waveform codec and for distillation: `WaveAugment`, and in distillation:
 
     speed: the largest factor of tempo and pitch. sounds: a pack of recorded sounds, which are half of the noise.
+    overlap: how often another speaker talks under a row, `overlap_db` below it; that speech is not transcribed.
     """
 
     speed: Annotated[float, Field(ge=1)] = 1.18
     sounds: Path | None = None
+    overlap: Share = 0.0
+    overlap_db: tuple[float, float] = (6.0, 20.0)
 
 
 class ValidOptions(Options):

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slipstream.arrays import BoolArray, FloatArray, IntArray
-from slipstream.data.options import DataOptions
+from slipstream.data.options import DataOptions, SampleAugment
 from slipstream.data.packs import Clip, Pack
 from slipstream.data.phones import UNKNOWN
 from slipstream.data.spectral import NO_AUGMENT
@@ -143,26 +143,35 @@ class Sampler(ABC):
             raise ConfigError(f"data.packs hold {held}: this run reads {kind} of one kind ({HOW_TO_PACK[kind]})")
         self.kind = kinds.pop()
         self.length = round(self.data.seconds * self.kind.rate)
+        self._packs = packs
         self._admit_all(packs)
         self._weigh()
 
     def held_out(self, packs: Sequence[Pack]) -> Self:
         """The same kind of rows from other packs, in which each recording is as likely as another; not augmented."""
-        other = copy.copy(self)
         counts = Counter(clip.dataset for pack in packs for clip in pack.clips)
         if {pack.kind for pack in packs} != {self.kind}:
             raise ConfigError("data.valid.packs must hold what data.packs hold, of the same kind")
         plain = {"weights": dict(counts), "text_share": 0.0, "text_mask": 0.0, "text_errors": 0.0, "crop": {}}
-        other.data = self.data.model_copy(update=plain)
+        effects = SampleAugment(reverb=0, noise=0, telephone=0, clip=0, gain=0, speed=1)
+        plain |= {"augment": NO_AUGMENT, "augment_samples": effects}
+        other = self.changed(self.data.model_copy(update=plain), packs)
         other.seed = 0
-        other._unaugment()
-        other._admit_all(packs)
-        other._weigh()
         return other
 
-    def _unaugment(self) -> None:
-        """Leave recordings as they are."""
-        self.data = self.data.model_copy(update={"augment": NO_AUGMENT})
+    def changed(self, data: DataOptions, packs: Sequence[Pack] | None = None) -> Self:
+        """The same kind of rows by other options, from the same packs or others."""
+        other = copy.copy(self)
+        other.data = data
+        if packs is not None:
+            other._packs = packs
+        other._admit_all(other._packs)
+        other._weigh()
+        other._augment_by(data)
+        return other
+
+    def _augment_by(self, data: DataOptions) -> None:  # noqa: B027
+        """Take the augmentation of samples from other options; for rows of samples."""
 
     def _admit_all(self, packs: Sequence[Pack]) -> None:
         self.timed = self.untimed = 0

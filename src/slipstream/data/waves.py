@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from slipstream.arrays import BoolArray, FloatArray, IntArray
-from slipstream.data.augment import NO_EFFECTS, RowNoise, WaveAugment, resample_speech
+from slipstream.data.augment import RowNoise, WaveAugment, resample_speech
+from slipstream.data.options import DataOptions, SampleAugment
 from slipstream.data.packs import Clip, Pack
 from slipstream.data.phones import UNKNOWN, PhoneInventory
 from slipstream.data.rows import RowOptions, RowTargets, Sampler, Targets, stack_targets
@@ -20,6 +21,17 @@ from slipstream.errors import ConfigError
 from slipstream.events import Word
 from slipstream.model.config import PAD_ID
 from slipstream.model.text import Tokenizer
+
+
+def wave_effects(augment: SampleAugment) -> tuple[WaveAugment, RowNoise, float]:
+    """What is done to an utterance and to a row, and the largest factor of speed."""
+    sounds = Pack(augment.sounds).samples() if augment.sounds else None
+    effects = augment.model_copy(update={"noise": 0.0})
+    return effects, RowNoise(augment.noise, augment.snr_db, sounds), augment.speed
+
+
+def _rms(samples: FloatArray) -> float:
+    return float(np.sqrt(np.mean(np.square(samples))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +96,8 @@ class WaveSampler(Sampler):
         if len(rates := {pack.kind.rate for pack in packs}) > 1:
             raise ConfigError(f"data.packs: their samples have several rates: {', '.join(map(str, sorted(rates)))}")
 
-    def _unaugment(self) -> None:
-        self.effects, self.noise, self.speed = NO_EFFECTS, RowNoise(0.0, (0.0, 0.0)), 1.0
+    def _augment_by(self, data: DataOptions) -> None:
+        self.effects, self.noise, self.speed = wave_effects(data.augment_samples or SampleAugment())
 
     def _unusable(self, clip: Clip) -> str | None:
         seconds = self.data.seconds
@@ -142,9 +154,24 @@ class WaveSampler(Sampler):
             at = end + self._gap(rng)
         if spoken:
             level = float(np.sqrt(np.square(heard).sum() / spoken))
-            heard = self.noise(heard, level, rng)
+            heard = self.noise(self._under(heard, level, rng), level, rng)
         row = _Row(clean, np.clip(heard, -1, 1), tokens, labelled and bool(tokens), labels, self._spoken(words))
         return row, self._targets(words, unknown, self._delay(rng), rng)
+
+    def _under(self, heard: FloatArray, level: float, rng: np.random.Generator) -> FloatArray:
+        """The row with another speaker under it, if that is drawn; `level`: root mean square of its speech."""
+        augment = self.data.augment_samples
+        if augment is None or not augment.overlap or rng.random() >= augment.overlap:
+            return heard
+        drawn = self._fitting(self._clips(rng), len(heard))
+        if drawn is None:
+            return heard
+        other = drawn[0].rows(drawn[1])[:, 0]
+        other = other * np.float32(10 ** (-rng.uniform(*augment.overlap_db) / 20) * level / (_rms(other) + 1e-9))
+        start = int(rng.integers(len(heard) - len(other) + 1))
+        mixed = heard.copy()
+        mixed[start : start + len(other)] += other
+        return mixed
 
     def _spoken(self, words: Sequence[Word]) -> IntArray:
         """The tokens of each word spread evenly over its time."""

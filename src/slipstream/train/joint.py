@@ -51,6 +51,7 @@ class WhisperJointTask:
             unused = name.startswith(("lm.audio_emb", "ctc_head")) or "output_proj" in name
             frozen = name.startswith("codec.encoder") and not train_encoder
             parameter.requires_grad_(not (unused or frozen))
+        self.encoder_learns = train_encoder
         self._start = CodebookStart(model.codec.quantizer, quantiser.start)
 
     def batch(self, first_row: int, rows: int) -> WaveBatch:
@@ -114,7 +115,8 @@ class WhisperJointTask:
         """The encoder's features of the rows that have audio, not delayed, `[A, P, D]`."""
         mel = whisper_mel(self.module.codec, batch.heard_BS[audible_B], self.module.phone_head.weight)
         start_B = torch.randint(WHISPER_POSITIONS, (len(mel),), device=mel.device)
-        return cast(WhisperEncoder, self.module.codec.encoder).hidden(mel, start_B=start_B)[-1]
+        with torch.set_grad_enabled(self.encoder_learns and torch.is_grad_enabled()):
+            return cast(WhisperEncoder, self.module.codec.encoder).hidden(mel, start_B=start_B)[-1]
 
     def _latent(self, first_row: int, rows: int) -> Tensor:
         batch = self.batch(first_row, rows)

@@ -35,7 +35,9 @@ from slipstream.train.lora import add_lora, merge_lora
 from slipstream.train.model import SpeechModel, start_audio_embeddings
 from slipstream.train.options import CodecRun, DistilOptions, LMRun, RunOptions
 from slipstream.train.parallel import Task, dtype_of
+from slipstream.train.phases import Phases, plan
 from slipstream.train.reconstruction import CropSampler, ReconstructionTask, WaveCodec
+from slipstream.train.rehearsal import Rehearsal, write_rows
 from slipstream.train.setup import (
     TextOptions,
     delayed,
@@ -73,7 +75,9 @@ def run_codec(options: CodecRun, report: Report = print) -> Path:
         model, sampler, _ = _speech(options, packs)
         write_phones(sampler.phones, options.run.out)
         task = PhoneTask(model, sampler, options.loss)
-        path = _run(task, options.run, report, sampler.remarks(), _check(options, task, sampler))
+        path = _run(
+            task, options.run, report, sampler.remarks(), _check(options, task, sampler), _plan(options, sampler)
+        )
         if _first():
             export_codec(model.codec, options.run.out / "codec")
             write_training_part(model, sampler.phones, options.run.out / "codec")
@@ -114,9 +118,13 @@ def _check(
     return Check(valid.every, validation, validation.exhausted)
 
 
+def _plan(options: CodecRun | LMRun, sampler: Sampler) -> Phases | None:
+    return plan(options.phase, sampler, options.data)
+
+
 def _run_reconstruction(options: CodecRun, config: CodecConfig, packs: list[Pack], report: Report) -> Path:
-    if options.data.valid is not None:
-        raise ConfigError("data.valid: a waveform codec is not measured during its run: leave it out")
+    if options.data.valid is not None or options.phase:
+        raise ConfigError("data.valid, phase: not for a waveform codec: leave them out")
     if options.model.init is not None:
         raise ConfigError("model.init: a waveform codec starts from scratch, or resumes the run in run.out")
     phones = phones_of_run(options.run, options.model, packs)
@@ -145,7 +153,7 @@ def _run_distil(options: CodecRun, distil: DistilOptions, packs: list[Pack], rep
     task = DistilTask(model, read_whisper(distil.teacher), sampler, options.loss, dtype_of(options.run))
     phones = PhoneInventory.of(clip for pack in packs for clip in pack.clips)
     write_phones(phones, options.run.out)
-    path = _run(task, options.run, report, sampler.remarks(), _check(options, task, sampler))
+    path = _run(task, options.run, report, sampler.remarks(), _check(options, task, sampler), _plan(options, sampler))
     if _first():
         task.place_codebooks()
         folder = options.run.out / "model"
@@ -196,7 +204,8 @@ def _run_whisper_joint(options: LMRun, report: Report, measure: Measure | None) 
     model = new_speech_model(options.model, text, len(phones), options.run.seed)
     sampler = wave_sampler(options, packs, text, model.config.lm, phones)
     write_phones(phones, options.run.out)
-    train_encoder = options.run.encoder_rate > 0
+    rates = [options.run.encoder_rate if p.encoder_rate is None else p.encoder_rate for p in options.phase]
+    train_encoder = max(rates, default=options.run.encoder_rate) > 0
     task = WhisperJointTask(model, sampler, options.loss, options.quantiser, train_encoder)
 
     def export(folder: Path) -> None:
@@ -216,7 +225,8 @@ def _export_at_end(
     measure: Measure | None,
 ) -> Path:
     candidate = None if options.lora is not None else export
-    _run(task, options.run, report, remarks, _check(options, task, sampler, measure, candidate))
+    check = _check(options, task, sampler, measure, candidate)
+    _run(task, options.run, report, remarks, check, _plan(options, sampler))
     folder = options.run.out / "model"
     if _first():
         export(folder)
@@ -283,7 +293,12 @@ def _based_lm(base: Checkpoint, config: LMConfig, options: LMRun) -> LM:
 
 
 def _run(
-    task: Task, options: RunOptions, report: Report, remarks: Sequence[str] = (), check: Check | None = None
+    task: Task,
+    options: RunOptions,
+    report: Report,
+    remarks: Sequence[str] = (),
+    check: Check | None = None,
+    phases: Phases | None = None,
 ) -> Path:
     if options.checkpoint_layers:
         for module in task.module.modules():
@@ -295,9 +310,11 @@ def _run(
                 module.compile()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f'run.device = "{options.device}", but PyTorch finds no CUDA device here; there is "cpu"')
-    trainer = Trainer(task, options, report if _first() else _silent, check)
+    trainer = Trainer(task, options, report if _first() else _silent, check, phases)
     for remark in remarks:
         trainer.report(remark)
+    if isinstance(options, Rehearsal) and isinstance(sampler := getattr(task, "sampler", None), Sampler):
+        write_rows(sampler, options.folder, options.first_row)
     trainer.report(str(estimate(task, options, trainer.share)))
     return trainer.run()
 

@@ -28,7 +28,8 @@ from slipstream.data.sampler import prefetch
 from slipstream.errors import CheckpointError
 from slipstream.train.optim import Optimizer, trapezoid
 from slipstream.train.options import RunOptions
-from slipstream.train.parallel import Task, dtype_of, hold, shards
+from slipstream.train.parallel import FreezesEncoder, Task, dtype_of, hold, shards
+from slipstream.train.phases import Phases
 from slipstream.train.sharding import part_of, whole
 from slipstream.train.trackers import Log
 from slipstream.train.validation import Check
@@ -66,8 +67,9 @@ class Trainer:
         options: RunOptions,
         report: Callable[[str], None] = print,
         check: Check | None = None,
+        phases: Phases | None = None,
     ) -> None:
-        self.task, self.options, self.report, self.check = task, options, report, check
+        self.task, self.options, self.report, self.check, self.phases = task, options, report, check, phases
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         parts = self.world * options.accumulate
         if options.rows % parts:
@@ -77,7 +79,11 @@ class Trainer:
         """Rows of a batch: the share, or less after a device ran out of memory."""
         self.weights = hold(task, options, dtype_of(options))
         self.optimizer = Optimizer(
-            self.weights.masters, options.optimizer, options.weight_decay, options.betas, options.encoder_rate
+            self.weights.masters,
+            options.optimizer,
+            options.weight_decay,
+            options.betas,
+            options.encoder_rate != 1 or phases is not None,
         )
         self.average = {n: w.detach().clone() for n, w in self.weights.masters.items()} if options.average else None
         self.step = 0
@@ -189,14 +195,29 @@ class Trainer:
         at_once = self.at_once
         starts = [part + start for part in range(0, count, self.share) for start in range(0, self.share, at_once)]
         rows = [min(at_once, self.share - start % self.share) for start in starts]
-        return Drawn(first, rows, [self.task.batch(first + at, n) for at, n in zip(starts, rows, strict=True)])
+        draw: Callable[[int, int], Any] = self.task.batch
+        if self.phases is not None:
+            # The phase follows from the step, as the row does; in a run by the clock, from the time of drawing.
+            steps, minutes = self.options.steps, self.options.minutes
+            draw = self.phases.at(step / steps if steps else self.elapsed / 60 / (minutes or 1)).draw
+        return Drawn(first, rows, [draw(first + at, n) for at, n in zip(starts, rows, strict=True)])
 
     def _train_step(self, drawn: Drawn, progress: float) -> dict[str, float]:
         options = self.options
+        rate, encoder_rate = (
+            options.learning_rate * trapezoid(progress, options.warmup, options.decay),
+            options.encoder_rate,
+        )
+        if self.phases is not None:
+            phase = self.phases.at(progress)
+            rate *= phase.rate(progress)
+            if phase.options.encoder_rate is not None:
+                encoder_rate = phase.options.encoder_rate
+            if isinstance(self.task, FreezesEncoder):
+                self.task.encoder_learns = encoder_rate > 0
         numbers, bad = self._gradients(drawn, progress)
         self.weights.collect()
-        rate = options.learning_rate * trapezoid(progress, options.warmup, options.decay)
-        numbers["gradient"] = self.optimizer.step(rate, options.clip)
+        numbers["gradient"] = self.optimizer.step(rate, options.clip, encoder_rate)
         numbers["rate"] = rate
         if not math.isfinite(numbers["loss"] + numbers["gradient"]):
             where = f"rows {bad[0]} to {bad[-1]}" if bad else "the rows of another process, or the backward pass"

@@ -53,7 +53,7 @@ class Optimizer:
     """Muon (momentum, orthogonalised) for the Transformers' matrices, AdamW for everything else; or AdamW for all.
 
     Muon's updates are scaled to AdamW's size, so that one learning rate serves both. Norms and biases do not decay.
-    `encoder_rate` is a factor on the rate of a codec's encoder, whose matrices learn by AdamW.
+    With `slow_encoder` a codec's encoder has a rate of its own, and its matrices learn by AdamW.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class Optimizer:
         kind: str,
         weight_decay: float,
         betas: tuple[float, float],
-        encoder_rate: float = 1.0,
+        slow_encoder: bool = False,
     ) -> None:
-        encoder = [w for name, w in masters.items() if encoder_rate != 1 and name.startswith("codec.encoder.")]
+        encoder = [w for name, w in masters.items() if slow_encoder and name.startswith("codec.encoder.")]
         slow = {id(w) for w in encoder}
         matrices = [w for n, w in masters.items() if w.dim() == 2 and ".layers." in n and id(w) not in slow]
         if kind != "muon":
@@ -76,8 +76,8 @@ class Optimizer:
         if matrices:
             self.parts.append(Muon(matrices, weight_decay))
         groups = [
-            {"params": chosen, "weight_decay": decay, "factor": factor}
-            for weights, factor in ((rest, 1.0), (encoder, encoder_rate))
+            {"params": chosen, "weight_decay": decay, "encoder": weights is encoder}
+            for weights in (rest, encoder)
             for chosen, decay in (
                 ([w for w in weights if w.dim() > 1], weight_decay),
                 ([w for w in weights if w.dim() <= 1], 0.0),
@@ -87,14 +87,17 @@ class Optimizer:
         if groups:
             self.parts.append(torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True))
 
-    def step(self, lr: float, clip: float) -> float:
-        """One step at rate `lr` with gradients clipped to a norm of `clip`; gives their norm before. Clears them."""
+    def step(self, lr: float, clip: float, encoder_rate: float = 1.0) -> float:
+        """One step at rate `lr` with gradients clipped to a norm of `clip`; gives their norm before. Clears them.
+
+        `encoder_rate`: factor on the rate of a slow encoder.
+        """
         gradients = torch.nn.utils.clip_grad_norm_(self._with_grad(), clip)
         norm = float(gradients.full_tensor() if isinstance(gradients, DTensor) else gradients)
         if math.isfinite(norm):
             for part in self.parts:
                 for group in part.param_groups:
-                    group["lr"] = lr * group.get("factor", 1.0)
+                    group["lr"] = lr * (encoder_rate if group.get("encoder") else 1.0)
                 part.step()
         for part in self.parts:
             part.zero_grad(set_to_none=True)

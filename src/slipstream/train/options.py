@@ -5,13 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from slipstream.data.augment import Share
-from slipstream.data.options import DataOptions
+from slipstream.data.options import DataOptions, SampleAugment, Weight
+from slipstream.data.spectral import SpectralAugment
 from slipstream.errors import ConfigError
 from slipstream.model.config import CodecConfig, LMConfig, Positive
 from slipstream.schema import Options, parse, read_toml
+
+
+def _in_order(phases: tuple[PhaseOptions, ...]) -> tuple[PhaseOptions, ...]:
+    ends = [phase.until for phase in phases]
+    if phases and (sorted(set(ends)) != ends or ends[-1] != 1):
+        raise ValueError(f"until is {', '.join(f'{end:g}' for end in ends)}: it must rise, to 1 in the last phase")
+    return phases
 
 
 class RunOptions(Options):
@@ -159,6 +167,34 @@ class DiscriminatorOptions(Options):
     filters: Positive = 32
 
 
+class PhaseOptions(Options):
+    """A part of a run (`[[phase]]`), in the order of the file. What it does not set is as in the rest of the file.
+
+    until: share of the run at which it ends; 1 in the last one. rate: factor on the scheduled learning rate, or its
+    first and last value, between which it moves. encoder_rate: as `run.encoder_rate`; 0 keeps the encoder as it is.
+    The other keys replace those of `[data]`.
+    """
+
+    until: Annotated[float, Field(gt=0, le=1)]
+    rate: float | tuple[float, float] = 1.0
+    encoder_rate: Annotated[float, Field(ge=0)] | None = None
+    weights: Annotated[dict[str, Weight], Field(min_length=1)] | None = None
+    crop: dict[str, Share] | None = None
+    text_share: Share | None = None
+    text_mask: Share | None = None
+    text_errors: Share | None = None
+    augment: SpectralAugment | None = None
+    augment_samples: SampleAugment | None = None
+
+    def data_changes(self) -> dict[str, Any]:
+        """The keys of `[data]` that the phase replaces."""
+        own = {"until", "rate", "encoder_rate"}
+        return {key: value for key, value in self if key not in own and value is not None}
+
+
+Phases = Annotated[tuple[PhaseOptions, ...], AfterValidator(_in_order)]
+
+
 class AnyRun(BaseModel):
     """The model of any run's file; nothing else of it is looked at."""
 
@@ -180,6 +216,7 @@ class CodecRun(Options):
     quantiser: QuantiserOptions = QuantiserOptions()
     distil: DistilOptions | None = None
     discriminator: DiscriminatorOptions | None = None
+    phase: Phases = ()
 
     @model_validator(mode="after")
     def _starts_from_what_is_read(self) -> CodecRun:
@@ -203,6 +240,7 @@ class LMRun(Options):
     train_codec: bool = False
     pause_heads_only: bool = False
     lora: LoraOptions | None = None
+    phase: Phases = ()
 
     @model_validator(mode="after")
     def _asks_for_one_thing(self) -> LMRun:

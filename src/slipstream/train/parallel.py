@@ -7,7 +7,7 @@ Transformer layer is put together for as long as it computes, the rest of the mo
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -43,6 +43,13 @@ class Task(Protocol):
     def loss(self, batch: Any, step: int, progress: float) -> Loss: ...
     def moving(self) -> list[Tensor]: ...
     def after_step(self) -> None: ...
+
+
+@runtime_checkable
+class FreezesEncoder(Protocol):
+    """A task that saves the work of its encoder's gradients while `encoder_learns` is false."""
+
+    encoder_learns: bool
 
 
 class Weights(Protocol):

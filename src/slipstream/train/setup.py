@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 
 from slipstream.bundle import ModelBundle
-from slipstream.data.augment import RowNoise
 from slipstream.data.options import DataOptions, SampleAugment
 from slipstream.data.packs import Pack
 from slipstream.data.phones import PhoneInventory
 from slipstream.data.rows import RowOptions
 from slipstream.data.texts import read_texts
-from slipstream.data.waves import WaveSampler
+from slipstream.data.waves import WaveSampler, wave_effects
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import CodecConfig, LMConfig, MelConfig, STTConfig
 from slipstream.model.text import Tokenizer
@@ -135,15 +134,14 @@ def wave_sampler(
 ) -> WaveSampler:
     """The run's rows of waveforms, augmented by `data.augment_samples`."""
     data = options.data
-    augment = data.augment_samples or SampleAugment()
-    sounds = Pack(augment.sounds).samples() if augment.sounds else None
+    effects, noise, speed = wave_effects(data.augment_samples or SampleAugment())
     return WaveSampler(
         packs,
         open_tokenizer(text, lm),
         row_options(data, text, lm),
-        effects=augment.model_copy(update={"noise": 0.0}),
-        noise=RowNoise(augment.noise, augment.snr_db, sounds),
-        speed=augment.speed,
+        effects=effects,
+        noise=noise,
+        speed=speed,
         phones=phones,
         seed=options.run.seed,
     )
