@@ -46,4 +46,5 @@ def _response(rate: int, rng: np.random.Generator) -> FloatArray:
     # The first arrival is the direct sound; what precedes it is the travel of the sound and the filter's ringing.
     first = int(np.argmax(np.abs(response) > 0.5 * np.abs(response).max()))
     peak = first + int(np.argmax(np.abs(response[first : first + rate // 1000])))
-    return (response[peak:] / response[peak]).astype(np.float32)
+    direct: FloatArray = (response[peak:] / response[peak]).astype(np.float32)
+    return direct

@@ -169,7 +169,7 @@ class WaveSampler(Sampler):
         other = drawn[0].rows(drawn[1])[:, 0]
         other = other * np.float32(10 ** (-rng.uniform(*augment.overlap_db) / 20) * level / (_rms(other) + 1e-9))
         start = int(rng.integers(len(heard) - len(other) + 1))
-        mixed = heard.copy()
+        mixed: FloatArray = heard.copy()
         mixed[start : start + len(other)] += other
         return mixed
 
