@@ -24,5 +24,5 @@ scaleUp:
   policies: [{type: Percent, value: 100, periodSeconds: 60}]
 scaleDown:
   stabilizationWindowSeconds: {{ .Values.autoscaling.scaleDownSeconds }}
-  policies: [{type: Pods, value: 1, periodSeconds: 120}]
+  policies: [{type: Pods, value: 1, periodSeconds: 120}, {type: Percent, value: 5, periodSeconds: 120}]
 {{- end -}}
