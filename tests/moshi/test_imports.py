@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 
 import pytest
 
-pytest.importorskip("torch")
+needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs the extra torch")
 
 LINES = [
     "from slipstream.moshi.models import loaders, MimiModel, LMModel, LMGen",
@@ -26,6 +27,7 @@ LINES = [
 ]
 
 
+@needs_torch
 def test_every_way_of_importing():
     # One fresh interpreter each would cost seconds; one for all would let an early line help a later one.
     forget = "\nfor name in [n for n in sys.modules if n.startswith('slipstream.moshi')]: del sys.modules[name]\n"
@@ -36,3 +38,20 @@ def test_every_way_of_importing():
 def test_slipstream_itself_stays_light():
     program = "import sys, slipstream; assert not {'torch', 'slipstream.moshi'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_help_of_the_command_line_needs_no_torch():
+    program = (
+        "import runpy, sys; sys.modules['torch'] = None; sys.argv[1:] = ['--help']; "
+        "runpy.run_module('slipstream.moshi.run_inference', run_name='__main__')"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "--hf-repo" in run.stdout
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    import slipstream.moshi
+
+    with pytest.raises(AttributeError, match="no attribute 'TTSModel'"):
+        slipstream.moshi.TTSModel  # noqa: B018
