@@ -40,7 +40,7 @@ def test_lost_streams_do_not_depend_on_the_mixture_of_lengths() -> None:
 
 def test_waiting_streams_are_erlangs() -> None:
     slots, load, length = 8, 5.6, 1.0
-    report = simulate(steady(load, lengths=((1.0, length),)), fixed(slots), seconds=1_000, tick=0.01)
+    report = simulate(steady(load, lengths=((1.0, length),)), fixed(slots), seconds=1_500, tick=0.01)
     assert report.gave_up == 0
     assert report.waited() == pytest.approx(erlang_c(slots, load), rel=0.15)
     assert report.mean_wait == pytest.approx(erlang_c(slots, load) * length / (slots - load), rel=0.2)
