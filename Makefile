@@ -9,6 +9,7 @@
 #   make dist                    wheel and source distribution in dist/, installed and checked in a new environment
 #   make bench                   milliseconds a frame and streams at once, on this machine; 15 GB of memory
 #   make setup                   the environment for work on Slipstream itself
+#   make ray                     the tests on a local Ray, in an environment of their own; about two minutes
 #   make oracles                 the reference packages that the parity tests compare with
 #   make clients                 the clients of other products that the server's tests run, and what checks deploy/
 #   make tiny DATA=folder        train a model on a Whisper encoder: recipes/tiny/README.md; hours
@@ -21,7 +22,7 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PINS := pyproject.toml constraints.txt Makefile
 
-.PHONY: setup demo test kernels lint docs coverage dist bench oracles clients tiny
+.PHONY: setup demo test kernels lint docs coverage dist bench ray oracles clients tiny
 
 setup: $(VENV)/.dev
 
@@ -56,6 +57,12 @@ coverage: $(VENV)/.dev
 dist: $(BIN)/python
 	$(BIN)/python tools/build_dist.py
 
+# One environment for Ray, which sees the packages of the other one. Ray's own warnings are no errors.
+RAY := OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S=60 $(VENV)/ray/bin/python
+
+ray: $(VENV)/ray/.done
+	$(RAY) -m pytest -p no:unraisableexception -W ignore tests/ray
+
 bench: $(VENV)/.oracles
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.cpu step
@@ -89,6 +96,14 @@ $(VENV)/.triton: $(VENV)/.dev
 	@echo "Installing Triton into $(VENV)/triton ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/triton \
 	    triton==3.6.0 'numpy>=2.2,<2.4'
+	@touch $@
+
+$(VENV)/ray/.done: $(VENV)/.dev
+	@echo "Installing Ray into $(VENV)/ray ..."
+	@$(PYTHON) -m venv $(VENV)/ray
+	@cd $(VENV)/ray/lib/python*/site-packages && $(CURDIR)/$(BIN)/python -c \
+	    "import sysconfig; print(sysconfig.get_path('purelib'))" > dev.pth
+	@$(VENV)/ray/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[ray]"
 	@touch $@
 
 $(VENV)/.docs: $(PINS) | $(BIN)/python

@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--kill-at", type=float, default=0.4, help="share of all frames")
     arguments = parser.parse_args()
     audio_S = load(arguments.file, RATE)[: round(arguments.seconds * RATE)]
-    with replicas(arguments.slots) as address:
+    with local_cluster(), replicas(arguments.slots) as address:
         [whole] = asyncio.run(transcribe_all(address, audio_S, 1, None))
         began = time.perf_counter()
         outcomes = asyncio.run(transcribe_all(address, audio_S, arguments.streams, arguments.kill_at))
@@ -64,19 +64,25 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def replicas(slots: int, port: int = PORT) -> Iterator[str]:
-    """Start two replicas on a local Ray. Yields the address of the proxy."""
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+def local_cluster(cpus: int = 4) -> Iterator[None]:
+    """Run Ray on this machine."""
+    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
-        serve.start(http_options={"port": port})
-        serve.run(
-            slipstream.ray.app(slots=slots, backend="onnx", replicas=2, actor_options={"num_cpus": 1}),
-            name="asr",
-        )
-        yield f"http://127.0.0.1:{port}"
-        serve.shutdown()
+        yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def replicas(slots: int, port: int = PORT) -> Iterator[str]:
+    """Start two replicas on the cluster. Yields the address of the proxy."""
+    serve.start(http_options={"port": port})
+    try:
+        application = slipstream.ray.app(slots=slots, backend="onnx", replicas=2, actor_options={"num_cpus": 1})
+        serve.run(application, name="asr")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
 
 
 async def transcribe_all(

@@ -27,7 +27,7 @@ SAMPLE = Path(__file__).parents[2] / "examples" / "sample.opus"
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def address(cluster) -> Iterator[str]:
     with replicas(slots=4, port=8766) as address:
         yield address
 
