@@ -36,10 +36,14 @@ from slipstream.model.config import (
     WORD_ID,
     CodecConfig,
     ConditionerConfig,
+    DepthConfig,
     LMConfig,
     MelConfig,
+    SamplingConfig,
+    SpeechSampling,
     STTConfig,
     TransformerConfig,
+    TTSConfig,
     WhisperConfig,
 )
 from slipstream.model.names import Shapes, codec_shapes, lm_shapes
@@ -311,17 +315,64 @@ def small_config(*, codec: str = "waveform", **lm_changes: object) -> STTConfig:
     )
 
 
+def tts_lm_config(**changes: object) -> LMConfig:
+    """Return a small LM that writes audio, with delays, a second text stream, a voice and shared weights.
+
+    `changes`: fields of `LMConfig`.
+    """
+    transformer = lm_config().transformer
+    depth = DepthConfig(
+        transformer=transformer.model_copy(
+            update={"dim": 24, "ffn_dim": 20, "context": 4, "max_period": 10_000.0, "positions": "none"}
+        ),
+        num_codebooks=4,
+        schedule=(0, 1, 2, 2),
+        low_rank=6,
+    )
+    fields: dict[str, object] = {
+        "transformer": transformer.model_copy(update={"cross_attention": True, "context": 20}),
+        "text_vocab": 400,
+        "audio_vocab": 32,
+        "num_codebooks": 4,
+        "conditioners": (
+            ConditionerConfig(name="control", kind="lut", dim=42, num_bins=1, possible_values=("ok",)),
+            ConditionerConfig(name="cfg", kind="lut", dim=4, num_bins=2, possible_values=("1.0", "2.0")),
+            ConditionerConfig(name="speaker_wavs", kind="tensor", dim=8, fuse="cross"),
+        ),
+        "delays": (0, 0, 2, 2, 2),
+        "demux_text": True,
+        "depth": depth,
+        "cross_position_scale": 1.0,
+    }
+    return LMConfig.model_validate(fields | changes)
+
+
+def small_tts_config(**lm_changes: object) -> TTSConfig:
+    """Return a small text-to-speech model. `lm_changes`: fields of `LMConfig`."""
+    lm = tts_lm_config(**lm_changes)
+    return TTSConfig(
+        codec=codec_config(num_codebooks=4),
+        lm=lm,
+        delay_seconds=0.4,
+        second_stream_ahead=2 if lm.demux_text else 0,
+        max_speakers=2,
+        sampling=SpeechSampling(text=SamplingConfig(), audio=SamplingConfig()),
+        model_id={"sig": "5117e570", "epoch": 1},
+    )
+
+
 def random_weights(shapes: Shapes, seed: int = 0) -> Arrays:
     """Return weights that keep the output of every layer about as large as its input."""
     rng = np.random.default_rng(seed)
     weights: Arrays = {}
     for name, shape in shapes.items():
         fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 1
+        fan_in = shape[-1] if name.startswith("depth.") else fan_in
         if name.endswith("cluster_usage"):
             value = rng.uniform(0.5, 2.0, shape)
         elif name.endswith(("embedding_sum", "_emb.weight", "learnt_padding")):
             value = rng.standard_normal(shape)
-        elif len(shape) == 1 and name.endswith("weight"):
+        elif (len(shape) == 1 or "out_norms" in name) and name.endswith("weight"):
             value = 1 + 0.1 * rng.standard_normal(shape)  # a norm
         elif name.endswith(("scale1", "scale2")):
             value = rng.uniform(0.2, 0.8, shape)
@@ -330,12 +381,13 @@ def random_weights(shapes: Shapes, seed: int = 0) -> Arrays:
         elif name.startswith(("text_linear", "pause_heads")):
             value = 3 * rng.standard_normal(shape) / np.sqrt(shape[-1])  # tokens that vary
         else:
-            value = 1.5 * rng.standard_normal(shape) / np.sqrt(fan_in)
+            gain = 1.0 if name.startswith("depth.") else 1.5
+            value = gain * rng.standard_normal(shape) / np.sqrt(fan_in)
         weights[name] = value.astype(np.float32)
     return weights
 
 
-def random_model(config: STTConfig, seed: int = 0) -> tuple[Arrays, Arrays]:
+def random_model(config: STTConfig | TTSConfig, seed: int = 0) -> tuple[Arrays, Arrays]:
     """Return the weights of the LM and of the codec under canonical names."""
     return random_weights(lm_shapes(config.lm), seed), random_weights(codec_shapes(config.codec), seed + 1)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from slipstream.checkpoints import eight_bit, mlx
 from slipstream.checkpoints.kyutai import dump_files
-from slipstream.checkpoints.layouts import LAYOUTS, fitting, get_layout
+from slipstream.checkpoints.layouts import LAYOUTS, fitting, get_layout, layouts_of
 from slipstream.checkpoints.lora import fuse
 from slipstream.checkpoints.quantization import GROUP_SIZES
 from slipstream.checkpoints.sources import Origin, Ref, Sources, resolve
@@ -65,7 +65,7 @@ def read_checkpoint(sources: Sources, *, keep_quantized: bool = False) -> Checkp
 def read_lm(paths: Sequence[Path], config: LMConfig, *, keep_quantized: bool = False) -> dict[str, Array]:
     """Read the LM's tensors from files of any layout. Arguments and errors are those of `read_checkpoint`."""
     tensors, where = _read(paths)
-    tables = [layout.lm(config) for layout in LAYOUTS.values()]
+    tables = [layout.lm(config) for layout in layouts_of(config)]
     if keep_quantized:
         tables.append(mlx.packed_table(config, tensors))
     return fitting(tables, tensors, where).read(tensors, where)

@@ -14,13 +14,14 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from slipstream.checkpoints.depth import depth_entries, joined, rust_depth_entries
 from slipstream.checkpoints.eight_bit import unpacked
 from slipstream.checkpoints.mimi import ATTENTION_ALIASES, dump_codec, parse_codec
 from slipstream.checkpoints.tables import Entries, Same, Stacked, Table, make_rules
-from slipstream.checkpoints.tensors import read_tensors
+from slipstream.checkpoints.tensors import Array, Tensors, read_tensors
 from slipstream.errors import ConfigError
 from slipstream.model.config import END_OF_TURN_ABOVE, CodecConfig, ConditionerConfig, LMConfig, STTConfig
-from slipstream.model.names import lm_shapes
+from slipstream.model.names import Shapes, lm_shapes
 from slipstream.schema import (
     Count,
     Natural,
@@ -57,7 +58,7 @@ class _Lut(ConditionerBody):
     num_bins: Count = Field(alias="n_bins")
 
 
-class _Conditioner(Section):
+class Conditioner(Section):
     """A conditioner: its type, and its parameters in a table of that name."""
 
     type: Literal["continuous", "lut", "tensor"]
@@ -66,7 +67,9 @@ class _Conditioner(Section):
     tensor: ConditionerBody | None = None
 
 
-class _Fuser(Section):
+class Fuser(Section):
+    """Which conditions are added to the input, and which the layers attend to."""
+
     sum: list[str] | None = None
     cross: list[str] | None = None
     prepend: list[str] | None = None
@@ -90,27 +93,15 @@ class _Stt(Section):
     end_of_turn_above: NonNegativeNumber | None = None
 
 
-class KyutaiLM(Section):
-    """The keys of `config.json` that describe the LM.
+class KyutaiKeys(Section):
+    """The keys of `config.json` that describe any LM, and its files.
 
     Keys with a default value other than None are written. A `Literal` has the values for which the computation here
     is that of the checkpoint.
     """
 
-    # They shape parts that a speech-to-text model does not have (dep_q is 0).
-    ignored: ClassVar[frozenset[str]] = frozenset(
-        {
-            *(f"depformer_{part}" for part in ("causal", "context", "dim", "dim_feedforward", "gating", "layer_scale")),
-            *(f"depformer_{part}" for part in ("low_rank_embeddings", "max_period", "multi_linear", "norm")),
-            *(f"depformer_{part}" for part in ("num_heads", "num_layers", "pos_emb", "weights_per_step")),
-            "depformer_weights_per_step_schedule",
-            "gradient_checkpointing",
-            "tts_config",
-        }
-    )
     audio_vocab: Count = Field(alias="card")
     num_codebooks: Count = Field(alias="n_q")
-    dep_q: Literal[0] = 0
     delays: list[int] | None = None
     dim: Count
     text_vocab: Count = Field(alias="text_card")
@@ -123,22 +114,14 @@ class KyutaiLM(Section):
     layer_scale: None = None
     context: Count
     max_period: PositiveNumber = 10_000.0
-    gating: Literal["silu"] = "silu"
-    norm: Literal["rms_norm_f32"] = "rms_norm_f32"
-    positional_embedding: Literal["rope"] = "rope"
-    conditioners: dict[str, _Conditioner] = Field({})
-    fuser: _Fuser | None = None
-    cross_attention: Literal[False] = False
+    conditioners: dict[str, Conditioner] = Field({})
+    fuser: Fuser | None = None
     pause_heads: Natural = Field(0, alias="extra_heads_num_heads")
     pause_classes: Count = Field(6, alias="extra_heads_dim")
-    model_type: Literal["stt"] = "stt"
-    demux_second_stream: Literal[False] | None = None
-    demux_second_text_stream: Literal[False] | None = None
     bias_proj: Literal[False] | None = None
     kv_repeat: Literal[1] | None = None
     norm_emb: Literal[False] | None = None
     quantize: Literal[False] | None = None
-    text_card_out: None = None
     lora: bool | None = None
     lora_file: str | None = Field(None, alias="lora_name")
     lora_rank: Count | None = None
@@ -148,6 +131,37 @@ class KyutaiLM(Section):
     codec_config_file: str | None = Field(None, alias="mimi_config_name")
     tokenizer_file: str | None = Field(None, alias="tokenizer_name")
     model_id: dict[str, Any] = Field({})
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The fields of a `FileNames`."""
+        names = self.model_dump(include={f"{part}_file" for part in FILES}, exclude_none=True)
+        return {name.removesuffix("_file"): file for name, file in names.items()}
+
+
+class KyutaiLM(KyutaiKeys):
+    """The keys of `config.json` that describe the LM of a speech-to-text model."""
+
+    # They shape parts that a speech-to-text model does not have (dep_q is 0).
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        {
+            *(f"depformer_{part}" for part in ("causal", "context", "dim", "dim_feedforward", "gating", "layer_scale")),
+            *(f"depformer_{part}" for part in ("low_rank_embeddings", "max_period", "multi_linear", "norm")),
+            *(f"depformer_{part}" for part in ("num_heads", "num_layers", "pos_emb", "weights_per_step")),
+            "depformer_weights_per_step_schedule",
+            "gradient_checkpointing",
+            "tts_config",
+        }
+    )
+    dep_q: Literal[0] = 0
+    gating: Literal["silu"] = "silu"
+    norm: Literal["rms_norm_f32"] = "rms_norm_f32"
+    positional_embedding: Literal["rope"] = "rope"
+    cross_attention: Literal[False] = False
+    model_type: Literal["stt"] = "stt"
+    demux_second_stream: Literal[False] | None = None
+    demux_second_text_stream: Literal[False] | None = None
+    text_card_out: None = None
     sampling: _Sampling | None = Field(None, alias="lm_gen_config")
     stt: Any = Field(None, alias="stt_config")
 
@@ -157,23 +171,21 @@ class KyutaiLM(Section):
             raise ConfigError(f"delays={self.delays}: all codebooks of a speech-to-text model have delay 0")
         if self.delays and len(self.delays) != self.num_codebooks + 1:
             raise ConfigError(f"delays has {len(self.delays)} entries, expected n_q + 1 = {self.num_codebooks + 1}")
-        fuser, names = self.fuser or _Fuser(), list(self.conditioners)
+        fuser, names = self.fuser or Fuser(), list(self.conditioners)
         for method in ("cross", "prepend"):
             if unsupported := getattr(fuser, method):
                 raise ConfigError(f"fuser.{method}={unsupported}: only summed conditions are supported (fuser.sum)")
         if fuser.sum is not None and sorted(fuser.sum) != sorted(names):
             raise ConfigError(f"fuser.sum={fuser.sum} must name each of the conditioners {names}, and no other")
-        feed_forward = int(self.hidden_scale * self.dim)
         shared = {"audio_vocab", "num_codebooks", "text_vocab", "pause_heads", "pause_classes"}
         fields = {
             "transformer": {
                 **self.model_dump(include={"dim", "num_heads", "num_layers", "context", "max_period"}),
-                # A gated layer keeps the parameter count of a plain one of that width; see `ActivationGating` upstream.
-                "ffn_dim": 21 * self.dim // 8 if feed_forward == 4 * self.dim else 2 * feed_forward // 3,
+                "ffn_dim": gated_width(self.dim, int(self.hidden_scale * self.dim)),
                 "norm": "rms_norm",
                 "gated": True,
             },
-            "conditioners": [_conditioner(name, spec) for name, spec in self.conditioners.items()],
+            "conditioners": [conditioner(name, spec) for name, spec in self.conditioners.items()],
             **self.model_dump(include=shared),
         }
         return parse(LMConfig, fields, "config.json")
@@ -184,14 +196,8 @@ class KyutaiConfig(KyutaiLM):
 
     stt: _Stt = Field(alias="stt_config")
 
-    @property
-    def files(self) -> dict[str, str]:
-        """The fields of a `FileNames`."""
-        names = self.model_dump(include={f"{part}_file" for part in _FILES}, exclude_none=True)
-        return {name.removesuffix("_file"): file for name, file in names.items()}
 
-
-_FILES = ("lm", "codec", "codec_config", "tokenizer", "lora")
+FILES = ("lm", "codec", "codec_config", "tokenizer", "lora")
 # Parts that a speech-to-text model does not have, as Kyutai write them.
 _DEPFORMER = {
     "depformer_dim": 1024,
@@ -254,9 +260,13 @@ def dump_kyutai(config: STTConfig) -> dict[str, Any]:
     threshold = config.end_of_turn_above
     sampling = config.sampling.model_dump()
     file = KyutaiConfig.model_construct(
-        **{name: getattr(lm, name) for name in KyutaiConfig.model_fields if name in LMConfig.model_fields},
+        **{
+            name: getattr(lm, name)
+            for name in KyutaiConfig.model_fields
+            if name in LMConfig.model_fields and name != "delays"
+        },
         **{name: getattr(transformer, name) for name in ("dim", "num_heads", "num_layers", "context", "max_period")},
-        **{f"{name}_file": getattr(config.files, name) for name in _FILES},
+        **{f"{name}_file": getattr(config.files, name) for name in FILES},
     )
     written = file.model_dump(by_alias=True, exclude_none=True, exclude={"conditioners", "fuser", "sampling", "stt"})
     stt: dict[str, Any] = {
@@ -274,7 +284,7 @@ def dump_kyutai(config: STTConfig) -> dict[str, Any]:
         "delays": [0] * (lm.num_codebooks + 1),
         "hidden_scale": hidden_scale(transformer.dim, transformer.ffn_dim),
         "layer_scale": None,
-        "conditioners": {c.name: _dump_conditioner(c) for c in lm.conditioners},
+        "conditioners": {c.name: dump_conditioner(c) for c in lm.conditioners},
         "model_id": config.model_id,
         "lm_gen_config": {
             "temp": sampling["temperature"],
@@ -293,6 +303,12 @@ def dump_files(config: STTConfig) -> dict[str, dict[str, Any]]:
     return {"config.json": dump_kyutai(config), **codec}
 
 
+def gated_width(dim: int, feed_forward: int) -> int:
+    """The width of a gated layer, which keeps the parameter count of a plain one of that width."""
+    # See `ActivationGating` upstream.
+    return 21 * dim // 8 if feed_forward == 4 * dim else 2 * feed_forward // 3
+
+
 def hidden_scale(dim: int, ffn_dim: int) -> float:
     """The scale from which `parse_kyutai` gets this feed-forward width. Raises `ConfigError` if there is none."""
     if ffn_dim == 21 * dim // 8:
@@ -304,14 +320,16 @@ def hidden_scale(dim: int, ffn_dim: int) -> float:
     raise ConfigError(f"config.json has no hidden_scale for a feed-forward width of {ffn_dim} with dim={dim}")
 
 
-def _conditioner(name: str, spec: _Conditioner) -> dict[str, Any]:
+def conditioner(name: str, spec: Conditioner) -> dict[str, Any]:
+    """The fields of a `ConditionerConfig`. Raises `ConfigError` if the parameters are missing."""
     body: ConditionerBody | None = getattr(spec, spec.type)
     if body is None:
         raise ConfigError(f"conditioners.{name} lacks {spec.type}")
     return body.config(name, spec.type)
 
 
-def _dump_conditioner(conditioner: ConditionerConfig) -> dict[str, Any]:
+def dump_conditioner(conditioner: ConditionerConfig) -> dict[str, Any]:
+    """The inverse of `conditioner`: its table in the file."""
     body: dict[str, Any] = {"dim": conditioner.dim}
     if conditioner.kind == "continuous":
         body |= {"scale_factor": conditioner.scale_factor, "max_period": conditioner.max_period}
@@ -323,32 +341,71 @@ def _dump_conditioner(conditioner: ConditionerConfig) -> dict[str, Any]:
 
 # --------------------------------------------------------------------------------------------------------- tensors
 
+_CROSS_ALIASES = (
+    (r"cross_attention\.in_proj(s\.0)?\.weight$", "cross_attention.in_proj_weight"),
+    (r"cross_attention\.out_projs\.0\.weight$", "cross_attention.out_proj.weight"),
+)
 _SURPLUS = r"(emb|extra_heads)\.\d+\.weight$"
 
 
 def lm_table(config: LMConfig) -> Table:
-    """The LM's tensors as the `moshi` package and the Rust server name them."""
+    """The LM's tensors as the `moshi` package names them; without a depth Transformer, the Rust server too."""
+    return _table(config, depth_entries(config.depth) if config.depth else {})
+
+
+def rust_lm_table(config: LMConfig) -> Table:
+    """The LM's tensors as the Rust server names them."""
+    return _table(config, rust_depth_entries(config.depth) if config.depth else {})
+
+
+def _table(config: LMConfig, depth: Entries) -> Table:
     layer = "transformer.layers.{i}."
     conditioner = "condition_provider.conditioners.{name}."
     entries: Entries = {
+        "text_emb.{projection}.weight": Same("text_emb.{projection}.weight"),
         "text_emb.weight": Same("text_emb.weight"),
         "audio_emb.weight": Stacked("emb.{k}.weight", config.num_codebooks),
         "conditioners.{name}.embed.weight": Same(conditioner + "embed.weight"),
         "conditioners.{name}.output_proj.weight": Same(conditioner + "output_proj.weight"),
         "conditioners.{name}.learnt_padding": Same(conditioner + "learnt_padding", lead=2),
-        "transformer.layers.{i}.norm1.weight": Same(layer + "norm1.alpha", lead=2),
+        **norm_entries("transformer.layers.{i}.{norm}", layer + "{norm}", config.transformer.norm),
         "transformer.layers.{i}.attn.in_proj.weight": Same(layer + "self_attn.in_proj_weight"),
         "transformer.layers.{i}.attn.out_proj.weight": Same(layer + "self_attn.out_proj.weight"),
-        "transformer.layers.{i}.norm2.weight": Same(layer + "norm2.alpha", lead=2),
-        "transformer.layers.{i}.ffn.linear_in.weight": Same(layer + "gating.linear_in.weight"),
-        "transformer.layers.{i}.ffn.linear_out.weight": Same(layer + "gating.linear_out.weight"),
-        "out_norm.weight": Same("out_norm.alpha", lead=2),
+        "transformer.layers.{i}.cross.norm.{part}": Same(layer + "norm_cross.{part}"),
+        "transformer.layers.{i}.cross.in_proj.weight": Same(layer + "cross_attention.in_proj_weight"),
+        "transformer.layers.{i}.cross.out_proj.weight": Same(layer + "cross_attention.out_proj.weight"),
+        **_feed_forward(layer, config.transformer.gated),
+        **norm_entries("out_norm", "out_norm", config.transformer.norm),
         "text_linear.weight": Same("text_linear.weight"),
         "pause_heads.weight": Stacked("extra_heads.{k}.weight", config.pause_heads),
+        **depth,
     }
-    # Models that were trained to speak too have `depformer_in`, which is not used here.
     rules = make_rules(lm_shapes(config), entries)
-    return Table(rules, aliases=ATTENTION_ALIASES, skipped=r"depformer_in\.", surplus=_SURPLUS, decode=unpacked)
+    # Models that were trained to speak too have `depformer_in`, which a speech-to-text model does not use.
+    skipped = Table.skipped if config.depth else r"depformer_in\."
+
+    def decode(tensors: Tensors, shapes: Shapes) -> dict[str, Array]:
+        plain = unpacked(tensors, shapes)
+        return joined(plain) if config.depth else plain
+
+    aliases = ATTENTION_ALIASES + _CROSS_ALIASES
+    return Table(rules, aliases=aliases, skipped=skipped, surplus=_SURPLUS, decode=decode)
+
+
+def norm_entries(ours: str, theirs: str, norm: str) -> Entries:
+    """The weights of norms: a root-mean-square norm has an `alpha` with two more axes."""
+    if norm == "rms_norm":
+        return {f"{ours}.weight": Same(f"{theirs}.alpha", lead=2)}
+    return {f"{ours}.{{part}}": Same(f"{theirs}.{{part}}")}
+
+
+def _feed_forward(layer: str, gated: bool) -> Entries:
+    if gated:
+        return {"transformer.layers.{i}.ffn.{linear}.weight": Same(layer + "gating.{linear}.weight")}
+    names = {"linear_in": "linear1", "linear_out": "linear2"}
+    return {
+        f"transformer.layers.{{i}}.ffn.{ours}.weight": Same(f"{layer}{name}.weight") for ours, name in names.items()
+    }
 
 
 def with_pause_heads_of(config: LMConfig, path: Path, *, stated: bool) -> LMConfig:

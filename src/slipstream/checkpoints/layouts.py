@@ -24,8 +24,8 @@ _KYUTAI = Layout(kyutai.lm_table, mimi.codec_table)
 
 LAYOUTS: Mapping[str, Layout] = {
     "kyutai": _KYUTAI,
-    # The Rust server reads the files that Kyutai publish for PyTorch.
-    "candle": _KYUTAI,
+    # The Rust server reads the files that Kyutai publish for PyTorch, if there is no depth Transformer in them.
+    "candle": Layout(kyutai.rust_lm_table, mimi.codec_table),
     "mlx": Layout(mlx.lm_table, mimi.codec_table),
     "transformers": Layout(transformers.lm_table, transformers.codec_table),
 }
@@ -36,6 +36,14 @@ def get_layout(name: str) -> Layout:
     if name not in LAYOUTS:
         raise CheckpointError(f"layout {name!r} is unknown: expected {', '.join(LAYOUTS)}")
     return LAYOUTS[name]
+
+
+def layouts_of(config: LMConfig) -> list[Layout]:
+    """The layouts that can hold an LM. Only Kyutai's own have a depth Transformer; the Rust server's is a simple one."""
+    if config.depth is None:
+        return list(LAYOUTS.values())
+    simple = not config.demux_text and not config.depth.output_norm and config.transformer.norm == "rms_norm"
+    return [LAYOUTS["kyutai"], LAYOUTS["candle"]] if simple else [LAYOUTS["kyutai"]]
 
 
 def fitting(tables: Iterable[Table], tensors: Tensors, where: str) -> Table:

@@ -70,23 +70,30 @@ class Same:
 
 @dataclass(frozen=True, slots=True)
 class Stacked:
-    """The rows of one canonical tensor, each a tensor of its own; `{k}` in the name is the row's number."""
+    """The rows of one canonical tensor, each a tensor of its own; `{k}` in the name is the row's number plus `first`.
+
+    `lead`: additional axes of length 1 of each.
+    """
 
     name: str
     count: int
+    first: int = 0
+    lead: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self.name.replace("{k}", str(k)) for k in range(self.count))
+        return tuple(self.name.replace("{k}", str(self.first + k)) for k in range(self.count))
 
     def shapes(self, ours: Sequence[Shape]) -> Sequence[Shape]:
-        return [ours[0][1:]] * self.count
+        return [(1,) * self.lead + ours[0][1:]] * self.count
 
     def read(self, theirs: Sequence[Array], ours: Sequence[Shape]) -> Sequence[Array]:
-        return [np.stack(theirs)]
+        if not theirs:
+            return [np.zeros(ours[0], np.float32)]
+        return [np.stack([array.reshape(ours[0][1:]) for array in theirs])]
 
     def write(self, ours: Sequence[Array]) -> Sequence[Array]:
-        return list(ours[0])
+        return [row.reshape((1,) * self.lead + row.shape) for row in ours[0]]
 
 
 @dataclass(frozen=True, slots=True)

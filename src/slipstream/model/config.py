@@ -13,6 +13,8 @@ WORD_ID = 0
 """Text token one frame before the first token of a word."""
 WHISPER_RATE = 50
 """Positions per second of Whisper's encoder: half the rate of its log-mel frames."""
+SPEAKER_CONDITION = "speaker_wavs"
+"""Name of the condition that is a voice."""
 END_OF_TURN_ABOVE = 0.6
 """Probability of the pause head above which a turn ends, for the published models."""
 
@@ -27,7 +29,9 @@ class TransformerConfig(_Config):
     """A causal Transformer whose queries see the last `context` positions, including their own.
 
     `ffn_dim`: width between the two feed-forward layers; a gated one computes `2 * ffn_dim` and multiplies the halves.
-    `layer_scale`: a learnt scale on each residual branch.
+    `layer_scale`: a learnt scale on each residual branch. `positions`: how a layer knows the order: by rotation of
+    queries and keys, by sines added to the input, or not at all. `cross_attention`: after its self-attention, each
+    layer attends to a sequence of conditions.
     """
 
     dim: Positive
@@ -39,6 +43,8 @@ class TransformerConfig(_Config):
     norm: Literal["rms_norm", "layer_norm"]
     gated: bool
     layer_scale: bool = False
+    positions: Literal["rope", "sin", "none"] = "rope"
+    cross_attention: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -186,16 +192,18 @@ class CodecConfig(_Config):
 
 
 class ConditionerConfig(_Config):
-    """A condition added to every input of the LM.
+    """A condition that is added to every input of the LM, or that its layers attend to.
 
     `continuous`: a number, scaled by `scale_factor` and embedded by sines of `dim` dimensions.
-    `lut`: one of `possible_values`, looked up in a table of `num_bins + 1` rows. `tensor`: a vector of `dim` given
-    by the caller. Each has a learnt padding, used when no value is given.
+    `lut`: one of `possible_values`, looked up in a table of `num_bins + 1` rows. `tensor`: vectors of `dim` given
+    by the caller. Each has a learnt padding, used when no value is given. `fuse`: `sum` to add one vector, `cross` for
+    a sequence that the cross-attention reads.
     """
 
     name: str
     kind: Literal["continuous", "lut", "tensor"]
     dim: Positive
+    fuse: Literal["sum", "cross"] = "sum"
     scale_factor: float = 1.0
     max_period: float = 10_000.0
     num_bins: int = 0
@@ -210,11 +218,46 @@ class ConditionerConfig(_Config):
         return self
 
 
+class DepthConfig(_Config):
+    """The depth Transformer of a model that writes audio: within one frame, one codebook after the other.
+
+    A frame has `num_codebooks` positions, and position k computes with the weights number `schedule[k]`. It has no
+    context before its frame. `low_rank`: width of the embedding tables, which a linear layer extends to the width of
+    the Transformer. `output_norm`: a norm of each codebook's output.
+    """
+
+    transformer: TransformerConfig
+    num_codebooks: Positive
+    schedule: tuple[Annotated[int, Field(ge=0)], ...]
+    low_rank: Positive | None = None
+    output_norm: Literal["rms_norm", "layer_norm"] | None = None
+
+    @property
+    def num_weights(self) -> int:
+        """Sets of weights."""
+        return max(self.schedule) + 1
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> DepthConfig:
+        if len(self.schedule) != self.num_codebooks:
+            raise ValueError(f"the schedule has {len(self.schedule)} entries for {self.num_codebooks} codebooks")
+        if set(self.schedule) != set(range(self.num_weights)):
+            raise ValueError(f"the schedule {list(self.schedule)} must use every number from 0 to its largest")
+        if self.transformer.positions == "rope" or self.transformer.cross_attention:
+            raise ValueError("a depth Transformer has no rotary positions and no cross-attention")
+        return self
+
+
 class LMConfig(_Config):
     """The language model: reads `num_codebooks` audio tokens and its own last text token, writes the next.
 
     `text_vocab` and `audio_vocab` count the tokens that can be written; each embedding has one row more, the initial
     token. `pause_heads` linear heads of `pause_classes` classes read its output.
+
+    A model that speaks has a depth Transformer, which writes the first codebooks. `delays`: steps by which the text and
+    each codebook lag (empty: none). `text_outputs`: the text tokens that it can write, where fewer than `text_vocab`.
+    `demux_text`: a text token may carry a second one, `(second + 1) * (text_vocab + 1) + first`.
+    `cross_position_scale`: factor of the sines that are added to what the cross-attention reads (0: none are).
     """
 
     transformer: TransformerConfig
@@ -224,6 +267,11 @@ class LMConfig(_Config):
     pause_heads: Annotated[int, Field(ge=0)] = 0
     pause_classes: Positive = 6
     conditioners: tuple[ConditionerConfig, ...] = ()
+    delays: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    text_outputs: Positive | None = None
+    demux_text: bool = False
+    depth: DepthConfig | None = None
+    cross_position_scale: Annotated[float, Field(ge=0)] = 0.0
 
     @property
     def text_initial_id(self) -> int:
@@ -234,6 +282,25 @@ class LMConfig(_Config):
     def audio_initial_id(self) -> int:
         """The audio token of position 0, in every codebook."""
         return self.audio_vocab
+
+    @property
+    def stream_delays(self) -> tuple[int, ...]:
+        """Steps by which the text and each codebook lag."""
+        return self.delays or (0,) * (self.num_codebooks + 1)
+
+    @model_validator(mode="after")
+    def _streams_fit(self) -> LMConfig:
+        if self.delays and len(self.delays) != self.num_codebooks + 1:
+            raise ValueError(f"{len(self.delays)} delays for a text and {self.num_codebooks} audio streams")
+        if self.depth and self.depth.num_codebooks > self.num_codebooks:
+            raise ValueError(f"the model writes {self.depth.num_codebooks} codebooks, but reads {self.num_codebooks}")
+        crosses = any(conditioner.fuse == "cross" for conditioner in self.conditioners)
+        if crosses != self.transformer.cross_attention:
+            raise ValueError(
+                f"cross_attention={self.transformer.cross_attention}, but conditions are"
+                f"{'' if crosses else ' not'} given to it"
+            )
+        return self
 
 
 class SamplingConfig(_Config):
@@ -287,9 +354,68 @@ class STTConfig(_Config):
                 f"the LM's audio vocabulary is {self.lm.audio_vocab}, the codec's codebooks hold "
                 f"{self.codec.codebook_size}"
             )
+        transformer = self.lm.transformer
+        if self.lm.depth or any(self.lm.delays) or transformer.cross_attention or transformer.positions != "rope":
+            raise ValueError("the LM is not that of a speech-to-text model, which writes text only, without delays")
         if self.delay_frames < self.codec.delay_frames:
             raise ValueError(
                 f"delay_frames={self.delay_frames} is less than the encoder's own delay of "
                 f"{self.codec.delay_frames:g} frames: the LM would have to write words before it receives them"
             )
+        return self
+
+
+class SpeechSampling(_Config):
+    """How the tokens of speech are chosen: text tokens by `text`, audio tokens by `audio`."""
+
+    text: SamplingConfig = SamplingConfig(temperature=0.6, top_k=25)
+    audio: SamplingConfig = SamplingConfig(temperature=0.6, top_k=250)
+
+
+class TTSConfig(_Config):
+    """A whole text-to-speech model: codec, LM, the delay between text and audio, and its files.
+
+    Attributes:
+        delay_seconds: Time by which the audio lags behind the text.
+        second_stream_ahead: Words by which the second text stream is ahead of the first; 0 without one.
+        multistream: Whether the codebooks are those of two speakers, half for each.
+        max_speakers: Voices that a speech can have.
+    """
+
+    codec: CodecConfig
+    lm: LMConfig
+    delay_seconds: Annotated[float, Field(ge=0)]
+    second_stream_ahead: Annotated[int, Field(ge=0)] = 0
+    multistream: bool = False
+    max_speakers: Positive = 5
+    sampling: SpeechSampling = SpeechSampling()
+    files: FileNames = FileNames()
+    model_id: dict[str, Any] = {}
+
+    @property
+    def delay_steps(self) -> int:
+        """Steps by which the audio lags behind the text (16 for 1.28 s), without the delays of single codebooks."""
+        return int(self.delay_seconds * self.codec.frame_rate)
+
+    @property
+    def speakers_by_condition(self) -> bool:
+        """Whether a voice is a condition of the model; otherwise the speech continues a recording of it."""
+        return any(conditioner.name == SPEAKER_CONDITION for conditioner in self.lm.conditioners)
+
+    @model_validator(mode="after")
+    def _speaks(self) -> TTSConfig:
+        if self.lm.depth is None:
+            raise ValueError("the LM writes no audio (dep_q is 0): this is not a text-to-speech model")
+        if not self.codec.has_decoder:
+            raise ValueError("the codec has no decoder, so that audio tokens cannot become audio")
+        codebooks = self.codec.num_codebooks * (2 if self.multistream else 1)
+        if self.lm.depth.num_codebooks > codebooks:
+            raise ValueError(f"the LM writes {self.lm.depth.num_codebooks} codebooks, the codec reads {codebooks}")
+        if self.lm.audio_vocab != self.codec.codebook_size:
+            raise ValueError(
+                f"the LM's audio vocabulary is {self.lm.audio_vocab}, the codec's codebooks hold "
+                f"{self.codec.codebook_size}"
+            )
+        if self.second_stream_ahead and not self.lm.demux_text:
+            raise ValueError("second_stream_ahead needs demux_second_stream, the second text stream")
         return self

@@ -14,10 +14,8 @@ Shapes = dict[str, tuple[int, ...]]
 def lm_shapes(config: LMConfig) -> Shapes:
     """Names and shapes of the LM's tensors, in the order of the forward pass."""
     D = config.transformer.dim
-    shapes: Shapes = {
-        "text_emb.weight": (config.text_vocab + 1, D),
-        "audio_emb.weight": (config.num_codebooks, config.audio_vocab + 1, D),
-    }
+    shapes: Shapes = _text_embedding("text_emb.", config, D, None)
+    shapes["audio_emb.weight"] = (config.num_codebooks, config.audio_vocab + 1, D)
     for conditioner in config.conditioners:
         prefix = f"conditioners.{conditioner.name}."
         if conditioner.kind == "lut":
@@ -25,10 +23,35 @@ def lm_shapes(config: LMConfig) -> Shapes:
         shapes[prefix + "output_proj.weight"] = (D, conditioner.dim)
         shapes[prefix + "learnt_padding"] = (D,)
     shapes |= _transformer("transformer.", config.transformer)
-    shapes["out_norm.weight"] = (D,)
-    shapes["text_linear.weight"] = (config.text_vocab, D)
+    shapes |= _norm("out_norm.", config.transformer.norm, D)
+    shapes["text_linear.weight"] = (config.text_outputs or config.text_vocab, D)
     if config.pause_heads:
         shapes["pause_heads.weight"] = (config.pause_heads, config.pause_classes, D)
+    return shapes | depth_shapes(config)
+
+
+def depth_shapes(config: LMConfig) -> Shapes:
+    """Names and shapes of the depth Transformer's tensors: W sets of weights, K codebooks; none without one."""
+    if config.depth is None:
+        return {}
+    depth, transformer = config.depth, config.depth.transformer
+    W, K, D, F = depth.num_weights, depth.num_codebooks, transformer.dim, transformer.ffn_dim
+    shapes: Shapes = {"depth.in_proj.weight": (W, D, config.transformer.dim)}
+    shapes |= _text_embedding("depth.text_emb.", config, D, depth.low_rank)
+    shapes["depth.audio_emb.weight"] = (K - 1, config.audio_vocab + 1, depth.low_rank or D)
+    if depth.low_rank:
+        shapes["depth.audio_emb.low_rank"] = (K - 1, D, depth.low_rank)
+    for i in range(transformer.num_layers):
+        layer = f"depth.layers.{i}."
+        shapes |= _norm(layer + "norm1.", transformer.norm, D)
+        shapes[layer + "attn.in_proj.weight"] = (W, 3 * D, D)
+        shapes[layer + "attn.out_proj.weight"] = (W, D, D)
+        shapes |= _norm(layer + "norm2.", transformer.norm, D)
+        shapes[layer + "ffn.linear_in.weight"] = (W, 2 * F, D)
+        shapes[layer + "ffn.linear_out.weight"] = (W, D, F)
+    if depth.output_norm:
+        shapes |= {name: (K, *shape) for name, shape in _norm("depth.out_norms.", depth.output_norm, D).items()}
+    shapes["depth.linears.weight"] = (K, config.audio_vocab, D)
     return shapes
 
 
@@ -84,12 +107,16 @@ def _transformer(prefix: str, config: TransformerConfig) -> Shapes:
     shapes: Shapes = {}
     for i in range(config.num_layers):
         layer = f"{prefix}layers.{i}."
-        shapes |= _norm(layer + "norm1.", config)
+        shapes |= _norm(layer + "norm1.", config.norm, D)
         shapes[layer + "attn.in_proj.weight"] = (3 * D, D)
         shapes[layer + "attn.out_proj.weight"] = (D, D)
+        if config.cross_attention:
+            shapes |= _norm(layer + "cross.norm.", "layer_norm", D)
+            shapes[layer + "cross.in_proj.weight"] = (3 * D, D)
+            shapes[layer + "cross.out_proj.weight"] = (D, D)
         if config.layer_scale:
             shapes[layer + "scale1"] = (D,)
-        shapes |= _norm(layer + "norm2.", config)
+        shapes |= _norm(layer + "norm2.", config.norm, D)
         shapes[layer + "ffn.linear_in.weight"] = (2 * F if config.gated else F, D)
         shapes[layer + "ffn.linear_out.weight"] = (D, F)
         if config.layer_scale:
@@ -97,10 +124,21 @@ def _transformer(prefix: str, config: TransformerConfig) -> Shapes:
     return shapes
 
 
-def _norm(prefix: str, config: TransformerConfig) -> Shapes:
-    shapes: Shapes = {prefix + "weight": (config.dim,)}
-    if config.norm == "layer_norm":
-        shapes[prefix + "bias"] = (config.dim,)
+def _norm(prefix: str, norm: str, dim: int) -> Shapes:
+    shapes: Shapes = {prefix + "weight": (dim,)}
+    if norm == "layer_norm":
+        shapes[prefix + "bias"] = (dim,)
+    return shapes
+
+
+def _text_embedding(prefix: str, config: LMConfig, dim: int, low_rank: int | None) -> Shapes:
+    """A table of text tokens, and projections of its width: for a pair of tokens there are two, `out1` and `out2`."""
+    width = low_rank or dim
+    shapes: Shapes = {prefix + "weight": (config.text_vocab + 1, width)}
+    if low_rank:
+        shapes[prefix + "low_rank.weight"] = (dim, low_rank)
+    if config.demux_text:
+        shapes |= {prefix + "out1.weight": (dim, width), prefix + "out2.weight": (dim, width)}
     return shapes
 
 

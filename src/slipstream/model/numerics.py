@@ -20,6 +20,8 @@ from slipstream.model.config import WHISPER_RATE, ConditionerConfig, LMConfig, M
 
 NO_TOKEN = -1
 """Token id that embeds as zero: no token, not even padding."""
+UNGENERATED = -2
+"""Token id of what is not written yet."""
 RMS_EPS = 1e-8
 LAYER_NORM_EPS = 1e-5
 CODEBOOK_EPS = 1e-5

@@ -9,11 +9,11 @@ from typing import NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from slipstream.backends.torch.lm import Conditioner
+from slipstream.backends.torch.lm import LM, Conditioner
 
 
 class ConditionType(NamedTuple):
-    """A condition of each stream, `[B, 1, dim]`, and whether it has a value, `[B, 1]`."""
+    """A condition of each stream, `[B, S, dim]`, and where it has a value, `[B, S]`. S is 1 for one that is added."""
 
     condition: Tensor
     mask: Tensor
@@ -24,7 +24,7 @@ ConditionTensors: TypeAlias = dict[str, ConditionType]
 
 @dataclass(frozen=True)
 class TensorCondition:
-    """A vector from the caller, `[1, 1, dim]`, and whether it is used, `[1, 1]`."""
+    """Vectors from the caller, `[B, S, dim]`, and which are used, `[B, S]`."""
 
     tensor: Tensor
     mask: Tensor
@@ -34,9 +34,24 @@ class TensorCondition:
         """Return a condition that is used everywhere.
 
         Args:
-            tensor: The vector, `[1, 1, dim]`.
+            tensor: The vectors, `[B, S, dim]`.
         """
         return TensorCondition(tensor, torch.ones(tensor.shape[:2], dtype=torch.bool, device=tensor.device))
+
+    @staticmethod
+    def cat(conditions: Sequence[TensorCondition]) -> TensorCondition:
+        """Return the conditions of several streams as a batch; shorter ones are extended, and unused there.
+
+        Args:
+            conditions: One for each stream, `[1, S, dim]`.
+        """
+        length = max(condition.tensor.shape[1] for condition in conditions)
+        tensor = conditions[0].tensor.new_zeros(len(conditions), length, conditions[0].tensor.shape[2])
+        mask = torch.zeros(len(conditions), length, dtype=torch.bool, device=tensor.device)
+        for row, condition in enumerate(conditions):
+            tensor[row, : condition.tensor.shape[1]] = condition.tensor[0]
+            mask[row, : condition.tensor.shape[1]] = condition.mask[0]
+        return TensorCondition(tensor, mask)
 
 
 @dataclass
@@ -47,7 +62,25 @@ class ConditionAttributes:
     tensor: dict[str, TensorCondition] = field(default_factory=dict)
 
 
-Prepared: TypeAlias = dict[str, list[str | float | Tensor | None]]
+def dropout_all_conditions(attributes: Sequence[ConditionAttributes]) -> list[ConditionAttributes]:
+    """Return the attributes of each stream with no value for any condition, as guidance needs them.
+
+    Args:
+        attributes: The attributes of each stream.
+    """
+    return [
+        ConditionAttributes(
+            dict.fromkeys(given.text),
+            {
+                name: TensorCondition(torch.zeros_like(condition.tensor), torch.zeros_like(condition.mask))
+                for name, condition in given.tensor.items()
+            },
+        )
+        for given in attributes
+    ]
+
+
+Prepared: TypeAlias = dict[str, list[str | float | Tensor | None] | TensorCondition]
 
 
 class ConditionProvider:
@@ -69,19 +102,33 @@ class ConditionProvider:
         unknown = sorted(given - set(self.conditioners))
         if unknown:
             raise ValueError(f"unknown condition {', '.join(unknown)}; this model has: {', '.join(self.conditioners)}")
-        return {name: [_value(attributes, name) for attributes in inputs] for name in self.conditioners}
+        return {name: self._prepare(name, inputs) for name in self.conditioners}
 
-    def __call__(self, prepared: Mapping[str, Sequence[str | float | Tensor | None]]) -> ConditionTensors:
+    def _prepare(
+        self, name: str, inputs: Sequence[ConditionAttributes]
+    ) -> list[str | float | Tensor | None] | TensorCondition:
+        conditioner = cast(Conditioner, self.conditioners[name])
+        if conditioner.config.kind != "tensor":
+            return [attributes.text.get(name) for attributes in inputs]
+        weight = conditioner.output_proj.weight
+        none = TensorCondition(weight.new_zeros(1, 1, weight.shape[1]), torch.zeros(1, 1, dtype=torch.bool))
+        batch = TensorCondition.cat([attributes.tensor.get(name, none) for attributes in inputs])
+        return TensorCondition(batch.tensor.to(weight.device), batch.mask.to(weight.device))
+
+    def __call__(self, prepared: Prepared) -> ConditionTensors:
         conditions = {}
         for name, values in prepared.items():
             conditioner = cast(Conditioner, self.conditioners[name])
+            if isinstance(values, TensorCondition):
+                conditions[name] = ConditionType(conditioner.sequence(values.tensor, values.mask), values.mask)
+                continue
             condition_BD = torch.cat([conditioner(value) for value in values])
             given_B = torch.tensor([value is not None for value in values], device=condition_BD.device)
             conditions[name] = ConditionType(condition_BD[:, None], given_B[:, None])
         return conditions
 
     def prepare_and_provide(self, inputs: Sequence[ConditionAttributes]) -> ConditionTensors:
-        """Return the conditions `[B, 1, dim]` by conditioner name.
+        """Return the conditions `[B, S, dim]` by conditioner name.
 
         Args:
             inputs: The attributes of each stream.
@@ -92,8 +139,27 @@ class ConditionProvider:
         return self(self.prepare(inputs))
 
 
-def _value(attributes: ConditionAttributes, name: str) -> str | float | Tensor | None:
-    if name not in attributes.tensor:
-        return attributes.text.get(name)
-    given = attributes.tensor[name]
-    return given.tensor if bool(given.mask.all()) else None
+class ConditionFuser:
+    """Joins the conditions of a model."""
+
+    def __init__(self, lm: LM) -> None:
+        self._lm = lm
+
+    def get_sum(self, conditions: Mapping[str, ConditionType]) -> Tensor | None:
+        """Return what is added to every input, `[B, 1, dim]`; None if nothing is.
+
+        Args:
+            conditions: What the provider returned.
+        """
+        names = [c.name for c in self._lm.config.conditioners if c.fuse == "sum"]
+        if not names:
+            return None
+        return torch.stack([conditions[name].condition for name in names]).sum(dim=0)
+
+    def get_cross(self, conditions: Mapping[str, ConditionType]) -> Tensor | None:
+        """Return what the layers attend to, `[B, S, dim]`; None if they do not.
+
+        Args:
+            conditions: What the provider returned.
+        """
+        return self._lm.fuse_cross({name: condition.condition for name, condition in conditions.items()})

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from slipstream.backends.torch import fused
+from slipstream.backends.torch.cross import CrossAttention, sines
 from slipstream.backends.torch.ring import LayerRing, Ring, RingFormat, hadamard
 from slipstream.backends.torch.state import State
 from slipstream.model.config import TransformerConfig
@@ -101,6 +102,12 @@ def make_norm(config: TransformerConfig) -> nn.Module:
     return RMSNorm(config.dim) if config.norm == "rms_norm" else nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
 
 
+def unrotated(position_BT: Tensor, head_dim: int) -> Tensor:
+    """Rotations by no angle, for a Transformer whose positions are not rotations."""
+    shape = (*position_BT[:, None].shape, head_dim // 2)
+    return torch.ones(shape, dtype=torch.complex64, device=position_BT.device)
+
+
 def rotations(position_BT: Tensor, head_dim: int, max_period: float) -> Tensor:
     """Unit complex numbers `[B, 1, T, head_dim / 2]` that turn the pairs of a head at each position."""
     pair = torch.arange(head_dim // 2, device=position_BT.device, dtype=torch.float64)
@@ -140,7 +147,10 @@ def locate(config: TransformerConfig, position_BT: Tensor, capacity: int | None,
         columns_BT = position_BT % capacity
         key_position = ring_keys(position_BT[:, -1:], torch.arange(capacity, device=position_BT.device))
     mask = attention_mask(position_BT, key_position, config.context, dtype)
-    rotation = rotations(position_BT, config.head_dim, config.max_period)
+    if config.positions == "rope":
+        rotation = rotations(position_BT, config.head_dim, config.max_period)
+    else:
+        rotation = unrotated(position_BT, config.head_dim)
     return Positions(position_BT, rotation, columns_BT, mask, config.context)
 
 
@@ -210,14 +220,17 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.norm1 = make_norm(config)
         self.attn = Attention(config)
+        self.cross = CrossAttention(config) if config.cross_attention else None
         self.norm2 = make_norm(config)
         self.ffn = FeedForward(config)
         self.scale1 = nn.Parameter(torch.full((config.dim,), 0.01)) if config.layer_scale else None
         self.scale2 = nn.Parameter(torch.full((config.dim,), 0.01)) if config.layer_scale else None
 
-    def forward(self, x: Tensor, at: Positions, ring: LayerRing | None) -> Tensor:
+    def forward(self, x: Tensor, at: Positions, ring: LayerRing | None, cross_B2HSD: Tensor | None = None) -> Tensor:
         y: Tensor = self.attn(self.norm1(x), at, ring)
         x = x + (y if self.scale1 is None else y * self.scale1)
+        if self.cross is not None:
+            x = x + self.cross(x, cross_B2HSD)
         y = self.ffn(self.norm2(x))
         return x + (y if self.scale2 is None else y * self.scale2)
 
@@ -245,7 +258,14 @@ class Transformer(nn.Module):
             "ring": Ring.empty(shape, device=weight.device, dtype=weight.dtype, format=rings, step=max_step),
         }
 
-    def forward(self, x_BTD: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
+    def cross_keys(self, source_BSD: Tensor) -> Tensor:
+        """The keys and values of the sequence that the cross-attention reads, `[B, L, 2, H, S, head_dim]`."""
+        crosses = [cast(CrossAttention, cast(TransformerLayer, layer).cross) for layer in self.layers]
+        return torch.stack([cross.keys(source_BSD) for cross in crosses], dim=1)
+
+    def forward(
+        self, x_BTD: Tensor, state: State | None = None, cross_BL2HSD: Tensor | None = None
+    ) -> tuple[Tensor, State | None]:
         T, config = x_BTD.shape[1], self.config
         position_BT = torch.arange(T, device=x_BTD.device)[None]
         ring, position = unpack(state)
@@ -259,11 +279,14 @@ class Transformer(nn.Module):
             at = Positions(position_BT, rotation, position_BT, position_BT, config.context)
         else:
             at = locate(config, position_BT, ring.capacity if ring is not None else None, x_BTD.dtype)
+        if config.positions == "sin":
+            x_BTD = x_BTD + sines(position_BT, config.dim, config.max_period).to(x_BTD)
         for i, layer in enumerate(self.layers):
+            cross = None if cross_BL2HSD is None else cross_BL2HSD[:, i]
             if self.checkpointing and torch.is_grad_enabled():
-                x_BTD = checkpoint(layer, x_BTD, at, None, use_reentrant=False)
+                x_BTD = checkpoint(layer, x_BTD, at, None, cross, use_reentrant=False)
             else:
-                x_BTD = layer(x_BTD, at, None if ring is None else ring.layer(i))
+                x_BTD = layer(x_BTD, at, None if ring is None else ring.layer(i), cross)
         if ring is None:
             return x_BTD, None
         return x_BTD, {"position": position_BT[:, -1] + 1, "ring": ring}

@@ -12,11 +12,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from slipstream.backends.torch.cross import sines
+from slipstream.backends.torch.depth import DepthTransformer
+from slipstream.backends.torch.embeddings import AudioEmbedding, TextEmbedding, TokenEmbedding
 from slipstream.backends.torch.layers import Transformer, make_norm
 from slipstream.backends.torch.ring import RingFormat
 from slipstream.backends.torch.state import State
 from slipstream.model.config import ConditionerConfig, LMConfig
-from slipstream.model.numerics import NO_TOKEN, check_conditions, condition_number, condition_periods, condition_row
+from slipstream.model.numerics import check_conditions, condition_number, condition_periods, condition_row
 
 
 class LM(nn.Module):
@@ -26,29 +29,37 @@ class LM(nn.Module):
         super().__init__()
         D = config.transformer.dim
         self.config = config
-        self.text_emb = TokenEmbedding(config.text_vocab + 1, D)
+        embedding = TextEmbedding(config.text_vocab + 1, D, demux=True) if config.demux_text else None
+        self.text_emb = embedding or TokenEmbedding(config.text_vocab + 1, D)
         self.audio_emb = AudioEmbedding(config.num_codebooks, config.audio_vocab + 1, D)
         self.conditioners = nn.ModuleDict({c.name: Conditioner(c, D) for c in config.conditioners})
         self.transformer = Transformer(config.transformer)
         self.out_norm = make_norm(config.transformer)
-        self.text_linear = nn.Linear(D, config.text_vocab, bias=False)
+        self.text_linear = nn.Linear(D, config.text_outputs or config.text_vocab, bias=False)
         self.pause_heads = PauseHeads(config.pause_heads, config.pause_classes, D) if config.pause_heads else None
+        self.depth = DepthTransformer(config) if config.depth else None
 
     def init_state(self, batch: int, max_step: int = 1, rings: RingFormat | None = None) -> State:
         """State of `batch` fresh streams that advance by at most `max_step` positions at a time."""
         return self.transformer.init_state(batch, max_step, rings)
 
     def forward(
-        self, text_BT: Tensor, audio_BKT: Tensor, state: State | None = None, condition_BD: Tensor | None = None
+        self,
+        text_BT: Tensor,
+        audio_BKT: Tensor,
+        state: State | None = None,
+        condition_BD: Tensor | None = None,
+        cross_BL2HSD: Tensor | None = None,
     ) -> tuple[Tensor, State | None]:
         """Tokens `[B, T]` and `[B, K, T]` to the normalised output `[B, T, D]` that all heads read.
 
-        `condition_BD` (`[B, D]` or `[1, D]`, see `condition`) is added to every input.
+        `condition_BD` (`[B, D]` or `[1, D]`, see `condition`) is added to every input. `cross_BL2HSD`: the keys and
+        values of what the cross-attention reads, `transformer.cross_keys(fuse_cross(...))`.
         """
         x_BTD = self.audio_emb(audio_BKT) + self.text_emb(text_BT)
         if condition_BD is not None:
             x_BTD = x_BTD + condition_BD[:, None].to(x_BTD)
-        x_BTD, state = self.transformer(x_BTD, state)
+        x_BTD, state = self.transformer(x_BTD, state, cross_BL2HSD)
         return self.out_norm(x_BTD), state
 
     def text_logits(self, hidden_BTD: Tensor) -> Tensor:
@@ -70,38 +81,39 @@ class LM(nn.Module):
         audio = torch.full((batch, self.config.num_codebooks, 1), self.config.audio_initial_id, device=device)
         return text, audio
 
-    def condition(self, values: Mapping[str, float | str | Tensor] | None = None) -> Tensor | None:
-        """The sum of all conditions, `[1, D]`; a conditioner without a value gives its learnt padding.
+    def depth_logits(self, hidden_BTD: Tensor, text_BT: Tensor, audio_BKT: Tensor) -> Tensor:
+        """Scores of the audio tokens of frames that are known, `[B, K, T, V]`; see `DepthTransformer.forward`."""
+        if self.depth is None:
+            raise ValueError("this model writes no audio")
+        audio_NK = audio_BKT.transpose(1, 2).flatten(0, 1)
+        logits_NKV: Tensor = self.depth(hidden_BTD.flatten(0, 1), text_BT.flatten(), audio_NK)
+        return logits_NKV.unflatten(0, text_BT.shape).transpose(1, 2)
 
-        None for a model without conditioners. Raises `ConfigError` for an unknown name or value.
+    def condition(self, values: Mapping[str, float | str | Tensor] | None = None) -> Tensor | None:
+        """The sum of the conditions that are added, `[1, D]`; a conditioner without a value gives its learnt padding.
+
+        None for a model without such conditioners. Raises `ConfigError` for an unknown name or value.
         """
         values = values or {}
         check_conditions(self.config, values)
-        if not self.conditioners:
+        names = [c.name for c in self.config.conditioners if c.fuse == "sum"]
+        if not names:
             return None
-        parts = [module(values.get(name)) for name, module in self.conditioners.items()]
-        return torch.stack(parts).sum(dim=0)
+        return torch.stack([self.conditioners[name](values.get(name)) for name in names]).sum(dim=0)
 
+    def fuse_cross(self, parts_BSD: Mapping[str, Tensor]) -> Tensor | None:
+        """The sequence that the cross-attention reads, from that of each of its conditions: `[B, S, D]`.
 
-class TokenEmbedding(nn.Embedding):
-    """An embedding in which `NO_TOKEN` is zero."""
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return super().forward(tokens.clamp(min=0)) * (tokens != NO_TOKEN)[..., None]
-
-
-class AudioEmbedding(nn.Module):
-    """One table for each codebook, summed: `[B, K, T] -> [B, T, D]`. `NO_TOKEN` adds nothing."""
-
-    def __init__(self, num_codebooks: int, size: int, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(num_codebooks, size, dim))
-
-    def forward(self, codes_BKT: Tensor) -> Tensor:
-        K, size, _ = self.weight.shape
-        rows = codes_BKT.clamp(min=0) + size * torch.arange(K, device=codes_BKT.device)[:, None]
-        parts_BKTD = nn.functional.embedding(rows, self.weight.flatten(0, 1))
-        return (parts_BKTD * (codes_BKT != NO_TOKEN)[..., None]).sum(dim=1)
+        None for a model without cross-attention.
+        """
+        names = [c.name for c in self.config.conditioners if c.fuse == "cross"]
+        if not names:
+            return None
+        source = torch.cat([parts_BSD[name] for name in names], dim=1)
+        if scale := self.config.cross_position_scale:
+            position = torch.arange(source.shape[1], device=source.device)
+            source = source + scale * sines(position, source.shape[2], 10_000.0).to(source)
+        return source
 
 
 class PauseHeads(nn.Module):
@@ -117,7 +129,7 @@ class PauseHeads(nn.Module):
 
 
 class Conditioner(nn.Module):
-    """One condition as a vector `[1, D]`, added to every input of the LM."""
+    """One condition, as a vector `[1, D]` that is added to every input of the LM, or as a sequence of vectors."""
 
     def __init__(self, config: ConditionerConfig, output_dim: int) -> None:
         super().__init__()
@@ -132,6 +144,13 @@ class Conditioner(nn.Module):
             return self.learnt_padding[None]
         projected: Tensor = self.output_proj(self._embed(value).to(self.output_proj.weight))
         return projected
+
+    def sequence(self, vectors_BSD: Tensor, mask_BS: Tensor) -> Tensor:
+        """Conditions at several positions, `[B, S, D]`; those where the mask is 0 are the learnt padding."""
+        weight = self.output_proj.weight
+        mask = mask_BS[..., None].to(weight)
+        projected: Tensor = self.output_proj(vectors_BSD.to(weight))
+        return projected * mask + self.learnt_padding * (1 - mask)
 
     def _embed(self, value: float | str | Tensor) -> Tensor:
         config, device = self.config, self.output_proj.weight.device

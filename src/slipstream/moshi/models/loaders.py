@@ -15,6 +15,7 @@ from slipstream.backends.torch.lm import LM
 from slipstream.backends.torch.mimi import Mimi
 from slipstream.checkpoints.checkpoint import read_codec, read_lm
 from slipstream.checkpoints.kyutai import parse_lm, with_pause_heads_of
+from slipstream.checkpoints.kyutai_tts import KyutaiSpeechLM
 from slipstream.checkpoints.lora import fuse
 from slipstream.checkpoints.mimi import parse_codec
 from slipstream.checkpoints.sources import find_given, find_named, find_place
@@ -23,7 +24,7 @@ from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import CodecConfig, FileNames
 from slipstream.moshi.models.compression import MimiModel
 from slipstream.moshi.models.lm import LMModel
-from slipstream.schema import read_json
+from slipstream.schema import parse, read_json
 
 SAMPLE_RATE = 24_000
 FRAME_RATE = 12.5
@@ -174,7 +175,7 @@ class CheckpointInfo:
         """
         config = self.lm_config or {}
         dep_q = config.get("dep_q", 0)
-        num_codebooks = max(dep_q, config.get("n_q", 8) - dep_q)
+        num_codebooks = max(dep_q, config.get("n_q", 8) - dep_q) // (2 if self.tts_config.get("multistream") else 1)
         return get_mimi(self.mimi_weights, self.mimi_config, device=device, num_codebooks=num_codebooks)
 
     def get_moshi(
@@ -196,10 +197,12 @@ class CheckpointInfo:
             The LM, in eval mode.
 
         Raises:
-            ConfigError: The checkpoint is not that of a speech-to-text model.
+            ConfigError: The checkpoint is not that of a speech-to-text or text-to-speech model.
         """
-        if self.model_type != "stt":
-            raise ConfigError(f"model_type={self.model_type!r}: only speech-to-text models (stt) can be run here")
+        if self.model_type not in ("stt", "tts"):
+            raise ConfigError(
+                f"model_type={self.model_type!r}: only speech-to-text (stt) and text-to-speech (tts) models can be run"
+            )
         model = get_moshi_lm(
             self.moshi_weights if load_weight else None,
             self.lm_config,
@@ -282,7 +285,7 @@ def get_moshi_lm(
     if lm_kwargs is None:
         raise ConfigError("lm_kwargs is missing: this is Moshi 7B, which generates speech and cannot be run here")
     raw = {**lm_kwargs, **(lm_kwargs_overrides or {})}
-    config = parse_lm(raw)
+    config = parse(KyutaiSpeechLM, raw, "config.json").lm() if raw.get("dep_q") else parse_lm(raw)
     if filename is None:
         return LMModel(LM(config).to(device, dtype).requires_grad_(False)).eval()
     config = with_pause_heads_of(config, Path(filename), stated=raw.get("extra_heads_num_heads") is not None)
