@@ -28,6 +28,9 @@ __all__ = [
     "SessionClosed",
     "SessionOptions",
     "SlipstreamError",
+    "Speaker",
+    "Speech",
+    "SpeechOptions",
     "StartOfTurn",
     "Step",
     "Transcriber",
@@ -38,12 +41,14 @@ __all__ = [
     "Word",
     "load",
     "load_runner",
+    "load_speaker",
 ]
 
 if TYPE_CHECKING:
     from typing import Any
 
     from slipstream.engine.options import SessionOptions
+    from slipstream.engine.reading import SpeechOptions
     from slipstream.engine.turns import TurnOptions
     from slipstream.engine.watchdog import WatchdogOptions
     from slipstream.errors import (
@@ -73,12 +78,14 @@ if TYPE_CHECKING:
     )
     from slipstream.hints import Hints, Keyword
     from slipstream.loading import load, load_runner
+    from slipstream.speaker import Speaker, Speech, load_speaker
     from slipstream.transcriber import Transcriber
     from slipstream.transcript import Segment, Transcript
 
 # Where the public names are defined: importing the package loads none of these modules.
 _MODULES = {
     "engine.options": "SessionOptions",
+    "engine.reading": "SpeechOptions",
     "engine.turns": "TurnOptions",
     "engine.watchdog": "WatchdogOptions",
     "errors": (
@@ -89,6 +96,7 @@ _MODULES = {
     ),
     "hints": "Hints Keyword",
     "loading": "load load_runner",
+    "speaker": "Speaker Speech load_speaker",
     "transcriber": "Transcriber",
     "transcript": "Segment Transcript",
 }

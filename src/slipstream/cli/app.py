@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from slipstream import __version__
-from slipstream.cli import captions, convert, data, doctor, evaluate, listen, models, serve, train, wyoming
+from slipstream.cli import captions, convert, data, doctor, evaluate, listen, models, say, serve, train, wyoming
 from slipstream.cli.console import INTERRUPTED, WarningHandler, fail
 from slipstream.cli.output import close_stdout
 from slipstream.cli.streams import guard_streams
@@ -29,6 +29,7 @@ for _command in (
     transcribe.transcribe,
     listen.listen,
     captions.captions,
+    say.say,
     serve.serve,
     serve.api_key,
     wyoming.wyoming,

@@ -1,0 +1,57 @@
+"""Voices in the published format: a safetensors file with `speaker_wavs`, or a recording to continue."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from slipstream.checkpoints.sources import Ref, find_given, find_place
+from slipstream.checkpoints.tensors import read_tensors
+from slipstream.errors import CheckpointError
+from slipstream.model.config import SPEAKER_CONDITION, TTSConfig
+from slipstream.model.speech import Voice
+
+VOICES = "kyutai/tts-voices"
+"""Kyutai's repository of voices."""
+
+
+def voice_suffix(config: TTSConfig) -> str:
+    """The end of the file name of an embedding for this model, such as `.1e68beda@240.safetensors`."""
+    model_id = config.model_id
+    return f".{model_id['sig']}@{model_id['epoch']}.safetensors" if model_id.keys() >= {"sig", "epoch"} else ""
+
+
+def find_voice(name: Ref, config: TTSConfig, voices: Ref = VOICES) -> Path:
+    """Find the file of a voice.
+
+    Args:
+        name: A path, `hf://owner/repo/file`, or a name in `voices`, such as
+            `expresso/ex03-ex01_happy_001_channel1_334s.wav`. The suffix of the model's embeddings is added.
+        config: The model.
+        voices: A folder, or a repository on the Hub.
+
+    Raises:
+        CheckpointError: There is no such file.
+    """
+    text = os.fspath(name)
+    if Path(text).is_file():
+        return Path(text)
+    place = find_place(voices, None)
+    suffix = voice_suffix(config) if config.speakers_by_condition and not text.endswith(".safetensors") else ""
+    if text.startswith(("hf://", "file://")):
+        found = find_given(text + suffix, place)
+        assert found is not None
+        return found
+    return place.get(text + suffix)
+
+
+def read_embedding(path: Path) -> Voice:
+    """Read the embedding of a voice. Raises `CheckpointError` if the file is not one."""
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path} is not the embedding of a voice: expected a .safetensors file")
+    found = read_tensors(path).get(SPEAKER_CONDITION)
+    if found is None or found.ndim != 3 or len(found) != 1:
+        raise CheckpointError(f"{path} has no tensor {SPEAKER_CONDITION} of shape [1, width, frames]")
+    return Voice(path.name, embeddings=(np.asarray(found[0], np.float32),))

@@ -1,0 +1,84 @@
+"""`load_speaker`, `say` and voices, on a small model."""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from tests.models import noise_and_tones
+from tests.speaking import continuing_config, save_model
+
+import slipstream
+from slipstream.data.wave import write_wave
+from slipstream.errors import CheckpointError, ConfigError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def speaker(folder: Path):
+    with slipstream.load_speaker(folder, voices=folder, device="cpu", slots=2) as speaker:
+        yield speaker
+
+
+def test_speech_has_audio_and_words(speaker: slipstream.Speaker, tmp_path: Path) -> None:
+    speech = speaker.say("the fox", voice="ann")  # style: allow
+    assert [word.text for word in speech.words] == ["the", "fox"]
+    assert speech.words[0].end == speech.words[1].start
+    assert speech.samples.dtype == np.float32
+    assert np.abs(speech.samples).max() > 0
+    speech.save(tmp_path / "out.wav")
+    with wave.open(str(tmp_path / "out.wav")) as file:
+        assert (file.getframerate(), file.getnframes()) == (24_000, len(speech.samples))
+
+
+def test_a_session_streams_the_same_speech(speaker: slipstream.Speaker) -> None:
+    whole = speaker.say("the fox", voice=["ann", "bob"])  # style: allow
+    with speaker.open(voice=["ann", "bob"]) as session:
+        for character in "the fox":
+            session.feed(character)
+        session.end()
+        frames = [event.samples for event in session if not isinstance(event, slipstream.Word)]
+    np.testing.assert_allclose(np.concatenate(frames), whole.samples, atol=1e-4)
+
+
+def test_names_of_voices(speaker: slipstream.Speaker, folder: Path, tmp_path: Path) -> None:
+    assert speaker.voice("ann") is speaker.voice("ann")
+    path = folder / "ann.5117e570@1.safetensors"
+    assert np.array_equal(speaker.voice(path).embeddings[0], speaker.voice("ann").embeddings[0])
+    with pytest.raises(CheckpointError, match=r"carl\.5117e570@1\.safetensors: no such file"):
+        speaker.voice("carl")
+    (tmp_path / "voice.wav").write_bytes(b"RIFF")
+    with pytest.raises(CheckpointError, match=r"expected a \.safetensors file"):
+        speaker.voice(tmp_path / "voice.wav")
+    with pytest.raises(CheckpointError, match="has no tensor speaker_wavs"):
+        speaker.voice(folder / "mimi.safetensors")
+
+
+def test_a_model_that_continues_a_recording(tmp_path: Path) -> None:
+    save_model(tmp_path, continuing_config())
+    write_wave(tmp_path / "me.wav", noise_and_tones(0.5), 24_000)
+    with slipstream.load_speaker(tmp_path, voices=tmp_path, device="cpu", guidance=1.5) as speaker:
+        assert speaker.voice("me.wav").prefix_frames == 5
+        speech = speaker.say("fox", voice="me.wav")
+        with pytest.raises(ConfigError, match="has one voice"):
+            speaker.voice(["me.wav", "me.wav"])
+    assert [word.text for word in speech.words] == ["fox"]
+    assert 0 <= speech.words[0].start < len(speech.samples) / 24_000
+
+
+def test_settings_that_cannot_be(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"guidance=7: this model takes 1\.0, 2\.0"):
+        slipstream.load_speaker(folder, device="cpu", guidance=7)
+    with pytest.raises(ConfigError, match="expected auto, float32 or bfloat16"):
+        slipstream.load_speaker(folder, device="cpu", dtype="float16")
+    with pytest.raises(ConfigError, match=r"without audio output .*slipstream\.load"):
+        slipstream.load_speaker("tiny", device="cpu")
