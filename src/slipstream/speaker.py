@@ -138,9 +138,25 @@ class Speaker:
             self._known[key] = self._read(name)
         return self._known[key]
 
-    def _read(self, name: str | Path) -> Voice:
+    def named_voice(self, name: str) -> Voice:
+        """Return a voice of the folder or repository `voices`, and no other file.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            The voice. It is read once.
+
+        Raises:
+            CheckpointError: There is no such voice.
+        """
+        if (key := f"voices:{name}") not in self._known:
+            self._known[key] = self._read(name, anywhere=False)
+        return self._known[key]
+
+    def _read(self, name: str | Path, anywhere: bool = True) -> Voice:
         config = self._runner.config
-        path = find_voice(name, config, self.voices)
+        path = find_voice(name, config, self.voices, anywhere=anywhere)
         if config.speakers_by_condition:
             return replace(read_embedding(path), name=str(name))
         codes = self._runner.encode(load(path, config.codec.sample_rate))

@@ -214,6 +214,14 @@ def test_copies_that_should_be_equal_but_are_not() -> None:
         kyutai.rust_lm_table(config).read(theirs, "here")
 
 
+def test_tensors_that_the_configuration_does_not_have() -> None:
+    config = tts_lm_config()
+    theirs = kyutai.lm_table(config).write(random_weights(lm_shapes(config)))
+    theirs["depformer_in.3.weight"] = theirs["depformer_in.2.weight"]
+    with pytest.raises(CheckpointError, match=r"1 not known:\n    depformer_in\.3\.weight"):
+        kyutai.lm_table(config).read(theirs, "here")
+
+
 def test_the_rust_server_has_no_second_text_stream(tmp_path: Path) -> None:
     config = small_tts_config()
     lm, codec = random_model(config)

@@ -382,7 +382,7 @@ def _table(config: LMConfig, depth: Entries) -> Table:
     }
     rules = make_rules(lm_shapes(config), entries)
     # Models that were trained to speak too have `depformer_in`, which a speech-to-text model does not use.
-    skipped = Table.skipped if config.depth else r"depformer_in\."
+    skipped = r"(?!)" if config.depth else r"depformer_in\."
 
     def decode(tensors: Tensors, shapes: Shapes) -> dict[str, Array]:
         plain = unpacked(tensors, shapes)

@@ -182,7 +182,7 @@ def parse_tts(raw: Mapping[str, Any], codec: Mapping[str, Any] | None = None) ->
         **file.tts.model_dump(),
         "codec": (parse_codec(codec) if codec is not None else CodecConfig()).model_dump(),
         "lm": file.lm().model_dump(),
-        "sampling": (file.sampling or _Sampling()).config(),
+        "sampling": (file.sampling or _Sampling.model_validate({})).config(),
         "files": file.files,
         "model_id": file.model_id,
     }

@@ -23,7 +23,7 @@ def voice_suffix(config: TTSConfig) -> str:
     return f".{model_id['sig']}@{model_id['epoch']}.safetensors" if model_id.keys() >= {"sig", "epoch"} else ""
 
 
-def find_voice(name: Ref, config: TTSConfig, voices: Ref = VOICES) -> Path:
+def find_voice(name: Ref, config: TTSConfig, voices: Ref = VOICES, *, anywhere: bool = True) -> Path:
     """Find the file of a voice.
 
     Args:
@@ -31,16 +31,17 @@ def find_voice(name: Ref, config: TTSConfig, voices: Ref = VOICES) -> Path:
             `expresso/ex03-ex01_happy_001_channel1_334s.wav`. The suffix of the model's embeddings is added.
         config: The model.
         voices: A folder, or a repository on the Hub.
+        anywhere: Whether the name may be a path, or a file of another repository.
 
     Raises:
         CheckpointError: There is no such file.
     """
     text = os.fspath(name)
-    if Path(text).is_file():
+    if anywhere and Path(text).is_file():
         return Path(text)
     place = find_place(voices, None)
     suffix = voice_suffix(config) if config.speakers_by_condition and not text.endswith(".safetensors") else ""
-    if text.startswith(("hf://", "file://")):
+    if anywhere and text.startswith(("hf://", "file://")):
         found = find_given(text + suffix, place)
         assert found is not None
         return found

@@ -99,7 +99,9 @@ class InferenceState:
             codes = self.mimi.encode(frame)
             if i == 0:
                 self.lm_gen.step(codes)  # the first step reads the initial tokens instead of its codes
-            token = int(self.lm_gen.step(codes)[0, 0])
+            tokens = self.lm_gen.step(codes)
+            assert tokens is not None, "the streams of a speech-to-text model have no delays"
+            token = int(tokens[0, 0])
             if token not in (WORD_ID, PAD_ID):
                 self.printer.print_token(self.text_tokenizer.id_to_piece(token).replace("\u2581", " "))
 

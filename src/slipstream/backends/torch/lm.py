@@ -87,7 +87,8 @@ class LM(nn.Module):
             raise ValueError("this model writes no audio")
         audio_NK = audio_BKT.transpose(1, 2).flatten(0, 1)
         logits_NKV: Tensor = self.depth(hidden_BTD.flatten(0, 1), text_BT.flatten(), audio_NK)
-        return logits_NKV.unflatten(0, text_BT.shape).transpose(1, 2)
+        logits_BTKV: Tensor = logits_NKV.unflatten(0, text_BT.shape)
+        return logits_BTKV.transpose(1, 2)
 
     def condition(self, values: Mapping[str, float | str | Tensor] | None = None) -> Tensor | None:
         """The sum of the conditions that are added, `[1, D]`; a conditioner without a value gives its learnt padding.

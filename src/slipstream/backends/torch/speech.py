@@ -192,8 +192,7 @@ class TorchSpeechRunner:
     def _conditions(self) -> Conditions:
         voice = cast("dict[str, Tensor]", self._state["voice"])
         masked = voice["prefix"] + self.config.delay_steps if "prefix" in voice else None
-        names = ("sum", "cross", "null_sum", "null_cross")
-        return Conditions(*(voice.get(name) for name in names), masked_until_B=masked)
+        return Conditions(voice.get("sum"), voice.get("cross"), voice.get("null_sum"), voice.get("null_cross"), masked)
 
     def _voice(self, voice: Voice | None) -> State:
         """What a stream is conditioned on, as a batch of one."""
