@@ -2,7 +2,8 @@
 
 Each attack gets a fresh server in a process of its own, whose model costs `--step-ms` a step. Well-behaved clients
 stream 80 ms of audio every 80 ms and `/healthz` is polled, first without the attack, then with it. Latencies in ms: of
-a stream from the write of a frame to the arrival of its `Step`, of `/healthz` from connect to the end of the answer.
+a stream from the write of a frame to the arrival of its `Step`, of `/healthz` from connect to the end of the answer,
+on the attacked port and on the metrics port, which has a listening socket and connections of its own.
 Memory in MiB: before the attack, its peak, and at the end. `leaked`: slots in use when all clients have gone.
 `SIGTERM`: seconds to the exit. `attacker`: its processor time in seconds, which shows whether a busy machine let it
 attack at all.
@@ -27,9 +28,18 @@ from pathlib import Path
 
 import numpy as np
 from benchmarks.attacks import ATTACKS, Target
-from benchmarks.load import Client, connect, cpu_seconds, send_in_real_time
+from benchmarks.load import Client, CostRunner, connect, cpu_seconds, send_in_real_time
 
 from benchmarks import attacks
+from slipstream.bundle import ModelBundle
+from slipstream.engine.engine import Engine
+from slipstream.loading import load_runner
+from slipstream.model.runner import Runner
+from slipstream.server.access import Access
+from slipstream.server.http.app import Service
+from slipstream.server.models import Models
+from slipstream.server.run import listen, serve
+from slipstream.testing import tiny_tokenizer
 
 WARM_UP_SECONDS = 2.0
 POLL_SECONDS = 0.05
@@ -39,10 +49,14 @@ PATIENCE_SECONDS = 10.0
 
 @dataclass
 class Latencies:
-    """Of one phase, in seconds. `lost`: steps that had not come when the phase was over."""
+    """Of one phase, in seconds.
+
+    `metrics`: of `/healthz` on the metrics port. `lost`: steps that had not come when the phase was over.
+    """
 
     stream: list[float] = field(default_factory=list)
     health: list[float] = field(default_factory=list)
+    metrics: list[float] = field(default_factory=list)
     lost: int = 0
 
     def percentiles(self, kind: str) -> tuple[float, float]:
@@ -77,16 +91,21 @@ def main() -> None:
     parser.add_argument("--slot-ms", type=float, default=0.2)
     parser.add_argument("--model", help="a model instead of the stand-in")
     parser.add_argument("--attack-port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if unknown := set(arguments.attacks) - set(ATTACKS):
         parser.error(f"unknown attack {', '.join(sorted(unknown))}: choose from {', '.join(sorted(ATTACKS))}")
+    if arguments.serve:
+        run_server(arguments)
+        return
     if arguments.attack_port:
         run_attack(arguments.attacks[0], arguments.attack_port, arguments.seconds)
         return
     print(f"{arguments.seconds:g} s each; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     print("| attack | stream p50 | p99 | p99 attacked | ratio | max | lost", end="")
-    print(" | healthz p50 | p99 | p99 attacked | ratio | max | memory | leaked | SIGTERM | attacker |")
-    print("|---" * 16 + "|")
+    print(" | healthz p50 | p99 | p99 attacked | ratio | max", end="")
+    print(" | metrics port p50 | p99 | p99 attacked | ratio | max | memory | leaked | SIGTERM | attacker |")
+    print("|---" * 21 + "|")
     for name in arguments.attacks or sorted(ATTACKS):
         outcome = measure(name, arguments)
         print(row(name, outcome), flush=True)
@@ -97,7 +116,7 @@ def main() -> None:
 def row(name: str, outcome: Outcome) -> str:
     """One line of the table."""
     cells = [name]
-    for kind in ("stream", "health"):
+    for kind in ("stream", "health", "metrics"):
         p50, before = outcome.quiet.percentiles(kind)
         during = outcome.attacked.percentiles(kind)[1]
         worst = 1000 * max(getattr(outcome.attacked, kind))
@@ -111,8 +130,8 @@ def row(name: str, outcome: Outcome) -> str:
 
 def measure(name: str, arguments: argparse.Namespace) -> Outcome:
     """Run one attack on a fresh server."""
-    with server(arguments) as (process, port, log), attacker(name, port, arguments.seconds) as attacking:
-        outcome = asyncio.run(observe(port, process.pid, attacking, arguments))
+    with server(arguments) as (process, ports, log), attacker(name, ports[0], arguments.seconds) as attacking:
+        outcome = asyncio.run(observe(ports, process.pid, attacking, arguments))
         began = time.monotonic()
         process.terminate()
         process.wait(60)
@@ -121,18 +140,21 @@ def measure(name: str, arguments: argparse.Namespace) -> Outcome:
     return outcome
 
 
-async def observe(port: int, process: int, attacking: subprocess.Popen[str], arguments: argparse.Namespace) -> Outcome:
-    """Both phases, and what is left when all clients are gone."""
+async def observe(
+    ports: tuple[int, int], process: int, attacking: subprocess.Popen[str], arguments: argparse.Namespace
+) -> Outcome:
+    """Both phases, and what is left when all clients are gone. `ports`: for clients, and for metrics."""
+    port = ports[0]
     clients = await connect(port, arguments.streams)
     sending = asyncio.create_task(send_in_real_time(clients))
     await asyncio.sleep(WARM_UP_SECONDS)
-    quiet = await phase(clients, port, arguments.seconds)
+    quiet = await phase(clients, ports, arguments.seconds)
     before = resident_mib(process)
     Path(f"/proc/{process}/clear_refs").write_text("5")  # sets the peak (VmHWM) to the present size: proc(5)
     assert attacking.stdin is not None
     print(file=attacking.stdin, flush=True)
     effort = cpu_seconds(attacking.pid)
-    attacked = await phase(clients, port, arguments.seconds)
+    attacked = await phase(clients, ports, arguments.seconds)
     effort = cpu_seconds(attacking.pid) - effort
     attacking.kill()
     sending.cancel()
@@ -164,20 +186,14 @@ def run_attack(name: str, port: int, seconds: float) -> None:
         time.sleep(0.01)
 
 
-async def phase(clients: list[Client], port: int, seconds: float) -> Latencies:
+async def phase(clients: list[Client], ports: tuple[int, int], seconds: float) -> Latencies:
     """The latencies of all clients and of `/healthz` for so long."""
     sent_before = [len(client.sent) for client in clients]
     for client in clients:
         client.latencies = []
         client.measuring = True
-    health = []
-    deadline = time.monotonic() + seconds
-    while (began := time.monotonic()) < deadline:
-        with contextlib.suppress(OSError, asyncio.TimeoutError):
-            await asyncio.wait_for(get(port, "/healthz"), PATIENCE_SECONDS)
-        health.append(time.monotonic() - began)
-        await asyncio.sleep(POLL_SECONDS)
-    result = Latencies(health=health)
+    health, metrics = await asyncio.gather(*(poll(port, time.monotonic() + seconds) for port in ports))
+    result = Latencies(health=health, metrics=metrics)
     now = time.perf_counter()
     for client, before in zip(clients, sent_before, strict=True):
         client.measuring = False
@@ -186,6 +202,17 @@ async def phase(clients: list[Client], port: int, seconds: float) -> Latencies:
         result.stream += client.latencies + waiting
         result.lost += sum(seconds > 1 for seconds in waiting)
     return result
+
+
+async def poll(port: int, deadline: float) -> list[float]:
+    """The latencies of `/healthz` until the deadline."""
+    latencies = []
+    while (began := time.monotonic()) < deadline:
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
+            await asyncio.wait_for(get(port, "/healthz"), PATIENCE_SECONDS)
+        latencies.append(time.monotonic() - began)
+        await asyncio.sleep(POLL_SECONDS)
+    return latencies
 
 
 async def get(port: int, path: str) -> bytes:
@@ -209,9 +236,9 @@ async def until_free(port: int) -> int:
 
 
 @contextlib.contextmanager
-def server(arguments: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str], int, Path]]:
-    """A fresh server: its process, its port, and what it writes to standard error."""
-    command = [sys.executable, "-m", "benchmarks.load", "--serve", str(arguments.slots)]
+def server(arguments: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str], tuple[int, int], Path]]:
+    """A fresh server: its process, its ports for clients and metrics, and what it writes to standard error."""
+    command = [sys.executable, "-m", "benchmarks.attacks", "--serve", "--slots", str(arguments.slots)]
     command += ["--step-ms", str(arguments.step_ms), "--slot-ms", str(arguments.slot_ms)]
     if arguments.model:
         command += ["--model", arguments.model]
@@ -221,9 +248,24 @@ def server(arguments: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str
     ):
         assert process.stdout is not None
         try:
-            yield process, int(process.stdout.readline()), Path(log.name)
+            port, metrics = map(int, process.stdout.readline().split())
+            yield process, (port, metrics), Path(log.name)
         finally:
             process.kill()
+
+
+def run_server(arguments: argparse.Namespace) -> None:
+    """Serve until SIGTERM. Prints the port for clients and that for metrics."""
+    if arguments.model:
+        runner: Runner = load_runner(arguments.model, backend="auto", slots=arguments.slots)
+        tokenizer = ModelBundle.resolve(arguments.model).tokenizer
+    else:
+        runner = CostRunner(arguments.slots, arguments.step_ms / 1000, arguments.slot_ms / 1000)
+        tokenizer = tiny_tokenizer()
+    with Engine(runner, tokenizer) as engine, listen("127.0.0.1", 0) as listener, listen("127.0.0.1", 0) as second:
+        print(listener.getsockname()[1], second.getsockname()[1], flush=True)
+        access = Access("127.0.0.1")
+        serve(Service(Models({"cost": engine}), access), listener, operations=(second, access))
 
 
 def resident_mib(process: int, field: str = "VmRSS") -> float:
