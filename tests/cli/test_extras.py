@@ -15,6 +15,7 @@ import pytest
         ("wyoming", "server", "starlette"),
         ("wyoming --uri tcp://0.0.0.0:0 --allow-remote --zeroconf x", "wyoming", "zeroconf"),
         ("transcribe a.wav --server http://127.0.0.1:9", "client", "websockets"),
+        ("transcribe a.wav --ray local -o a.jsonl", "ray", "ray"),
         ("train codec run.toml", "train", "torch"),
         ("train lm run.toml", "train", "torch"),
         ("data pack m.jsonl -o x --samples", "train", "torch"),

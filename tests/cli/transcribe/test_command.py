@@ -248,6 +248,8 @@ def test_an_error_in_the_middle_of_a_file_keeps_the_words_before_it(
     [
         (["--words", "-f", "srt"], "it applies to txt only"),
         (["--resume"], "it needs an output folder"),
+        (["--ray", "local"], "it needs -o"),
+        (["--ray", "local", "-o", "out", "--channels", "separate"], "takes only --model"),
         (["-f", "docx"], "docx"),
         (["--slots", "0"], "slots"),
         (["--raw-rate", "8000"], "add --raw"),
