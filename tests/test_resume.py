@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+from collections.abc import Iterator
 
 import anyio
 import numpy as np
@@ -21,6 +22,7 @@ from slipstream.engine.engine import Engine
 from slipstream.errors import AudioError, ConfigError
 from slipstream.events import EndOfTurn, Final, MarkerReached, PartialWord, Step, Turn, Word
 from slipstream.resume import ResumableStream, _Tape
+from slipstream.resume.blocking import listen
 from slipstream.server.keys import KeyRing, new_key
 from slipstream.server.limits import Limits
 
@@ -231,6 +233,28 @@ def test_the_server_may_end_an_idle_stream_and_later_audio_continues_it() -> Non
 
     events = asyncio.run(talk())
     assert texts(events) == expected(np.concatenate([sound_of("fox", 8), silence(10), sound_of("dog", 8), silence(10)]))
+
+
+def test_without_asyncio(holding) -> None:
+    audio_S = recording(5, words=8)
+    events = list(listen(holding.http, chunks(audio_S, 5000), sample_rate=RATE))
+    assert texts(events) == expected(audio_S)
+    assert isinstance(events[-1], Final)
+
+
+def test_without_asyncio_errors_are_raised_in_the_reader(holding) -> None:
+    def broken() -> Iterator[FloatArray]:
+        yield silence(5)
+        raise OSError("the microphone is gone")
+
+    with pytest.raises(OSError, match="the microphone is gone"):
+        list(listen(holding.http, broken(), sample_rate=RATE))
+    with pytest.raises(ServerError, match="unknown model 'x'"):
+        list(listen(holding.http, [silence(5)], sample_rate=RATE, model="x"))
+    with pytest.raises(ServerError, match="cannot be reached"):
+        list(listen("http://127.0.0.1:9", [silence(5)], retry_seconds=0))
+    with pytest.raises(AudioError, match="iterable"):
+        listen(holding.http, silence(5))
 
 
 def test_memory_does_not_grow_in_silence(server) -> None:
