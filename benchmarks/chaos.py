@@ -58,17 +58,18 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=2000, help="of abuse")
     parser.add_argument("--minutes", type=float, default=3.0, help="over which they are spread")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="worker processes of the server")
     arguments = parser.parse_args()
-    report = run(arguments.sessions, arguments.minutes * 60, arguments.seed)
+    report = run(arguments.sessions, arguments.minutes * 60, arguments.seed, arguments.workers)
     print(f"{report.seconds:.0f} s; abuse: {dict(sorted(report.abuses.items()))}")
     print(f"honest streams: {report.honest_streams}, with a wrong transcript: {report.wrong_transcripts}")
     print(f"slots leaked: {report.leaked_slots}; memory: {report.memory_before:.0f} -> {report.memory_after:.0f} MiB")
 
 
-def run(sessions: int, seconds: float, seed: int) -> Report:
+def run(sessions: int, seconds: float, seed: int, workers: int = 0) -> Report:
     """Run the whole of it. Raises when the server dies or logs an error."""
     _uploads()  # encoding them later would make the honest clients wait
-    with server_process(SLOTS, STEP_SECONDS, IDLE_SECONDS) as (process, address):
+    with server_process(SLOTS, STEP_SECONDS, IDLE_SECONDS, workers) as (process, address):
         report = asyncio.run(_run(address, process.pid, sessions, seconds, seed))
         assert process.poll() is None, "the server died"
     return report
@@ -395,8 +396,10 @@ async def _used_slots(address: str) -> int:
 
 
 def _resident_mib(process: int) -> float:
-    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+    """Memory of a process and its children. Pages that they share count once for each."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    pages = [int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in (process, *children)]
+    return sum(pages) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
 if __name__ == "__main__":

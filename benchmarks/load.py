@@ -8,6 +8,9 @@ real one, which processes the clients' noise.
 
 `--lockstep 60` measures no latency but the server's processor time a frame, over 60 frames of each session, which also
 a busy machine can show: a hundred clients send at the same time, and the next hundred when these have their `Step`s.
+
+`--workers 0,1,2` compares a server of one process with servers of an engine process and one or two workers. The
+processor time of each is shown apart: `server` is all of it, `engine` and `workers` are its parts.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import msgpack
@@ -29,13 +34,17 @@ import numpy as np
 from slipstream.arrays import BoolArray, FloatArray
 from slipstream.bundle import ModelBundle
 from slipstream.engine.engine import Engine
+from slipstream.engine.options import StreamFormat
 from slipstream.loading import load_runner
 from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.runner import Runner, State, StepOutput, StepwiseRunner
 from slipstream.server.access import Access
 from slipstream.server.http.app import Service
 from slipstream.server.models import Models
-from slipstream.server.run import listen, serve
+from slipstream.server.processes.engine import OpenedModel
+from slipstream.server.processes.parent import Listeners, Parent
+from slipstream.server.processes.worker import Settings
+from slipstream.server.run import listen, log_to_stderr, serve
 
 FRAME_SAMPLES = 1920
 FRAME_SECONDS = 0.08
@@ -52,21 +61,22 @@ def main() -> None:
     cost = arguments.model or f"step {arguments.step_ms:g} ms + {arguments.slot_ms:g} ms a slot"
     print(f"{cost}, {arguments.seconds:g} s each", end="; ")
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    costs = "".join(f" {name:>9}" for name in ("server us", "engine", "workers"))
     if arguments.lockstep:
-        for sessions in arguments.sessions:
-            print(f"{sessions:8} {measure_cost(sessions, arguments):10.1f} us of the server a frame", flush=True)
-        return
-    print(
-        f"{'sessions':>8} {'p50 ms':>7} {'p99 ms':>7} {'p99.9':>7} {'max':>7} {'lost':>5} {'server':>7} {'client':>7}"
-        f" {'us a frame':>10}"
-    )
+        print(f"{'sessions':>8} {'workers':>7}{costs} {'client us':>9}")
+    else:
+        latencies = "".join(f" {name:>7}" for name in ("p50 ms", "p99 ms", "p99.9", "max", "lost", "server", "client"))
+        print(f"{'sessions':>8} {'workers':>7}{latencies}{costs} {'client us':>9}")
     for sessions in arguments.sessions:
-        print(measure(sessions, arguments), flush=True)
+        for workers in arguments.workers:
+            line = (measure_cost if arguments.lockstep else measure)(sessions, workers, arguments)
+            print(f"{sessions:8} {workers:7}{line}", flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sessions", type=lambda text: [int(n) for n in text.split(",")], default=[100, 500, 1000])
+    parser.add_argument("--workers", type=lambda text: [int(n) for n in text.split(",")], default=[0])
     parser.add_argument("--step-ms", type=float, default=0.0)
     parser.add_argument("--slot-ms", type=float, default=0.0)
     parser.add_argument("--model", help="a model instead of the stand-in")
@@ -113,47 +123,91 @@ class CostRunner(StepwiseRunner):
 
 
 def run_server(arguments: argparse.Namespace) -> None:
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    opening = arguments.model, arguments.serve, arguments.step_ms, arguments.slot_ms
+    if workers := arguments.workers[0]:
+        from benchmarks import load  # under its own name: other processes import it
+
+        log_to_stderr("error")
+        parent = Parent(
+            [partial(load.open_model, *opening)],
+            workers,
+            Settings("127.0.0.1", log_level="error"),
+            Listeners(listener),
+            started=lambda _: print(port, flush=True),
+        )
+        asyncio.run(parent.run())
+        return
+    opened = open_model(*opening)
+    with Engine(opened.runner, opened.format.tokenizer) as engine, listener:
+        print(port, flush=True)
+        serve(Service(Models({"cost": engine}), Access("127.0.0.1")), listener)
+
+
+def open_model(model: str | None, slots: int, step_ms: float, slot_ms: float) -> OpenedModel:
+    """The model of the server: a real one by its name, or the stand-in."""
     from slipstream.testing import tiny_tokenizer
 
-    if arguments.model:
-        runner: Runner = load_runner(arguments.model, backend="auto", slots=arguments.serve)
-        tokenizer = ModelBundle.resolve(arguments.model).tokenizer
+    if model:
+        runner: Runner = load_runner(model, backend="auto", slots=slots)
+        tokenizer = ModelBundle.resolve(model).tokenizer
     else:
-        runner = CostRunner(arguments.serve, arguments.step_ms / 1000, arguments.slot_ms / 1000)
-        tokenizer = tiny_tokenizer()
-    with Engine(runner, tokenizer) as engine, listen("127.0.0.1", 0) as listener:
-        print(listener.getsockname()[1], flush=True)
-        serve(Service(Models({"cost": engine}), Access("127.0.0.1")), listener)
+        runner, tokenizer = CostRunner(slots, step_ms / 1000, slot_ms / 1000), tiny_tokenizer()
+    return OpenedModel("cost", runner, StreamFormat.of(runner, tokenizer))
 
 
 # --------------------------------------------------------------------------------------------------------- the clients
 
 
-def measure(sessions: int, arguments: argparse.Namespace) -> str:
-    """One line of the table: a fresh server, `sessions` clients."""
-    with server_process(sessions, arguments) as (port, server):
+def measure(sessions: int, workers: int, arguments: argparse.Namespace) -> str:
+    """The rest of a line of the table: a fresh server, `sessions` clients."""
+    with server_process(sessions, workers, arguments) as (port, server):
         clients, seconds, busy = asyncio.run(drive(port, sessions, arguments.seconds, server))
     latencies = np.concatenate([client.latencies for client in clients]) * 1000
     lost = sum(client.lost for client in clients)
-    p50, p99, p999 = np.percentile(latencies, [50, 99, 99.9])
-    server_busy, client_busy = (f"{100 * part / seconds:.0f} %" for part in busy)
-    cost = 1e6 * busy[0] / len(latencies)
-    return (
-        f"{sessions:8} {p50:7.1f} {p99:7.1f} {p999:7.1f} {latencies.max():7.1f} {lost:5} "
-        f"{server_busy:>7} {client_busy:>7} {cost:10.0f}"
-    )
+    measured = (*np.percentile(latencies, [50, 99, 99.9]), latencies.max())
+    shares = (f"{100 * part / seconds:.0f} %" for part in (busy.server, busy.client))
+    shown = "".join(f" {value:7.1f}" for value in measured) + f" {lost:7}" + "".join(f" {share:>7}" for share in shares)
+    return shown + busy.each(len(latencies))
 
 
-def measure_cost(sessions: int, arguments: argparse.Namespace) -> float:
-    """Microseconds of the server's processor time a frame, in lockstep."""
-    with server_process(sessions, arguments) as (port, server):
-        return 1e6 * asyncio.run(drive_in_lockstep(port, sessions, arguments.lockstep, server))
+def measure_cost(sessions: int, workers: int, arguments: argparse.Namespace) -> str:
+    """The rest of a line of the table in lockstep: processor time alone."""
+    with server_process(sessions, workers, arguments) as (port, server):
+        busy = asyncio.run(drive_in_lockstep(port, sessions, arguments.lockstep, server))
+    return busy.each(sessions * arguments.lockstep)
+
+
+@dataclass
+class Busy:
+    """Processor seconds: of the server's process or processes, of its parts, and of the clients."""
+
+    server: float
+    engine: float
+    workers: float
+    client: float
+
+    @classmethod
+    def now(cls, server: int) -> Busy:
+        """The processor time of all so far. The first child of a parent is the engine, the others are workers."""
+        children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+        engine, *workers = [cpu_seconds(int(child)) for child in children] or [0.0]
+        return cls(cpu_seconds(server) + engine + sum(workers), engine, sum(workers), time.process_time())
+
+    def since(self, began: Busy) -> Busy:
+        """The processor time since an earlier moment."""
+        return Busy(*(getattr(self, one.name) - getattr(began, one.name) for one in fields(self)))
+
+    def each(self, frames: int) -> str:
+        """Microseconds for each frame."""
+        return "".join(f" {1e6 * part / frames:9.1f}" for part in (self.server, self.engine, self.workers, self.client))
 
 
 @contextlib.contextmanager
-def server_process(sessions: int, arguments: argparse.Namespace) -> Iterator[tuple[int, int]]:
+def server_process(sessions: int, workers: int, arguments: argparse.Namespace) -> Iterator[tuple[int, int]]:
     """A fresh server with a slot for each session: its port, and its process."""
-    command = [sys.executable, "-m", "benchmarks.load", "--serve", str(sessions)]
+    command = [sys.executable, "-m", "benchmarks.load", "--serve", str(sessions), "--workers", str(workers)]
     costs = ["--step-ms", str(arguments.step_ms), "--slot-ms", str(arguments.slot_ms)]
     if arguments.model:
         costs += ["--model", arguments.model]
@@ -175,18 +229,16 @@ async def connect(port: int, sessions: int) -> list[Client]:
     return clients
 
 
-async def drive(
-    port: int, sessions: int, seconds: float, server: int
-) -> tuple[list[Client], float, tuple[float, float]]:
-    """Run the clients; returns them, the time measured, and the processor time of the server and of this process."""
+async def drive(port: int, sessions: int, seconds: float, server: int) -> tuple[list[Client], float, Busy]:
+    """Run the clients; returns them, the time measured, and the processor time in it."""
     clients = await connect(port, sessions)
     sending = asyncio.create_task(send_in_real_time(clients))
     await asyncio.sleep(WARM_UP_SECONDS)
     for client in clients:
         client.measuring = True
-    began, server_began, own_began = time.perf_counter(), cpu_seconds(server), time.process_time()
+    began, busy_before = time.perf_counter(), Busy.now(server)
     await asyncio.sleep(seconds)
-    busy = (cpu_seconds(server) - server_began, time.process_time() - own_began)
+    busy = Busy.now(server).since(busy_before)
     elapsed = time.perf_counter() - began
     for client in clients:
         client.lost = max(0, len(client.sent) - client.heard - 2)  # the last two may be under way
@@ -196,8 +248,8 @@ async def drive(
     return clients, elapsed, busy
 
 
-async def drive_in_lockstep(port: int, sessions: int, frames: int, server: int) -> float:
-    """Processor seconds of the server for each frame, its first second of audio left out."""
+async def drive_in_lockstep(port: int, sessions: int, frames: int, server: int) -> Busy:
+    """Processor time for `frames` frames of each session, the first second of audio left out."""
     clients = await connect(port, sessions)
     groups = [clients[first : first + LOCKSTEP_CLIENTS] for first in range(0, sessions, LOCKSTEP_CLIENTS)]
     for number in range(1, LOCKSTEP_WARM_UP + frames + 1):
@@ -207,8 +259,8 @@ async def drive_in_lockstep(port: int, sessions: int, frames: int, server: int) 
             while any(client.heard < number for client in group):
                 await asyncio.sleep(0.001)
         if number == LOCKSTEP_WARM_UP:
-            began = cpu_seconds(server)
-    return (cpu_seconds(server) - began) / (frames * sessions)
+            began = Busy.now(server)
+    return Busy.now(server).since(began)
 
 
 async def send_in_real_time(clients: Sequence[Client]) -> None:

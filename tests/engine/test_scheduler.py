@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.fakes import FRAME_RATE, ScriptRunner, apply_ops, new_session, run, silence, sound_of, words_of
 
-from slipstream.engine.scheduler import COST_KEPT_SECONDS, URGENT_WAIT_SECONDS, Scheduler, _StepCosts
+from slipstream.engine.scheduler import COST_KEPT_SECONDS, URGENT_WAIT_SECONDS, Scheduler, StepCosts
 from slipstream.engine.session import Session
 from slipstream.errors import Overloaded
 from slipstream.events import Flushed, MarkerReached, Ready
@@ -344,7 +344,7 @@ def test_many_simultaneous_flushes_delay_no_session() -> None:
 
 def test_step_times_are_kept_by_size_and_expire() -> None:
     """So that one slow step does not rule out those of its size for good."""
-    costs = _StepCosts()
+    costs = StepCosts()
     costs.record(2, 1.0, now=100.0)
     costs.record(64, 0.03, now=108.0)
     assert [costs.of(sessions, now=109.0) for sessions in (1, 3, 40, 100)] == [0.0, 1.0, 1.0, 0.03]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from functools import partial
@@ -143,6 +146,25 @@ def serve(
             "--call-webhook", metavar="URL", help="Webhook that telephone calls may name, with all addresses below it."
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=0,
+            max=64,
+            help="Processes for the connections, with the models in processes of their own; 0 does all in one process. "
+            "Default: one for each 256 slots if there are more than 256, at most one less than there are cores.",
+            show_default=False,
+        ),
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            "--devices",
+            metavar="DEVICE,...",
+            help="Devices, such as cuda:0,cuda:1: each has every model, with all its slots. Needs --workers.",
+        ),
+    ] = None,
     log_level: Annotated[
         _Level, typer.Option("--log-level", help="Log level. Logs are JSON lines and contain no audio or text.")
     ] = ("info"),
@@ -161,9 +183,19 @@ def serve(
         from slipstream.server.http.app import Service
         from slipstream.server.keys import KeyRing
         from slipstream.server.metrics import Metrics
+        from slipstream.server.processes.parent import Listeners, Parent
+        from slipstream.server.processes.worker import Settings
         from slipstream.server.run import Tls, listen, log_to_stderr
         from slipstream.server.run import serve as run
-        from slipstream.server.served import ServedModel, open_models, read_models
+        from slipstream.server.served import (
+            ServedModel,
+            default_workers,
+            names_of,
+            on_devices,
+            open_model,
+            open_models,
+            read_models,
+        )
         from slipstream.server.streams.webhooks import check_webhook
 
     if (tls_cert is None) != (tls_key is None):
@@ -185,6 +217,13 @@ def serve(
         served = [ServedModel.parse(text, slots, backend, device, kv_cache) for text in model or [DEFAULT_MODEL]]
     if [one.model for one in served] == [DEFAULT_MODEL]:
         notice(production_hint())
+    processes = default_workers(served, device_names := _devices(devices)) if workers is None else workers
+    if device_names and not processes:
+        raise typer.BadParameter("needs --workers of at least 1", param_hint="--devices")
+    if processes and sys.platform == "win32":
+        raise ConfigError("--workers: Windows has no worker processes: use --workers 0")
+    tls = Tls(tls_cert, tls_key) if tls_cert and tls_key else None
+    kyutai_path = rust.path if rust else KYUTAI_PATH
     metrics, tracer = Metrics(), None
     with ExitStack() as stack:
         if traces:
@@ -204,6 +243,44 @@ def serve(
             for name, address in (("wyoming", wyoming), ("audiosocket", audiosocket))
             if address is not None
         }
+
+        def show(names: Iterable[str]) -> None:
+            notice(f"Serving {', '.join(names)} on {'https' if tls else 'http'}://{address}")
+            if operations is not None:
+                notice(f"Metrics are on http://{operations_address}/metrics")
+            for name, tcp_address in tcp_addresses.items():
+                notice(f"Serving {name} on tcp://{tcp_address}")
+
+        address = shown(listener)
+        operations_address = shown(operations[0]) if operations else ""
+        tcp_addresses = {name: shown(one.socket) for name, one in tcp.items()}
+        if processes:
+            settings = Settings(
+                host=host,
+                keys=keys,
+                origins=tuple(allow_origin or ()),
+                limits=limits,
+                tls=tls,
+                queue_seconds=queue_seconds,
+                flush_after_silence=flush_after_silence,
+                resume_seconds=resume_seconds,
+                kyutai_path=kyutai_path,
+                ready_when_free=ready_when_free,
+                webhooks=tuple(webhooks),
+                accept_any=any_model,
+                operations_host=metrics_host if is_loopback(metrics_host) else None,
+                traces=traces,
+                log_level=log_level,
+            )
+            names = names_of(served)
+            opened = [
+                partial(open_model, one, name)
+                for model, name in zip(served, names, strict=True)
+                for one in on_devices(model, device_names)
+            ]
+            listeners = Listeners(listener, operations[0] if operations else None, list(tcp.values()))
+            asyncio.run(Parent(opened, processes, settings, listeners, max_waiting, show).run())
+            return
         with counting_bar("Converting") as progress:
             engines = open_models(
                 served,
@@ -213,11 +290,7 @@ def serve(
                 observer=metrics.observe_step,
                 progress=progress,
             )
-        notice(f"Serving {', '.join(engines)} on {'https' if tls_cert else 'http'}://{shown(listener)}")
-        if operations is not None:
-            notice(f"Metrics are on http://{shown(operations[0])}/metrics")
-        for name, one in tcp.items():
-            notice(f"Serving {name} on tcp://{shown(one.socket)}")
+        show(engines)
         run(
             Service(
                 engines=engines,
@@ -227,17 +300,25 @@ def serve(
                 queue_seconds=queue_seconds,
                 flush_after_silence=flush_after_silence,
                 resume_seconds=resume_seconds,
-                kyutai_path=rust.path if rust else KYUTAI_PATH,
+                kyutai_path=kyutai_path,
                 ready_when_free=ready_when_free,
                 metrics_elsewhere=operations is not None,
                 webhooks=webhooks,
                 tracer=tracer,
             ),
             listener,
-            Tls(tls_cert, tls_key) if tls_cert and tls_key else None,
+            tls,
             operations,
             list(tcp.values()),
         )
+
+
+def _devices(text: str | None) -> list[str]:
+    """Return the names in `--devices`."""
+    names = [name.strip() for name in (text or "").split(",")]
+    if text is not None and not all(names):
+        raise typer.BadParameter(f"{text!r}: expected names with commas between them", param_hint="--devices")
+    return [name for name in names if name]
 
 
 def api_key(

@@ -71,14 +71,7 @@ class Engine:
         max_waiting: int = 64,
         observer: Callable[[StepReport], None] | None = None,
     ) -> None:
-        self.format = StreamFormat(
-            tokenizer=tokenizer,
-            frame_samples=runner.frame_samples,
-            frame_rate=runner.frame_rate,
-            delay_frames=runner.delay_frames,
-            silence_frames=math.ceil(silence_prefix_seconds * runner.frame_rate),
-            turns=turns or TurnOptions(),
-        )
+        self.format = StreamFormat.of(runner, tokenizer, silence_prefix_seconds=silence_prefix_seconds, turns=turns)
         self.slots = runner.slots
         self._runner = runner
         self._observer = observer

@@ -5,17 +5,68 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
+from typing import Protocol
 
 import numpy.typing as npt
 
 from slipstream.arrays import FloatArray
+from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.port import EnginePort, Mailbox
 from slipstream.engine.session import Session
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import AudioError, Overloaded
 from slipstream.events import Event
+
+
+class AnyEngine(Protocol):
+    """What a server needs of an engine, in this process (`Engine`) or in another one (`RemoteEngine`)."""
+
+    @property
+    def format(self) -> StreamFormat:
+        """What all its sessions have in common."""
+        ...
+
+    @property
+    def slots(self) -> int:
+        """Sessions that can have a slot at the same time."""
+        ...
+
+    @property
+    def active(self) -> int:
+        """Sessions that have a slot."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Sessions that wait for a slot."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine runs."""
+        ...
+
+    @property
+    def step_seconds(self) -> float:
+        """How long the step in progress has taken so far; 0 between steps."""
+        ...
+
+    @property
+    def failure(self) -> BaseException | None:
+        """The exception that has stopped the engine."""
+        ...
+
+    def open(
+        self,
+        options: SessionOptions | None = None,
+        *,
+        wait: float = 0.0,
+        wake: Callable[[], None] | None = None,
+    ) -> LiveSession:
+        """Open a session, as `Engine.open` does."""
+        ...
 
 
 class LiveSession:

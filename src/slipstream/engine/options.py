@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from slipstream.engine.turns import TurnOptions
 from slipstream.engine.watchdog import WatchdogOptions
 from slipstream.errors import ConfigError
 from slipstream.hints import Hints
+from slipstream.model.runner import Runner
 from slipstream.model.text import Tokenizer
 
 
@@ -30,6 +32,25 @@ class StreamFormat:
     delay_frames: int
     silence_frames: int = 0
     turns: TurnOptions = field(default_factory=TurnOptions)
+
+    @classmethod
+    def of(
+        cls,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        *,
+        silence_prefix_seconds: float = 0.0,
+        turns: TurnOptions | None = None,
+    ) -> StreamFormat:
+        """Return the format of a model. `silence_prefix_seconds`: silence that it needs before the audio."""
+        return cls(
+            tokenizer=tokenizer,
+            frame_samples=runner.frame_samples,
+            frame_rate=runner.frame_rate,
+            delay_frames=runner.delay_frames,
+            silence_frames=math.ceil(silence_prefix_seconds * runner.frame_rate),
+            turns=turns or TurnOptions(),
+        )
 
     @property
     def sample_rate(self) -> int:

@@ -56,7 +56,7 @@ class Scheduler:
         self._ready: dict[Session, float] = {}  # in the order of becoming ready: since when
         self._urgent: set[Session] = set()
         self._markers: dict[Session, float] = {}  # in the order of time: when to flush for each session's markers
-        self._costs = _StepCosts()
+        self._costs = StepCosts()
         self._step: tuple[int, float] | None = None  # number of sessions of the current step, and when it began
 
     @property
@@ -187,7 +187,7 @@ class Scheduler:
         self.refresh(session, now)
 
 
-class _StepCosts:
+class StepCosts:
     """Measured times of steps, by number of sessions, in classes a factor of two wide."""
 
     def __init__(self) -> None:

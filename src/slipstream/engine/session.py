@@ -177,6 +177,11 @@ class Session:
         return bool(self._frames) or self._flush is not None or (self._silence_left > 0 and not self.done)
 
     @property
+    def in_model(self) -> int:
+        """Frames whose output is still to come."""
+        return len(self._in_model)
+
+    @property
     def predictable(self) -> bool:
         """Whether its next frame is the next one of its audio, whatever the model writes in the current step."""
         return not (

@@ -5,15 +5,16 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+import sys
 import time
-from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
 from slipstream.errors import ConfigError, SlipstreamError
 from slipstream.server.keys import Key, KeyRing
+from slipstream.server.tally import LocalTally, Tally
 
 KEY_HEADER = "kyutai-api-key"
 KEY_PARAMETER = "auth_id"
@@ -54,14 +55,6 @@ class Client:
         return {"id": self.id, "client": self.key.name if self.key else None, "address": self.address}
 
 
-@dataclass(slots=True)
-class _Usage:
-    """The usage of one key: its open streams and uploads, and when the latest ones started."""
-
-    open: int = 0
-    starts: deque[float] = field(default_factory=deque)
-
-
 class Access:
     """Decides whether a request is accepted, and keeps the limits of each key.
 
@@ -70,16 +63,19 @@ class Access:
             loopback names: otherwise a page elsewhere could reach it by a name that resolves to 127.0.0.1.
         keys: The accepted keys.
         origins: Pages of other hosts that may connect, in addition to the server's own; `*` allows every page.
+        tally: Counts the streams and uploads of each key.
     """
 
-    def __init__(self, host: str, keys: KeyRing | None = None, origins: Sequence[str] = ()) -> None:
+    def __init__(
+        self, host: str, keys: KeyRing | None = None, origins: Sequence[str] = (), tally: Tally | None = None
+    ) -> None:
         if keys is None and not is_loopback(host):
             raise ConfigError(
                 f"{host} can be reached from other machines, so the server needs keys: create them with "
                 "`slipstream api-key NAME >> FILE` and add --api-keys FILE, or listen on 127.0.0.1"
             )
         self.keys, self.origins = keys, tuple(origins)
-        self._usage: defaultdict[str, _Usage] = defaultdict(_Usage)
+        self.tally: Tally = tally or LocalTally()
 
     def check(self, request: HTTPConnection) -> Client:
         """Identify the client of a request. Raises `Refused` with status 400, 401, 403 or 421."""
@@ -104,23 +100,20 @@ class Access:
         """
         if (key := client.key) is None:
             return
-        usage, now = self._usage[key.name], time.monotonic() if now is None else now
-        if key.streams is not None and usage.open >= key.streams:
-            raise Refused(429, f"the key {key.name} has {usage.open} of {key.streams} streams open")
+        name = f"key {key.name}"
+        if full := self.tally.enter([(name, key.streams or sys.maxsize)]):
+            raise Refused(429, f"the key {key.name} has {full[1]} of {key.streams} streams open")
         if key.per_minute is not None:
-            while usage.starts and (len(usage.starts) > key.per_minute or now - usage.starts[0] >= 60):
-                usage.starts.popleft()
-            if len(usage.starts) == key.per_minute:
-                wait = math.ceil(60 - (now - usage.starts[0]))
+            wait = self.tally.start(name, key.per_minute, time.monotonic() if now is None else now)
+            if wait > 0:
+                self.tally.leave(name)
                 reason = f"the key {key.name} starts at most {key.per_minute} streams per minute"
-                raise Refused(429, reason, {"retry-after": str(wait)})
-            usage.starts.append(now)
-        usage.open += 1
+                raise Refused(429, reason, {"retry-after": str(math.ceil(wait))})
 
     def leave(self, client: Client) -> None:
         """Count the end of what `enter` counted."""
         if client.key is not None:
-            self._usage[client.key.name].open -= 1
+            self.tally.leave(f"key {client.key.name}")
 
     def _check_origin(self, origin: str | None, host: str) -> None:
         if origin is None or {"*", origin} & set(self.origins):

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, ProcessCollector
 
-from slipstream.engine.engine import Engine, StepReport
+from slipstream.engine.engine import StepReport
+from slipstream.engine.live import AnyEngine
 from slipstream.server.access import Client
 
 _STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.16)
@@ -92,7 +93,7 @@ class Metrics:
         self.step_seconds.observe(report.seconds)
         self.lag_seconds.observe(report.lag_seconds)
 
-    def observe_engines(self, engines: Sequence[Engine]) -> None:
+    def observe_engines(self, engines: Sequence[AnyEngine]) -> None:
         """Record how the engines of all models are used now."""
         self.queued.set(sum(engine.waiting for engine in engines))
         self.slots.set(sum(engine.slots for engine in engines))

@@ -22,7 +22,7 @@ from typing import Any, cast
 import uvicorn
 from pythonjsonlogger.json import JsonFormatter
 
-from slipstream.engine.engine import Engine
+from slipstream.engine.live import AnyEngine
 from slipstream.errors import ConfigError, EngineError
 from slipstream.server import systemd
 from slipstream.server.access import Access, Client
@@ -102,13 +102,39 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _give_up_dead_peers(listener)
-        listener.bind(address)
-        listener.listen(BACKLOG)
+        _listen(listener, address)
     except OSError as error:
         raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
     return listener
+
+
+def share(listener: socket.socket, number: int) -> list[socket.socket]:
+    """Replace a listening socket by several for as many processes.
+
+    On Linux each has its own queue of connections (SO_REUSEPORT), and the kernel spreads connections evenly. Elsewhere
+    all are the same socket. Raises `ConfigError` when the address has been taken meanwhile.
+    """
+    if sys.platform != "linux":
+        return [listener.dup() for _ in range(number)]
+    address = listener.getsockname()
+    listener.close()  # opened without SO_REUSEPORT: it has made sure that no other server has the port
+    try:
+        listeners = []
+        for _ in range(number):
+            one = socket.socket(listener.family, listener.type, listener.proto)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            _listen(one, address)
+            listeners.append(one)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {address[0]} port {address[1]}: {error.strerror or error}") from error
+    return listeners
+
+
+def _listen(listener: socket.socket, address: Any) -> None:
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _give_up_dead_peers(listener)
+    listener.bind(address)
+    listener.listen(BACKLOG)
 
 
 class Server(uvicorn.Server):
@@ -121,13 +147,15 @@ class Server(uvicorn.Server):
         operations: tuple[socket.socket, Access | None] | None = None,
         tcp: Sequence[TcpListener] = (),
         announcement: Announcement | None = None,
+        topics: Topics | None = None,
     ) -> None:
         self._service, self._tls, self._operations, self._tcp = service, tls, operations, tcp
         self._announcement = announcement
-        self._registry = StreamRegistry(service.limits, Topics(service.webhooks))
+        self._registry = StreamRegistry(service.limits, topics or Topics(service.webhooks))
         self._streams = Streams(service, self._registry)
-        capacity = connections_that_fit(service.limits.connections)
-        self._gate = Gate(capacity, min(service.limits.connections_per_address, capacity))
+        limits = service.limits
+        fit = connections_that_fit(limits.connections)
+        self._gate = Gate(limits.connections, limits.connections_per_address, fit, service.access.tally)
         service.metrics.connections.set_function(lambda: len(self._gate))
         self._stopping = False
         self._failing = False
@@ -183,13 +211,20 @@ class Server(uvicorn.Server):
             refused = partial(self._refuse, 503, "too many connections")
             new_connection = partial(self._new_tcp_connection, tcp.open_dialect)
             self.servers.append(Acceptor(tcp.socket, self._gate, new_connection, refused, refusal=b""))
-        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])  # which the command line blocks at its start
         if self._announcement is not None:
             await self._announcement.start()
+        self.begin()
         self.started = True
         systemd.notify("READY=1")
+
+    def begin(self) -> None:
+        """Reload on SIGHUP. Called once the server accepts connections."""
+        if threading.current_thread() is threading.main_thread():
+            reload_on_sighup(self.reload)
+
+    def finish(self) -> None:
+        """Finish the open streams, then end."""
+        self._stopping = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._announcement is not None:
@@ -222,8 +257,7 @@ class Server(uvicorn.Server):
             if self._service.access.keys is not None:
                 self._service.access.keys.reload()
             if self._tls is not None and self.config.ssl is not None:
-                check = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # a mismatched pair would break the one in use
-                check.load_cert_chain(self._tls.certificate, self._tls.key)
+                check_certificate(self._tls)  # a mismatched pair would break the one in use
                 self.config.ssl.load_cert_chain(self._tls.certificate, self._tls.key)
         except (ConfigError, OSError) as error:  # TLS errors are OSErrors
             logger.error("reload failed: %s: the old keys or certificate stay", error)
@@ -272,6 +306,18 @@ class Server(uvicorn.Server):
         self._service.metrics.refuse(status, reason, Client(id, address))
 
 
+def reload_on_sighup(reload: Callable[[], None]) -> None:
+    """Call `reload` in the event loop on SIGHUP, where there is one."""
+    if hasattr(signal, "SIGHUP"):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])  # which the command line blocks at its start
+
+
+def check_certificate(tls: Tls) -> None:
+    """Raise `OSError` unless the certificate and the key can be read and belong together."""
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate, tls.key)
+
+
 class LogFormatter(JsonFormatter):
     """A log record as one JSON object: `time`, `level`, `logger`, `message` and the fields of `extra`."""
 
@@ -282,11 +328,18 @@ class LogFormatter(JsonFormatter):
         return log_data | {"level": log_data["level"].lower()}
 
 
-def log_to_stderr(level: str) -> None:
-    """Log as JSON lines. No audio, no text and no key is logged at any level."""
+def log_to_stderr(level: str, fields: dict[str, str] | None = None) -> None:
+    """Log as JSON lines. No audio, no text and no key is logged at any level.
+
+    Args:
+        level: Least level of what is logged.
+        fields: Fields of every line.
+    """
     handler = logging.StreamHandler(sys.stderr)
     names = {"asctime": "time", "levelname": "level", "name": "logger", "exc_info": "exception"}
-    handler.setFormatter(LogFormatter(["asctime", "levelname", "name", "message"], rename_fields=names))
+    handler.setFormatter(
+        LogFormatter(["asctime", "levelname", "name", "message"], rename_fields=names, static_fields=fields)
+    )
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.getLogger("slipstream").handlers.clear()  # the command line's, which writes plain text
     logging.captureWarnings(True)
@@ -298,7 +351,7 @@ def log_to_stderr(level: str) -> None:
     logging.getLogger("libav").setLevel(logging.CRITICAL)
 
 
-def _is_lost(engine: Engine) -> bool:
+def _is_lost(engine: AnyEngine) -> bool:
     return not engine.alive or engine.step_seconds > HUNG_SECONDS
 
 

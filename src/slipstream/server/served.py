@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from slipstream.backends import KVCache, Progress
 from slipstream.bundle import ModelBundle
 from slipstream.checkpoints.rust import RustConfig
-from slipstream.engine.engine import Engine, StepReport
+from slipstream.engine.engine import StepReport
+from slipstream.engine.live import AnyEngine
+from slipstream.engine.options import StreamFormat
 from slipstream.errors import ConfigError
+from slipstream.model.runner import Runner
 from slipstream.schema import Count, Must, Section, parse, read_toml
 from slipstream.server.models import Models
+from slipstream.server.processes.engine import OpenedModel
 
 DEFAULT_SLOTS = 8
+STREAMS_PER_WORKER = 256
+"""A third of what one core carries (docs/performance.md)."""
 _NAMED = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)=(?P<model>.+)")
 
 
@@ -77,7 +85,7 @@ def open_models(
     max_waiting: int = 64,
     observer: Callable[[StepReport], None] | None = None,
     progress: Progress | None = None,
-) -> Models[Engine]:
+) -> Models[AnyEngine]:
     """Load the models and start their engines, which `stack` closes.
 
     Args:
@@ -87,18 +95,64 @@ def open_models(
     Raises:
         ConfigError: Two models have the same name, or as `ModelBundle.open`.
     """
-    engines: dict[str, Engine] = {}
-    bundles = [
-        ModelBundle.of_rust(one.model) if isinstance(one.model, RustConfig) else ModelBundle.resolve(one.model)
-        for one in served
-    ]
-    names = [one.name or bundle.name for one, bundle in zip(served, bundles, strict=True)]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"two models are called {twice.pop()!r}: name them apart with --model NAME=MODEL")
-    for one, name, bundle in zip(served, names, bundles, strict=True):
-        slots = one.slots or (one.model.slots if isinstance(one.model, RustConfig) else DEFAULT_SLOTS)
-        runner = bundle.open(
-            backend=one.backend, device=one.device, slots=slots, kv_cache=one.kv_cache, progress=progress
-        )
+    engines: dict[str, AnyEngine] = {}
+    for one, name in zip(served, names_of(served), strict=True):
+        bundle = _bundle(one)
+        runner = _open(one, bundle, progress)
         engines[name] = stack.enter_context(bundle.engine(runner, max_waiting=max_waiting, observer=observer))
     return Models(engines, accept_any)
+
+
+def names_of(served: Sequence[ServedModel]) -> list[str]:
+    """Return what requests call the models. Raises `ConfigError` when two have the same name."""
+    names = [one.name or _bundle(one).name for one in served]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"two models are called {twice.pop()!r}: name them apart with --model NAME=MODEL")
+    return names
+
+
+def open_model(one: ServedModel, name: str) -> OpenedModel:
+    """Load a model for an engine in its own process. `name`: what requests call it."""
+    bundle = _bundle(one)
+    runner = _open(one, bundle)
+    format = StreamFormat.of(
+        runner, bundle.tokenizer, silence_prefix_seconds=bundle.silence_prefix_seconds, turns=bundle.turns
+    )
+    return OpenedModel(name, runner, format)
+
+
+def slots_of(one: ServedModel) -> int:
+    """Return the number of slots of a model."""
+    return one.slots or (one.model.slots if isinstance(one.model, RustConfig) else DEFAULT_SLOTS)
+
+
+def default_workers(served: Sequence[ServedModel], devices: Sequence[str]) -> int:
+    """Return how many worker processes suit these models on this machine; 0 for a server of one process.
+
+    One process serves `STREAMS_PER_WORKER` streams easily. Beyond that there is a worker for each such number, as far
+    as there are cores, of which the engine has one.
+    """
+    if sys.platform == "win32":
+        return 0
+    streams = sum(map(slots_of, served)) * max(1, len(devices))
+    needed = -(-streams // STREAMS_PER_WORKER)
+    return max(1, min(needed, _cores() - 1)) if devices or (needed > 1 and _cores() > 2) else 0
+
+
+def on_devices(one: ServedModel, devices: Sequence[str]) -> list[ServedModel]:
+    """Return the model on each device; on its own without any."""
+    return [replace(one, device=device) for device in devices] or [one]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _bundle(one: ServedModel) -> ModelBundle:
+    return ModelBundle.of_rust(one.model) if isinstance(one.model, RustConfig) else ModelBundle.resolve(one.model)
+
+
+def _open(one: ServedModel, bundle: ModelBundle, progress: Progress | None = None) -> Runner:
+    return bundle.open(
+        backend=one.backend, device=one.device, slots=slots_of(one), kv_cache=one.kv_cache, progress=progress
+    )

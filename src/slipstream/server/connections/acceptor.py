@@ -8,9 +8,10 @@ import ipaddress
 import logging
 import socket
 import ssl
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+
+from slipstream.server.tally import LocalTally, Tally
 
 RESERVED_DESCRIPTORS = 128
 """File descriptors that connections leave free: for files, spooled uploads, and accepting sockets to refuse them."""
@@ -27,11 +28,18 @@ class Gate:
     """Counts the open connections, and refuses those beyond a total or a limit per address.
 
     IPv6 addresses count by their /64 network, which is what one customer gets.
+
+    Args:
+        total: Connections of all processes that share the tally.
+        per_address: Of them, from one address.
+        fit: Connections of this process; None for `total`.
+        tally: Counts them.
     """
 
-    def __init__(self, total: int, per_address: int) -> None:
+    def __init__(self, total: int, per_address: int, fit: int | None = None, tally: Tally | None = None) -> None:
         self.total, self._per_address = total, per_address
-        self._open: Counter[str] = Counter()
+        self._fit = total if fit is None else fit
+        self._tally = tally or LocalTally()
         self._count = 0
 
     def __len__(self) -> int:
@@ -39,20 +47,18 @@ class Gate:
 
     def enter(self, address: str) -> bool:
         """Count a connection; False when it is over a limit."""
-        network = _network(address)
-        if self._count >= self.total or self._open[network] >= self._per_address:
+        if self._count >= self._fit:
             return False
-        self._open[network] += 1
+        limits = [(_CONNECTIONS, self.total), (_network(address), self._per_address)]
+        if self._tally.enter(limits) is not None:
+            return False
         self._count += 1
         return True
 
     def leave(self, address: str) -> None:
         """Count the end of a connection that entered."""
-        network = _network(address)
-        self._open[network] -= 1
         self._count -= 1
-        if not self._open[network]:
-            del self._open[network]
+        self._tally.leave(_CONNECTIONS, _network(address))
 
 
 class Acceptor:
@@ -160,4 +166,5 @@ def _network(address: str) -> str:
     return str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
+_CONNECTIONS = "connections"
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)

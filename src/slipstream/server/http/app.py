@@ -26,7 +26,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Receive, Scope, Send
 
 from slipstream import __version__
-from slipstream.engine.engine import Engine
+from slipstream.engine.live import AnyEngine
 from slipstream.server.access import ID_HEADER, Access, Client, Refused
 from slipstream.server.connections.http import new_id
 from slipstream.server.connections.tcp import TcpConnection
@@ -68,9 +68,10 @@ class Service:
         metrics_elsewhere: Whether `/metrics` has its own listener.
         webhooks: Addresses that calls may name as webhooks, each with all addresses below it.
         tracer: Begins a trace for each stream and upload; None writes no traces.
+        page: Returns the text of `/metrics` and its media type, by the header `Accept`; None for this process alone.
     """
 
-    engines: Models[Engine]
+    engines: Models[AnyEngine]
     access: Access
     limits: Limits = field(default_factory=Limits)
     metrics: Metrics = field(default_factory=Metrics)
@@ -82,9 +83,10 @@ class Service:
     metrics_elsewhere: bool = False
     webhooks: Sequence[str] = ()
     tracer: Tracer | None = None
+    page: Callable[[str], Awaitable[tuple[bytes, str]]] | None = None
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> AnyEngine:
         """The engine of the default model."""
         return self.engines[None]
 
@@ -246,7 +248,15 @@ def create_app(service: Service, registry: StreamRegistry) -> Requests:
         await calls.close()
         uploads.close()
 
-    uploads = Uploads(service.engines, service.models, registry, service.limits, service.metrics, service.tracer)
+    uploads = Uploads(
+        service.engines,
+        service.models,
+        registry,
+        service.limits,
+        service.metrics,
+        service.access.tally,
+        service.tracer,
+    )
     calls = Calls(Streams(service, registry).accept_call)
     routes: list[BaseRoute] = [
         *calls.routes(service.access),
@@ -366,13 +376,18 @@ class _Handlers:
         return _status(self._service.trouble or stopping or ("all slots are in use" if full else ""))
 
     async def metrics(self, request: Request) -> Response:
-        metrics = self._service.metrics
+        metrics, page = self._service.metrics, self._service.page
         metrics.observe_engines(self._service.engines.values())
-        encode, media_type = choose_encoder(request.headers.get("accept", ""))  # exemplars need OpenMetrics
-        return Response(encode(metrics.registry), media_type=media_type)
+        accept = request.headers.get("accept", "")  # exemplars need OpenMetrics
+        if page is not None:
+            text, media_type = await page(accept)
+        else:
+            encode, media_type = choose_encoder(accept)
+            text = encode(metrics.registry)
+        return Response(text, media_type=media_type)
 
 
-def _info(name: str, engine: Engine) -> StreamInfo:
+def _info(name: str, engine: AnyEngine) -> StreamInfo:
     format = engine.format
     return StreamInfo(
         name, format.delay_frames / format.frame_rate, 1 / format.frame_rate, format.sample_rate, format.turns

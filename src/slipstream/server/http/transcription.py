@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from slipstream.arrays import FloatArray
 from slipstream.audio import decode, probe
 from slipstream.audio.container import is_longer
-from slipstream.engine.engine import Engine
-from slipstream.engine.live import LiveSession
+from slipstream.engine.live import AnyEngine, LiveSession
 from slipstream.errors import AudioError, Overloaded, SessionClosed, SlipstreamError
 from slipstream.events import Event, Final, Ready, Word
 from slipstream.server.http.body import Body
@@ -54,7 +53,7 @@ class Transcription:
         self,
         job: Job,
         body: Body,
-        engine: Engine,
+        engine: AnyEngine,
         *,
         pool: Executor,
         limits: Limits,

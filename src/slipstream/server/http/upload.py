@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Send
 
-from slipstream.engine.engine import Engine
+from slipstream.engine.live import AnyEngine
 from slipstream.events import Event, Ready
 from slipstream.server.access import Client
 from slipstream.server.http.body import Body
@@ -48,7 +48,7 @@ class Shared:
         tracer: Begins the trace of each upload; None writes no traces.
     """
 
-    engines: Models[Engine]
+    engines: Models[AnyEngine]
     models: Models[StreamInfo]
     registry: StreamRegistry
     limits: Limits

@@ -11,8 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from slipstream.engine.engine import Engine
-from slipstream.engine.live import LiveSession
+from slipstream.engine.live import AnyEngine, LiveSession
 from slipstream.errors import AudioError, Overloaded, SessionClosed, SlipstreamError
 from slipstream.events import Event, Final, Flushed, MarkerReached, Ready
 from slipstream.server.access import Client
@@ -76,7 +75,7 @@ class LiveStream:
         dialect: Dialect,
         socket: Socket,
         *,
-        engines: Models[Engine],
+        engines: Models[AnyEngine],
         registry: StreamRegistry,
         limits: Limits,
         metrics: Metrics,

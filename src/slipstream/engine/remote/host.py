@@ -1,0 +1,261 @@
+"""The side of the engine's process: it runs the model for sessions in other processes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import selectors
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+
+from slipstream.arrays import IntArray
+from slipstream.engine.engine import StepReport
+from slipstream.engine.flush import SlotOp, flush_steps
+from slipstream.engine.remote.channel import URGENT, Channel, Kind, Refusal
+from slipstream.engine.remote.memory import MAX_PAUSE_HEADS, Shape, SharedMemory, Stat
+from slipstream.engine.remote.slots import Slots
+from slipstream.errors import EngineError
+from slipstream.model.runner import Runner, State
+
+UNSENT_SECONDS = 0.005
+"""How soon a full socket is tried again."""
+
+_Client: TypeAlias = tuple[int, int]  # the number of a channel, and its session's number
+
+logger = logging.getLogger(__name__)
+
+
+class EngineHost:
+    """Runs the model in one thread, which calls `run`. Per step it handles arrays, not sessions.
+
+    A channel that closes frees the slots of its sessions immediately.
+
+    Args:
+        runner: The model.
+        memory: Descriptor of the shared memory, of the runner's `Shape`.
+        max_waiting: Sessions that may wait for a slot.
+        observer: Called with a report of each step: it must be fast and must not raise.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        memory: int,
+        *,
+        max_waiting: int = 64,
+        observer: Callable[[StepReport], None] | None = None,
+    ) -> None:
+        self._runner, self._observer, self._max_waiting = runner, observer, max_waiting
+        self._memory = SharedMemory(memory, Shape(runner.slots, runner.frame_samples))
+        self._flush_steps = flush_steps(runner.delay_frames)
+        self._pcm_BS = np.zeros((runner.slots, runner.frame_samples), np.float32)
+        self._slots = Slots(runner.slots)
+        self._saved: dict[int, State] = {}
+        self._channels: dict[int, Channel] = {}
+        self._count = 0
+        self._sessions: dict[_Client, int] = {}  # the slot of each
+        self._waiting: dict[_Client, float] = {}  # in the order of arrival: until when each waits
+        self._new: deque[socket.socket] = deque()
+        self._selector = selectors.DefaultSelector()
+        self._wakes, self._woken = socket.socketpair()
+        self._woken.setblocking(False)
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._stopping = False
+
+    def attach(self, end: socket.socket) -> None:
+        """Serve the process at the other end of a socket pair. Callable in any thread."""
+        self._new.append(end)
+        self._wakes.send(b"\0")
+
+    def stop(self) -> None:
+        """Let `run` return after the current step. Callable in any thread."""
+        self._stopping = True
+        self._wakes.send(b"\0")
+
+    def run(self) -> None:
+        """Run the model until `stop`. Raises what a step raises; the channels are closed then, too."""
+        try:
+            while not self._stopping:
+                now = time.monotonic()
+                delay = self._slots.delay(now)
+                if delay == 0.0:
+                    self._step(now)
+                self._receive(0.0 if delay == 0.0 else self._rest(delay, now))
+        finally:
+            for channel in self._channels.values():
+                channel.flush()
+                channel.close()
+            self._selector.close()
+            self._wakes.close()
+            self._woken.close()
+
+    # -------------------------------------------------------------------------------------------------------- steps
+
+    def _step(self, now: float) -> None:
+        slots_N, places_N, operations, lag = self._slots.take(now)
+        memory = self._memory
+        memory.stats[Stat.STEP_BEGAN] = now
+        self._run(operations)
+        for slot, place in zip(slots_N.tolist(), places_N.tolist(), strict=True):
+            self._pcm_BS[slot] = memory.pcm_BFS[slot, place]
+        active_B = np.zeros(self._slots.number, np.bool_)
+        active_B[slots_N] = True
+        began = time.monotonic()
+        output = self._runner.launch(self._pcm_BS, active_B)()
+        seconds = time.monotonic() - began
+        heads = output.pause_BH.shape[1]
+        if heads > MAX_PAUSE_HEADS:
+            raise EngineError(f"the model has {heads} pause heads; worker processes pass on at most {MAX_PAUSE_HEADS}")
+        memory.stats[Stat.PAUSE_HEADS] = heads
+        memory.token_BF[slots_N, places_N] = output.token_B[slots_N]
+        memory.logprob_BF[slots_N, places_N] = output.logprob_B[slots_N]
+        memory.pause_BFH[slots_N, places_N, :heads] = output.pause_BH[slots_N]
+        memory.stats[Stat.STEP_BEGAN] = 0.0
+        self._send_done(slots_N)
+        self._slots.finish(time.monotonic())
+        if self._observer is not None:
+            self._observer(StepReport(seconds, lag, len(slots_N), self._slots.number))
+
+    def _send_done(self, slots_N: IntArray) -> None:
+        owners_N = self._slots.owner_B[slots_N]
+        for number in np.unique(owners_N).tolist():
+            channel = self._channels[number]
+            channel.put(Kind.DONE, slots_N[owners_N == number].astype(np.uint32).tobytes())
+            channel.flush()
+
+    def _run(self, operations: list[tuple[int, SlotOp]]) -> None:
+        if resets := [slot for slot, operation in operations if operation is SlotOp.RESET]:
+            self._runner.reset(resets)
+        for slot, operation in operations:
+            if operation is SlotOp.SNAPSHOT:
+                self._saved[slot] = self._runner.savepoint(slot, self._flush_steps)
+            elif operation is SlotOp.RESTORE:
+                self._runner.restore(slot, self._saved.pop(slot))
+
+    # ----------------------------------------------------------------------------------------------------- messages
+
+    def _rest(self, delay: float | None, now: float) -> float | None:
+        """Return how long to wait for messages."""
+        until = min(self._waiting.values(), default=math.inf) - now
+        if any(channel.unsent for channel in self._channels.values()):
+            until = min(until, UNSENT_SECONDS)
+        if delay is not None:
+            until = min(until, delay)
+        return None if until == math.inf else max(0.0, until)
+
+    def _receive(self, timeout: float | None) -> None:
+        for key, _ in self._selector.select(timeout):
+            if key.data is None:
+                self._woken.recv(4096)
+                self._attach_new()
+            else:
+                self._read(key.data)
+        now = time.monotonic()
+        if late := [client for client, until in self._waiting.items() if until <= now]:
+            for client in late:
+                del self._waiting[client]
+                self._refuse(client, Refusal.TIMED_OUT)
+            self._queue_changed()
+        for channel in self._channels.values():
+            if channel.unsent:
+                channel.flush()
+
+    def _attach_new(self) -> None:
+        while self._new:
+            channel = Channel(self._new.popleft())
+            self._channels[self._count] = channel
+            self._selector.register(channel, selectors.EVENT_READ, self._count)
+            self._count += 1
+
+    def _read(self, number: int) -> None:
+        channel = self._channels[number]
+        try:
+            for kind, payload in channel.receive():
+                self._take(number, kind, payload)
+        except (ValueError, IndexError, KeyError, struct.error):  # a defect there must not end the other streams
+            logger.exception("invalid message of a worker process: its streams end")
+            channel.closed = True
+        if channel.closed:
+            self._drop(number)
+
+    def _take(self, number: int, kind: Kind, payload: bytes) -> None:
+        if kind is Kind.FRAMES:
+            numbers_N = np.frombuffer(payload, np.uint32)
+            slots_N = (numbers_N & (URGENT - 1)).astype(np.int64)
+            if not (self._slots.owner_B[slots_N] == number).all():
+                raise ValueError(f"frames for slots of others: {slots_N.tolist()}")
+            self._slots.add(slots_N, numbers_N >= URGENT, time.monotonic())
+        elif kind is Kind.OPERATION:
+            slot, operation = struct.unpack("<II", payload)
+            if self._slots.owner_B[slot] != number:
+                raise ValueError(f"an operation on slot {slot} of another")
+            self._slots.operate(slot, SlotOp(operation))
+        elif kind is Kind.OPEN:
+            session, wait = struct.unpack("<Id", payload)
+            self._open((number, session), wait)
+        elif kind is Kind.CLOSE:
+            self._close((number, *struct.unpack("<I", payload)))
+        else:
+            raise ValueError(f"unexpected message {kind.name}")
+
+    # ---------------------------------------------------------------------------------------------------- admission
+
+    def _open(self, client: _Client, wait: float) -> None:
+        if self._slots.active < self._slots.number:
+            self._admit(client)
+        elif wait <= 0:
+            self._refuse(client, Refusal.FULL)
+        elif len(self._waiting) >= self._max_waiting:
+            self._refuse(client, Refusal.QUEUE_FULL)
+        else:
+            self._waiting[client] = time.monotonic() + wait
+            self._queue_changed()
+
+    def _close(self, client: _Client) -> None:
+        if self._waiting.pop(client, None) is not None:
+            self._queue_changed()
+        elif (slot := self._sessions.pop(client, None)) is not None:
+            self._slots.release(slot)
+            self._saved.pop(slot, None)
+            if self._waiting:
+                following = next(iter(self._waiting))
+                del self._waiting[following]
+                self._admit(following)
+                self._queue_changed()
+            self._memory.stats[Stat.ACTIVE] = self._slots.active
+
+    def _admit(self, client: _Client) -> None:
+        slot = self._slots.admit(client[0])
+        assert slot is not None, "a slot is free"
+        self._sessions[client] = slot
+        self._put(client, Kind.ADMITTED, struct.pack("<II", client[1], slot))
+        self._memory.stats[Stat.ACTIVE] = self._slots.active
+
+    def _refuse(self, client: _Client, refusal: Refusal) -> None:
+        self._put(client, Kind.REFUSED, struct.pack("<III", client[1], refusal, len(self._waiting)))
+
+    def _queue_changed(self) -> None:
+        self._memory.stats[Stat.WAITING] = len(self._waiting)
+        places: dict[int, list[int]] = {}
+        for place, (number, session) in enumerate(self._waiting, start=1):
+            places.setdefault(number, []).extend((session, place))
+        for number, pairs in places.items():
+            self._put((number, 0), Kind.POSITIONS, np.array(pairs, np.uint32).tobytes())
+
+    def _put(self, client: _Client, kind: Kind, payload: bytes) -> None:
+        self._channels[client[0]].put(kind, payload)
+
+    def _drop(self, number: int) -> None:
+        """Free all that the sessions of a channel hold."""
+        channel = self._channels[number]
+        self._selector.unregister(channel)
+        for client in [client for client in (*self._waiting, *self._sessions) if client[0] == number]:
+            self._close(client)
+        del self._channels[number]
+        channel.close()

@@ -1,0 +1,401 @@
+"""The side of the sessions: an engine in another process, or several, with the interface of `Engine`."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TypeVar
+
+import numpy as np
+
+from slipstream.engine.live import LiveSession
+from slipstream.engine.options import SessionOptions, StreamFormat
+from slipstream.engine.port import Mailbox
+from slipstream.engine.remote.channel import URGENT, Channel, Kind, Refusal
+from slipstream.engine.remote.memory import FRAMES, SharedMemory, Stat
+from slipstream.engine.scheduler import MARKER_WAIT_SECONDS
+from slipstream.engine.session import Session
+from slipstream.errors import AudioError, ConfigError, EngineError, Overloaded
+from slipstream.hints import Hints
+
+MOST_IN_MODEL = 2
+"""Frames of a session that may be on their way: the one that the model computes, and the next."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(eq=False)
+class Device:
+    """One engine: the channel to its process, and its memory.
+
+    Args:
+        channel: The channel to its process.
+        memory: What it shares.
+        slots: Its slots.
+    """
+
+    channel: Channel
+    memory: SharedMemory
+    slots: int
+    sessions: dict[int, _Remote] = field(default_factory=dict, init=False)  # by slot
+    frames: list[int] = field(default_factory=list, init=False)  # for the next message
+    read_B: list[int] = field(init=False)  # outputs taken of each slot
+
+    def __post_init__(self) -> None:
+        self.read_B = [0] * self.slots
+
+    @property
+    def free(self) -> int:
+        """Slots that nobody uses."""
+        return self.slots - int(self.memory.stats[Stat.ACTIVE])
+
+    def put(self, kind: Kind, payload: bytes) -> None:
+        """Send a message after the frames before it."""
+        if self.frames:
+            self.channel.put(Kind.FRAMES, np.array(self.frames, np.uint32).tobytes())
+            self.frames.clear()
+        self.channel.put(kind, payload)
+
+    def flush(self) -> None:
+        """Send all messages so far."""
+        if self.frames:
+            self.channel.put(Kind.FRAMES, np.array(self.frames, np.uint32).tobytes())
+            self.frames.clear()
+        self.channel.flush()
+
+
+@dataclass(eq=False)
+class _Remote:
+    """One session: where it has a slot or waits for one.
+
+    `untried`: engines that it has not asked yet. `asked`: those that may still admit it, with its place in the queue.
+    """
+
+    number: int
+    mailbox: Mailbox
+    wait: float
+    untried: list[Device]
+    asked: dict[Device, int] = field(default_factory=dict)
+    queued: bool = False
+    device: Device | None = None
+    written: int = 0
+    on_their_way: int = 0
+
+
+class RemoteEngine:
+    """Runs sessions of this process on engines in others. It is the `EnginePort` of their live sessions.
+
+    The owner calls `receive` when a channel is readable and `tick` every few milliseconds. A new session goes to the
+    engine with the most free slots; if all are full, it waits at all of them. When an engine's process ends, every
+    session ends with `EngineError`.
+
+    Args:
+        format: What the sessions have in common.
+        devices: The engines.
+        later: Calls a function soon, once, in the thread of the owner: what several sessions have to send until then
+            goes into one message. None sends immediately.
+    """
+
+    def __init__(
+        self,
+        format: StreamFormat,
+        devices: Sequence[Device],
+        later: Callable[[Callable[[], None]], None] | None = None,
+    ) -> None:
+        self.format = format
+        self.devices = list(devices)
+        self.slots = sum(device.slots for device in devices)
+        self.failure: BaseException | None = None
+        """Why the engine has stopped."""
+        self._later = later
+        self._flush_is_due = False
+        # Reentrant: the garbage collector may abandon a session while its thread holds the lock.
+        self._lock = threading.RLock()
+        self._remotes: dict[Session, _Remote] = {}
+        self._numbers: dict[int, _Remote] = {}
+        self._count = 0
+        self._markers: dict[Session, float] = {}
+        self._with_news: list[Mailbox] = []
+        self._abandoned: deque[Session] = deque()
+
+    @property
+    def active(self) -> int:
+        """Sessions of all processes that have a slot."""
+        return sum(int(device.memory.stats[Stat.ACTIVE]) for device in self.devices)
+
+    @property
+    def waiting(self) -> int:
+        """Sessions of all processes that wait for a slot; each waits at every engine."""
+        return max(int(device.memory.stats[Stat.WAITING]) for device in self.devices)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engines run."""
+        return self.failure is None
+
+    @property
+    def step_seconds(self) -> float:
+        """How long the longest step in progress has taken so far; 0 between steps."""
+        began = [float(device.memory.stats[Stat.STEP_BEGAN]) for device in self.devices]
+        return max(time.monotonic() - one if one else 0.0 for one in began)
+
+    def open(
+        self,
+        options: SessionOptions | None = None,
+        *,
+        wait: float = 0.0,
+        wake: Callable[[], None] | None = None,
+    ) -> LiveSession:
+        """Open a session; see `Engine.open`. Where no slot is free, it ends with `Overloaded`.
+
+        Raises:
+            EngineError: The engine has failed.
+            ConfigError: The options have hints, which no message carries.
+        """
+        options = options or SessionOptions()
+        if options.hints != Hints():
+            raise ConfigError("hints need a server of one process: --workers 0")
+        mailbox = Mailbox(Session(self.format, options), wake)
+        with self:
+            if self.failure is not None:
+                raise _engine_error(self.failure)
+            self._count += 1
+            emptiest_first = sorted(self.devices, key=lambda device: -device.free)
+            remote = _Remote(self._count, mailbox, wait, emptiest_first)
+            self._remotes[mailbox.session] = self._numbers[remote.number] = remote
+            self._ask(remote)
+        return LiveSession(self, mailbox)
+
+    # ---------------------------------------------------------------------------- called by live sessions, any thread
+
+    def change(self, mailbox: Mailbox, action: Callable[[Session], _T]) -> _T:
+        """See `EnginePort.change`."""
+        with self:
+            mailbox.check_open()
+            try:
+                result = action(mailbox.session)
+            except AudioError as error:
+                self._remove(mailbox.session, error)
+                raise
+            self._update(mailbox.session)
+        return result
+
+    def end(self, session: Session, error: BaseException | None) -> None:
+        """See `EnginePort.end`."""
+        with self:
+            self._remove(session, error)
+
+    def abandon(self, session: Session) -> None:
+        """See `EnginePort.abandon`."""
+        self._abandoned.append(session)  # `tick` removes it
+
+    def position(self, session: Session) -> int:
+        """See `EnginePort.position`."""
+        remote = self._remotes.get(session)
+        if remote is None or remote.device is not None:
+            return 0
+        return min((place for place in remote.asked.values() if place), default=0)
+
+    # ---------------------------------------------------------------------------------------- called by the owner
+
+    def receive(self) -> None:
+        """Take the messages that have arrived: all outputs of a step under one lock."""
+        with self:
+            for device in self.devices:
+                for kind, payload in device.channel.receive():
+                    self._take(device, kind, payload)
+                if device.channel.closed and self.failure is None:
+                    self.fail(EngineError("the process of the engine has ended"))
+
+    def tick(self, now: float) -> None:
+        """Do what is due at this time of `time.monotonic`."""
+        if self._markers or self._abandoned or any(device.channel.unsent for device in self.devices):
+            with self:
+                while self._abandoned:
+                    self._remove(self._abandoned.popleft(), None)
+                for session in [session for session, when in self._markers.items() if when <= now]:
+                    session.flush_for_markers(now)
+                    self._update(session)
+                self._flush_soon()
+
+    def flush(self) -> None:
+        """Send all messages so far."""
+        with self._lock:
+            self._flush_is_due = False
+            for device in self.devices:
+                device.flush()
+
+    def fail(self, failure: BaseException) -> None:
+        """End all sessions, and refuse new ones."""
+        with self:
+            self.failure = failure
+            for session in list(self._remotes):
+                self._remove(session, _engine_error(failure))
+
+    def close(self) -> None:
+        """Close the channels: this process gives up all its slots."""
+        for device in self.devices:
+            device.channel.close()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        mailboxes, self._with_news = self._with_news, []
+        self._lock.release()
+        for mailbox in mailboxes:
+            try:
+                mailbox.signal()
+            except Exception as failure:  # a listener that fails ends its own session
+                self.end(mailbox.session, failure)
+
+    # -------------------------------------------------------------------------------------------- only within `with`
+
+    def _take(self, device: Device, kind: Kind, payload: bytes) -> None:
+        if kind is Kind.DONE:
+            self._advance(device, np.frombuffer(payload, np.uint32).tolist())
+        elif kind is Kind.ADMITTED:
+            number, slot = struct.unpack("<II", payload)
+            self._admit(device, number, slot)
+        elif kind is Kind.REFUSED:
+            number, refusal, waiting = struct.unpack("<III", payload)
+            if (remote := self._numbers.get(number)) is not None:
+                self._refuse(remote, device, Refusal(refusal), waiting)
+        elif kind is Kind.POSITIONS:
+            pairs = np.frombuffer(payload, np.uint32).tolist()
+            for number, place in zip(pairs[::2], pairs[1::2], strict=True):
+                if (remote := self._numbers.get(number)) is not None and device in remote.asked:
+                    remote.asked[device] = place
+
+    def _advance(self, device: Device, slots: list[int]) -> None:
+        """Pass the outputs of a step to their sessions."""
+        read_B, memory = device.read_B, device.memory
+        places = [read_B[slot] % FRAMES for slot in slots]
+        heads = int(memory.stats[Stat.PAUSE_HEADS])
+        tokens = memory.token_BF[slots, places].tolist()
+        logprobs = memory.logprob_BF[slots, places].tolist()
+        pauses = memory.pause_BFH[slots, places, :heads].tolist()
+        now = time.monotonic()
+        for slot, token, logprob, pause_H in zip(slots, tokens, logprobs, pauses, strict=True):
+            read_B[slot] += 1
+            if (remote := device.sessions.get(slot)) is None:  # it has closed meanwhile
+                continue
+            remote.on_their_way -= 1
+            session = remote.mailbox.session
+            try:
+                session.advance(token, logprob, pause_H, now)
+            except Exception as error:  # a defect in one session must not end the others
+                self._remove(session, error)
+            else:
+                self._update(session)
+
+    def _ask(self, remote: _Remote) -> None:
+        """Ask the next engine for a slot; once all are full, wait at all of them, or end the session."""
+        if remote.untried:
+            devices, wait = [remote.untried.pop(0)], 0.0 if len(self.devices) > 1 else remote.wait
+            remote.queued = wait > 0
+        else:
+            devices, wait, remote.queued = self.devices, remote.wait, True
+        for device in devices:
+            remote.asked[device] = 0
+            device.put(Kind.OPEN, struct.pack("<Id", remote.number, wait))
+        self._flush_soon()
+
+    def _admit(self, device: Device, number: int, slot: int) -> None:
+        device.read_B[slot] = 0
+        remote = self._numbers.get(number)
+        if remote is None or remote.device is not None:  # it has closed meanwhile, or another engine was faster
+            self._leave(device, number)
+            return
+        for other in remote.asked:
+            if other is not device:
+                self._leave(other, number)
+        remote.asked.clear()
+        remote.device = device
+        device.sessions[slot] = remote
+        remote.mailbox.session.admit(slot)
+        self._update(remote.mailbox.session)
+
+    def _refuse(self, remote: _Remote, device: Device, refusal: Refusal, waiting: int) -> None:
+        remote.asked.pop(device, None)
+        if remote.asked or remote.device is not None:
+            return
+        if remote.untried or (remote.wait > 0 and not remote.queued):
+            self._ask(remote)
+            return
+        full = f"all {self.slots} slots are in use"
+        if refusal is Refusal.QUEUE_FULL:
+            full = f"{full} and {waiting} sessions wait already"
+        elif refusal is Refusal.TIMED_OUT:
+            full = f"timed out waiting for a free slot ({self.slots} of {self.slots} in use)"
+        self._remove(remote.mailbox.session, Overloaded(full))
+
+    def _update(self, session: Session) -> None:
+        """Pass on the news of a session, and send its frames."""
+        if (remote := self._remotes.get(session)) is None:
+            return
+        mailbox = remote.mailbox
+        if mailbox.collect():
+            self._with_news.append(mailbox)
+        if session.done:
+            self._remove(session, None)
+        elif mailbox.overfull:
+            self._remove(session, Overloaded(f"{len(mailbox.unread)} events are unread: read the session's events"))
+        elif remote.device is not None:
+            self._send(remote, remote.device)
+            self._markers.pop(session, None)
+            if session.awaits_marker and not session.ready:
+                self._markers[session] = time.monotonic() + MARKER_WAIT_SECONDS
+
+    def _send(self, remote: _Remote, device: Device) -> None:
+        session = remote.mailbox.session
+        slot = session.slot
+        assert slot is not None, "an admitted session"
+        while session.ready and session.in_model < MOST_IN_MODEL and remote.on_their_way < FRAMES:
+            urgent = URGENT if session.urgent else 0
+            if session.has_ops:
+                for operation in session.take_ops():
+                    device.put(Kind.OPERATION, struct.pack("<II", slot, operation.value))
+            session.fill(device.memory.pcm_BFS[slot, remote.written % FRAMES])
+            remote.written += 1
+            remote.on_their_way += 1
+            device.frames.append(slot + urgent)
+            self._flush_soon()
+
+    def _remove(self, session: Session, error: BaseException | None) -> None:
+        if (remote := self._remotes.pop(session, None)) is None:
+            return
+        del self._numbers[remote.number]
+        self._markers.pop(session, None)
+        if remote.device is not None and session.slot is not None:
+            del remote.device.sessions[session.slot]
+            self._leave(remote.device, remote.number)
+        for device in remote.asked:
+            self._leave(device, remote.number)
+        session.release()
+        remote.mailbox.end(error)
+        self._with_news.append(remote.mailbox)
+
+    def _leave(self, device: Device, number: int) -> None:
+        device.put(Kind.CLOSE, struct.pack("<I", number))
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if self._later is None:
+            self.flush()
+        elif not self._flush_is_due:
+            self._flush_is_due = True
+            self._later(self.flush)
+
+
+def _engine_error(cause: BaseException) -> EngineError:
+    error = EngineError(f"the engine has stopped: {cause}")
+    error.__cause__ = cause
+    return error

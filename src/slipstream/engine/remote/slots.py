@@ -1,0 +1,129 @@
+"""The slots of an engine whose sessions are in other processes, as arrays: no object per session."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+
+import numpy as np
+
+from slipstream.arrays import BoolArray, IntArray
+from slipstream.engine.flush import SlotOp
+from slipstream.engine.remote.memory import FRAMES
+from slipstream.engine.scheduler import BATCH_WAIT_SECONDS, HOLD_SECONDS, URGENT_WAIT_SECONDS, StepCosts
+
+
+class Slots:
+    """The frames that wait in each slot, and when a step is due, by the rules of `Scheduler`.
+
+    It has no thread and no device, and receives the time as argument.
+
+    Args:
+        number: Slots of the engine.
+
+    Attributes:
+        owner_B: Who has each slot; -1 for nobody.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.owner_B = np.full(number, -1, np.int64)
+        self._free = list(range(number))
+        self._written_B = np.zeros(number, np.int64)
+        self._taken_B = np.zeros(number, np.int64)
+        self._since_B = np.full(number, np.inf)  # when the next frame became ready; infinite without one
+        self._urgent_B = np.zeros(number, np.bool_)
+        self._operations: dict[int, deque[tuple[int, SlotOp]]] = {}  # each before a frame of this number
+        self._costs = StepCosts()
+        self._step: tuple[int, float] | None = None
+
+    @property
+    def active(self) -> int:
+        """Slots in use."""
+        return self.number - len(self._free)
+
+    def admit(self, owner: int) -> int | None:
+        """Give the lowest free slot to an owner. Returns None if there is none."""
+        if not self._free:
+            return None
+        slot = heapq.heappop(self._free)
+        self.owner_B[slot] = owner
+        self._written_B[slot] = self._taken_B[slot] = 0
+        return slot
+
+    def release(self, slot: int) -> None:
+        """Free a slot, and forget its frames and operations."""
+        heapq.heappush(self._free, slot)
+        self.owner_B[slot] = -1
+        self._since_B[slot] = np.inf
+        self._urgent_B[slot] = False
+        self._operations.pop(slot, None)
+
+    def add(self, slots_N: IntArray, urgent_N: BoolArray, now: float) -> None:
+        """Add a frame to each of these slots; a slot may occur more than once."""
+        self._written_B += np.bincount(slots_N, minlength=self.number)
+        self._since_B[slots_N] = np.minimum(self._since_B[slots_N], now)
+        self._urgent_B[slots_N[urgent_N]] = True
+
+    def operate(self, slot: int, operation: SlotOp) -> None:
+        """Run an operation before the next frame that is added to the slot."""
+        self._operations.setdefault(slot, deque()).append((int(self._written_B[slot]), operation))
+
+    def delay(self, now: float) -> float | None:
+        """Return the seconds until a step is due; None while no slot has a frame."""
+        oldest = float(self._since_B.min())
+        if oldest == math.inf:
+            return None
+        ready = int(np.count_nonzero(self._since_B < math.inf))
+        if ready == self.active:
+            due = oldest
+        elif self._urgent_B.any():
+            due = oldest if ready >= self.active // 16 else oldest + URGENT_WAIT_SECONDS
+        else:
+            due = oldest + BATCH_WAIT_SECONDS
+        return max(0.0, due - now)
+
+    def take(self, now: float) -> tuple[IntArray, IntArray, list[tuple[int, SlotOp]], float]:
+        """Take the frames of the step that is due. The next call of `finish` marks its end.
+
+        Returns:
+            The slots in ascending order, the place of each frame in its ring, the operations to run before the step,
+            and how long the oldest frame has waited, in seconds.
+        """
+        slots_N = np.flatnonzero(self._next(now))
+        lag = now - float(self._since_B[slots_N].min())
+        frames_N = self._taken_B[slots_N]
+        operations = []
+        for slot in self._operations.keys() & set(slots_N.tolist()) if self._operations else ():
+            waiting = self._operations[slot]
+            while waiting and waiting[0][0] <= self._taken_B[slot]:
+                operations.append((slot, waiting.popleft()[1]))
+            if not waiting:
+                del self._operations[slot]
+        self._taken_B[slots_N] += 1
+        more_N = self._written_B[slots_N] > self._taken_B[slots_N]
+        self._since_B[slots_N] = np.where(more_N, now, np.inf)
+        self._urgent_B[slots_N] &= more_N
+        self._step = (len(slots_N), now)
+        return slots_N, frames_N % FRAMES, operations, lag
+
+    def finish(self, now: float) -> None:
+        """Record the time of the step."""
+        if self._step is not None:
+            size, began = self._step
+            self._costs.record(size, now - began, now)
+            self._step = None
+
+    def _next(self, now: float) -> BoolArray:
+        """Return which slots the next step advances: all that have a frame, or only the urgent ones."""
+        ready_B: BoolArray = self._since_B < math.inf
+        held_B = ready_B & ~self._urgent_B
+        urgent, held = int(np.count_nonzero(self._urgent_B)), int(np.count_nonzero(held_B))
+        if not urgent or not held:
+            return ready_B
+        alone, together = self._costs.of(urgent, now), self._costs.of(urgent + held, now)
+        if 2 * alone >= together or now + alone > float(self._since_B[held_B].min()) + HOLD_SECONDS:
+            return ready_B
+        urgent_B: BoolArray = self._urgent_B.copy()
+        return urgent_B

@@ -1,0 +1,188 @@
+"""Sessions on an engine in another process get the events that they get on one in their own."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tests.engine.remote.harness import hosting, wait_for
+from tests.fakes import FRAME_SAMPLES, ScriptRunner, sound_of, speech, tiny_tokenizer
+
+from slipstream.engine.engine import Engine
+from slipstream.engine.live import AnyEngine
+from slipstream.engine.remote.channel import Kind
+from slipstream.engine.session import SessionOptions
+from slipstream.errors import AudioError, EngineError, Overloaded
+from slipstream.events import Event, Final, Flushed, MarkerReached, Ready
+
+OPTIONS = [
+    SessionOptions(),
+    SessionOptions(low_latency=True),
+    SessionOptions(flush_after_silence=0.5),
+    SessionOptions(partials=False, watchdog=None),
+]
+
+
+def events_of(engine: AnyEngine, seed: int, options: SessionOptions, wait: float = 0.0) -> list[Event]:
+    """The events of a recording with a flush and a marker, without the times that differ from run to run."""
+    session = engine.open(options, wait=wait)
+
+    def send() -> None:
+        for number, chunk in enumerate(np.array_split(speech(seed, words=8), 13)):
+            session.send(chunk)
+            if number == 7:
+                session.flush()
+                session.mark(number)
+        session.finish()
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    events = list(session)
+    sender.join()
+    return [
+        replace(event, seconds=0.0)
+        if isinstance(event, Flushed)
+        else replace(event, flush_seconds=0.0)
+        if isinstance(event, Final)
+        else event
+        for event in events
+    ]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "low latency", "silence", "no partials"])
+def test_events_are_those_of_an_engine_in_the_same_process(options: SessionOptions) -> None:
+    with Engine(ScriptRunner(slots=2), tiny_tokenizer()) as engine:
+        expected = events_of(engine, 3, options)
+    with hosting(ScriptRunner(slots=2)) as hosted, hosted.worker() as remote:
+        assert events_of(remote, 3, options) == expected
+
+
+def test_the_watchdog_resets_the_same_slot_at_the_same_time() -> None:
+    options = SessionOptions(steps=False)
+    with Engine(ScriptRunner(loop_after=40), tiny_tokenizer()) as engine:
+        expected = events_of(engine, 5, options)
+    with hosting(ScriptRunner(loop_after=40)) as hosted, hosted.worker() as remote:
+        assert events_of(remote, 5, options) == expected
+
+
+def test_sessions_of_two_workers_share_the_slots() -> None:
+    with Engine(ScriptRunner(slots=2), tiny_tokenizer()) as engine:
+        expected = [events_of(engine, seed, SessionOptions()) for seed in range(6)]
+    found: dict[int, list[Event]] = {}
+    with hosting(ScriptRunner(slots=2)) as hosted, hosted.worker() as one, hosted.worker() as other:
+
+        def run(seed: int) -> None:
+            found[seed] = events_of((one, other)[seed % 2], seed, SessionOptions(), wait=20.0)
+
+        threads = [threading.Thread(target=run, args=(seed,)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        wait_for(lambda: one.active == 0)
+        assert one.waiting == 0
+    assert [found[seed] for seed in range(6)] == expected
+
+
+def test_a_worker_that_is_gone_frees_its_slots_and_its_places_in_the_queue() -> None:
+    with hosting(ScriptRunner(slots=1)) as hosted, hosted.worker() as other:
+        with hosted.worker() as lost:
+            held = [lost.open()]
+            held[0].send(sound_of("fox", frames=3))
+            wait_for(lambda: lost.active == 1)
+            held.append(lost.open(wait=60.0))
+            wait_for(lambda: lost.waiting == 1)
+            waiting = other.open(wait=60.0)
+            wait_for(lambda: waiting.queue_position == 2)
+        wait_for(lambda: waiting.queue_position == 0)
+        assert isinstance(next(iter(waiting)), Ready)
+        assert (other.active, other.waiting) == (1, 0)
+
+
+def test_a_full_engine_is_reported() -> None:
+    with hosting(ScriptRunner(slots=1), max_waiting=1) as hosted, hosted.worker() as engine:
+        with engine.open():
+            wait_for(lambda: engine.active == 1)
+            with pytest.raises(Overloaded, match=r"^all 1 slots are in use$"):
+                list(engine.open())
+            with pytest.raises(Overloaded, match="timed out waiting for a free slot"):
+                list(engine.open(wait=0.01))
+            waiting = engine.open(wait=60.0)
+            wait_for(lambda: waiting.queue_position == 1)
+            with pytest.raises(Overloaded, match="1 sessions wait already"):
+                list(engine.open(wait=60.0))
+        wait_for(lambda: waiting.queue_position == 0)
+
+
+def test_new_sessions_go_to_the_emptiest_engine_and_the_queue_takes_the_first_free_slot() -> None:
+    with hosting(ScriptRunner(slots=2), ScriptRunner(slots=2)) as hosted, hosted.worker() as engine:
+        sessions = []
+        for number in range(4):
+            sessions.append(engine.open())
+            wait_for(lambda number=number: engine.active == number + 1)
+            assert abs(engine.devices[0].free - engine.devices[1].free) <= 1
+        with pytest.raises(Overloaded, match="all 4 slots are in use"):
+            list(engine.open())
+        waiting = engine.open(wait=60.0)
+        wait_for(lambda: waiting.queue_position == 1)
+        sessions[3].cancel()
+        wait_for(lambda: waiting.queue_position == 0)
+        wait_for(lambda: (engine.active, engine.waiting) == (4, 0))
+
+
+def test_a_step_that_fails_ends_every_session() -> None:
+    with hosting(ScriptRunner(crash_after=2)) as hosted, hosted.worker() as engine:
+        session = engine.open()
+        session.send(sound_of("fox", frames=8))
+        with pytest.raises(EngineError, match="the process of the engine has ended"):
+            list(session)
+        assert not engine.alive
+        with pytest.raises(EngineError):
+            engine.open()
+        wait_for(lambda: hosted.failures)
+
+
+def test_restarts_markers_and_invalid_audio() -> None:
+    with hosting(ScriptRunner(slots=2)) as hosted, hosted.worker() as engine:
+        session = engine.open()
+        session.send(sound_of("fox", frames=6))
+        session.restart()
+        session.send(sound_of("dog", frames=6))
+        session.mark(7)  # no more audio comes: the engine flushes for it
+        events = []
+        for event in session:
+            events.append(event)
+            if isinstance(event, MarkerReached):
+                break
+        assert events.count(Ready()) >= 1
+        assert [event.text for event in events if hasattr(event, "text")][-1] == "dog"
+        with pytest.raises(AudioError):
+            session.send(np.full(FRAME_SAMPLES, np.nan, np.float32))
+        wait_for(lambda: engine.active == 0)
+
+
+def test_a_session_that_nobody_holds_is_freed() -> None:
+    with hosting(ScriptRunner(slots=1)) as hosted, hosted.worker() as engine:
+        session = engine.open()
+        wait_for(lambda: engine.active == 1)
+        del session
+        wait_for(lambda: engine.active == 0)
+
+
+def test_an_invalid_message_ends_only_its_sender(caplog: pytest.LogCaptureFixture) -> None:
+    with hosting(ScriptRunner(slots=2)) as hosted, hosted.worker() as good:
+        with hosted.worker() as bad:
+            kept = good.open()
+            wait_for(lambda: good.active == 1)
+            session = bad.open()
+            with bad:
+                bad.devices[0].put(Kind.FRAMES, np.array([0], np.uint32).tobytes())  # the slot of the other worker
+                bad.devices[0].flush()
+            with pytest.raises(EngineError):
+                list(session)
+        kept.send(sound_of("sea", frames=3))
+        kept.finish()
+        assert isinstance(list(kept)[-1], Final)
+    assert "invalid message of a worker process" in caplog.text
