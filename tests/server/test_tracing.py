@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import threading
 import wave
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -29,6 +32,19 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler
 from slipstream.server.tracing import ARRIVALS, MOST_DETAILS, Trace, Tracer
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Takes spans as OTLP over HTTP."""
+
+    bodies: ClassVar[list[bytes]] = []
+
+    def do_POST(self) -> None:
+        self.bodies.append(self.rfile.read(int(self.headers["content-length"])))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None: ...
 
 
 class Collected:
@@ -209,3 +225,19 @@ def test_the_environment_names_the_service(environment: dict[str, str], monkeypa
     resource = tracer.provider.resource.attributes
     assert resource["service.name"] == environment.get("OTEL_SERVICE_NAME", "slipstream")
     tracer.close()
+
+
+def test_spans_reach_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
+        tracer = Tracer.from_environment()
+        tracer.begin("slipstream.stream", Client("7f"), "plain", {}).end(1000, "", failed=False)
+        tracer.close()
+        collector.shutdown()
+    (body,) = Collector.bodies
+    (resource,) = ExportTraceServiceRequest.FromString(body).resource_spans
+    assert [span.name for scope in resource.scope_spans for span in scope.spans] == ["slipstream.stream"]
