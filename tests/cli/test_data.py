@@ -203,3 +203,32 @@ def test_a_missing_engine_is_not_reported_for_each_sentence(tmp_path: Path, monk
     result = _run("synthesise", tmp_path / "texts.txt", "-o", tmp_path / "out")
     assert isinstance(result.exception, BackendError)
     assert str(result.exception) == "libespeak-ng is not installed: install the package espeak-ng"
+
+
+def test_recordings_are_split_by_speaker(tmp_path: Path) -> None:
+    lines = [
+        {"audio": f"{n}.wav", "text": f"text {chr(97 + n // 2)}", "speaker": f"s{n % 10}", "seconds": 1.0}
+        for n in range(40)
+    ]
+    manifest = _manifest(tmp_path / "all.jsonl", *lines)
+    tests = _manifest(tmp_path / "tests.jsonl", {"audio": "t.wav", "text": "Text a."})
+    result = _run(
+        "split",
+        manifest,
+        "-o",
+        tmp_path / "splits",
+        "--valid",
+        0.1,
+        "--test",
+        0.1,
+        "--no-shared-text",
+        "--exclude",
+        tests,
+    )
+    assert result.exit_code == 0, result.output
+    splits = {name: _read(tmp_path / "splits" / f"{name}.jsonl") for name in ("train", "valid", "test")}
+    for a, b in (("train", "valid"), ("train", "test"), ("valid", "test")):
+        for key in ("speaker", "text"):
+            assert not {line[key] for line in splits[a]} & {line[key] for line in splits[b]}
+    assert all(line["split"] == name and line["text"] != "text a" for name, of in splits.items() for line in of)
+    assert "their text is in another split" in result.output

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slipstream.data.texts import read_texts
+from slipstream.data.texts import Exclusion, read_texts
 from slipstream.errors import SlipstreamError
 
 
@@ -28,3 +28,15 @@ def test_a_text_file_that_cannot_be_read_is_reported(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(SlipstreamError, match=message):
         read_texts(tmp_path / name)
+
+
+def test_a_sentence_a_quotation_of_it_and_a_part_of_it_are_excluded() -> None:
+    sentence = "it was the best of times it was the worst of times"
+    exclusion = Exclusion([sentence, "hello there"])
+    assert sentence in exclusion
+    assert f"he wrote {sentence} and more" in exclusion
+    assert "the best of times it was the worst" in exclusion
+    assert "hello there" in exclusion
+    assert "hello there again" not in exclusion
+    assert "it was the best of days it was the worst of days" not in exclusion
+    assert len(exclusion) == 2

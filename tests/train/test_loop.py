@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
-from itertools import count
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
 
@@ -178,9 +178,10 @@ def test_an_interrupted_run_ends_its_step_and_resumes_to_the_same_weights(
             signal.raise_signal(number)
         return draw(first_row, rows)
 
-    with patch(
-        "slipstream.train.loop.prefetch", lambda draw, first, stride, depth: (draw(n) for n in count(first, stride))
-    ):
+    def now(draw: Callable[[object], object], orders: Iterator[object], depth: int, workers: int) -> Iterator[object]:
+        return (draw(order) for order in orders)
+
+    with patch("slipstream.train.loop.prefetch", now):
         run.task.batch = interrupted  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
             run.run()

@@ -82,6 +82,12 @@ def test_a_run_killed_at_random_moments_has_the_same_curve(folder: Path, tmp_pat
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
 
 
+def test_processes_draw_the_same_rows(folder: Path, tmp_path: Path) -> None:
+    trainer(folder, tmp_path / "thread", steps=4).run()
+    trainer(folder, tmp_path / "processes", steps=4, workers=2).run()
+    assert curve(tmp_path / "processes") == curve(tmp_path / "thread")
+
+
 def test_a_loss_that_is_not_finite_names_the_step_and_the_rows(folder: Path, tmp_path: Path) -> None:
     run = trainer(folder, tmp_path, accumulate=2)
     loss = run.task.loss

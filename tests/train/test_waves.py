@@ -21,7 +21,7 @@ from slipstream.errors import CheckpointError
 from slipstream.model.config import PAD_ID, STTConfig, WhisperConfig
 from slipstream.model.numerics import NO_TOKEN
 from slipstream.model.text import Tokenizer
-from slipstream.train.distil import Distilled, DistilTask
+from slipstream.train.distil import Distilled, DistilTask, Teacher
 from slipstream.train.joint import WhisperJointTask
 from slipstream.train.loop import Trainer
 from slipstream.train.model import SpeechModel
@@ -143,6 +143,23 @@ def test_an_lm_learns_with_a_trained_or_frozen_encoder(pack: Pack, tmp_path: Pat
     assert any(name.startswith("codec.encoder.") for name in moved) == learns
     assert {"lm.text_linear.weight", "phone_head.weight", "token_head.weight", "codec.downsample.weight"} <= moved
     assert "codec.quantizer.semantic.codebooks.0.embedding_sum" in moved
+
+
+def test_an_encoder_that_learns_with_the_lm_keeps_to_its_teacher(pack: Pack, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, rows = SpeechModel(config(), 3), sampler(pack, tmp_path, {"chords": 1.0})
+    tensors = {f"encoder.{n}": w.numpy().copy() for n, w in model.codec.encoder.state_dict().items()}
+    teacher = Teacher((WHISPER, tensors), WHISPER, model.codec.mel, rows.clean, torch.float32)
+    nothing = LossOptions(text=0, spoken=0, pause=0, commitment=0, frame_phones=0)
+    task = WhisperJointTask(model, rows, nothing, QuantiserOptions(start=0), True, teacher)
+    loss, numbers = task.loss(rows.batch(0, 2), 0, 0.0)
+    loss.backward()
+    weight = model.codec.encoder.conv1.weight
+    assert weight.grad is not None
+    assert weight.grad.any()
+    assert "cosine" in numbers
+    task.encoder_learns = False
+    assert "cosine" not in task.loss(rows.batch(0, 2), 0, 0.0)[1]
 
 
 def test_the_encoder_reads_only_rows_that_have_audio(pack: Pack, tmp_path: Path) -> None:

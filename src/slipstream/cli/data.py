@@ -22,7 +22,11 @@ app = typer.Typer(help="Prepare training data.", no_args_is_help=True)
 Manifest = Annotated[Path, typer.Argument(help="A JSONL manifest.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
 Exclude = Annotated[
-    Path | None, typer.Option(help="A manifest of test recordings: leave out all sentences that it contains.")
+    list[Path] | None,
+    typer.Option(
+        help="A manifest of test recordings (may be given several times): leave out its sentences, and texts that "
+        "share 8 words in a row with one."
+    ),
 ]
 
 
@@ -176,6 +180,42 @@ def cut(
 
 
 @app.command()
+def split(
+    manifest: Manifest,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for train.jsonl, valid.jsonl and test.jsonl.")],
+    by: Annotated[
+        str, typer.Option(help="Keep together what has the same value of this key: speaker, dataset, lang, recording.")
+    ] = "speaker",
+    valid: Annotated[float, typer.Option(min=0, max=1, help="Share of the audio for validation.")] = 0.05,
+    test: Annotated[float, typer.Option(min=0, max=1, help="Share of the audio for tests.")] = 0.05,
+    no_shared_text: Annotated[
+        bool, typer.Option("--no-shared-text", help="Leave out what a test or validation recording has the text of.")
+    ] = False,
+    exclude: Exclude = None,
+    seed: int = 0,
+) -> None:
+    """Divide recordings into training, validation and tests: no speaker is in two of them."""
+    from slipstream.data.manifest import read_manifest, write_manifest
+    from slipstream.data.splitting import split_recordings, without_shared_texts
+    from slipstream.data.texts import excluded
+    from slipstream.data.tokenizer import plain_text
+
+    unwanted = excluded(*exclude or [])
+    recordings = [one for one in read_manifest(manifest) if plain_text(one.text) not in unwanted]
+    shares = {name: share for name, share in (("test", test), ("valid", valid)) if share}
+    splits = split_recordings(recordings, shares | {"train": 1 - test - valid}, by, seed=seed)
+    left_out = 0
+    if no_shared_text:
+        splits, left_out = without_shared_texts(splits)
+    for name, chosen in splits.items():
+        _need(chosen, f"{manifest}: no recording is left for {name}")
+        write_manifest(out / f"{name}.jsonl", chosen)
+        typer.echo(f"{name}: {_summary(chosen, 'recordings')}")
+    if left_out:
+        typer.echo(f"{left_out} left out: their text is in another split")
+
+
+@app.command()
 def synthesise(
     texts: Annotated[Path, typer.Argument(help="A text file with one sentence per line, plain or gzipped.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the audio and manifest.jsonl.")],
@@ -204,7 +244,7 @@ def synthesise(
     options = SynthesisOptions(Espeak(), language, augment=augment, seed=seed)
     everything, left_out = read_texts(texts), LeftOut()
     sentences = everything[start : None if limit is None else start + limit]
-    unwanted = excluded(exclude) if exclude else set()
+    unwanted = excluded(*exclude or [])
     sentences = [text for text in sentences if plain_text(text) not in unwanted]
     _need(sentences, f"{texts}: no sentence is left of {len(everything)} after --start {start}, --limit and --exclude")
     existing_recordings(out / "manifest.jsonl")  # fail before synthesis if the manifest cannot be read
@@ -245,7 +285,7 @@ def pack(
         raise ConfigError("give one of --model (tokens), --config (log-mel frames) and --samples")
     recordings, left_out = list(matching(read_manifest(manifest), manifest, split=split)), LeftOut()
     if exclude:
-        unwanted = excluded(exclude)
+        unwanted = excluded(*exclude)
         recordings = [one for one in recordings if plain_text(one.text) not in unwanted]
     if model is not None:
         count = write_pack(out, *token_items(recordings, load_codec(model), device, left_out))

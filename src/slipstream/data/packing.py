@@ -70,7 +70,18 @@ def token_items(
 def _clip(recording: Recording) -> Clip:
     """The entry of a recording in a pack."""
     words = tuple((w.text, w.start, w.end) for w in recording.words)
-    return Clip(0, 0, recording.text, recording.lang, recording.dataset, recording.speaker, words, recording.phones)
+    licence = str(recording.extra.get("license") or recording.extra.get("licence") or "")
+    return Clip(
+        0,
+        0,
+        recording.text,
+        recording.lang,
+        recording.dataset,
+        recording.speaker,
+        words,
+        recording.phones,
+        licence=licence,
+    )
 
 
 def _with_phones(recording: Recording) -> Clip:

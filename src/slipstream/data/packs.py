@@ -24,7 +24,7 @@ class Clip:
     """One recording in a pack: its rows, its text, and the times of words and phones.
 
     `words` (text, start, end) and `phones` (name, start) are empty where times are unknown; `phone_sequence` has the
-    phones without times. Seconds from the recording's start.
+    phones without times. Seconds from the recording's start. `licence`: as the manifest names it (`license`).
     """
 
     start: int
@@ -36,6 +36,7 @@ class Clip:
     words: tuple[tuple[str, float, float], ...] = ()
     phones: tuple[tuple[str, float], ...] = ()
     phone_sequence: tuple[str, ...] = field(default=())
+    licence: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,8 @@ pauses and several utterances in one stream, as it will in use.
 from __future__ import annotations
 
 import math
-import queue
-import threading
-from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
@@ -25,8 +21,6 @@ from slipstream.data.spectral import FLOOR, from_log_power, to_log_power
 from slipstream.events import Word
 from slipstream.model.numerics import NO_TOKEN
 from slipstream.model.text import Tokenizer
-
-_Drawn = TypeVar("_Drawn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,40 +164,3 @@ class TokenSampler(Sampler):
             words += self._words(clip, (at - skipped) / rate, 1.0)
             at += len(rows) + self._gap(rng)
         return codes, self._targets([w for w in words if w.start < T / rate], (), delay, rng)
-
-
-def prefetch(
-    draw: Callable[[int], _Drawn], first_row: int, stride: int, depth: int = 4
-) -> Generator[_Drawn, None, None]:
-    """`draw(first_row)`, `draw(first_row + stride)`, ... by a thread, ahead of use. Closing it ends the thread."""
-    ready: queue.Queue[_Drawn | BaseException] = queue.Queue(depth)
-    closed = threading.Event()
-
-    def put(item: _Drawn | BaseException) -> None:
-        while not closed.is_set():
-            with suppress(queue.Full):
-                ready.put(item, timeout=0.2)
-                return
-
-    def work() -> None:
-        row = first_row
-        try:
-            while not closed.is_set():
-                put(draw(row))
-                row += stride
-        except BaseException as error:
-            put(error)
-
-    worker = threading.Thread(target=work, daemon=True, name="sampler")
-    worker.start()
-    try:
-        while True:
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        closed.set()
-        with suppress(queue.Empty):
-            ready.get_nowait()  # wakes it, if it waits for room
-        worker.join()  # a thread that the interpreter's end meets in C++ code aborts the process

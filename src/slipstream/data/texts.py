@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from slipstream.data.manifest import read_manifest
 from slipstream.data.tokenizer import plain_text
 from slipstream.errors import SlipstreamError
 
+PASSAGE = 8
+"""Words in a row that two texts share only if one was taken from the other."""
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "`": "'", **dict.fromkeys('"«»“”*_', " ")})  # noqa: RUF001
 
 
@@ -35,6 +38,28 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
-def excluded(manifest: Path) -> set[str]:
-    """Read the sentences of a manifest as plain text, to keep them out of training."""
-    return {plain for recording in read_manifest(manifest) if (plain := plain_text(recording.text))}
+class Exclusion:
+    """Plain texts to keep out of training: `text in exclusion` if it is one of them, or shares a passage with one.
+
+    A passage is `PASSAGE` words in a row: a sentence that is quoted in a longer text, or cut, is recognised too.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts = {plain for plain in texts if plain}
+        self._passages = {passage for text in self._texts for passage in _passages(text)}
+
+    def __contains__(self, text: str) -> bool:
+        return text in self._texts or not self._passages.isdisjoint(_passages(text))
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+
+def excluded(*manifests: Path) -> Exclusion:
+    """Read the sentences of manifests of test recordings, to keep them out of training."""
+    return Exclusion(plain_text(recording.text) for path in manifests for recording in read_manifest(path))
+
+
+def _passages(text: str) -> set[str]:
+    words = text.split()
+    return {" ".join(words[start : start + PASSAGE]) for start in range(len(words) - PASSAGE + 1)}

@@ -120,6 +120,10 @@ class WaveSampler(Sampler):
             np.array([wave.textual for wave in waves]),
         )
 
+    def clean(self, first_row: int, rows: int) -> FloatArray:
+        """The samples `[B, S]` of rows as spoken, without room and noise."""
+        return self.batch(first_row, rows).clean_BS
+
     def _row(self, rng: np.random.Generator) -> tuple[_Row, RowTargets]:
         rate, length = round(self.kind.rate), self.length
         clean, heard = np.zeros(length, np.float32), np.zeros(length, np.float32)

@@ -8,6 +8,7 @@ Shapes: B rows, S samples, T positions at 50 Hz.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -64,6 +65,65 @@ def whisper_mel(codec: Mimi, samples_BS: FloatArray, like: Tensor) -> Tensor:
     return front_end.scale(mel_power(front_end, torch.from_numpy(samples_BS))).transpose(1, 2).to(like)
 
 
+class Teacher:
+    """Whisper's bidirectional encoder, whose features a streaming encoder learns, less their mean at each position.
+
+    Args:
+        teacher: the tensors of a Whisper encoder, and its configuration.
+        student: the configuration of the encoder that learns.
+        front_end: that of the student's codec; it computes the teacher's bands too.
+        rows: clean samples of the run's rows.
+        dtype: what it computes in.
+    """
+
+    def __init__(
+        self,
+        teacher: tuple[WhisperConfig, dict[str, Array]],
+        student: WhisperConfig | None,
+        front_end: LogMel,
+        rows: Callable[[int, int], FloatArray],
+        dtype: torch.dtype,
+    ) -> None:
+        config, tensors = teacher
+        if student is None or (student.dim, student.num_layers) != (config.dim, config.num_layers):
+            raise ConfigError(
+                f"distil.teacher has {config.num_layers} layers of width {config.dim}: model.codec.whisper must agree"
+            )
+        self._front_end, self._rows = front_end, rows
+        self._encoder = WhisperEncoder(config)
+        names = {name.removeprefix("encoder."): torch.from_numpy(array) for name, array in tensors.items()}
+        self._encoder.load_state_dict(names)
+        self._encoder.to(dtype).requires_grad_(False)
+        self._mean: Tensor | None = None
+
+    def loss(self, x_BTD: Tensor, clean_BS: FloatArray) -> tuple[Tensor, float]:
+        """How far a student's features are from the teacher's of clean samples, and their cosine similarity."""
+        self._encoder.to(x_BTD.device)
+        student, target_BTD = x_BTD.float(), self._features(clean_BS) - self._means()[: x_BTD.shape[1]]
+        cosine = F.cosine_similarity(student, target_BTD, dim=-1).mean()
+        return F.smooth_l1_loss(student, target_BTD, beta=0.5) + 1 - cosine, cosine.item()
+
+    @torch.no_grad()
+    def _features(self, clean_BS: FloatArray) -> Tensor:
+        power = mel_power(self._front_end, torch.from_numpy(clean_BS)).clamp(min=1e-10).log10()
+        floor = power.amax(dim=(1, 2), keepdim=True) - _RANGE
+        mel = (torch.maximum(power, floor) + 4) / 4
+        return self._encoder.hidden(mel.transpose(1, 2).to(self._encoder.conv1.weight), bidirectional=True)[-1].float()
+
+    def _means(self) -> Tensor:
+        """The teacher's mean feature at each position of a row, smoothed over a second, `[T, D]`.
+
+        Taken over the run's first rows, so that a run that was stopped has the same again.
+        """
+        if self._mean is None:
+            firsts = range(0, MEAN_ROWS, _AT_ONCE)
+            parts = [self._features(self._rows(n, _AT_ONCE)).mean(dim=0) for n in firsts]
+            mean_1DT = torch.stack(parts).mean(dim=0).T[None]
+            half = _SMOOTHING // 2
+            self._mean = F.avg_pool1d(F.pad(mean_1DT, (half, half), mode="replicate"), _SMOOTHING, 1)[0].T
+        return self._mean
+
+
 class DistilTask:
     """The student's features become the teacher's, less their mean at each position; CTC where there is text.
 
@@ -81,20 +141,10 @@ class DistilTask:
         loss: LossOptions,
         dtype: torch.dtype,
     ) -> None:
-        config, tensors = teacher
-        whisper = model.config.codec.whisper
-        if whisper is None or (whisper.dim, whisper.num_layers) != (config.dim, config.num_layers):
-            raise ConfigError(
-                f"distil.teacher has {config.num_layers} layers of width {config.dim}: model.codec.whisper must agree"
-            )
         self.module, self.sampler, self.weights = model, sampler, loss
         self.row_seconds = sampler.data.seconds
         self.positions_per_second = model.config.codec.sample_rate / model.config.codec.hop_samples
-        self.teacher = WhisperEncoder(config)
-        names = {name.removeprefix("encoder."): torch.from_numpy(array) for name, array in tensors.items()}
-        self.teacher.load_state_dict(names)
-        self.teacher.to(dtype).requires_grad_(False)
-        self._mean: Tensor | None = None
+        self.teacher = Teacher(teacher, model.config.codec.whisper, cast(LogMel, model.codec.mel), sampler.clean, dtype)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("output_proj" not in name)
 
@@ -106,11 +156,8 @@ class DistilTask:
         mel = self._frames(batch.heard_BS)
         start_B = torch.randint(WHISPER_POSITIONS, (len(mel),), device=mel.device)
         x_BTD = cast(WhisperEncoder, model.codec.encoder).hidden(mel, start_B=start_B)[-1]
-        target_BTD = self._teach(batch) - self._means()[: x_BTD.shape[1]]
-        student = x_BTD.float()
-        cosine = F.cosine_similarity(student, target_BTD, dim=-1).mean()
-        total = F.smooth_l1_loss(student, target_BTD, beta=0.5) + 1 - cosine
-        numbers = {"cosine": cosine.item()}
+        total, cosine = self.teacher.loss(x_BTD, batch.clean_BS)
+        numbers = {"cosine": cosine}
         if self.weights.ctc and batch.labelled_B.any():
             ctc = self._ctc(x_BTD, batch)
             total = total + self.weights.ctc * ctc
@@ -135,27 +182,6 @@ class DistilTask:
 
     def _frames(self, samples_BS: FloatArray) -> Tensor:
         return whisper_mel(self.module.codec, samples_BS, self.module.ctc_head.weight)
-
-    @torch.no_grad()
-    def _teach(self, batch: WaveBatch) -> Tensor:
-        front_end, weight = cast(LogMel, self.module.codec.mel), self.teacher.conv1.weight
-        power = mel_power(front_end, torch.from_numpy(batch.clean_BS)).clamp(min=1e-10).log10()
-        floor = power.amax(dim=(1, 2), keepdim=True) - _RANGE
-        mel = (torch.maximum(power, floor) + 4) / 4
-        self.teacher.to(self.module.ctc_head.weight.device)
-        return self.teacher.hidden(mel.transpose(1, 2).to(weight), bidirectional=True)[-1].float()
-
-    def _means(self) -> Tensor:
-        """The teacher's mean feature at each position of a row, smoothed over a second, `[T, D]`.
-
-        Taken over the run's first rows, so that a run that was stopped has the same again.
-        """
-        if self._mean is None:
-            parts = [self._teach(self.batch(n, _AT_ONCE)).mean(dim=0) for n in range(0, MEAN_ROWS, _AT_ONCE)]
-            mean_1DT = torch.stack(parts).mean(dim=0).T[None]
-            half = _SMOOTHING // 2
-            self._mean = F.avg_pool1d(F.pad(mean_1DT, (half, half), mode="replicate"), _SMOOTHING, 1)[0].T
-        return self._mean
 
     def _ctc(self, x_BTD: Tensor, batch: WaveBatch) -> Tensor:
         """CTC of the labelled rows' text, a frame."""

@@ -16,7 +16,7 @@ from slipstream.data.waves import WaveBatch, WaveSampler
 from slipstream.model.config import PAD_ID
 from slipstream.model.numerics import WHISPER_POSITIONS
 from slipstream.train.codebooks import CodebookStart, moving_buffers, refresh, start_projections
-from slipstream.train.distil import whisper_mel
+from slipstream.train.distil import Teacher, whisper_mel
 from slipstream.train.model import SpeechModel
 from slipstream.train.options import LossOptions, QuantiserOptions
 from slipstream.train.tasks import Numbers, hear, text_losses
@@ -34,6 +34,7 @@ class WhisperJointTask:
 
     Args:
         train_encoder: whether the encoder learns.
+        teacher: what the encoder also learns from, by `loss.distil`, so that it keeps what it knows.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class WhisperJointTask:
         loss: LossOptions,
         quantiser: QuantiserOptions,
         train_encoder: bool,
+        teacher: Teacher | None = None,
     ) -> None:
+        self.teacher = teacher
         self.module, self.sampler, self.weights, self.quantiser = model, sampler, loss, quantiser
         self.row_seconds = sampler.data.seconds
         self.positions_per_second = sampler.phone_rate
@@ -78,6 +81,10 @@ class WhisperJointTask:
         numbers["commitment"] = commitment.item()
         numbers["spoken"] = spoken.item()
         total = total + weights.commitment * commitment + weights.spoken * spoken
+        if self.teacher is not None and weights.distil and self.encoder_learns:
+            taught, cosine = self.teacher.loss(x_APD, batch.clean_BS[audible_B])
+            total = total + weights.distil * taught
+            numbers["cosine"] = cosine
         phones_AP = batch.phones_BP[audible_B]
         if weights.frame_phones and (phones_AP != UNKNOWN).any():
             labels = torch.from_numpy(phones_AP).flatten().to(x_APD.device)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from slipstream.backends.torch.build import build_codec, build_lm
 from slipstream.backends.torch.layers import Transformer, TransformerLayer
 from slipstream.backends.torch.lm import LM, PauseHeads
+from slipstream.backends.torch.mel import LogMel
 from slipstream.backends.torch.mimi import Mimi
 from slipstream.backends.torch.whisper import WhisperEncoder, WhisperLayer
 from slipstream.bundle import ModelBundle
@@ -27,7 +29,8 @@ from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import CodecConfig, LMConfig
 from slipstream.train.adversary import Discriminator
 from slipstream.train.artifacts import export_codec, export_distilled, export_lm, export_model
-from slipstream.train.distil import Distilled, DistilTask
+from slipstream.train.card import write_card
+from slipstream.train.distil import Distilled, DistilTask, Teacher
 from slipstream.train.estimate import estimate
 from slipstream.train.joint import WhisperJointTask
 from slipstream.train.loop import Trainer
@@ -206,7 +209,12 @@ def _run_whisper_joint(options: LMRun, report: Report, measure: Measure | None) 
     write_phones(phones, options.run.out)
     rates = [options.run.encoder_rate if p.encoder_rate is None else p.encoder_rate for p in options.phase]
     train_encoder = max(rates, default=options.run.encoder_rate) > 0
-    task = WhisperJointTask(model, sampler, options.loss, options.quantiser, train_encoder)
+    teacher = None
+    if options.distil is not None:
+        front_end, whisper = cast(LogMel, model.codec.mel), model.config.codec.whisper
+        given = read_whisper(options.distil.teacher)
+        teacher = Teacher(given, whisper, front_end, sampler.clean, dtype_of(options.run))
+    task = WhisperJointTask(model, sampler, options.loss, options.quantiser, train_encoder, teacher)
 
     def export(folder: Path) -> None:
         export_model(model, model.config, text.tokenizer, folder)
@@ -224,12 +232,20 @@ def _export_at_end(
     export: Callable[[Path], None],
     measure: Measure | None,
 ) -> Path:
-    candidate = None if options.lora is not None else export
+    def export_with_card(folder: Path) -> None:
+        export(folder)
+        weights = dict(options.data.weights)
+        for phase in options.phase:
+            weights |= {name: weight for name, weight in (phase.weights or {}).items() if name not in weights}
+        packs = [Pack(path) for path in options.data.packs]
+        write_card(folder, packs, weights, options.model.base or options.model.init)
+
+    candidate = None if options.lora is not None else export_with_card
     check = _check(options, task, sampler, measure, candidate)
     _run(task, options.run, report, remarks, check, _plan(options, sampler))
     folder = options.run.out / "model"
     if _first():
-        export(folder)
+        export_with_card(folder)
     return folder
 
 

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slipstream.data.sampler import prefetch
+from slipstream.data.prefetch import prefetch
 from slipstream.errors import CheckpointError
 from slipstream.train.optim import Optimizer, trapezoid
 from slipstream.train.options import RunOptions
@@ -122,7 +123,8 @@ class Trainer:
         """Train to the end of the run, or to the step in which an interrupt comes; report which."""
         options, start = self.options, time.monotonic() - self.elapsed
         since, since_step = time.monotonic(), self.step
-        with closing(prefetch(self._draw, self.step, 1, PREFETCHED)) as steps:
+        orders = ((step, self.at_once, self.elapsed) for step in count(self.step))
+        with closing(prefetch(self._draw, orders, PREFETCHED, options.workers)) as steps:
             while (progress := self._progress(time.monotonic() - start)) < 1.0:
                 if self._from_first(len(interrupts)):
                     return False
@@ -188,18 +190,18 @@ class Trainer:
         dist.broadcast(shared, 0)
         return float(shared)
 
-    def _draw(self, step: int) -> Drawn:
-        """This process's share of a step's rows, in batches of at most `at_once`."""
-        count = self.share * self.options.accumulate
-        first = step * self.options.rows + self.rank * count
-        at_once = self.at_once
-        starts = [part + start for part in range(0, count, self.share) for start in range(0, self.share, at_once)]
+    def _draw(self, order: tuple[int, int, float]) -> Drawn:
+        """This process's share of the rows of a step, in batches of at most `at_once`, after `elapsed` seconds."""
+        step, at_once, elapsed = order
+        share = self.share * self.options.accumulate
+        first = step * self.options.rows + self.rank * share
+        starts = [part + start for part in range(0, share, self.share) for start in range(0, self.share, at_once)]
         rows = [min(at_once, self.share - start % self.share) for start in starts]
         draw: Callable[[int, int], Any] = self.task.batch
         if self.phases is not None:
             # The phase follows from the step, as the row does; in a run by the clock, from the time of drawing.
             steps, minutes = self.options.steps, self.options.minutes
-            draw = self.phases.at(step / steps if steps else self.elapsed / 60 / (minutes or 1)).draw
+            draw = self.phases.at(step / steps if steps else elapsed / 60 / (minutes or 1)).draw
         return Drawn(first, rows, [draw(first + at, n) for at, n in zip(starts, rows, strict=True)])
 
     def _train_step(self, drawn: Drawn, progress: float) -> dict[str, float]:
@@ -240,7 +242,7 @@ class Trainer:
         moving = [buffer.clone() for buffer in self.task.moving()]
         while True:
             if max(drawn.rows) > self.at_once:
-                drawn = self._draw(self.step)
+                drawn = self._draw((self.step, self.at_once, self.elapsed))
             try:
                 return self._accumulate(drawn, progress)
             except (RuntimeError, MemoryError) as error:

@@ -44,6 +44,7 @@ class RunOptions(Options):
     not fit one device; with "adamw" only.
     checkpoint_every, log_every: optimiser steps between checkpoints, and between lines of the log.
     keep: how many earlier checkpoints stay, as `step-N.pt` next to `last.pt`.
+    workers: processes that draw and augment rows; 0: a thread of the training process does.
     trackers: "tensorboard", "wandb", "mlflow", or `module:callable` of your own (`slipstream.train.trackers`).
     device: "cpu", "cuda", ...; with torchrun each process takes the CUDA device of its rank.
     """
@@ -70,6 +71,7 @@ class RunOptions(Options):
     checkpoint_every: Positive = 200
     log_every: Positive = 25
     keep: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0)] = 0
     trackers: tuple[str, ...] = ("tensorboard",)
     device: str = "cpu"
 
@@ -91,6 +93,7 @@ class LossOptions(Options):
 
     frame_phones, ctc: of phones at the codec's 25 Hz: per frame, and as a sequence.
     spoken: of the text token that is being spoken, read off the quantised latent (with a Whisper encoder).
+    distil: of a teacher's features, in a run of `train lm` with `[distil]`.
     text: of the text stream, in which PAD weighs `pad`. pause: of the pause heads. commitment: of the quantiser.
     phones_to: share to which the two phone losses fall by the middle of the run.
     adversarial, features: of a waveform codec against its discriminator: hinge loss, and feature matching.
@@ -99,6 +102,7 @@ class LossOptions(Options):
     frame_phones: float = 1.0
     ctc: float = 1.0
     spoken: float = 0.5
+    distil: float = 1.0
     text: float = 1.0
     pad: float = 1.0
     pause: float = 0.15
@@ -149,7 +153,7 @@ class LoraOptions(Options):
 
 
 class DistilOptions(Options):
-    """Distillation of a Whisper encoder into the codec's.
+    """Distillation of a Whisper encoder into the codec's, alone (`train codec`) or next to the text (`train lm`).
 
     teacher: a Whisper checkpoint, as in `model.init`.
     """
@@ -239,6 +243,7 @@ class LMRun(Options):
     quantiser: QuantiserOptions = QuantiserOptions()
     train_codec: bool = False
     pause_heads_only: bool = False
+    distil: DistilOptions | None = None
     lora: LoraOptions | None = None
     phase: Phases = ()
 
@@ -249,6 +254,8 @@ class LMRun(Options):
             raise ValueError("model.base keeps its codec as it is: with train_codec, start from model.init")
         if self.train_codec and (self.lora is not None or self.pause_heads_only or model.pause_heads is not None):
             raise ValueError("lora, pause_heads_only and model.pause_heads are for model.base: leave train_codec out")
+        if self.distil is not None and not self.train_codec:
+            raise ValueError("distil teaches the codec's encoder: set train_codec = true, or leave it out")
         if not self.train_codec and model.base is None:
             raise ValueError(
                 "model.base is missing: the LM learns with that model's codec; or set train_codec = true to train "

@@ -1,0 +1,48 @@
+"""Rows drawn ahead come in order, from a thread or from processes, and end with their reader."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from itertools import count, islice
+
+import pytest
+
+from slipstream.data.prefetch import prefetch
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rows_come_in_order_from_elsewhere(workers: int) -> None:
+    steps = prefetch(lambda n: (n, os.getpid(), threading.current_thread().name), count(3), 2, workers)
+    drawn = list(islice(steps, 6))
+    steps.close()
+    assert [number for number, _, _ in drawn] == [3, 4, 5, 6, 7, 8]
+    if workers:
+        assert len({process for _, process, _ in drawn} - {os.getpid()}) == 2
+    else:
+        assert {name for _, _, name in drawn} == {"sampler"}
+    assert not multiprocessing.active_children()
+    assert "sampler" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_draw_reaches_the_reader(workers: int) -> None:
+    def draw(number: int) -> int:
+        if number == 1:
+            raise ValueError("row 1 cannot be read")
+        return number
+
+    steps = prefetch(draw, count(), 2, workers)
+    assert next(steps) == 0
+    with pytest.raises(ValueError, match="row 1 cannot be read"):
+        next(steps)
+
+
+def test_what_is_drawn_may_change_on_the_way() -> None:
+    size = 4
+    steps = prefetch(lambda order: order, ((n, size) for n in count()), 1)
+    assert next(steps) == (0, 4)
+    size = 2
+    assert next(order for order in steps if order[1] == 2)[0] <= 4
+    steps.close()
