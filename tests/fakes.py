@@ -84,9 +84,9 @@ def apply_ops(session: Session, runner: ScriptRunner) -> None:
         if op is SlotOp.RESET:
             runner.reset([session.slot])
         elif op is SlotOp.SNAPSHOT:
-            session.saved = runner.snapshot(session.slot)
+            session.saved = [runner.snapshot(session.slot)]
         else:
-            runner.restore(session.slot, session.saved)
+            runner.restore(session.slot, session.saved[0])
 
 
 def new_session(runner: ScriptRunner, silence_frames: int = 0, **options: Any) -> Session:

@@ -12,15 +12,16 @@ from types import TracebackType
 
 import numpy as np
 
-from slipstream.engine.flush import SlotOp, flush_steps
+from slipstream.engine.flush import flush_steps
 from slipstream.engine.live import LiveSession
 from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.port import Mailbox
 from slipstream.engine.session import Session
+from slipstream.engine.slots import SessionOp, SlotOperator, steering_of
 from slipstream.engine.table import SessionTable
 from slipstream.engine.turns import TurnOptions
-from slipstream.errors import EngineError, Overloaded, SessionClosed
-from slipstream.model.runner import Runner, State, StepOutput
+from slipstream.errors import ConfigError, EngineError, Overloaded, SessionClosed
+from slipstream.model.runner import Runner, Steering, StepOutput
 from slipstream.model.text import Tokenizer
 
 _Row = tuple[int, Session]  # a slot and its session
@@ -75,7 +76,7 @@ class Engine:
         self.slots = runner.slots
         self._runner = runner
         self._observer = observer
-        self._flush_steps = flush_steps(runner.delay_frames)
+        self._operator = SlotOperator(runner, flush_steps(runner.delay_frames))
         self._pcm_BS = np.zeros((runner.slots, runner.frame_samples), np.float32)
         self._sessions = SessionTable(runner.slots, max_waiting)
         self._closing = False
@@ -130,7 +131,10 @@ class Engine:
             SessionClosed: The engine is closed.
             EngineError: The engine has failed.
         """
-        session = Session(self.format, options or SessionOptions())
+        options = options or SessionOptions()
+        if options.hints.beam > self.slots:
+            raise ConfigError(f"beam={options.hints.beam} needs as many slots, and the model has {self.slots}")
+        session = Session(self.format, options)
         mailbox = Mailbox(session, wake)
         self._sessions.add(mailbox, wait)
         return LiveSession(self._sessions, mailbox)
@@ -201,11 +205,15 @@ class Engine:
         if step is None:
             return None
         self._step_began = time.monotonic()
-        self._run_ops(step.ops)
+        self._operator.run(step.ops)
         active_B = np.zeros(self.slots, np.bool_)
-        active_B[[slot for slot, _ in step.rows]] = True
+        for _, session in step.rows:
+            active_B[list(session.slots)] = True
         step.began = time.monotonic()
-        step.collect = self._runner.launch(self._pcm_BS, active_B)
+        if step.steering is None:
+            step.collect = self._runner.launch(self._pcm_BS, active_B)
+        else:
+            step.collect = self._runner.launch(self._pcm_BS, active_B, step.steering)
         return step
 
     def _stopping(self, no_sessions: bool) -> bool:
@@ -217,64 +225,51 @@ class Engine:
         for session in sessions:
             slot = _slot(session)
             session.fill(self._pcm_BS[slot])
+            for other in session.slots[1:]:
+                self._pcm_BS[other] = self._pcm_BS[slot]
             rows.append((slot, session))
-        return _Step(rows, ops, lag, len(rows))
+        return _Step(rows, ops, lag, len(rows), steering_of(self.slots, sessions))
 
     def _advance(self, step: _Step, rows: list[_Row]) -> None:
         """Pass the output to the sessions of these rows, once."""
         if not rows:
             return
         # Only these rows: converting all of them would make a step for one session as slow as for all.
-        slots = [slot for slot, _ in rows]
+        slots = [slot if session.lead is None else session.lead for slot, session in rows]
+        found = step.output.candidates
         tokens = step.output.token_B[slots].tolist()
         logprobs = step.output.logprob_B[slots].tolist()
         pauses = step.output.pause_BH[slots].tolist()
         with self._sessions:
             now = time.monotonic()
             for (_, session), token, logprob, pause_H in zip(rows, tokens, logprobs, pauses, strict=True):
+                choices = []
+                if found is not None and session.steered:
+                    choices = [found.of(slot, int(step.output.token_B[slot])) for slot in session.slots]
                 try:
-                    session.advance(token, logprob, pause_H, now)
+                    session.advance(token, logprob, pause_H, now, choices)
                 except Exception as error:  # a defect in one session must not end the others
                     self._sessions.remove(session, error)
                 else:
                     self._sessions.update(session)
             ops = self._take_ops([session for _, session in rows])
-        self._run_ops(ops)
+        self._operator.run(ops)
         if len(rows) < len(step.rows):
             done = {session for _, session in rows}
             step.rows = [row for row in step.rows if row[1] not in done]
         else:
             step.rows = []
 
-    def _take_ops(self, sessions: list[Session]) -> list[_Op]:
+    def _take_ops(self, sessions: list[Session]) -> list[SessionOp]:
         """Collect what to do to the slots, with all that it takes to do it without the lock."""
         ops = []
         for session in sessions:
-            if session.has_ops and session.slot is not None:
-                for kind in session.take_ops():
-                    state = session.saved if kind is SlotOp.RESTORE else None
-                    ops.append(_Op(kind, session.slot, session, state))
+            if session.has_ops and session.slots:
+                ops += [
+                    SessionOp(kind, session, session.slots, session.saved)
+                    for kind in session.take_ops(self._operator.prefixes)
+                ]
         return ops
-
-    def _run_ops(self, ops: list[_Op]) -> None:
-        if resets := [op.slot for op in ops if op.kind is SlotOp.RESET]:
-            self._runner.reset(resets)
-        for op in ops:
-            if op.kind is SlotOp.SNAPSHOT:
-                op.session.saved = self._runner.savepoint(op.slot, self._flush_steps)
-            elif op.kind is SlotOp.RESTORE:
-                self._runner.restore(op.slot, op.state)
-                op.session.saved = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Op:
-    """An operation on a slot; `state`: the state to restore."""
-
-    kind: SlotOp
-    slot: int
-    session: Session
-    state: State
 
 
 @dataclass(slots=True)
@@ -285,9 +280,10 @@ class _Step:
     """
 
     rows: list[_Row]
-    ops: list[_Op]
+    ops: list[SessionOp]
     lag: float
     sessions: int
+    steering: Steering | None
     began: float = 0.0
     seconds: float = 0.0
     collect: Callable[[], StepOutput] = field(init=False)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from slipstream.arrays import FloatArray
+from slipstream.model.runner import State
 from slipstream.model.text import WordDecoder
 
+if TYPE_CHECKING:
+    from slipstream.engine.writer import Writer
+
+Prompt = tuple[int, ...]
+"""The tokens of a prompt."""
 MAX_EXTRA_FLUSH_FRAMES = 25
 """After the delay, a flush continues while the model writes: fast speech leaves a queue of tokens."""
 
@@ -23,6 +30,34 @@ class SlotOp(enum.Enum):
     RESET = enum.auto()
     SNAPSHOT = enum.auto()
     RESTORE = enum.auto()
+    KEEP_PREFIX = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRow:
+    """Continue one hypothesis of a session in a second slot. `source`, `target`: its rows."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForceToken:
+    """Replace the last token of a row of a session."""
+
+    row: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SetState:
+    """Give the first row of a session a state."""
+
+    state: State
+
+
+Op = SlotOp | CopyRow | ForceToken | SetState
+"""An operation on the slots of a session. Those of `SlotOp` concern all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +78,16 @@ class Barrier:
 
 @dataclass(slots=True)
 class Flush:
-    """A flush in progress. `tail`: an incomplete frame at its position. `decoder_before`: restored after it."""
+    """A flush in progress.
+
+    `tail`: an incomplete frame at its position. `writer_before`: restored after it.
+    """
 
     barrier: Barrier
     began: float
     tail: FloatArray | None
     frames_left: int
-    decoder_before: WordDecoder
+    writer_before: Writer
 
     def take_frame(self) -> FloatArray | float:
         frame_S, self.tail = self.tail, None

@@ -74,11 +74,11 @@ class Scheduler:
         return list(self._waiting).index(session) + 1 if session in self._waiting else 0
 
     def add(self, session: Session, now: float, wait: float = 0.0) -> None:
-        """Give the session a slot, or a place in the queue for up to `wait` seconds.
+        """Give the session the slots that it needs, or a place in the queue for up to `wait` seconds.
 
         Raises `Overloaded` when all slots are in use and it may not wait, or too many wait already.
         """
-        if self._free:
+        if not self._waiting and len(self._free) >= session.width:
             self._admit(session, now)
         elif wait <= 0:
             raise Overloaded(f"all {self.slots} slots are in use")
@@ -87,24 +87,19 @@ class Scheduler:
         else:
             self._waiting[session] = now + wait
 
-    def remove(self, session: Session, now: float) -> Session | None:
-        """Free the session's slot or its place in the queue. Returns the waiting session that gets the slot, if any."""
+    def remove(self, session: Session, now: float) -> list[Session]:
+        """Free the session's slots or its place in the queue. Returns the waiting sessions that get slots."""
         if self._waiting.pop(session, None) is not None or session not in self._admitted:
             session.release()
-            return None
+            return self._admit_waiting(now)
         self._admitted.discard(session)
         self._ready.pop(session, None)
         self._urgent.discard(session)
         self._markers.pop(session, None)
-        if session.slot is not None:
-            heapq.heappush(self._free, session.slot)
+        for slot in session.slots:
+            heapq.heappush(self._free, slot)
         session.release()
-        if not self._waiting:
-            return None
-        following = next(iter(self._waiting))
-        del self._waiting[following]
-        self._admit(following, now)
-        return following
+        return self._admit_waiting(now)
 
     def refresh(self, session: Session, now: float) -> None:
         """Update a session after audio, a request or a step has changed it."""
@@ -181,9 +176,18 @@ class Scheduler:
             return oldest if len(self._ready) >= len(self._admitted) // 16 else oldest + URGENT_WAIT_SECONDS
         return oldest + self.batch_wait
 
+    def _admit_waiting(self, now: float) -> list[Session]:
+        """Give slots to sessions in the order of arrival, as long as there are enough for the first."""
+        admitted = []
+        while self._waiting and len(self._free) >= (following := next(iter(self._waiting))).width:
+            del self._waiting[following]
+            self._admit(following, now)
+            admitted.append(following)
+        return admitted
+
     def _admit(self, session: Session, now: float) -> None:
         self._admitted.add(session)
-        session.admit(heapq.heappop(self._free))
+        session.admit(*(heapq.heappop(self._free) for _ in range(session.width)))
         self.refresh(session, now)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +14,18 @@ import numpy.typing as npt
 from slipstream.arrays import FloatArray
 from slipstream.audio import Framer
 from slipstream.audio.arrays import SampleConverter, check_range
-from slipstream.engine.flush import Barrier, Flush, Marker, SlotOp
+from slipstream.engine.flush import Barrier, Flush, Marker, Op, Prompt, SetState, SlotOp
 from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.reconcile import Reconciler
 from slipstream.engine.turns import VOICE_DB, TurnBuilder, TurnDetector, TurnOptions, VoiceLevel
 from slipstream.engine.watchdog import Watchdog
+from slipstream.engine.writer import Writer
 from slipstream.errors import AudioError, SessionClosed
 from slipstream.events import EndOfTurn, Event, Final, Flushed, MarkerReached, Ready, Recovered, StartOfTurn, Step, Word
+from slipstream.hints.keywords import Biases
 from slipstream.model.config import PAD_ID, WORD_ID
-from slipstream.model.runner import State
-from slipstream.model.text import WordDecoder, WordEvent
+from slipstream.model.runner import Choice, State
+from slipstream.model.text import WordEvent
 
 
 class Session:
@@ -38,15 +41,16 @@ class Session:
 
     Attributes:
         events: Events that have not been taken yet.
-        saved: The state of the last snapshot, kept here by the owner of the model.
+        saved: The states of the last snapshot, one for each slot, kept here by the owner of the model.
+        slots: Its slots of the model, once it has them: one for each hypothesis of its text.
     """
 
     def __init__(self, format: StreamFormat, options: SessionOptions) -> None:
         self.format = format
         self.options = options
         self.events: list[Event] = []
-        self.saved: State = None
-        self.slot: int | None = None
+        self.saved: list[State] = []
+        self.slots: tuple[int, ...] = ()
         self.capacity = round(options.max_buffered_seconds * format.frame_rate * format.frame_samples)
         self._in_model: deque[float] = deque()  # the mean square of each frame whose output is still to come
         self._stale = 0  # outputs to come of frames before a restart
@@ -57,14 +61,13 @@ class Session:
     def _begin(self) -> None:
         self._take_options()
         format, options = self.format, self.options
-        self._ops = [SlotOp.RESET]
+        self._ops: list[Op] = [SlotOp.RESET]
         self.done = False
         self._framer = Framer(format.frame_samples)
         self._frames: deque[FloatArray] = deque()
         self._received = self._processed = self._flushed_to = 0
         self._closing = False
-        self._silence_left = format.silence_frames
-        self._decoder = self._new_decoder()
+        self._writer = Writer(format, options, 0)
         self._reconciler = Reconciler()
         self._voice = VoiceLevel()
         self._quiet_frames = 0
@@ -125,7 +128,7 @@ class Session:
             self._check_open("flush")
             self._barriers.append(Barrier(self._received, final=False))
         else:
-            in_model = 0 if self._flush is not None or self._silence_left else len(self._in_model)
+            in_model = 0 if self._flush is not None or self._writer.prefix_left else len(self._in_model)
             position = self._processed + in_model * self.format.frame_samples
             self._barriers.appendleft(Barrier(position, final=False))
         self._settle(now)
@@ -156,8 +159,8 @@ class Session:
             raise SessionClosed("cannot restart a session that has ended")
         self._forget_steps()
         self._begin()
-        self.saved = None
-        if self.slot is not None:
+        self.saved = []
+        if self.slots:
             self.events.append(Ready())
 
     def _take_options(self) -> None:
@@ -174,7 +177,7 @@ class Session:
         """Whether it has a frame for the model, of audio or of silence."""
         if self._in_model and not self.predictable:
             return False
-        return bool(self._frames) or self._flush is not None or (self._silence_left > 0 and not self.done)
+        return bool(self._frames) or self._flush is not None or (self._writer.prefix_left > 0 and not self.done)
 
     @property
     def in_model(self) -> int:
@@ -186,11 +189,12 @@ class Session:
         """Whether its next frame is the next one of its audio, whatever the model writes in the current step."""
         return not (
             self._flush is not None
-            or self._silence_left
+            or self._writer.prefix_left
             or self._barriers
             or self._ops
             or self.options.low_latency
             or self._next_options is not None
+            or self._writer.searches
             or self.options.flush_after_silence is not None
             or (self._watchdog is not None and not self._watchdog.calm)
         )
@@ -198,24 +202,39 @@ class Session:
     @property
     def urgent(self) -> bool:
         """Whether it should not wait for other sessions: it is behind its audio, or has a flush to do."""
-        return len(self._frames) > 1 or self._flush is not None or self._silence_left > 0 or bool(self._barriers)
+        return len(self._frames) > 1 or self._flush is not None or self._writer.prefix_left > 0 or bool(self._barriers)
 
     @property
     def awaits_marker(self) -> bool:
         """Whether a marker waits for more audio."""
         return bool(self._markers) and not self._barriers and self._flush is None
 
-    def admit(self, slot: int) -> None:
-        """Take a slot."""
-        self.slot = slot
+    @property
+    def slot(self) -> int | None:
+        """Its first slot, once it has one."""
+        return self.slots[0] if self.slots else None
+
+    @property
+    def lead(self) -> int | None:
+        """The slot of the best hypothesis, once it has slots."""
+        return self.slots[self._writer.lead] if self.slots else None
+
+    @property
+    def width(self) -> int:
+        """The number of slots that it needs."""
+        return self.options.hints.beam
+
+    def admit(self, *slots: int) -> None:
+        """Take `width` slots."""
+        self.slots = slots
         self.events.append(Ready())
 
     def release(self) -> None:
         """Give up the slot, and ignore the outputs that are still to come."""
-        self.slot = None
+        self.slots = ()
         self.done = True
         self._forget_steps()
-        self.saved = None
+        self.saved = []
 
     def _forget_steps(self) -> None:
         self._stale += len(self._in_model)
@@ -232,10 +251,31 @@ class Session:
     def has_ops(self) -> bool:
         return bool(self._ops)
 
-    def take_ops(self) -> list[SlotOp]:
-        """Take the operations to run on its slot, in this order, before its next step."""
+    @property
+    def steered(self) -> bool:
+        """Whether its steps must return candidates."""
+        return self._writer.searches or self.options.hints.steers
+
+    def biases(self, row: int) -> Biases:
+        """Return what to add to the scores of a row in the next step."""
+        return self._writer.biases(row)
+
+    def take_ops(self, prefixes: Mapping[Prompt, State] = MappingProxyType({})) -> list[Op]:
+        """Take the operations to run on its slots, in this order, before its next step.
+
+        Args:
+            prefixes: The states after the prompts that another session has begun with.
+        """
         ops, self._ops = self._ops, []
+        if SlotOp.RESET in ops and self._writer.prompt in prefixes:
+            self._writer.skip_prefix()
+            ops[ops.index(SlotOp.RESET)] = SetState(prefixes[self._writer.prompt])
         return ops
+
+    @property
+    def prompt(self) -> Prompt:
+        """The tokens that its model has been given before the audio."""
+        return self._writer.prompt
 
     def fill(self, row_S: FloatArray) -> None:
         """Write the next frame for the model into `row_S`.
@@ -245,27 +285,40 @@ class Session:
         mean_square = 0.0
         if self._flush is not None:
             row_S[:] = self._flush.take_frame()
-        elif self._silence_left:
+        elif self._writer.prefix_left:
             row_S[:] = 0
         else:
             row_S[:] = self._frames.popleft()
             mean_square = float(row_S @ row_S) / len(row_S)
         self._in_model.append(mean_square)
 
-    def advance(self, token: int, logprob: float, pause_H: Sequence[float], now: float) -> None:
-        """Take the output of the step for which `fill` gave the oldest frame."""
+    def advance(
+        self, token: int, logprob: float, pause_H: Sequence[float], now: float, choices: Sequence[Choice] = ()
+    ) -> None:
+        """Take the output of the step for which `fill` gave the oldest frame.
+
+        Args:
+            token: The token that its leading slot picked.
+            logprob: Its log-probability.
+            pause_H: The pause probabilities of its leading slot.
+            now: The time.
+            choices: The choice of each of its slots, if it is `steered`.
+        """
         if self._stale:
             self._stale -= 1  # restarted or released during the step: the output belongs to the stream before
             return
         mean_square = self._in_model.popleft()
-        for event in self._decoder.push(token, logprob):
-            self._emit(event)
+        token, events = self._writer.advance(token, logprob, choices)
+        self._ops += self._writer.take_ops()
+        self._emit(events)
         if self._flush is not None:
             self._flush.frames_left -= 1
-            if self._flush.over(self._decoder):
+            if self._flush.frames_left <= 0:
+                self._emit(self._writer.settle())
+            if self._flush.over(self._writer.decoder):
                 self._end_flush(self._flush, now)
-        elif self._silence_left:
-            self._silence_left -= 1
+        elif self._writer.prefix_left:
+            self._writer.prefix_left -= 1
         else:
             self._count_frame(token, pause_H, mean_square)
         if self._next_options is not None and not self._in_model:
@@ -283,7 +336,7 @@ class Session:
         loudness = self._voice.push(mean_square)
         voiced = loudness > VOICE_DB
         has_voice = loudness > self._turn_detector.options.voice_db
-        ended = self._turn_detector.push(pause_H, has_voice, self._decoder.writing_frame)
+        ended = self._turn_detector.push(pause_H, has_voice, self._writer.decoder.writing_frame)
         if (started := self._turn_detector.started_frame) is not None:
             self.events.append(StartOfTurn(started / self.format.frame_rate))
         if ended:
@@ -306,36 +359,24 @@ class Session:
             self._barriers.appendleft(Barrier(self._processed, final=False))
 
     def _recover(self, reason: str) -> None:
-        for event in self._decoder.flush():
-            self._emit(event)
+        self._emit(self._writer.end())
         self.events.append(Recovered(self.clock, reason))
-        self._ops.append(SlotOp.RESET)
-        self._silence_left = self.format.silence_frames
-        self._decoder = self._new_decoder()
+        self._ops = [SlotOp.RESET]
+        self._writer = Writer(self.format, self.options, self._processed // self.format.frame_samples)
 
-    def _new_decoder(self) -> WordDecoder:
-        """Make a decoder for a model that was reset here and begins with its silence."""
-        format = self.format
-        return WordDecoder(
-            format.tokenizer,
-            format.delay_frames,
-            format.frame_rate,
-            offset_frames=self._processed // format.frame_samples - format.silence_frames,
-            partials=self.options.partials,
-        )
-
-    def _emit(self, event: WordEvent) -> None:
-        passed = self._reconciler.pass_on(event)
-        if passed is None:
-            return
-        if isinstance(passed, Word):
-            self.events += self._turn_builder.add(passed)
-        self.events.append(passed)
+    def _emit(self, events: Sequence[WordEvent]) -> None:
+        for event in events:
+            passed = self._reconciler.pass_on(event)
+            if passed is None:
+                continue
+            if isinstance(passed, Word):
+                self.events += self._turn_builder.add(passed)
+            self.events.append(passed)
 
     def _settle(self, now: float) -> None:
         """Emit turns and markers that the text so far completes, and begin the next flush that is due."""
         if self._flush is None and (self._markers or self._turn_builder.ending):
-            settled = max(self._flushed_to, self._decoder.settled_frames * self.format.frame_samples)
+            settled = max(self._flushed_to, self._writer.decoder.settled_frames * self.format.frame_samples)
             self.events += self._turn_builder.settle(self._seconds(settled))
             self._reach_markers(settled)
         while self._flush is None and self._barriers and not self.done:
@@ -344,7 +385,7 @@ class Session:
             if barrier.position <= self._flushed_to:
                 self._barriers.popleft()
                 self._complete(barrier, 0.0)
-            elif self._silence_left == 0 and self._processed == whole_frames:
+            elif self._writer.prefix_left == 0 and self._processed == whole_frames:
                 self._barriers.popleft()
                 self._begin_flush(barrier, now)
             else:
@@ -357,22 +398,21 @@ class Session:
             began=now,
             tail=tail,
             frames_left=self.format.delay_frames + (tail is not None),
-            decoder_before=self._decoder,
+            writer_before=self._writer,
         )
         if not barrier.final:
             self._ops.append(SlotOp.SNAPSHOT)
-        self._decoder = self._decoder.copy()
+        self._writer = self._writer.copy()
         self._reconciler.begin_flush(self._seconds(barrier.position))
 
     def _end_flush(self, flush: Flush, now: float) -> None:
-        for event in self._decoder.flush():
-            self._emit(event)
+        self._emit(self._writer.end())
         self._reconciler.end_flush()
         self._flush = None
         self._flushed_to = flush.barrier.position
         if not flush.barrier.final:
             self._ops.append(SlotOp.RESTORE)
-            self._decoder = flush.decoder_before
+            self._writer = flush.writer_before
         self._complete(flush.barrier, now - flush.began)
 
     def _complete(self, barrier: Barrier, seconds: float) -> None:

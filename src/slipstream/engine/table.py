@@ -159,8 +159,8 @@ class SessionTable:
         if (mailbox := self._mailboxes.pop(session, None)) is not None:
             mailbox.end(error)
             self._with_news.append(mailbox)
-        if following is not None:
-            self.update(following)
+        for session in following:
+            self.update(session)
 
     def __enter__(self) -> None:
         self._lock.acquire()

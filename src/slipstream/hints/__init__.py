@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from slipstream.errors import ConfigError
 
@@ -47,6 +47,8 @@ class Hints:
         languages: Languages that may be spoken, as ISO 639-1 codes; empty if unknown.
         delay: Text delay in seconds, for models that are trained with several; None is the model's own.
         beam: Hypotheses of the text that are kept. Each takes a slot of the model.
+        lm: Text of the same kind as the speech, such as notes: with a beam of at least 2, words that follow each other
+            in it are likelier.
         alternatives: Texts for each doubtful word, including the best.
 
     Raises:
@@ -62,6 +64,7 @@ class Hints:
     languages: Iterable[str] = ()
     delay: float | None = None
     beam: int = 1
+    lm: str = field(default="", repr=False)
     alternatives: int = 1
 
     def __post_init__(self) -> None:
@@ -76,6 +79,8 @@ class Hints:
         for name in ("beam", "alternatives"):
             if not 1 <= (number := getattr(self, name)) <= MAX_BEAM:
                 raise ConfigError(f"{name}={number} must be 1 to {MAX_BEAM}")
+        if self.lm and self.beam == 1:
+            raise ConfigError("lm needs a beam of at least 2: with one hypothesis there is nothing to choose from")
         if self.delay is not None and not 0 < self.delay <= 10:
             raise ConfigError(f"delay={self.delay:g} must be above 0 and up to 10 seconds")
 

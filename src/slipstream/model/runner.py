@@ -59,6 +59,22 @@ class Candidates:
     plain_B: IntArray
     plain_logprob_B: FloatArray
 
+    def of(self, slot: int, token: int) -> Choice:
+        """Return the choice of one slot, of which `token` was picked."""
+        tokens, logprobs = self.token_BK[slot].tolist(), self.logprob_BK[slot].tolist()
+        return Choice(token, tokens, logprobs, int(self.plain_B[slot]), float(self.plain_logprob_B[slot]))
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What one slot may write in a step: a row of `Candidates`, and the token that was picked."""
+
+    token: int
+    tokens: list[int]
+    logprobs: list[float]
+    plain: int
+    plain_logprob: float
+
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:

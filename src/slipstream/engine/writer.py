@@ -1,0 +1,108 @@
+"""The text of a session: what its slots write, chosen by a search if its hints ask for one, as words."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+
+from slipstream.engine.flush import CopyRow, ForceToken, Op, SlotOp
+from slipstream.engine.options import SessionOptions, StreamFormat
+from slipstream.hints.keywords import Biases
+from slipstream.hints.prompt import prompt_tokens
+from slipstream.hints.search import NO_BIASES, new_search
+from slipstream.model.config import PAD_ID
+from slipstream.model.runner import Choice
+from slipstream.model.text import WordDecoder, WordEvent
+
+
+class Writer:
+    """The text of a model that was reset at `processed` frames of a session's audio.
+
+    First it writes nothing, for the silence that the model needs, and then the prompt.
+
+    Attributes:
+        prompt: The tokens of the prompt, one for each frame.
+        prefix_left: Frames of silence still to come before the audio.
+        decoder: Tokens to words.
+        lead: The row of the best hypothesis.
+        ops: Operations on the slots that follow from the last step.
+    """
+
+    def __init__(self, format: StreamFormat, options: SessionOptions, processed: int) -> None:
+        self.prompt = prompt_tokens(options.hints.prompt, format.tokenizer)
+        self.prefix_left = format.silence_frames + len(self.prompt)
+        self.lead = 0
+        self.ops: list[Op] = []
+        self.decoder = WordDecoder(
+            format.tokenizer,
+            format.delay_frames,
+            format.frame_rate,
+            offset_frames=processed - self.prefix_left,
+            partials=options.partials,
+        )
+        self._search = new_search(options.hints, format.tokenizer)
+
+    @property
+    def searches(self) -> bool:
+        """Whether the next token depends on what is written here."""
+        return self._search is not None
+
+    def biases(self, row: int) -> Biases:
+        """Return what to add to the scores of a row in the next step."""
+        return NO_BIASES if self._search is None or self.prefix_left else self._search.biases(row)
+
+    def advance(self, token: int, logprob: float, choices: Sequence[Choice]) -> tuple[int, list[WordEvent]]:
+        """Take the output of a step.
+
+        Args:
+            token: The token that was picked in the leading row.
+            logprob: Its log-probability.
+            choices: The choice of each row, for a search.
+
+        Returns:
+            The newest token of the best hypothesis, and the events of the text that is certain.
+        """
+        if self.prefix_left and self.prompt:
+            return PAD_ID, self._pass_prefix()
+        if self._search is None:
+            return token, self._read([(token, logprob)])
+        decision = self._search.advance(choices)
+        self.lead = decision.best
+        self.ops += [CopyRow(*rows) for rows in decision.copies]
+        self.ops += [ForceToken(*forced) for forced in decision.forced]
+        return decision.token, self._read(decision.written)
+
+    def skip_prefix(self) -> None:
+        """Leave out the frames before the audio but the last: the model is in the state that follows them."""
+        skipped, self.prefix_left = self.prefix_left - 1, 1
+        self._read([(PAD_ID, 0.0)] * skipped)
+
+    def settle(self) -> list[WordEvent]:
+        """Choose the best hypothesis. Returns the events of its text."""
+        return [] if self._search is None else self._read(self._search.end())
+
+    def end(self) -> list[WordEvent]:
+        """Choose the best hypothesis and close its last word."""
+        return [*self.settle(), *self.decoder.flush()]
+
+    def copy(self) -> Writer:
+        """Return an independent writer in the same state."""
+        other = copy.copy(self)
+        other.decoder = self.decoder.copy()
+        other._search = None if self._search is None else self._search.copy()
+        return other
+
+    def take_ops(self) -> list[Op]:
+        ops, self.ops = self.ops, []
+        return ops
+
+    def _pass_prefix(self) -> list[WordEvent]:
+        place = len(self.prompt) - self.prefix_left
+        if place >= 0:
+            self.ops.append(ForceToken(0, self.prompt[place]))
+        if self.prefix_left == 2:
+            self.ops.append(SlotOp.KEEP_PREFIX)
+        return self._read([(PAD_ID, 0.0)])
+
+    def _read(self, written: Iterable[tuple[int, float]]) -> list[WordEvent]:
+        return [event for one in written for event in self.decoder.push(*one)]

@@ -1,0 +1,208 @@
+"""Keywords as a trie over the text of tokens, and the bonus of each token that continues one."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from slipstream.arrays import FloatArray, IntArray
+from slipstream.hints import Keyword
+from slipstream.model.config import PAD_ID, WORD_ID
+from slipstream.model.runner import MAX_BIASED
+from slipstream.model.text import Tokenizer
+
+LETTER_BONUS = 0.8
+"""Nats for each letter of a phrase with weight 1 that the text so far agrees with."""
+MAX_BONUS = 4.0
+"""The most that a phrase of weight 1 gets: its odds rise by a factor of 55."""
+SURE_LETTERS = 5
+"""A shorter phrase gets less for each letter: short words are like the start of many others."""
+SURE_OF_END = 0.9
+"""Probability of the end of a word above which no bonus continues it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Biases:
+    """Tokens and what to add to their scores. `id_N`: int64, different ones; `bias_N`: nats, float32."""
+
+    id_N: IntArray
+    bias_N: FloatArray
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A place in the phrases: what has been written of them.
+
+    Attributes:
+        bonus: What the text so far has earned; it is taken back where a phrase is not completed.
+        complete: Whether a phrase ends here.
+    """
+
+    bonus: float = 0.0
+    complete: bool = False
+    letters: int = 0
+    children: dict[int, Node] = field(default_factory=dict)
+    tokens: dict[int, Node] | None = None
+    usable: bool | None = None
+    biases: Biases | None = None
+
+    @property
+    def between_words(self) -> bool:
+        """Whether the next letter of the phrase begins a word, after a word that is complete."""
+        return _SPACE in self.children and self.letters > 0
+
+
+_SPACE = ord(" ")
+_SURE_OF_END = math.log(SURE_OF_END)
+_NOTHING = Biases(np.zeros(0, np.int64), np.zeros(0, np.float32))
+
+
+class KeywordTrie:
+    """The phrases of one session, for the tokenizer of its model.
+
+    A node is a position in the letters of the phrases, so that every segmentation of a phrase into tokens leads through
+    it. A phrase is written as given, in lower case and with a capital first letter; variants that the vocabulary cannot
+    write are left out. Nodes learn their tokens when they are first reached.
+
+    Args:
+        keywords: The phrases.
+        tokenizer: The tokenizer of the model.
+    """
+
+    def __init__(self, keywords: Iterable[Keyword], tokenizer: Tokenizer) -> None:
+        self.root = Node()
+        self._vocabulary = _Vocabulary.of(tokenizer)
+        for keyword in keywords:
+            for text in _casings(keyword.text):
+                self._add(text, keyword.weight)
+
+    def biases(self, node: Node) -> Biases:
+        """Return what to add to the scores of the next token after `node`."""
+        if node.biases is None:
+            bonuses = {token: child.bonus for token, child in self._tokens(node).items()}
+            if node is self.root or node.between_words or node.complete:
+                for token, child in self._tokens(self.root).items():
+                    bonuses[token] = max(bonuses.get(token, 0.0), child.bonus)
+            largest = sorted(bonuses.items(), key=lambda item: -item[1])[:MAX_BIASED]
+            ids = np.array([token for token, _ in largest], np.int64)
+            node.biases = Biases(ids, np.array([bonus for _, bonus in largest], np.float32))
+        return node.biases
+
+    def follow(self, node: Node, token: int) -> Node:
+        """Return the place after `token`; the root if it continues no phrase."""
+        if token in (PAD_ID, WORD_ID):
+            return node if node is self.root or node.between_words else self.root
+        child = self._tokens(node).get(token)
+        return child or self._tokens(self.root).get(token) or self.root
+
+    def gain(self, node: Node, token: int, plain: int, plain_logprob: float) -> tuple[Node, float]:
+        """Return the place after `token`, and by how much the score of the text changes.
+
+        A phrase that continues earns more; one that is left unfinished loses what it has earned. No bonus makes a word
+        where the model writes none: it starts one only where `plain`, the best token without a bonus, starts one, and
+        continues one only where the model is not sure of its end.
+        """
+        following = self.follow(node, token)
+        if following is node:
+            return node, 0.0
+        begins = token in self._vocabulary.starts
+        if begins:
+            allowed = plain in self._vocabulary.starts
+        else:
+            ends = plain in (PAD_ID, WORD_ID) or plain in self._vocabulary.starts
+            allowed = not ends or plain_logprob < _SURE_OF_END
+        if not allowed:
+            following = self.root
+        kept = node.complete and (begins or token in (PAD_ID, WORD_ID)) and token not in self._tokens(node)
+        return following, following.bonus - (0.0 if kept else node.bonus)
+
+    def _add(self, text: str, weight: float) -> None:
+        encoded = b" " + b" ".join(text.encode().split())
+        letters = len(text.replace(" ", ""))
+        each = LETTER_BONUS * weight * min(1.0, (letters - 1) / SURE_LETTERS)
+        path = [self.root]
+        for byte in encoded:
+            path.append(path[-1].children.setdefault(byte, Node()))
+        if not self._usable(path):
+            return
+        for node, place in zip(path[1:], range(len(encoded)), strict=True):
+            node.letters = place - encoded[: place + 1].count(b" ") + 1
+            node.bonus = max(node.bonus, min(MAX_BONUS * weight, each * node.letters))
+        path[-1].complete = True
+        for node in path:
+            node.tokens = node.biases = None
+
+    def _usable(self, path: list[Node]) -> bool:
+        """Whether tokens lead from the first node of a path to its last; the nodes that do are marked."""
+        reached = [False] * len(path)
+        reached[-1] = True
+        places = {id(node): place for place, node in enumerate(path)}
+        for place in range(len(path) - 2, -1, -1):
+            ends = self._vocabulary.walk(path[place])
+            reached[place] = any(reached[places[id(node)]] for node in ends.values() if id(node) in places)
+        for node, can in zip(path, reached, strict=True):
+            node.usable = bool(node.usable) or (can and reached[0])
+        return reached[0]
+
+    def _tokens(self, node: Node) -> dict[int, Node]:
+        if node.tokens is None:
+            node.tokens = {token: end for token, end in self._vocabulary.walk(node).items() if end.usable}
+        return node.tokens
+
+
+def _casings(text: str) -> list[str]:
+    """Return the ways in which a phrase may be written, without repetition."""
+    return list(dict.fromkeys([text, text.lower(), text[:1].upper() + text[1:]]))
+
+
+@dataclass(slots=True, eq=False)
+class _Letter:
+    """A place in the text of tokens: the token that ends here, and the letters that may follow."""
+
+    token: int | None = None
+    children: dict[int, _Letter] = field(default_factory=dict)
+
+
+class _Vocabulary:
+    """The tokens of a tokenizer by their text, in which a space stands before each word."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._root = _Letter()
+        self.starts: set[int] = set()
+        for token in range(tokenizer.vocab_size):
+            text = b" ".join(tokenizer.segments(token) or ())
+            if text.startswith(b" "):
+                self.starts.add(token)
+            place = self._root
+            for byte in text:
+                place = place.children.setdefault(byte, _Letter())
+            if text and place.token is None:
+                place.token = token
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> _Vocabulary:
+        """Return the vocabulary of a tokenizer, which is read once."""
+        found = _VOCABULARIES.get(tokenizer)
+        if found is None:
+            found = _VOCABULARIES[tokenizer] = cls(tokenizer)
+        return found
+
+    def walk(self, node: Node) -> dict[int, Node]:
+        """Return each token whose text leads from `node` to another one, and where."""
+        found: dict[int, Node] = {}
+        stack = [(self._root, node)]
+        while stack:
+            place, at = stack.pop()
+            for byte, child in at.children.items():
+                if (below := place.children.get(byte)) is not None:
+                    if below.token is not None:
+                        found[below.token] = child
+                    stack.append((below, child))
+        return found
+
+
+_VOCABULARIES: weakref.WeakKeyDictionary[Tokenizer, _Vocabulary] = weakref.WeakKeyDictionary()
