@@ -40,6 +40,11 @@ class Node:
     Attributes:
         bonus: What the text so far has earned; it is taken back where a phrase is not completed.
         complete: Whether a phrase ends here.
+        letters: Number of letters so far.
+        children: The next letters, as bytes of UTF-8; a space stands before each word.
+        usable: Whether tokens can lead from here to the end of a phrase.
+        tokens: Where each token leads, once known.
+        biases: What they get, once known.
     """
 
     bonus: float = 0.0
@@ -47,7 +52,7 @@ class Node:
     letters: int = 0
     children: dict[int, Node] = field(default_factory=dict)
     tokens: dict[int, Node] | None = None
-    usable: bool | None = None
+    usable: bool = False
     biases: Biases | None = None
 
     @property
@@ -124,29 +129,16 @@ class KeywordTrie:
         encoded = b" " + b" ".join(text.encode().split())
         letters = len(text.replace(" ", ""))
         each = LETTER_BONUS * weight * min(1.0, (letters - 1) / SURE_LETTERS)
-        path = [self.root]
-        for byte in encoded:
-            path.append(path[-1].children.setdefault(byte, Node()))
-        if not self._usable(path):
+        usable = self._vocabulary.usable(encoded)
+        if not usable[0]:
             return
-        for node, place in zip(path[1:], range(len(encoded)), strict=True):
+        node = self.root
+        for place, byte in enumerate(encoded):
+            node = node.children.setdefault(byte, Node())
             node.letters = place - encoded[: place + 1].count(b" ") + 1
             node.bonus = max(node.bonus, min(MAX_BONUS * weight, each * node.letters))
-        path[-1].complete = True
-        for node in path:
-            node.tokens = node.biases = None
-
-    def _usable(self, path: list[Node]) -> bool:
-        """Whether tokens lead from the first node of a path to its last; the nodes that do are marked."""
-        reached = [False] * len(path)
-        reached[-1] = True
-        places = {id(node): place for place, node in enumerate(path)}
-        for place in range(len(path) - 2, -1, -1):
-            ends = self._vocabulary.walk(path[place])
-            reached[place] = any(reached[places[id(node)]] for node in ends.values() if id(node) in places)
-        for node, can in zip(path, reached, strict=True):
-            node.usable = bool(node.usable) or (can and reached[0])
-        return reached[0]
+            node.usable |= usable[place + 1]
+        node.complete = True
 
     def _tokens(self, node: Node) -> dict[int, Node]:
         if node.tokens is None:
@@ -161,9 +153,9 @@ def _casings(text: str) -> list[str]:
 
 @dataclass(slots=True, eq=False)
 class _Letter:
-    """A place in the text of tokens: the token that ends here, and the letters that may follow."""
+    """A place in the text of tokens: those that end here, and the letters that may follow."""
 
-    token: int | None = None
+    tokens: list[int] = field(default_factory=list)
     children: dict[int, _Letter] = field(default_factory=dict)
 
 
@@ -172,16 +164,19 @@ class _Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._root = _Letter()
+        self._texts: set[bytes] = set()
         self.starts: set[int] = set()
         for token in range(tokenizer.vocab_size):
             text = b" ".join(tokenizer.segments(token) or ())
             if text.startswith(b" "):
                 self.starts.add(token)
+            self._texts.add(text)
             place = self._root
             for byte in text:
                 place = place.children.setdefault(byte, _Letter())
-            if text and place.token is None:
-                place.token = token
+            if text:
+                place.tokens.append(token)
+        self._longest = max(map(len, self._texts))
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> _Vocabulary:
@@ -191,6 +186,14 @@ class _Vocabulary:
             found = _VOCABULARIES[tokenizer] = cls(tokenizer)
         return found
 
+    def usable(self, text: bytes) -> list[bool]:
+        """Return for each place in `text`, and its end, whether tokens lead from it to the end."""
+        usable = [False] * len(text) + [True]
+        for start in range(len(text) - 1, -1, -1):
+            ends = range(start + 1, min(len(text), start + self._longest) + 1)
+            usable[start] = any(usable[end] and text[start:end] in self._texts for end in ends)
+        return usable
+
     def walk(self, node: Node) -> dict[int, Node]:
         """Return each token whose text leads from `node` to another one, and where."""
         found: dict[int, Node] = {}
@@ -199,8 +202,7 @@ class _Vocabulary:
             place, at = stack.pop()
             for byte, child in at.children.items():
                 if (below := place.children.get(byte)) is not None:
-                    if below.token is not None:
-                        found[below.token] = child
+                    found |= dict.fromkeys(below.tokens, child)
                     stack.append((below, child))
         return found
 

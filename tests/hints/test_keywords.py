@@ -1,0 +1,115 @@
+"""The trie of keywords: which tokens get a bonus, and when it is taken back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slipstream.hints import Keyword
+from slipstream.hints.keywords import LETTER_BONUS, MAX_BONUS, KeywordTrie, Node
+from slipstream.model.config import PAD_ID, WORD_ID
+from slipstream.model.text import Tokenizer
+from slipstream.testing import tiny_tokenizer, tokenizer_proto
+
+SURE, UNSURE = -0.01, -1.0
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return tiny_tokenizer()
+
+
+def text_of(tokenizer: Tokenizer, token: int) -> str:
+    return b" ".join(tokenizer.segments(token) or ()).decode("utf-8", "replace")
+
+
+def write(
+    trie: KeywordTrie, tokens: list[int], plain: int | None = None, logprob: float = UNSURE
+) -> tuple[Node, float]:
+    """Follow tokens from the root; `plain`: the best token without a bonus, by default the token itself."""
+    node, score = trie.root, 0.0
+    for token in tokens:
+        node, gain = trie.gain(node, token, token if plain is None else plain, logprob)
+        score += gain
+    return node, score
+
+
+def test_every_segmentation_of_a_phrase_leads_to_its_end(tokenizer: Tokenizer) -> None:
+    trie = KeywordTrie([Keyword("seven")], tokenizer)
+    ends = []
+
+    def walk(node: Node, text: str) -> None:
+        biases = trie.biases(node)
+        for token in biases.id_N.tolist():
+            following = trie.follow(node, token)
+            if following is not trie.root and len(text) < 20:
+                ends.append(text + text_of(tokenizer, token)) if following.complete else None
+                walk(following, text + text_of(tokenizer, token))
+
+    walk(trie.root, "")
+    assert len(ends) > 1, "this vocabulary writes the word in several ways"
+    assert {end.strip().lower() for end in ends} == {"seven"}
+
+
+def test_the_bonus_grows_with_the_letters_up_to_a_limit(tokenizer: Tokenizer) -> None:
+    trie = KeywordTrie([Keyword("seventeen")], tokenizer)
+    tokens, bonuses = tokenizer.encode("seventeen"), []
+    for length in range(1, len(tokens) + 1):
+        bonuses.append(write(trie, tokens[:length])[1])
+    assert bonuses == sorted(bonuses)
+    assert bonuses[-1] == pytest.approx(MAX_BONUS)
+    assert write(KeywordTrie([Keyword("seventeen", 2.0)], tokenizer), tokens)[1] == pytest.approx(2 * MAX_BONUS)
+
+
+def test_an_unfinished_phrase_gives_its_bonus_back(tokenizer: Tokenizer) -> None:
+    trie = KeywordTrie([Keyword("seventeen")], tokenizer)
+    tokens = tokenizer.encode("seventeen")
+    assert len(tokens) > 1
+    for ending in (PAD_ID, WORD_ID, tokenizer.encode("one")[0]):
+        node, score = write(trie, [*tokens[:-1], ending])
+        assert node is trie.root
+        assert score == pytest.approx(0.0)
+    node, score = write(trie, [*tokens, PAD_ID, WORD_ID, *tokenizer.encode("one")])
+    assert score == pytest.approx(MAX_BONUS)
+
+
+def test_a_phrase_of_two_words_continues_over_a_pause(tokenizer: Tokenizer) -> None:
+    trie = KeywordTrie([Keyword("seven one")], tokenizer)
+    first, second = tokenizer.encode("seven"), tokenizer.encode("one")
+    _, whole = write(trie, [WORD_ID, *first, PAD_ID, PAD_ID, WORD_ID, *second, PAD_ID])
+    assert whole == pytest.approx(MAX_BONUS)
+    _, part = write(trie, [WORD_ID, *first, PAD_ID, WORD_ID, *tokenizer.encode("two"), PAD_ID])
+    assert part == pytest.approx(0.0)
+
+
+def test_no_bonus_begins_a_word_where_the_model_begins_none(tokenizer: Tokenizer) -> None:
+    trie = KeywordTrie([Keyword("seven")], tokenizer)
+    first = tokenizer.encode("seven")[0]
+    inner = next(token for token in range(tokenizer.vocab_size) if text_of(tokenizer, token).strip("�").isalpha())
+    for plain in (PAD_ID, WORD_ID, inner):
+        assert trie.gain(trie.root, first, plain, UNSURE) == (trie.root, 0.0)
+    assert trie.gain(trie.root, first, tokenizer.encode("one")[0], SURE)[1] > 0
+
+
+def test_no_bonus_continues_a_word_that_the_model_surely_ends(tokenizer: Tokenizer) -> None:
+    trie = KeywordTrie([Keyword("seventeen")], tokenizer)
+    tokens = tokenizer.encode("seventeen")
+    node, score = write(trie, tokens[:1])
+    assert trie.gain(node, tokens[1], PAD_ID, SURE) == (trie.root, pytest.approx(-score))
+    assert trie.gain(node, tokens[1], PAD_ID, UNSURE)[1] > 0
+
+
+def test_short_phrases_get_less_per_letter(tokenizer: Tokenizer) -> None:
+    _, short = write(KeywordTrie([Keyword("to")], tokenizer), tokenizer.encode("to"))
+    assert 0 < short < LETTER_BONUS
+
+
+def test_phrases_that_the_vocabulary_cannot_write_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "no_bytes.model"
+    path.write_bytes(tokenizer_proto(byte_fallback=False))
+    tokenizer = Tokenizer(path)
+    trie = KeywordTrie([Keyword("日本")], tokenizer)
+    assert len(trie.biases(trie.root).id_N) == 0
+    trie = KeywordTrie([Keyword("日本"), Keyword("word")], tokenizer)
+    assert len(trie.biases(trie.root).id_N) > 0
