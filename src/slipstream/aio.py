@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from slipstream.engine.live import LiveSession
 from slipstream.events import Event
+from slipstream.hints import Hints
 
 Open = Callable[[Callable[[], None]], LiveSession]
 """Opens a session with the given `wake`."""
@@ -95,6 +96,10 @@ class AsyncSession:
             id: Number that the event repeats.
         """
         self._session.mark(id)
+
+    def set_hints(self, hints: Hints) -> None:
+        """Change the keywords, from the next frame that is processed. The other hints hold from the start."""
+        self._session.set_hints(hints)
 
     def finish(self) -> None:
         """End the audio: what was sent is transcribed to its end, then `Final` follows."""

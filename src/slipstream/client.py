@@ -30,6 +30,7 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidH
 from slipstream.audio.arrays import SampleConverter, check_range, refuse_single
 from slipstream.errors import AudioError, SlipstreamError
 from slipstream.events import EndOfTurn, Event, Final, MarkerReached, PartialWord, Ready, Recovered, Step, Turn, Word
+from slipstream.hints import Hints
 from slipstream.transcript import Transcript, TranscriptBuilder
 
 
@@ -233,6 +234,7 @@ async def open_async_stream(
     key: str | None = None,
     model: str | None = None,
     resumption: Resumption | None = None,
+    hints: Hints | None = None,
 ) -> AsyncIterator[AsyncStream]:
     """Open a stream on a server, as an asynchronous context manager.
 
@@ -243,6 +245,7 @@ async def open_async_stream(
         model: One of the server's models; None is its default.
         resumption: The stream to continue, with the same sample rate, key and model. If the server does not hold it,
             this is a new stream (`resumed` is False).
+        hints: What is known about the speech: its keywords, prompt and languages.
 
     Yields:
         The stream; it is closed at the end of the context.
@@ -258,7 +261,7 @@ async def open_async_stream(
     """
     try:
         socket = await connect(
-            _address(url, sample_rate, model, resumption), additional_headers=_headers(key), **_OPTIONS
+            _address(url, sample_rate, model, resumption, hints), additional_headers=_headers(key), **_OPTIONS
         )
     except (OSError, InvalidHandshake, InvalidURI) as error:
         raise _refused(url, error) from error
@@ -274,6 +277,7 @@ def open_stream(
     key: str | None = None,
     model: str | None = None,
     resumption: Resumption | None = None,
+    hints: Hints | None = None,
 ) -> Iterator[Stream]:
     """Open a stream on a server, as a context manager.
 
@@ -284,6 +288,7 @@ def open_stream(
         model: One of the server's models; None is its default.
         resumption: The stream to continue, with the same sample rate, key and model. If the server does not hold it,
             this is a new stream (`resumed` is False).
+        hints: What is known about the speech: its keywords, prompt and languages.
 
     Yields:
         The stream; it is closed at the end of the context.
@@ -297,7 +302,9 @@ def open_stream(
         ...     stream.finish()
         ...     words = [event.text for event in stream if isinstance(event, Word)]
     """
-    opening = open_async_stream(url, sample_rate=sample_rate, key=key, model=model, resumption=resumption)
+    opening = open_async_stream(
+        url, sample_rate=sample_rate, key=key, model=model, resumption=resumption, hints=hints
+    )
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(opening) as stream:
         yield Stream(portal, stream)
 
@@ -392,14 +399,20 @@ def _send_all(stream: Stream, pieces: Iterable[npt.ArrayLike]) -> None:
         raise
 
 
-def _address(url: str, sample_rate: int, model: str | None, resumption: Resumption | None) -> str:
+def _address(
+    url: str, sample_rate: int, model: str | None, resumption: Resumption | None, hints: Hints | None
+) -> str:
     parts = urlsplit(url if "://" in url else f"http://{url}")
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    query: dict[str, Any] = {"encoding": "pcm_f32le", "sample_rate": sample_rate}
+    query: list[tuple[str, Any]] = [("encoding", "pcm_f32le"), ("sample_rate", sample_rate)]
     if model:
-        query["model"] = model
+        query.append(("model", model))
     if resumption:
-        query |= {"resume": resumption.session, "received": resumption.received}
+        query += [("resume", resumption.session), ("received", resumption.received)]
+    if hints is not None:
+        query += [("keyword", f"{word.text}:{word.weight:g}") for word in hints.phrases]
+        query += [("language", language) for language in hints.languages]
+        query += [("prompt", hints.prompt)] if hints.prompt else []
     return urlunsplit((scheme, parts.netloc, f"{parts.path.rstrip('/')}/v1/stream", urlencode(query), ""))
 
 

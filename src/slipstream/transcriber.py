@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, cast, overload
 
@@ -27,6 +28,7 @@ from slipstream.engine.options import SessionOptions
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import AudioError, SlipstreamError
 from slipstream.events import Event, Recovered
+from slipstream.hints import Hints
 from slipstream.model.runner import Runner
 from slipstream.model.text import Tokenizer
 from slipstream.transcript import Transcript, TranscriptBuilder
@@ -75,6 +77,7 @@ class Transcriber:
         *,
         track: int | None = None,
         options: SessionOptions | None = None,
+        hints: Hints | None = None,
     ) -> Transcript:
         """Transcribe a recording. When all slots are in use, it waits for one.
 
@@ -84,6 +87,7 @@ class Transcriber:
             sample_rate: Sample rate of an array, in Hz. A file has its own.
             track: Audio track of a file, counted from 1; None is the one that players choose.
             options: Options of the session.
+            hints: What is known about the speech; they replace those of the options.
 
         Returns:
             The transcript.
@@ -94,7 +98,11 @@ class Transcriber:
         Example:
             >>> transcript = transcriber.transcribe("talk.mp3")
             >>> transcript = transcriber.transcribe(samples, sample_rate=16_000)
+            >>> transcript = transcriber.transcribe("talk.mp3", hints=Hints(keywords=["Ngaio Marsh"]))
         """
+        options = options or SessionOptions(partials=False)
+        if hints is not None:
+            options = replace(options, hints=hints)
         return self._transcribe(source, sample_rate, options, threading.Event(), track)
 
     @overload
@@ -144,7 +152,12 @@ class Transcriber:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def stream(
-        self, chunks: Iterable[npt.ArrayLike], sample_rate: int, *, options: SessionOptions | None = None
+        self,
+        chunks: Iterable[npt.ArrayLike],
+        sample_rate: int,
+        *,
+        options: SessionOptions | None = None,
+        hints: Hints | None = None,
     ) -> Iterator[Event]:
         """Transcribe a live stream.
 
@@ -156,6 +169,7 @@ class Transcriber:
             chunks: Arrays `[S]` or `[C, S]` of any lengths.
             sample_rate: Of the chunks, in Hz.
             options: Options of the session.
+            hints: What is known about the speech; they replace those of the options.
 
         Yields:
             Words, turns and other events, in order.
@@ -168,6 +182,8 @@ class Transcriber:
             ...     print(event)
         """
         refuse_single(chunks, "stream takes an iterable of arrays", "pass a list with it")
+        if hints is not None:
+            options = replace(options or SessionOptions(), hints=hints)
         return self._stream(chunks, check_rate(sample_rate), options)
 
     def _stream(

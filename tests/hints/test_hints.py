@@ -18,6 +18,14 @@ def test_keywords_may_be_strings_or_weighted_and_hints_are_values() -> None:
     assert replace(hints, beam=2).phrases == hints.phrases
 
 
+def test_a_weight_follows_a_colon() -> None:
+    assert Keyword.parse(" Poirot:2 ") == Keyword("Poirot", 2.0)
+    assert Keyword.parse("Poirot") == Keyword("Poirot")
+    assert Keyword.parse("Alien: Covenant") == Keyword("Alien: Covenant")
+    with pytest.raises(ConfigError, match="weight=20"):
+        Keyword.parse("Poirot:20")
+
+
 def test_only_hints_that_need_candidates_steer() -> None:
     assert not Hints(prompt="Dear", languages=["fr"], delay=1.0).steers
     assert Hints(keywords=["Ngaio"]).steers
@@ -30,7 +38,7 @@ def test_only_hints_that_need_candidates_steer() -> None:
     [
         ({"keywords": "Ngaio"}, "lists of strings"),
         ({"languages": "en"}, "lists of strings"),
-        ({"keywords": [" "]}, "1 to 100 characters"),
+        ({"keywords": [" "]}, "1 to 200 characters"),
         ({"keywords": ["x"] * (MAX_KEYWORDS + 1)}, "1001 keywords: at most 1000"),
         ({"prompt": "x" * 4001}, "4001 characters: at most 4000"),
         ({"beam": 0}, "beam=0 must be 1 to 8"),

@@ -18,6 +18,7 @@ from slipstream.engine.session import Session
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import AudioError, Overloaded
 from slipstream.events import Event
+from slipstream.hints import Hints
 
 
 class AnyEngine(Protocol):
@@ -191,6 +192,10 @@ class LiveSession:
     def set_turns(self, turns: TurnOptions, low_latency: bool = False) -> None:
         """Change when turns end and whether each end flushes, from the next frame that is processed."""
         self._engine.change(self._mailbox, lambda session: session.set_turns(turns, low_latency))
+
+    def set_hints(self, hints: Hints) -> None:
+        """Change the keywords, from the next frame that is processed. The other hints hold from the start."""
+        self._engine.change(self._mailbox, lambda session: session.set_hints(hints))
 
     def finish(self) -> None:
         """End the audio: what was sent is transcribed to its end, then `Final` follows."""

@@ -22,6 +22,7 @@ from slipstream.engine.watchdog import Watchdog
 from slipstream.engine.writer import Writer
 from slipstream.errors import AudioError, SessionClosed
 from slipstream.events import EndOfTurn, Event, Final, Flushed, MarkerReached, Ready, Recovered, StartOfTurn, Step, Word
+from slipstream.hints import Hints
 from slipstream.hints.keywords import Biases
 from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.runner import Choice, State
@@ -152,6 +153,16 @@ class Session:
         if not self._in_model:
             self._take_options()
             self._turn_detector.set_options(turns)
+
+    def set_hints(self, hints: Hints) -> None:
+        """Change the keywords, for what is spoken from now on. The other hints hold from the start of the text."""
+        hints = replace(self.options.hints, keywords=hints.keywords)
+        self.options = replace(self.options, hints=hints)
+        if self._next_options is not None:
+            self._next_options = replace(self._next_options, hints=hints)
+        self._writer.set_keywords(hints)
+        if self._flush is not None:
+            self._flush.writer_before.set_keywords(hints)
 
     def restart(self) -> None:
         """Reset the session and drop its buffered audio. Raises `SessionClosed` after the end."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from slipstream.engine.flush import CopyRow, ForceToken, Op, SlotOp
 from slipstream.engine.options import SessionOptions, StreamFormat
+from slipstream.hints import Hints
 from slipstream.hints.keywords import Biases
 from slipstream.hints.prompt import prompt_tokens
 from slipstream.hints.search import NO_BIASES, new_search
@@ -40,6 +41,7 @@ class Writer:
             offset_frames=processed - self.prefix_left,
             partials=options.partials,
         )
+        self._tokenizer = format.tokenizer
         self._search = new_search(options.hints, format.tokenizer)
 
     @property
@@ -64,7 +66,7 @@ class Writer:
         """
         if self.prefix_left and self.prompt:
             return PAD_ID, self._pass_prefix()
-        if self._search is None:
+        if self._search is None or not choices:  # a step that began before there was a search
             return token, self._read([(token, logprob)])
         decision = self._search.advance(choices)
         self.lead = decision.best
@@ -76,6 +78,16 @@ class Writer:
         """Leave out the frames before the audio but the last: the model is in the state that follows them."""
         skipped, self.prefix_left = self.prefix_left - 1, 1
         self._read([(PAD_ID, 0.0)] * skipped)
+
+    def set_keywords(self, hints: Hints) -> None:
+        """Use other keywords from the next step on."""
+        new = new_search(hints, self._tokenizer)
+        if self._search is not None and new is not None:
+            self._search.use(new)
+        elif self._search is None:
+            self._search = new
+        elif hints.beam == 1:
+            self._search = None
 
     def settle(self) -> list[WordEvent]:
         """Choose the best hypothesis. Returns the events of its text."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from slipstream.errors import ConfigError
 
 MAX_KEYWORDS = 1000
-MAX_KEYWORD_LENGTH = 100
+MAX_KEYWORD_LENGTH = 200
 MAX_PROMPT_LENGTH = 4000
 MAX_BEAM = 8
 MAX_WEIGHT = 10.0
@@ -35,6 +36,19 @@ class Keyword:
             raise ConfigError(f"keyword {self.text!r:.120}: expected 1 to {MAX_KEYWORD_LENGTH} characters")
         if not 0 < self.weight <= MAX_WEIGHT:
             raise ConfigError(f"keyword {self.text!r}: weight={self.weight:g} must be above 0 and up to {MAX_WEIGHT:g}")
+
+    @classmethod
+    def parse(cls, text: str) -> Keyword:
+        """Return the keyword of `text`: a phrase, or a phrase, a colon and its weight, such as `Poirot:2`.
+
+        Raises `ConfigError` as the constructor does.
+        """
+        phrase, _, end = text.strip().rpartition(":")
+        try:
+            weight = float(end) if phrase else math.nan
+        except ValueError:  # a colon within the phrase
+            weight = math.nan
+        return cls(text.strip()) if math.isnan(weight) else cls(phrase.strip(), weight)
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,11 @@ class Search:
         self._write(list(best.pending))
         return list(best.pending)
 
+    def use(self, other: Search) -> None:
+        """Take the keywords of another search; phrases that have begun are left."""
+        self._trie = other._trie
+        self._alive = [replace(one, node=self._trie.root if self._trie else None) for one in self._alive]
+
     def copy(self) -> Search:
         """Return an independent search in the same state."""
         other = copy.copy(self)

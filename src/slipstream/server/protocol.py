@@ -7,15 +7,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from slipstream.arrays import FloatArray
 from slipstream.engine.options import SessionOptions
 from slipstream.engine.turns import TurnOptions
-from slipstream.errors import SlipstreamError
+from slipstream.errors import ConfigError, SlipstreamError
 from slipstream.events import Event
+from slipstream.hints import Hints
 
 LOUDEST = 100.0
 """Float audio has full scale 1. Decoders exceed it slightly; integers sent as floats reach thousands."""
@@ -115,6 +116,14 @@ class SetTurns:
 
 
 @dataclass(frozen=True, slots=True)
+class SetHints:
+    """Change the keywords, from the next frame that is processed. Other hints hold from the start of a stream."""
+
+    hints: Hints
+    channel: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """End all channels: write the remaining text. After the last `Final`, the connection closes."""
 
@@ -162,11 +171,19 @@ class Forward:
     url: str
 
 
-Command: TypeAlias = Open | Restart | Audio | Marker | Flush | SetTurns | Finish
+Command: TypeAlias = Open | Restart | Audio | Marker | Flush | SetTurns | SetHints | Finish
 """What changes a session."""
 
 Action: TypeAlias = Command | Send | Close | Publish | Subscribe | Forward
 """What a dialect may ask of the server."""
+
+
+def make_hints(**fields: Any) -> Hints:
+    """Make the hints that a client asks for; `fields`: as for `Hints`. Raises `ProtocolError` for invalid ones."""
+    try:
+        return Hints(**fields)
+    except ConfigError as error:
+        raise ProtocolError(str(error)) from error
 
 
 # ------------------------------------------------------------------------------------------------------------ dialects

@@ -28,6 +28,7 @@ from slipstream.cli.options import (
 )
 from slipstream.cli.output import has_text, render, write_file, write_stdout
 from slipstream.cli.streams import check_stdout
+from slipstream.cli.transcribe.hints import make_hints
 from slipstream.cli.transcribe.recognisers import LocalRecogniser, Recogniser, ServerRecogniser
 from slipstream.cli.transcribe.run import Result, transcribe_all
 from slipstream.cli.transcribe.sources import Job, channel_jobs, check_places, find_jobs, on_disk
@@ -70,6 +71,25 @@ def transcribe(
         ),
     ] = None,
     slots: Annotated[int, typer.Option("--slots", min=1, help="Files to transcribe in parallel.")] = 1,
+    keywords: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keywords",
+            metavar="FILE|WORDS",
+            help="Words and phrases that are likely: a file with one per line, or text with commas; word:2 doubles its "
+            "weight.",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option("--prompt", help="Text before the speech: sets names, spelling and style.")
+    ] = "",
+    beam: Annotated[
+        int, typer.Option("--beam", min=1, max=8, help="Hypotheses of the text to keep; each takes a slot.")
+    ] = 1,
+    lm: Annotated[
+        list[Path] | None,
+        typer.Option("--lm", metavar="FILE", help="Text like the speech, for --beam: its word sequences are likelier."),
+    ] = None,
     channels: Annotated[
         Literal["mix", "separate"],
         typer.Option("--channels", help="Mix all channels, or transcribe each channel separately."),
@@ -114,6 +134,9 @@ def transcribe(
         transcribe_on_ray(files, ray, output, model=model, slots=slots, actors=actors, backend=backend, device=device)
         return
     raw_format = raw_format_of(raw, raw_rate, raw_channels, track)
+    hints = make_hints(keywords or (), prompt, beam, lm or ())
+    if server and (hints.beam > 1 or hints.lm):
+        raise typer.BadParameter("it is not available with --server", param_hint="--beam")
     if output and output.exists() and not output.is_dir():
         raise typer.BadParameter(f"{output} is not a folder", param_hint="--output")
     if resume and not output:
@@ -137,12 +160,12 @@ def transcribe(
             return
         slots = min(slots, len(jobs))
         if server:
-            recogniser: Recogniser = ServerRecogniser(server)
+            recogniser: Recogniser = ServerRecogniser(server, hints)
         else:
             transcriber = open_transcriber(
-                model, device=device, backend=backend, quantize=quantize, threads=threads, slots=slots
+                model, device=device, backend=backend, quantize=quantize, threads=threads, slots=slots * hints.beam
             )
-            recogniser = LocalRecogniser(stack.enter_context(transcriber))
+            recogniser = LocalRecogniser(stack.enter_context(transcriber), hints)
         deliver = _Delivery(
             format, words, SubtitleLayout(**layout) if layout else None, output, len(jobs) > 1, delay_report
         )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from slipstream.arrays import FloatArray
     from slipstream.client import Stream
     from slipstream.events import Event
+    from slipstream.hints import Hints
     from slipstream.transcriber import Transcriber
 
 
@@ -40,14 +41,14 @@ class Recogniser(Protocol):
 class LocalRecogniser:
     """A model in this process."""
 
-    def __init__(self, transcriber: Transcriber) -> None:
+    def __init__(self, transcriber: Transcriber, hints: Hints) -> None:
         from slipstream.engine.options import SessionOptions
 
         self.sample_rate, self.frame_rate = transcriber.sample_rate, transcriber.frame_rate
         self.model, self.delay = transcriber.model, transcriber.delay
         self._transcriber = transcriber
         # A short buffer keeps the progress bar accurate, and lets an interrupt end soon.
-        self._options = SessionOptions(steps=True, max_buffered_seconds=2.0)
+        self._options = SessionOptions(steps=True, max_buffered_seconds=2.0, hints=hints)
 
     def stream(self, chunks: Iterable[FloatArray]) -> Iterator[Event]:
         return self._transcriber.stream(chunks, self.sample_rate, options=self._options)
@@ -56,7 +57,7 @@ class LocalRecogniser:
 class ServerRecogniser:
     """A model on a Slipstream server. Raises `BackendError` without the extra `client`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, hints: Hints) -> None:
         with needs_extra("client", "--server"):
             from slipstream.client import open_stream
         from slipstream.audio import SAMPLE_RATE
@@ -64,7 +65,7 @@ class ServerRecogniser:
 
         self.sample_rate, self.frame_rate = SAMPLE_RATE, FRAME_RATE
         self.model, self.delay = url, 0.0
-        self._url, self._open_stream = url, open_stream
+        self._url, self._hints, self._open_stream = url, hints, open_stream
 
     def stream(self, chunks: Iterable[FloatArray]) -> Iterator[Event]:
         """See `Recogniser.stream`. Raises `ServerError` when the server cannot be reached, refuses, or closes early."""
@@ -72,7 +73,7 @@ class ServerRecogniser:
 
         key = os.environ.get(SERVER_KEY)
         with (
-            self._open_stream(self._url, sample_rate=self.sample_rate, key=key) as stream,
+            self._open_stream(self._url, sample_rate=self.sample_rate, key=key, hints=self._hints) as stream,
             ThreadPoolExecutor(1) as sender,
         ):
             sending = sender.submit(_send, stream, chunks)

@@ -12,6 +12,7 @@ from typing import Any
 
 from slipstream.engine.options import SessionOptions
 from slipstream.events import Event, Final, MarkerReached, OpenWord, Ready, Step, Word
+from slipstream.hints import Hints
 from slipstream.server.dialects.ogg import OggOpusDecoder
 from slipstream.server.dialects.order import Order, Table
 from slipstream.server.dialects.pcm import PcmInput, check_format
@@ -29,6 +30,7 @@ from slipstream.server.protocol import (
     Open,
     ProtocolError,
     Send,
+    make_hints,
 )
 
 PATH = "/api/speech/asr"
@@ -78,8 +80,8 @@ class GradiumDialect(Dialect):
         kind = fields.get("type")
         self._order.follow(kind if isinstance(kind, str) else repr(kind))
         if kind == "setup":
-            self._set_up(fields)
-            yield Open(SessionOptions(steps=True, partials=False), self._model.model)
+            hints = self._set_up(fields)
+            yield Open(SessionOptions(steps=True, partials=False, hints=hints), self._model.model)
         elif kind == "audio":
             for piece in decode_base64(fields.get("audio"), "audio"):
                 yield from self._decode(piece)
@@ -143,7 +145,7 @@ class GradiumDialect(Dialect):
         self._open = opened
         return dump(type="text", text=opened.text.removeprefix(sent), start_s=opened.start)
 
-    def _set_up(self, fields: dict[str, Any]) -> None:
+    def _set_up(self, fields: dict[str, Any]) -> Hints:
         name, format = fields.get("model_name", DEFAULT_MODEL), fields.get("input_format", "pcm")
         try:
             self._model = self._models[None if name == DEFAULT_MODEL else str(name)]
@@ -155,6 +157,11 @@ class GradiumDialect(Dialect):
             self._pcm = PcmInput(check_format("pcm_s16le", RATES[format]), self._model.sample_rate)
         else:
             raise ProtocolError(f"input_format={format!r:.40}: expected one of {', '.join(RATES)}, opus")
+        config = fields.get("json_config") or {}
+        if isinstance(config, str):  # some clients send it as text
+            config = parse_object(config)
+        language = config.get("language") if isinstance(config, dict) else None
+        return make_hints(languages=[language] if isinstance(language, str) and language else [])
 
     def _decode(self, data: bytes) -> Iterator[Audio]:
         if self._pcm is not None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from slipstream.audio import RawFormat
 from slipstream.engine.options import SessionOptions
+from slipstream.errors import ConfigError
 from slipstream.events import (
     EndOfTurn,
     Event,
@@ -32,6 +33,7 @@ from slipstream.events import (
     Turn,
     Word,
 )
+from slipstream.hints import Hints, Keyword
 from slipstream.server.dialects.pcm import PcmInput, check_format
 from slipstream.server.models import StreamInfo, StreamRequest
 from slipstream.server.protocol import (
@@ -45,6 +47,7 @@ from slipstream.server.protocol import (
     ProtocolError,
     Restart,
     Send,
+    make_hints,
 )
 
 PATH = "/v1/stream"
@@ -54,20 +57,32 @@ DEFAULT_RATE = 24_000
 
 def open_dialect(request: StreamRequest) -> PlainDialect:
     """Open the dialect for one connection. Raises `ProtocolError` that names an invalid parameter."""
-    info = request.models[request.get("model")]
-    return PlainDialect(parse_format(dict(request.query)), info, request.id, request.session)
+    format, info = parse_format(dict(request.query)), request.models[request.get("model")]
+    try:
+        keywords = [Keyword.parse(text) for text in request.all("keyword")]
+    except ConfigError as error:
+        raise ProtocolError(str(error)) from error
+    hints = make_hints(keywords=keywords, prompt=request.get("prompt", ""), languages=request.all("language"))
+    return PlainDialect(format, info, request.id, request.session, hints)
 
 
 class PlainDialect(Dialect):
-    """One stream in the plain dialect, its audio in `format`.
+    """One stream in the plain dialect.
 
-    `id` identifies it in the server's log, `session` to a client that continues it on another connection.
+    Args:
+        format: Of its audio.
+        info: Of the model.
+        id: Identifies it in the server's log.
+        session: Identifies it to a client that continues it on another connection.
+        hints: What the client knows about the speech.
     """
 
     name = "plain"
 
-    def __init__(self, format: RawFormat, info: StreamInfo, id: str = "", session: str = "") -> None:
-        self._info, self._id = info, id
+    def __init__(
+        self, format: RawFormat, info: StreamInfo, id: str = "", session: str = "", hints: Hints | None = None
+    ) -> None:
+        self._info, self._id, self._hints = info, id, hints or Hints()
         self._pcm = PcmInput(format, info.sample_rate)
         self._sample_bytes = format.sample_bytes * format.channels
         self._received = 0  # bytes
@@ -89,7 +104,7 @@ class PlainDialect(Dialect):
 
     def open(self) -> Iterable[Action]:
         """Open the session: see `Dialect.open`."""
-        return (Open(SessionOptions(steps=True), self._info.model),)
+        return (Open(SessionOptions(steps=True, hints=self._hints), self._info.model),)
 
     def receive(self, message: Message) -> Iterator[Action]:
         """Yield the actions for a message: see `Dialect.receive`."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from slipstream.engine.options import SessionOptions
 from slipstream.events import Event, Final, MarkerReached, OpenWord, PartialWord, Turn, Word
+from slipstream.hints import Hints
 from slipstream.server.dialects.order import Order, Table
 from slipstream.server.dialects.pcm import PcmInput, check_format
 from slipstream.server.dialects.texts import dump, parse_object
@@ -27,6 +28,7 @@ from slipstream.server.protocol import (
     Open,
     ProtocolError,
     Send,
+    make_hints,
 )
 
 PATH = "/vosk"
@@ -55,6 +57,7 @@ class VoskDialect(Dialect):
         self._order = Order(ORDER)
         self._rate = DEFAULT_RATE
         self._with_words, self._alternatives = True, False
+        self._hints = Hints()
         self._pcm: PcmInput | None = None
         self._results: list[list[Word]] = []
         self._words: list[Word] = []
@@ -111,7 +114,7 @@ class VoskDialect(Dialect):
         self._order.follow("audio")
         if self._pcm is None:
             self._pcm = PcmInput(check_format("pcm_s16le", self._rate), self._model.sample_rate)
-            yield Open(SessionOptions(low_latency=True), self._model.model)
+            yield Open(SessionOptions(low_latency=True, hints=self._hints), self._model.model)
         yield from self._pcm.push(data)
         yield Send(self._answer())
 
@@ -141,6 +144,10 @@ class VoskDialect(Dialect):
                 self._model = self._models[str(model)]
             except UnknownModel as error:
                 raise ProtocolError(str(error)) from error
+        if (phrases := config.get("phrase_list")) is not None:
+            if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
+                raise ProtocolError("phrase_list: expected a list of strings")
+            self._hints = make_hints(keywords=[phrase for phrase in phrases if phrase.strip() not in ("", "[unk]")])
         self._with_words = bool(config.get("words", self._with_words))
         self._alternatives = bool(config.get("max_alternatives", self._alternatives))
 

@@ -19,6 +19,7 @@ from slipstream import __version__
 from slipstream.engine.options import SessionOptions
 from slipstream.engine.turns import TurnOptions
 from slipstream.events import EndOfTurn, Event, Final, OpenWord, PartialWord, Turn, Word
+from slipstream.hints import Hints
 from slipstream.server.dialects.order import Order, Table
 from slipstream.server.dialects.pcm import PcmInput, check_format
 from slipstream.server.dialects.wyoming_events import EventReader, WyomingEvent
@@ -32,6 +33,7 @@ from slipstream.server.protocol import (
     Open,
     ProtocolError,
     Send,
+    make_hints,
 )
 
 ORDER: Table = {
@@ -83,6 +85,7 @@ class WyomingDialect(Dialect):
         self._in_chunk = False
         self._model = request.models[None]
         self._turns: TurnOptions | None = None
+        self._hints = Hints()
         self._format = (0, 0, 0)
         self._pcm: PcmInput | None = None
         self._began_ms = 0
@@ -159,6 +162,8 @@ class WyomingDialect(Dialect):
         if sensitivity not in ("default", "relaxed", "aggressive"):
             raise ProtocolError(f"vad_sensitivity={sensitivity!r:.40}: expected default, relaxed or aggressive")
         self._turns = _turns(self._model.turns, sensitivity)
+        language = data.get("language")
+        self._hints = make_hints(languages=[language] if isinstance(language, str) and language else [])
 
     def _take_format(self, data: dict[str, Any]) -> Iterator[Action]:
         format = _integer(data, "rate"), _integer(data, "width"), _integer(data, "channels")
@@ -169,7 +174,8 @@ class WyomingDialect(Dialect):
             self._pcm = PcmInput(check_format(_ENCODINGS[width], rate, channels), self._model.sample_rate)
             if type(timestamp := data.get("timestamp")) is int:
                 self._began_ms = timestamp
-            yield Open(SessionOptions(low_latency=self._options.own_vad, turns=self._turns), self._model.model)
+            options = SessionOptions(low_latency=self._options.own_vad, turns=self._turns, hints=self._hints)
+            yield Open(options, self._model.model)
         elif format != self._format:
             raise ProtocolError(f"the format of the audio changed from {self._format} to {format}")
 

@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import TypeAlias
 
 from slipstream.events import Event, Final, Ready
-from slipstream.server.protocol import Audio, Command, Finish, Flush, Marker, Open, Restart, SetTurns
+from slipstream.server.protocol import Audio, Command, Finish, Flush, Marker, Open, Restart, SetHints, SetTurns
 
 
 class Phase(Enum):
@@ -38,6 +38,7 @@ NEXT: dict[Phase, dict[Trigger, Phase]] = {
         Marker: Phase.WAITING,
         Flush: Phase.WAITING,
         SetTurns: Phase.WAITING,
+        SetHints: Phase.WAITING,
         Restart: Phase.WAITING,
         Finish: Phase.FINISHING,
         Ready: Phase.LIVE,
@@ -51,6 +52,7 @@ NEXT: dict[Phase, dict[Trigger, Phase]] = {
         Marker: Phase.LIVE,
         Flush: Phase.LIVE,
         SetTurns: Phase.LIVE,
+        SetHints: Phase.LIVE,
         Restart: Phase.WAITING,
         Finish: Phase.FINISHING,
         Ready: Phase.LIVE,
@@ -64,6 +66,7 @@ NEXT: dict[Phase, dict[Trigger, Phase]] = {
         Marker: Phase.FINISHING,
         Flush: Phase.FINISHING,
         SetTurns: Phase.FINISHING,
+        SetHints: Phase.FINISHING,
         Restart: Phase.FINISHING,
         Finish: Phase.FINISHING,
         Ready: Phase.FINISHING,
@@ -77,6 +80,7 @@ NEXT: dict[Phase, dict[Trigger, Phase]] = {
         Marker: Phase.DRAINING,
         Flush: Phase.DRAINING,
         SetTurns: Phase.DRAINING,
+        SetHints: Phase.DRAINING,
         Restart: Phase.DRAINING,
         Finish: Phase.DRAINING,
         Ready: Phase.DRAINING,

@@ -35,6 +35,7 @@ from slipstream.server.protocol import (
     Publish,
     Restart,
     Send,
+    SetHints,
     SetTurns,
     Subscribe,
 )
@@ -274,6 +275,8 @@ class LiveStream:
             else:
                 with suppress(SessionClosed):  # its last events are on their way
                     session.flush(buffered=False)
+        elif isinstance(command, SetHints):
+            self._sessions[command.channel].set_hints(command.hints)
         elif isinstance(command, SetTurns):
             self._sessions[command.channel].set_turns(command.turns, command.low_latency)
         elif isinstance(command, Restart):

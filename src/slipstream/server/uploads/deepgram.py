@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -17,7 +18,7 @@ from slipstream.server.dialects.deepgram.v1 import PATH as V1_PATH
 from slipstream.server.dialects.deepgram.v1 import parse_text_options
 from slipstream.server.models import StreamRequest, UnknownModel
 from slipstream.server.protocol import ProtocolError
-from slipstream.server.uploads.protocol import Job, UploadDialect, UploadError
+from slipstream.server.uploads.protocol import OPTIONS, Job, UploadDialect, UploadError
 from slipstream.transcript import Transcript
 
 PATH = V1_PATH
@@ -46,7 +47,8 @@ class DeepgramUpload(UploadDialect):
             self._punctuate = parse_text_options(parameters)
             self._utterances = parameters.flag("utterances")
             channels = "separate" if parameters.flag("multichannel") else "mix"
-            self.job = Job(self._model, raw=parameters.raw(), channels=channels)  # type: ignore[arg-type]
+            options = replace(OPTIONS, hints=parameters.hints().for_session())
+            self.job = Job(self._model, options, parameters.raw(), channels)  # type: ignore[arg-type]
         except (ProtocolError, UnknownModel) as error:
             raise UploadError(400, str(error)) from error
         self._id = request_id(request.id)

@@ -96,7 +96,7 @@ class OpenAIUpload(UploadDialect):
         return JSONResponse({"error": described}, status, error.headers)
 
     def _choose(self, asked: TranscriptionRequest) -> Job:
-        self._asked, self.job = asked, self.job or Job(asked.model, live=asked.stream)
+        self._asked, self.job = asked, self.job or Job(asked.model, asked.options(), live=asked.stream)
         return self.job
 
 

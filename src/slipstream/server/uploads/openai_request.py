@@ -8,8 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
+from slipstream.engine.options import SessionOptions
+from slipstream.errors import ConfigError
+from slipstream.hints import MAX_PROMPT_LENGTH
+from slipstream.hints import Hints as SessionHints
 from slipstream.server.models import Models, StreamInfo, UnknownModel
-from slipstream.server.uploads.protocol import UploadError
+from slipstream.server.uploads.protocol import OPTIONS, UploadError
 
 ResponseFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
 MAX_SPEAKERS = 4
@@ -19,7 +23,7 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What a client knows about the speech. No model uses it; `languages` appear in a verbose response.
+    """What a client knows about the speech; `languages` appear in a verbose response.
 
     Args:
         languages: Languages that may be spoken, as ISO 639-1 codes.
@@ -55,6 +59,21 @@ class TranscriptionRequest:
     logprobs: bool = False
     temperature: float = 0.0
     hints: Hints = field(default_factory=Hints)
+
+    def options(self) -> SessionOptions:
+        """Return the options of its session. Raises `UploadError` for hints that are too long or too many."""
+        try:
+            hints = self.hints
+            return replace(
+                OPTIONS,
+                hints=SessionHints(
+                    keywords=[word for word in hints.keywords if word.strip()],
+                    prompt=hints.prompt[-MAX_PROMPT_LENGTH:],
+                    languages=hints.languages,
+                ),
+            )
+        except ConfigError as error:
+            raise UploadError(400, str(error), "keywords" if "keyword" in str(error) else "prompt") from error
 
     def differs(self, other: TranscriptionRequest) -> bool:
         """Return whether the response of another request differs."""
@@ -143,7 +162,8 @@ class _Form:
             if not _LANGUAGE.fullmatch(language):
                 reason = f"{language!r:.80} is no language: expected an ISO 639-1 code such as 'en'"
                 raise UploadError(400, reason, "language" if language == self.one("language") else "languages")
-        return Hints(languages, self.one("prompt"), self.all("keywords"))
+        hotwords = [word.strip() for word in self.one("hotwords").split(",")]  # of faster-whisper's servers
+        return Hints(languages, self.one("prompt"), (*self.all("keywords"), *filter(None, hotwords)))
 
     def check_chunking(self) -> None:
         """Check `chunking_strategy`: `auto`, a JSON object, or its members as fields of their own."""

@@ -38,6 +38,7 @@ from slipstream.server.protocol import (
     Open,
     ProtocolError,
     Send,
+    SetHints,
 )
 
 PATH = "/v2/listen"
@@ -95,7 +96,8 @@ class FluxDialect(Dialect):
     def open(self) -> Iterable[Action]:
         """Greet the client and open the session: see `Dialect.open`."""
         yield Send(self._json("Connected"))
-        yield Open(SessionOptions(partials=False, steps=True), self._info.model)
+        options = SessionOptions(partials=False, steps=True, hints=self._hints.for_session())
+        yield Open(options, self._info.model)
 
     def receive(self, message: Message) -> Iterator[Action]:
         """Yield the actions for a message: see `Dialect.receive`."""
@@ -142,7 +144,10 @@ class FluxDialect(Dialect):
         if closing:
             return
         if kind == "Configure":
+            before = self._hints
             yield Send(self._configure(message))
+            if self._hints != before:
+                yield SetHints(self._hints.for_session())
             return
         for piece_CS in self._decoder.flush(last=kind == "CloseStream"):
             self._sent += piece_CS.shape[1]

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 
 from slipstream.audio import Channels, Encoding, RawFormat
 from slipstream.errors import AudioError
+from slipstream.hints import MAX_KEYWORD_LENGTH, MAX_WEIGHT, Keyword
+from slipstream.hints import Hints as SessionHints
 from slipstream.server.dialects import formats
 from slipstream.server.models import StreamRequest
-from slipstream.server.protocol import ProtocolError
+from slipstream.server.protocol import ProtocolError, make_hints
 
 _RAW: dict[str, Encoding] = {"linear16": "pcm_s16le", "linear32": "pcm_f32le", "mulaw": "mulaw", "alaw": "alaw"}
 FLUX_ENCODINGS = (*_RAW, "opus", "ogg-opus")
 ENCODINGS = (*FLUX_ENCODINGS, "flac", "amr-nb", "amr-wb", "g729")
 _G729_BYTES = 10
 _LOWEST_RATE = 4_000
-_MAX_HINTS, _MAX_HINT_CHARACTERS = 500, 200
+_MAX_HINTS, _MAX_HINT_CHARACTERS = 500, MAX_KEYWORD_LENGTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,12 @@ class Hints:
     languages: tuple[str, ...] = ()
     keyterms: tuple[str, ...] = ()
     keywords: tuple[tuple[str, float], ...] = ()
+
+    def for_session(self) -> SessionHints:
+        """Return them for a session. A keyword that should be less likely (a boost of 0 or less) has no effect."""
+        boosted = [Keyword(word, min(boost, MAX_WEIGHT)) for word, boost in self.keywords if boost > 0 and word.strip()]
+        terms = [term for term in self.keyterms if term.strip()]
+        return make_hints(keywords=[*terms, *boosted], languages=self.languages)
 
 
 class Parameters:

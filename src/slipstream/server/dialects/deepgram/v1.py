@@ -35,6 +35,7 @@ from slipstream.server.protocol import (
     Open,
     ProtocolError,
     Send,
+    SetHints,
 )
 
 PATH = "/v1/listen"
@@ -186,9 +187,11 @@ class DeepgramDialect(Dialect):
         turns = self._info.turns
         if quiet is not None:  # for models without pause heads
             turns = replace(turns, quiet_seconds=max(quiet, self._info.frame_seconds))
+        hints = self._options.hints.for_session()
         for number in range(count):
             self._channels.append(Channel(self._options, self._info))
-            yield Open(SessionOptions(partials=False, steps=True, turns=turns), self._info.model, number)
+            options = SessionOptions(partials=False, steps=True, turns=turns, hints=hints)
+            yield Open(options, self._info.model, number)
 
     def _audio(self, piece_CS: Any) -> Iterator[Action]:
         if not self._channels and piece_CS.shape[1]:
@@ -212,6 +215,8 @@ class DeepgramDialect(Dialect):
                 yield from self._finalize(message.get("channel"))
             elif kind == "Configure":
                 yield Send(_json("ConfigureSuccess", request_id=self._id, **self._configured(message)))
+                for number in range(len(self._channels)):
+                    yield SetHints(self._options.hints.for_session(), number)
             elif kind == "CloseStream":
                 yield from self._close()
         except (ValueError, RecursionError, ProtocolError) as error:

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from slipstream.audio import Encoding, RawFormat
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import ConfigError
+from slipstream.hints import MAX_PROMPT_LENGTH, Hints
 from slipstream.schema import Natural, Section, check_keys, describe
 from slipstream.server.dialects.realtime.messages import InvalidMessage
 
@@ -48,7 +49,7 @@ class _NoiseReduction(Section):
 
 
 class _Transcription(Section):
-    """The model. The other fields have no effect, and `delay` is null: a model has one delay."""
+    """The model and what is known about the speech. `delay` has no effect and is null: a model has one delay."""
 
     model: str | None = None
     language: str | None = None
@@ -101,6 +102,7 @@ class Settings:
         prefix_seconds: How much audio before a turn's speech belongs to it.
         idle_seconds: Silence after which an empty item is committed; None for never.
         logprobs: Whether text comes with log-probabilities.
+        hints: What the client knows about the speech.
     """
 
     model: str | None
@@ -109,6 +111,7 @@ class Settings:
     prefix_seconds: float
     idle_seconds: float | None
     logprobs: bool
+    hints: Hints
 
 
 class Configuration:
@@ -156,6 +159,7 @@ class Configuration:
             detection.prefix_padding_ms / 1000 if detection is not None and detection.type == "server_vad" else 0.0,
             detection.idle_timeout_ms / 1000 if detection is not None and detection.idle_timeout_ms else None,
             LOGPROBS in self._parsed.include,
+            _hints(audio.transcription),
         )
 
     def shown(self, model: str, *, beta: bool) -> Json:
@@ -181,6 +185,19 @@ class Configuration:
             "turn_detection": detection,
         }
         return {"type": "transcription", "audio": {"input": shown}, "include": self.json["include"]}
+
+
+def _hints(transcription: _Transcription) -> Hints:
+    languages = [transcription.language or "", *(transcription.languages or ())]
+    try:
+        return Hints(
+            keywords=[word for word in transcription.keywords or () if word.strip()],
+            prompt=(transcription.prompt or "")[-MAX_PROMPT_LENGTH:],
+            languages=list(filter(None, languages)),
+        )
+    except ConfigError as error:
+        param = "session.audio.input.transcription"
+        raise InvalidMessage(f"{param}: {error}", "invalid_value", param) from error
 
 
 def _turns(detection: _TurnDetection, usual: TurnOptions) -> TurnOptions:

@@ -34,6 +34,7 @@ from slipstream.server.protocol import (
     Open,
     ProtocolError,
     Send,
+    SetHints,
     SetTurns,
 )
 
@@ -168,8 +169,11 @@ class TranscriptionDialect(Dialect):
         self._configuration, self._info = configuration, info
         if self._open_model != info.model:
             yield self._open_session()
-        elif before.turns != settings.turns:
-            yield SetTurns(settings.turns or info.turns, low_latency=settings.turns is not None)
+        else:
+            if before.turns != settings.turns:
+                yield SetTurns(settings.turns or info.turns, low_latency=settings.turns is not None)
+            if before.hints != settings.hints:
+                yield SetHints(settings.hints)
         kind = "transcription_session.updated" if self._beta else "session.updated"
         yield self._event(kind, session=self._session())
 
@@ -229,7 +233,9 @@ class TranscriptionDialect(Dialect):
     def _open_session(self) -> Open:
         self._open_model = self._info.model
         turns = self._settings.turns
-        options = SessionOptions(partials=False, steps=True, low_latency=turns is not None, turns=turns)
+        options = SessionOptions(
+            partials=False, steps=True, low_latency=turns is not None, turns=turns, hints=self._settings.hints
+        )
         return Open(options, self._info.model)
 
     def _rest(self) -> Iterator[Action]:

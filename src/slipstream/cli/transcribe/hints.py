@@ -1,0 +1,34 @@
+"""The options of `slipstream transcribe` that describe the speech."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import typer
+
+from slipstream.errors import ConfigError
+from slipstream.hints import Hints, Keyword
+
+
+def make_hints(keywords: Iterable[str], prompt: str, beam: int, texts: Iterable[Path]) -> Hints:
+    """Return the hints of `--keywords`, `--prompt`, `--beam` and `--lm`. Raises `BadParameter` for invalid ones."""
+    try:
+        phrases = [keyword for given in keywords for keyword in _keywords(given)]
+        text = "\n".join(_read(path, "--lm") for path in texts)
+        return Hints(keywords=phrases, prompt=prompt, beam=beam, lm=text)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _keywords(given: str) -> list[Keyword]:
+    path = Path(given)
+    lines = _read(path, "--keywords").splitlines() if path.is_file() else given.split(",")
+    return [Keyword.parse(line) for line in lines if line.strip()]
+
+
+def _read(path: Path, option: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{path}: cannot read it as text: {error}", param_hint=option) from error
