@@ -5,8 +5,8 @@
     python benchmarks/hints.py beam shared/data/speech/manifest.jsonl --dataset omnilingo_cv61 --beam 1 2 4
     python benchmarks/hints.py cost
 
-`make` speaks 200 sentences with 50 names in three voices. The names are the first of a longer list that the model
-writes wrong in a sentence of each voice. `names` transcribes them without and with the names as keywords.
+`make` speaks 200 sentences with 50 names in three voices. The names are those of a longer list that the model writes
+wrong without a sentence. `names` transcribes them without and with the names as keywords.
 """
 
 from __future__ import annotations
@@ -73,22 +73,20 @@ def main() -> None:
 def make(folder: Path, model: str) -> None:
     """Choose the names that the model gets wrong, and speak the sentences."""
     folder.mkdir(parents=True, exist_ok=True)
-    probes = [(name, voice) for name in CANDIDATES for voice in VOICES]
+    voices = list(VOICES)
     paths = [
-        _speak(f"We waited for {name} all morning.", voice, folder / f"probe-{name}-{voice}.wav")
-        for name, voice in probes
+        _speak(f"{name}.", voices[number % len(voices)], folder / f"probe-{name}.wav")
+        for number, name in enumerate(CANDIDATES)
     ]
     with slipstream.load(model, slots=4) as transcriber:
         texts = _transcribe(transcriber, paths, Hints())
-    wrong: dict[str, int] = dict.fromkeys(CANDIDATES, 0)
-    for (name, _), text in zip(probes, texts, strict=True):
-        wrong[name] += not _has(text.text, name)
     for path in paths:
         path.unlink()
-    chosen = [name for name in CANDIDATES if wrong[name] == len(VOICES)][:NAMES]
+    wrong = [name for name, text in zip(CANDIDATES, texts, strict=True) if not _has(text.text, name)]
+    chosen = wrong[:: max(1, len(wrong) // NAMES)][:NAMES]
     rows = []
     for number, name in enumerate(name for name in chosen for _ in range(SENTENCES_PER_NAME)):
-        voice = list(VOICES)[number % len(VOICES)]
+        voice = voices[number % len(voices)]
         text = SENTENCES[number % len(SENTENCES)].format(name=name)
         path = _speak(text, voice, folder / f"{number:03}-{voice}.wav")
         rows.append({"audio": path.name, "text": text, "name": name, "voice": voice})

@@ -19,6 +19,12 @@ export interface ClientOptions {
   apiKey?: string;
   /** A model of the server (`serverInfo`); by default its default one. */
   model?: string;
+  /** Words and phrases that are likely to occur; `Poirot:2` doubles the weight of one. */
+  keywords?: string[];
+  /** Text before the speech: it sets names, spelling and style. */
+  prompt?: string;
+  /** Languages that may be spoken, as ISO 639-1 codes. */
+  languages?: string[];
   /** What is sent; `pcm_s16le` by default. */
   encoding?: Encoding;
   /** Of the audio, in Hz; 24000 by default. */
@@ -55,6 +61,7 @@ export class SlipstreamClient extends Emitter<ClientEvents> {
   readonly #url: URL;
   readonly #apiKey: string;
   readonly #model: string;
+  readonly #hints: [string, string][];
   readonly #encoding: Encoding;
   readonly #rate: number;
   readonly #channels: number;
@@ -88,6 +95,11 @@ export class SlipstreamClient extends Emitter<ClientEvents> {
     this.#url = addressOf(options.url);
     this.#apiKey = options.apiKey ?? "";
     this.#model = options.model ?? "";
+    this.#hints = [
+      ...(options.keywords ?? []).map((word): [string, string] => ["keyword", word]),
+      ...(options.languages ?? []).map((language): [string, string] => ["language", language]),
+      ...(options.prompt ? [["prompt", options.prompt] as [string, string]] : []),
+    ];
     this.#encoding = options.encoding ?? "pcm_s16le";
     this.#rate = whole("sampleRate", options.sampleRate ?? 24_000, 4000, 768_000);
     this.#channels = whole("channels", options.channels ?? 1, 1, 8);
@@ -222,16 +234,16 @@ export class SlipstreamClient extends Emitter<ClientEvents> {
   #address(): URL {
     const address = new URL("v1/stream", this.#url);
     address.protocol = address.protocol.replace("http", "ws");
-    address.search = String(
-      new URLSearchParams({
-        encoding: this.#encoding,
-        sample_rate: String(this.#rate),
-        channels: String(this.#channels),
-        ...(this.#session && { resume: this.#session, received: String(this.#received) }),
-        ...(this.#model && { model: this.#model }),
-        ...(this.#apiKey && { auth_id: this.#apiKey }),
-      }),
-    );
+    const fields = new URLSearchParams({
+      encoding: this.#encoding,
+      sample_rate: String(this.#rate),
+      channels: String(this.#channels),
+      ...(this.#session && { resume: this.#session, received: String(this.#received) }),
+      ...(this.#model && { model: this.#model }),
+      ...(this.#apiKey && { auth_id: this.#apiKey }),
+    });
+    for (const [name, value] of this.#hints) fields.append(name, value);
+    address.search = String(fields);
     return address;
   }
 

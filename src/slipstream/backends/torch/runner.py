@@ -209,7 +209,8 @@ class TorchRunner(BaseRunner):
     ) -> StepOutput:
         if done is not None:
             done.synchronize()
-        output = StepOutput(*(self._spread(part, slots) for part in host.outputs))
+        token_B, logprob_B, pause_BH = (self._spread(part, slots) for part in host.outputs)
+        output = StepOutput(token_B, logprob_B, pause_BH)
         if not steered:
             return output
         return replace(output, candidates=Candidates(*(self._spread(part, slots) for part in host.candidates)))

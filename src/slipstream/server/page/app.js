@@ -50,11 +50,17 @@ async function start(open, isFile) {
   }
 }
 
+const valueOf = (id) => document.getElementById(id).value.trim();
+const hints = () => ({
+  keywords: valueOf("keywords").split(",").map((word) => word.trim()).filter(Boolean),
+  prompt: valueOf("prompt"),
+});
+
 const aborted = (signal) => new Promise((resolve) => signal.addEventListener("abort", () => resolve(null)));
 
 async function transcribe(mine) {
   const { audio, sampleRate } = mine.source;
-  const client = new SlipstreamClient({ url: SERVER, apiKey: storedKey(), sampleRate, retries: Infinity });
+  const client = new SlipstreamClient({ url: SERVER, apiKey: storedKey(), sampleRate, retries: Infinity, ...hints() });
   mine.client = client;
   mine.abort.signal.addEventListener("abort", () => client.abort());
   const transcribed = client.transcribe(audio);

@@ -1,4 +1,4 @@
-// Built by "npm run build" from packages/js/src/client.ts: edit that file. 5309bd4ed5f90e98e5857b2c6cb4662ead0d151971b0268edc851294d84bc9cf
+// Built by "npm run build" from packages/js/src/client.ts: edit that file. a707d35065168b89d8212d12e591495908a0c1081e561967892232497bf0111d
 // A stream on a Slipstream server, over as many connections as it takes.
 import { CLOSE, converse } from "./connection.js";
 import { Continuity } from "./continuity.js";
@@ -20,6 +20,7 @@ export class SlipstreamClient extends Emitter {
     #url;
     #apiKey;
     #model;
+    #hints;
     #encoding;
     #rate;
     #channels;
@@ -53,6 +54,11 @@ export class SlipstreamClient extends Emitter {
         this.#url = addressOf(options.url);
         this.#apiKey = options.apiKey ?? "";
         this.#model = options.model ?? "";
+        this.#hints = [
+            ...(options.keywords ?? []).map((word) => ["keyword", word]),
+            ...(options.languages ?? []).map((language) => ["language", language]),
+            ...(options.prompt ? [["prompt", options.prompt]] : []),
+        ];
         this.#encoding = options.encoding ?? "pcm_s16le";
         this.#rate = whole("sampleRate", options.sampleRate ?? 24_000, 4000, 768_000);
         this.#channels = whole("channels", options.channels ?? 1, 1, 8);
@@ -182,14 +188,17 @@ export class SlipstreamClient extends Emitter {
     #address() {
         const address = new URL("v1/stream", this.#url);
         address.protocol = address.protocol.replace("http", "ws");
-        address.search = String(new URLSearchParams({
+        const fields = new URLSearchParams({
             encoding: this.#encoding,
             sample_rate: String(this.#rate),
             channels: String(this.#channels),
             ...(this.#session && { resume: this.#session, received: String(this.#received) }),
             ...(this.#model && { model: this.#model }),
             ...(this.#apiKey && { auth_id: this.#apiKey }),
-        }));
+        });
+        for (const [name, value] of this.#hints)
+            fields.append(name, value);
+        address.search = String(fields);
         return address;
     }
     /** The error of a connection that did not open. A WebSocket does not report why, so ask over HTTP. */

@@ -1,0 +1,103 @@
+"""Sessions with hints on an engine with a true backend and random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from tests.fakes import new_session
+from tests.models import noise_and_tones, random_model, stt_config
+
+from slipstream.backends.onnx.runner import OnnxRunner
+from slipstream.engine.options import SessionOptions
+from slipstream.engine.scheduler import Scheduler
+from slipstream.errors import ConfigError, Overloaded
+from slipstream.events import Word
+from slipstream.hints import Hints, Keyword
+from slipstream.testing import ScriptRunner, tiny_tokenizer
+from slipstream.transcriber import Transcriber
+
+AUDIO_S = noise_and_tones(3.0, seed=4)
+
+
+@pytest.fixture(scope="module")
+def transcriber() -> Iterator[Transcriber]:
+    tokenizer = tiny_tokenizer()
+    config = stt_config(text_vocab=tokenizer.vocab_size)
+    lm, codec = random_model(config)
+    with Transcriber(OnnxRunner(config, lm, codec, slots=4, threads=1), tokenizer, model="random") as transcriber:
+        yield transcriber
+
+
+def words(transcriber: Transcriber, hints: Hints | None = None, seed: int = 4) -> list[Word]:
+    audio_S = noise_and_tones(3.0, seed=seed)
+    found = list(transcriber.transcribe(audio_S, 24_000, hints=hints).words)
+    assert len(found) > 3
+    return found
+
+
+def test_a_search_of_one_hypothesis_writes_what_the_model_picks(transcriber: Transcriber) -> None:
+    assert words(transcriber, Hints(keywords=[Keyword("zzyzx", 1e-6)])) == words(transcriber)
+
+
+def test_keywords_change_what_is_written(transcriber: Transcriber) -> None:
+    assert words(transcriber, Hints(keywords=[Keyword("word", 10.0)])) != words(transcriber)
+
+
+def test_a_beam_finds_a_text_of_its_own_and_the_same_one_each_time(transcriber: Transcriber) -> None:
+    beam = words(transcriber, Hints(beam=3))
+    assert beam != words(transcriber)
+    assert beam == words(transcriber, Hints(beam=3))
+
+
+def test_a_beam_beside_other_sessions_writes_the_same(transcriber: Transcriber) -> None:
+    hints = [Hints(beam=2), None, Hints(keywords=["speech", "word"])]
+    alone = [words(transcriber, one, seed) for seed, one in enumerate(hints)]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda pair: words(transcriber, pair[1], pair[0]), enumerate(hints)))
+    for left, right in zip(alone, together, strict=True):
+        assert [word.text for word in left] == [word.text for word in right]
+        assert [(word.start, word.end) for word in left] == [(word.start, word.end) for word in right]
+
+
+def test_a_flush_in_mid_stream_does_not_change_a_beam(transcriber: Transcriber) -> None:
+    def written(*, flush: bool) -> list[str]:
+        with transcriber.session(SessionOptions(hints=Hints(beam=2))) as session:
+            session.send(AUDIO_S[:36_000])
+            if flush:
+                session.flush()
+            session.send(AUDIO_S[36_000:])
+            session.finish()
+            return [event.text for event in session if isinstance(event, Word) and event.start > 2.2]
+
+    assert written(flush=True) == written(flush=False)
+
+
+def test_a_prompt_is_not_written_and_its_state_is_kept(transcriber: Transcriber) -> None:
+    hints = Hints(prompt="the quick brown fox")
+    first, again = words(transcriber, hints), words(transcriber, hints)
+    assert first == again
+    assert first != words(transcriber)
+    assert all(0 <= word.start <= word.end <= 3.0 for word in first)
+
+
+def test_a_beam_of_more_hypotheses_than_slots_is_refused(transcriber: Transcriber) -> None:
+    with pytest.raises(ConfigError, match="beam=5 needs as many slots, and the model has 4"):
+        transcriber.session(SessionOptions(hints=Hints(beam=5)))
+
+
+def test_sessions_take_and_free_as_many_slots_as_hypotheses() -> None:
+    runner, scheduler = ScriptRunner(4), Scheduler(4)
+    wide, narrow = new_session(runner, hints=Hints(beam=3)), new_session(runner)
+    scheduler.add(wide, 0.0)
+    scheduler.add(narrow, 0.0)
+    assert (wide.slots, narrow.slots) == ((0, 1, 2), (3,))
+    waiting = [new_session(runner, hints=Hints(beam=2)), new_session(runner)]
+    with pytest.raises(Overloaded):
+        scheduler.add(waiting[0], 0.0)
+    for session in waiting:
+        scheduler.add(session, 0.0, wait=9.0)
+    assert scheduler.remove(narrow, 0.0) == []  # one slot is not enough for the first in the queue
+    assert scheduler.remove(wide, 0.0) == waiting
+    assert (waiting[0].slots, waiting[1].slots) == ((0, 1), (2,))
