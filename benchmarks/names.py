@@ -15,11 +15,11 @@ SENTENCES = (
     "My friend {name} lives near the river.",
     "Have you seen {name} since last week?",
     "They gave the money to {name} and went home.",
-    "She said that {name} was late again.",
+    "She said that {name} was late again.",  # style: allow
     "Please call {name} before the dinner.",
     "The book by {name} is on the table.",
     "Nobody knew where {name} had gone.",
-    "Yesterday {name} told us a long story.",
+    "Yesterday {name} told us a long story.",  # style: allow
 )
 
 _STARTS = (
@@ -43,4 +43,4 @@ _STARTS = (
 _MIDDLES = ("a", "e", "i", "o", "u", "ando", "ari", "eno", "ister", "ola")
 _ENDS = ("bury", "dale", "ford", "ham", "lock", "more", "ner", "son", "ton", "vik")
 OTHERS = tuple(f"{start}{middle}{end}" for start, middle, end in product(_STARTS, _MIDDLES, _ENDS))
-"""More names, which nobody says."""
+"""More names, for longer lists."""

@@ -51,7 +51,7 @@ def test_a_beam_finds_a_text_of_its_own_and_the_same_one_each_time(transcriber: 
     assert beam == words(transcriber, Hints(beam=3))
 
 
-def test_a_beam_beside_other_sessions_writes_the_same(transcriber: Transcriber) -> None:
+def test_a_beam_among_other_sessions_writes_the_same(transcriber: Transcriber) -> None:
     hints = [Hints(beam=2), None, Hints(keywords=["speech", "word"])]
     alone = [words(transcriber, one, seed) for seed, one in enumerate(hints)]
     with ThreadPoolExecutor(3) as pool:

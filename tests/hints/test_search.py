@@ -38,7 +38,7 @@ def text(decisions: list[Decision]) -> list[int]:
     return [token for decision in decisions for token, _ in decision.written]
 
 
-def test_one_hypothesis_writes_the_best_token_at_once(tokenizer: Tokenizer) -> None:
+def test_one_hypothesis_writes_the_best_token_immediately(tokenizer: Tokenizer) -> None:
     search = Search(1, tokenizer)
     word = one(tokenizer, "word")
     decisions = [

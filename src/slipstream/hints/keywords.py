@@ -41,7 +41,7 @@ class Node:
         bonus: What the text so far has earned; it is taken back where a phrase is not completed.
         complete: Whether a phrase ends here.
         letters: Number of letters so far.
-        children: The next letters, as bytes of UTF-8; a space stands before each word.
+        children: The next letters, as bytes of UTF-8; each word follows a space.
         usable: Whether tokens can lead from here to the end of a phrase.
         tokens: Where each token leads, once known.
         biases: What they get, once known.
@@ -160,7 +160,7 @@ class _Letter:
 
 
 class _Vocabulary:
-    """The tokens of a tokenizer by their text, in which a space stands before each word."""
+    """The tokens of a tokenizer by their text, in which each word follows a space."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._root = _Letter()

@@ -13,7 +13,7 @@ from slipstream.model.text import Tokenizer
 ORDER = 5
 """Tokens of an n-gram: about two words."""
 SCALE = 0.5
-"""Weight of the n-grams' log-probability beside the model's."""
+"""Weight of the n-grams' log-probability relative to the model's."""
 MAX_TEXT_BYTES = 20_000_000
 
 
