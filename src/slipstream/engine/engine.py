@@ -6,13 +6,12 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 
 import numpy as np
 
-from slipstream.engine.flush import flush_steps
 from slipstream.engine.live import LiveSession
 from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.port import Mailbox
@@ -76,7 +75,7 @@ class Engine:
         self.slots = runner.slots
         self._runner = runner
         self._observer = observer
-        self._operator = SlotOperator(runner, flush_steps(runner.delay_frames))
+        self._operator = SlotOperator(runner)
         self._pcm_BS = np.zeros((runner.slots, runner.frame_samples), np.float32)
         self._sessions = SessionTable(runner.slots, max_waiting)
         self._closing = False
@@ -128,13 +127,17 @@ class Engine:
 
         Raises:
             Overloaded: All slots are in use and the session may not wait, or too many wait already.
+            ConfigError: The model does not have the delay or the slots that the hints ask for.
             SessionClosed: The engine is closed.
             EngineError: The engine has failed.
         """
         options = options or SessionOptions()
         if options.hints.beam > self.slots:
             raise ConfigError(f"beam={options.hints.beam} needs as many slots, and the model has {self.slots}")
-        session = Session(self.format, options)
+        format = self.format
+        if (delay := options.hints.delay) is not None:
+            format = replace(format, delay_frames=self._runner.delay_frames_of(delay))
+        session = Session(format, options)
         mailbox = Mailbox(session, wake)
         self._sessions.add(mailbox, wait)
         return LiveSession(self._sessions, mailbox)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from slipstream.arrays import FloatArray
 from slipstream.audio import Framer
 from slipstream.audio.arrays import SampleConverter, check_range
-from slipstream.engine.flush import Barrier, Flush, Marker, Op, Prompt, SetState, SlotOp
+from slipstream.engine.flush import Barrier, Flush, Marker, Op, Prefix, SetState, SlotOp
 from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.reconcile import Reconciler
 from slipstream.engine.turns import VOICE_DB, TurnBuilder, TurnDetector, TurnOptions, VoiceLevel
@@ -271,22 +271,22 @@ class Session:
         """Return what to add to the scores of a row in the next step."""
         return self._writer.biases(row)
 
-    def take_ops(self, prefixes: Mapping[Prompt, State] = MappingProxyType({})) -> list[Op]:
+    def take_ops(self, prefixes: Mapping[Prefix, State] = MappingProxyType({})) -> list[Op]:
         """Take the operations to run on its slots, in this order, before its next step.
 
         Args:
             prefixes: The states after the prompts that another session has begun with.
         """
         ops, self._ops = self._ops, []
-        if SlotOp.RESET in ops and self._writer.prompt in prefixes:
+        if SlotOp.RESET in ops and self.prefix in prefixes:
             self._writer.skip_prefix()
-            ops[ops.index(SlotOp.RESET)] = SetState(prefixes[self._writer.prompt])
+            ops[ops.index(SlotOp.RESET)] = SetState(prefixes[self.prefix])
         return ops
 
     @property
-    def prompt(self) -> Prompt:
-        """The tokens that its model has been given before the audio."""
-        return self._writer.prompt
+    def prefix(self) -> Prefix:
+        """What its model reads before the audio."""
+        return self.options.hints.delay, self._writer.prompt
 
     def fill(self, row_S: FloatArray) -> None:
         """Write the next frame for the model into `row_S`.

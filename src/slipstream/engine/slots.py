@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slipstream.engine.flush import CopyRow, ForceToken, Op, Prompt, SetState, SlotOp
+from slipstream.engine.flush import CopyRow, ForceToken, Op, Prefix, SetState, SlotOp, flush_steps
 from slipstream.engine.session import Session
 from slipstream.model.runner import Runner, State, Steering
 
@@ -30,19 +30,21 @@ class SlotOperator:
 
     Args:
         runner: The model.
-        flush_steps: The most steps of a flush.
     """
 
-    def __init__(self, runner: Runner, flush_steps: int) -> None:
+    def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._flush_steps = flush_steps
-        self.prefixes: dict[Prompt, State] = {}
+        self.prefixes: dict[Prefix, State] = {}
         """The states after the newest prompts."""
 
     def run(self, ops: Sequence[SessionOp]) -> None:
         """Run the operations: resets first, then the others in their order."""
-        if resets := [slot for op in ops if op.kind is SlotOp.RESET for slot in op.slots]:
-            self._runner.reset(resets)
+        resets: dict[float | None, list[int]] = {}
+        for op in ops:
+            if op.kind is SlotOp.RESET:
+                resets.setdefault(op.session.options.hints.delay, []).extend(op.slots)
+        for delay, slots in resets.items():
+            self._runner.reset(slots) if delay is None else self._runner.reset(slots, delay)
         for op in ops:
             if isinstance(op.kind, CopyRow):
                 self._runner.restore(op.slots[op.kind.target], self._runner.snapshot(op.slots[op.kind.source]))
@@ -53,9 +55,10 @@ class SlotOperator:
             elif op.kind is SlotOp.KEEP_PREFIX:
                 if len(self.prefixes) >= MAX_PREFIXES:
                     del self.prefixes[next(iter(self.prefixes))]
-                self.prefixes[op.session.prompt] = self._runner.snapshot(op.slots[0])
+                self.prefixes[op.session.prefix] = self._runner.snapshot(op.slots[0])
             elif op.kind is SlotOp.SNAPSHOT:
-                op.session.saved = [self._runner.savepoint(slot, self._flush_steps) for slot in op.slots]
+                steps = flush_steps(op.session.format.delay_frames)
+                op.session.saved = [self._runner.savepoint(slot, steps) for slot in op.slots]
             elif op.kind is SlotOp.RESTORE:
                 for slot, state in zip(op.slots, op.saved, strict=True):
                     self._runner.restore(slot, state)

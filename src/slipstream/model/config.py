@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from slipstream.errors import ConfigError
+
 PAD_ID = 3
 """Text token of a frame without text."""
 WORD_ID = 0
@@ -342,6 +344,29 @@ class STTConfig(_Config):
     model_id: dict[str, Any] = {}
     condition_values: dict[str, float | str] = {}
     end_of_turn_above: Annotated[float, Field(ge=0, le=1)] = END_OF_TURN_ABOVE
+
+    @property
+    def delay_condition(self) -> ConditionerConfig | None:
+        """The condition of a model that is trained with several delays."""
+        return next((c for c in self.lm.conditioners if c.name == "delay" and c.kind == "continuous"), None)
+
+    def with_delay(self, seconds: float) -> STTConfig:
+        """Return the configuration for another text delay.
+
+        Raises `ConfigError` for a model that is trained with one delay, and for a delay shorter than its encoder's.
+        """
+        if self.delay_condition is None:
+            raise ConfigError(f"delay={seconds:g}: this model has one delay, {self.delay_seconds:g} s")
+        # The published server passes the negative delay, and counts one frame more.
+        published = float(self.condition_values.get("delay", 0.0)) < 0
+        frames = (
+            math.floor(seconds * self.codec.frame_rate) + 1 if published else round(seconds * self.codec.frame_rate)
+        )
+        if frames < max(1, self.codec.delay_frames):
+            least = max(1, self.codec.delay_frames) / self.codec.frame_rate
+            raise ConfigError(f"delay={seconds:g}: expected at least {least:g} seconds")
+        values = self.condition_values | {"delay": -seconds if published else seconds}
+        return self.model_copy(update={"delay_seconds": seconds, "delay_frames": frames, "condition_values": values})
 
     @model_validator(mode="after")
     def _codec_feeds_lm(self) -> STTConfig:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from slipstream.arrays import BoolArray, FloatArray, IntArray
-from slipstream.errors import AudioError
+from slipstream.errors import AudioError, ConfigError
 from slipstream.model.config import SamplingConfig, STTConfig
 
 State = Any
@@ -122,11 +122,27 @@ class Runner(Protocol):
         """Number of frames by which the text lags behind the audio."""
         ...
 
-    def reset(self, slots: Sequence[int]) -> None:
+    def delay_frames_of(self, delay: float) -> int:
+        """Return the number of frames by which the text of a stream with this delay lags.
+
+        Args:
+            delay: Seconds.
+
+        Raises:
+            ConfigError: The model does not have this delay.
+        """
+        ...
+
+    def reset(self, slots: Sequence[int], delay: float | None = None) -> None:
         """Start a new stream in some slots. The other slots do not change.
 
         Args:
             slots: Their numbers, from 0.
+            delay: The text delay of the streams in seconds, for a model that is trained with several; None is the
+                model's own.
+
+        Raises:
+            ConfigError: The model does not have this delay.
         """
         ...
 
@@ -224,6 +240,10 @@ class StepwiseRunner:
         """Copy the whole state."""
         return self.snapshot(slot)
 
+    def delay_frames_of(self, delay: float) -> int:
+        """Refuse every delay but the model's own."""
+        raise ConfigError(f"delay={delay:g}: this model has one delay")
+
 
 class BaseRunner(StepwiseRunner):
     """The attributes and checks that all backends' runners share.
@@ -241,6 +261,10 @@ class BaseRunner(StepwiseRunner):
         self.frame_rate = config.codec.frame_rate
         self.delay_frames = config.delay_frames
         self.sampling = sampling if sampling is not None else config.sampling
+
+    def delay_frames_of(self, delay: float) -> int:
+        """Return the frames by which the text of a stream with this delay lags. Raises `ConfigError`."""
+        return self.config.with_delay(delay).delay_frames
 
     def check_slots(self, slots: Sequence[int]) -> None:
         """Raise `ValueError` for a slot that the runner does not have."""

@@ -45,14 +45,14 @@ class LM(nn.Module):
         return self.transformer.init_state(batch, self.dtype)
 
     def __call__(
-        self, text_B: mx.array, audio_BK: mx.array, state: list[Ring], at: Positions, condition_D: mx.array
+        self, text_B: mx.array, audio_BK: mx.array, state: list[Ring], at: Positions, condition_BD: mx.array
     ) -> tuple[mx.array, list[Ring]]:
         """Tokens `[B]` and `[B, K]` to the normalised output `[B, D]` that all heads read.
 
-        `condition_D` (see `condition`) is added to every input.
+        `condition_BD` (`[B, D]` or `[D]`, see `condition`) is added to every input.
         """
         rows_BK = audio_BK + mx.arange(self.config.num_codebooks) * (self.config.audio_vocab + 1)
-        x_BD = self.audio_emb(rows_BK).sum(axis=1) + self.text_emb(text_B) + condition_D
+        x_BD = self.audio_emb(rows_BK).sum(axis=1) + self.text_emb(text_B) + condition_BD
         x_BTD, state = self.transformer(x_BD[:, None], state, at)
         return self.out_norm(x_BTD[:, 0]), state
 

@@ -27,11 +27,12 @@ class SlotState:
 
 
 class RunnerState(TypedDict):
-    """The state of all slots: the codec's, the LM's, and each stream's last text token `[B]`."""
+    """The state of all slots: the codec's, the LM's, each stream's last text token `[B]` and condition `[B, D]`."""
 
     codec: dict[str, Any]
     lm: list[Ring]
     text: mx.array
+    condition: mx.array
 
 
 class Inputs(NamedTuple):
@@ -72,17 +73,22 @@ class MLXRunner(BaseRunner):
         self.codec = build_codec(config.codec, codec, quantize=quantize)
         self.lm = build_lm(config.lm, lm, dtype=dtype, quantize=quantize)
         self._random = np.random.default_rng(seed)
-        self._condition_D = self.lm.condition(config.condition_values)
-        self._fresh = self._prime()
+        self._fresh = self._prime(config)
+        self._fresh_of: dict[float, RunnerState] = {}
         self._state = write_slots(self._empty(slots), range(slots), self._fresh)
         self._frames_B = np.zeros(slots, dtype=np.int64)
-        mx.eval(self._condition_D, self._fresh, self._state)
+        mx.eval(self._fresh, self._state)
         self._compiled = mx.compile(self._step)
 
-    def reset(self, slots: Sequence[int]) -> None:
+    def reset(self, slots: Sequence[int], delay: float | None = None) -> None:
         """Start a new stream in each of `slots`."""
         self.check_slots(slots)
-        self._write(slots, self._fresh)
+        fresh = self._fresh
+        if delay is not None:
+            if delay not in self._fresh_of:
+                self._fresh_of[delay] = self._prime(self.config.with_delay(delay))
+            fresh = self._fresh_of[delay]
+        self._write(slots, fresh)
         self._frames_B[list(slots)] = 0
 
     def step(self, pcm_BS: FloatArray, active_B: BoolArray, steering: Steering | None = None) -> StepOutput:
@@ -155,14 +161,16 @@ class MLXRunner(BaseRunner):
             "codec": self.codec.init_state(batch),
             "lm": self.lm.init_state(batch),
             "text": mx.full((batch,), PAD_ID, mx.int32),
+            "condition": mx.zeros((batch, self.config.lm.transformer.dim), self.lm.dtype),
         }
 
-    def _prime(self) -> RunnerState:
+    def _prime(self, config: STTConfig) -> RunnerState:
         state = self._empty(1)
+        state["condition"] = self.lm.condition(config.condition_values)[None]
         text_B = mx.array([self.config.lm.text_initial_id])
         audio_BK = mx.full((1, self.config.lm.num_codebooks), self.config.lm.audio_initial_id)
         at = self.lm.transformer.locate(np.zeros(1, dtype=np.int64))
-        hidden_BD, state["lm"] = self.lm(text_B, audio_BK, state["lm"], at, self._condition_D)
+        hidden_BD, state["lm"] = self.lm(text_B, audio_BK, state["lm"], at, state["condition"])
         state["text"] = mx.argmax(self.lm.text_logits(hidden_BD), axis=-1).astype(mx.int32)
         return read_slot(state, 0, columns=1)
 
@@ -174,14 +182,14 @@ class MLXRunner(BaseRunner):
         codes_B1K, codec_state = self.codec.encode(
             inputs.pcm_BS, state["codec"], inputs.codec_at, self.config.lm.num_codebooks
         )
-        hidden_BD, lm_state = self.lm(state["text"], codes_B1K[:, 0], state["lm"], inputs.lm_at, self._condition_D)
+        hidden_BD, lm_state = self.lm(state["text"], codes_B1K[:, 0], state["lm"], inputs.lm_at, state["condition"])
         logits_BV = self.lm.text_logits(hidden_BD).astype(mx.float32)
         scores_BV = logits_BV
         if inputs.biases:
             id_BN, bias_BN = inputs.biases
             scores_BV = logits_BV.at[mx.arange(len(logits_BV))[:, None], id_BN].add(bias_BN)
         token_B = self._pick(scores_BV, inputs.key)
-        update = RunnerState(codec=codec_state, lm=lm_state, text=token_B)
+        update = RunnerState(codec=codec_state, lm=lm_state, text=token_B, condition=state["condition"])
         chosen_B = mx.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
         total_B = mx.logsumexp(logits_BV, axis=-1)
         logprob_B = chosen_B - total_B

@@ -26,8 +26,8 @@ from slipstream.backends.onnx.transformer import (
     padded_head_dim,
     transformer,
 )
-from slipstream.model.config import LMConfig
-from slipstream.model.numerics import check_conditions, condition_row, condition_sines
+from slipstream.model.config import ConditionerConfig, LMConfig
+from slipstream.model.numerics import check_conditions, condition_periods, condition_row, condition_sines
 
 BITS: dict[Quantize, Bits | None] = {None: None, "int8": 8, "int4": 4}
 
@@ -37,7 +37,8 @@ def lm_model(config: LMConfig, weights: Weights, condition: Mapping[str, float |
 
     Inputs: `text` `[B]` and `codes` `[B, K]` int64; `cos` and `sin` `[B, d / 2]` of each slot's position; `row`
     `[B, 1]`, the row of each slot; `length` int32 `[B]`, the number of columns that a slot sees in addition to its own,
-    and `longest` int32 `[1]`, the greatest of them plus one; `k.i` and `v.i`, the caches.
+    and `longest` int32 `[1]`, the greatest of them plus one; `k.i` and `v.i`, the caches. For a model with a condition
+    `delay`, also `delay` `[B]`, its value for each slot, NaN for the usual one.
     Outputs: `logits` `[B, V]`, `pause` `[B, H]`, `k.i.new` and `v.i.new`, to be bound where `k.i` and `v.i` are.
 
     With `quantize`, embeddings and caches have half precision and the text head has 8 bits. With 4 bits there, more
@@ -93,7 +94,27 @@ def _embed(graph: Graph, config: LMConfig, weights: Weights, dtype: str, conditi
     x_B1D = graph.op("ReduceSum", tokens, graph.constant(np.array([1])), keepdims=1)
     if not config.conditioners:
         return x_B1D
-    return graph.op("Add", x_B1D, graph.constant(condition_vector(config, weights, condition)))
+    usual = graph.constant(condition_vector(config, weights, condition))
+    delay = next((c for c in config.conditioners if c.name == "delay" and c.kind == "continuous"), None)
+    if delay is None:
+        return graph.op("Add", x_B1D, usual)
+    own = _delay_condition(graph, config, weights, condition, delay)
+    given = graph.op("IsNaN", graph.reshape("delay", [-1, 1, 1]))
+    return graph.op("Add", x_B1D, graph.op("Where", given, usual, own))
+
+
+def _delay_condition(
+    graph: Graph, config: LMConfig, weights: Weights, condition: Mapping[str, float | str], delay: ConditionerConfig
+) -> str:
+    """The sum of all conditions `[B, 1, D]`, with a delay for each slot: the input `delay` `[B]`."""
+    values_B = graph.input("delay", "float32", ["B"])
+    others = condition_vector(config, weights, {name: value for name, value in condition.items() if name != "delay"})
+    others -= float32(weights["conditioners.delay.learnt_padding"])
+    scale = graph.constant(float32(delay.scale_factor / condition_periods(delay)))
+    phase = graph.op("Mul", graph.reshape(values_B, [-1, 1, 1]), scale)
+    sines = graph.op("Concat", graph.op("Cos", phase), graph.op("Sin", phase), axis=-1)
+    projection = graph.constant(float32(weights["conditioners.delay.output_proj.weight"]).T)
+    return graph.op("Add", graph.op("MatMul", sines, projection), graph.constant(others))
 
 
 class _CachedAttention:

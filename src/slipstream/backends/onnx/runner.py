@@ -22,10 +22,14 @@ from slipstream.model.runner import BaseRunner, Candidates, Steering, StepOutput
 
 @dataclass(frozen=True)
 class SlotState:
-    """One slot of an `OnnxRunner`, copied: number of frames, last text token, and contents of the buffers."""
+    """One slot of an `OnnxRunner`, copied: number of frames, last text token, delay, and contents of the buffers.
+
+    `delay`: the value of the condition; NaN for the model's own.
+    """
 
     frames: int
     text: int
+    delay: float
     codec: Mapping[str, Array]
     lm: Array
 
@@ -76,13 +80,22 @@ class OnnxRunner(BaseRunner):
         self._frames_B = np.zeros(slots, np.int64)
         self._token_B = np.zeros(slots, np.int64)
         self._logprob_B = np.zeros(slots, np.float32)
-        self._fresh = self._prime(LMStreams(config.lm, lm_session, 1, np.full((1, K), config.lm.audio_initial_id)))
+        self._first = LMStreams(config.lm, lm_session, 1, np.full((1, K), config.lm.audio_initial_id))
+        self._fresh_codec = self.codec.read(0, frames=0)
+        self._fresh = self._prime(np.nan)
+        self._fresh_of: dict[float, SlotState] = {}
         self.reset(range(slots))
 
-    def reset(self, slots: Sequence[int]) -> None:
+    def reset(self, slots: Sequence[int], delay: float | None = None) -> None:
         """Start a new stream in each of `slots`."""
+        fresh = self._fresh
+        if delay is not None:
+            if delay not in self._fresh_of:
+                value = self.config.with_delay(delay).condition_values["delay"]
+                self._fresh_of[delay] = self._prime(float(value))
+            fresh = self._fresh_of[delay]
         for slot in slots:
-            self.restore(slot, self._fresh)
+            self.restore(slot, fresh)
 
     def step(self, pcm_BS: FloatArray, active_B: BoolArray, steering: Steering | None = None) -> StepOutput:
         """Advance the active slots by one frame of samples `[B, frame_samples]`.
@@ -106,13 +119,15 @@ class OnnxRunner(BaseRunner):
         self.check_slots([slot])
         frames = int(self._frames_B[slot])
         text = int(self.lm.text_B[slot])
-        return SlotState(frames, text, self.codec.read(slot, frames), self.lm.read(slot, frames + 1))
+        delay = float(self.lm.delay_B[slot])
+        return SlotState(frames, text, delay, self.codec.read(slot, frames), self.lm.read(slot, frames + 1))
 
     def restore(self, slot: int, state: SlotState) -> None:
         """Put a snapshot of this runner, or of another runner of the same model, into `slot`."""
         self.check_slots([slot])
         self._frames_B[slot] = state.frames
         self.lm.text_B[slot] = state.text
+        self.lm.delay_B[slot] = state.delay
         self.codec.write(slot, state.codec)
         self.lm.write(slot, state.lm)
 
@@ -140,8 +155,10 @@ class OnnxRunner(BaseRunner):
         self._frames_B += active_B
         return None if steering is None else candidates(logits_BV, scores_BV)
 
-    def _prime(self, lm: LMStreams) -> SlotState:
+    def _prime(self, delay: float) -> SlotState:
+        lm = self._first
+        lm.delay_B[:] = delay
         lm.text_B[:] = self.config.lm.text_initial_id
         lm.step(np.zeros(1, np.int64))
         text = int(lm.logits_BV[0].argmax())
-        return SlotState(0, text, self.codec.read(0, frames=0), lm.read(0, position=1))
+        return SlotState(0, text, delay, self._fresh_codec, lm.read(0, position=1))

@@ -154,6 +154,7 @@ class LMStreams:
     def __init__(self, config: LMConfig, session: onnxruntime.InferenceSession, slots: int, codes_BK: IntArray) -> None:
         self.config = config
         self.text_B = np.zeros(slots, np.int64)
+        self.delay_B = np.full(slots, np.nan, np.float32)
         self.codes_BK = codes_BK
         self.logits_BV = np.zeros((slots, config.text_vocab), np.float32)
         self.pause_BH = np.zeros((slots, config.pause_heads), np.float32)
@@ -170,6 +171,8 @@ class LMStreams:
             "row": self._rotary.row_BT,
             **_layers(self._cache),
         }
+        if any(node.name == "delay" for node in session.get_inputs()):
+            inputs["delay"] = self.delay_B
         outputs: dict[str, Array] = {"logits": self.logits_BV, **_layers(self._cache, ".new")}
         if config.pause_heads:
             outputs["pause"] = self.pause_BH

@@ -120,8 +120,8 @@ class TorchRunner(BaseRunner):
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with self._on_device():
-            self._condition = lm.condition(config.condition_values)
-            self._fresh = self._prime()
+            self._fresh = self._prime(config)
+            self._fresh_of: dict[float, State] = {}  # by the delay
             self._state = self._empty(slots)
             self._pending_B = np.zeros(slots, np.bool_)  # slots that their next step resets
             entries = min(slots, max(8, slots // SLOTS_PER_SAVEPOINT))
@@ -138,10 +138,15 @@ class TorchRunner(BaseRunner):
             self._biased = False  # whether the device's buffers hold a bias
             self.captured = {} if self._stream is None else self._capture(self._stream)
 
-    def reset(self, slots: Sequence[int]) -> None:
+    def reset(self, slots: Sequence[int], delay: float | None = None) -> None:
         """Start a new stream in each of `slots`."""
         self.check_slots(slots)
-        self._pending_B[list(slots)] = True
+        self._pending_B[list(slots)] = delay is None
+        if delay is not None:
+            with self._on_device():
+                if delay not in self._fresh_of:
+                    self._fresh_of[delay] = self._prime(self.config.with_delay(delay))
+                write_slots(self._state, self._index(slots), self._fresh_of[delay])
 
     def step(self, pcm_BS: FloatArray, active_B: BoolArray, steering: Steering | None = None) -> StepOutput:
         """Advance the active slots by one frame of samples `[B, frame_samples]`.
@@ -304,18 +309,23 @@ class TorchRunner(BaseRunner):
         return torch.tensor(list(slots), dtype=torch.int64, device=self.device)
 
     def _empty(self, batch: int) -> dict[str, State]:
+        condition_1D = self.lm.condition(self.config.condition_values)
         return {
+            **({} if condition_1D is None else {"condition": condition_1D.repeat(batch, 1)}),
             "codec": self.codec.encoder_state(batch, self._formats["codec"]),
             "lm": self.lm.init_state(batch, rings=self._formats["lm"]),
             "text": torch.full((batch,), PAD_ID, dtype=torch.int64, device=self.device),
         }
 
-    def _prime(self) -> State:
+    def _prime(self, config: STTConfig) -> State:
         state = self._empty(1)
-        hidden, state["lm"] = self.lm(*self.lm.initial_tokens(1), state["lm"], self._condition)
+        if "condition" in state:
+            state["condition"] = self.lm.condition(config.condition_values)
+        hidden, state["lm"] = self.lm(*self.lm.initial_tokens(1), state["lm"], state.get("condition"))
         state["text"] = self.lm.text_logits(hidden)[:, -1].argmax(dim=-1)
         # The codec has no positions yet.
         return {
+            **({"condition": state["condition"]} if "condition" in state else {}),
             "codec": read_slot(state["codec"], 0, columns=0),
             "lm": read_slot(state["lm"], 0, columns=1),
             "text": state["text"],
@@ -332,7 +342,7 @@ class TorchRunner(BaseRunner):
         assert isinstance(text_B, Tensor)
         with self._precision():
             codes_BK1, codec_state = self.codec.encode(io.pcm_BS, state["codec"], self.lm.config.num_codebooks)
-            hidden, lm_state = self.lm(text_B[:, None], codes_BK1, state["lm"], self._condition)
+            hidden, lm_state = self.lm(text_B[:, None], codes_BK1, state["lm"], state.get("condition"))
             logits_BV = self.lm.text_logits(hidden)[:, 0].float()
             pause_logits = self.lm.pause_logits(hidden)[:, 0]
         logprob_BV = logits_BV.log_softmax(dim=-1)
@@ -345,7 +355,7 @@ class TorchRunner(BaseRunner):
         token_B = pick_token(logits_BV, self.sampling, self._generator)
         assert codec_state is not None
         assert lm_state is not None
-        commit(state, {"codec": codec_state, "lm": lm_state, "text": token_B}, io.active_B)
+        commit(state, {**state, "codec": codec_state, "lm": lm_state, "text": token_B}, io.active_B)
         if bucket.gathered:
             write_slots(self._state, io.slot_B, state)
         io.token_B.copy_(token_B)

@@ -41,14 +41,15 @@ class Recogniser(Protocol):
 class LocalRecogniser:
     """A model in this process."""
 
-    def __init__(self, transcriber: Transcriber, hints: Hints) -> None:
+    def __init__(self, transcriber: Transcriber, hints: Hints | None = None) -> None:
         from slipstream.engine.options import SessionOptions
+        from slipstream.hints import Hints
 
         self.sample_rate, self.frame_rate = transcriber.sample_rate, transcriber.frame_rate
         self.model, self.delay = transcriber.model, transcriber.delay
         self._transcriber = transcriber
         # A short buffer keeps the progress bar accurate, and lets an interrupt end soon.
-        self._options = SessionOptions(steps=True, max_buffered_seconds=2.0, hints=hints)
+        self._options = SessionOptions(steps=True, max_buffered_seconds=2.0, hints=hints or Hints())
 
     def stream(self, chunks: Iterable[FloatArray]) -> Iterator[Event]:
         return self._transcriber.stream(chunks, self.sample_rate, options=self._options)
@@ -57,7 +58,7 @@ class LocalRecogniser:
 class ServerRecogniser:
     """A model on a Slipstream server. Raises `BackendError` without the extra `client`."""
 
-    def __init__(self, url: str, hints: Hints) -> None:
+    def __init__(self, url: str, hints: Hints | None = None) -> None:
         with needs_extra("client", "--server"):
             from slipstream.client import open_stream
         from slipstream.audio import SAMPLE_RATE
