@@ -279,16 +279,7 @@ def open_stream(
     resumption: Resumption | None = None,
     hints: Hints | None = None,
 ) -> Iterator[Stream]:
-    """Open a stream on a server, as a context manager.
-
-    Args:
-        url: Address of the server: http, https, ws or wss.
-        sample_rate: Of the audio that you send, in Hz.
-        key: API key.
-        model: One of the server's models; None is its default.
-        resumption: The stream to continue, with the same sample rate, key and model. If the server does not hold it,
-            this is a new stream (`resumed` is False).
-        hints: What is known about the speech: its keywords, prompt and languages.
+    """Open a stream on a server, as a context manager. Its arguments are those of `open_async_stream`.
 
     Yields:
         The stream; it is closed at the end of the context.
@@ -302,9 +293,7 @@ def open_stream(
         ...     stream.finish()
         ...     words = [event.text for event in stream if isinstance(event, Word)]
     """
-    opening = open_async_stream(
-        url, sample_rate=sample_rate, key=key, model=model, resumption=resumption, hints=hints
-    )
+    opening = open_async_stream(url, sample_rate=sample_rate, key=key, model=model, resumption=resumption, hints=hints)
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(opening) as stream:
         yield Stream(portal, stream)
 
@@ -399,9 +388,7 @@ def _send_all(stream: Stream, pieces: Iterable[npt.ArrayLike]) -> None:
         raise
 
 
-def _address(
-    url: str, sample_rate: int, model: str | None, resumption: Resumption | None, hints: Hints | None
-) -> str:
+def _address(url: str, sample_rate: int, model: str | None, resumption: Resumption | None, hints: Hints | None) -> str:
     parts = urlsplit(url if "://" in url else f"http://{url}")
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     query: list[tuple[str, Any]] = [("encoding", "pcm_f32le"), ("sample_rate", sample_rate)]
@@ -410,9 +397,7 @@ def _address(
     if resumption:
         query += [("resume", resumption.session), ("received", resumption.received)]
     if hints is not None:
-        query += [("keyword", f"{word.text}:{word.weight:g}") for word in hints.phrases]
-        query += [("language", language) for language in hints.languages]
-        query += [("prompt", hints.prompt)] if hints.prompt else []
+        query += hints.query()
     return urlunsplit((scheme, parts.netloc, f"{parts.path.rstrip('/')}/v1/stream", urlencode(query), ""))
 
 

@@ -103,6 +103,12 @@ class Hints:
         """All keywords as `Keyword`."""
         return tuple(word if isinstance(word, Keyword) else Keyword(word) for word in self.keywords)
 
+    def query(self) -> list[tuple[str, str]]:
+        """Return the parameters of a server's address that have keywords, languages and the prompt."""
+        keywords = [("keyword", f"{word.text}:{word.weight:g}") for word in self.phrases]
+        languages = [("language", language) for language in self.languages]
+        return [*keywords, *languages, *([("prompt", self.prompt)] if self.prompt else [])]
+
     @property
     def steers(self) -> bool:
         """Whether the model's steps must return candidates."""

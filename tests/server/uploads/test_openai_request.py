@@ -35,13 +35,13 @@ def test_every_field() -> None:
         ("chunking_strategy", "auto"),
         ("known_speaker_names[]", "agent"),
         ("known_speaker_references[]", "data:audio/wav;base64,AAAA"),
-        ("hotwords", "an extension of another server"),
+        ("hotwords", "Moshi, Hibiki"),
     ) == TranscriptionRequest(
         "large",
         "verbose_json",
         words=True,
         temperature=0.4,
-        hints=Hints(("en", "fr-CA"), "Names: Ångström", ("Kyutai", "Mimi")),
+        hints=Hints(("en", "fr-CA"), "Names: Ångström", ("Kyutai", "Mimi", "Moshi", "Hibiki")),
     )
 
 

@@ -319,9 +319,9 @@ class TorchRunner(BaseRunner):
 
     def _prime(self, config: STTConfig) -> State:
         state = self._empty(1)
-        if "condition" in state:
-            state["condition"] = self.lm.condition(config.condition_values)
-        hidden, state["lm"] = self.lm(*self.lm.initial_tokens(1), state["lm"], state.get("condition"))
+        if (condition_1D := self.lm.condition(config.condition_values)) is not None:
+            state["condition"] = condition_1D
+        hidden, state["lm"] = self.lm(*self.lm.initial_tokens(1), state["lm"], condition_1D)
         state["text"] = self.lm.text_logits(hidden)[:, -1].argmax(dim=-1)
         # The codec has no positions yet.
         return {
@@ -338,11 +338,12 @@ class TorchRunner(BaseRunner):
         assert isinstance(state, dict)
         if self._resets:
             reset_rows(state, self._fresh, io.reset_B)
-        text_B = state["text"]
+        text_B, condition_BD = state["text"], state.get("condition")
         assert isinstance(text_B, Tensor)
+        assert condition_BD is None or isinstance(condition_BD, Tensor)
         with self._precision():
             codes_BK1, codec_state = self.codec.encode(io.pcm_BS, state["codec"], self.lm.config.num_codebooks)
-            hidden, lm_state = self.lm(text_B[:, None], codes_BK1, state["lm"], state.get("condition"))
+            hidden, lm_state = self.lm(text_B[:, None], codes_BK1, state["lm"], condition_BD)
             logits_BV = self.lm.text_logits(hidden)[:, 0].float()
             pause_logits = self.lm.pause_logits(hidden)[:, 0]
         logprob_BV = logits_BV.log_softmax(dim=-1)
