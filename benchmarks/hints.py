@@ -25,7 +25,7 @@ from benchmarks.common import milliseconds
 from benchmarks.names import CANDIDATES, OTHERS, SENTENCES
 
 import slipstream
-from slipstream import Hints, SessionOptions, Transcriber, Transcript
+from slipstream import Hints, Keyword, SessionOptions, Transcriber, Transcript
 from slipstream.bundle import ModelBundle
 from slipstream.evaluate.scores import BOOTSTRAP_DRAWS, normalise
 from slipstream.hints.search import new_search
@@ -51,7 +51,9 @@ def main() -> None:
     names.add_argument("--limit", type=int)
     names.add_argument("--beam", type=int, nargs="+", default=[1])
     names.add_argument("--list", type=int, nargs="+", default=[NAMES], help="keywords, filled up with other names")
+    names.add_argument("--weight", type=float, default=1.0)
     names.add_argument("--silent", type=Path, help="a manifest of speech without the names")
+    names.add_argument("--dataset", help="which of its datasets")
     beams = modes.add_parser("beam")
     beams.add_argument("manifest", type=Path)
     beams.add_argument("--dataset", required=True)
@@ -100,12 +102,12 @@ def run_names(arguments: argparse.Namespace) -> None:
     if arguments.limit:
         rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[: arguments.limit]]
     names = list(dict.fromkeys(json.loads(line)["name"] for line in lines))
-    silent = _manifest(arguments.silent, None, "en", None) if arguments.silent else []
+    silent = _manifest(arguments.silent, arguments.dataset, "en", None) if arguments.silent else []
     with slipstream.load(arguments.model, slots=max(4, *arguments.beam)) as transcriber:
         for beam in arguments.beam:
             for size in [0, *arguments.list]:
                 keywords = [*names, *OTHERS][:size] if size >= len(names) else names[:size]
-                hints = Hints(keywords=keywords, beam=beam)
+                hints = Hints(keywords=[Keyword(word, arguments.weight) for word in keywords], beam=beam)
                 texts = _transcribe(transcriber, [arguments.folder / row["audio"] for row in rows], hints)
                 print(f"beam {beam}, {size:4} keywords: {_score(rows, texts)}", flush=True)
                 if silent and size:

@@ -82,6 +82,13 @@ def test_a_prompt_is_not_written_and_its_state_is_kept(transcriber: Transcriber)
     assert all(0 <= word.start <= word.end <= 3.0 for word in first)
 
 
+def test_a_stream_may_have_a_delay_of_its_own(transcriber: Transcriber) -> None:
+    later = words(transcriber, Hints(delay=1.6))
+    assert [word.text for word in later] != [word.text for word in words(transcriber)]
+    assert later == words(transcriber, Hints(delay=1.6))
+    assert all(word.end <= 3.0 for word in later)
+
+
 def test_a_beam_of_more_hypotheses_than_slots_is_refused(transcriber: Transcriber) -> None:
     with pytest.raises(ConfigError, match="beam=5 needs as many slots, and the model has 4"):
         transcriber.session(SessionOptions(hints=Hints(beam=5)))

@@ -24,6 +24,7 @@ class StreamFormat:
         delay_frames: How far the text is behind the audio.
         silence_frames: Frames of silence that the model needs before the audio.
         turns: When a turn ends, for sessions that do not set it.
+        delays: Whether sessions may have delays of their own.
     """
 
     tokenizer: Tokenizer
@@ -32,6 +33,7 @@ class StreamFormat:
     delay_frames: int
     silence_frames: int = 0
     turns: TurnOptions = field(default_factory=TurnOptions)
+    delays: bool = False
 
     @classmethod
     def of(
@@ -50,6 +52,7 @@ class StreamFormat:
             delay_frames=runner.delay_frames,
             silence_frames=math.ceil(silence_prefix_seconds * runner.frame_rate),
             turns=turns or TurnOptions(),
+            delays=runner.delays,
         )
 
     @property

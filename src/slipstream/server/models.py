@@ -20,6 +20,7 @@ class StreamInfo:
         frame_seconds: Length of a frame.
         sample_rate: Of the model's audio, in Hz.
         turns: When a turn ends, where a client sets nothing.
+        delays: Whether a client may choose another delay.
     """
 
     model: str
@@ -27,6 +28,7 @@ class StreamInfo:
     frame_seconds: float
     sample_rate: int = 24_000
     turns: TurnOptions = field(default_factory=TurnOptions)
+    delays: bool = False
 
 
 class UnknownModel(SlipstreamError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -89,6 +90,20 @@ def test_openai_realtime() -> None:
 def test_gradium() -> None:
     setup = {"type": "setup", "input_format": "pcm", "json_config": {"language": "fr"}}
     assert opened(gradium.open_dialect(request()), json.dumps(setup)).languages == ("fr",)
+
+
+def test_delays_have_an_effect_on_a_model_with_several() -> None:
+    several = Models({"tiny": replace(INFO, delays=True)})
+    setup = {"type": "setup", "input_format": "pcm", "json_config": {"delay_in_frames": 16}}
+    assert opened(gradium.open_dialect(StreamRequest(several)), json.dumps(setup)).delay == 1.28
+    assert opened(gradium.open_dialect(request()), json.dumps(setup)).delay is None
+    setup["json_config"] = {"delay_in_frames": 99}
+    with pytest.raises(ProtocolError, match="whole number from 7 to 48"):
+        opened(gradium.open_dialect(StreamRequest(several)), json.dumps(setup))
+    session = {"type": "transcription", "audio": {"input": {"transcription": {"delay": "high"}}}}
+    update = json.dumps({"type": "session.update", "session": session})
+    assert opened(TranscriptionDialect(StreamRequest(several)), update).delay == 2.5
+    assert opened(TranscriptionDialect(request()), update).delay is None
 
 
 def test_vosk() -> None:

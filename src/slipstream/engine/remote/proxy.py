@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TypeVar
 
 import numpy as np
 
+from slipstream.engine.flush import SlotOp
 from slipstream.engine.live import LiveSession
 from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.port import Mailbox
@@ -20,8 +22,10 @@ from slipstream.engine.remote.channel import URGENT, Channel, Kind, Refusal
 from slipstream.engine.remote.memory import FRAMES, SharedMemory, Stat
 from slipstream.engine.scheduler import MARKER_WAIT_SECONDS
 from slipstream.engine.session import Session
-from slipstream.errors import AudioError, ConfigError, EngineError, Overloaded
+from slipstream.errors import AudioError, EngineError, Overloaded
 from slipstream.hints import Hints
+
+logger = logging.getLogger(__name__)
 
 MOST_IN_MODEL = 2
 """Frames of a session that may be on their way: the one that the model computes, and the next."""
@@ -155,11 +159,11 @@ class RemoteEngine:
 
         Raises:
             EngineError: The engine has failed.
-            ConfigError: The options have hints, which no message carries.
         """
         options = options or SessionOptions()
         if options.hints != Hints():
-            raise ConfigError("hints need a server of one process: --workers 0")
+            logger.info("a stream's hints have no effect: they need a server of one process, --workers 0")
+            options = replace(options, hints=Hints())
         mailbox = Mailbox(Session(self.format, options), wake)
         with self:
             if self.failure is not None:
@@ -362,6 +366,7 @@ class RemoteEngine:
             urgent = URGENT if session.urgent else 0
             if session.has_ops:
                 for operation in session.take_ops():
+                    assert isinstance(operation, SlotOp), "others follow from hints"
                     device.put(Kind.OPERATION, struct.pack("<II", slot, operation.value))
             session.fill(device.memory.pcm_BFS[slot, remote.written % FRAMES])
             remote.written += 1

@@ -39,6 +39,7 @@ DEFAULT_MODEL = "default"
 RATES = {"pcm": 24_000, "pcm_8000": 8_000, "pcm_16000": 16_000, "pcm_24000": 24_000}
 """Sample rates of the formats of 16-bit PCM, in Hz. The format `opus` is an Ogg Opus stream."""
 HORIZONS = (0.5, 1.0, 2.0, 3.0)
+DELAY_FRAMES = (7, 48)
 """Of the pause heads, in seconds."""
 ORDER: Table = {
     "new": {"setup": "open"},
@@ -67,6 +68,7 @@ class GradiumDialect(Dialect):
         self._markers = itertools.count()
         self._flush_ids: dict[int, Any] = {}
         self._open: OpenWord | None = None
+        self._delay: float | None = None
 
     def open(self) -> Iterable[Action]:
         """Open nothing yet: `setup` selects the model."""
@@ -81,6 +83,7 @@ class GradiumDialect(Dialect):
         self._order.follow(kind if isinstance(kind, str) else repr(kind))
         if kind == "setup":
             hints = self._set_up(fields)
+            self._delay = hints.delay
             yield Open(SessionOptions(steps=True, partials=False, hints=hints), self._model.model)
         elif kind == "audio":
             for piece in decode_base64(fields.get("audio"), "audio"):
@@ -126,7 +129,7 @@ class GradiumDialect(Dialect):
                 model_name=info.model,
                 sample_rate=info.sample_rate,
                 frame_size=round(info.sample_rate * info.frame_seconds),
-                delay_in_tokens=round(info.delay_seconds / info.frame_seconds),
+                delay_in_tokens=round((self._delay or info.delay_seconds) / info.frame_seconds),
             )
         if isinstance(event, Final):
             return dump(type="end_of_stream")
@@ -160,8 +163,16 @@ class GradiumDialect(Dialect):
         config = fields.get("json_config") or {}
         if isinstance(config, str):  # some clients send it as text
             config = parse_object(config)
-        language = config.get("language") if isinstance(config, dict) else None
-        return make_hints(languages=[language] if isinstance(language, str) and language else [])
+        if not isinstance(config, dict):
+            return Hints()
+        language, frames = config.get("language"), config.get("delay_in_frames")
+        languages = [language] if isinstance(language, str) and language else []
+        if frames is None or not self._model.delays:  # a model with one delay keeps it
+            return make_hints(languages=languages)
+        if type(frames) is not int or not DELAY_FRAMES[0] <= frames <= DELAY_FRAMES[1]:
+            low, high = DELAY_FRAMES
+            raise ProtocolError(f"delay_in_frames={frames!r:.40}: expected a whole number from {low} to {high}")
+        return make_hints(languages=languages, delay=frames * self._model.frame_seconds)
 
     def _decode(self, data: bytes) -> Iterator[Audio]:
         if self._pcm is not None:

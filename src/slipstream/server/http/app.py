@@ -390,7 +390,12 @@ class _Handlers:
 def _info(name: str, engine: AnyEngine) -> StreamInfo:
     format = engine.format
     return StreamInfo(
-        name, format.delay_frames / format.frame_rate, 1 / format.frame_rate, format.sample_rate, format.turns
+        model=name,
+        delay_seconds=format.delay_frames / format.frame_rate,
+        frame_seconds=1 / format.frame_rate,
+        sample_rate=format.sample_rate,
+        turns=format.turns,
+        delays=format.delays,
     )
 
 

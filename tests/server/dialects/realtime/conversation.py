@@ -15,7 +15,7 @@ from slipstream.engine.options import StreamFormat
 from slipstream.engine.session import Session
 from slipstream.events import Event
 from slipstream.server.models import Models, StreamInfo, StreamRequest
-from slipstream.server.protocol import Action, Audio, Dialect, Flush, Marker, Open, Send, SetTurns
+from slipstream.server.protocol import Action, Audio, Dialect, Flush, Marker, Open, Send, SetHints, SetTurns
 
 INFO = StreamInfo("script", 0.48, 0.08)
 DELTA = "conversation.item.input_audio_transcription.delta"
@@ -96,6 +96,8 @@ class Conversation:
                     self.session.push(action.pcm_S)
                 elif isinstance(action, Marker):
                     self.session.mark(action.id, 0.0)
+                elif isinstance(action, SetHints):
+                    self.session.set_hints(action.hints)
                 elif isinstance(action, SetTurns):
                     self.session.set_turns(action.turns, action.low_latency)
                 else:

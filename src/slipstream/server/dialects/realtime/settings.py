@@ -15,10 +15,14 @@ from slipstream.errors import ConfigError
 from slipstream.hints import MAX_PROMPT_LENGTH, Hints
 from slipstream.schema import Natural, Section, check_keys, describe
 from slipstream.server.dialects.realtime.messages import InvalidMessage
+from slipstream.server.models import StreamInfo
 
 LOGPROBS = "item.input_audio_transcription.logprobs"
 LOUDEST_DB = 24.0
 """How much louder than the background voice must be at a threshold of 1; 0.5 is the default of both scales."""
+
+DELAYS = {"minimal": 0.5, "low": 1.0, "medium": 1.5, "high": 2.5, "xhigh": 4.0}
+"""Seconds of text delay, for a model that is trained with several."""
 
 Json = dict[str, Any]
 
@@ -49,7 +53,7 @@ class _NoiseReduction(Section):
 
 
 class _Transcription(Section):
-    """The model and what is known about the speech. `delay` has no effect and is null: a model has one delay."""
+    """The model and what is known about the speech. `delay` has an effect if the model has several delays."""
 
     model: str | None = None
     language: str | None = None
@@ -148,27 +152,29 @@ class Configuration:
         changed.json = changed._parsed.model_dump(mode="json")
         return changed
 
-    def settings(self, usual: TurnOptions) -> Settings:
-        """Return what it means for a model whose turns usually end by `usual`."""
+    def settings(self, info: StreamInfo) -> Settings:
+        """Return what it means for a model."""
         audio = self._parsed.audio.input
         detection = audio.turn_detection
         return Settings(
             audio.transcription.model or None,
             RawFormat(_ENCODINGS[audio.format.type], _RATES[audio.format.type]),
-            None if detection is None else _turns(detection, usual),
+            None if detection is None else _turns(detection, info.turns),
             detection.prefix_padding_ms / 1000 if detection is not None and detection.type == "server_vad" else 0.0,
             detection.idle_timeout_ms / 1000 if detection is not None and detection.idle_timeout_ms else None,
             LOGPROBS in self._parsed.include,
-            _hints(audio.transcription),
+            _hints(audio.transcription, info.delays),
         )
 
-    def shown(self, model: str, *, beta: bool) -> Json:
+    def shown(self, model: str, *, beta: bool, delays: bool = False) -> Json:
         """Return it as the server reports it, for the model that serves it."""
         audio = self.json["audio"]["input"]
         detection: Json | None = audio["turn_detection"]
         if detection is not None:
             detection = {name: detection[name] for name in _SHOWN[detection["type"]]}
-        transcription = {**audio["transcription"], "model": model, "delay": None}
+        transcription = {**audio["transcription"], "model": model}
+        if not delays:
+            transcription["delay"] = None
         kind = audio["format"]["type"]
         if beta:
             return {
@@ -187,13 +193,14 @@ class Configuration:
         return {"type": "transcription", "audio": {"input": shown}, "include": self.json["include"]}
 
 
-def _hints(transcription: _Transcription) -> Hints:
+def _hints(transcription: _Transcription, delays: bool) -> Hints:
     languages = [transcription.language or "", *(transcription.languages or ())]
     try:
         return Hints(
             keywords=[word for word in transcription.keywords or () if word.strip()],
             prompt=(transcription.prompt or "")[-MAX_PROMPT_LENGTH:],
             languages=list(filter(None, languages)),
+            delay=DELAYS.get(transcription.delay or "") if delays else None,
         )
     except ConfigError as error:
         param = "session.audio.input.transcription"

@@ -81,7 +81,7 @@ class TranscriptionDialect(Dialect):
         self._expires = request.time + round(request.session_seconds)
         self._info = request.models[request.get("model")]
         self._configuration = Configuration(self._info.model)
-        self._settings = self._configuration.settings(self._info.turns)
+        self._settings = self._configuration.settings(self._info)
         self._input = AudioInput(media or self._settings.format, self._info.sample_rate)
         self._order = Order(ORDER)
         self._open_model: str | None = None
@@ -153,14 +153,14 @@ class TranscriptionDialect(Dialect):
         if not isinstance(session, dict):
             raise InvalidMessage("session: expected an object", "invalid_value", "session")
         configuration = self._configuration.updated(session, beta=self._beta)
-        settings = configuration.settings(self._info.turns)
+        settings = configuration.settings(self._info)
         try:
             info = self._models[settings.model]
         except UnknownModel as error:
             raise InvalidMessage(str(error), "model_not_found", "session.audio.input.transcription.model") from error
         if info is not self._info:
             self._follow("session.update with another model", "invalid_value")
-            settings = configuration.settings(info.turns)
+            settings = configuration.settings(info)
         self._follow("session.update", "invalid_value")
         if settings.format != self._settings.format or info is not self._info:
             yield from self._rest()
@@ -390,7 +390,7 @@ class TranscriptionDialect(Dialect):
         return {
             "id": f"sess_{self._id}",
             "object": "realtime.transcription_session",
-            **self._configuration.shown(self._info.model, beta=self._beta),
+            **self._configuration.shown(self._info.model, beta=self._beta, delays=self._info.delays),
             "expires_at": self._expires,
         }
 
