@@ -29,6 +29,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler
 
+from slipstream.server import tracing
 from slipstream.server.tracing import ARRIVALS, MOST_DETAILS, Trace, Tracer
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -241,3 +242,12 @@ def test_spans_reach_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     (body,) = Collector.bodies
     (resource,) = ExportTraceServiceRequest.FromString(body).resource_spans
     assert [span.name for scope in resource.scope_spans for span in scope.spans] == ["slipstream.stream"]
+
+
+def test_a_collector_that_hangs_does_not_delay_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    collected, released = Collected(), threading.Event()
+    monkeypatch.setattr(tracing, "SHUTDOWN_SECONDS", 0.01)
+    monkeypatch.setattr(collected.tracer.provider, "shutdown", released.wait)
+    collected.tracer.close()  # does not wait for the event
+    assert not released.is_set()
+    released.set()

@@ -5,6 +5,7 @@ Spans contain no audio, no text and no key. Only a server with `--traces` import
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from slipstream.server.access import Client
 MOST_DETAILS = 50
 """Turns, flushes and recoveries each that the trace of a stream has; its attributes count all. The SDK drops the first
 events of a span with more than 128."""
+SHUTDOWN_SECONDS = 3.0
+"""How long the last spans may take: a collector that does not answer must not delay the end of the process."""
 ARRIVALS = 1000
 """Messages of audio whose time is kept until the words in them are complete."""
 
@@ -50,7 +53,7 @@ class Tracer:
         resource = Resource.create({"service.version": __version__})
         if str(resource.attributes["service.name"]).startswith("unknown_service"):
             resource = resource.merge(Resource({"service.name": "slipstream"}))
-        provider = TracerProvider(resource=resource)
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)  # `close` does, within its time
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         return cls(provider)
 
@@ -72,8 +75,10 @@ class Tracer:
         return Trace(self._tracer, span)
 
     def close(self) -> None:
-        """Send what is not sent yet."""
-        self.provider.shutdown()
+        """Send what is not sent yet, for at most `SHUTDOWN_SECONDS`."""
+        closing = threading.Thread(target=self.provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(SHUTDOWN_SECONDS)
 
 
 class Trace:
