@@ -158,8 +158,7 @@ class Session:
         """Change the keywords, for what is spoken from now on. The other hints hold from the start of the text."""
         hints = replace(self.options.hints, keywords=hints.keywords)
         self.options = replace(self.options, hints=hints)
-        if self._next_options is not None:
-            self._next_options = replace(self._next_options, hints=hints)
+        self._next_options = replace(self._next_options, hints=hints) if self._next_options else None
         self._writer.set_keywords(hints)
         if self._flush is not None:
             self._flush.writer_before.set_keywords(hints)
