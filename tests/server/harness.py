@@ -30,6 +30,7 @@ from slipstream.server.keys import KeyRing
 from slipstream.server.limits import Limits
 from slipstream.server.models import Models
 from slipstream.server.run import Server, TcpListener, Tls, listen
+from slipstream.server.speaking import ServedSpeaker
 
 if TYPE_CHECKING:
     from slipstream.server.tracing import Tracer
@@ -77,6 +78,7 @@ def serving(
     tcp: Mapping[str, OpenDialect] | None = None,
     accept_any: bool = False,
     webhooks: Sequence[str] = (),
+    speaker: ServedSpeaker | None = None,
     tracer: Tracer | None = None,
 ) -> Iterator[Running]:
     """Serve on loopback until the block ends, on a free port unless `port` names one; `tcp` on others."""
@@ -92,6 +94,7 @@ def serving(
             ready_when_free=ready_when_free,
             metrics_elsewhere=operations is not None,
             webhooks=webhooks,
+            speaker=speaker,
             tracer=tracer,
         )
         with contextlib.ExitStack() as stack:

@@ -41,6 +41,7 @@ from slipstream.server.dialects.vosk import VoskDialect
 from slipstream.server.http import app
 from slipstream.server.models import Models, StreamInfo, StreamRequest
 from slipstream.server.protocol import CloseCode, Dialect, ProtocolError, Publish, Send
+from slipstream.server.streams.speech import PATH as SPEECH_PATH
 
 yaml = pytest.importorskip("yaml")
 API = yaml.safe_load((Path(app.__file__).parents[1] / "api" / "asyncapi.yaml").read_text(encoding="utf-8"))
@@ -236,7 +237,7 @@ def test_close_codes_are_all_described() -> None:
 
 def test_the_addresses_are_those_of_the_server() -> None:
     addresses = {channel["address"].partition("?")[0] for channel in API["channels"].values()}
-    assert addresses == set(DIALECTS)
+    assert addresses == {*DIALECTS, SPEECH_PATH}
     lowest, highest = re.findall(r"\d+", API["channels"]["plain"]["parameters"]["sample_rate"]["description"])
     for rate in (lowest, highest):
         parse_format({"sample_rate": rate})

@@ -165,6 +165,17 @@ def serve(
             help="Devices, such as cuda:0,cuda:1: each has every model, with all its slots. Needs --workers.",
         ),
     ] = None,
+    speech: Annotated[
+        str | None,
+        typer.Option("--speech", metavar="MODEL", help="Also offer text to speech, with this repository or folder."),
+    ] = None,
+    speech_slots: Annotated[int, typer.Option("--speech-slots", min=1, help="Texts to read at the same time.")] = 4,
+    voices: Annotated[
+        str, typer.Option("--voices", help="Folder or Hub repository of the voices that clients may name.")
+    ] = "kyutai/tts-voices",
+    voice: Annotated[
+        str | None, typer.Option("--voice", help="Voice of clients that name none, or one that there is not.")
+    ] = None,
     log_level: Annotated[
         _Level, typer.Option("--log-level", help="Log level. Logs are JSON lines and contain no audio or text.")
     ] = ("info"),
@@ -220,6 +231,10 @@ def serve(
     processes = default_workers(served, device_names := _devices(devices)) if workers is None else workers
     if device_names and not processes:
         raise typer.BadParameter("needs --workers of at least 1", param_hint="--devices")
+    if speech is not None:
+        if workers:
+            raise typer.BadParameter("text to speech runs in one process: use --workers 0", param_hint="--speech")
+        processes = 0
     if processes and sys.platform == "win32":
         raise ConfigError("--workers: Windows has no worker processes: use --workers 0")
     tls = Tls(tls_cert, tls_key) if tls_cert and tls_key else None
@@ -290,6 +305,14 @@ def serve(
                 observer=metrics.observe_step,
                 progress=progress,
             )
+        speaker = None
+        if speech is not None:
+            from slipstream.server.speaking import ServedSpeaker
+            from slipstream.speaker import load_speaker
+
+            loaded = load_speaker(speech, device=device, slots=speech_slots, voices=voices)
+            speaker = ServedSpeaker(stack.enter_context(loaded), voice)
+            speaker.voice(None)  # a default voice that is not there is an error now
         show(engines)
         run(
             Service(
@@ -305,6 +328,7 @@ def serve(
                 metrics_elsewhere=operations is not None,
                 webhooks=webhooks,
                 tracer=tracer,
+                speaker=speaker,
             ),
             listener,
             tls,

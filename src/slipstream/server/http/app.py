@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, request_response
-from starlette.staticfiles import StaticFiles
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from slipstream import __version__
 from slipstream.engine.live import AnyEngine
@@ -34,16 +32,21 @@ from slipstream.server.connections.websocket import Listener
 from slipstream.server.dialects import DIALECTS, OpenDialect
 from slipstream.server.dialects.kyutai import PATH as KYUTAI_PATH
 from slipstream.server.http.openai import openai_routes
+from slipstream.server.http.page import Page
 from slipstream.server.http.requests import Guarded, Refuse, Requests, failure_handlers, plain, scope_client
+from slipstream.server.http.speech import speech_routes
 from slipstream.server.http.uploads import Uploads
 from slipstream.server.http.webrtc import Calls
 from slipstream.server.limits import Limits
 from slipstream.server.metrics import Metrics
 from slipstream.server.models import Models, StreamInfo, StreamRequest, UnknownModel
 from slipstream.server.protocol import Dialect, ProtocolError
+from slipstream.server.speaking import ServedSpeaker
 from slipstream.server.streams.held import HeldStreams
 from slipstream.server.streams.outbox import Socket
 from slipstream.server.streams.registry import StreamRegistry
+from slipstream.server.streams.speech import PATH as SPEECH_PATH
+from slipstream.server.streams.speech import open_speech
 from slipstream.server.streams.stream import INTERNAL_ERROR, LiveStream
 from slipstream.server.uploads import UPLOADS
 from slipstream.server.uploads.protocol import UploadDialect
@@ -69,6 +72,7 @@ class Service:
         webhooks: Addresses that calls may name as webhooks, each with all addresses below it.
         tracer: Begins a trace for each stream and upload; None writes no traces.
         page: Returns the text of `/metrics` and its media type, by the header `Accept`; None for this process alone.
+        speaker: The model of text to speech; None offers none.
     """
 
     engines: Models[AnyEngine]
@@ -84,6 +88,7 @@ class Service:
     webhooks: Sequence[str] = ()
     tracer: Tracer | None = None
     page: Callable[[str], Awaitable[tuple[bytes, str]]] | None = None
+    speaker: ServedSpeaker | None = None
 
     @property
     def engine(self) -> AnyEngine:
@@ -131,6 +136,9 @@ class Streams:
         access, metrics = self._service.access, self._service.metrics
         query = request.query_params
         try:
+            if (speaker := self._service.speaker) is not None and request.scope["path"] == SPEECH_PATH:
+                self._refuse_while_draining()
+                return open_speech(request, socket, speaker, access, self._registry, self._service.limits)
             if "resume" in query and (resumed := self._resume(request, socket)) is not None:
                 return resumed
             dialect, client = self._open(request)
@@ -268,6 +276,7 @@ def create_app(service: Service, registry: StreamRegistry) -> Requests:
         ),
         *(Route(path, _needs_upgrade, methods=["GET"]) for path in service.dialects),
         *openai_routes(service.models, service.access),
+        *speech_routes(service.speaker, service.access),
         *_operations(service, registry, service.access, with_metrics=not service.metrics_elsewhere),
         *(Route(f"/{file.name}", _describe(file), methods=["GET"]) for file in sorted(_API.glob("*.yaml"))),
     ]
@@ -280,7 +289,7 @@ def create_app(service: Service, registry: StreamRegistry) -> Requests:
                 refusals[route.path] = route.endpoint.refuse
     routes += [
         *(Route(path, _NotAllowed(allowed, refusals.get(path, plain))) for path, allowed in methods.items()),
-        Mount("/", _Page(directory=_SERVER / "page", html=True)),
+        Mount("/", Page(directory=_SERVER / "page", html=True)),
     ]
     cors = Middleware(
         CORSMiddleware,
@@ -421,29 +430,3 @@ def _describe(file: Path) -> Callable[[Request], Awaitable[Response]]:
 
 def _status(trouble: str) -> Response:
     return PlainTextResponse(trouble or "ok", 503 if trouble else 200)
-
-
-class _Page(StaticFiles):
-    """The page and its parts, which may load nothing from elsewhere."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *_PAGE_HEADERS]
-            await send(message)
-
-        await super().__call__(scope, receive, send_guarded)
-
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        if "\0" in path or (scope["method"] not in ("GET", "HEAD") and not self.lookup_path(path)[1]):
-            raise HTTPException(404)
-        if scope["method"] not in ("GET", "HEAD"):
-            raise HTTPException(405, headers={"allow": "GET, HEAD"})
-        return await super().get_response(path, scope)
-
-
-_PAGE_HEADERS = [
-    (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'"),
-    (b"referrer-policy", b"no-referrer"),  # the address may contain a key
-    (b"x-content-type-options", b"nosniff"),
-]

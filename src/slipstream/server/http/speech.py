@@ -1,0 +1,122 @@
+"""OpenAI's `POST /v1/audio/speech`: a text in, audio out while it is made."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import BaseRoute, Route, request_response
+
+from slipstream.audio.encode import ENCODINGS, StreamEncoder
+from slipstream.engine.reading import Audio
+from slipstream.engine.speech import SpeechSession
+from slipstream.errors import AudioError, ConfigError, Overloaded
+from slipstream.schema import Section, parse
+from slipstream.server.access import Access
+from slipstream.server.http.requests import Guarded
+from slipstream.server.speaking import ServedSpeaker
+from slipstream.server.uploads.openai import OpenAIUpload
+from slipstream.server.uploads.protocol import UploadError, unavailable
+
+PATH = "/v1/audio/speech"
+MAX_CHARACTERS = 4096
+"""Of a text, as OpenAI have it."""
+MAX_BODY = 64 << 10
+
+Format = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
+
+
+class SpeechRequest(Section):
+    """The body of a request."""
+
+    model: str = ""
+    input: Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
+    voice: str | dict[str, str] | None = None
+    response_format: Format = "mp3"
+    stream_format: Literal["audio", "sse"] = "audio"
+    speed: Annotated[float, Field(ge=1, le=1)] = 1.0  # the models have no other
+    instructions: str | None = None  # the models take none
+
+
+def speech_routes(speaker: ServedSpeaker | None, access: Access) -> list[BaseRoute]:
+    """Return the route. Without a speaker, its response is an error."""
+
+    async def speech(request: Request) -> Response:
+        if speaker is None:
+            raise UploadError(404, "this server has no text to speech: start it with --speech MODEL")
+        asked = await _parse(request)
+        name = asked.voice.get("id") if isinstance(asked.voice, dict) else asked.voice
+        ready = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        try:
+            voice = await run_in_threadpool(speaker.voice, name)
+            encoder = StreamEncoder(asked.response_format, speaker.sample_rate)
+            session = speaker.open(voice, lambda: loop.call_soon_threadsafe(ready.set))
+        except Overloaded as error:
+            raise unavailable(str(error)) from error
+        except (ConfigError, AudioError) as error:
+            raise UploadError(
+                400, str(error), "voice" if isinstance(error, ConfigError) else "response_format"
+            ) from error
+        session.feed(asked.input)
+        session.end()
+        body = _audio(session, encoder, ready)
+        if asked.stream_format == "sse":
+            return StreamingResponse(_events(body), media_type="text/event-stream")
+        return StreamingResponse(body, media_type=ENCODINGS[asked.response_format].media_type)
+
+    return [Route(PATH, Guarded(request_response(speech), access, OpenAIUpload.refuse, counted=True), methods=["POST"])]
+
+
+async def _parse(request: Request) -> SpeechRequest:
+    body = bytearray()
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > MAX_BODY:
+                raise UploadError(413, f"the body has more than {MAX_BODY} bytes")
+    except ClientDisconnect as error:
+        raise UploadError(400, "the body is not complete") from error
+    try:
+        raw = json.loads(body)
+    except ValueError as error:
+        raise UploadError(400, f"the body is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise UploadError(400, f"the body is not a JSON object, but {type(raw).__name__}")
+    try:
+        return parse(SpeechRequest, raw, "the request")
+    except ConfigError as error:
+        raise UploadError(400, str(error)) from error
+
+
+async def _audio(session: SpeechSession, encoder: StreamEncoder, ready: asyncio.Event) -> AsyncIterator[bytes]:
+    """The encoded audio. When the client is gone, the session ends within a step."""
+    try:
+        while True:
+            await ready.wait()
+            ready.clear()
+            events = session.poll()
+            for event in events:
+                if isinstance(event, Audio) and (data := encoder.encode(event.samples)):
+                    yield data
+            if session.ended:
+                break
+        if data := encoder.end():
+            yield data
+    finally:
+        session.cancel()
+
+
+async def _events(audio: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The audio as OpenAI's server-sent events."""
+    async for data in audio:
+        text = json.dumps({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
+        yield f"data: {text}\n\n".encode()
+    yield b'data: {"type": "speech.audio.done"}\n\n'
