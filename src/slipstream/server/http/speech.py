@@ -53,12 +53,15 @@ def speech_routes(speaker: ServedSpeaker | None, access: Access) -> list[BaseRou
             raise UploadError(404, "this server has no text to speech: start it with --speech MODEL")
         asked = await _parse(request)
         name = asked.voice.get("id") if isinstance(asked.voice, dict) else asked.voice
-        ready = asyncio.Event()
-        loop = asyncio.get_running_loop()
+        ready, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(ready.set)
+
         try:
             voice = await run_in_threadpool(speaker.voice, name)
             encoder = StreamEncoder(asked.response_format, speaker.sample_rate)
-            session = speaker.open(voice, lambda: loop.call_soon_threadsafe(ready.set))
+            session = speaker.open(voice, wake)
         except Overloaded as error:
             raise unavailable(str(error)) from error
         except (ConfigError, AudioError) as error:
