@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Sized
 from enum import Enum
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated
@@ -260,12 +261,18 @@ def synthesise(
 
 @app.command()
 def pack(
-    manifest: Manifest,
+    manifest: Annotated[
+        str, typer.Argument(help="A JSONL manifest, tar shards ('shards/*.tar'), or hf:NAME[:CONFIG[:SPLIT]].")
+    ],
     out: Out,
     model: Annotated[str | None, typer.Option(help="Codec tokens, for an LM on this codec.")] = None,
     config: Annotated[Path | None, typer.Option(help="Log-mel frames, for this run file's codec.")] = None,
     samples: Annotated[
         bool, typer.Option("--samples", help="Samples, for a waveform codec or Whisper encoder.")
+    ] = False,
+    opus: Annotated[
+        bool,
+        typer.Option("--opus", help="With --samples: store Opus, a twelfth of the size."),
     ] = False,
     split: Annotated[str | None, typer.Option(help="Only recordings of this split.")] = None,
     exclude: Exclude = None,
@@ -273,9 +280,10 @@ def pack(
 ) -> None:
     """Pack recordings for training, as log-mel frames, codec tokens or samples."""
     with needs_extra("train", "preparing data"):
-        from slipstream.data.manifest import matching, read_manifest
+        from slipstream.data.manifest import matching
         from slipstream.data.packing import mel_items, sample_items, token_items
         from slipstream.data.packs import write_pack
+        from slipstream.data.sources import stream_recordings
         from slipstream.data.texts import excluded
         from slipstream.data.tokenizer import plain_text
         from slipstream.train.launch import load_codec
@@ -283,16 +291,19 @@ def pack(
 
     if [model is not None, config is not None, samples].count(True) != 1:
         raise ConfigError("give one of --model (tokens), --config (log-mel frames) and --samples")
-    recordings, left_out = list(matching(read_manifest(manifest), manifest, split=split)), LeftOut()
-    if exclude:
-        unwanted = excluded(*exclude)
-        recordings = [one for one in recordings if plain_text(one.text) not in unwanted]
+    if opus and not samples:
+        raise ConfigError("--opus stores samples: give --samples too")
+    unwanted, left_out = excluded(*exclude or []), LeftOut()
+    chosen = matching(stream_recordings(manifest), manifest, split=split)
+    recordings = (one for one in chosen if plain_text(one.text) not in unwanted)
+    first = next(recordings, None)  # fails before a folder is made
+    recordings = chain([] if first is None else [first], recordings)
     if model is not None:
         count = write_pack(out, *token_items(recordings, load_codec(model), device, left_out))
     elif config is not None:
         count = write_pack(out, *mel_items(recordings, mel_config(config), on_error=left_out))
     else:
-        count = write_pack(out, *sample_items(recordings, on_error=left_out))
+        count = write_pack(out, *sample_items(recordings, on_error=left_out), opus=opus)
     typer.echo(f"{count} recordings in {out}; {left_out.count} left out")
 
 

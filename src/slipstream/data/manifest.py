@@ -108,7 +108,7 @@ def read_lines(path: Path) -> Iterator[Recording | ManifestError]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield _recording(line, path.parent, f"{path}, line {number}")
+                yield parse_recording(line, path.parent, f"{path}, line {number}")
             except ManifestError as error:
                 yield error
 
@@ -318,7 +318,8 @@ _EXPECTED = {
 }
 
 
-def _recording(line: str, folder: Path, place: str) -> Recording:
+def parse_recording(line: str, folder: Path, place: str) -> Recording:
+    """Read a line of a manifest; its audio is relative to `folder`, and `place` names it in errors."""
     try:
         raw = _Line.model_validate_json(line)
     except ValidationError as error:

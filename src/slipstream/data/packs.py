@@ -16,6 +16,7 @@ from torch import Tensor
 
 from slipstream.arrays import FloatArray
 from slipstream.backends.torch.mel import LogMel
+from slipstream.data.opus import decode_opus, encode_opus
 from slipstream.errors import CheckpointError
 
 
@@ -25,6 +26,7 @@ class Clip:
 
     `words` (text, start, end) and `phones` (name, start) are empty where times are unknown; `phone_sequence` has the
     phones without times. Seconds from the recording's start. `licence`: as the manifest names it (`license`).
+    `offset`, `size`: its bytes, in a pack of Opus.
     """
 
     start: int
@@ -37,6 +39,8 @@ class Clip:
     phones: tuple[tuple[str, float], ...] = ()
     phone_sequence: tuple[str, ...] = field(default=())
     licence: str = ""
+    offset: int = 0
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,27 +70,39 @@ class Pack:
             index = (folder / "clips.jsonl").read_text(encoding="utf-8")
         except OSError as error:
             raise CheckpointError(f"{folder} is not a pack; `slipstream data pack` makes one") from error
+        self.coding = about.pop("coding", None)
         self.kind = PackKind(**(about | {"silence": tuple(about["silence"])}))
         self.clips = [_clip(line) for line in index.splitlines()]
         if not self.clips:
             raise CheckpointError(f"{folder} is a pack without clips")
-        self._rows = np.memmap(folder / "rows.bin", self.kind.dtype, "r").reshape(-1, self.kind.width)
+        self._bytes = np.memmap(folder / "rows.bin", np.uint8, "r")
 
     def rows(self, clip: Clip) -> npt.NDArray[Any]:
         """The clip's rows `[N, width]`: float32 in the front end's scale, int64 tokens, or samples of 16 bits."""
-        rows = self._rows[clip.start : clip.start + clip.length]
+        if self.coding == "opus":
+            data = self._bytes[clip.offset : clip.offset + clip.size].tobytes()
+            return decode_opus(data, round(self.kind.rate), clip.length)[:, None]
+        rows = self._plain()[clip.start : clip.start + clip.length]
         return rows.astype(np.int64 if self.kind.kind == "tokens" else np.float32)
 
     def samples(self) -> npt.NDArray[np.int16]:
         """All samples of a pack of samples, `[S]`. Raises `CheckpointError` for another pack."""
         if self.kind.kind != "samples":
             raise CheckpointError(f"a pack of {self.kind.kind} where one of samples is needed")
-        return self._rows[:, 0].astype(np.int16, copy=False)
+        if self.coding == "opus":
+            return np.concatenate([self.rows(clip)[:, 0] for clip in self.clips]).astype(np.int16)
+        return self._plain()[:, 0].astype(np.int16, copy=False)
+
+    def _plain(self) -> npt.NDArray[Any]:
+        return self._bytes.view(self.kind.dtype).reshape(-1, self.kind.width)
 
 
-def write_pack(folder: Path, kind: PackKind, items: Iterable[tuple[npt.NDArray[Any], Clip]]) -> int:
+def write_pack(
+    folder: Path, kind: PackKind, items: Iterable[tuple[npt.NDArray[Any], Clip]], *, opus: bool = False
+) -> int:
     """Write rows and clips (whose `start` and `length` are set here); gives how many clips.
 
+    With `opus`, samples are encoded, to a twelfth of their size, and decoded when they are drawn.
     A pack that was there is replaced at the end, or stays as it was. Raises `CheckpointError` when there are no items.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,14 +114,23 @@ def write_pack(folder: Path, kind: PackKind, items: Iterable[tuple[npt.NDArray[A
             (aside / "clips.jsonl").open("w", encoding="utf-8") as index,
         ):
             for rows, clip in items:
-                out.write(rows.astype(kind.dtype).tobytes())
-                placed = asdict(clip) | {"start": position, "length": len(rows)}
+                data = rows.astype(kind.dtype).tobytes()
+                if opus:
+                    data = encode_opus(rows[:, 0].astype(np.int16), round(kind.rate))
+                placed = asdict(clip) | {
+                    "start": position,
+                    "length": len(rows),
+                    "offset": out.tell(),
+                    "size": len(data),
+                }
+                out.write(data)
                 index.write(json.dumps(placed) + "\n")  # in ASCII: a text may hold other separators of lines
                 position += len(rows)
                 count += 1
         if not count:
             raise CheckpointError(f"{folder}: a pack must have recordings, and none is left")
-        (aside / "pack.json").write_text(json.dumps(asdict(kind)), encoding="utf-8")
+        about = asdict(kind) | ({"coding": "opus"} if opus else {})
+        (aside / "pack.json").write_text(json.dumps(about), encoding="utf-8")
         # Without pack.json it is no pack: the old one goes first, the new one comes last.
         (folder / "pack.json").unlink(missing_ok=True)
         for name in ("rows.bin", "clips.jsonl", "pack.json"):

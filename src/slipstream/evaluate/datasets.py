@@ -6,15 +6,12 @@ import atexit
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from slipstream.data.manifest import Recording, read_manifest
+from slipstream.data.sources import load_datasets, text_of
 from slipstream.data.wave import write_wave
-from slipstream.errors import BackendError, SlipstreamError
-
-_TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript", "normalized_text")
 
 
 def read_recordings(source: str) -> Iterator[Recording]:
@@ -29,23 +26,10 @@ def read_recordings(source: str) -> Iterator[Recording]:
 
 
 def _hub(name: str, config: str | None = None, split: str = "test") -> Iterator[Recording]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise BackendError(
-            "datasets of the Hugging Face Hub need the package datasets: pip install datasets"
-        ) from error
-    rows = datasets.load_dataset(name, config or None, split=split, streaming=True)
+    rows = load_datasets().load_dataset(name, config or None, split=split, streaming=True)
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)  # the audio is read after the last row was yielded
     for number, row in enumerate(rows):
         path = Path(folder.name) / f"{number}.wav"
         write_wave(path, np.asarray(row["audio"]["array"]), int(row["audio"]["sampling_rate"]))
-        yield Recording(path, _text(row, name), lang=str(row.get("locale", "en"))[:2], dataset=name, split=split)
-
-
-def _text(row: dict[str, Any], name: str) -> str:
-    for column in _TEXT_COLUMNS:
-        if column in row:
-            return str(row[column])
-    raise SlipstreamError(f"{name} has no text column; expected one of {', '.join(_TEXT_COLUMNS)}")
+        yield Recording(path, text_of(row, name), lang=str(row.get("locale", "en"))[:2], dataset=name, split=split)
