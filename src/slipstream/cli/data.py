@@ -295,9 +295,9 @@ def pack(
         raise ConfigError("--opus stores samples: give --samples too")
     unwanted, left_out = excluded(*exclude or []), LeftOut()
     chosen = matching(stream_recordings(manifest), manifest, split=split)
-    recordings = (one for one in chosen if plain_text(one.text) not in unwanted)
-    first = next(recordings, None)  # fails before a folder is made
-    recordings = chain([] if first is None else [first], recordings)
+    wanted = (one for one in chosen if plain_text(one.text) not in unwanted)
+    first = next(wanted, None)  # fails before a folder is made
+    recordings = chain([] if first is None else [first], wanted)
     if model is not None:
         count = write_pack(out, *token_items(recordings, load_codec(model), device, left_out))
     elif config is not None:
