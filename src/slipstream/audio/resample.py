@@ -37,12 +37,15 @@ class Resampler:
         return np.ascontiguousarray(resampled.T)
 
 
+_NOTHING = np.zeros(0, np.float32)
+
+
 class Framer:
     """Cuts the chunks of a mono stream into frames of `frame_samples`."""
 
     def __init__(self, frame_samples: int = FRAME_SAMPLES) -> None:
         self.frame_samples = frame_samples
-        self._rest = np.zeros(0, np.float32)
+        self._rest = _NOTHING
 
     @property
     def buffered(self) -> int:
@@ -51,9 +54,9 @@ class Framer:
 
     def push(self, audio_S: FloatArray) -> FloatArray:
         """Take samples `[S]`. Returns the frames they complete, `[T, frame_samples]`, with T from 0."""
-        samples = np.concatenate([self._rest, audio_S])
+        samples = np.concatenate([self._rest, audio_S]) if len(self._rest) else audio_S.copy()
         whole = len(samples) - len(samples) % self.frame_samples
-        self._rest = samples[whole:].copy()
+        self._rest = samples[whole:].copy() if whole < len(samples) else _NOTHING
         return samples[:whole].reshape(-1, self.frame_samples)
 
     def flush(self) -> tuple[FloatArray, int]:
