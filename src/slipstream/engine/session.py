@@ -37,8 +37,7 @@ class Session:
 
     The session's own clock counts its audio; silence that a flush inserts does not advance it. A flush within a stream
     does not change the model: its state is saved before the inserted silence (`SlotOp.SNAPSHOT`) and restored after it
-    (`SlotOp.RESTORE`), so that the stream continues exactly as without the flush. `Reconciler` drops the words that the
-    model then writes a second time.
+    (`SlotOp.RESTORE`), so that the stream continues as without the flush. `Reconciler` drops words written twice.
 
     Attributes:
         events: Events that have not been taken yet.

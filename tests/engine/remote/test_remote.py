@@ -16,6 +16,7 @@ from slipstream.engine.remote.channel import Kind
 from slipstream.engine.session import SessionOptions
 from slipstream.errors import AudioError, EngineError, Overloaded
 from slipstream.events import Event, Final, Flushed, MarkerReached, Ready
+from slipstream.hints import Hints
 
 OPTIONS = [
     SessionOptions(),
@@ -161,6 +162,16 @@ def test_restarts_markers_and_invalid_audio() -> None:
         with pytest.raises(AudioError):
             session.send(np.full(FRAME_SAMPLES, np.nan, np.float32))
         wait_for(lambda: engine.active == 0)
+
+
+def test_hints_are_ignored_and_the_words_are_those_without_them(caplog: pytest.LogCaptureFixture) -> None:
+    hints = Hints(keywords=["fox"], prompt="A fox.", beam=2)
+    with Engine(ScriptRunner(), tiny_tokenizer()) as engine:
+        expected = events_of(engine, 6, SessionOptions())
+    with hosting(ScriptRunner()) as hosted, hosted.worker() as remote:
+        assert events_of(remote, 6, SessionOptions(hints=hints)) == expected
+        remote.open(SessionOptions(hints=hints)).set_hints(hints)
+    assert caplog.text.count("ignore the hints") <= 1
 
 
 def test_a_session_that_nobody_holds_is_freed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import struct
 import threading
@@ -162,9 +163,8 @@ class RemoteEngine:
         """
         options = options or SessionOptions()
         if options.hints != Hints():
-            logger.info("a stream's hints have no effect: they need a server of one process, --workers 0")
-            options = replace(options, hints=Hints())
-        mailbox = Mailbox(Session(self.format, options), wake)
+            _ignore_hints()
+        mailbox = Mailbox(_PlainSession(self.format, replace(options, hints=Hints())), wake)
         with self:
             if self.failure is not None:
                 raise _engine_error(self.failure)
@@ -366,7 +366,7 @@ class RemoteEngine:
             urgent = URGENT if session.urgent else 0
             if session.has_ops:
                 for operation in session.take_ops():
-                    assert isinstance(operation, SlotOp), "others follow from hints"
+                    assert isinstance(operation, SlotOp), "no session searches here"
                     device.put(Kind.OPERATION, struct.pack("<II", slot, operation.value))
             session.fill(device.memory.pcm_BFS[slot, remote.written % FRAMES])
             remote.written += 1
@@ -398,6 +398,20 @@ class RemoteEngine:
         elif not self._flush_is_due:
             self._flush_is_due = True
             self._later(self.flush)
+
+
+class _PlainSession(Session):
+    """A session without hints: no message carries biases, candidates and hypotheses."""
+
+    def set_hints(self, hints: Hints) -> None:
+        """Do nothing."""
+        _ignore_hints()
+
+
+@functools.cache
+def _ignore_hints() -> None:
+    """Report it once per process."""
+    logger.warning("worker processes ignore the hints of streams, such as keywords and prompts: use --workers 0")
 
 
 def _engine_error(cause: BaseException) -> EngineError:
