@@ -20,13 +20,15 @@ from slipstream.checkpoints.rust import read_rust_config
 from slipstream.checkpoints.tensors import write_tensors
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import CheckpointError, ConfigError
-from slipstream.model.config import CodecConfig, SamplingConfig, STTConfig
+from slipstream.model.config import Calibration, CodecConfig, Curve, SamplingConfig, STTConfig
+
+CALIBRATION = Calibration(word=Curve(nats=(0.0, 1.0), probability=(0.9, 0.2)))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = stt_config(text_vocab=tiny_tokenizer().vocab_size).model_copy(
-        update={"silence_prefix_seconds": 1.0, "end_of_turn_above": 0.85}
+        update={"silence_prefix_seconds": 1.0, "end_of_turn_above": 0.85, "confidence": CALIBRATION}
     )
     path = tmp_path_factory.mktemp("model")
     save_checkpoint(Checkpoint(config, *random_model(config), tokenizer_path()), path, "kyutai")
@@ -54,6 +56,15 @@ def test_a_folder_gives_the_models_own_defaults(folder: Path) -> None:
     assert stream.delay_frames == bundle.config.delay_frames
     assert stream.turns == bundle.turns == TurnOptions.of(bundle.config)
     assert bundle.turns.end_above == 0.85
+    assert stream.calibration == CALIBRATION
+
+
+def test_an_uncalibrated_model_differs_in_nothing_else(folder: Path) -> None:
+    bundle = ModelBundle.resolve(folder)
+    plain = bundle.uncalibrated()
+    assert plain.stream_format().calibration is None
+    assert plain.config.model_copy(update={"confidence": CALIBRATION}) == bundle.config
+    assert plain.sources.lm == bundle.sources.lm
 
 
 def test_engine_transcriber_and_stream_format_agree(folder: Path) -> None:

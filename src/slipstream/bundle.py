@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -118,7 +118,7 @@ class ModelBundle:
         return tokenizer
 
     def stream_format(self) -> StreamFormat:
-        """Return what all its sessions share: frame size and rate, delay, tokenizer, silence prefix, turns."""
+        """Return what all its sessions share: frames, delay, tokenizer, silence prefix, turns and calibration."""
         config = self.config
         return StreamFormat(
             tokenizer=self.tokenizer,
@@ -127,7 +127,13 @@ class ModelBundle:
             delay_frames=config.delay_frames,
             silence_frames=math.ceil(self.silence_prefix_seconds * config.codec.frame_rate),
             turns=self.turns,
+            calibration=config.confidence,
         )
+
+    def uncalibrated(self) -> ModelBundle:
+        """Return the same model without its calibration: words have the confidence that the model itself gives."""
+        config = self.config.model_copy(update={"confidence": None})
+        return replace(self, sources=replace(self.sources, config=config))
 
     def checkpoint(self, *, keep_quantized: bool = False) -> Checkpoint:
         """Read the tensors.
@@ -219,6 +225,7 @@ class ModelBundle:
             self.tokenizer,
             silence_prefix_seconds=self.silence_prefix_seconds,
             turns=self.turns,
+            calibration=self.config.confidence,
             max_waiting=max_waiting,
             observer=observer,
         )

@@ -10,13 +10,21 @@ from typing import TypeAlias
 class Word:
     """One word and when it was spoken.
 
-    `start`, `end`: seconds, `start <= end`. `confidence`: the product of its tokens' probabilities, in [0, 1].
+    Args:
+        text: The word, with its punctuation.
+        start: In seconds.
+        end: In seconds, at least `start`.
+        confidence: The probability that it is right, within [0, 1]. Without a calibration of the model, the product of
+            its tokens' probabilities.
+        omission: The probability that words are missing between the word before and this one. Without a calibration,
+            the largest probability of a word in a frame in between.
     """
 
     text: str
     start: float
     end: float
     confidence: float = 1.0
+    omission: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,4 +125,5 @@ def load(
         model=bundle.name,
         silence_prefix_seconds=bundle.silence_prefix_seconds,
         turns=bundle.turns,
+        calibration=bundle.config.confidence,
     )

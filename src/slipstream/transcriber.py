@@ -29,6 +29,7 @@ from slipstream.engine.turns import TurnOptions
 from slipstream.errors import AudioError, SlipstreamError
 from slipstream.events import Event, Recovered
 from slipstream.hints import Hints
+from slipstream.model.config import Calibration
 from slipstream.model.runner import Runner
 from slipstream.model.text import Tokenizer
 from slipstream.transcript import Transcript, TranscriptBuilder
@@ -51,6 +52,7 @@ class Transcriber:
         model: Its name, for transcripts.
         silence_prefix_seconds: Silence that the model needs before speech.
         turns: When a turn ends, for sessions that do not set it.
+        calibration: What the model's probabilities mean; None leaves them as they are.
     """
 
     def __init__(
@@ -61,13 +63,20 @@ class Transcriber:
         model: str,
         silence_prefix_seconds: float = 0.0,
         turns: TurnOptions | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.model = model
         self.slots = runner.slots
         self.frame_rate = runner.frame_rate
         self.sample_rate = round(runner.frame_rate * runner.frame_samples)
         self.delay = runner.delay_frames / runner.frame_rate
-        self.engine = Engine(runner, tokenizer, silence_prefix_seconds=silence_prefix_seconds, turns=turns)
+        self.engine = Engine(
+            runner,
+            tokenizer,
+            silence_prefix_seconds=silence_prefix_seconds,
+            turns=turns,
+            calibration=calibration,
+        )
         weakref.finalize(self, self.engine.retire).atexit = False
 
     def transcribe(

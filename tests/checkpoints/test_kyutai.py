@@ -77,6 +77,19 @@ def test_a_model_can_set_its_end_of_turn_threshold() -> None:
         parse_kyutai(raw)
 
 
+def test_a_model_can_have_a_calibration() -> None:
+    assert parse_kyutai(PUBLISHED_1B).confidence is None
+    raw = {**PUBLISHED_1B, "stt_config": {**PUBLISHED_1B["stt_config"]}}
+    raw["stt_config"]["confidence"] = {"word": {"nats": [0.0, 2.0], "probability": [0.9, 0.1]}}
+    config = parse_kyutai(raw)
+    assert config.confidence is not None
+    assert config.confidence.word.at(1.0) == 0.5
+    assert dump_kyutai(config)["stt_config"]["confidence"] == raw["stt_config"]["confidence"]
+    raw["stt_config"]["confidence"]["word"]["nats"] = [2.0, 0.0]
+    with pytest.raises(ConfigError, match=r"stt_config\.confidence\.word: nats must increase"):
+        parse_kyutai(raw)
+
+
 # ------------------------------------------------------------------------------------------------------- wrong values
 
 

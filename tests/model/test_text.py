@@ -12,7 +12,7 @@ from tests.fakes import tiny_tokenizer, tokenizer_proto
 
 from slipstream.errors import CheckpointError
 from slipstream.events import OpenWord, PartialWord, Word
-from slipstream.model.config import PAD_ID, WORD_ID
+from slipstream.model.config import PAD_ID, WORD_ID, Calibration, Curve
 from slipstream.model.text import MAX_WORD_TOKENS, PAUSE_FRAMES, Tokenizer, WordDecoder, WordEvent, encode_stream
 
 TOKENIZER = tiny_tokenizer()
@@ -301,3 +301,30 @@ def test_a_tokenizer_that_gives_the_pad_to_text_is_refused(tmp_path: Path) -> No
     path.write_bytes(tokenizer_proto(pad_id=-1))
     with pytest.raises(CheckpointError, match="id 3 is the text"):
         Tokenizer(path)
+
+
+def test_a_calibration_replaces_the_product_of_the_probabilities() -> None:
+    word = Curve(nats=(0.0, 1.0), probability=(0.9, 0.1))
+    calibrated = WordDecoder(TOKENIZER, 0, calibration=Calibration(word=word))
+    plain = WordDecoder(TOKENIZER, 0)
+    first, *rest = TOKENIZER.encode("hello")
+    stream = [(WORD_ID, 0.0), (first, -0.25), *((token, 0.0) for token in rest)]
+    confidences = []
+    for decoder in (plain, calibrated):
+        for token, logprob in stream:
+            decoder.push(token, logprob)
+        confidences.append([event.confidence for event in decoder.flush() if isinstance(event, Word)])
+    assert confidences == [[pytest.approx(math.exp(-0.25))], [pytest.approx(0.7)]]
+
+
+def test_an_omission_is_the_largest_probability_of_a_word_in_the_pads_before() -> None:
+    curve = Curve(nats=(0.0, 2.0), probability=(0.0, 0.5))
+    for calibration, expected in ((None, 1 - math.exp(-0.5)), (Calibration(word=curve, omission=curve), 0.125)):
+        decoder = WordDecoder(TOKENIZER, 0, calibration=calibration)
+        hello, world = TOKENIZER.encode("hello"), TOKENIZER.encode("world")
+        pads = [(PAD_ID, -0.1), (PAD_ID, -0.5), (PAD_ID, -0.2)]
+        words = []
+        for token, logprob in [*((t, 0.0) for t in hello), *pads, *((t, -0.3) for t in world), (PAD_ID, -3.0)]:
+            words += [event for event in decoder.push(token, logprob) if isinstance(event, Word)]
+        words += [event for event in decoder.flush() if isinstance(event, Word)]
+        assert [word.omission for word in words] == [0, pytest.approx(expected)]

@@ -20,7 +20,7 @@ from slipstream.checkpoints.mimi import ATTENTION_ALIASES, dump_codec, parse_cod
 from slipstream.checkpoints.tables import Entries, Same, Stacked, Table, make_rules
 from slipstream.checkpoints.tensors import Array, Tensors, read_tensors
 from slipstream.errors import ConfigError
-from slipstream.model.config import END_OF_TURN_ABOVE, CodecConfig, ConditionerConfig, LMConfig, STTConfig
+from slipstream.model.config import END_OF_TURN_ABOVE, Calibration, CodecConfig, ConditionerConfig, LMConfig, STTConfig
 from slipstream.model.names import Shapes, lm_shapes
 from slipstream.schema import (
     Count,
@@ -91,6 +91,7 @@ class _Stt(Section):
     delay_frames: Natural | None = None
     condition_values: dict[str, Any] | None = None
     end_of_turn_above: NonNegativeNumber | None = None
+    confidence: Calibration | None = None
 
 
 class KyutaiKeys(Section):
@@ -278,6 +279,8 @@ def dump_kyutai(config: STTConfig) -> dict[str, Any]:
         stt["condition_values"] = dict(config.condition_values)
     if threshold != END_OF_TURN_ABOVE:
         stt["end_of_turn_above"] = threshold
+    if config.confidence is not None:
+        stt["confidence"] = config.confidence.model_dump(mode="json", exclude_none=True)
     return {
         **written,
         **_DEPFORMER,

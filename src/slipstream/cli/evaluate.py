@@ -39,7 +39,7 @@ def evaluate(
         typer.Option(help="Write all results to this file: WER and CER with their intervals, counts and times."),
     ] = None,
 ) -> None:
-    """Measure a model: word and character errors with intervals, word times, delay, ends of turn and speed."""
+    """Measure a model: word and character errors with intervals, word times, ends of turn, confidence and speed."""
     from itertools import islice
 
     from slipstream.bundle import ModelBundle
@@ -58,14 +58,20 @@ def evaluate(
     need_words(recordings, manifest)
     if baseline:
         need_words((r for r in recordings if r.lang == "en"), f"{manifest}, in English for the baseline")
-    with load(bundle, backend=backend, device=device, slots=streams or slots) as transcriber:
+    with load(bundle.uncalibrated(), backend=backend, device=device, slots=streams or slots) as transcriber:
         hypotheses, speed = transcribe_recordings(transcriber, recordings, on_error=left_out)
         transcribed = {one.recording for one in hypotheses}
         recordings = [recording for recording in recordings if recording in transcribed]
         need_words(recordings, f"{manifest}, without the {left_out.count} that cannot be read")
         frame_rate = transcriber.frame_rate
         evaluation = measure(
-            hypotheses, speed, model=model, manifest=manifest, frame_rate=frame_rate, left_out=left_out.count
+            hypotheses,
+            speed,
+            model=model,
+            manifest=manifest,
+            frame_rate=frame_rate,
+            left_out=left_out.count,
+            calibration=bundle.config.confidence,
         )
         typer.echo(to_text(evaluation))
         rival = stream = invented = None

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from slipstream.cli.extras import needs_extra
+from slipstream.cli.options import Backend, Device
 
 app = typer.Typer(help="Train tokenizers, codecs and language models.", no_args_is_help=True)
 Config = Annotated[Path, typer.Argument(help="The run's TOML file. Its keys: docs/reference/training-keys.md.")]
@@ -81,6 +82,39 @@ def lm(config: Config, check: Check = False, row: Row = 0) -> None:
     valid = options.data.valid
     measure = _measure(valid.manifest, valid.limit) if valid and valid.manifest else None
     typer.echo(f"{run_lm(options, typer.echo, measure)}")
+
+
+@app.command()
+def calibrate(
+    manifest: Annotated[Path, typer.Argument(help="A JSONL manifest of recordings that the model was not trained on.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="The model: a folder.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write this config.json instead of the model's own.")
+    ] = None,
+    backend: Backend = "auto",
+    device: Device = "auto",
+    slots: Annotated[int, typer.Option(min=1, help="Number of recordings to transcribe concurrently.")] = 8,
+) -> None:
+    """Fit what the confidences of a model mean, and write it to its config.json.
+
+    Measure the result with `slipstream evaluate` on recordings of other speakers.
+    """
+    from slipstream.bundle import ModelBundle
+    from slipstream.data.manifest import read_manifest
+    from slipstream.evaluate.calibration import fit_calibration, write_calibration
+    from slipstream.evaluate.confidence import judge
+    from slipstream.evaluate.transcribe import transcribe_recordings
+    from slipstream.loading import load
+
+    bundle = ModelBundle.resolve(model).uncalibrated()
+    recordings = list(read_manifest(manifest))
+    with load(bundle, backend=backend, device=device, slots=slots) as transcriber:
+        hypotheses, _ = transcribe_recordings(transcriber, recordings)
+    fitted = fit_calibration(judge(hypotheses))
+    for name, trials in (("words", fitted.words), ("omissions", fitted.omissions)):
+        for trial in trials:
+            typer.echo(f"{name:10s} {trial.method:12s} cross entropy {trial.nats:.4f} nats, ECE {trial.ece:.1%}")
+    typer.echo(f"{write_calibration(fitted.calibration, bundle.sources.lm[0].with_name('config.json'), out)}")
 
 
 def _measure(manifest: Path, limit: int | None) -> Callable[[Path], float]:

@@ -20,6 +20,7 @@ from slipstream.engine.slots import SessionOp, SlotOperator, steering_of
 from slipstream.engine.table import SessionTable
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import ConfigError, EngineError, Overloaded, SessionClosed
+from slipstream.model.config import Calibration
 from slipstream.model.runner import Runner, Steering, StepOutput
 from slipstream.model.text import Tokenizer
 
@@ -57,6 +58,7 @@ class Engine:
         tokenizer: Its tokenizer.
         silence_prefix_seconds: Silence that the model needs before the audio.
         turns: When a turn ends, for sessions that do not set it.
+        calibration: What the model's probabilities mean; None leaves them as they are.
         max_waiting: Sessions that may wait for a slot.
         observer: Called with a report of each step in the engine's thread: it must be fast and must not raise.
     """
@@ -68,10 +70,17 @@ class Engine:
         *,
         silence_prefix_seconds: float = 0.0,
         turns: TurnOptions | None = None,
+        calibration: Calibration | None = None,
         max_waiting: int = 64,
         observer: Callable[[StepReport], None] | None = None,
     ) -> None:
-        self.format = StreamFormat.of(runner, tokenizer, silence_prefix_seconds=silence_prefix_seconds, turns=turns)
+        self.format = StreamFormat.of(
+            runner,
+            tokenizer,
+            silence_prefix_seconds=silence_prefix_seconds,
+            turns=turns,
+            calibration=calibration,
+        )
         self.slots = runner.slots
         self._runner = runner
         self._observer = observer

@@ -9,6 +9,7 @@ from slipstream.engine.turns import TurnOptions
 from slipstream.engine.watchdog import WatchdogOptions
 from slipstream.errors import ConfigError
 from slipstream.hints import Hints
+from slipstream.model.config import Calibration
 from slipstream.model.runner import Runner
 from slipstream.model.text import Tokenizer
 
@@ -25,6 +26,7 @@ class StreamFormat:
         silence_frames: Frames of silence that the model needs before the audio.
         turns: When a turn ends, for sessions that do not set it.
         delays: Whether sessions may have delays of their own.
+        calibration: What the model's probabilities mean; None leaves them as they are.
     """
 
     tokenizer: Tokenizer
@@ -34,6 +36,7 @@ class StreamFormat:
     silence_frames: int = 0
     turns: TurnOptions = field(default_factory=TurnOptions)
     delays: bool = False
+    calibration: Calibration | None = None
 
     @classmethod
     def of(
@@ -43,6 +46,7 @@ class StreamFormat:
         *,
         silence_prefix_seconds: float = 0.0,
         turns: TurnOptions | None = None,
+        calibration: Calibration | None = None,
     ) -> StreamFormat:
         """Return the format of a model. `silence_prefix_seconds`: silence that it needs before the audio."""
         return cls(
@@ -53,6 +57,7 @@ class StreamFormat:
             silence_frames=math.ceil(silence_prefix_seconds * runner.frame_rate),
             turns=turns or TurnOptions(),
             delays=runner.delays,
+            calibration=calibration,
         )
 
     @property

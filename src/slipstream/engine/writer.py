@@ -40,6 +40,7 @@ class Writer:
             format.frame_rate,
             offset_frames=processed - self.prefix_left,
             partials=options.partials,
+            calibration=format.calibration,
         )
         self._tokenizer = format.tokenizer
         self._search = new_search(options.hints, format.tokenizer)

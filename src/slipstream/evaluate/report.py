@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from slipstream.evaluate.confidence import ConfidenceScores, Reliability, confidence_scores
 from slipstream.evaluate.endurance import LongStream
 from slipstream.evaluate.scores import (
     ErrorRate,
@@ -19,6 +20,7 @@ from slipstream.evaluate.scores import (
     word_times,
 )
 from slipstream.evaluate.transcribe import Hypothesis, Speed
+from slipstream.model.config import Calibration
 
 WORST = 40
 """Number of recordings with the most errors that are listed with their texts."""
@@ -37,14 +39,25 @@ class Evaluation:
     speakers: dict[str, Group]
     times: WordTimes
     turns: dict[int, list[TurnScore]]
+    confidence: ConfidenceScores | None
     speed: Speed
     worst: list[dict[str, Any]]
 
 
 def evaluate(
-    hypotheses: Sequence[Hypothesis], speed: Speed, *, model: str, manifest: str, frame_rate: float, left_out: int = 0
+    hypotheses: Sequence[Hypothesis],
+    speed: Speed,
+    *,
+    model: str,
+    manifest: str,
+    frame_rate: float,
+    left_out: int = 0,
+    calibration: Calibration | None = None,
 ) -> Evaluation:
-    """Compute all scores. Each pause head is scored on its own, by its number."""
+    """Compute all scores. Each pause head is scored on its own, by its number.
+
+    `calibration`: that of the model, which the confidences of the hypotheses do not have.
+    """
     heads = max((one.pause_TH.shape[1] for one in hypotheses if one.pause_TH.size), default=0)
 
     def by(key: Callable[[Hypothesis], str]) -> dict[str, Group]:
@@ -60,6 +73,7 @@ def evaluate(
         speakers=by(lambda one: one.recording.speaker),
         times=word_times(hypotheses),
         turns={head: ends_of_turn(hypotheses, frame_rate, head) for head in range(heads)},
+        confidence=confidence_scores(hypotheses, calibration),
         speed=speed,
         worst=_worst(hypotheses),
     )
@@ -133,12 +147,32 @@ def to_text(evaluation: Evaluation, turn_head: int = 2) -> str:
             f"end of turn above {turn.threshold:.2f}: found in {turn.found:.0%}, {median}; "
             f"false alarms in {turn.false_alarms:.1%}"
         )
+    if evaluation.confidence is not None:
+        lines += _confidence_lines(evaluation.confidence)
     speed = evaluation.speed
     lines.append(
         f"{speed.audio:.0f} s of audio in {speed.taken:.0f} s, {speed.streams} concurrent streams: "
         f"{speed.times_real_time:.1f} x real time"
     )
     return "\n".join(lines)
+
+
+def _confidence_lines(scores: ConfidenceScores) -> list[str]:
+    rows = [
+        ("word confidence", "errors", scores.words),
+        ("  calibrated", "errors", scores.calibrated_words),
+        ("omissions", "missing words", scores.omissions),
+        ("  calibrated", "missing words", scores.calibrated_omissions),
+    ]
+    return [_reliability_line(name, what, row) for name, what, row in rows if row is not None]
+
+
+def _reliability_line(name: str, what: str, row: Reliability) -> str:
+    positives = 1 - row.share if what == "errors" else row.share
+    return (
+        f"{name:24s} ECE {row.ece:.1%}, NCE {row.nce:.3f}, AUC-PR of {what} {row.precision:.3f} "
+        f"(random order: {positives:.3f}), {row.events} words"
+    )
 
 
 def left_out_note(evaluation: Evaluation) -> str:

@@ -95,7 +95,7 @@ def error_rates(hypotheses: Sequence[Hypothesis], seed: int = 0) -> Group:
     """
     pairs = [(normalise(h.recording.text, h.recording.lang), normalise(h.text, h.recording.lang)) for h in hypotheses]
     pairs = [pair for pair in pairs if _has_words(pair[0])]
-    jiwer = _jiwer()
+    jiwer = load_jiwer()
     return Group(
         _rate(pairs, jiwer.process_words, seed),
         _rate(pairs, jiwer.process_characters, seed),
@@ -193,7 +193,8 @@ def _has_words(normalised: str) -> bool:
     return any(map(str.isalnum, normalised))  # Whisper's normaliser keeps a text of dots
 
 
-def _jiwer() -> Any:
+def load_jiwer() -> Any:
+    """Import jiwer. Raises `BackendError` where it is not installed."""
     try:
         import jiwer
     except ImportError as error:
@@ -226,7 +227,7 @@ def _matches(reference: Sequence[Word], written: Sequence[Word]) -> list[tuple[i
     if not reference or not written:
         return []
     left, right = ([plain_word(w.text) or "-" for w in words] for words in (reference, written))
-    output = _jiwer().process_words([" ".join(left)], [" ".join(right)])
+    output = load_jiwer().process_words([" ".join(left)], [" ".join(right)])
     return [
         (chunk.ref_start_idx + i, chunk.hyp_start_idx + i)
         for chunk in output.alignments[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from typing import Annotated, Any, Literal
 
@@ -322,6 +324,52 @@ class FileNames(_Config):
     lora: str | None = None
 
 
+class Curve(_Config):
+    """A probability as a function of a surprisal, by straight lines between points; constant outside of them.
+
+    Attributes:
+        nats: Surprisals, increasing.
+        probability: The probability at each.
+    """
+
+    # Not strict, since a table within a file's table has lists for tuples.
+    nats: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1, strict=False)]
+    probability: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(strict=False)]
+
+    @model_validator(mode="after")
+    def _points_are_in_order(self) -> Curve:
+        if len(self.nats) != len(self.probability):
+            raise ValueError(f"{len(self.nats)} nats and {len(self.probability)} probabilities: expected as many")
+        if any(low >= high for low, high in itertools.pairwise(self.nats)):
+            raise ValueError("nats must increase")
+        return self
+
+    def at(self, nats: float) -> float:
+        """Return the probability at a surprisal.
+
+        Example:
+            >>> Curve(nats=(0.0, 2.0), probability=(0.9, 0.1)).at(1.0)
+            0.5
+        """
+        above = bisect.bisect_right(self.nats, nats)
+        if above in (0, len(self.nats)):
+            return self.probability[min(above, len(self.nats) - 1)]
+        (x0, x1), (y0, y1) = self.nats[above - 1 : above + 1], self.probability[above - 1 : above + 1]
+        return y0 + (y1 - y0) * (nats - x0) / (x1 - x0)
+
+
+class Calibration(_Config):
+    """What the probabilities of a model mean, measured on recordings that it was not trained on.
+
+    Attributes:
+        word: The probability that a word is right, by the sum of its tokens' surprisals.
+        omission: The probability that words are missing before a word, by the largest surprisal of the pads before it.
+    """
+
+    word: Curve
+    omission: Curve | None = None
+
+
 class STTConfig(_Config):
     """A whole model: codec, LM, the delay between audio and text, and its files.
 
@@ -332,6 +380,7 @@ class STTConfig(_Config):
         condition_values: Values by the name of the conditioner; one without a value uses its learnt padding.
         end_of_turn_above: Default probability of the pause head above which a turn ends. It is our own key of
             `stt_config`, which other readers ignore.
+        confidence: What the model's probabilities mean; None where that was not measured. Our own key, too.
     """
 
     codec: CodecConfig
@@ -344,6 +393,7 @@ class STTConfig(_Config):
     model_id: dict[str, Any] = {}
     condition_values: dict[str, float | str] = {}
     end_of_turn_above: Annotated[float, Field(ge=0, le=1)] = END_OF_TURN_ABOVE
+    confidence: Calibration | None = None
 
     @property
     def delay_condition(self) -> ConditionerConfig | None:

@@ -19,7 +19,7 @@ import sentencepiece
 from slipstream.arrays import IntArray
 from slipstream.errors import CheckpointError
 from slipstream.events import OpenWord, PartialWord, Word
-from slipstream.model.config import PAD_ID, WORD_ID
+from slipstream.model.config import PAD_ID, WORD_ID, Calibration
 
 FRAME_RATE = 12.5
 """Frames per second of every published model."""
@@ -150,6 +150,7 @@ class WordDecoder:
         offset_frames: Added to every frame: minus the frames of silence before the audio, or the place in the audio
             where a model was reset.
         partials: Also return words that are still being written.
+        calibration: What the model's probabilities mean; None returns them as they are.
     """
 
     def __init__(
@@ -160,12 +161,14 @@ class WordDecoder:
         *,
         offset_frames: int = 0,
         partials: bool = True,
+        calibration: Calibration | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._delay = delay_frames
         self._rate = frame_rate
         self._offset = offset_frames
         self._partials = partials
+        self._calibration = calibration
         self._index = 0
         self._last_end = 0.0
         self._pads = 0
@@ -173,7 +176,9 @@ class WordDecoder:
         self._start = 0.0
         self._text = b""
         self._tokens = 0
-        self._logprob = 0.0
+        self._nats = 0.0
+        self._pad_nats = 0.0  # the largest of the pads since the last text
+        self._omission_nats = 0.0  # the same, before the word that is open
 
     @property
     def settled_frames(self) -> int:
@@ -191,6 +196,7 @@ class WordDecoder:
         """Read the next token of the stream, the first being number 1. Raises `CheckpointError` for an unknown one."""
         self._index += 1
         if token == PAD_ID:
+            self._pad_nats = max(self._pad_nats, -logprob)
             return self._pad() if self._start_frame is not None else ()
         if token == WORD_ID:
             events = self._close(self._frame(self._index + 1))
@@ -229,10 +235,12 @@ class WordDecoder:
                 self._start_frame = frame
             if not self._text:
                 self._start = self._seconds(self._start_frame)
+                self._omission_nats = self._pad_nats
             self._text += segment
         self._pads = 0
+        self._pad_nats = 0.0
         self._tokens += 1
-        self._logprob += logprob
+        self._nats -= logprob
         if self._partials and (text := self._word_text()) and text != before:
             events.append(PartialWord(text, self._start))
         return events
@@ -245,15 +253,21 @@ class WordDecoder:
             if self._pads == 0:
                 events.append(opened)
             self._last_end = max(opened.start, self._seconds(end_frame))
-            events.append(Word(text, opened.start, self._last_end, opened.confidence))
+            events.append(Word(text, opened.start, self._last_end, opened.confidence, self._omission()))
         self._start_frame = None
         self._pads = self._tokens = 0
         self._text = b""
-        self._logprob = 0.0
+        self._nats = 0.0
         return events
 
     def _open_word(self, text: str) -> OpenWord:
-        return OpenWord(text, self._start, min(1.0, math.exp(self._logprob)))
+        curve = self._calibration and self._calibration.word
+        confidence = curve.at(self._nats) if curve else min(1.0, math.exp(-self._nats))
+        return OpenWord(text, self._start, confidence)
+
+    def _omission(self) -> float:
+        curve = self._calibration and self._calibration.omission
+        return curve.at(self._omission_nats) if curve else max(0.0, -math.expm1(-self._omission_nats))
 
     def _word_text(self) -> str:
         # A character whose last bytes are missing is not text.

@@ -99,7 +99,10 @@ def undelayed(codec: CodecConfig, lm: LMConfig, text: TextOptions) -> STTConfig:
 
 
 def delayed(config: STTConfig, bounds: tuple[int, int]) -> STTConfig:
-    """The configuration with the delay that is trained; of a drawn one, the middle, which its conditioner gets."""
+    """The configuration with the delay that is trained; of a drawn one, the middle, which its conditioner gets.
+
+    It has no calibration: that of the base is not one of the model that is trained.
+    """
     low, high = bounds
     frames = (low + high) // 2
     seconds = frames / config.codec.frame_rate
@@ -107,7 +110,8 @@ def delayed(config: STTConfig, bounds: tuple[int, int]) -> STTConfig:
     if low != high and not conditioned:
         raise ConfigError('data.delay is drawn, so the LM needs a continuous conditioner named "delay"')
     values: dict[str, float | str] = {"delay": seconds} if conditioned else {}
-    return config.model_copy(update={"delay_frames": frames, "delay_seconds": seconds, "condition_values": values})
+    changed = {"delay_frames": frames, "delay_seconds": seconds, "condition_values": values, "confidence": None}
+    return config.model_copy(update=changed)
 
 
 def phones_of_run(run: RunOptions, model: ModelOptions, packs: list[Pack]) -> PhoneInventory:
