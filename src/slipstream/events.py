@@ -18,6 +18,8 @@ class Word:
             its tokens' probabilities.
         omission: The probability that words are missing between the word before and this one. Without a calibration,
             the largest probability of a word in a frame in between.
+        language: Its language, as a code of ISO 639-1; None where the session was given no languages.
+        language_confidence: The probability of that language among those of the session.
     """
 
     text: str
@@ -25,14 +27,25 @@ class Word:
     end: float
     confidence: float = 1.0
     omission: float = 0.0
+    language: str | None = None
+    language_confidence: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Speech between two ends of turn. `start`, `end`: seconds."""
+    """Speech between two ends of turn.
+
+    Args:
+        start: In seconds.
+        end: In seconds.
+        language: The language of its words together, as for `Word`.
+        language_confidence: The probability of that language.
+    """
 
     start: float
     end: float
+    language: str | None = None
+    language_confidence: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

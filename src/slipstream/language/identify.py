@@ -1,0 +1,126 @@
+"""Which language the words of a stream are in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from slipstream.events import Turn, Word
+from slipstream.language.letters import LetterModel, known_languages, letters
+
+AUTO = "auto"
+"""In a list of languages: any language that has a table."""
+
+SHARPNESS = 0.6
+"""Factor of a word's evidence: letters are not independent. Chosen with `MOST_NATS` on single words of sentences."""
+MOST_NATS = 6.0
+"""The most that one word says against a language: names and misspelt words are in any text."""
+MEMORY = 0.7
+"""What the evidence of a word weighs for the word after it."""
+
+
+def candidates(languages: Iterable[str]) -> tuple[str, ...]:
+    """Return the codes that a list of languages stands for: `auto` is all with a table, `fr-CA` is `fr`.
+
+    Example:
+        >>> candidates(["auto"])
+        ('en', 'fr')
+    """
+    codes = (code for name in languages for code in (known_languages() if name == AUTO else (primary(name),)))
+    return tuple(dict.fromkeys(codes))
+
+
+def primary(code: str) -> str:
+    """Return the language of a code that may have a region: `fr` of `fr-CA`."""
+    return code.replace("_", "-").split("-")[0].lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A language, and the probability that it is the right one of those that are possible."""
+
+    language: str
+    confidence: float
+
+
+class Identifier:
+    """Tells languages apart.
+
+    Args:
+        languages: Their codes. With one, everything is in it. If one of several has no table, nothing is identified.
+
+    Example:
+        >>> Identifier(["en", "fr"]).identify(["le", "chat", "dort"]).language
+        'fr'
+    """
+
+    def __init__(self, languages: Iterable[str]) -> None:
+        self.languages = candidates(languages)
+        known = len(self.languages) == 1 or set(self.languages) <= set(known_languages())
+        self._models = [LetterModel.of(code) for code in self.languages] if known and len(self.languages) > 1 else []
+
+    def evidence(self, text: str) -> list[float]:
+        """Return what a word says for each language, in nats, 0 for the likeliest."""
+        spelled = letters(text)
+        if not self._models or not spelled:
+            return [0.0] * len(self.languages)
+        logprobs = [SHARPNESS * model.logprob(spelled) for model in self._models]
+        best = max(logprobs)
+        return [max(-MOST_NATS, logprob - best) for logprob in logprobs]
+
+    def guess(self, evidence: Sequence[float]) -> Guess | None:
+        """Return the likeliest language by the summed evidence of some words; None where nothing is identified."""
+        if len(self.languages) == 1:
+            return Guess(self.languages[0], 1.0)
+        if not self._models:
+            return None
+        best = max(evidence)
+        number = evidence.index(best)
+        return Guess(self.languages[number], 1 / sum(math.exp(one - best) for one in evidence))
+
+    def identify(self, words: Iterable[str]) -> Guess | None:
+        """Return the language of some words together."""
+        total = [0.0] * len(self.languages)
+        for word in words:
+            total = _add(total, self.evidence(word))
+        return self.guess(total)
+
+
+class LanguageTracker:
+    """Tags the words and turns of one stream with their language.
+
+    A word's language is decided with those before it, of which each weighs less; that of a turn by all its words.
+
+    Args:
+        languages: What `SessionOptions.hints` has; without any, nothing is tagged.
+    """
+
+    def __init__(self, languages: Iterable[str]) -> None:
+        self._identifier = Identifier(languages)
+        self._recent = [0.0] * len(self._identifier.languages)
+        self._words: list[tuple[float, list[float]]] = []  # start and evidence of words that no turn has had yet
+
+    def word(self, word: Word) -> Word:
+        """Return the next word with its language."""
+        if not self._identifier.languages:
+            return word
+        evidence = self._identifier.evidence(word.text)
+        self._recent = _add([MEMORY * nats for nats in self._recent], evidence)
+        self._words.append((word.start, evidence))
+        guess = self._identifier.guess(self._recent)
+        return replace(word, language=guess.language, language_confidence=guess.confidence) if guess else word
+
+    def turn(self, turn: Turn) -> Turn:
+        """Return the next turn with the language of its words."""
+        if not self._identifier.languages:
+            return turn
+        total = [0.0] * len(self._identifier.languages)
+        while self._words and self._words[0][0] <= max(turn.start, turn.end):
+            total = _add(total, self._words.pop(0)[1])
+        guess = self._identifier.guess(total)
+        return replace(turn, language=guess.language, language_confidence=guess.confidence) if guess else turn
+
+
+def _add(left: Sequence[float], right: Sequence[float]) -> list[float]:
+    return [a + b for a, b in zip(left, right, strict=True)]
