@@ -72,6 +72,19 @@ def test_words_outside_any_turn_are_written_too() -> None:
     assert transcript(spoken("one two three"), [Turn(0.3, 0.6)]).to_txt() == "one\ntwo three\n"
 
 
+def test_json_has_what_is_known_of_languages_and_omissions() -> None:
+    words = (Word("oui", 0.0, 1.0, 1.0, 0.25, "fr", 0.75), Word("no", 1.0, 2.0, 1.0, 0.0, "en", 0.5))
+    transcript = Transcript((*words, words[0]), (Turn(0.0, 2.0, "fr", 0.6),), 2.0, "m", 0.5)
+    body = json.loads(transcript.to_json())
+    assert body["languages"] == ["fr", "en"]
+    assert body["words"][0] == {
+        **{"text": "oui", "start": 0.0, "end": 1.0, "confidence": 1.0},
+        **{"omission": 0.25, "language": "fr", "language_confidence": 0.75},
+    }
+    assert "omission" not in body["words"][1]
+    assert body["turns"] == [{"start": 0.0, "end": 2.0, "language": "fr", "language_confidence": 0.6}]
+
+
 def test_json_has_the_published_fields() -> None:
     assert json.loads(TWO_TURNS.to_json()) == {
         "text": "Ça va? <Oui> & non.",

@@ -72,4 +72,10 @@ for name in real told hibari-en espeak-fr; do
 done
 step runs/tiny-5-pauses/model/config.json slipstream train lm "$here/5-pauses.toml"
 step runs/tiny/config.json slipstream convert runs/tiny-5-pauses/model runs/tiny --quantize int8
+
+# What its confidences mean, fitted to one half of the test recordings; the other half shows how well.
+[ -e data/calibrate.jsonl ] || python "$here/split.py" "$DATA" data
+slipstream train calibrate data/calibrate.jsonl --model runs/tiny --slots 16
+slipstream evaluate data/reliability.jsonl --model runs/tiny --slots 16 --json runs/tiny-reliability.json
+python "$here/reliability.py" runs/tiny-reliability.json runs/tiny-reliability.svg
 slipstream evaluate data/test.jsonl --model runs/tiny --slots 16

@@ -4,11 +4,13 @@
 
 Test recordings: the development sets, one recording of each of 100 sentences of the reader `kathleen`, and ten minutes
 of `puri_gagan_cv` and `dctts-philipp`. All recordings of these sentences and of the last two datasets stay out of the
-other manifests.
+other manifests. `calibrate.jsonl` and `reliability.jsonl` are two halves of the test recordings, without a common speaker
+in sets of several: the model's calibration is fitted to one, and measured on the other.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import sys
@@ -20,6 +22,7 @@ from slipstream.data.tokenizer import plain_text
 Row = dict[str, Any]
 SENTENCES, SEED, PHILIPP = 100, 2026, 32
 NOT_TRAINED = ("puri_gagan_cv", "dctts-philipp")
+SEVERAL_CLIPS_EACH = ("speechocean762", "puri_gagan_cv")
 
 
 def main(data: Path, out: Path) -> None:
@@ -36,10 +39,17 @@ def main(data: Path, out: Path) -> None:
     rest = [row for row in rows if row["split"] != "dev" and row["dataset"] not in NOT_TRAINED]
     rest = [row for row in rest if row["dataset"] != "kathleen" or plain_text(row["text"]) not in held_out]
     _write(out / "test.jsonl", test)
+    for half, name in enumerate(("calibrate", "reliability")):
+        _write(out / f"{name}.jsonl", [row for row in test if _half(row) == half])
     _write(out / "train.jsonl", [row for row in rest if row["text"]])
     _write(out / "untranscribed.jsonl", [row | {"text": ""} for row in rest if not row["text"]])
     noise = _read(data / "noise/manifest.jsonl", data)
     _write(out / "noise.jsonl", [{"audio": row["audio"], "text": "", "dataset": "noise"} for row in noise])
+
+
+def _half(row: Row) -> int:
+    who = row["speaker"] if row["dataset"] in SEVERAL_CLIPS_EACH else Path(row["audio"]).name
+    return hashlib.sha256(f"{row['dataset']} {who}".encode()).digest()[-1] % 2
 
 
 def _read(manifest: Path, root: Path) -> list[Row]:

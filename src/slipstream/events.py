@@ -17,7 +17,7 @@ class Word:
         confidence: The probability that it is right, within [0, 1]. Without a calibration of the model, the product of
             its tokens' probabilities.
         omission: The probability that words are missing between the word before and this one. Without a calibration,
-            the largest probability of a word in a frame in between.
+            the probability that one of the pads in between should have been a word, by the pads' own probabilities.
         language: Its language, as a code of ISO 639-1; None where the session was given no languages.
         language_confidence: The probability of that language among those of the session.
     """

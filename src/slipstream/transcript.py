@@ -5,7 +5,8 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -67,6 +68,11 @@ class Transcript:
         return _text(self.words)
 
     @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages of its words, that of most words first; none if no language was identified."""
+        return languages_of(self.words)
+
+    @property
     def segments(self) -> tuple[Segment, ...]:
         """The words grouped by turn.
 
@@ -85,12 +91,15 @@ class Transcript:
     def to_json(self) -> str:
         """Return one JSON object: `text`, `words`, `turns`, `duration`, `model`, `delay`; times in seconds.
 
-        A word has `text`, `start`, `end`, `confidence`; a turn has `start`, `end`.
+        A word has `text`, `start`, `end`, `confidence`, and `omission` if it is above 0; a turn has `start`, `end`.
+        Both have `language` and `language_confidence` where the session identified languages; the object then has
+        `languages`.
         """
         body = {
             "text": self.text,
             "words": [_word_fields(word) for word in self.words],
             "turns": [_rounded(asdict(turn)) for turn in self.turns],
+            **({"languages": self.languages} if self.languages else {}),
             "duration": round(self.duration, 3),
             "model": self.model,
             "delay": self.delay,
@@ -98,7 +107,7 @@ class Transcript:
         return json.dumps(body, ensure_ascii=False, indent=2) + "\n"
 
     def to_jsonl(self) -> str:
-        """Return one JSON object per word and line: `text`, `start`, `end`, `confidence`."""
+        """Return one JSON object per word and line, as in `to_json`."""
         return "".join(json.dumps(_word_fields(word), ensure_ascii=False) + "\n" for word in self.words)
 
     def to_tsv(self) -> str:
@@ -209,13 +218,24 @@ class TranscriptBuilder:
         return Transcript(tuple(self.words), tuple(self.turns), seconds, model, delay)
 
 
+def languages_of(words: Iterable[Word]) -> tuple[str, ...]:
+    """Return the languages of words, that of most words first; none if no language was identified."""
+    return tuple(language for language, _ in Counter(w.language for w in words if w.language).most_common())
+
+
 def _text(words: Sequence[Word]) -> str:
     return " ".join(word.text for word in words)
 
 
 def _word_fields(word: Word) -> dict[str, Any]:
-    return _rounded(asdict(word))
+    fields = _rounded(asdict(word))
+    return fields if fields["omission"] else {key: value for key, value in fields.items() if key != "omission"}
 
 
 def _rounded(fields: dict[str, Any]) -> dict[str, Any]:
-    return {key: round(value, 3) if isinstance(value, float) else value for key, value in fields.items()}
+    """Round numbers, and leave out what is not known."""
+    return {
+        key: round(value, 3) if isinstance(value, float) else value
+        for key, value in fields.items()
+        if value is not None
+    }

@@ -10,6 +10,7 @@ from tests.models import stt_config
 from slipstream.engine.turns import VOICE_DB, TurnBuilder, TurnDetector, TurnOptions, VoiceLevel
 from slipstream.errors import ConfigError
 from slipstream.events import Turn, Word
+from slipstream.language.identify import LanguageTracker
 
 
 def ends(detector: TurnDetector, probabilities: list[float]) -> list[int]:
@@ -206,4 +207,15 @@ def test_a_turn_without_words_is_dropped() -> None:
     builder.end(1.0)
     builder.end(2.0)
     assert builder.settle(3.0) == []
+    assert builder.flush() == []
+
+
+def test_a_turn_has_the_language_of_its_words() -> None:
+    builder = TurnBuilder(LanguageTracker(["en", "fr"]))
+    for start, text in enumerate(["nous", "voulons", "une", "chambre"]):
+        assert builder.add(Word(text, start, start + 1)) == []
+    (turn,) = builder.flush()
+    assert turn.language == "fr"
+    assert turn.language_confidence is not None
+    assert turn.language_confidence > 0.99
     assert builder.flush() == []

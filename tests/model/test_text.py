@@ -317,12 +317,12 @@ def test_a_calibration_replaces_the_product_of_the_probabilities() -> None:
     assert confidences == [[pytest.approx(math.exp(-0.25))], [pytest.approx(0.7)]]
 
 
-def test_an_omission_is_the_largest_probability_of_a_word_in_the_pads_before() -> None:
+def test_an_omission_is_the_probability_of_a_word_among_the_pads_before_but_the_last() -> None:
     curve = Curve(nats=(0.0, 2.0), probability=(0.0, 0.5))
     for calibration, expected in ((None, 1 - math.exp(-0.5)), (Calibration(word=curve, omission=curve), 0.125)):
         decoder = WordDecoder(TOKENIZER, 0, calibration=calibration)
         hello, world = TOKENIZER.encode("hello"), TOKENIZER.encode("world")
-        pads = [(PAD_ID, -0.1), (PAD_ID, -0.5), (PAD_ID, -0.2)]
+        pads = [(PAD_ID, -0.1), (PAD_ID, -0.4), (PAD_ID, -2.0)]
         words = []
         for token, logprob in [*((t, 0.0) for t in hello), *pads, *((t, -0.3) for t in world), (PAD_ID, -3.0)]:
             words += [event for event in decoder.push(token, logprob) if isinstance(event, Word)]

@@ -24,6 +24,7 @@ from slipstream.errors import AudioError, SessionClosed
 from slipstream.events import EndOfTurn, Event, Final, Flushed, MarkerReached, Ready, Recovered, StartOfTurn, Step, Word
 from slipstream.hints import Hints
 from slipstream.hints.keywords import Biases
+from slipstream.language.identify import LanguageTracker
 from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.runner import Choice, State
 from slipstream.model.text import WordEvent
@@ -73,7 +74,8 @@ class Session:
         self._quiet_frames = 0
         self._spoke = False
         self._turn_detector = TurnDetector(options.turns or format.turns, format.delay_frames, format.frame_rate)
-        self._turn_builder = TurnBuilder()
+        self._languages = LanguageTracker(options.hints.languages)
+        self._turn_builder = TurnBuilder(self._languages)
         self._watchdog = (
             Watchdog(options.watchdog, format.delay_frames, format.frame_rate) if options.watchdog else None
         )
@@ -154,8 +156,9 @@ class Session:
             self._turn_detector.set_options(turns)
 
     def set_hints(self, hints: Hints) -> None:
-        """Change the keywords, for what is spoken from now on. The other hints hold from the start of the text."""
-        hints = replace(self.options.hints, keywords=hints.keywords)
+        """Change the keywords and languages, for what follows. The other hints hold from the start of the text."""
+        hints = replace(self.options.hints, keywords=hints.keywords, languages=hints.languages)
+        self._languages.set_languages(hints.languages)
         self.options = replace(self.options, hints=hints)
         self._next_options = replace(self._next_options, hints=hints) if self._next_options else None
         self._writer.set_keywords(hints)
@@ -379,6 +382,7 @@ class Session:
             if passed is None:
                 continue
             if isinstance(passed, Word):
+                passed = self._languages.tag(passed)
                 self.events += self._turn_builder.add(passed)
             self.events.append(passed)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slipstream.errors import ConfigError
 from slipstream.events import Turn, Word
+from slipstream.language.identify import LanguageTracker
 from slipstream.model.config import END_OF_TURN_ABOVE, STTConfig
 
 VOICE_DB = 12.0
@@ -165,12 +166,16 @@ class TurnDetector:
 
 
 class TurnBuilder:
-    """Groups words into turns. A turn has the words that start before its end was found."""
+    """Groups words into turns. A turn has the words that start before its end was found.
 
-    def __init__(self) -> None:
+    Args:
+        languages: Identifies the language of a turn by its words.
+    """
+
+    def __init__(self, languages: LanguageTracker | None = None) -> None:
+        self._languages = languages or LanguageTracker()
         self._ends: deque[float] = deque()
-        self._first: Word | None = None
-        self._last: Word | None = None
+        self._words: list[Word] = []
 
     @property
     def ending(self) -> bool:
@@ -184,8 +189,7 @@ class TurnBuilder:
     def add(self, word: Word) -> list[Turn]:
         """Add the next word. Returns the turns that end before it."""
         turns = self.settle(word.start)
-        self._first = self._first or word
-        self._last = word
+        self._words.append(word)
         return turns
 
     def settle(self, time: float) -> list[Turn]:
@@ -198,8 +202,10 @@ class TurnBuilder:
 
     def flush(self) -> list[Turn]:
         """Return the current turn, if it has words."""
-        if self._first is None or self._last is None:
+        words, self._words = self._words, []
+        if not words:
             return []
-        turn = Turn(self._first.start, self._last.end)
-        self._first = self._last = None
+        turn = Turn(words[0].start, words[-1].end)
+        if (guess := self._languages.identify(words)) is not None:
+            turn = replace(turn, language=guess.language, language_confidence=guess.confidence)
         return [turn]

@@ -58,7 +58,8 @@ class Hints:
     Args:
         keywords: Words and phrases that are likely to occur, as strings or `Keyword`.
         prompt: Text before the speech: it sets spelling, style, names and language.
-        languages: Languages that may be spoken, as ISO 639-1 codes; empty if unknown.
+        languages: Languages that may be spoken, as ISO 639-1 codes, or `auto` for all that can be identified. Words
+            and turns are tagged with the language.
         delay: Text delay in seconds, for models that are trained with several; None is the model's own.
         beam: Hypotheses of the text that are kept. Each takes a slot of the model.
         lm: Text of the same kind as the speech, such as notes: with a beam of at least 2, words that follow each other

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from slipstream.events import Turn, Word
+from slipstream.events import Word
 from slipstream.language.letters import LetterModel, known_languages, letters
 
 AUTO = "auto"
@@ -82,44 +82,38 @@ class Identifier:
     def identify(self, words: Iterable[str]) -> Guess | None:
         """Return the language of some words together."""
         total = [0.0] * len(self.languages)
-        for word in words:
+        for word in words if self._models else ():
             total = _add(total, self.evidence(word))
         return self.guess(total)
 
 
 class LanguageTracker:
-    """Tags the words and turns of one stream with their language.
-
-    A word's language is decided with those before it, of which each weighs less; that of a turn by all its words.
+    """Tags the words of one stream with their language: each with those before it, of which each weighs less.
 
     Args:
-        languages: What `SessionOptions.hints` has; without any, nothing is tagged.
+        languages: Those that are possible; with none, nothing is tagged.
     """
 
-    def __init__(self, languages: Iterable[str]) -> None:
+    def __init__(self, languages: Iterable[str] = ()) -> None:
+        self.set_languages(languages)
+
+    def set_languages(self, languages: Iterable[str]) -> None:
+        """Change the languages, for the words to come."""
         self._identifier = Identifier(languages)
         self._recent = [0.0] * len(self._identifier.languages)
-        self._words: list[tuple[float, list[float]]] = []  # start and evidence of words that no turn has had yet
 
-    def word(self, word: Word) -> Word:
+    def identify(self, words: Iterable[Word]) -> Guess | None:
+        """Return the language of some words together."""
+        return self._identifier.identify(word.text for word in words)
+
+    def tag(self, word: Word) -> Word:
         """Return the next word with its language."""
         if not self._identifier.languages:
             return word
         evidence = self._identifier.evidence(word.text)
         self._recent = _add([MEMORY * nats for nats in self._recent], evidence)
-        self._words.append((word.start, evidence))
         guess = self._identifier.guess(self._recent)
         return replace(word, language=guess.language, language_confidence=guess.confidence) if guess else word
-
-    def turn(self, turn: Turn) -> Turn:
-        """Return the next turn with the language of its words."""
-        if not self._identifier.languages:
-            return turn
-        total = [0.0] * len(self._identifier.languages)
-        while self._words and self._words[0][0] <= max(turn.start, turn.end):
-            total = _add(total, self._words.pop(0)[1])
-        guess = self._identifier.guess(total)
-        return replace(turn, language=guess.language, language_confidence=guess.confidence) if guess else turn
 
 
 def _add(left: Sequence[float], right: Sequence[float]) -> list[float]:

@@ -56,7 +56,9 @@ class LetterModel:
             raise ConfigError(f"language {language!r} has no table of letters: expected {', '.join(known_languages())}")
         self.language = language
         self._counts: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))["counts"]
-        self._total = sum(count for sequence, count in self._counts.items() if len(sequence) == 1)
+        self._followed: dict[str, int] = {}
+        for sequence, count in self._counts.items():
+            self._followed[sequence[:-1]] = self._followed.get(sequence[:-1], 0) + count
 
     @classmethod
     @lru_cache(maxsize=32)
@@ -80,9 +82,11 @@ class LetterModel:
         counts = self._counts
         for first in range(at, max(-1, at - ORDER), -1):
             count = counts.get(text[first : at + 1], 0)
-            before = self._total if first == at else counts.get(text[first:at], 0)
+            followed = self._followed.get(text[first:at], 0)
+            before = max(followed, counts.get(text[first:at], 0))
             if not before:
                 break
-            weight = _FEW_LETTERS if first == at else _FEW_SEQUENCES
-            probability = (count + weight * probability) / (max(before, count) + weight)
+            # Rare sequences are not in the table: what they leave goes by the shorter ones, too.
+            rare = before - followed + (_FEW_LETTERS if first == at else _FEW_SEQUENCES)
+            probability = (count + rare * probability) / (followed + rare)
         return probability

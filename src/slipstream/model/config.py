@@ -363,7 +363,8 @@ class Calibration(_Config):
 
     Attributes:
         word: The probability that a word is right, by the sum of its tokens' surprisals.
-        omission: The probability that words are missing before a word, by the largest surprisal of the pads before it.
+        omission: The probability that words are missing before a word, by the sum of the surprisals of the pads before
+            it, without the last of them.
     """
 
     word: Curve

@@ -177,8 +177,9 @@ class WordDecoder:
         self._text = b""
         self._tokens = 0
         self._nats = 0.0
-        self._pad_nats = 0.0  # the largest of the pads since the last text
-        self._omission_nats = 0.0  # the same, before the word that is open
+        self._pad_nats = 0.0  # of the last pad
+        self._gap_nats = 0.0  # of the pads between the last text and that one
+        self._omission_nats = 0.0  # of those before the word that is open
 
     @property
     def settled_frames(self) -> int:
@@ -196,7 +197,8 @@ class WordDecoder:
         """Read the next token of the stream, the first being number 1. Raises `CheckpointError` for an unknown one."""
         self._index += 1
         if token == PAD_ID:
-            self._pad_nats = max(self._pad_nats, -logprob)
+            self._gap_nats += self._pad_nats
+            self._pad_nats = -logprob
             return self._pad() if self._start_frame is not None else ()
         if token == WORD_ID:
             events = self._close(self._frame(self._index + 1))
@@ -235,10 +237,11 @@ class WordDecoder:
                 self._start_frame = frame
             if not self._text:
                 self._start = self._seconds(self._start_frame)
-                self._omission_nats = self._pad_nats
+                # Without the last pad, where the model may be unsure only in which of two frames the word begins.
+                self._omission_nats = self._gap_nats
             self._text += segment
         self._pads = 0
-        self._pad_nats = 0.0
+        self._pad_nats = self._gap_nats = 0.0
         self._tokens += 1
         self._nats -= logprob
         if self._partials and (text := self._word_text()) and text != before:

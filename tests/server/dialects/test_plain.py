@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from slipstream.audio import RawFormat
 from slipstream.engine.options import SessionOptions
 from slipstream.events import EndOfTurn, Final, Flushed, MarkerReached, OpenWord, PartialWord, Ready, Step, Turn, Word
-from slipstream.server.dialects.plain import PlainDialect, parse_format
-from slipstream.server.models import StreamInfo
+from slipstream.server.dialects.plain import PlainDialect, open_dialect, parse_format
+from slipstream.server.models import Models, StreamInfo, StreamRequest
 from slipstream.server.protocol import (
     PIECE_SAMPLES,
     Audio,
@@ -59,6 +59,25 @@ def test_a_flush_brings_what_the_resampler_holds() -> None:
 
 def test_the_session_opens_with_the_connection() -> None:
     assert list(dialect().open()) == [Open(SessionOptions(steps=True), "tiny")]
+
+
+def test_languages_are_those_of_the_address() -> None:
+    request = StreamRequest(Models({"tiny": INFO}), (("language", "en"), ("language", "fr")), {}, "7f")
+    (opening,) = open_dialect(request).open()
+    assert isinstance(opening, Open)
+    assert opening.options.hints.languages == ("en", "fr")
+
+
+def test_words_and_turns_have_their_language_and_omission() -> None:
+    word = Word("oui", 1.0, 1.4, 0.9, 0.25, "fr", 0.75)
+    turn = Turn(1.0, 1.4, "fr", 0.5)
+    sent = [json.loads(one.message) for event in (word, turn) for one in dialect().handle(event, 0)]
+    language = {"language": "fr", "language_confidence": 0.75}
+    times = {"start": 1.0, "end": 1.4}
+    assert sent == [
+        {"type": "word", "text": "oui", **times, "confidence": 0.9, "omission": 0.25, **language},
+        {"type": "turn", **times, "language": "fr", "language_confidence": 0.5},
+    ]
 
 
 def test_controls() -> None:

@@ -19,6 +19,7 @@ from tests.server.harness import RATE, Running, get, serving, solo, wait_for
 from tests.server.http.test_uploads import answer, encoded, exact, post, wav
 from tests.server.uploads.forms import CONTENT_TYPE, END, form, part
 
+from slipstream.language.identify import Identifier
 from slipstream.server.connections import http as connections
 from slipstream.server.keys import KeyRing, new_key
 from slipstream.server.limits import Limits
@@ -94,7 +95,18 @@ def test_verbose_json(client: Any) -> None:
         assert (segment.id, segment.temperature, segment.seek) == (number, 0.2, round(segment.start * 100))
         assert 0 <= segment.start <= segment.end <= SECONDS
         assert segment.avg_logprob <= 0 < segment.compression_ratio
-    assert transcribe(client, response_format="verbose_json").language == "und"
+
+
+def test_languages_are_identified_where_a_response_has_them(client: Any) -> None:
+    found = Identifier(["auto"])
+    assert transcribe(client, response_format="verbose_json").language in found.languages
+    result = transcribe(client, extra_body={"languages": ["en", "fr"]})
+    codes = [one["code"] for one in result.model_extra["languages"]]
+    assert codes
+    assert set(codes) <= {"en", "fr"}
+    # German cannot be told from others: the first language that was given stays.
+    extra = {"languages": ["de", "fr"]}
+    assert transcribe(client, response_format="verbose_json", extra_body=extra).language == "de"
 
 
 def test_verbose_json_with_words(client: Any) -> None:

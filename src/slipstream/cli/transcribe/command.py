@@ -95,6 +95,16 @@ def transcribe(
         typer.Option("--channels", help="Mix all channels, or transcribe each channel separately."),
     ] = "mix",
     track: Track = None,
+    language: Annotated[
+        str,
+        typer.Option(
+            "--language",
+            "-l",
+            metavar="CODES",
+            help="Languages that may be spoken, such as fr or en,fr; auto for all that can be identified. JSON then "
+            "has the language of each word and turn.",
+        ),
+    ] = "",
     resume: Annotated[
         bool, typer.Option("--resume", help="With -o: skip inputs whose output file already has text.")
     ] = False,
@@ -134,7 +144,7 @@ def transcribe(
         transcribe_on_ray(files, ray, output, model=model, slots=slots, actors=actors, backend=backend, device=device)
         return
     raw_format = raw_format_of(raw, raw_rate, raw_channels, track)
-    hints = make_hints(keywords or (), prompt, beam, lm or ())
+    hints = make_hints(keywords or (), prompt, beam, lm or (), language)
     if server and (hints.beam > 1 or hints.lm):
         raise typer.BadParameter("it is not available with --server", param_hint="--beam")
     if output and output.exists() and not output.is_dir():

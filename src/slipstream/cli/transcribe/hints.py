@@ -11,12 +11,16 @@ from slipstream.errors import ConfigError
 from slipstream.hints import Hints, Keyword
 
 
-def make_hints(keywords: Iterable[str], prompt: str, beam: int, texts: Iterable[Path]) -> Hints:
-    """Return the hints of `--keywords`, `--prompt`, `--beam` and `--lm`. Raises `BadParameter` for invalid ones."""
+def make_hints(keywords: Iterable[str], prompt: str, beam: int, texts: Iterable[Path], language: str) -> Hints:
+    """Return the hints of `--keywords`, `--prompt`, `--beam`, `--lm` and `--language`.
+
+    Raises `BadParameter` for invalid ones.
+    """
     try:
         phrases = [keyword for given in keywords for keyword in _keywords(given)]
         text = "\n".join(_read(path, "--lm") for path in texts)
-        return Hints(keywords=phrases, prompt=prompt, beam=beam, lm=text)
+        languages = [code.strip() for code in language.split(",") if code.strip()]
+        return Hints(keywords=phrases, prompt=prompt, languages=languages, beam=beam, lm=text)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
 

@@ -136,11 +136,13 @@ class PlainDialect(Dialect):
         if isinstance(event, (PartialWord, OpenWord)):
             return _json("partial", text=event.text, start=event.start)
         if isinstance(event, Word):
-            return _json("word", text=event.text, start=event.start, end=event.end, confidence=event.confidence)
+            fields = {"text": event.text, "start": event.start, "end": event.end, "confidence": event.confidence}
+            missing = {"omission": event.omission} if event.omission else {}
+            return _json("word", **fields, **missing, **_language(event))
         if isinstance(event, EndOfTurn):
             return _json("end_of_turn", time=event.time)
         if isinstance(event, Turn):
-            return _json("turn", start=event.start, end=event.end)
+            return _json("turn", start=event.start, end=event.end, **_language(event))
         if isinstance(event, MarkerReached):
             return _json("flushed", id=event.id)
         if isinstance(event, Recovered):
@@ -178,6 +180,12 @@ def parse_format(query: Mapping[str, str]) -> RawFormat:
 _DROPPABLE = (Step, PartialWord, OpenWord)
 _REPLACED = ('{"type":"step"', '{"type":"partial"')
 """How messages begin that a later one replaces."""
+
+
+def _language(event: Word | Turn) -> dict[str, Any]:
+    if event.language is None:
+        return {}
+    return {"language": event.language, "language_confidence": event.language_confidence}
 
 
 def _json(type: str, **fields: Any) -> str:

@@ -65,7 +65,9 @@ class DeepgramUpload(UploadDialect):
         if incomplete:
             raise incomplete
         results: dict[str, Any] = {
-            "channels": [{"alternatives": [alternative(each.words, self._punctuate)]} for each in transcripts]
+            "channels": [
+                {"alternatives": [alternative(each.words, self._punctuate)], **_detected(each)} for each in transcripts
+            ]
         }
         if self._utterances:
             results["utterances"] = self._turns(transcripts)
@@ -103,3 +105,12 @@ class DeepgramUpload(UploadDialect):
                     }
                 )
         return sorted(turns, key=lambda turn: (turn["start"], turn["channel"]))
+
+
+def _detected(transcript: Transcript) -> dict[str, Any]:
+    """Return the language of most words, and its mean probability over all words."""
+    if not transcript.languages:
+        return {}
+    language = transcript.languages[0]
+    sure = [word.language_confidence or 0.0 for word in transcript.words if word.language == language]
+    return {"detected_language": language, "language_confidence": round(sum(sure) / len(transcript.words), 4)}

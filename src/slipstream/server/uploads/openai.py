@@ -73,11 +73,14 @@ class OpenAIUpload(UploadDialect):
         assert asked is not None
         if asked.stream:
             return JSONResponse(
-                {"type": "transcript.text.done", "text": transcript.text} | _logprobs(transcript, asked)
+                {"type": "transcript.text.done", "text": transcript.text}
+                | _logprobs(transcript, asked)
+                | _languages(transcript)
             )
         usage = {"usage": {"type": "duration", "seconds": round(transcript.duration, 3)}}
         if asked.format == "json":
-            return JSONResponse({"text": transcript.text} | _logprobs(transcript, asked) | usage)
+            body = {"text": transcript.text} | _logprobs(transcript, asked)
+            return JSONResponse(body | _languages(transcript) | usage)
         if asked.format == "verbose_json":
             return JSONResponse(_verbose(transcript, asked) | usage)
         if asked.format == "vtt":
@@ -103,7 +106,7 @@ class OpenAIUpload(UploadDialect):
 def _verbose(transcript: Transcript, asked: TranscriptionRequest) -> dict[str, Any]:
     body: dict[str, Any] = {
         "task": "transcribe",
-        "language": asked.hints.languages[0] if asked.hints.languages else UNKNOWN_LANGUAGE,
+        "language": (*transcript.languages, *asked.hints.languages, UNKNOWN_LANGUAGE)[0],
         "duration": round(transcript.duration, 3),
         "text": transcript.text,
     }
@@ -129,6 +132,10 @@ def _segment(number: int, segment: Segment, asked: TranscriptionRequest) -> dict
         "compression_ratio": round(len(text) / len(zlib.compress(text)), 4),
         "no_speech_prob": 0.0,
     }
+
+
+def _languages(transcript: Transcript) -> dict[str, Any]:
+    return {"languages": [{"code": code} for code in transcript.languages]} if transcript.languages else {}
 
 
 def _times(span: Word | Segment) -> dict[str, float]:

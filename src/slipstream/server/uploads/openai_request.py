@@ -12,6 +12,7 @@ from slipstream.engine.options import SessionOptions
 from slipstream.errors import ConfigError
 from slipstream.hints import MAX_PROMPT_LENGTH
 from slipstream.hints import Hints as SessionHints
+from slipstream.language.identify import AUTO
 from slipstream.server.models import Models, StreamInfo, UnknownModel
 from slipstream.server.uploads.protocol import OPTIONS, UploadError
 
@@ -26,7 +27,7 @@ class Hints:
     """What a client knows about the speech; `languages` appear in a verbose response.
 
     Args:
-        languages: Languages that may be spoken, as ISO 639-1 codes.
+        languages: Languages that may be spoken, as ISO 639-1 codes; the response has those that are identified.
         prompt: Text before the speech, or in its style.
         keywords: Words and phrases that may be spoken.
     """
@@ -64,12 +65,14 @@ class TranscriptionRequest:
         """Return the options of its session. Raises `UploadError` for hints that are too long or too many."""
         try:
             hints = self.hints
+            # A verbose response names the language, so that one is found where none is given.
+            found = (AUTO,) if self.format == "verbose_json" else ()
             return replace(
                 OPTIONS,
                 hints=SessionHints(
                     keywords=[word for word in hints.keywords if word.strip()],
                     prompt=hints.prompt[-MAX_PROMPT_LENGTH:],
-                    languages=hints.languages,
+                    languages=hints.languages or found,
                 ),
             )
         except ConfigError as error:

@@ -16,6 +16,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from slipstream.events import Final, Flushed, OpenWord, Step, Word
+from slipstream.server.dialects.deepgram.results import alternative
 from slipstream.server.dialects.deepgram.v1 import ORDER, DeepgramDialect, open_dialect
 from slipstream.server.models import Models, StreamInfo, StreamRequest
 from slipstream.server.protocol import Action, CloseCode, Finish, Flush, Open, ProtocolError, Send
@@ -135,6 +136,31 @@ def test_hints_are_kept() -> None:
     query = (("keyterm", "Kyutai"), ("keyterm", "Mimi"), ("keywords", "moshi:2"), ("language", "fr"))
     hints = opened(*query)._options.hints
     assert (hints.languages, hints.keyterms, hints.keywords) == (("fr",), ("Kyutai", "Mimi"), (("moshi", 2.0),))
+
+
+@pytest.mark.parametrize(
+    ("query", "languages"),
+    [
+        ([("language", "fr")], ("fr",)),
+        ([("language", "multi")], ("auto",)),
+        ([("detect_language", "true")], ("auto",)),
+        ([("detect_language", "en"), ("detect_language", "fr")], ("en", "fr")),
+        ([("detect_language", "true"), ("language", "fr")], ("fr",)),
+        ([("detect_language", "false")], ()),
+    ],
+)
+def test_languages_are_those_of_the_session(query: list[tuple[str, str]], languages: tuple[str, ...]) -> None:
+    (opening,) = opened(*query).open()
+    assert isinstance(opening, Open)
+    assert opening.options.hints.languages == languages
+
+
+def test_results_have_the_languages_of_their_words() -> None:
+    words = [Word("the", 0, 1, language="en"), Word("chat", 1, 2, language="fr"), Word("dort", 2, 3, language="fr")]
+    fields = alternative(words, punctuate=True)
+    assert fields["languages"] == ("fr", "en")
+    assert [word["language"] for word in fields["words"]] == ["en", "fr", "fr"]
+    assert "languages" not in alternative([Word("the", 0, 1)], punctuate=True)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,15 @@ def test_absent_fields_keep_their_value_and_null_clears() -> None:
     assert client.send(MANUAL)[0]["session"]["audio"]["input"]["turn_detection"] is None
 
 
+def test_the_languages_of_a_session_are_in_its_items() -> None:
+    client = ga()
+    client.send(update(turn_detection=None, transcription={"language": "fr"}))
+    assert client.opened[0].options.hints.languages == ("fr",)
+    completed = next(one for one in client.send(FOX, COMMIT) if one["type"] == COMPLETED)
+    assert completed["languages"] == [{"code": "fr"}]
+    assert [word["language"] for word in completed["words"]] == ["fr"]
+
+
 def test_the_model_can_change_before_audio_only() -> None:
     client = ga()
     shown = client.send(update(transcription={"model": "other"}))[0]["session"]

@@ -40,6 +40,7 @@ from slipstream.server.protocol import (
     Send,
     SetHints,
 )
+from slipstream.transcript import languages_of
 
 PATH = "/v2/listen"
 
@@ -204,6 +205,8 @@ class FluxDialect(Dialect):
         tail: dict[str, Any] = {"end_of_turn_confidence": round(info.confidence, 4)}
         if info.trigger is not None:
             tail["trigger"] = info.trigger
+        if languages := languages_of(info.words):
+            tail["languages"] = languages
         if self._hints.languages:
             tail["languages_hinted"] = self._hints.languages
         return f'{head[:-1]},"words":[{",".join(self._written)}],{_dumps(tail)[1:]}'

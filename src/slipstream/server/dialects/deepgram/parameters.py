@@ -11,6 +11,7 @@ from slipstream.audio import Channels, Encoding, RawFormat
 from slipstream.errors import AudioError
 from slipstream.hints import MAX_KEYWORD_LENGTH, MAX_WEIGHT, Keyword
 from slipstream.hints import Hints as SessionHints
+from slipstream.language.identify import AUTO
 from slipstream.server.dialects import formats
 from slipstream.server.models import StreamRequest
 from slipstream.server.protocol import ProtocolError, make_hints
@@ -20,6 +21,7 @@ FLUX_ENCODINGS = (*_RAW, "opus", "ogg-opus")
 ENCODINGS = (*FLUX_ENCODINGS, "flac", "amr-nb", "amr-wb", "g729")
 _G729_BYTES = 10
 _LOWEST_RATE = 4_000
+_ANY = "multi"
 _MAX_HINTS, _MAX_HINT_CHARACTERS = 500, MAX_KEYWORD_LENGTH
 
 
@@ -38,10 +40,14 @@ class Hints:
     keywords: tuple[tuple[str, float], ...] = ()
 
     def for_session(self) -> SessionHints:
-        """Return them for a session. A keyword that should be less likely (a boost of 0 or less) has no effect."""
+        """Return them for a session. A keyword that should be less likely (a boost of 0 or less) has no effect.
+
+        `multi` stands for all languages that can be identified.
+        """
         boosted = [Keyword(word, min(boost, MAX_WEIGHT)) for word, boost in self.keywords if boost > 0 and word.strip()]
         terms = [term for term in self.keyterms if term.strip()]
-        return make_hints(keywords=[*terms, *boosted], languages=self.languages)
+        languages = dict.fromkeys(AUTO if code == _ANY else code for code in self.languages)
+        return make_hints(keywords=[*terms, *boosted], languages=languages)
 
 
 class Parameters:
@@ -111,8 +117,16 @@ class Parameters:
             except ValueError:
                 raise ProtocolError(f"keywords={text!r:.40}: expected word or word:boost") from None
         language = self._request.get("language")
-        languages = (*((language,) if language else ()), *self.texts("language_hint"))
+        given = (*((language,) if language else ()), *self.texts("language_hint"))
+        languages = (*given, *(self._detected() if not given else ()))
         return Hints(languages, self.texts("keyterm"), tuple(keywords))
+
+    def _detected(self) -> tuple[str, ...]:
+        """Return the languages to detect: `detect_language` is true, or the code of each that is possible."""
+        values = self.texts("detect_language")
+        if any(value.lower() == "true" for value in values):
+            return (_ANY,)
+        return tuple(value for value in values if value.lower() != "false")
 
     def refuse(self, name: str, reason: str) -> None:
         """Raise the reason if the parameter is present."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from slipstream import __version__
 from slipstream.events import Word
+from slipstream.transcript import languages_of
 
 if TYPE_CHECKING:
     from slipstream.server.dialects.deepgram.channel import Found
@@ -54,7 +55,9 @@ def alternative(words: Sequence[Word], punctuate: bool) -> dict[str, Any]:
         for fields, word in zip(written, words, strict=True):
             fields["punctuated_word"] = word.text
     texts = [word.text for word in words] if punctuate else [str(fields["word"]) for fields in written]
-    return {"transcript": " ".join(texts), "confidence": mean_confidence(words), "words": written}
+    languages = languages_of(words)
+    found = {"languages": languages} if languages else {}
+    return {"transcript": " ".join(texts), "confidence": mean_confidence(words), **found, "words": written}
 
 
 def word_fields(word: Word) -> dict[str, Any]:
@@ -64,6 +67,7 @@ def word_fields(word: Word) -> dict[str, Any]:
         "start": round(word.start, 3),
         "end": round(word.end, 3),
         "confidence": round(word.confidence, 4),
+        **({} if word.language is None else {"language": word.language}),
     }
 
 

@@ -92,6 +92,7 @@ def word_fields(word: Word) -> dict[str, Any]:
         "start": round(word.start, 3),
         "end": round(word.end, 3),
         "confidence": round(word.confidence, 4),
+        **({} if word.language is None else {"language": word.language}),
     }
 
 

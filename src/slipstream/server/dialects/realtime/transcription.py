@@ -37,6 +37,7 @@ from slipstream.server.protocol import (
     SetHints,
     SetTurns,
 )
+from slipstream.transcript import languages_of
 
 ORDER: Table = {
     "no audio yet": {
@@ -380,6 +381,8 @@ class TranscriptionDialect(Dialect):
             "usage": {"type": "duration", "seconds": round(item.end - item.start, 3)},
             "words": [word_fields(word) for word in item.words],
         }
+        if languages := languages_of(item.words):
+            fields["languages"] = [{"code": code} for code in languages]
         if self._settings.logprobs:
             fields["logprobs"] = [logprob_fields(word.text, word.confidence) for word in item.words]
         yield self._event(f"{_TEXT}.completed", **fields)
