@@ -4,8 +4,8 @@
 
 Test recordings: the development sets, one recording of each of 100 sentences of the reader `kathleen`, and ten minutes
 of `puri_gagan_cv` and `dctts-philipp`. All recordings of these sentences and of the last two datasets stay out of the
-other manifests. `calibrate.jsonl` and `reliability.jsonl` are two halves of the test recordings, without a common speaker
-in sets of several: the model's calibration is fitted to one, and measured on the other.
+other manifests. `calibrate.jsonl` and `reliability.jsonl` are two halves of the test recordings, without a common
+speaker in sets of several: the model's calibration is fitted to one, and measured on the other.
 """
 
 from __future__ import annotations

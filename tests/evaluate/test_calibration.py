@@ -33,7 +33,7 @@ def test_the_fitted_curve_is_the_known_probability(method: str) -> None:
     fitted = fit_calibration(_judged(probability, confidence))
     assert fitted.words[0].method == method
     assert fitted.words[-1].method == "none"
-    # Far from the step, which lies between two points of the curve.
+    # Far from the step, which is between two points of the curve.
     apart = abs(confidence - 0.5) > 0.15
     found = np.array([fitted.calibration.word.at(nats) for nats in -np.log(confidence)])
     assert abs(found - probability)[apart].mean() < 0.04

@@ -35,7 +35,7 @@ def test_a_single_language_is_given() -> None:
     assert {(word.language, word.language_confidence) for word in _tagged(("de",), ENGLISH)} == {("de", 1.0)}
 
 
-def test_a_language_without_a_table_is_not_told_from_others() -> None:
+def test_a_language_without_a_table_is_not_distinguished_from_others() -> None:
     assert Identifier(["en", "de"]).identify(ENGLISH) is None
     assert {word.language for word in _tagged(("en", "de"), ENGLISH)} == {None}
 
@@ -53,7 +53,7 @@ def test_a_word_is_decided_with_those_before_it() -> None:
     assert name.language == "fr"
 
 
-def test_a_word_without_letters_says_nothing() -> None:
+def test_a_word_without_letters_is_no_evidence() -> None:
     identifier = Identifier(["en", "fr"])
     assert identifier.evidence("1789") == [0.0, 0.0]
     guess = identifier.identify(["1789"])

@@ -15,13 +15,13 @@ AUTO = "auto"
 SHARPNESS = 0.6
 """Factor of a word's evidence: letters are not independent. Chosen with `MOST_NATS` on single words of sentences."""
 MOST_NATS = 6.0
-"""The most that one word says against a language: names and misspelt words are in any text."""
+"""The most evidence of one word against a language: names and misspelt words are in any text."""
 MEMORY = 0.7
 """What the evidence of a word weighs for the word after it."""
 
 
 def candidates(languages: Iterable[str]) -> tuple[str, ...]:
-    """Return the codes that a list of languages stands for: `auto` is all with a table, `fr-CA` is `fr`.
+    """Return the codes that a list of languages means: `auto` is all with a table, `fr-CA` is `fr`.
 
     Example:
         >>> candidates(["auto"])
@@ -45,7 +45,7 @@ class Guess:
 
 
 class Identifier:
-    """Tells languages apart.
+    """Identifies the language of words.
 
     Args:
         languages: Their codes. With one, everything is in it. If one of several has no table, nothing is identified.
@@ -61,7 +61,7 @@ class Identifier:
         self._models = [LetterModel.of(code) for code in self.languages] if known and len(self.languages) > 1 else []
 
     def evidence(self, text: str) -> list[float]:
-        """Return what a word says for each language, in nats, 0 for the likeliest."""
+        """Return the evidence of a word for each language, in nats, 0 for the most likely one."""
         spelled = letters(text)
         if not self._models or not spelled:
             return [0.0] * len(self.languages)
@@ -70,7 +70,7 @@ class Identifier:
         return [max(-MOST_NATS, logprob - best) for logprob in logprobs]
 
     def guess(self, evidence: Sequence[float]) -> Guess | None:
-        """Return the likeliest language by the summed evidence of some words; None where nothing is identified."""
+        """Return the most likely language by the summed evidence of some words; None where nothing is identified."""
         if len(self.languages) == 1:
             return Guess(self.languages[0], 1.0)
         if not self._models:

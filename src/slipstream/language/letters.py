@@ -1,6 +1,6 @@
 """How likely a word is in a language: a model of its letters, each given up to four before it.
 
-A table has the counts of the most frequent sequences of up to five letters in texts of a language; `_` stands for the
+A table has the counts of the most frequent sequences of up to five letters in texts of a language; `_` is the
 start and the end of a word. `recipes/languages/table.py` makes one.
 """
 
@@ -19,7 +19,7 @@ ORDER = 5
 EDGE = "_"
 
 _TABLES = Path(__file__).parent / "tables"
-_ALPHABET = 60  # an unknown letter is one of so many
+_ALPHABET = 60  # the number of letters that an unknown one may be
 _FEW_LETTERS, _FEW_SEQUENCES = 200.0, 10.0  # counts that weigh as much as the estimate from shorter sequences
 _QUOTES = str.maketrans({"’": "'", "‘": "'"})  # noqa: RUF001
 

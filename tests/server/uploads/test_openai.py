@@ -104,7 +104,7 @@ def test_languages_are_identified_where_a_response_has_them(client: Any) -> None
     codes = [one["code"] for one in result.model_extra["languages"]]
     assert codes
     assert set(codes) <= {"en", "fr"}
-    # German cannot be told from others: the first language that was given stays.
+    # German cannot be distinguished from others: the first language that was given stays.
     extra = {"languages": ["de", "fr"]}
     assert transcribe(client, response_format="verbose_json", extra_body=extra).language == "de"
 

@@ -42,7 +42,7 @@ class Hints:
     def for_session(self) -> SessionHints:
         """Return them for a session. A keyword that should be less likely (a boost of 0 or less) has no effect.
 
-        `multi` stands for all languages that can be identified.
+        `multi` means all languages that can be identified.
         """
         boosted = [Keyword(word, min(boost, MAX_WEIGHT)) for word, boost in self.keywords if boost > 0 and word.strip()]
         terms = [term for term in self.keyterms if term.strip()]
