@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from slipstream.errors import ConfigError
-from slipstream.events import Final, PartialWord, Ready, Turn, Word
+from slipstream.events import Alternative, Final, PartialWord, Ready, Turn, Word
 from slipstream.subtitles import SubtitleLayout
 from slipstream.transcript import Transcript, TranscriptBuilder
 
@@ -83,6 +83,12 @@ def test_json_has_what_is_known_of_languages_and_omissions() -> None:
     }
     assert "omission" not in body["words"][1]
     assert body["turns"] == [{"start": 0.0, "end": 2.0, "language": "fr", "language_confidence": 0.6}]
+
+
+def test_json_has_the_alternatives_of_a_word() -> None:
+    word = Word("bear", 0.0, 1.0, alternatives=(Alternative("pear", 0.12345),))
+    body = json.loads(Transcript((word,), (), 1.0, "m", 0.5).to_jsonl())
+    assert body["alternatives"] == [{"text": "pear", "confidence": 0.123}]
 
 
 def test_json_has_the_published_fields() -> None:

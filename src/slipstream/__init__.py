@@ -7,6 +7,7 @@ import importlib
 TYPE_CHECKING = False  # not from typing, whose import is slow
 __version__ = "0.1.0"
 __all__ = [
+    "Alternative",
     "AudioError",
     "BackendError",
     "CheckpointError",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
         SlipstreamError,
     )
     from slipstream.events import (
+        Alternative,
         EndOfTurn,
         Event,
         Final,
@@ -92,7 +94,8 @@ _MODULES = {
         "AudioError BackendError CheckpointError ConfigError EngineError Overloaded SessionClosed SlipstreamError"
     ),
     "events": (
-        "EndOfTurn Event Final Flushed MarkerReached OpenWord PartialWord Ready Recovered StartOfTurn Step Turn Word"
+        "Alternative EndOfTurn Event Final Flushed MarkerReached OpenWord PartialWord Ready Recovered StartOfTurn Step "
+        "Turn Word"
     ),
     "hints": "Hints Keyword",
     "loading": "load load_runner",

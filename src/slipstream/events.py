@@ -7,6 +7,14 @@ from typing import TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """Another text for a word. `confidence`: its probability among the texts that the search compared."""
+
+    text: str
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
 class Word:
     """One word and when it was spoken.
 
@@ -20,6 +28,7 @@ class Word:
             the probability that one of the pads in between should have been a word, by the pads' own probabilities.
         language: Its language, as a code of ISO 639-1; None where the session was given no languages.
         language_confidence: The probability of that language among those of the session.
+        alternatives: Other texts that it may be, the most likely first, if the session asked for them.
     """
 
     text: str
@@ -29,6 +38,7 @@ class Word:
     omission: float = 0.0
     language: str | None = None
     language_confidence: float | None = None
+    alternatives: tuple[Alternative, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

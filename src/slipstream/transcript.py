@@ -91,7 +91,8 @@ class Transcript:
     def to_json(self) -> str:
         """Return one JSON object: `text`, `words`, `turns`, `duration`, `model`, `delay`; times in seconds.
 
-        A word has `text`, `start`, `end`, `confidence`, and `omission` if it is above 0; a turn has `start`, `end`.
+        A word has `text`, `start`, `end`, `confidence`, `omission` if it is above 0, and `alternatives` (`text`,
+        `confidence`) if there are any; a turn has `start`, `end`.
         Both have `language` and `language_confidence` where the session identified languages; the object then has
         `languages`.
         """
@@ -229,7 +230,8 @@ def _text(words: Sequence[Word]) -> str:
 
 def _word_fields(word: Word) -> dict[str, Any]:
     fields = _rounded(asdict(word))
-    return fields if fields["omission"] else {key: value for key, value in fields.items() if key != "omission"}
+    fields["alternatives"] = [_rounded(one) for one in fields["alternatives"]]
+    return {key: value for key, value in fields.items() if value or key not in ("omission", "alternatives")}
 
 
 def _rounded(fields: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from slipstream.hints import Hints, Keyword
 from slipstream.hints.keywords import KeywordTrie
 from slipstream.hints.ngram import NGram
-from slipstream.hints.search import MAX_PENDING, NO_BIASES, Decision, Search, new_search
+from slipstream.hints.search import MAX_PENDING, NO_BIASES, Decision, Rival, Search, new_search
 from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.runner import Choice
 from slipstream.model.text import Tokenizer
@@ -139,7 +139,39 @@ def test_words_that_follow_each_other_in_the_text_are_likelier(tokenizer: Tokeni
 
 
 def test_a_session_without_hints_has_no_search(tokenizer: Tokenizer) -> None:
-    assert new_search(Hints(prompt="Dear", alternatives=2), tokenizer) is None
+    assert new_search(Hints(prompt="Dear"), tokenizer) is None
+    search = new_search(Hints(alternatives=3), tokenizer)
+    assert search is not None
+    assert search.width == 3
     search = new_search(Hints(beam=2), tokenizer)
     assert search is not None
     assert search.biases(0) is NO_BIASES
+
+
+def test_the_words_of_other_hypotheses_are_its_rivals_once_complete(tokenizer: Tokenizer) -> None:
+    search = Search(2, tokenizer)
+    word, after, the = (one(tokenizer, text) for text in ("word", "after", "the"))
+    pad = choose({PAD_ID: 1.0})
+    search.advance([choose({PAD_ID: 1.0}), pad])
+    search.advance([choose({word: 0.6, after: 0.4}), pad])
+    search.advance([pad, pad])
+    assert search.rivals == []
+    search.advance([pad, pad])
+    assert search.rivals == [Rival(0, "after", pytest.approx(math.log(0.6 / 0.4)))]
+    search.advance([choose({the: 1.0}), choose({the: 1.0})])
+    assert [rival.text for rival in search.rivals] == ["after"]
+
+
+def test_a_rival_may_go_on_with_a_word_that_is_partly_written(tokenizer: Tokenizer) -> None:
+    search = Search(2, tokenizer)
+    begun = one(tokenizer, "word")
+    pieces = [t for t in range(4, tokenizer.vocab_size) if (s := tokenizer.segments(t)) and len(s) == 1 and s[0]]
+    first, second = pieces[:2]
+    pad = choose({PAD_ID: 1.0})
+    search.advance([choose({begun: 1.0}), pad])
+    search.advance([choose({first: 0.7, second: 0.3}), pad])
+    search.advance([pad, pad])
+    search.advance([pad, pad])
+    (rival,) = search.rivals
+    assert rival.place == -1
+    assert rival.text == "word" + tokenizer.decode([second])

@@ -141,8 +141,8 @@ class Engine:
             EngineError: The engine has failed.
         """
         options = options or SessionOptions()
-        if options.hints.beam > self.slots:
-            raise ConfigError(f"beam={options.hints.beam} needs as many slots, and the model has {self.slots}")
+        if options.hints.width > self.slots:
+            raise ConfigError(f"a beam of {options.hints.width} needs as many slots, and the model has {self.slots}")
         format = self.format
         if (delay := options.hints.delay) is not None:
             format = replace(format, delay_frames=self._runner.delay_frames_of(delay))

@@ -234,7 +234,7 @@ class Session:
     @property
     def width(self) -> int:
         """The number of slots that it needs."""
-        return self.options.hints.beam
+        return self.options.hints.width
 
     def admit(self, *slots: int) -> None:
         """Take `width` slots."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 
+from slipstream.engine.alternatives import Rivals
 from slipstream.engine.flush import CopyRow, ForceToken, Op, SlotOp
 from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.hints import Hints
@@ -43,6 +44,7 @@ class Writer:
             calibration=format.calibration,
         )
         self._tokenizer = format.tokenizer
+        self._rivals = Rivals(options.hints.alternatives - 1)
         self._search = new_search(options.hints, format.tokenizer)
 
     @property
@@ -73,7 +75,9 @@ class Writer:
         self.lead = decision.best
         self.ops += [CopyRow(*rows) for rows in decision.copies]
         self.ops += [ForceToken(*forced) for forced in decision.forced]
-        return decision.token, self._read(decision.written)
+        events = self._read(decision.written)
+        self._rivals.note((self.decoder.time(rival.place), rival) for rival in self._search.rivals)
+        return decision.token, events
 
     def skip_prefix(self) -> None:
         """Leave out the frames before the audio but the last: the model is in the state that follows them."""
@@ -87,7 +91,7 @@ class Writer:
             self._search.use(new)
         elif self._search is None:
             self._search = new
-        elif hints.beam == 1:
+        elif hints.width == 1:
             self._search = None
 
     def settle(self) -> list[WordEvent]:
@@ -96,12 +100,13 @@ class Writer:
 
     def end(self) -> list[WordEvent]:
         """Choose the best hypothesis and close its last word."""
-        return [*self.settle(), *self.decoder.flush()]
+        return [*self.settle(), *self._rivals.attach(self.decoder.flush())]
 
     def copy(self) -> Writer:
         """Return an independent writer in the same state."""
         other = copy.copy(self)
         other.decoder = self.decoder.copy()
+        other._rivals = self._rivals.copy()
         other._search = None if self._search is None else self._search.copy()
         return other
 
@@ -118,4 +123,4 @@ class Writer:
         return self._read([(PAD_ID, 0.0)])
 
     def _read(self, written: Iterable[tuple[int, float]]) -> list[WordEvent]:
-        return [event for one in written for event in self.decoder.push(*one)]
+        return self._rivals.attach([event for one in written for event in self.decoder.push(*one)])

@@ -64,7 +64,7 @@ class Hints:
         beam: Hypotheses of the text that are kept. Each takes a slot of the model.
         lm: Text of the same kind as the speech, such as notes: with a beam of at least 2, words that follow each other
             in it are likelier.
-        alternatives: Texts for each doubtful word, including the best.
+        alternatives: Texts for each doubtful word, including the best. The search keeps at least as many hypotheses.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -111,6 +111,11 @@ class Hints:
         return [*keywords, *languages, *([("prompt", self.prompt)] if self.prompt else [])]
 
     @property
+    def width(self) -> int:
+        """Hypotheses that the search keeps, each in a slot of its own."""
+        return max(self.beam, self.alternatives)
+
+    @property
     def steers(self) -> bool:
         """Whether the model's steps must return candidates."""
-        return bool(tuple(self.keywords)) or self.beam > 1 or self.alternatives > 1
+        return bool(tuple(self.keywords)) or self.width > 1

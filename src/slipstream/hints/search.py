@@ -20,6 +20,22 @@ MAX_PENDING = 12
 """Frames after which a token is written even if not all hypotheses agree: 0.96 s."""
 NO_BIASES = Biases(np.zeros(0, np.int64), np.zeros(0, np.float32))
 
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A word of a hypothesis that is not the best.
+
+    Attributes:
+        place: Where it begins: 0 is the first token that is not written yet.
+        text: Its text.
+        nats: By how much its hypothesis is less likely than the best one.
+    """
+
+    place: int
+    text: str
+    nats: float
+
+
 Written = tuple[int, float]
 """A token and its log-probability."""
 
@@ -82,6 +98,17 @@ class Search:
         self._trie = trie
         self._lm = lm
         self._alive = [_Hypothesis(0, 0.0, (), b"", trie.root if trie else None, lm.start if lm else None)]
+        self._begun: tuple[int, bytes] | None = None  # the word that the written tokens have begun: place and text
+
+    @property
+    def rivals(self) -> list[Rival]:
+        """Words that the other hypotheses have completed since the last written token."""
+        best = self._alive[0]
+        return [
+            Rival(place, text, max(0.0, best.score - one.score))
+            for one in self._alive[1:]
+            for place, text in self._words(one.pending)
+        ]
 
     def biases(self, row: int) -> Biases:
         """Return what to add to the scores of a row in the next step."""
@@ -170,9 +197,34 @@ class Search:
             shared += 1
         return list(best.pending[:shared])
 
+    def _words(self, pending: Sequence[Written]) -> list[tuple[int, str]]:
+        """Return the complete words of tokens and where each begins: another word, or two pads, have followed."""
+        found, begun, pads = [], self._begun, 0
+        for place, (token, _) in enumerate(pending):
+            segments = None if token in (PAD_ID, WORD_ID) else self._tokenizer.segments(token)
+            pads = pads + 1 if token == PAD_ID else 0
+            if begun and (token == WORD_ID or pads == 2 or (segments and len(segments) > 1)):
+                found.append((begun[0], begun[1].decode("utf-8", "ignore").strip()))
+                begun = None
+            if segments:
+                begun = (begun[0], begun[1] + b"".join(segments)) if begun else (place, b" ".join(segments))
+        return [(place, text) for place, text in found if text]
+
+    def _begin_word(self, written: list[Written]) -> None:
+        """Follow the written tokens to the word that they leave open."""
+        begun = self._begun
+        for place, (token, _) in enumerate(written):
+            segments = None if token in (PAD_ID, WORD_ID) else self._tokenizer.segments(token)
+            if token == WORD_ID or (segments and len(segments) > 1):
+                begun = None
+            if segments:
+                begun = (begun[0], begun[1] + b"".join(segments)) if begun else (place, b" ".join(segments))
+        self._begun = begun and (begun[0] - len(written), begun[1])
+
     def _write(self, written: list[Written]) -> None:
         if not written:
             return
+        self._begin_word(written)
         texts = (b" ".join(self._tokenizer.segments(token) or ()) for token, _ in written)
         length = sum(
             len(text) for (token, _), text in zip(written, texts, strict=True) if token not in (PAD_ID, WORD_ID)
@@ -186,10 +238,10 @@ class Search:
 
 def new_search(hints: Hints, tokenizer: Tokenizer) -> Search | None:
     """Return the search of a session; None where the greedy choice is enough."""
-    if not hints.phrases and hints.beam == 1:
+    if not hints.phrases and hints.width == 1:
         return None
     trie = _trie(hints.phrases, tokenizer) if hints.phrases else None
-    return Search(hints.beam, tokenizer, trie, _ngram(hints.lm, tokenizer) if hints.lm else None)
+    return Search(hints.width, tokenizer, trie, _ngram(hints.lm, tokenizer) if hints.lm else None)
 
 
 @lru_cache(maxsize=16)

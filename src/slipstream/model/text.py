@@ -209,6 +209,10 @@ class WordDecoder:
             return self._pad() if self._start_frame is not None else ()
         return self._piece(segments, logprob)
 
+    def time(self, place: int) -> float:
+        """Return the time in seconds of the token after `place` further ones, as the start of a word."""
+        return max(0.0, self._frame(self._index + 1 + place) / self._rate)
+
     def flush(self) -> Sequence[WordEvent]:
         """Close the word that is open, if any."""
         return self._close(self._pause_frame())

@@ -86,6 +86,12 @@ def transcribe(
     beam: Annotated[
         int, typer.Option("--beam", min=1, max=8, help="Hypotheses of the text to keep; each takes a slot.")
     ] = 1,
+    alternatives: Annotated[
+        int,
+        typer.Option(
+            "--alternatives", min=1, max=8, help="Texts for each doubtful word in JSON; searches as --beam does."
+        ),
+    ] = 1,
     lm: Annotated[
         list[Path] | None,
         typer.Option("--lm", metavar="FILE", help="Text like the speech, for --beam: its word sequences are likelier."),
@@ -144,8 +150,8 @@ def transcribe(
         transcribe_on_ray(files, ray, output, model=model, slots=slots, actors=actors, backend=backend, device=device)
         return
     raw_format = raw_format_of(raw, raw_rate, raw_channels, track)
-    hints = make_hints(keywords or (), prompt, beam, lm or (), language)
-    if server and (hints.beam > 1 or hints.lm):
+    hints = make_hints(keywords or (), prompt, beam, lm or (), language, alternatives)
+    if server and (hints.width > 1 or hints.lm):
         raise typer.BadParameter("it is not available with --server", param_hint="--beam")
     if output and output.exists() and not output.is_dir():
         raise typer.BadParameter(f"{output} is not a folder", param_hint="--output")
@@ -173,7 +179,7 @@ def transcribe(
             recogniser: Recogniser = ServerRecogniser(server, hints)
         else:
             transcriber = open_transcriber(
-                model, device=device, backend=backend, quantize=quantize, threads=threads, slots=slots * hints.beam
+                model, device=device, backend=backend, quantize=quantize, threads=threads, slots=slots * hints.width
             )
             recogniser = LocalRecogniser(stack.enter_context(transcriber), hints)
         deliver = _Delivery(

@@ -11,8 +11,10 @@ from slipstream.errors import ConfigError
 from slipstream.hints import Hints, Keyword
 
 
-def make_hints(keywords: Iterable[str], prompt: str, beam: int, texts: Iterable[Path], language: str) -> Hints:
-    """Return the hints of `--keywords`, `--prompt`, `--beam`, `--lm` and `--language`.
+def make_hints(
+    keywords: Iterable[str], prompt: str, beam: int, texts: Iterable[Path], language: str, alternatives: int
+) -> Hints:
+    """Return the hints of `--keywords`, `--prompt`, `--beam`, `--lm`, `--language` and `--alternatives`.
 
     Raises `BadParameter` for invalid ones.
     """
@@ -20,7 +22,9 @@ def make_hints(keywords: Iterable[str], prompt: str, beam: int, texts: Iterable[
         phrases = [keyword for given in keywords for keyword in _keywords(given)]
         text = "\n".join(_read(path, "--lm") for path in texts)
         languages = [code.strip() for code in language.split(",") if code.strip()]
-        return Hints(keywords=phrases, prompt=prompt, languages=languages, beam=beam, lm=text)
+        return Hints(
+            keywords=phrases, prompt=prompt, languages=languages, beam=beam, lm=text, alternatives=alternatives
+        )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
 
