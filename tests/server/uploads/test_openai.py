@@ -100,13 +100,11 @@ def test_verbose_json(client: Any) -> None:
 def test_languages_are_identified_where_a_response_has_them(client: Any) -> None:
     found = Identifier(["auto"])
     assert transcribe(client, response_format="verbose_json").language in found.languages
-    result = transcribe(client, extra_body={"languages": ["en", "fr"]})
-    codes = [one["code"] for one in result.model_extra["languages"]]
+    codes = [one.code for one in transcribe(client, languages=["en", "fr"]).languages]
     assert codes
     assert set(codes) <= {"en", "fr"}
     # German cannot be distinguished from others: the first language that was given stays.
-    extra = {"languages": ["de", "fr"]}
-    assert transcribe(client, response_format="verbose_json", extra_body=extra).language == "de"
+    assert transcribe(client, response_format="verbose_json", languages=["de", "fr"]).language == "de"
 
 
 def test_verbose_json_with_words(client: Any) -> None:
