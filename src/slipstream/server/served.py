@@ -116,7 +116,11 @@ def open_model(one: ServedModel, name: str) -> OpenedModel:
     bundle = _bundle(one)
     runner = _open(one, bundle)
     format = StreamFormat.of(
-        runner, bundle.tokenizer, silence_prefix_seconds=bundle.silence_prefix_seconds, turns=bundle.turns
+        runner,
+        bundle.tokenizer,
+        silence_prefix_seconds=bundle.silence_prefix_seconds,
+        turns=bundle.turns,
+        calibration=bundle.config.confidence,
     )
     return OpenedModel(name, runner, format)
 
