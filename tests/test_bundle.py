@@ -20,7 +20,8 @@ from slipstream.checkpoints.rust import read_rust_config
 from slipstream.checkpoints.tensors import write_tensors
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import CheckpointError, ConfigError
-from slipstream.model.config import Calibration, CodecConfig, Curve, SamplingConfig, STTConfig
+from slipstream.model.confidence import Calibration, Curve
+from slipstream.model.config import CodecConfig, SamplingConfig, STTConfig
 
 CALIBRATION = Calibration(word=Curve(nats=(0.0, 1.0), probability=(0.9, 0.2)))
 

@@ -29,7 +29,7 @@ from slipstream.engine.turns import TurnOptions
 from slipstream.errors import AudioError, SlipstreamError
 from slipstream.events import Event, Recovered
 from slipstream.hints import Hints
-from slipstream.model.config import Calibration
+from slipstream.model.confidence import Calibration
 from slipstream.model.runner import Runner
 from slipstream.model.text import Tokenizer
 from slipstream.transcript import Transcript, TranscriptBuilder

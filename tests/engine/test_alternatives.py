@@ -11,7 +11,7 @@ from slipstream.events import Alternative, PartialWord, Word
 from slipstream.hints.search import Rival
 
 
-def test_a_word_gets_the_rivals_at_its_place_the_likeliest_first() -> None:
+def test_a_word_gets_the_rivals_at_its_place_the_most_likely_first() -> None:
     rivals = Rivals(2)
     rivals.note([(1.0, Rival(0, "bear", 2.0)), (1.0, Rival(0, "pear", 1.0)), (1.08, Rival(1, "hair", 3.0))])
     rivals.note([(1.0, Rival(0, "bare", 0.0)), (4.0, Rival(0, "far", 0.0)), (1.0, Rival(0, "bear", 0.5))])

@@ -11,7 +11,7 @@ import pytest
 from slipstream.errors import ConfigError, SlipstreamError
 from slipstream.evaluate.calibration import fit_calibration, write_calibration
 from slipstream.evaluate.confidence import Floats, Judged
-from slipstream.model.config import Calibration, Curve
+from slipstream.model.confidence import Calibration, Curve
 
 
 def _judged(probability_of: Floats, confidence: Floats, seed: int = 0) -> Judged:

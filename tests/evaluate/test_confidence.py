@@ -20,7 +20,7 @@ from slipstream.evaluate.confidence import (
 )
 from slipstream.evaluate.transcribe import Hypothesis
 from slipstream.events import Word
-from slipstream.model.config import Calibration, Curve
+from slipstream.model.confidence import Calibration, Curve
 
 pytest.importorskip("jiwer")
 

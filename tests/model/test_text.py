@@ -12,7 +12,8 @@ from tests.fakes import tiny_tokenizer, tokenizer_proto
 
 from slipstream.errors import CheckpointError
 from slipstream.events import OpenWord, PartialWord, Word
-from slipstream.model.config import PAD_ID, WORD_ID, Calibration, Curve
+from slipstream.model.confidence import Calibration, Curve
+from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.text import MAX_WORD_TOKENS, PAUSE_FRAMES, Tokenizer, WordDecoder, WordEvent, encode_stream
 
 TOKENIZER = tiny_tokenizer()

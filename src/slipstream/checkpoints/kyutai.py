@@ -20,7 +20,8 @@ from slipstream.checkpoints.mimi import ATTENTION_ALIASES, dump_codec, parse_cod
 from slipstream.checkpoints.tables import Entries, Same, Stacked, Table, make_rules
 from slipstream.checkpoints.tensors import Array, Tensors, read_tensors
 from slipstream.errors import ConfigError
-from slipstream.model.config import END_OF_TURN_ABOVE, Calibration, CodecConfig, ConditionerConfig, LMConfig, STTConfig
+from slipstream.model.confidence import Calibration
+from slipstream.model.config import END_OF_TURN_ABOVE, CodecConfig, ConditionerConfig, LMConfig, STTConfig
 from slipstream.model.names import Shapes, lm_shapes
 from slipstream.schema import (
     Count,

@@ -20,7 +20,7 @@ from slipstream.engine.slots import SessionOp, SlotOperator, steering_of
 from slipstream.engine.table import SessionTable
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import ConfigError, EngineError, Overloaded, SessionClosed
-from slipstream.model.config import Calibration
+from slipstream.model.confidence import Calibration
 from slipstream.model.runner import Runner, Steering, StepOutput
 from slipstream.model.text import Tokenizer
 

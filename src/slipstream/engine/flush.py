@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from slipstream.arrays import FloatArray
+from slipstream.audio import Framer
 from slipstream.model.runner import State
 from slipstream.model.text import WordDecoder
 
@@ -98,3 +103,14 @@ class Flush:
         if self.frames_left > 0:
             return False
         return decoder.writing_frame is None or self.frames_left <= -MAX_EXTRA_FLUSH_FRAMES
+
+
+def next_tail(frames: Sequence[FloatArray], framer: Framer, samples: int) -> FloatArray | None:
+    """Return the first `samples` of the next frame, followed by silence; None if `samples` is 0.
+
+    The frame is the first of `frames`, or the incomplete one in `framer`.
+    """
+    if samples == 0:
+        return None
+    frame_S = frames[0] if frames else copy.copy(framer).flush()[0][0]
+    return np.pad(frame_S[:samples], (0, len(frame_S) - samples))

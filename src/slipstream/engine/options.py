@@ -9,7 +9,7 @@ from slipstream.engine.turns import TurnOptions
 from slipstream.engine.watchdog import WatchdogOptions
 from slipstream.errors import ConfigError
 from slipstream.hints import Hints
-from slipstream.model.config import Calibration
+from slipstream.model.confidence import Calibration
 from slipstream.model.runner import Runner
 from slipstream.model.text import Tokenizer
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-import numpy as np
 import numpy.typing as npt
 
 from slipstream.arrays import FloatArray
 from slipstream.audio import Framer
 from slipstream.audio.arrays import SampleConverter, check_range
-from slipstream.engine.flush import Barrier, Flush, Marker, Op, Prefix, SetState, SlotOp
+from slipstream.engine.flush import Barrier, Flush, Marker, Op, Prefix, SetState, SlotOp, next_tail
 from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.reconcile import Reconciler
 from slipstream.engine.turns import VOICE_DB, TurnBuilder, TurnDetector, TurnOptions, VoiceLevel
@@ -405,7 +403,7 @@ class Session:
                 return
 
     def _begin_flush(self, barrier: Barrier, now: float) -> None:
-        tail = self._tail(barrier.position - self._processed)
+        tail = next_tail(self._frames, self._framer, barrier.position - self._processed)
         self._flush = Flush(
             barrier=barrier,
             began=now,
@@ -441,13 +439,6 @@ class Session:
     def _reach_markers(self, settled: int) -> None:
         while self._markers and self._markers[0].position <= settled:
             self.events.append(MarkerReached(self._markers.popleft().id))
-
-    def _tail(self, samples: int) -> FloatArray | None:
-        """Return the first `samples` of the next frame, followed by silence; None if `samples` is 0."""
-        if samples == 0:
-            return None
-        frame_S = self._frames[0] if self._frames else copy.copy(self._framer).flush()[0][0]
-        return np.pad(frame_S[:samples], (0, len(frame_S) - samples))
 
     def _seconds(self, samples: int) -> float:
         return samples / (self.format.frame_samples * self.format.frame_rate)

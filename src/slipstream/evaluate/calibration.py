@@ -22,7 +22,7 @@ from slipstream.evaluate.confidence import (
     reliability,
     word_nats,
 )
-from slipstream.model.config import Calibration, Curve
+from slipstream.model.confidence import Calibration, Curve
 from slipstream.schema import read_json
 
 LEAST_WORDS = 200

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from slipstream.data.tokenizer import plain_word
 from slipstream.evaluate.scores import load_jiwer
 from slipstream.evaluate.transcribe import Hypothesis
-from slipstream.model.config import Calibration
+from slipstream.model.confidence import Calibration
 
 BINS = 10
 _LEAST = 1e-6

@@ -20,7 +20,7 @@ from slipstream.evaluate.scores import (
     word_times,
 )
 from slipstream.evaluate.transcribe import Hypothesis, Speed
-from slipstream.model.config import Calibration
+from slipstream.model.confidence import Calibration
 
 WORST = 40
 """Number of recordings with the most errors that are listed with their texts."""

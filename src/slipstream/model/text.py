@@ -19,7 +19,8 @@ import sentencepiece
 from slipstream.arrays import IntArray
 from slipstream.errors import CheckpointError
 from slipstream.events import OpenWord, PartialWord, Word
-from slipstream.model.config import PAD_ID, WORD_ID, Calibration
+from slipstream.model.confidence import Calibration
+from slipstream.model.config import PAD_ID, WORD_ID
 
 FRAME_RATE = 12.5
 """Frames per second of every published model."""
