@@ -127,6 +127,7 @@ class ModelBundle:
             delay_frames=config.delay_frames,
             silence_frames=math.ceil(self.silence_prefix_seconds * config.codec.frame_rate),
             turns=self.turns,
+            delays=config.delay_condition is not None,
             calibration=config.confidence,
         )
 
