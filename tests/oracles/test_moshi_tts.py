@@ -18,9 +18,11 @@ from slipstream.checkpoints.tensors import write_tensors  # noqa: E402
 from slipstream.model.config import ConditionerConfig  # noqa: E402
 from slipstream.model.script import Entry, ScriptMachine, TokenIds, script_to_entries  # noqa: E402
 from slipstream.moshi.conditioners import ConditionAttributes, TensorCondition, dropout_all_conditions  # noqa: E402
+from slipstream.moshi.utils.utils import cross_entropy  # noqa: E402
 from slipstream.testing import random_model, small_tts_config, tts_lm_config  # noqa: E402
 
 import moshi.conditioners as their_conditioners  # noqa: E402  # isort: skip
+from moshi.utils.utils import cross_entropy as their_cross_entropy  # noqa: E402  # isort: skip
 
 SLOTS = 3
 PLAIN = {"conditioners": (), "cross_position_scale": 0.0}
@@ -86,6 +88,8 @@ def test_scores_of_whole_sequences(name):
     out, expected = ours(codes), theirs(codes)
     for name in ("logits", "text_logits"):
         torch.testing.assert_close(getattr(out, name), getattr(expected, name), atol=2e-5, rtol=0, equal_nan=True)
+    losses = [module(out.logits, codes[:, 1:], out.mask) for module in (cross_entropy, their_cross_entropy)]
+    torch.testing.assert_close(losses[0], losses[1])
     assert out.mask.equal(expected.mask)
     assert out.text_mask.equal(expected.text_mask)
 

@@ -297,4 +297,7 @@ def get_moshi_lm(
     if lora_weights is not None:
         adapter = read_tensors(Path(lora_weights))
         weights = fuse(weights, adapter, config, raw.get("lora_scaling", 2.0), str(lora_weights))
-    return LMModel(build_lm(config, weights, device=device, dtype=dtype)).eval()
+    lm = build_lm(config, weights, device=device, dtype=dtype)
+    if config.depth is not None:
+        lm.conditioners.float()  # as in training
+    return LMModel(lm).eval()

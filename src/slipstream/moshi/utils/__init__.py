@@ -1,0 +1,1 @@
+"""Helpers under Kyutai's names."""
