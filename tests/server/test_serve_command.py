@@ -67,6 +67,18 @@ def test_from_weights_to_words_and_a_clean_end(model: Path) -> None:
     assert not any(word.text in json.dumps(logs) for word in transcribed.words if len(word.text) > 3)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no worker processes")
+def test_workers_and_devices(model: Path) -> None:
+    options = ["--model", str(model), "--slots", "1", "--limit", "idle_seconds=60"]
+    with served(*options, "--device", "cpu", "--workers", "0") as (_, address):
+        transcribed = transcribe(address, [noise_and_tones(2.0)])
+    with served(*options, "--workers", "1", "--devices", "cpu,cpu") as (process, address):
+        assert transcribe(address, [noise_and_tones(2.0)]) == transcribed
+        assert b"slipstream_slots 2.0" in get(f"{address}/metrics")[1]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
 def test_keys_and_tls(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = subprocess.run(
         [sys.executable, "-m", "slipstream", "api-key", "desk"], capture_output=True, text=True, check=True
@@ -150,6 +162,8 @@ def test_a_reload_while_the_model_loads_waits(model: Path) -> None:
         (["--api-keys", "no-such-keys"], "no-such-keys: cannot be read"),
         (["--tls-cert", "cert.pem"], "must be used together"),
         (["--kv-cache", "int8", "--backend", "onnx", "--port", "0"], "only the torch backend has it, not onnx"),
+        (["--devices", "cpu,cpu", "--workers", "0"], "needs --workers of at least 1"),
+        (["--devices", "cpu,", "--workers", "1"], "expected names with commas between them"),
     ],
 )
 def test_wrong_options_are_named(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

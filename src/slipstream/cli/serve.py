@@ -228,7 +228,8 @@ def serve(
         served = [ServedModel.parse(text, slots, backend, device, kv_cache) for text in model or [DEFAULT_MODEL]]
     if [one.model for one in served] == [DEFAULT_MODEL]:
         notice(production_hint())
-    processes = default_workers(served, device_names := _devices(devices)) if workers is None else workers
+    device_names = _devices(devices)
+    processes = default_workers(served, device_names) if workers is None else workers
     if device_names and not processes:
         raise typer.BadParameter("needs --workers of at least 1", param_hint="--devices")
     if speech is not None:
