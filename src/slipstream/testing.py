@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
-from slipstream.arrays import BoolArray, FloatArray
+from slipstream.arrays import BoolArray, FloatArray, IntArray
 from slipstream.model.config import (
     PAD_ID,
     WORD_ID,
@@ -47,7 +47,7 @@ from slipstream.model.config import (
     WhisperConfig,
 )
 from slipstream.model.names import Shapes, codec_shapes, lm_shapes
-from slipstream.model.runner import State, StepOutput, StepwiseRunner
+from slipstream.model.runner import CANDIDATES, Candidates, State, Steering, StepOutput, StepwiseRunner
 from slipstream.model.text import Tokenizer
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -198,7 +198,7 @@ class ScriptRunner(StepwiseRunner):
         for slot in slots:
             self._states[slot] = _SlotState()
 
-    def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
+    def step(self, pcm_BS: FloatArray, active_B: BoolArray, steering: Steering | None = None) -> StepOutput:
         self.threads.add(threading.get_ident())
         self.steps += 1
         if self.steps > self.crash_after:
@@ -213,7 +213,18 @@ class ScriptRunner(StepwiseRunner):
             assert state is not None, f"slot {slot} was stepped before its first reset"
             token_B[slot], logprob_B[slot] = self._transcribe(state, pcm_BS[slot])
             pause_BH[slot] = min(1.0, state.silent / 8)
-        return StepOutput(token_B, logprob_B, pause_BH)
+        found = None if steering is None else self._candidates(token_B, logprob_B)
+        return StepOutput(token_B, logprob_B, pause_BH, found)
+
+    def force(self, slots: Sequence[int], tokens: Sequence[int]) -> None:
+        """Change nothing: the text depends on the audio only."""
+
+    def _candidates(self, token_B: IntArray, logprob_B: FloatArray) -> Candidates:
+        """The text is certain: biases do not change it, and other tokens are as unlikely as can be."""
+        token_BK = (token_B[:, None] + np.arange(CANDIDATES)) % tiny_tokenizer().vocab_size
+        logprob_BK = np.full((self.slots, CANDIDATES), -1e3, np.float32)
+        logprob_BK[:, 0] = logprob_B
+        return Candidates(token_BK, logprob_BK, token_B, logprob_B)
 
     def snapshot(self, slot: int) -> State:
         return copy.deepcopy(self._states[slot])
