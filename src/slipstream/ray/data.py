@@ -29,6 +29,8 @@ import ray
 from slipstream.errors import ConfigError, SlipstreamError
 
 DECODED_RATE = 24_000
+ACTOR_CPUS, DECODE_CPUS = 0.75, 0.25
+"""Together one: with an actor per CPU of the cluster, decoding still has a place."""
 DECODE_BYTES = 256 << 20
 """Memory that a decoding task reserves."""
 ROWS_PER_PART = 256
@@ -48,7 +50,7 @@ def transcribe(
     backend: str = "auto",
     device: str = "auto",
     id_column: str = "path",
-    num_cpus: float = 1,
+    num_cpus: float = ACTOR_CPUS,
     num_gpus: float = 0,
 ) -> Dataset:
     """Transcribe recordings on the actors of a cluster.
@@ -62,7 +64,7 @@ def transcribe(
         backend: `torch`, `onnx`, `mlx` or `auto`.
         device: `cpu`, `cuda` or `auto`.
         id_column: Identifies a recording; it becomes `id` of its row.
-        num_cpus: CPUs of an actor.
+        num_cpus: CPUs of an actor. Decoding needs a quarter of a CPU more: without it, nothing starts.
         num_gpus: GPUs of an actor.
 
     Returns:
@@ -94,7 +96,7 @@ def transcribe(
         fn_args=(id_column,),
         batch_size=1,
         batch_format="pyarrow",
-        num_cpus=1,
+        num_cpus=DECODE_CPUS,
         memory=DECODE_BYTES,  # also keeps Ray Data from fusing this stage with the actors, whose resources are others
     )
     transcribed: Dataset = decoded.map_batches(
