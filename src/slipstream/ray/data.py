@@ -147,7 +147,7 @@ def save(
             sink.add(row)
             count += 1
             if row["error"]:
-                failures.append(f"{row['id']}: {row['error']}")
+                failures.append(f"{row['id']}: {row['error'].removeprefix(row['id'] + ': ')}")
             if progress is not None:
                 progress(count, len(paths))
     return len(paths) - len(left), failures
