@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from slipstream.data.tokenizer import extend_tokenizer, plain_text, train_tokenizer
+from slipstream.data.tokenizer import extend_tokenizer, lost_letters, plain_text, train_tokenizer, writes_plain
 from slipstream.errors import SlipstreamError
+from slipstream.model.text import Tokenizer
 
 TEXT = ["the dog runs home", "a cat sat on the mat"] * 30
 
@@ -62,3 +63,50 @@ def test_a_vocabulary_to_extend_that_cannot_be_read_is_named(
 )
 def test_plain_text_keeps_the_letters_and_marks_of_every_language(text: str, plain: str) -> None:
     assert plain_text(text) == plain
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "plain"),
+    [
+        ("IRMAK \u0130ZM\u0130R", "tr", "\u0131rmak izmir"),
+        ("IRMAK", "en", "irmak"),
+        ("\u0645\u06cc\u200c\u0634\u0648\u062f.", "fa", "\u0645\u06cc\u200c\u0634\u0648\u062f"),
+    ],
+    ids=["turkish", "english", "persian"],
+)
+def test_plain_text_of_a_language(text: str, language: str, plain: str) -> None:
+    assert plain_text(text, language) == plain
+
+
+@pytest.mark.parametrize(
+    ("lines", "plain"),
+    [
+        (["it's a well-known fact", "où êtes-vous"], True),
+        (["It's a well-known fact"], False),
+        (["a fact, or not"], False),
+        (["room 12"], False),
+    ],
+)
+def test_whether_a_vocabulary_writes_plain_text(lines: list[str], plain: bool, tmp_path: Path) -> None:
+    train_tokenizer(lines * 30, tmp_path / "a.model", 100, hard_limit=False)
+    assert writes_plain(Tokenizer(tmp_path / "a.model")) is plain
+
+
+def test_letters_that_a_vocabulary_cannot_write_are_counted(tmp_path: Path) -> None:
+    train_tokenizer(["the dog runs home"] * 30, tmp_path / "a.model", 100, hard_limit=False)
+    lost = lost_letters(["The D\u00f6g", "dog!"], Tokenizer(tmp_path / "a.model"), plain=True)
+    assert (dict(lost.missing), lost.total, lost.named) == ({"\u00f6": 1}, 9, "\u00f6")
+
+
+def test_an_extension_has_pieces_that_its_texts_use(tmp_path: Path) -> None:
+    train_tokenizer(TEXT, tmp_path / "old.model", 60, hard_limit=False)
+    old = Tokenizer(tmp_path / "old.model")
+    german = ["der hund l\u00e4uft", "eine katze sa\u00df auf der matte", "der hund ist s\u00fc\u00df"] * 20
+    extend_tokenizer(tmp_path / "old.model", german, tmp_path / "new.model", old.vocab_size + 11)
+    new = Tokenizer(tmp_path / "new.model")
+    used = {token for line in german for token in new.encode(line)}
+    added = range(old.vocab_size, new.vocab_size)
+    letters = [new.decode([token]) for token in added if len(new.decode([token])) == 1]
+    assert set(letters) >= set("\u00e4\u00fc\u00df")
+    assert used >= set(added[len(letters) :])
+    assert all(new.encode(line) == old.encode(line) for line in TEXT)

@@ -306,6 +306,35 @@ def test_a_checkpoint_with_an_adapter_gives_the_same_logits(folder, tmp_path, fu
     assert not torch.allclose(logits[0], plain.forward_text(sequence)[1], atol=0.1)
 
 
+@pytest.mark.parametrize("grown", [False, True])
+def test_what_training_exports_loads_in_theirs(folder, tmp_path, grown):
+    """The adapter on its base, and the merged model; with new pieces, which their base has no rows for, merged."""
+    from slipstream.backends.torch.build import build_lm
+    from slipstream.checkpoints.checkpoint import read_checkpoint
+    from slipstream.checkpoints.sources import resolve
+    from slipstream.train.artifacts import export_lm
+    from slipstream.train.lora import add_lora, merged_weights, write_adapter
+    from slipstream.train.options import LoraOptions
+
+    base, options = read_checkpoint(resolve(folder)), LoraOptions(rank=4, pause_heads=True)
+    lm = build_lm(base.config.lm, base.lm)
+    add_lora(lm, options, base.config.lm.text_vocab - 5 if grown else None)
+    for parameter in lm.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    export_lm(merged_weights(lm), base, tmp_path, dtype="float32")
+    write_adapter(lm, base.config, options, tmp_path)
+    given = {"config_path": tmp_path / "adapter.json", "lora_weights": tmp_path / "adapter.safetensors"}
+    sequence = torch.randint(0, 32, (2, 6, 30))
+    logits = [
+        info.get_moshi(dtype=torch.float32).forward_text(sequence)[1]
+        for models in (OURS, THEIRS)
+        for info in (checkpoint_info(models, tmp_path), checkpoint_info(models, folder, **given))
+    ]
+    for others in logits[1:]:
+        torch.testing.assert_close(others, logits[0], atol=1e-4, rtol=1e-4)
+
+
 def frames_of_a_file(mimi, info) -> list[torch.Tensor]:
     """Audio as the published script prepares it: whole frames between silence before and the delay after."""
     audio = torch.from_numpy(noise_and_tones(4.0))[None, None]

@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arrays = {name: tensor.numpy() for name, tensor in codec.state_dict().items()}
     lm = world.config().lm.model_copy(update={"text_vocab": Tokenizer(tokenizer).vocab_size})
     config = world.config().model_copy(update={"lm": lm})
-    export_lm(LM(lm), Checkpoint(config, {}, arrays, tokenizer), folder / "base")
+    export_lm(LM(lm).state_dict(), Checkpoint(config, {}, arrays, tokenizer), folder / "base")
     return folder
 
 
@@ -129,7 +129,7 @@ def test_adapters_learn_with_bfloat16_weights_and_are_all_that_is_saved(folder: 
     def adapted(steps: int) -> Trainer:
         torch.manual_seed(3)
         lm = LM(world.config().lm)
-        add_lora(lm, 4, 2.0)
+        add_lora(lm, LoraOptions(rank=4))
         sampler = TokenSampler(
             [Pack(folder / "pack")], Tokenizer(folder / "tokenizer.model"), world.rows(4.0, {"chords": 1.0})
         )

@@ -23,6 +23,7 @@ from slipstream.model.numerics import NO_TOKEN
 from slipstream.model.text import Tokenizer
 from slipstream.train.distil import Distilled, DistilTask, Teacher
 from slipstream.train.joint import WhisperJointTask
+from slipstream.train.keep import old_model
 from slipstream.train.loop import Trainer
 from slipstream.train.model import SpeechModel
 from slipstream.train.optim import Optimizer
@@ -160,6 +161,35 @@ def test_an_encoder_that_learns_with_the_lm_keeps_to_its_teacher(pack: Pack, tmp
     assert "cosine" in numbers
     task.encoder_learns = False
     assert "cosine" not in task.loss(rows.batch(0, 2), 0, 0.0)[1]
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_the_divergence_from_the_base_counts_what_has_changed(pack: Pack, tmp_path: Path, learns: bool) -> None:
+    torch.manual_seed(0)
+    model = SpeechModel(config(), 3)
+    loss = LossOptions(base=2.0, commitment=0.0, spoken=0.0, pause=0.0)
+    old = old_model(model, loss, None)
+    rows = sampler(pack, tmp_path, {"chords": 1.0})
+    task = WhisperJointTask(model, rows, loss, QuantiserOptions(start=0, share=1.0), learns, old=old)
+    batch = rows.batch(0, 2)
+    assert task.loss(batch, 0, 0.0)[1]["base"] == pytest.approx(0, abs=1e-5)
+    with torch.no_grad():
+        model.lm.text_linear.weight.add_(0.1 * torch.randn_like(model.lm.text_linear.weight))
+    total, numbers = task.loss(batch, 0, 0.0)
+    assert numbers["base"] > 1e-3
+    assert total.item() == pytest.approx(numbers["text"] + 2 * numbers["base"], rel=1e-4)
+
+
+def test_only_the_frames_of_replayed_datasets_are_kept(pack: Pack, tmp_path: Path) -> None:
+    tokenizer, both = Tokenizer(world.tokenizer(tmp_path)), {"chords": 1.0, "untranscribed": 1.0}
+    kept = {}
+    for name, replay in (("none", ()), ("one", ("untranscribed",)), ("both", tuple(both))):
+        options = world.rows(3.2, both, replay=replay)
+        rows = WaveSampler([pack], tokenizer, options, effects=CLEAN, noise=QUIET, speed=1.0)
+        kept[name] = rows.batch(0, 8).targets.kept_BT
+    assert kept["none"].all()
+    assert 0 < kept["one"].sum() < kept["both"].sum() < kept["none"].sum()
+    assert not (kept["one"] & ~kept["both"]).any()
 
 
 def test_the_encoder_reads_only_rows_that_have_audio(pack: Pack, tmp_path: Path) -> None:

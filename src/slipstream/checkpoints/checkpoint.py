@@ -50,9 +50,12 @@ def read_checkpoint(sources: Sources, *, keep_quantized: bool = False) -> Checkp
         CheckpointError: A file cannot be read, or tensors do not fit the configuration; the message names them all.
     """
     config, adapter = sources.config, sources.adapter
-    lm = read_lm(sources.lm, config.lm, keep_quantized=keep_quantized and adapter is None)
-    if adapter is not None:
-        lm = fuse(lm, read_tensors(adapter.path), config.lm, adapter.scaling, str(adapter.path))
+    if adapter is None:
+        lm = read_lm(sources.lm, config.lm, keep_quantized=keep_quantized)
+    else:
+        changes = read_tensors(adapter.path)
+        base = _before_growth(config.lm, sources.lm) if "text_linear.weight" in changes else config.lm
+        lm = fuse(read_lm(sources.lm, base), changes, config.lm, adapter.scaling, str(adapter.path))
         config = config.model_copy(update={"files": config.files.model_copy(update={"lora": None})})
     return Checkpoint(
         config=config,
@@ -160,6 +163,12 @@ def convert(
         raise CheckpointError(f"{destination} is not an empty folder: choose a new one")
     sources = source if isinstance(source, Sources) else resolve(source, **origin)
     save_checkpoint(read_checkpoint(sources), destination, layout, quantize=quantize, dtype=dtype)
+
+
+def _before_growth(config: LMConfig, paths: Sequence[Path]) -> LMConfig:
+    """The LM with the vocabulary of its files, to which an adapter adds pieces."""
+    head = _read(paths)[0].get("text_linear.weight")
+    return config if head is None else config.model_copy(update={"text_vocab": len(head)})
 
 
 def _read(paths: Sequence[Path]) -> tuple[dict[str, Array], str]:

@@ -118,7 +118,7 @@ def resolve(
         config=parsed,
         lm=(lm_path,),
         codec=(codec_path or find_named(place, files.codec),),
-        tokenizer=find_given(tokenizer, place) or find_named(place, files.tokenizer),
+        tokenizer=find_given(tokenizer, place) or _beside(config_path, config, files.tokenizer, place),
         adapter=_adapter(raw, files.lora, place, config_path),
     )
 
@@ -290,7 +290,15 @@ def _codec_config(raw: Mapping[str, Any], override: Ref | None, place: Place) ->
 def _adapter(raw: Mapping[str, Any], name: str | None, place: Place, where: Path) -> Adapter | None:
     if bool(raw.get("lora")) != (name is not None):
         raise ConfigError(f"{where}: lora={bool(raw.get('lora'))}, lora_name={name}: an adapter needs both")
-    return None if name is None else Adapter(find_named(place, name), raw.get("lora_scaling", LORA_SCALING))
+    if name is None:
+        return None
+    return Adapter(_beside(where, where, name, place), raw.get("lora_scaling", LORA_SCALING))
+
+
+def _beside(config_path: Path, given: Ref | None, name: str, place: Place) -> Path:
+    """A file that a configuration names: next to it if that was given, as for an adapter, else in `place`."""
+    beside = config_path.parent / name
+    return beside if given is not None and beside.is_file() else find_named(place, name)
 
 
 def _feature_extractor(place: Place) -> Mapping[str, Any]:

@@ -30,23 +30,41 @@ def tokenizer(
     texts: Annotated[list[Path], typer.Argument(help="Text files with one sentence per line, plain or gzipped.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The SentencePiece model to write.")],
     size: Annotated[int, typer.Option(help="Size of the vocabulary.")] = 2000,
-    extend: Annotated[Path | None, typer.Option(help="Keep this vocabulary, and add to it up to --size.")] = None,
-    plain: Annotated[bool, typer.Option(help="Lower case and no punctuation.")] = True,
+    extend: Annotated[
+        str | None, typer.Option(help="Keep the vocabulary of this file or model, and add to it up to --size.")
+    ] = None,
+    plain: Annotated[
+        bool | None,
+        typer.Option(
+            "--plain/--no-plain",
+            help="Lower case and no punctuation. Default: yes, unless the vocabulary that is extended has capitals.",
+        ),
+    ] = None,
+    language: Annotated[
+        str, typer.Option("--language", "-l", help="Code of the texts' language; Turkish and Azerbaijani need it.")
+    ] = "",
 ) -> None:
     """Train a vocabulary for the text stream, or extend an existing one.
 
-    Training does not enlarge a model's embeddings: an extended vocabulary needs a new LM.
+    A run whose `data.tokenizer` extends the vocabulary of the model that it starts from grows that model. `--extend`
+    takes a tokenizer's file, or a model: its name or folder.
     """
     with needs_extra("train", "training"):
+        from slipstream.bundle import ModelBundle
         from slipstream.data.texts import read_texts
-        from slipstream.data.tokenizer import extend_tokenizer, plain_text, train_tokenizer
+        from slipstream.data.tokenizer import extend_tokenizer, plain_text, train_tokenizer, writes_plain
+        from slipstream.model.text import Tokenizer
 
+    if extend is not None and not Path(extend).is_file():
+        extend = str(ModelBundle.resolve(extend).sources.tokenizer)
+    if plain is None:
+        plain = extend is None or writes_plain(Tokenizer(extend))
     lines = (line for path in texts for line in read_texts(path))
-    sentences = map(plain_text, lines) if plain else lines
+    sentences = (plain_text(line, language) for line in lines) if plain else lines
     if extend is None:
         train_tokenizer(sentences, out, size)
     else:
-        extend_tokenizer(extend, sentences, out, size)
+        extend_tokenizer(Path(extend), sentences, out, size)
     typer.echo(f"{out}")
 
 

@@ -13,14 +13,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slipstream.audio import SAMPLE_RATE, load
-from slipstream.data.tokenizer import plain_text
+from slipstream.data.tokenizer import MOST_MISSING, lost_letters, plain_text, too_few_letters, writes_plain
 from slipstream.errors import AudioError, BackendError, SlipstreamError
 from slipstream.events import Word
 from slipstream.model.text import Tokenizer
@@ -28,8 +28,6 @@ from slipstream.model.text import Tokenizer
 OnProblem = Literal["skip", "fail"]
 TIME_TOLERANCE = 0.1
 """Seconds by which a time may exceed the audio: aligners round to frames, and codecs cut a little."""
-MOST_MISSING = 0.05
-"""Largest share of a collection's letters that a vocabulary may omit."""
 
 _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
@@ -255,18 +253,11 @@ def _text_problem(text: str, tokenizer: Tokenizer | None) -> str:
 
 def _check_letters(recordings: Iterable[Recording], tokenizer: Tokenizer) -> None:
     """Raise `ManifestError` if the vocabulary omits too many of the texts' letters."""
-    missing: Counter[str] = Counter()
-    total = 0
-    for recording in recordings:
-        letters = Counter(_letters(recording.text))
-        missing += letters - Counter(_letters(tokenizer.decode(tokenizer.encode(plain_text(recording.text)))))
-        total += letters.total()
-    if missing.total() > MOST_MISSING * total:
-        named = " ".join(letter for letter, _ in missing.most_common(10))
-        raise ManifestError(
-            f"the vocabulary omits {missing.total() / total:.0%} of the texts' letters, such as {named}; at most "
-            f"{MOST_MISSING:.0%} may be omitted: train one on texts of this language with `slipstream train tokenizer`"
-        )
+    plain = writes_plain(tokenizer)
+    for language, of_language in groupby(sorted(recordings, key=lambda one: one.lang), lambda one: one.lang):
+        lost = lost_letters((one.text for one in of_language), tokenizer, plain, language)
+        if lost.share > MOST_MISSING:
+            raise ManifestError(too_few_letters(lost, language))
 
 
 def _words_problem(recording: Recording) -> str:

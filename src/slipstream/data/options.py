@@ -64,7 +64,9 @@ class DataOptions(Options):
     That of the model that the run starts from by default, or 6.
     crop: by dataset, how often only a run of a recording's words is taken: against memorising few sentences.
     same_language: how often the next utterance of a row is in the language of the last.
-    plain_text: lower case and no punctuation.
+    plain_text: lower case and no punctuation; by default if the vocabulary has neither capitals nor punctuation.
+    replay: datasets of what the model can do already: `loss.base` keeps it on their recordings, or on all if none is
+    named.
     texts, text_share: files of sentences, one a line, and the share of rows that are made of them alone, without audio.
     valid: recordings to measure the model on while it learns (`slipstream train lm`).
     text_mask: share of the previous text tokens that the LM does not see.
@@ -80,7 +82,8 @@ class DataOptions(Options):
     delay: Positive | tuple[Positive, Positive] | None = None
     crop: dict[str, Share] = Field(default_factory=dict)
     same_language: Share = 0.85
-    plain_text: bool = True
+    plain_text: bool | None = None
+    replay: tuple[str, ...] = ()
     valid: ValidOptions | None = None
     texts: tuple[Path, ...] = ()
     text_share: Share = 0.0
@@ -102,4 +105,6 @@ class DataOptions(Options):
     def _crop_what_is_drawn(self) -> DataOptions:
         if unknown := sorted(self.crop.keys() - self.weights.keys()):
             raise ValueError(f"crop names {', '.join(unknown)}, which weights do not draw from")
+        if unknown := sorted(set(self.replay) - self.weights.keys()):
+            raise ValueError(f"replay names {', '.join(unknown)}, which weights do not draw from")
         return self

@@ -21,7 +21,7 @@ from slipstream.data.options import DataOptions, SampleAugment
 from slipstream.data.packs import Clip, Pack
 from slipstream.data.phones import UNKNOWN
 from slipstream.data.spectral import NO_AUGMENT
-from slipstream.data.tokenizer import plain_word
+from slipstream.data.tokenizer import MOST_MISSING, lost_letters, plain_word, too_few_letters, writes_plain
 from slipstream.errors import ConfigError
 from slipstream.events import Word
 from slipstream.model.config import PAD_ID, LMConfig
@@ -36,6 +36,8 @@ HOW_TO_PACK = {
     "tokens": "`slipstream data pack --model`",
     "samples": "`slipstream data pack --samples`",
 }
+_CHECKED = 2000
+"""Texts of a language whose letters are compared with the vocabulary."""
 PAUSE_HORIZONS = (0.5, 1.0, 2.0, 3.0)
 """Seconds that each pause head looks ahead."""
 
@@ -44,7 +46,7 @@ PAUSE_HORIZONS = (0.5, 1.0, 2.0, 3.0)
 class Targets:
     """What the LM learns of each row: `text_BT` the text stream (PAD where no word), `mask_BT` where it is known,
     `seen_BT` the stream as the LM reads it, with errors, `pause_BTH` classes, `delay_B` in frames. `draw_B`: a uniform
-    number in [0, 1) for each row, for what else is drawn."""
+    number in [0, 1) for each row, for what else is drawn. `kept_BT`: the frames of the datasets `data.replay`."""
 
     text_BT: IntArray
     mask_BT: BoolArray
@@ -52,6 +54,7 @@ class Targets:
     delay_B: IntArray
     seen_BT: IntArray
     draw_B: FloatArray
+    kept_BT: BoolArray
 
 
 def pause_labels(starts: Sequence[float], frames: int, frame_rate: float, classes: int) -> IntArray:
@@ -144,6 +147,7 @@ class Sampler(ABC):
         self.kind = kinds.pop()
         self.length = round(self.data.seconds * self.kind.rate)
         self._packs = packs
+        self.plain = writes_plain(tokenizer) if self.data.plain_text is None else self.data.plain_text
         self._admit_all(packs)
         self._weigh()
 
@@ -186,6 +190,7 @@ class Sampler(ABC):
             there = ", ".join(sorted({clip.dataset for pack in packs for clip in pack.clips}))
             problem = f"data.weights names {', '.join(missing)}, but the packs ({there}) hold no usable clip of it"
             raise ConfigError("; ".join([problem, *self.remarks()]))
+        self._check_letters()
 
     def _weigh(self) -> None:
         """How likely each dataset and language is."""
@@ -193,6 +198,15 @@ class Sampler(ABC):
         languages = Counter(dataset for dataset, _ in self._keys)
         weights = np.array([self.data.weights[dataset] / languages[dataset] for dataset, _ in self._keys])
         self._probabilities = weights / weights.sum()
+
+    def _check_letters(self) -> None:
+        """Raise `ConfigError` if the vocabulary cannot write a language of the clips."""
+        for language in sorted({language for _, language in self._pools}):
+            clips = [clip for key, pool in self._pools.items() if key[1] == language for _, clip in pool]
+            texts = (clip.text for clip in clips[:: 1 + len(clips) // _CHECKED])
+            lost = lost_letters(texts, self.tokenizer, self.plain, language)
+            if lost.share > MOST_MISSING:
+                raise ConfigError(f"data.tokenizer: {too_few_letters(lost, language)}")
 
     def remarks(self) -> list[str]:
         """How many clips were left out, and why."""
@@ -250,7 +264,7 @@ class Sampler(ABC):
         return int(rng.integers(self.options.delay[0], self.options.delay[1] + 1))
 
     def _words(self, clip: Clip, start: float, factor: float) -> list[Word]:
-        words = ((plain_word(text) if self.data.plain_text else text, a, b) for text, a, b in clip.words)
+        words = ((plain_word(text, clip.language) if self.plain else text, a, b) for text, a, b in clip.words)
         return [Word(text, start + a / factor, start + b / factor) for text, a, b in words if text]
 
     def _read(self, rng: np.random.Generator) -> list[Word]:
@@ -260,7 +274,7 @@ class Sampler(ABC):
         while at < self.data.seconds:
             letter = rng.uniform(0.05, 0.1)
             for text in self.options.sentences[int(rng.integers(len(self.options.sentences)))].split():
-                plain = plain_word(text) if self.data.plain_text else text
+                plain = plain_word(text) if self.plain else text
                 end = at + letter * (1 + len(text))
                 if plain and at < self.data.seconds:
                     words.append(Word(plain, at, end))
@@ -274,8 +288,10 @@ class Sampler(ABC):
         unknown: Sequence[tuple[float, float]],
         delay: int,
         rng: np.random.Generator,
+        kept: Sequence[tuple[float, float]] = (),
     ) -> RowTargets:
-        """Text stream and pause classes of a row; `unknown` are stretches of seconds whose words have no times."""
+        """Text stream and pause classes of a row; `unknown` are stretches of seconds whose words have no times, `kept`
+        those of `data.replay`."""
         T = round(self.data.seconds * self.frame_rate)
         mask = np.ones(T, np.bool_)
         for start, end in unknown:
@@ -286,7 +302,10 @@ class Sampler(ABC):
         pause[~mask] = UNKNOWN
         text = encode_stream(heard, self.tokenizer, delay, T, self.frame_rate)
         seen = misread(text, self.data.text_mask, self.data.text_errors, rng)
-        return RowTargets(text, mask, pause, delay, seen, float(rng.random()))
+        keep = np.full(T, not self.data.replay)
+        for start, end in kept:
+            keep[math.floor(start * self.frame_rate) : math.ceil(end * self.frame_rate) + delay] = True
+        return RowTargets(text, mask, pause, delay, seen, float(rng.random()), keep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +316,7 @@ class RowTargets:
     delay: int
     seen_T: IntArray
     draw: float
+    kept_T: BoolArray
 
 
 def stack_targets(targets: Sequence[RowTargets]) -> Targets:
@@ -307,4 +327,5 @@ def stack_targets(targets: Sequence[RowTargets]) -> Targets:
         np.array([t.delay for t in targets]),
         np.stack([t.seen_T for t in targets]),
         np.array([t.draw for t in targets], np.float32),
+        np.stack([t.kept_T for t in targets]),
     )

@@ -154,6 +154,7 @@ class TokenSampler(Sampler):
             return codes, self._targets(self._read(rng), (), delay, rng)
         codes = np.tile(np.array(self.kind.silence, np.int64), (T, 1))
         words: list[Word] = []
+        kept: list[tuple[float, float]] = []
         clips = self._clips(rng)
         at = round(rng.uniform(0, 0.6) * rate)
         while at < T:
@@ -162,5 +163,7 @@ class TokenSampler(Sampler):
             rows = content[skipped : skipped + T - at]
             codes[at : at + len(rows)] = rows
             words += self._words(clip, (at - skipped) / rate, 1.0)
+            if clip.dataset in self.data.replay:
+                kept.append((at / rate, (at + len(rows)) / rate))
             at += len(rows) + self._gap(rng)
-        return codes, self._targets([w for w in words if w.start < T / rate], (), delay, rng)
+        return codes, self._targets([w for w in words if w.start < T / rate], (), delay, rng, kept)

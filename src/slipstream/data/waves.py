@@ -129,6 +129,7 @@ class WaveSampler(Sampler):
         clean, heard = np.zeros(length, np.float32), np.zeros(length, np.float32)
         words: list[Word] = []
         unknown: list[tuple[float, float]] = []
+        kept: list[tuple[float, float]] = []
         tokens: list[int] = []
         labels = np.full(round(self.data.seconds * self.phone_rate), UNKNOWN, np.int64)
         if self.options.sentences and rng.random() < self.data.text_share:
@@ -151,7 +152,9 @@ class WaveSampler(Sampler):
             words += self._words(clip, at / rate, factor)
             if clip.text and not clip.words:
                 unknown.append((at / rate, end / rate))
-            text = plain_text(clip.text) if self.data.plain_text else clip.text
+            if clip.dataset in self.data.replay:
+                kept.append((at / rate, end / rate))
+            text = plain_text(clip.text, clip.language) if self.plain else clip.text
             tokens += [token + 1 for token in self.tokenizer.encode(text)] if text else []
             labelled = labelled and bool(clip.text)
             self._label(labels, clip, at / rate, end / rate, factor)
@@ -160,7 +163,7 @@ class WaveSampler(Sampler):
             level = float(np.sqrt(np.square(heard).sum() / spoken))
             heard = self.noise(self._under(heard, level, rng), level, rng)
         row = _Row(clean, np.clip(heard, -1, 1), tokens, labelled and bool(tokens), labels, self._spoken(words))
-        return row, self._targets(words, unknown, self._delay(rng), rng)
+        return row, self._targets(words, unknown, self._delay(rng), rng, kept)
 
     def _under(self, heard: FloatArray, level: float, rng: np.random.Generator) -> FloatArray:
         """The row with another speaker under it, if that is drawn; `level`: root mean square of its speech."""

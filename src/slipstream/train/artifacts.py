@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from slipstream.backends.torch.lm import LM
 from slipstream.backends.torch.mimi import Mimi
@@ -47,9 +49,11 @@ def export_distilled(model: Distilled, tokenizer: Path, folder: Path) -> None:
     save_checkpoint(Checkpoint(model.config, _arrays(lm, "bfloat16"), codec, tokenizer), folder, "kyutai")
 
 
-def export_lm(lm: LM, beside: Checkpoint, folder: Path, *, dtype: str = "bfloat16", layout: str = "kyutai") -> None:
-    """Write an LM with the configuration, codec and tokenizer of `beside` into `folder`, in a published layout."""
-    save_checkpoint(replace(beside, lm=_arrays(lm, dtype)), folder, layout)
+def export_lm(
+    weights: Mapping[str, Tensor], beside: Checkpoint, folder: Path, *, dtype: str = "bfloat16", layout: str = "kyutai"
+) -> None:
+    """Write an LM's weights with the configuration, codec and tokenizer of `beside` into `folder`."""
+    save_checkpoint(replace(beside, lm=_cast(weights, dtype)), folder, layout)
 
 
 def export_codec(codec: Mimi, folder: Path) -> None:
@@ -60,7 +64,11 @@ def export_codec(codec: Mimi, folder: Path) -> None:
 
 
 def _arrays(module: torch.nn.Module, dtype: str) -> dict[str, Array]:
+    return _cast(module.state_dict(), dtype)
+
+
+def _cast(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Array]:
     return {
         name: tensor.detach().float().cpu().numpy().astype("float32" if name.endswith(_AVERAGES) else DTYPES[dtype])
-        for name, tensor in module.state_dict().items()
+        for name, tensor in tensors.items()
     }

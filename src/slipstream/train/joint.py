@@ -15,8 +15,9 @@ from slipstream.data.phones import UNKNOWN
 from slipstream.data.waves import WaveBatch, WaveSampler
 from slipstream.model.config import PAD_ID
 from slipstream.model.numerics import WHISPER_POSITIONS
-from slipstream.train.codebooks import CodebookStart, moving_buffers, refresh, start_projections
+from slipstream.train.codebooks import CodebookStart, moving_buffers, quantise, refresh, start_projections
 from slipstream.train.distil import Teacher, whisper_mel
+from slipstream.train.keep import OldModel
 from slipstream.train.model import SpeechModel
 from slipstream.train.options import LossOptions, QuantiserOptions
 from slipstream.train.tasks import Numbers, hear, text_losses
@@ -35,6 +36,7 @@ class WhisperJointTask:
     Args:
         train_encoder: whether the encoder learns.
         teacher: what the encoder also learns from, by `loss.distil`, so that it keeps what it knows.
+        old: the model before the run, for `loss.base`.
     """
 
     def __init__(
@@ -45,8 +47,9 @@ class WhisperJointTask:
         quantiser: QuantiserOptions,
         train_encoder: bool,
         teacher: Teacher | None = None,
+        old: OldModel | None = None,
     ) -> None:
-        self.teacher = teacher
+        self.teacher, self.old, self.train_encoder = teacher, old, train_encoder
         self.module, self.sampler, self.weights, self.quantiser = model, sampler, loss, quantiser
         self.row_seconds = sampler.data.seconds
         self.positions_per_second = sampler.phone_rate
@@ -68,16 +71,21 @@ class WhisperJointTask:
         self._start(step, self._latent)
         audible_B = ~batch.textual_B
         if not audible_B.any():
-            return text_losses(model.lm, self._silence(batch), batch.targets, weights, self.sampler.frame_rate)
-        x_APD = self._features(batch, audible_B)
+            silence = self._silence(batch)
+            return text_losses(model.lm, silence, batch.targets, weights, self.sampler.frame_rate, self.old)
+        mel, start_A = self._mel(batch, audible_B)
+        with torch.set_grad_enabled(self.encoder_learns and torch.is_grad_enabled()):
+            x_APD = _features(model, mel, start_A)
         draw_A = torch.from_numpy(batch.targets.draw_B[audible_B]).to(x_APD.device)
         heard, commitment = hear(model.codec.quantizer, model.latent(x_APD), draw_A, self.quantiser, step, progress)
-        audio_BTD = model.audio_input(*heard)
-        if not audible_B.all():
-            rows_A = torch.from_numpy(audible_B.nonzero()[0]).to(x_APD.device)
-            audio_BTD = self._silence(batch).index_copy(0, rows_A, audio_BTD)
+        audio_BTD = self._with_silence(model.audio_input(*heard), batch, audible_B)
         spoken = self._spoken(torch.cat(heard, dim=-1), batch.spoken_BT[audible_B])
-        total, numbers = text_losses(model.lm, audio_BTD, batch.targets, weights, self.sampler.frame_rate)
+        old_BTD = None
+        if self.old is not None:
+            self.old.follow(mel)
+            old_BTD = self._with_silence(self._old_audio(self.old, mel, start_A, x_APD), batch, audible_B)
+        rate = self.sampler.frame_rate
+        total, numbers = text_losses(model.lm, audio_BTD, batch.targets, weights, rate, self.old, old_BTD)
         numbers["commitment"] = commitment.item()
         numbers["spoken"] = spoken.item()
         total = total + weights.commitment * commitment + weights.spoken * spoken
@@ -118,13 +126,31 @@ class WhisperJointTask:
     def after_step(self) -> None:
         refresh(self.module.codec.quantizer)
 
-    def _features(self, batch: WaveBatch, audible_B: BoolArray) -> Tensor:
-        """The encoder's features of the rows that have audio, not delayed, `[A, P, D]`."""
+    @torch.no_grad()
+    def _old_audio(self, old: OldModel, mel: Tensor, start_A: Tensor, x_APD: Tensor) -> Tensor:
+        """The audio input of the model before the run; a frozen encoder's features are those of both."""
+        model = cast(SpeechModel, old.module)
+        x_APD = _features(model, mel, start_A) if self.train_encoder else x_APD
+        _, heard, _ = quantise(model.codec.quantizer, model.latent(x_APD), update=False)
+        return model.audio_input(*heard)
+
+    def _with_silence(self, audio_ATD: Tensor, batch: WaveBatch, audible_B: BoolArray) -> Tensor:
+        """The audio input of all rows, from that of the rows that have audio."""
+        if audible_B.all():
+            return audio_ATD
+        rows_A = torch.from_numpy(audible_B.nonzero()[0]).to(audio_ATD.device)
+        return self._silence(batch).index_copy(0, rows_A, audio_ATD)
+
+    def _mel(self, batch: WaveBatch, audible_B: BoolArray) -> tuple[Tensor, Tensor]:
+        """Log-mel frames of the rows that have audio, and the encoder's position at which each begins."""
         mel = whisper_mel(self.module.codec, batch.heard_BS[audible_B], self.module.phone_head.weight)
-        start_B = torch.randint(WHISPER_POSITIONS, (len(mel),), device=mel.device)
-        with torch.set_grad_enabled(self.encoder_learns and torch.is_grad_enabled()):
-            return cast(WhisperEncoder, self.module.codec.encoder).hidden(mel, start_B=start_B)[-1]
+        return mel, torch.randint(WHISPER_POSITIONS, (len(mel),), device=mel.device)
 
     def _latent(self, first_row: int, rows: int) -> Tensor:
         batch = self.batch(first_row, rows)
-        return self.module.latent(self._features(batch, np.ones(rows, np.bool_)))
+        return self.module.latent(_features(self.module, *self._mel(batch, np.ones(rows, np.bool_))))
+
+
+def _features(model: SpeechModel, mel: Tensor, start_A: Tensor) -> Tensor:
+    """The encoder's features, not delayed, `[A, P, D]`."""
+    return cast(WhisperEncoder, model.codec.encoder).hidden(mel, start_B=start_A)[-1]

@@ -12,9 +12,9 @@ from typing import cast
 import torch
 import torch.distributed as dist
 
-from slipstream.backends.torch.build import build_codec, build_lm
+from slipstream.backends.torch.build import build_codec
 from slipstream.backends.torch.layers import Transformer, TransformerLayer
-from slipstream.backends.torch.lm import LM, PauseHeads
+from slipstream.backends.torch.lm import LM
 from slipstream.backends.torch.mel import LogMel
 from slipstream.backends.torch.mimi import Mimi
 from slipstream.backends.torch.whisper import WhisperEncoder, WhisperLayer
@@ -26,15 +26,16 @@ from slipstream.data.phones import PhoneInventory
 from slipstream.data.rows import Sampler
 from slipstream.data.sampler import RowSampler, TokenSampler
 from slipstream.errors import CheckpointError, ConfigError
-from slipstream.model.config import CodecConfig, LMConfig
+from slipstream.model.config import CodecConfig
 from slipstream.train.adversary import Discriminator
 from slipstream.train.artifacts import export_codec, export_distilled, export_lm, export_model
 from slipstream.train.card import write_card
 from slipstream.train.distil import Distilled, DistilTask, Teacher
 from slipstream.train.estimate import estimate
 from slipstream.train.joint import WhisperJointTask
+from slipstream.train.keep import old_lm, old_model
 from slipstream.train.loop import Trainer
-from slipstream.train.lora import add_lora, merge_lora
+from slipstream.train.lora import based_lm, merged_weights, write_adapter
 from slipstream.train.model import SpeechModel, start_audio_embeddings
 from slipstream.train.options import CodecRun, DistilOptions, LMRun, RunOptions
 from slipstream.train.parallel import Task, dtype_of
@@ -44,6 +45,7 @@ from slipstream.train.rehearsal import Rehearsal, write_rows
 from slipstream.train.setup import (
     TextOptions,
     delayed,
+    grown,
     new_speech_model,
     open_tokenizer,
     phones_of_run,
@@ -182,6 +184,8 @@ def _start_distilled(model: Distilled, init: str | None) -> None:
 def _run_joint(options: LMRun, report: Report, measure: Measure | None) -> Path:
     if shapes_of(options.model)[0].whisper:
         return _run_whisper_joint(options, report, measure)
+    if options.loss.base:
+        raise ConfigError("loss.base is for a codec with Whisper's encoder, and for model.base: leave it out")
     model, sampler, text = _speech(options, [Pack(path) for path in options.data.packs])
     if not sampler.timed:
         raise ConfigError(
@@ -214,7 +218,8 @@ def _run_whisper_joint(options: LMRun, report: Report, measure: Measure | None) 
         front_end, whisper = cast(LogMel, model.codec.mel), model.config.codec.whisper
         given = read_whisper(options.distil.teacher)
         teacher = Teacher(given, whisper, front_end, sampler.clean, dtype_of(options.run))
-    task = WhisperJointTask(model, sampler, options.loss, options.quantiser, train_encoder, teacher)
+    old = old_model(model, options.loss, text.growth)
+    task = WhisperJointTask(model, sampler, options.loss, options.quantiser, train_encoder, teacher, old)
 
     def export(folder: Path) -> None:
         export_model(model, model.config, text.tokenizer, folder)
@@ -261,51 +266,32 @@ def _speech(options: CodecRun | LMRun, packs: list[Pack]) -> tuple[SpeechModel, 
 def _run_text(options: LMRun, report: Report, measure: Measure | None) -> Path:
     base = ModelBundle.resolve(str(options.model.base)).checkpoint()
     config = base.config
-    if options.model.lm is not None:
-        config = config.model_copy(update={"lm": options.model.lm})
-    if options.model.pause_heads is not None:
-        lm_config = config.lm.model_copy(update={"pause_heads": options.model.pause_heads})
-        config = config.model_copy(update={"lm": lm_config})
     text = text_options(options.data, options.model)
-    config = delayed(config, text.delay)
+    lm_config = options.model.lm or grown(config.lm, text.growth)
+    if options.model.pause_heads is not None:
+        lm_config = lm_config.model_copy(update={"pause_heads": options.model.pause_heads})
+    config = delayed(config.model_copy(update={"lm": lm_config}), text.delay)
     torch.manual_seed(options.run.seed)
     if options.model.lm is None:
-        lm = _based_lm(base, config.lm, options)
+        lm = based_lm(base, config.lm, options, text.growth)
     else:
         lm = LM(config.lm)
         start_audio_embeddings(lm, build_codec(config.codec, base.codec))
     packs = [Pack(path) for path in options.data.packs]
     rows = row_options(options.data, text, config.lm)
     sampler = TokenSampler(packs, open_tokenizer(text, config.lm), rows, seed=options.run.seed)
-    task = TextTask(lm, sampler, options.loss, options.quantiser.codebook_dropout)
-    if options.lora is not None and options.data.valid is not None and options.data.valid.manifest is not None:
-        raise ConfigError("data.valid.manifest measures whole models: with lora give data.valid.packs alone")
+    old = old_lm(lm, options.loss, text.growth)
+    task = TextTask(lm, sampler, options.loss, options.quantiser.codebook_dropout, old)
 
     def export(folder: Path) -> None:
-        merge_lora(lm)
-        export_lm(lm, Checkpoint(config, {}, base.codec, text.tokenizer), folder)
+        export_lm(merged_weights(lm), Checkpoint(config, {}, base.codec, text.tokenizer), folder)
+        if options.lora is not None:
+            files = config.files.model_copy(update={"tokenizer": text.tokenizer.name})
+            write_adapter(lm, config.model_copy(update={"files": files}), options.lora, folder)
         if options.pause_heads_only:
             copy_training_part(str(options.model.base), folder)
 
     return _export_at_end(task, sampler, options, report, sampler.remarks(), export, measure)
-
-
-def _based_lm(base: Checkpoint, config: LMConfig, options: LMRun) -> LM:
-    """The base's LM, as much of it learning as the run asks for; what stays as it is, is kept in the run's type."""
-    frozen = options.lora is not None or options.pause_heads_only
-    weights = dict(base.lm)
-    if config.pause_heads != base.config.lm.pause_heads:
-        heads = PauseHeads(config.pause_heads, config.pause_classes, config.transformer.dim)
-        weights["pause_heads.weight"] = heads.weight.detach().numpy()
-    lm = build_lm(config, weights, dtype=dtype_of(options.run) if frozen else torch.float32)
-    lm.requires_grad_(not frozen)
-    if options.pause_heads_only:
-        if lm.pause_heads is None:
-            raise ConfigError(f"{options.model.base} has no pause heads: give their number, model.pause_heads")
-        lm.pause_heads.requires_grad_(True)
-    if options.lora is not None:
-        add_lora(lm, options.lora.rank, options.lora.scaling)
-    return lm.train()
 
 
 def _run(

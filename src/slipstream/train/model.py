@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from slipstream.backends.torch.lm import LM
 from slipstream.backends.torch.mimi import Codebook, Mimi
 from slipstream.data.phones import LABEL_DELAY, UNKNOWN, positions
+from slipstream.data.rows import Targets
 from slipstream.model.config import PAD_ID, STTConfig
 
 
@@ -80,6 +81,19 @@ class SpeechModel(nn.Module):
 def text_input(seen_BT: Tensor, initial_id: int) -> Tensor:
     """The text tokens that the LM reads at positions 0 to T - 1: the initial one, then those of the frames before."""
     return torch.cat([torch.full_like(seen_BT[:, :1], initial_id), seen_BT[:, :-1]], dim=1)
+
+
+def text_hidden(lm: LM, audio_BTD: Tensor, targets: Targets, frame_rate: float) -> Tensor:
+    """The LM's normalised output `[B, T, D]` for the embedded audio of each position and the text that it reads."""
+    device = audio_BTD.device
+    seen, delay = torch.from_numpy(targets.seen_BT).to(device), torch.from_numpy(targets.delay_B).to(device)
+    x_BTD = audio_BTD + lm.text_emb(text_input(seen, lm.config.text_initial_id)).to(audio_BTD.dtype)
+    if lm.conditioners:
+        condition = lm.condition({"delay": delay.float() / frame_rate})
+        x_BTD = x_BTD + cast(Tensor, condition)[:, None].to(x_BTD.dtype)
+    y_BTD, _ = lm.transformer(x_BTD)
+    hidden: Tensor = lm.out_norm(y_BTD)
+    return hidden
 
 
 @torch.no_grad()

@@ -96,6 +96,7 @@ class LossOptions(Options):
     distil: of a teacher's features, in a run of `train lm` with `[distil]`.
     text: of the text stream, in which PAD weighs `pad`. pause: of the pause heads. commitment: of the quantiser.
     phones_to: share to which the two phone losses fall by the middle of the run.
+    base: of the divergence from what the model that the run starts from would write, on the datasets `data.replay`.
     adversarial, features: of a waveform codec against its discriminator: hinge loss, and feature matching.
     """
 
@@ -108,6 +109,7 @@ class LossOptions(Options):
     pause: float = 0.15
     commitment: float = 0.1
     phones_to: Share = 1.0
+    base: Annotated[float, Field(ge=0)] = 0.0
     adversarial: float = 1.0
     features: float = 1.0
 
@@ -146,10 +148,19 @@ class LoraOptions(Options):
     """Low-rank adapters on the LM's linear layers (arXiv:2106.09685).
 
     rank: of each adapter. scaling: the factor on its output.
+    targets: the layers that get one. embeddings: train the text embeddings and the text head in full instead.
+    pause_heads: train the pause heads in full. Rows of new pieces (`data.tokenizer`) are always trained in full.
     """
 
     rank: Positive = 32
     scaling: float = 2.0
+    targets: Annotated[tuple[Literal["attention", "feed_forward", "text_head"], ...], Field(min_length=1)] = (
+        "attention",
+        "feed_forward",
+        "text_head",
+    )
+    embeddings: bool = False
+    pause_heads: bool = False
 
 
 class DistilOptions(Options):
@@ -267,6 +278,14 @@ class LMRun(Options):
             raise ValueError("pause_heads_only leaves all else as it is: leave lora out")
         if (self.lora is not None or self.pause_heads_only) and model.lm is not None:
             raise ValueError("model.lm is an LM from nothing, but this run changes that of model.base: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_what_there_is(self) -> LMRun:
+        if self.loss.base and (self.model.lm is not None or (self.model.base or self.model.init) is None):
+            raise ValueError(
+                "loss.base keeps what a model can do: start from one (model.base, model.init), not model.lm"
+            )
         return self
 
     @model_validator(mode="after")

@@ -28,13 +28,14 @@ from slipstream.train.options import (
     read_run,
 )
 from slipstream.train.speech import PHONES_FILE, find_phones, read_phones, read_speech_weights
+from slipstream.train.vocabulary import Growth, extends
 
 DEFAULT_DELAY = 6
 
 
 def new_speech_model(model: ModelOptions, text: TextOptions, phones: int, seed: int) -> SpeechModel:
     """A codec, an LM and heads of `phones` phones, with the weights of `model.init` where they fit."""
-    codec, lm = shapes_of(model)
+    codec, lm = shapes_of(model, text.growth)
     if codec.has_decoder:
         raise ConfigError(
             "model.codec.mel or model.codec.whisper: one of these front ends is required to train with an LM"
@@ -43,6 +44,9 @@ def new_speech_model(model: ModelOptions, text: TextOptions, phones: int, seed: 
     trained = SpeechModel(delayed(undelayed(codec, lm, text), text.delay), phones)
     if model.init is not None:
         weights = read_speech_weights(model.init)
+        if text.growth is not None:
+            grown = text.growth.grown({name: w.numpy() for name, w in weights.items()}, "lm.")
+            weights = {name: torch.from_numpy(array) for name, array in grown.items()}
         ours = trained.state_dict()
         taken = {name: w for name, w in weights.items() if name in ours and ours[name].shape == w.shape}
         if not taken:
@@ -51,14 +55,19 @@ def new_speech_model(model: ModelOptions, text: TextOptions, phones: int, seed: 
     return trained
 
 
-def shapes_of(model: ModelOptions) -> tuple[CodecConfig, LMConfig]:
-    """The shapes that a run asks for, or else those of the model it starts from."""
+def shapes_of(model: ModelOptions, growth: Growth | None = None) -> tuple[CodecConfig, LMConfig]:
+    """The shapes that a run asks for, or else those of the model it starts from, with a grown vocabulary."""
     if model.codec is not None and model.lm is not None:
         return model.codec, model.lm
     origin = origin_of(model)
     if origin is None:
         raise ConfigError("model.codec and model.lm: both are needed to train a codec, or a model.init that has them")
-    return model.codec or origin.config.codec, model.lm or origin.config.lm
+    return model.codec or origin.config.codec, model.lm or grown(origin.config.lm, growth)
+
+
+def grown(lm: LMConfig, growth: Growth | None) -> LMConfig:
+    """The LM's shapes with the vocabulary that it grows to."""
+    return lm if growth is None else lm.model_copy(update={"text_vocab": growth.new})
 
 
 def origin_of(model: ModelOptions) -> ModelBundle | None:
@@ -69,10 +78,11 @@ def origin_of(model: ModelOptions) -> ModelBundle | None:
 
 @dataclass(frozen=True, slots=True)
 class TextOptions:
-    """What a run writes: its vocabulary, and the bounds of its delay in frames."""
+    """What a run writes: its vocabulary, the bounds of its delay in frames, and how the vocabulary grew."""
 
     tokenizer: Path
     delay: tuple[int, int]
+    growth: Growth | None = None
 
 
 def text_options(data: DataOptions, model: ModelOptions) -> TextOptions:
@@ -82,7 +92,18 @@ def text_options(data: DataOptions, model: ModelOptions) -> TextOptions:
     if tokenizer is None:
         raise ConfigError("data.tokenizer: give a SentencePiece model, or start from a model that has one")
     delay = data.delay or (origin.config.delay_frames if origin else DEFAULT_DELAY)
-    return TextOptions(tokenizer, (delay, delay) if isinstance(delay, int) else delay)
+    growth = find_growth(origin.sources.tokenizer, tokenizer, model) if origin else None
+    return TextOptions(tokenizer, (delay, delay) if isinstance(delay, int) else delay, growth)
+
+
+def find_growth(old: Path, new: Path, model: ModelOptions) -> Growth | None:
+    """How the vocabulary grows, if it does; one of another size needs an LM of its own, `model.lm`."""
+    before, after = Tokenizer(old), Tokenizer(new)
+    if after.vocab_size == before.vocab_size or (model.lm is not None and not extends(after, before)):
+        return None
+    if model.lm is not None and (model.base is not None or model.lm.text_vocab != after.vocab_size):
+        return None
+    return Growth(old, new)
 
 
 def open_tokenizer(text: TextOptions, lm: LMConfig) -> Tokenizer:

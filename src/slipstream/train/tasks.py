@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +11,8 @@ from slipstream.backends.torch.mimi import SplitResidualVQ
 from slipstream.data.rows import Targets
 from slipstream.data.sampler import Batch, RowSampler, TokenBatch, TokenSampler
 from slipstream.train.codebooks import CodebookStart, moving_buffers, quantise, refresh
-from slipstream.train.model import SpeechModel, pause_loss, phone_losses, text_input, text_loss
+from slipstream.train.keep import OldModel, kept_loss
+from slipstream.train.model import SpeechModel, pause_loss, phone_losses, text_hidden, text_loss
 from slipstream.train.options import LossOptions, QuantiserOptions
 
 Numbers = dict[str, float]
@@ -107,11 +106,20 @@ def hear(
 class TextTask:
     """The LM alone learns the text stream from a frozen codec's tokens: from scratch, on from a checkpoint, or LoRA.
 
-    `codebook_dropout`: share of rows with their first codebooks only, of a number drawn for each.
+    `codebook_dropout`: share of rows with their first codebooks only, of a number drawn for each. `old`: the
+    model before the run, for `loss.base`.
     """
 
-    def __init__(self, lm: LM, sampler: TokenSampler, loss: LossOptions, codebook_dropout: float) -> None:
+    def __init__(
+        self,
+        lm: LM,
+        sampler: TokenSampler,
+        loss: LossOptions,
+        codebook_dropout: float,
+        old: OldModel | None = None,
+    ) -> None:
         self.module, self.sampler, self.weights, self.dropout = lm, sampler, loss, codebook_dropout
+        self.old = old
         self.row_seconds = sampler.data.seconds
         self.positions_per_second = sampler.frame_rate
 
@@ -120,7 +128,7 @@ class TextTask:
 
     def loss(self, batch: TokenBatch, step: int, progress: float) -> tuple[Tensor, Numbers]:
         lm, K = self.module, self.module.config.num_codebooks
-        codes = torch.from_numpy(batch.codes_BKT[:, :K]).to(lm.text_emb.weight.device)
+        codes = torch.from_numpy(batch.codes_BKT[:, :K]).to(lm.audio_emb.weight.device)
         if self.dropout:
             draw_B = torch.from_numpy(batch.targets.draw_B).to(codes.device)
             # A draw below the share is uniform in [0, share): it determines how many codebooks such a row keeps.
@@ -128,7 +136,7 @@ class TextTask:
             codes = codes.masked_fill(torch.arange(K, device=codes.device)[:, None] >= kept_B[:, None, None], -1)
         first = torch.full_like(codes[..., :1], lm.config.audio_initial_id)
         audio = lm.audio_emb(torch.cat([first, codes[..., :-1]], dim=-1))
-        return text_losses(lm, audio, batch.targets, self.weights, self.sampler.frame_rate)
+        return text_losses(lm, audio, batch.targets, self.weights, self.sampler.frame_rate, self.old)
 
     def moving(self) -> list[Tensor]:
         return []
@@ -138,23 +146,33 @@ class TextTask:
 
 
 def text_losses(
-    lm: LM, audio_BTD: Tensor, targets: Targets, weights: LossOptions, frame_rate: float
+    lm: LM,
+    audio_BTD: Tensor,
+    targets: Targets,
+    weights: LossOptions,
+    frame_rate: float,
+    old: OldModel | None = None,
+    old_audio_BTD: Tensor | None = None,
 ) -> tuple[Tensor, Numbers]:
-    """The losses of the text stream and the pause heads, given the embedded audio of each position."""
-    device = audio_BTD.device
-    text, mask, seen, pause, delay = (
-        torch.from_numpy(array).to(device)
-        for array in (targets.text_BT, targets.mask_BT, targets.seen_BT, targets.pause_BTH, targets.delay_B)
+    """The losses of the text stream and the pause heads, given the embedded audio of each position.
+
+    `old_audio_BTD`: that of `old`, if it has other audio embeddings.
+    """
+    text, mask, pause = (
+        torch.from_numpy(array).to(audio_BTD.device) for array in (targets.text_BT, targets.mask_BT, targets.pause_BTH)
     )
-    x_BTD = audio_BTD + lm.text_emb(text_input(seen, lm.config.text_initial_id)).to(audio_BTD.dtype)
-    if lm.conditioners:
-        condition = lm.condition({"delay": delay.float() / frame_rate})
-        x_BTD = x_BTD + cast(Tensor, condition)[:, None].to(x_BTD.dtype)
-    y_BTD, _ = lm.transformer(x_BTD)
-    hidden_BTD = lm.out_norm(y_BTD)
-    written = text_loss(lm.text_logits(hidden_BTD), text, mask, weights.pad)
+    hidden_BTD = text_hidden(lm, audio_BTD, targets, frame_rate)
+    logits_BTV = lm.text_logits(hidden_BTD)
+    written = text_loss(logits_BTV, text, mask, weights.pad)
     numbers = {"text": written.item()}
     total = weights.text * written
+    if old is not None:
+        old.follow(audio_BTD)
+        heard = audio_BTD if old_audio_BTD is None else old_audio_BTD
+        base_BTV = old.logits(lambda lm: text_hidden(lm, heard, targets, frame_rate))
+        kept = kept_loss(logits_BTV, base_BTV, torch.from_numpy(targets.kept_BT).to(logits_BTV.device))
+        total = total + weights.base * kept
+        numbers["base"] = kept.item()
     if lm.pause_heads is not None and weights.pause:
         pauses = pause_loss(lm.pause_logits(hidden_BTD), pause)
         total = total + weights.pause * pauses
