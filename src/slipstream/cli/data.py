@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from enum import Enum
 from itertools import chain
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from slipstream.cli import labels
 from slipstream.cli.extras import needs_extra
+from slipstream.cli.labels import Manifest, Out, need
 from slipstream.cli.left_out import LeftOut
-from slipstream.cli.options import Backend, Device
 from slipstream.errors import ConfigError, SlipstreamError
 
 if TYPE_CHECKING:
     from slipstream.data.manifest import Recording
 
 app = typer.Typer(help="Prepare training data.", no_args_is_help=True)
-Manifest = Annotated[Path, typer.Argument(help="A JSONL manifest.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
+app.command()(labels.transcribe)
+app.command()(labels.agree)
+app.command()(labels.align)
+app.command("import")(labels.import_words)
 Exclude = Annotated[
     list[Path] | None,
     typer.Option(
@@ -65,93 +67,6 @@ def validate(
 
 
 @app.command()
-def transcribe(
-    manifest: Manifest,
-    out: Out,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Model that transcribes: a name, a folder or a repository.")
-    ],
-    device: Device = "cpu",
-    backend: Backend = "auto",
-    slots: Annotated[int, typer.Option(min=1, help="Number of recordings to transcribe concurrently.")] = 8,
-    streams: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
-) -> None:
-    """Transcribe recordings without a text (pseudo-labels), with word times, to train another model on.
-
-    Recordings with a text stay as they are. Recordings in which no words are recognised are left out.
-    """
-    from dataclasses import replace
-
-    from slipstream.data.manifest import read_manifest, write_manifest
-    from slipstream.loading import load
-
-    recordings = list(read_manifest(manifest))
-    untranscribed = [recording for recording in recordings if not recording.text]
-    kept = [recording for recording in recordings if recording.text]
-    left_out = LeftOut()
-    with load(model, backend=backend, device=device, slots=streams or slots, dtype="auto") as transcriber:
-        results = transcriber.transcribe_many([r.audio for r in untranscribed], return_exceptions=True)
-        for recording, result in zip(untranscribed, results, strict=True):
-            if isinstance(result, SlipstreamError):
-                left_out(recording, result)
-            elif result.words:
-                kept.append(replace(recording, text=result.text, words=result.words, seconds=result.duration))
-    write_manifest(out, kept)
-    silent = len(recordings) - len(kept) - left_out.count
-    transcribed = len(untranscribed) - silent - left_out.count
-    typer.echo(
-        f"{transcribed} recordings transcribed; left out: {silent} without words, {left_out.count} that cannot be read"
-    )
-
-
-@app.command()
-def align(
-    manifest: Manifest,
-    out: Out,
-    aligner: Annotated[
-        str, typer.Option(help="A built-in model, or the `codec` or `model` folder of a run on phones.")
-    ] = "tiny",
-    beside: Annotated[bool, typer.Option(help="Also write the times next to each audio file.")] = False,
-    least: Annotated[
-        float,
-        typer.Option(
-            help="Leave out recordings whose text has a lower log-probability per frame. With the built-in model "
-            "correct texts mostly get -0.3 to -2.5 (down to -4.5 for unusual voices), wrong ones -3 to -8."
-        ),
-    ] = -3.5,
-) -> None:
-    """Find when each word is spoken, for recordings whose texts have no times.
-
-    Recordings without a text stay as they are.
-    """
-    with needs_extra("train", "preparing data"):
-        from slipstream.data import manifest as manifests
-        from slipstream.train.speech import load_aligner
-
-    finder, kept, fits, left_out = load_aligner(aligner), [], [], LeftOut()
-
-    def find(recording: Recording) -> tuple[Recording, float | None]:
-        return finder.align(recording) if recording.text.strip() else (recording, None)
-
-    for recording, fit in manifests.each(manifests.read_manifest(manifest), find, left_out):
-        if fit is not None:
-            fits.append(fit)
-            if fit < least:
-                left_out(recording, f"its text has a fit of {fit:.2f}, less than {least:g}: {recording.text!r}")
-                continue
-            if beside:
-                manifests.write_alignment(recording)
-        kept.append(recording)
-    _need(kept, f"{manifest}: no recording can be aligned")
-    manifests.write_manifest(out, kept)
-    aligned = sum(fit >= least for fit in fits)
-    wordless = f"; {len(kept) - aligned} without text" if len(kept) > aligned else ""
-    typer.echo(f"{aligned} recordings aligned, {left_out.count} left out{wordless}")
-    if fits:
-        typer.echo(f"fit: lowest {min(fits):.2f}, median {median(fits):.2f}, highest {max(fits):.2f}")
-
-
-@app.command()
 def cut(
     manifest: Manifest,
     out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the audio and manifest.jsonl.")],
@@ -172,7 +87,7 @@ def cut(
         lambda item, problem: left_out(item[1], problem),
     )
     pieces = [piece for parts in cuts for piece in parts]
-    _need(pieces, f"{manifest}: no recording can be cut")
+    need(pieces, f"{manifest}: no recording can be cut")
     write_manifest(out / "manifest.jsonl", pieces)
     longer = sum((piece.seconds or 0) > seconds for piece in pieces)
     typer.echo(f"{_summary(pieces, 'recordings')} in {out}; {left_out.count} left out")
@@ -209,7 +124,7 @@ def split(
     if no_shared_text:
         splits, left_out = without_shared_texts(splits)
     for name, chosen in splits.items():
-        _need(chosen, f"{manifest}: no recording is left for {name}")
+        need(chosen, f"{manifest}: no recording is left for {name}")
         write_manifest(out / f"{name}.jsonl", chosen)
         typer.echo(f"{name}: {_summary(chosen, 'recordings')}")
     if left_out:
@@ -221,8 +136,12 @@ def synthesise(
     texts: Annotated[Path, typer.Argument(help="A text file with one sentence per line, plain or gzipped.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the audio and manifest.jsonl.")],
     language: Annotated[
-        str, typer.Option("--language", "-l", help="Language code: en, fr, or one that you added.")
+        str, typer.Option("--language", "-l", help="Language code: en, fr, de, or any other of `espeak-ng --voices`.")
     ] = "en",
+    voice: Annotated[
+        list[str] | None,
+        typer.Option(help="A voice of the language, instead of all its accents; can be repeated. MBROLA: mb-de1, ..."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Speak the first N sentences only.")] = None,
     start: Annotated[int, typer.Option(min=0, help="Skip this number of sentences.")] = 0,
     clean: Annotated[bool, typer.Option(help="No reverberation, noise or telephone lines.")] = False,
@@ -242,19 +161,19 @@ def synthesise(
         from slipstream.data.tokenizer import plain_text
 
     augment = None if clean else WaveAugment()
-    options = SynthesisOptions(Espeak(), language, augment=augment, seed=seed)
+    options = SynthesisOptions(Espeak(language, voice or ()), language, augment=augment, seed=seed)
     everything, left_out = read_texts(texts), LeftOut()
     sentences = everything[start : None if limit is None else start + limit]
     unwanted = excluded(*exclude or [])
     sentences = [text for text in sentences if plain_text(text) not in unwanted]
-    _need(sentences, f"{texts}: no sentence is left of {len(everything)} after --start {start}, --limit and --exclude")
+    need(sentences, f"{texts}: no sentence is left of {len(everything)} after --start {start}, --limit and --exclude")
     existing_recordings(out / "manifest.jsonl")  # fail before synthesis if the manifest cannot be read
 
     def refuse(numbered: tuple[int, str], error: SlipstreamError) -> None:
         left_out.name(f"{texts}, sentence {numbered[0] + 1}: {error}")
 
     recordings = list(synthesise_texts(sentences, out, options, start, refuse))
-    _need(recordings, f"{texts}: espeak-ng cannot speak any of its sentences")
+    need(recordings, f"{texts}: espeak-ng cannot speak any of its sentences")
     add_to_manifest(out / "manifest.jsonl", recordings)
     typer.echo(f"{_summary(recordings, 'recordings')} in {out}; {left_out.count} sentences left out")
 
@@ -305,12 +224,6 @@ def pack(
     else:
         count = write_pack(out, *sample_items(recordings, on_error=left_out), opus=opus)
     typer.echo(f"{count} recordings in {out}; {left_out.count} left out")
-
-
-def _need(things: Sized, otherwise: str) -> None:
-    """Raise `SlipstreamError` when there is nothing to write."""
-    if not len(things):
-        raise SlipstreamError(otherwise)
 
 
 def _summary(recordings: Sequence[Recording], name: str) -> str:

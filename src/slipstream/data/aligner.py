@@ -23,6 +23,9 @@ from slipstream.errors import SlipstreamError
 class Aligner:
     """Finds word times with a codec of log-mel frames and a head that names phones from its output."""
 
+    least = -3.5
+    """Fit below which a text is taken for another recording's."""
+
     def __init__(self, codec: Mimi, head: nn.Linear, phones: PhoneInventory) -> None:
         self.codec, self.head, self.phones = codec.eval(), head, phones
 

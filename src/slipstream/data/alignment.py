@@ -71,18 +71,24 @@ def align_words(
     texts: Sequence[str],
     frame_seconds: float,
     lag: float,
+    *,
+    spikes: bool = False,
 ) -> Alignment:
     """When each word and phone is spoken, from framewise phone log-probabilities.
 
     `phones`: the phone numbers of each word; a word without (joined to its neighbour by the pronouncer) shares the
-    neighbour's time. `lag`: seconds by which the head names phones late.
+    neighbour's time. `lag`: seconds by which the head names phones late. `spikes`: silence may also be between the
+    phones of a word, as the blank of a CTC model does.
     """
     states, owners = [SILENCE_ID], [-1]
     for number, word in enumerate(phones):
         for phone in word:
             states.append(phone)
             owners.append(number)
-        if word:
+            if spikes:
+                states.append(SILENCE_ID)
+                owners.append(-1)
+        if word and not spikes:
             states.append(SILENCE_ID)
             owners.append(-1)
     path = viterbi(log_probs_TV, np.array(states))

@@ -32,7 +32,7 @@ ESPEAK_ACCENTS: dict[str, tuple[str, ...]] = {
     ),
     "fr": ("fr", "fr-be", "fr-ch"),
 }
-"""Accents by language, the standard one first."""
+"""Accents by language, the standard one first. A language that is not here has the voice of its own name."""
 
 # Without whispers, robots and other effects.
 ESPEAK_VARIANTS: tuple[str, ...] = (
@@ -74,31 +74,49 @@ ESPEAK_VARIANTS: tuple[str, ...] = (
 
 
 class Espeak:
-    """espeak-ng as a `Synthesiser`: it reports the times of words and phones."""
+    """espeak-ng as a `Synthesiser`: it reports the times of words and phones.
+
+    Args:
+        language: The code of a language.
+        accents: Names of voices of that language, MBROLA's among them; by default those of `accents_of`.
+
+    Example:
+        >>> Espeak("de").voices
+        {'de': ('de',)}
+    """
 
     name = "espeak-ng"
-    voices = ESPEAK_ACCENTS
+
+    def __init__(self, language: str, accents: Sequence[str] = ()) -> None:
+        self.voices = {language: tuple(accents) or accents_of(language)}
 
     def draw(self, language: str, rate: float, rng: np.random.Generator, choices: random.Random) -> Voice:
         """Draw an accent with a variant. One voice in eight has none, since half of the variants sound alike."""
         accent = choices.choice(self.voices[language])
-        name = accent if choices.random() < 1 / 8 else f"{accent}+{choices.choice(ESPEAK_VARIANTS)}"
+        plain = choices.random() < 1 / 8 or accent.startswith("mb")  # a recorded voice has no variants
+        name = accent if plain else f"{accent}+{choices.choice(ESPEAK_VARIANTS)}"
         return Voice(name, rate, float(rng.uniform(0.1, 0.95)), float(rng.uniform(0.2, 0.8)))
 
     def speak(self, text: str, voice: Voice) -> Utterance:
-        """Speak `text`. Raises `BackendError` where espeak-ng is not installed."""
-        return _speak(text, voice)[0]
+        """Speak `text`. Raises `BackendError` where espeak-ng or the voice is missing, as for every other text."""
+        try:
+            return _speak(text, voice)[0]
+        except _NoVoiceError as error:
+            raise BackendError(str(error)) from error
+
+
+def accents_of(language: str) -> tuple[str, ...]:
+    """Return espeak-ng's voices for a language: its accents where they are known, or the voice of that name."""
+    return ESPEAK_ACCENTS.get(language, (language.lower(),))
 
 
 def phones_of(text: str, language: str) -> list[tuple[str, ...]]:
     """Return espeak-ng's phones for each word of `text` (split at spaces) in `language`.
 
-    A word that espeak-ng joins to its neighbour has no phones. Raises `SlipstreamError` for a language that is not in
-    `ESPEAK_ACCENTS`.
+    A word that espeak-ng joins to its neighbour has no phones. Raises `SlipstreamError` for a language that espeak-ng
+    does not have.
     """
-    if language not in ESPEAK_ACCENTS:
-        raise SlipstreamError(f"no phones for language {language!r}; the languages are {', '.join(ESPEAK_ACCENTS)}")
-    utterance, owners = _speak(text, Voice(ESPEAK_ACCENTS[language][0], rate=2.0))
+    utterance, owners = _speak(text, Voice(accents_of(language)[0], rate=2.0))
     words: list[list[str]] = [[] for _ in text.split()]
     for phone, owner in zip(utterance.phones, owners, strict=True):
         if owner is not None and not phone.name.startswith("_"):
@@ -112,6 +130,10 @@ _PHONEME_EVENTS, _DONT_EXIT = 1, 0x8000
 _RATE, _PITCH, _RANGE = 1, 3, 4
 _BY_CHARACTER, _UTF8 = 1, 1
 _ESPEAK_WORDS_PER_MINUTE = 175
+
+
+class _NoVoiceError(SlipstreamError):
+    """espeak-ng has no voice of a name."""
 
 
 class _EspeakId(ctypes.Union):
@@ -152,7 +174,7 @@ class _Library:
     def speak(self, text: str, voice: Voice) -> tuple[FloatArray, list[tuple[int, int, int, str]]]:
         """Samples, and events (type, character in the text from 0, sample, phone) in chronological order."""
         if self._library.espeak_SetVoiceByName(voice.name.encode()) != 0:
-            raise SlipstreamError(f"espeak-ng has no voice {voice.name!r}; `espeak-ng --voices` lists them")
+            raise _NoVoiceError(f"espeak-ng has no voice {voice.name!r}; `espeak-ng --voices` lists them")
         settings = {
             _RATE: round(_ESPEAK_WORDS_PER_MINUTE * voice.rate),
             _PITCH: round(99 * voice.pitch),
@@ -194,7 +216,7 @@ def _speak(text: str, voice: Voice) -> tuple[Utterance, list[int | None]]:
     rate, length = engine.sample_rate, len(samples) / engine.sample_rate
     events = [event for event in events if event[2] / rate <= length]
     raw_phones = [event for event in events if event[0] == _PHONEME_EVENT]
-    owners = [_word_at(spans, position) for _, position, _, _ in raw_phones]
+    owners = _owners(spans, [position for _, position, _, _ in raw_phones])
     ends = [*(event[2] / rate for event in raw_phones[1:]), length]
     phones = tuple(
         Phone(event[3] or "_", event[2] / rate, max(end, event[2] / rate))
@@ -210,6 +232,15 @@ def _speak(text: str, voice: Voice) -> tuple[Utterance, list[int | None]]:
         stops[owner] = phone.end
     words = spread([text[a:b] for a, b in spans], starts, stops, length)
     return Utterance(samples, rate, words, phones), owners
+
+
+def _owners(spans: Sequence[tuple[int, int]], positions: Sequence[int]) -> list[int | None]:
+    """The word of each phone. With MBROLA's voices only the first phone of a word has a position."""
+    owners: list[int | None] = []
+    for position in positions:
+        before = owners[-1] if owners else None
+        owners.append(before if position < 0 else _word_at(spans, position))
+    return owners
 
 
 def _word_at(spans: Sequence[tuple[int, int]], position: int) -> int | None:

@@ -158,7 +158,8 @@ class Session:
         hints = replace(self.options.hints, keywords=hints.keywords, languages=hints.languages)
         self._languages.set_languages(hints.languages)
         self.options = replace(self.options, hints=hints)
-        self._next_options = replace(self._next_options, hints=hints) if self._next_options else None
+        if self._next_options is not None:
+            self._next_options = replace(self._next_options, hints=hints)
         self._writer.set_keywords(hints)
         if self._flush is not None:
             self._flush.writer_before.set_keywords(hints)

@@ -398,8 +398,14 @@ class _Handlers:
 
 def _info(name: str, engine: AnyEngine) -> StreamInfo:
     format = engine.format
-    delay = format.delay_frames / format.frame_rate
-    return StreamInfo(name, delay, 1 / format.frame_rate, format.sample_rate, format.turns, format.delays)
+    return StreamInfo(
+        model=name,
+        delay_seconds=format.delay_frames / format.frame_rate,
+        frame_seconds=1 / format.frame_rate,
+        sample_rate=format.sample_rate,
+        turns=format.turns,
+        delays=format.delays,
+    )
 
 
 async def _needs_upgrade(request: Request) -> Response:
