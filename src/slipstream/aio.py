@@ -98,7 +98,11 @@ class AsyncSession:
         self._session.mark(id)
 
     def set_hints(self, hints: Hints) -> None:
-        """Change the keywords, from the next frame that is processed. The other hints hold from the start."""
+        """Change the keywords, from the next frame that is processed. The other hints hold from the start.
+
+        Args:
+            hints: Its keywords replace those of the session.
+        """
         self._session.set_hints(hints)
 
     def finish(self) -> None:

@@ -92,6 +92,7 @@ class BaseStream(ABC, Generic[_Sent]):
 
     @property
     def resumption(self) -> Resumption | None:
+        """What a next connection needs to continue this stream; None before the first event."""
         return Resumption(self._session, self._received) if self._session else None
 
     def send(self, samples: npt.ArrayLike) -> _Sent:
@@ -213,7 +214,7 @@ class Stream(BaseStream[None]):
 
     def close(self) -> None:
         """Close the stream immediately, without its remaining text."""
-        self._portal.call(self._stream.close)
+        self._portal.call(self._stream._socket.close)
 
     def __iter__(self) -> Iterator[StreamEvent]:
         while True:
@@ -279,7 +280,8 @@ def open_stream(
     resumption: Resumption | None = None,
     hints: Hints | None = None,
 ) -> Iterator[Stream]:
-    """Open a stream on a server, as a context manager. Its arguments are those of `open_async_stream`.
+    """Open a stream, as a context manager, with the `url`, `sample_rate`, `key`, `model`, `resumption` and `hints` of
+    `open_async_stream`.
 
     Yields:
         The stream; it is closed at the end of the context.

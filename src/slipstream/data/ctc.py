@@ -119,9 +119,9 @@ def _from_transformers(model: str) -> CtcAligner:
             "and vocab.json needs nothing more"
         ) from error
     try:
-        network = cast(Any, AutoModelForCTC.from_pretrained(model)).eval()
-        extract = cast(Any, AutoFeatureExtractor.from_pretrained(model))
-        vocabulary = cast(Any, AutoTokenizer.from_pretrained(model)).get_vocab()
+        network = cast(Any, AutoModelForCTC).from_pretrained(model).eval()
+        extract = cast(Any, AutoFeatureExtractor).from_pretrained(model)
+        vocabulary = cast(Any, AutoTokenizer).from_pretrained(model).get_vocab()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{model}: transformers cannot load it as a CTC model: {error}") from error
 

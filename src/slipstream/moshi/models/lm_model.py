@@ -94,7 +94,16 @@ class LMModel(nn.Module):
         """Audio streams that the model writes. It can be set to fewer, so that generation is faster."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load the weights of a checkpoint under Kyutai's names, or under those of `state_dict()`."""
+        """Load the weights of a checkpoint under Kyutai's names, or under those of `state_dict()`.
+
+        Args:
+            state_dict: Tensors by name.
+            strict: Refuse missing and unknown names.
+            assign: Keep these tensors instead of copying them.
+
+        Returns:
+            The names that are missing and unknown, as PyTorch's method does.
+        """
         if not any(name.startswith("lm.") for name in state_dict):
             arrays = {name: tensor.detach().cpu().float().numpy() for name, tensor in state_dict.items()}
             canonical = lm_table(self.lm.config).read(arrays, "the state dict")
