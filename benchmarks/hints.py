@@ -2,7 +2,7 @@
 
     python benchmarks/hints.py make build/names            # needs espeak-ng and flite
     python benchmarks/hints.py names build/names --beam 1 4
-    python benchmarks/hints.py beam shared/data/speech/manifest.jsonl --dataset omnilingo_cv61 --beam 1 2 4
+    python benchmarks/hints.py beam manifest.jsonl --dataset omnilingo_cv61 --beam 1 2 4
     python benchmarks/hints.py cost
 
 `make` speaks 200 sentences with 50 names in three voices. The names are those of a longer list that the model writes
