@@ -31,11 +31,11 @@ from benchmarks.load import CostRunner, cpu_seconds
 from slipstream.arrays import FloatArray
 from slipstream.audio import load
 from slipstream.bundle import ModelBundle
+from slipstream.connections.access import Access
+from slipstream.dialects import TCP_DIALECTS
+from slipstream.dialects.models import Models
 from slipstream.engine.engine import Engine
-from slipstream.server.access import Access
-from slipstream.server.dialects import TCP_DIALECTS
 from slipstream.server.http.app import Service
-from slipstream.server.models import Models
 from slipstream.server.run import TcpListener, listen, serve
 
 Ports: TypeAlias = dict[str, int]

@@ -28,6 +28,11 @@ from benchmarks.attacks.uploads import encoded
 from benchmarks.dialects import CLIENTS
 
 from slipstream.audio import SAMPLE_RATE, Encoding, RawFormat
+from slipstream.dialects import DIALECTS, TCP_DIALECTS
+from slipstream.dialects.kyutai import KyutaiDialect
+from slipstream.dialects.models import Models, StreamInfo, StreamRequest
+from slipstream.dialects.plain import PlainDialect, parse_format
+from slipstream.dialects.protocol import PIECE_SAMPLES, Action, Audio, Close, Dialect, Finish, Message, ProtocolError
 from slipstream.events import (
     EndOfTurn,
     Event,
@@ -41,11 +46,6 @@ from slipstream.events import (
     Turn,
     Word,
 )
-from slipstream.server.dialects import DIALECTS, TCP_DIALECTS
-from slipstream.server.dialects.kyutai import KyutaiDialect
-from slipstream.server.dialects.plain import PlainDialect, parse_format
-from slipstream.server.models import Models, StreamInfo, StreamRequest
-from slipstream.server.protocol import PIECE_SAMPLES, Action, Audio, Close, Dialect, Finish, Message, ProtocolError
 from slipstream.server.uploads.openai import OpenAIUpload
 from slipstream.server.uploads.protocol import UploadError
 

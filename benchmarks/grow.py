@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]  # made at import
 
-from slipstream.backends.torch.lm import LM
 from slipstream.checkpoints.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from slipstream.checkpoints.presets import PRESETS
 from slipstream.checkpoints.sources import resolve
@@ -29,6 +28,7 @@ from slipstream.data.packs import Clip, PackKind, write_pack
 from slipstream.data.tokenizer import train_tokenizer
 from slipstream.model.config import STTConfig
 from slipstream.model.names import codec_shapes
+from slipstream.nn.lm import LM
 from slipstream.train.launch import run_lm
 from slipstream.train.lora import ADAPTER_CONFIG
 from slipstream.train.options import LMRun, LoraOptions, LossOptions, ModelOptions, RunOptions

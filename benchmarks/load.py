@@ -33,18 +33,18 @@ import numpy as np
 
 from slipstream.arrays import BoolArray, FloatArray
 from slipstream.bundle import ModelBundle
+from slipstream.connections.access import Access
+from slipstream.dialects.models import Models
 from slipstream.engine.engine import Engine
 from slipstream.engine.options import StreamFormat
 from slipstream.loading import load_runner
 from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.runner import Runner, State, StepOutput, StepwiseRunner
-from slipstream.server.access import Access
 from slipstream.server.http.app import Service
-from slipstream.server.models import Models
-from slipstream.server.processes.engine import OpenedModel
-from slipstream.server.processes.parent import Listeners, Parent
-from slipstream.server.processes.worker import Settings
 from slipstream.server.run import listen, log_to_stderr, serve
+from slipstream.server.served import OpenedModel
+from slipstream.workers.parent import Listeners, Parent
+from slipstream.workers.worker import Settings
 
 FRAME_SAMPLES = 1920
 FRAME_SECONDS = 0.08

@@ -18,11 +18,11 @@ from benchmarks.attacks.__main__ import get
 from benchmarks.load import CostRunner, connect, send_in_real_time
 
 from slipstream.arrays import BoolArray, FloatArray
+from slipstream.connections.access import Access
+from slipstream.dialects.models import Models
 from slipstream.engine.engine import Engine
 from slipstream.model.runner import StepOutput
-from slipstream.server.access import Access
 from slipstream.server.http.app import Service
-from slipstream.server.models import Models
 from slipstream.server.run import listen, serve
 from slipstream.testing import tiny_tokenizer
 

@@ -14,17 +14,17 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 
+from slipstream.connections.access import Access
+from slipstream.connections.limits import Limits
+from slipstream.dialects.models import Models
 from slipstream.engine.engine import Engine
 from slipstream.engine.options import StreamFormat
-from slipstream.server.access import Access
 from slipstream.server.http.app import Service
-from slipstream.server.limits import Limits
-from slipstream.server.models import Models
-from slipstream.server.processes.engine import OpenedModel
-from slipstream.server.processes.parent import Listeners, Parent
-from slipstream.server.processes.worker import Settings
 from slipstream.server.run import listen, log_to_stderr, serve
+from slipstream.server.served import OpenedModel
 from slipstream.testing import ScriptRunner, tiny_tokenizer
+from slipstream.workers.parent import Listeners, Parent
+from slipstream.workers.worker import Settings
 
 
 def main() -> None:

@@ -21,12 +21,12 @@ os.environ.setdefault("NO_TORCH_COMPILE", "1")  # moshi would compile its norms 
 import torch
 from benchmarks.common import Step, moshi_lm_arguments, race
 
-from slipstream.backends.torch.lm import LM
-from slipstream.backends.torch.mimi import Mimi
-from slipstream.backends.torch.state import State, commit
 from slipstream.checkpoints.mimi import dump_codec
 from slipstream.checkpoints.presets import PRESETS
 from slipstream.model.config import STTConfig
+from slipstream.nn.lm import LM
+from slipstream.nn.mimi import Mimi
+from slipstream.nn.state import State, commit
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ import torch
 
 import slipstream
 from slipstream.audio import load
-from slipstream.backends.torch.build import build_codec
 from slipstream.bundle import ModelBundle
 from slipstream.model.text import WordDecoder, encode_stream
+from slipstream.nn.build import build_codec
 
 
 def main(path: str, model: str = "tiny") -> None:

@@ -32,8 +32,8 @@ def speaking_model(config: TTSConfig, seed: int = 5) -> tuple[Arrays, Arrays]:
 
 def make_runner(config: TTSConfig | None = None, slots: int = 1, **options: object):
     """A runner of a small model."""
-    from slipstream.backends.torch.build import build_codec, build_lm
     from slipstream.backends.torch.speech import TorchSpeechRunner
+    from slipstream.nn.build import build_codec, build_lm
 
     config = config or small_tts_config()
     lm, codec = speaking_model(config)

@@ -18,13 +18,13 @@ from tests.server.harness import FRAME, RATE, chunks, serving, solo, wait_for
 
 from slipstream.arrays import FloatArray
 from slipstream.client import ServerError, StreamEvent
+from slipstream.connections.keys import KeyRing, new_key
+from slipstream.connections.limits import Limits
 from slipstream.engine.engine import Engine
 from slipstream.errors import AudioError, ConfigError
 from slipstream.events import EndOfTurn, Final, MarkerReached, PartialWord, Step, Turn, Word
 from slipstream.resume import ResumableStream, _Tape
 from slipstream.resume.blocking import listen
-from slipstream.server.keys import KeyRing, new_key
-from slipstream.server.limits import Limits
 
 WORDS = [word for word in LEXICON if len(word) < 9]
 

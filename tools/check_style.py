@@ -1,4 +1,4 @@
-"""Refuse words that plain technical English does not use, private notes, and Python files that are too long.
+"""Refuse words that plain technical English does not use, private notes, and files and packages that are too long.
 
     python tools/check_style.py                         # everything except the `pending` paths of pyproject.toml
     python tools/check_style.py src/slipstream/server   # these paths, pending or not
@@ -31,6 +31,8 @@ ALLOW = "style: allow"
 CODE = re.compile(r"``.+?``|`[^`]+`|https?://\S+|\]\([^)]*\)|(?m:^ +\*{0,2}\w+:(?= ))", re.DOTALL)
 """Quoted code, addresses, and the names of arguments in a docstring."""
 MOST_LINES = 450
+MOST_SHARE = 0.12
+"""Of the lines of a source tree, in one of its packages: a larger one has more than one subject."""
 PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 
 
@@ -72,6 +74,20 @@ def check(path: Path, patterns: dict[re.Pattern[str], str]) -> list[Problem]:
                 if ALLOW not in lines[line - 1]:
                     problems.append(Problem(path, line, match.group(), instead))
     return sorted(problems)
+
+
+def large_packages(source: Path) -> list[Problem]:
+    """Return each package directly below a source tree that has more than its share of the tree's lines."""
+    lines: dict[Path, int] = {}
+    for file in source.rglob("*.py"):
+        package = source / file.relative_to(source).parts[0]
+        lines[package] = lines.get(package, 0) + len(file.read_text(encoding="utf-8").splitlines())
+    most = MOST_SHARE * sum(lines.values())
+    return [
+        Problem(package, 1, f"{count} lines", f"a package has at most {MOST_SHARE:.0%} of {source.name}: split it")
+        for package, count in sorted(lines.items())
+        if package.is_dir() and count > most
+    ]
 
 
 def markdown_prose(source: str) -> Iterator[tuple[int, str]]:
@@ -134,6 +150,8 @@ def main(arguments: list[str]) -> int:
     for file in files(paths):
         if not any(file == path or path in file.parents for path in pending):
             problems += check(file, patterns)
+    if not arguments:
+        problems += large_packages(ROOT / "src/slipstream")
     for problem in problems:
         print(problem._replace(path=problem.path.relative_to(ROOT)))
     if problems:

@@ -32,12 +32,12 @@ from benchmarks.load import Client, CostRunner, connect, cpu_seconds, send_in_re
 
 from benchmarks import attacks
 from slipstream.bundle import ModelBundle
+from slipstream.connections.access import Access
+from slipstream.dialects.models import Models
 from slipstream.engine.engine import Engine
 from slipstream.loading import load_runner
 from slipstream.model.runner import Runner
-from slipstream.server.access import Access
 from slipstream.server.http.app import Service
-from slipstream.server.models import Models
 from slipstream.server.run import listen, serve
 from slipstream.testing import tiny_tokenizer
 

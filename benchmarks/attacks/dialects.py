@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.attacks import ATTACKS, TEXT, Attack, Target, frame
 from benchmarks.dialects import CLIENTS, Message
 
-from slipstream.server.dialects import DIALECTS
+from slipstream.dialects import DIALECTS
 
 SECONDS = 8.0
 """Audio in one message of a flood."""

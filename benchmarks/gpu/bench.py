@@ -17,14 +17,14 @@ from benchmarks.gpu.peer import Moshi
 from torch import nn
 
 from slipstream.arrays import FloatArray
-from slipstream.backends.torch.lm import LM
-from slipstream.backends.torch.mimi import Codebook, Mimi
-from slipstream.backends.torch.ring import RingFormat
 from slipstream.backends.torch.runner import SlotState, TorchRunner
 from slipstream.backends.torch.weights import quantise_weights
 from slipstream.checkpoints.presets import PRESETS
 from slipstream.model.capacity import stream_bytes
 from slipstream.model.config import STTConfig
+from slipstream.nn.lm import LM
+from slipstream.nn.mimi import Codebook, Mimi
+from slipstream.nn.ring import RingFormat
 from slipstream.testing import small_config
 
 

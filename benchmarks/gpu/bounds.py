@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from slipstream.backends.torch.layers import Transformer
-from slipstream.backends.torch.lm import LM
-from slipstream.backends.torch.mimi import Mimi
 from slipstream.model.config import STTConfig, TransformerConfig
+from slipstream.nn.layers import Transformer
+from slipstream.nn.lm import LM
+from slipstream.nn.mimi import Mimi
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from benchmarks.common import Row, table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from slipstream.backends.torch import kernels
+from slipstream.nn import kernels
 
 MULTIPROCESSORS, REGISTERS, SHARED_BYTES, WARPS = 132, 65536, 227 * 1024, 64
 """Of an H100 SXM, the last three per multiprocessor."""

@@ -20,8 +20,6 @@ from torch import Tensor
 
 from slipstream.arrays import FloatArray
 from slipstream.audio import load
-from slipstream.backends.torch.build import build_codec, build_lm
-from slipstream.backends.torch.ring import RingFormat, dequantise, hadamard, quantise
 from slipstream.backends.torch.runner import TorchRunner
 from slipstream.bundle import ModelBundle
 from slipstream.data.manifest import Recording, matching
@@ -30,6 +28,8 @@ from slipstream.evaluate.scores import error_rates
 from slipstream.evaluate.transcribe import Hypothesis
 from slipstream.events import Word
 from slipstream.model.text import WordDecoder
+from slipstream.nn.build import build_codec, build_lm
+from slipstream.nn.ring import RingFormat, dequantise, hadamard, quantise
 
 CONTEXTS = (125, 250, 375, 750)
 FORMATS = {"int8": RingFormat(int8=True), "int8, Hadamard": RingFormat(int8=True, hadamard=True)}

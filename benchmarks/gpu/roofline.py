@@ -15,10 +15,10 @@ from benchmarks.gpu.correctness import allow_tf32
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from slipstream.backends.torch.attention import chosen_sdpa
 from slipstream.backends.torch.graphs import capture
-from slipstream.backends.torch.ring import Ring
-from slipstream.backends.torch.state import State
+from slipstream.nn.attention import chosen_sdpa
+from slipstream.nn.ring import Ring
+from slipstream.nn.state import State
 
 ATTENTION_KERNELS = (
     SDPBackend.MATH,

@@ -130,7 +130,7 @@ def test_the_smaller_model_of_the_assumed_sizes() -> None:
 @pytest.mark.parametrize("raw", [PUBLISHED_1_6B, ASSUMED_0_75B], ids=["1.6b", "0.75b"])
 def test_modules_on_the_meta_device_have_these_tensors(raw: dict[str, Any]) -> None:
     torch = pytest.importorskip("torch")
-    from slipstream.backends.torch.lm import LM
+    from slipstream.nn.lm import LM
 
     config = parse_tts(raw).lm
     with torch.device("meta"):

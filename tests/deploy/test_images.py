@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from slipstream.server.limits import Limits
+from slipstream.connections.limits import Limits
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -12,12 +12,12 @@ from tests.deploy.manifests import DEPLOY, MONITORING, OVERLAYS, VARIANTS, conta
 from tests.fakes import ScriptRunner, tiny_tokenizer
 
 from slipstream.cli.app import app
+from slipstream.connections.access import Access
+from slipstream.connections.limits import Limits
+from slipstream.connections.paced import CLOSE_SECONDS
+from slipstream.dialects.models import Models
 from slipstream.engine.engine import Engine
-from slipstream.server.access import Access
-from slipstream.server.connections.paced import CLOSE_SECONDS
 from slipstream.server.http.app import Service, _operations
-from slipstream.server.limits import Limits
-from slipstream.server.models import Models
 from slipstream.server.streams.registry import StreamRegistry
 
 KUBERNETES = "1.34"

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from tests.deploy.manifests import DEPLOY, MONITORING, VARIANTS, alerts, rendered, yaml
 
+from slipstream.dialects.protocol import CloseCode
 from slipstream.server.metrics import Metrics
-from slipstream.server.protocol import CloseCode
 
 ADAPTER = DEPLOY / "kubernetes" / "components" / "prometheus-adapter" / "adapter-values.yaml"
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text(encoding="utf-8"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import configparser
 from pathlib import Path
 
-from slipstream.server.connections.acceptor import RESERVED_DESCRIPTORS
-from slipstream.server.limits import Limits
+from slipstream.connections.acceptor import RESERVED_DESCRIPTORS
+from slipstream.connections.limits import Limits
 
 FOLDER = Path(__file__).parents[2] / "deploy"
 

@@ -14,7 +14,7 @@ griffe = pytest.importorskip("griffe", reason="pip install 'slipstream-stt[docs]
 ROOT = Path(__file__).parents[2]
 EXAMPLES = {"slipstream.load", "slipstream.load_runner", "slipstream.Transcriber", "slipstream.client"}
 """The main interface, whose callables have an example each."""
-PENDING = ("slipstream.engine.", "slipstream.backends.")
+PENDING = ("slipstream.engine.", "slipstream.backends.", "slipstream.nn.")
 """Packages whose docstrings are in sentences: add their argument lists, and remove them here."""
 NO_EXAMPLE = {"Transcriber.close", "BaseStream", "Stream.close"}
 

@@ -9,14 +9,14 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("triton", reason="triton is not installed: `make kernels` installs it")
 
-from slipstream.backends.torch import fused
+from slipstream.nn import fused
 
 if fused.INTERPRETED:
     pytest.skip("the interpreter replaces the compiler in this process", allow_module_level=True)
 
 from benchmarks.gpu.compiled import TYPES, attend, compile_kernel, spills
 
-from slipstream.backends.torch import kernels
+from slipstream.nn import kernels
 
 CASES = [("int8", 128, 1, 1), ("int8", 64, 1, 16), ("bf16", 128, 1, 4), ("bf16", 64, 1, 1), ("f32", 64, 2, 1)]
 

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton", reason="triton is not installed: `make kernels` installs it")
 
-from slipstream.backends.torch import fused  # noqa: E402
+from slipstream.nn import fused  # noqa: E402
 
 if not fused.INTERPRETED:
     pytest.skip("the interpreter needs TRITON_INTERPRET=1: `make kernels`", allow_module_level=True)
@@ -21,12 +21,12 @@ import numpy as np  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from tests.models import noise_and_tones, random_model, stt_config  # noqa: E402
 
-from slipstream.backends.torch import attention, kernels  # noqa: E402
-from slipstream.backends.torch.build import build_codec, build_lm  # noqa: E402
-from slipstream.backends.torch.layers import locate, ring_attention, rotations  # noqa: E402
-from slipstream.backends.torch.ring import Ring, RingFormat  # noqa: E402
 from slipstream.backends.torch.runner import TorchRunner  # noqa: E402
 from slipstream.model.config import STTConfig, TransformerConfig  # noqa: E402
+from slipstream.nn import attention, kernels  # noqa: E402
+from slipstream.nn.build import build_codec, build_lm  # noqa: E402
+from slipstream.nn.layers import locate, ring_attention, rotations  # noqa: E402
+from slipstream.nn.ring import Ring, RingFormat  # noqa: E402
 
 # Of the interpreter, where a bound of `tl.range` is a tensor; an error from numpy 2.4 on.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")

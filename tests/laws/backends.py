@@ -15,8 +15,8 @@ MakeRunner = Callable[..., Runner]
 
 
 def torch_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
-    from slipstream.backends.torch.build import build_codec, build_lm
     from slipstream.backends.torch.runner import TorchRunner
+    from slipstream.nn.build import build_codec, build_lm
 
     lm, codec = random_model(config, seed)
     return TorchRunner(config, build_codec(config.codec, codec), build_lm(config.lm, lm), slots=slots)
@@ -24,8 +24,8 @@ def torch_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
 
 def bucketed_torch_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
     """A bucket for every number of slots, so that the active slots decide which one runs."""
-    from slipstream.backends.torch.build import build_codec, build_lm
     from slipstream.backends.torch.runner import TorchRunner
+    from slipstream.nn.build import build_codec, build_lm
 
     lm, codec = random_model(config, seed)
     buckets = range(1, slots + 1)
@@ -34,9 +34,9 @@ def bucketed_torch_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Ru
 
 def int8_torch_runner(config: STTConfig, *, slots: int, seed: int = 0) -> Runner:
     """The LM's keys and values in 8 bits."""
-    from slipstream.backends.torch.build import build_codec, build_lm
-    from slipstream.backends.torch.ring import RingFormat
     from slipstream.backends.torch.runner import TorchRunner
+    from slipstream.nn.build import build_codec, build_lm
+    from slipstream.nn.ring import RingFormat
 
     lm, codec = random_model(config, seed)
     modules = build_codec(config.codec, codec), build_lm(config.lm, lm)

@@ -71,7 +71,7 @@ def test_shapes_and_types_of_a_step(make: MakeRunner):
 @pytest.mark.parametrize("codec", CODECS)
 def test_streaming_equals_offline(make: MakeRunner, codec: str):
     torch = pytest.importorskip("torch", reason="the offline forward is the PyTorch model's")
-    from slipstream.backends.torch.build import build_codec, build_lm
+    from slipstream.nn.build import build_codec, build_lm
 
     config = stt_config(codec=codec)
     lm_weights, codec_weights = random_model(config)

@@ -8,11 +8,11 @@ torch = pytest.importorskip("torch")
 
 from tests.models import lm_config, random_weights  # noqa: E402
 
-from slipstream.backends.torch.build import build_lm  # noqa: E402
 from slipstream.model.names import lm_shapes  # noqa: E402
 from slipstream.moshi import LMGen, LMModel  # noqa: E402
 from slipstream.moshi.conditioners import ConditionAttributes  # noqa: E402
 from slipstream.moshi.run_inference import get_condition_tensors  # noqa: E402
+from slipstream.nn.build import build_lm  # noqa: E402
 
 STEPS = 30
 

@@ -8,8 +8,8 @@ torch = pytest.importorskip("torch")
 
 from tests.models import lm_config, random_model, stt_config  # noqa: E402
 
-from slipstream.backends.torch.build import build_lm  # noqa: E402
 from slipstream.moshi import LMModel  # noqa: E402
+from slipstream.nn.build import build_lm  # noqa: E402
 
 
 @pytest.fixture

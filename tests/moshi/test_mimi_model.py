@@ -8,9 +8,9 @@ torch = pytest.importorskip("torch")
 
 from tests.models import codec_config, mel_codec_config, noise_and_tones, random_weights  # noqa: E402
 
-from slipstream.backends.torch.build import build_codec  # noqa: E402
 from slipstream.model.names import codec_shapes  # noqa: E402
 from slipstream.moshi import MimiModel  # noqa: E402
+from slipstream.nn.build import build_codec  # noqa: E402
 
 FRAMES = 20
 

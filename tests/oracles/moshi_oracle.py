@@ -17,11 +17,11 @@ pytest.importorskip("moshi", reason="the reference package moshi is not installe
 import moshi.models  # noqa: E402
 from tests.models import codec_config, random_weights  # noqa: E402
 
-from slipstream.backends.torch.build import build_codec, build_lm  # noqa: E402
 from slipstream.checkpoints.kyutai import dump_kyutai, lm_table  # noqa: E402
 from slipstream.checkpoints.mimi import codec_table, dump_codec  # noqa: E402
 from slipstream.model.config import CodecConfig, LMConfig, STTConfig  # noqa: E402
 from slipstream.model.names import codec_shapes, lm_shapes  # noqa: E402
+from slipstream.nn.build import build_codec, build_lm  # noqa: E402
 
 ABOUT_THE_FILES = ("model_id", "lm_gen_config", "stt_config", "model_type", "moshi_name", "mimi_name", "tokenizer_name")
 

@@ -309,9 +309,9 @@ def test_a_checkpoint_with_an_adapter_gives_the_same_logits(folder, tmp_path, fu
 @pytest.mark.parametrize("grown", [False, True])
 def test_what_training_exports_loads_in_theirs(folder, tmp_path, grown):
     """The adapter on its base, and the merged model; with new pieces, which their base has no rows for, merged."""
-    from slipstream.backends.torch.build import build_lm
     from slipstream.checkpoints.checkpoint import read_checkpoint
     from slipstream.checkpoints.sources import resolve
+    from slipstream.nn.build import build_lm
     from slipstream.train.artifacts import export_lm
     from slipstream.train.lora import add_lora, merged_weights, write_adapter
     from slipstream.train.options import LoraOptions

@@ -34,8 +34,6 @@ from tests.models import (  # noqa: E402
 
 from slipstream.backends.mlx.build import build_codec, build_lm  # noqa: E402
 from slipstream.backends.mlx.lm import LM  # noqa: E402
-from slipstream.backends.torch.build import build_codec as build_torch_codec  # noqa: E402
-from slipstream.backends.torch.build import build_lm as build_torch_lm  # noqa: E402
 from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint  # noqa: E402
 from slipstream.checkpoints.kyutai import dump_kyutai  # noqa: E402
 from slipstream.checkpoints.mimi import codec_table  # noqa: E402
@@ -44,6 +42,8 @@ from slipstream.checkpoints.quantization import GROUP_SIZES  # noqa: E402
 from slipstream.checkpoints.tensors import write_tensors  # noqa: E402
 from slipstream.model.config import LMConfig, STTConfig  # noqa: E402
 from slipstream.model.names import codec_shapes, lm_shapes  # noqa: E402
+from slipstream.nn.build import build_codec as build_torch_codec  # noqa: E402
+from slipstream.nn.build import build_lm as build_torch_lm  # noqa: E402
 
 CONTEXT = 40
 

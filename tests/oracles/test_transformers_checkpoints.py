@@ -9,10 +9,10 @@ import pytest
 from tests.models import codec_config, lm_config, load_checkpoint, noise_and_tones, random_model, stt_config
 from tests.oracles.moshi_oracle import moshi, torch
 
-from slipstream.backends.torch.build import build_codec, build_lm
 from slipstream.backends.torch.runner import TorchRunner
 from slipstream.checkpoints.checkpoint import Checkpoint, convert, save_checkpoint
 from slipstream.model.config import STTConfig
+from slipstream.nn.build import build_codec, build_lm
 
 transformers = pytest.importorskip(
     "transformers", reason="the reference package transformers is not installed: `make oracles` installs it"

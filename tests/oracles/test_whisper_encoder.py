@@ -14,10 +14,10 @@ transformers = pytest.importorskip(
     "transformers", reason="the reference package transformers is not installed: `make oracles` installs it"
 )
 
-from slipstream.backends.torch.mel import LogMel  # noqa: E402
-from slipstream.backends.torch.whisper import WhisperEncoder  # noqa: E402
 from slipstream.checkpoints.whisper import read_whisper  # noqa: E402
 from slipstream.model.config import WhisperConfig  # noqa: E402
+from slipstream.nn.mel import LogMel  # noqa: E402
+from slipstream.nn.whisper import WhisperEncoder  # noqa: E402
 
 
 def test_the_bidirectional_encoder_is_whispers(tmp_path: Path):

@@ -9,12 +9,12 @@ import numpy as np
 from tests.models import codec_config, random_weights
 from tests.oracles.moshi_oracle import moshi, torch
 
-from slipstream.backends.torch.build import build_lm
 from slipstream.checkpoints.kyutai import lm_table
 from slipstream.checkpoints.kyutai_tts import dump_tts
 from slipstream.model.config import LMConfig, TTSConfig
 from slipstream.model.names import lm_shapes
 from slipstream.moshi.models import LMModel
+from slipstream.nn.build import build_lm
 
 # Their module reads and writes WAV files with `sphn`, which no test needs.
 _absent = "sphn" not in sys.modules

@@ -16,8 +16,8 @@ import pytest
 from tests.fakes import LEXICON, ScriptRunner, silence, sound_of
 from tests.server.harness import serving, solo
 
-from slipstream.server.keys import KeyRing
-from slipstream.server.limits import Limits
+from slipstream.connections.keys import KeyRing
+from slipstream.connections.limits import Limits
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "packages" / "js"

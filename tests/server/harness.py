@@ -20,15 +20,15 @@ from tests.fakes import ScriptRunner, drive, new_session, tiny_tokenizer, words_
 from websockets.asyncio.client import ClientConnection, connect
 
 from slipstream.arrays import BoolArray, FloatArray
+from slipstream.connections.access import Access
+from slipstream.connections.keys import KeyRing
+from slipstream.connections.limits import Limits
+from slipstream.dialects import OpenDialect
+from slipstream.dialects.models import Models
 from slipstream.engine.engine import Engine
 from slipstream.events import Word
 from slipstream.model.runner import StepOutput
-from slipstream.server.access import Access
-from slipstream.server.dialects import OpenDialect
 from slipstream.server.http.app import Service
-from slipstream.server.keys import KeyRing
-from slipstream.server.limits import Limits
-from slipstream.server.models import Models
 from slipstream.server.run import Server, TcpListener, Tls, listen
 from slipstream.server.speaking import ServedSpeaker
 

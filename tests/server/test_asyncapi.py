@@ -11,6 +11,21 @@ import msgpack
 import pytest
 
 from slipstream.audio import RawFormat
+from slipstream.dialects import DIALECTS
+from slipstream.dialects.calls import CallsDialect
+from slipstream.dialects.deepgram import v1
+from slipstream.dialects.deepgram.flux import FluxDialect
+from slipstream.dialects.deepgram.parameters import ENCODINGS, FLUX_ENCODINGS, Hints
+from slipstream.dialects.deepgram.turns import Thresholds
+from slipstream.dialects.deepgram.v1 import DeepgramDialect
+from slipstream.dialects.formats import PcmStream
+from slipstream.dialects.gradium import GradiumDialect
+from slipstream.dialects.kyutai import KyutaiDialect
+from slipstream.dialects.models import Models, StreamInfo, StreamRequest
+from slipstream.dialects.plain import PlainDialect, parse_format
+from slipstream.dialects.protocol import CloseCode, Dialect, ProtocolError, Publish, Send
+from slipstream.dialects.twilio import TwilioDialect
+from slipstream.dialects.vosk import VoskDialect
 from slipstream.events import (
     EndOfTurn,
     Event,
@@ -25,22 +40,7 @@ from slipstream.events import (
     Turn,
     Word,
 )
-from slipstream.server.dialects import DIALECTS
-from slipstream.server.dialects.calls import CallsDialect
-from slipstream.server.dialects.deepgram import v1
-from slipstream.server.dialects.deepgram.flux import FluxDialect
-from slipstream.server.dialects.deepgram.parameters import ENCODINGS, FLUX_ENCODINGS, Hints
-from slipstream.server.dialects.deepgram.turns import Thresholds
-from slipstream.server.dialects.deepgram.v1 import DeepgramDialect
-from slipstream.server.dialects.formats import PcmStream
-from slipstream.server.dialects.gradium import GradiumDialect
-from slipstream.server.dialects.kyutai import KyutaiDialect
-from slipstream.server.dialects.plain import PlainDialect, parse_format
-from slipstream.server.dialects.twilio import TwilioDialect
-from slipstream.server.dialects.vosk import VoskDialect
 from slipstream.server.http import app
-from slipstream.server.models import Models, StreamInfo, StreamRequest
-from slipstream.server.protocol import CloseCode, Dialect, ProtocolError, Publish, Send
 from slipstream.server.streams.speech import PATH as SPEECH_PATH
 
 yaml = pytest.importorskip("yaml")

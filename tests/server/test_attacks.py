@@ -18,7 +18,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from slipstream.client import transcribe
-from slipstream.server.limits import Limits
+from slipstream.connections.limits import Limits
 
 BUFFERED = 2.0
 MULAW = "/v1/stream?encoding=mulaw&sample_rate=4000"

@@ -16,7 +16,7 @@ from tests.server.browser import CHROMIUM, Browser, Tab, open_browser
 from tests.server.harness import hold_after, kyutai, serving, until, wait_for
 from tests.server.narration import FIRST, SECOND, NarratingRunner, write_narration, write_wav
 
-from slipstream.server.keys import KeyRing
+from slipstream.connections.keys import KeyRing
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
 

@@ -19,7 +19,7 @@ from tests.server.harness import get, wait_for
 
 from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from slipstream.client import ServerError, transcribe
-from slipstream.server.keys import new_key
+from slipstream.connections.keys import new_key
 
 
 @pytest.fixture(scope="module")

@@ -34,9 +34,9 @@ from websockets.exceptions import ConnectionClosed
 
 from slipstream.audio import load
 from slipstream.audio.encode import ENCODINGS, StreamEncoder
+from slipstream.connections.keys import KeyRing
+from slipstream.connections.limits import Limits
 from slipstream.errors import AudioError
-from slipstream.server.keys import KeyRing
-from slipstream.server.limits import Limits
 from slipstream.server.speaking import ServedSpeaker
 from slipstream.speaker import Speaker
 

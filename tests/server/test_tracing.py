@@ -18,9 +18,9 @@ from tests.server.harness import get, serving, wait_for
 from websockets.asyncio.client import connect
 
 from slipstream.client import open_stream
+from slipstream.connections.access import Client
+from slipstream.connections.keys import Key
 from slipstream.events import EndOfTurn, Event, Final, Flushed, MarkerReached, Ready, Word
-from slipstream.server.access import Client
-from slipstream.server.keys import Key
 
 pytest.importorskip("opentelemetry.sdk.trace", reason="needs the extra otel")
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tools.check_style import check, main, words
+from tools.check_style import check, large_packages, main, words
 
 
 def found(tmp_path: Path, name: str, text: str) -> list[tuple[int, str]]:
@@ -85,3 +85,12 @@ def test_the_repository_is_clean_except_for_its_pending_paths(capsys: pytest.Cap
 def test_refuses_a_python_file_that_is_too_long(tmp_path: Path) -> None:
     assert found(tmp_path, "most.py", "x = 1\n" * 450) == []
     assert found(tmp_path, "more.py", "x = 1\n" * 451) == [(451, "451 lines")]
+
+
+def test_refuses_a_package_with_more_than_its_share_of_the_lines(tmp_path: Path) -> None:
+    for name, count in {"small/a.py": 88, "large/b.py": 7, "large/deep/c.py": 6, "module.py": 899}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x = 1\n" * count, encoding="utf-8")
+    assert large_packages(tmp_path) == []  # 13 of 1000 lines
+    (tmp_path / "large/deep/d.py").write_text("x = 1\n" * 200, encoding="utf-8")
+    assert [(problem.path.name, problem.found) for problem in large_packages(tmp_path)] == [("large", "213 lines")]

@@ -21,13 +21,13 @@ from pydantic import ValidationError
 from tests.models import load_checkpoint
 from tests.train import world
 
-from slipstream.backends.torch.lm import LM
 from slipstream.checkpoints.checkpoint import Checkpoint
 from slipstream.data.options import DataOptions
 from slipstream.data.packs import Pack
 from slipstream.data.sampler import TokenSampler
 from slipstream.errors import CheckpointError
 from slipstream.model.text import Tokenizer
+from slipstream.nn.lm import LM
 from slipstream.train.artifacts import export_lm
 from slipstream.train.launch import run_lm
 from slipstream.train.loop import Trainer

@@ -9,10 +9,10 @@ import pytest
 import torch
 from tests.train import world
 
-from slipstream.backends.torch.build import build_lm
-from slipstream.backends.torch.lm import LM
 from slipstream.checkpoints.lora import fuse
 from slipstream.checkpoints.tensors import read_tensors
+from slipstream.nn.build import build_lm
+from slipstream.nn.lm import LM
 from slipstream.train.lora import (
     ADAPTER_FILE,
     GrownEmbedding,

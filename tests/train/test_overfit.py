@@ -10,13 +10,13 @@ import torch
 from tests.train import world
 
 from slipstream.arrays import FloatArray
-from slipstream.backends.torch.lm import LM
-from slipstream.backends.torch.mimi import Mimi
 from slipstream.backends.torch.runner import TorchRunner
 from slipstream.data.sampler import TokenSampler
 from slipstream.events import Word
 from slipstream.model.config import STTConfig
 from slipstream.model.text import Tokenizer, WordDecoder
+from slipstream.nn.lm import LM
+from slipstream.nn.mimi import Mimi
 from slipstream.train.loop import train
 from slipstream.train.options import LossOptions, RunOptions
 from slipstream.train.tasks import TextTask

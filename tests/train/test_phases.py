@@ -11,10 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 from tests.train import world
 from tests.train.test_waves import config, pack, sampler  # noqa: F401
 
-from slipstream.backends.torch.lm import LM
 from slipstream.data.packs import Clip, Pack, PackKind, write_pack
 from slipstream.data.sampler import TokenSampler
 from slipstream.model.text import Tokenizer
+from slipstream.nn.lm import LM
 from slipstream.train.joint import WhisperJointTask
 from slipstream.train.loop import Trainer
 from slipstream.train.model import SpeechModel

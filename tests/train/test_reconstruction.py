@@ -10,12 +10,12 @@ import pytest
 import torch
 from tests.train import world
 
-from slipstream.backends.torch.mimi import SplitResidualVQ
 from slipstream.data.augment import WaveAugment
 from slipstream.data.packs import Clip, Pack, PackKind, write_pack
 from slipstream.data.phones import UNKNOWN, PhoneInventory
 from slipstream.errors import ConfigError
 from slipstream.model.config import CodecConfig
+from slipstream.nn.mimi import SplitResidualVQ
 from slipstream.train.adversary import Discriminator
 from slipstream.train.codebooks import quantise, refresh, start_codebooks
 from slipstream.train.loop import Trainer

@@ -11,11 +11,11 @@ import pytest
 import torch
 from tests.train import world
 
-from slipstream.backends.torch.lm import LM
 from slipstream.data.packs import Pack
 from slipstream.data.sampler import TokenSampler
 from slipstream.errors import CheckpointError
 from slipstream.model.text import Tokenizer
+from slipstream.nn.lm import LM
 from slipstream.train.loop import Trainer
 from slipstream.train.options import LossOptions, RunOptions
 from slipstream.train.tasks import TextTask

@@ -11,13 +11,13 @@ import torch
 from tests.models import load_checkpoint
 from tests.train import world
 
-from slipstream.backends.torch.lm import LM
 from slipstream.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from slipstream.checkpoints.sources import resolve
 from slipstream.data.options import DataOptions
 from slipstream.data.tokenizer import extend_tokenizer, train_tokenizer
 from slipstream.errors import ConfigError
 from slipstream.model.text import Tokenizer
+from slipstream.nn.lm import LM
 from slipstream.train.artifacts import export_lm
 from slipstream.train.keep import kept_loss, old_lm
 from slipstream.train.launch import run_lm

@@ -9,7 +9,6 @@ import pytest
 import torch
 from tests.train import world
 
-from slipstream.backends.torch.whisper import WhisperEncoder
 from slipstream.data.augment import RowNoise, WaveAugment
 from slipstream.data.options import SampleAugment
 from slipstream.data.packs import Clip, Pack, PackKind, write_pack
@@ -21,6 +20,7 @@ from slipstream.errors import CheckpointError
 from slipstream.model.config import PAD_ID, STTConfig, WhisperConfig
 from slipstream.model.numerics import NO_TOKEN
 from slipstream.model.text import Tokenizer
+from slipstream.nn.whisper import WhisperEncoder
 from slipstream.train.distil import Distilled, DistilTask, Teacher
 from slipstream.train.joint import WhisperJointTask
 from slipstream.train.keep import old_model

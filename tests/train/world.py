@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from slipstream.arrays import FloatArray
-from slipstream.backends.torch.mimi import Mimi
 from slipstream.data.options import DataOptions
 from slipstream.data.packs import Clip, Pack, PackKind, write_pack
 from slipstream.data.rows import RowOptions
@@ -18,6 +17,7 @@ from slipstream.data.spectral import NO_AUGMENT
 from slipstream.data.tokenizer import train_tokenizer
 from slipstream.events import Word
 from slipstream.model.config import CodecConfig, ConditionerConfig, LMConfig, MelConfig, STTConfig, TransformerConfig
+from slipstream.nn.mimi import Mimi
 from slipstream.train.codebooks import start_codebooks
 from slipstream.train.loop import Trainer
 

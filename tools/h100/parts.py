@@ -19,10 +19,10 @@ from benchmarks.gpu.correctness import correctness
 from benchmarks.gpu.traffic import arrivals, flush, live
 from tools.h100.training import train
 
-from slipstream.backends.torch import attention, fused
-from slipstream.backends.torch.layers import locate
-from slipstream.backends.torch.ring import Ring, RingFormat
 from slipstream.model.config import TransformerConfig
+from slipstream.nn import attention, fused
+from slipstream.nn.layers import locate
+from slipstream.nn.ring import Ring, RingFormat
 
 Row = dict[str, Any]
 LARGE = ("kyutai/stt-1b-en_fr", "kyutai/stt-2.6b-en")
@@ -172,7 +172,7 @@ def tune_pytorch(q: torch.Tensor, layer: Any, mask: torch.Tensor, about: Row, mo
 def tune_kernel(
     q: torch.Tensor, layer: Any, position_RT: torch.Tensor, context: int, about: Row, moved: int
 ) -> Iterator[Row]:
-    from slipstream.backends.torch import kernels
+    from slipstream.nn import kernels
 
     natural = kernels.split_count(q.shape[0] * q.shape[1])
     for columns, warps, stages, splits in itertools.product((16, 32, 64), (2, 4, 8), (2, 3, 4), {1, natural}):

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from benchmarks.gpu.bench import randomise
 from torch.utils.data import DataLoader, Dataset
 
-from slipstream.backends.torch.lm import LM
 from slipstream.checkpoints.presets import PRESETS
 from slipstream.model.config import LMConfig
+from slipstream.nn.lm import LM
 from slipstream.testing import small_config
 
 WORKERS = 16

@@ -16,8 +16,8 @@ from tests.server.harness import FRAME, RATE, chunks, serving, solo
 from tests.test_resume import recording
 
 from slipstream.arrays import FloatArray
+from slipstream.connections.keys import KeyRing
 from slipstream.errors import ConfigError
-from slipstream.server.keys import KeyRing
 
 agents = pytest.importorskip("livekit.agents", reason="run `make clients` for the tests of the LiveKit plugin")
 from livekit import rtc  # noqa: E402

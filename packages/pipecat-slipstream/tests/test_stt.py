@@ -16,7 +16,7 @@ from tests.server.harness import FRAME, RATE, chunks, serving, solo
 from tests.test_resume import recording
 
 from slipstream.arrays import FloatArray
-from slipstream.server.keys import KeyRing
+from slipstream.connections.keys import KeyRing
 
 pytest.importorskip("pipecat", reason="run `make clients` for the tests of the Pipecat service")
 from pipecat.frames.frames import (

@@ -12,7 +12,7 @@ import typer
 from slipstream.errors import ConfigError
 
 if TYPE_CHECKING:
-    from slipstream.server.dialects import OpenDialect
+    from slipstream.dialects import OpenDialect
     from slipstream.server.run import TcpListener
 
 AllowRemote = Annotated[
@@ -30,7 +30,7 @@ def listen_without_keys(
 
     Raises `ConfigError` that names the `option`.
     """
-    from slipstream.server.access import check_without_keys
+    from slipstream.connections.access import check_without_keys
     from slipstream.server.run import TcpListener, listen
 
     try:

@@ -23,7 +23,7 @@ from slipstream.cli.progress import counting_bar
 from slipstream.errors import ConfigError
 
 if TYPE_CHECKING:
-    from slipstream.server.limits import Limits
+    from slipstream.connections.limits import Limits
 
 _Level = Literal["debug", "info", "warning", "error"]
 
@@ -187,15 +187,13 @@ def serve(
     """
     with needs_extra("server", "slipstream serve"):
         from slipstream.checkpoints.rust import read_rust_config
-        from slipstream.server.access import Access, is_loopback
-        from slipstream.server.dialects import TCP_DIALECTS, OpenDialect
-        from slipstream.server.dialects.kyutai import PATH as KYUTAI_PATH
-        from slipstream.server.dialects.wyoming import WyomingOptions, open_wyoming
+        from slipstream.connections.access import Access, is_loopback
+        from slipstream.connections.keys import KeyRing
+        from slipstream.dialects import TCP_DIALECTS, OpenDialect
+        from slipstream.dialects.kyutai import PATH as KYUTAI_PATH
+        from slipstream.dialects.wyoming import WyomingOptions, open_wyoming
         from slipstream.server.http.app import Service
-        from slipstream.server.keys import KeyRing
         from slipstream.server.metrics import Metrics
-        from slipstream.server.processes.parent import Listeners, Parent
-        from slipstream.server.processes.worker import Settings
         from slipstream.server.run import Tls, listen, log_to_stderr
         from slipstream.server.run import serve as run
         from slipstream.server.served import (
@@ -208,6 +206,8 @@ def serve(
             read_models,
         )
         from slipstream.server.streams.webhooks import check_webhook
+        from slipstream.workers.parent import Listeners, Parent
+        from slipstream.workers.worker import Settings
 
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("--tls-cert and --tls-key must be used together", param_hint="--tls-cert")
@@ -356,7 +356,7 @@ def api_key(
     ] = None,
 ) -> None:
     """Create a key for `slipstream serve --api-keys`. Shows the key once, and prints its line for the key file."""
-    from slipstream.server.keys import new_key
+    from slipstream.connections.keys import new_key
 
     key, line = new_key(name, streams, per_minute)
     write_stdout(f"{line}\n")  # first: a key without its line is of no use
@@ -365,8 +365,8 @@ def api_key(
 
 def _limits(settings: list[str]) -> Limits:
     """Return `Limits` with the values of `name=value` settings. Raises `ConfigError` for an invalid setting."""
+    from slipstream.connections.limits import Limits
     from slipstream.schema import check_keys
-    from slipstream.server.limits import Limits
 
     limits = Limits()
     known = {field.name: type(getattr(limits, field.name)) for field in fields(limits)}

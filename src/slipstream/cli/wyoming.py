@@ -56,8 +56,8 @@ def wyoming(
     `slipstream serve --wyoming HOST:PORT` serves them in addition to HTTP and WebSockets.
     """
     with needs_extra("server", "slipstream wyoming"):
-        from slipstream.server.access import Access
-        from slipstream.server.dialects.wyoming import WyomingOptions, open_wyoming
+        from slipstream.connections.access import Access
+        from slipstream.dialects.wyoming import WyomingOptions, open_wyoming
         from slipstream.server.discovery import Announcement
         from slipstream.server.http.app import Service
         from slipstream.server.metrics import Metrics

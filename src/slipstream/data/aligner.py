@@ -10,14 +10,14 @@ from torch import nn
 
 from slipstream.arrays import FloatArray
 from slipstream.audio import load
-from slipstream.backends.torch.mel import LogMel
-from slipstream.backends.torch.mimi import Mimi
 from slipstream.data.alignment import align_words
 from slipstream.data.espeak import phones_of
 from slipstream.data.manifest import Recording
 from slipstream.data.packs import log_mel
 from slipstream.data.phones import LABEL_DELAY, PhoneInventory, positions
 from slipstream.errors import SlipstreamError
+from slipstream.nn.mel import LogMel
+from slipstream.nn.mimi import Mimi
 
 
 class Aligner:

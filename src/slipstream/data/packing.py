@@ -11,13 +11,13 @@ import torch
 
 from slipstream.arrays import FloatArray
 from slipstream.audio import SAMPLE_RATE, load
-from slipstream.backends.torch.mel import LogMel
-from slipstream.backends.torch.mimi import Mimi
 from slipstream.data.espeak import phones_of
 from slipstream.data.manifest import Recording, each
 from slipstream.data.packs import Clip, PackKind, log_mel
 from slipstream.errors import SlipstreamError
 from slipstream.model.config import CodecConfig, MelConfig
+from slipstream.nn.mel import LogMel
+from slipstream.nn.mimi import Mimi
 
 LeftOut = Callable[[Recording, SlipstreamError], None]
 """Called with a recording that cannot be used, and the error; without it, the error is raised."""

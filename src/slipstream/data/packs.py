@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from slipstream.arrays import FloatArray
-from slipstream.backends.torch.mel import LogMel
 from slipstream.data.opus import decode_opus, encode_opus
 from slipstream.errors import CheckpointError
+from slipstream.nn.mel import LogMel
 
 
 @dataclass(frozen=True, slots=True)

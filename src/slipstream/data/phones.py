@@ -8,9 +8,9 @@ from typing import cast
 
 from torch import Tensor
 
-from slipstream.backends.torch.mimi import Mimi
-from slipstream.backends.torch.whisper import WhisperEncoder
 from slipstream.data.packs import Clip
+from slipstream.nn.mimi import Mimi
+from slipstream.nn.whisper import WhisperEncoder
 
 SILENCE = "_"
 """The phone of silence, and the first of every inventory."""

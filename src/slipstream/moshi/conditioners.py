@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from slipstream.backends.torch.lm import LM, Conditioner
+from slipstream.nn.lm import LM, Conditioner
 
 
 class ConditionType(NamedTuple):

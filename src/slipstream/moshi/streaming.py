@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slipstream.backends.torch.state import State, commit, read_slot, write_slots
+from slipstream.nn.state import State, commit, read_slot, write_slots
 
 
 @dataclass

@@ -30,13 +30,13 @@ from starlette.types import Receive, Scope, Send
 
 import ray
 from ray import serve
+from slipstream.connections.access import Access, Refused
+from slipstream.connections.asgi import AsgiWebSocket
+from slipstream.connections.keys import KeyRing
+from slipstream.connections.limits import Limits
 from slipstream.errors import ConfigError
-from slipstream.server.access import Access, Refused
-from slipstream.server.connections.asgi import AsgiWebSocket
 from slipstream.server.http.app import Service
 from slipstream.server.http.requests import Guarded, Requests, failure_handlers
-from slipstream.server.keys import KeyRing
-from slipstream.server.limits import Limits
 from slipstream.server.metrics import Metrics
 from slipstream.server.run import SWITCH_SECONDS, Server, listen
 from slipstream.server.served import ServedModel, open_models

@@ -3,7 +3,8 @@
 - `run`: sockets, TLS, signals, drain and logs.
 - `http`: routes, uploads and API descriptions.
 - `streams`: live streams, and the registry of all of them.
-- `dialects`: the message formats of clients; where a new one goes.
-- `connections`: TCP, HTTP and WebSocket connections within limits.
-- `protocol`, `limits`, `access`, `keys`, `metrics`: what these share.
+- `uploads`: the message formats of uploads.
+- `served`, `metrics`, `tracing`: the models of a server, and what it reports of itself.
+
+The message formats of streams are in `slipstream.dialects`, sockets and limits in `slipstream.connections`.
 """

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, ProcessCollector
 
+from slipstream.connections.access import Client
 from slipstream.engine.engine import StepReport
 from slipstream.engine.live import AnyEngine
-from slipstream.server.access import Client
 
 _STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.16)
 _CONNECTION_STEPS = (2, 25, 125, 250, 500, 750, 1125, 1500, 2250, 3000, 4500, 45_000)

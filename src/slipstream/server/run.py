@@ -22,16 +22,16 @@ from typing import Any, cast
 import uvicorn
 from pythonjsonlogger.json import JsonFormatter
 
+from slipstream.connections.acceptor import Acceptor, Gate, connections_that_fit
+from slipstream.connections.access import Access, Client
+from slipstream.connections.http import HttpConnection
+from slipstream.connections.paced import CLOSE_SECONDS
+from slipstream.connections.tcp import TcpConnection
+from slipstream.connections.websocket import Accept, WebSocket
+from slipstream.dialects import OpenDialect
 from slipstream.engine.live import AnyEngine
 from slipstream.errors import ConfigError, EngineError
 from slipstream.server import systemd
-from slipstream.server.access import Access, Client
-from slipstream.server.connections.acceptor import Acceptor, Gate, connections_that_fit
-from slipstream.server.connections.http import HttpConnection
-from slipstream.server.connections.paced import CLOSE_SECONDS
-from slipstream.server.connections.tcp import TcpConnection
-from slipstream.server.connections.websocket import Accept, WebSocket
-from slipstream.server.dialects import OpenDialect
 from slipstream.server.discovery import Announcement
 from slipstream.server.http.app import Service, Streams, create_app, create_operations_app
 from slipstream.server.http.requests import Requests

@@ -14,19 +14,27 @@ from typing import Annotated
 from slipstream.backends import KVCache, Progress
 from slipstream.bundle import ModelBundle
 from slipstream.checkpoints.rust import RustConfig
+from slipstream.dialects.models import Models
 from slipstream.engine.engine import StepReport
 from slipstream.engine.live import AnyEngine
 from slipstream.engine.options import StreamFormat
 from slipstream.errors import ConfigError
 from slipstream.model.runner import Runner
 from slipstream.schema import Count, Must, Section, parse, read_toml
-from slipstream.server.models import Models
-from slipstream.server.processes.engine import OpenedModel
 
 DEFAULT_SLOTS = 8
 STREAMS_PER_WORKER = 256
 """A third of what one core carries (docs/performance.md)."""
 _NAMED = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)=(?P<model>.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A model on a device. `name`: what requests call it."""
+
+    name: str
+    runner: Runner
+    format: StreamFormat
 
 
 @dataclass(frozen=True, slots=True)

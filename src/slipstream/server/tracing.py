@@ -19,8 +19,8 @@ from opentelemetry.trace import Span, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from slipstream import __version__
+from slipstream.connections.access import Client
 from slipstream.events import EndOfTurn, Event, Final, Flushed, Ready, Recovered, Step, Word
-from slipstream.server.access import Client
 
 MOST_DETAILS = 50
 """Turns, flushes and recoveries each that the trace of a stream has; its attributes count all. The SDK drops the first

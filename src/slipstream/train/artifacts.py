@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from slipstream.backends.torch.lm import LM
-from slipstream.backends.torch.mimi import Mimi
 from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from slipstream.checkpoints.mimi import codec_table, dump_codec
 from slipstream.checkpoints.tensors import DTYPES, Array, write_tensors
 from slipstream.model.config import STTConfig
+from slipstream.nn.lm import LM
+from slipstream.nn.mimi import Mimi
 from slipstream.train.distil import Distilled
 from slipstream.train.model import SpeechModel, start_audio_embeddings
 

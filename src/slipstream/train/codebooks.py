@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from slipstream.backends.torch.mimi import Codebook, ResidualVQ, SplitResidualVQ
+from slipstream.nn.mimi import Codebook, ResidualVQ, SplitResidualVQ
 
 DECAY = 0.98
 DEAD_USAGE = 0.1

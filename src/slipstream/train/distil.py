@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slipstream.arrays import FloatArray
-from slipstream.backends.torch.mel import LogMel
-from slipstream.backends.torch.mimi import Mimi
-from slipstream.backends.torch.whisper import WhisperEncoder
 from slipstream.checkpoints.tensors import Array
 from slipstream.data.packs import mel_power
 from slipstream.data.waves import WaveBatch, WaveSampler
 from slipstream.errors import ConfigError
 from slipstream.model.config import STTConfig, WhisperConfig
 from slipstream.model.numerics import WHISPER_POSITIONS
+from slipstream.nn.mel import LogMel
+from slipstream.nn.mimi import Mimi
+from slipstream.nn.whisper import WhisperEncoder
 from slipstream.train.codebooks import start_codebooks
 from slipstream.train.options import LossOptions
 

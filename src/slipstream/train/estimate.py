@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from slipstream.backends.torch.layers import TransformerLayer
+from slipstream.nn.layers import TransformerLayer
 from slipstream.train.options import RunOptions
 from slipstream.train.parallel import dtype_of, shards
 

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slipstream.arrays import BoolArray, IntArray
-from slipstream.backends.torch.whisper import WhisperEncoder
 from slipstream.data.phones import UNKNOWN
 from slipstream.data.waves import WaveBatch, WaveSampler
 from slipstream.model.config import PAD_ID
 from slipstream.model.numerics import WHISPER_POSITIONS
+from slipstream.nn.whisper import WhisperEncoder
 from slipstream.train.codebooks import CodebookStart, moving_buffers, quantise, refresh, start_projections
 from slipstream.train.distil import Teacher, whisper_mel
 from slipstream.train.keep import OldModel

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from slipstream.backends.torch.lm import LM
+from slipstream.nn.lm import LM
 from slipstream.train.lora import GrownEmbedding, GrownHead, LoraLinear, without_adapters
 from slipstream.train.model import SpeechModel
 from slipstream.train.options import LossOptions

@@ -12,12 +12,6 @@ from typing import cast
 import torch
 import torch.distributed as dist
 
-from slipstream.backends.torch.build import build_codec
-from slipstream.backends.torch.layers import Transformer, TransformerLayer
-from slipstream.backends.torch.lm import LM
-from slipstream.backends.torch.mel import LogMel
-from slipstream.backends.torch.mimi import Mimi
-from slipstream.backends.torch.whisper import WhisperEncoder, WhisperLayer
 from slipstream.bundle import ModelBundle
 from slipstream.checkpoints.checkpoint import Checkpoint
 from slipstream.checkpoints.whisper import read_whisper
@@ -27,6 +21,12 @@ from slipstream.data.rows import Sampler
 from slipstream.data.sampler import RowSampler, TokenSampler
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import CodecConfig
+from slipstream.nn.build import build_codec
+from slipstream.nn.layers import Transformer, TransformerLayer
+from slipstream.nn.lm import LM
+from slipstream.nn.mel import LogMel
+from slipstream.nn.mimi import Mimi
+from slipstream.nn.whisper import WhisperEncoder, WhisperLayer
 from slipstream.train.adversary import Discriminator
 from slipstream.train.artifacts import export_codec, export_distilled, export_lm, export_model
 from slipstream.train.card import write_card

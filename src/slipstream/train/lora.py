@@ -14,14 +14,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from slipstream.backends.torch.build import build_lm
-from slipstream.backends.torch.lm import LM, PauseHeads
 from slipstream.checkpoints.checkpoint import Checkpoint
 from slipstream.checkpoints.kyutai import dump_kyutai
 from slipstream.checkpoints.lora import to_kyutai
 from slipstream.checkpoints.tensors import write_tensors
 from slipstream.errors import ConfigError
 from slipstream.model.config import LMConfig, STTConfig
+from slipstream.nn.build import build_lm
+from slipstream.nn.lm import LM, PauseHeads
 from slipstream.train.options import LMRun, LoraOptions
 from slipstream.train.parallel import dtype_of
 from slipstream.train.vocabulary import Growth

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slipstream.backends.torch.lm import LM
-from slipstream.backends.torch.mimi import Codebook, Mimi
 from slipstream.data.phones import LABEL_DELAY, UNKNOWN, positions
 from slipstream.data.rows import Targets
 from slipstream.model.config import PAD_ID, STTConfig
+from slipstream.nn.lm import LM
+from slipstream.nn.mimi import Codebook, Mimi
 
 
 class SpeechModel(nn.Module):

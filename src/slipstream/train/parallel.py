@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from slipstream.backends.torch.layers import TransformerLayer
+from slipstream.nn.layers import TransformerLayer
 from slipstream.train.muon import has_bfloat16
 from slipstream.train.optim import MasterWeights
 from slipstream.train.options import RunOptions

@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slipstream.arrays import FloatArray, IntArray
-from slipstream.backends.torch.mimi import Mimi
 from slipstream.data.augment import WaveAugment
 from slipstream.data.packs import Clip, Pack
 from slipstream.data.phones import UNKNOWN, PhoneInventory
 from slipstream.errors import ConfigError
 from slipstream.model.config import CodecConfig, MelConfig
 from slipstream.model.numerics import mel_bands
+from slipstream.nn.mimi import Mimi
 from slipstream.train.adversary import Discriminator, adversarial_losses
 from slipstream.train.codebooks import CodebookStart, moving_buffers, quantise, refresh
 from slipstream.train.options import LossOptions, QuantiserOptions

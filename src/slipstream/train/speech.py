@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from slipstream.backends.torch.build import build_codec, to_tensor
 from slipstream.bundle import ModelBundle
 from slipstream.checkpoints.checkpoint import read_codec
 from slipstream.checkpoints.mimi import parse_codec
@@ -26,6 +25,7 @@ from slipstream.data.aligner import Aligner
 from slipstream.data.phones import PhoneInventory
 from slipstream.errors import CheckpointError
 from slipstream.model.config import CodecConfig
+from slipstream.nn.build import build_codec, to_tensor
 from slipstream.schema import read_json
 from slipstream.train.model import SpeechModel
 

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slipstream.backends.torch.lm import LM
-from slipstream.backends.torch.mimi import SplitResidualVQ
 from slipstream.data.rows import Targets
 from slipstream.data.sampler import Batch, RowSampler, TokenBatch, TokenSampler
+from slipstream.nn.lm import LM
+from slipstream.nn.mimi import SplitResidualVQ
 from slipstream.train.codebooks import CodebookStart, moving_buffers, quantise, refresh
 from slipstream.train.keep import OldModel, kept_loss
 from slipstream.train.model import SpeechModel, pause_loss, phone_losses, text_hidden, text_loss

@@ -47,7 +47,7 @@ def stream(lm: LM, text_BT: np.ndarray, audio_BKT: np.ndarray, start: int = 0, v
 @pytest.mark.parametrize("conditioned", [None, 0.5], ids=["learnt padding", "delay 0.5"])
 def test_logits_of_300_steps_are_the_offline_ones(conditioned):
     torch = pytest.importorskip("torch", reason="the offline forward is the PyTorch model's")
-    from slipstream.backends.torch.build import build_lm as build_torch_lm
+    from slipstream.nn.build import build_lm as build_torch_lm
 
     config = lm_config()
     values = {} if conditioned is None else {"delay": conditioned}

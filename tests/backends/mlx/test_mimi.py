@@ -11,9 +11,9 @@ torch = pytest.importorskip("torch", reason="the offline forward is the PyTorch 
 from tests.models import codec_config, mel_codec_config, noise_and_tones, random_weights, whisper_codec_config  # noqa: E402
 
 from slipstream.backends.mlx.build import build_codec  # noqa: E402
-from slipstream.backends.torch.build import build_codec as build_torch_codec  # noqa: E402
 from slipstream.model.config import CodecConfig  # noqa: E402
 from slipstream.model.names import codec_shapes  # noqa: E402
+from slipstream.nn.build import build_codec as build_torch_codec  # noqa: E402
 
 FRAMES = 20  # 40 Transformer positions, past the wrap of a ring of 12
 CONFIGS = {

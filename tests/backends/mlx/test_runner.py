@@ -34,7 +34,7 @@ def tokens(runner: MLXRunner, frames_T1S: np.ndarray) -> list[int]:
 @pytest.mark.parametrize(("codec", "steps"), [("waveform", 300), ("log-mel", 60), ("whisper", 60)])
 def test_tokens_are_those_of_the_pytorch_runner(codec: str, steps: int):
     torch_runner = pytest.importorskip("slipstream.backends.torch.runner", reason="the reference is the PyTorch model")
-    from slipstream.backends.torch.build import build_codec, build_lm
+    from slipstream.nn.build import build_codec, build_lm
 
     config = stt_config(codec=codec)
     lm, codec = random_model(config)

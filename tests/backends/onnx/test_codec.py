@@ -40,7 +40,7 @@ def encode(config: CodecConfig, audio_S: np.ndarray, num_codebooks: int) -> np.n
 @pytest.mark.parametrize("name", CODECS)
 def test_codes_equal_the_offline_torch_codecs(name: str):
     torch = pytest.importorskip("torch")
-    from slipstream.backends.torch.build import build_codec
+    from slipstream.nn.build import build_codec
 
     config = CODECS[name]
     audio_S = noise_and_tones(30 * 0.08)

@@ -64,7 +64,7 @@ LUT = ConditionerConfig(name="mood", kind="lut", dim=6, num_bins=3, possible_val
 
 def test_conditions_equal_the_torch_models():
     torch = pytest.importorskip("torch")
-    from slipstream.backends.torch.build import build_lm
+    from slipstream.nn.build import build_lm
 
     config = lm_config(conditioners=(*lm_config().conditioners, LUT))
     weights = random_weights(lm_shapes(config))

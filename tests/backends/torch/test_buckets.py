@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 from tests.models import noise_and_tones, random_model, stt_config  # noqa: E402
 
 from slipstream.backends.torch.buckets import GATHER_COST, Bucket, Buckets, default_sizes  # noqa: E402
-from slipstream.backends.torch.build import build_codec, build_lm  # noqa: E402
 from slipstream.backends.torch.runner import TorchRunner  # noqa: E402
+from slipstream.nn.build import build_codec, build_lm  # noqa: E402
 
 SLOTS = 24
 SIZES = (1, 2, 4, 8, SLOTS)  # of which 1, 2 and 4 can be gathered

@@ -9,9 +9,9 @@ torch = pytest.importorskip("torch")
 
 from tests.models import noise_and_tones, random_model, stt_config  # noqa: E402
 
-from slipstream.backends.torch.build import build_codec, build_lm, to_tensor  # noqa: E402
 from slipstream.backends.torch.runner import TorchRunner  # noqa: E402
 from slipstream.model.config import SamplingConfig, STTConfig  # noqa: E402
+from slipstream.nn.build import build_codec, build_lm, to_tensor  # noqa: E402
 
 
 def make(config: STTConfig | None = None, **options) -> TorchRunner:

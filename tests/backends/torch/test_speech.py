@@ -9,10 +9,10 @@ torch = pytest.importorskip("torch")
 
 from tests.speaking import continuing_config, make_runner, tiny_tokenizer, voice  # noqa: E402
 
-from slipstream.backends.torch.sampling import row_noise  # noqa: E402
 from slipstream.engine.reading import Audio, Reading, SpeechOptions  # noqa: E402
 from slipstream.errors import ConfigError  # noqa: E402
 from slipstream.model.numerics import UNGENERATED  # noqa: E402
+from slipstream.nn.sampling import row_noise  # noqa: E402
 from slipstream.testing import small_tts_config  # noqa: E402
 
 TEXTS = ["the fox", 'sea <break time="0.2s"/> sea', "l'été"]

@@ -8,9 +8,9 @@ torch = pytest.importorskip("torch")
 
 from tests.models import lm_config, random_weights  # noqa: E402
 
-from slipstream.backends.torch.build import build_lm  # noqa: E402
 from slipstream.backends.torch.weights import LINEARS, quantise_weights  # noqa: E402
 from slipstream.model.names import lm_shapes  # noqa: E402
+from slipstream.nn.build import build_lm  # noqa: E402
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("int8", 0.01), ("fp8", 0.05)])

@@ -9,12 +9,12 @@ torch = pytest.importorskip("torch")
 from benchmarks.gpu.bounds import Device, parts, products  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from slipstream.backends.torch.lm import LM  # noqa: E402
-from slipstream.backends.torch.mimi import Mimi  # noqa: E402
-from slipstream.backends.torch.ring import Ring, RingFormat  # noqa: E402
-from slipstream.backends.torch.state import State  # noqa: E402
 from slipstream.checkpoints.presets import PRESETS  # noqa: E402
 from slipstream.model.capacity import codec_work, stream_bytes  # noqa: E402
+from slipstream.nn.lm import LM  # noqa: E402
+from slipstream.nn.mimi import Mimi  # noqa: E402
+from slipstream.nn.ring import Ring, RingFormat  # noqa: E402
+from slipstream.nn.state import State  # noqa: E402
 
 H100 = Device(bandwidth=3.35e12, lm_rate=989e12, codec_rate=67e12)
 

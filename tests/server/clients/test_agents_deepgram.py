@@ -11,7 +11,7 @@ from tests.fakes import ScriptRunner, silence, sound_of
 from tests.server.harness import Running, chunks, serving
 
 from slipstream.arrays import FloatArray
-from slipstream.server.keys import KeyRing
+from slipstream.connections.keys import KeyRing
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the clients' own imports
 AUDIO = np.concatenate([silence(15), sound_of("fox", 8), silence(25), sound_of("dog", 8), silence(25)])

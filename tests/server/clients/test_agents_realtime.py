@@ -11,7 +11,7 @@ from tests.fakes import silence, sound_of
 from tests.server.harness import Running, chunks, serving
 
 from slipstream.arrays import FloatArray
-from slipstream.server.keys import KeyRing
+from slipstream.connections.keys import KeyRing
 
 AUDIO = np.concatenate([silence(5), sound_of("fox", 15), silence(20), sound_of("dog", 15), silence(20)])
 

@@ -14,7 +14,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from slipstream.arrays import FloatArray
-from slipstream.server.keys import KeyRing
+from slipstream.connections.keys import KeyRing
 
 openai = pytest.importorskip("openai")
 

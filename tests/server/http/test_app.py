@@ -39,9 +39,9 @@ from websockets.exceptions import ConnectionClosed
 
 from slipstream.arrays import FloatArray
 from slipstream.client import Queued, ServerError, open_async_stream, open_stream, transcribe
+from slipstream.connections.limits import Limits
 from slipstream.errors import AudioError
 from slipstream.events import EndOfTurn, Event, Final, MarkerReached, PartialWord, Ready, Step, Turn, Word
-from slipstream.server.limits import Limits
 from slipstream.server.streams.stream import LiveStream
 
 # ------------------------------------------------------------------------------------------------------- plain streams

@@ -14,9 +14,9 @@ from tests.server.harness import get, serving
 from tests.server.http.test_uploads import wav
 from tests.server.uploads.forms import CONTENT_TYPE, form
 
+from slipstream.connections.keys import KeyRing
 from slipstream.server.http import app
 from slipstream.server.http.app import create_app
-from slipstream.server.keys import KeyRing
 from slipstream.server.streams.registry import StreamRegistry
 
 yaml = pytest.importorskip("yaml")

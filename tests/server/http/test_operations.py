@@ -18,16 +18,16 @@ from tests.server.harness import get, metric_samples, serving, wait_for
 
 from slipstream.arrays import BoolArray, FloatArray
 from slipstream.client import ServerError, open_stream, transcribe
+from slipstream.connections.access import Access
+from slipstream.connections.keys import KeyRing, new_key
+from slipstream.connections.limits import Limits
+from slipstream.dialects.models import Models
 from slipstream.engine.engine import Engine
 from slipstream.errors import EngineError
 from slipstream.events import Final
 from slipstream.model.runner import StepOutput
 from slipstream.server import run
-from slipstream.server.access import Access
 from slipstream.server.http.app import Service
-from slipstream.server.keys import KeyRing, new_key
-from slipstream.server.limits import Limits
-from slipstream.server.models import Models
 from slipstream.server.run import Tls, listen, serve
 
 AUDIO = speech(seed=1, words=3)
@@ -236,7 +236,7 @@ def test_a_reload_takes_the_new_certificate_or_keeps_the_old(tmp_path: Path, cap
 
 
 def test_a_tls_handshake_that_stops_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slipstream.server.connections.acceptor.HANDSHAKE_SECONDS", 0.3)
+    monkeypatch.setattr("slipstream.connections.acceptor.HANDSHAKE_SECONDS", 0.3)
     certificate(tmp_path, "first")
     with serving(tls=Tls(tmp_path / "cert.pem", tmp_path / "key.pem")) as running:
         host, _, port = running.address.partition(":")

@@ -23,10 +23,10 @@ from tests.server.harness import RATE, Running, expected, get, metric_samples, s
 
 from slipstream import audio
 from slipstream.arrays import FloatArray
+from slipstream.connections.keys import KeyRing
+from slipstream.connections.limits import Limits
 from slipstream.server.http import transcription
 from slipstream.server.http import upload as one_upload
-from slipstream.server.keys import KeyRing
-from slipstream.server.limits import Limits
 from slipstream.server.uploads.kyutai import INCOMPLETE_HEADER
 from slipstream.server.uploads.protocol import BUFFERED_SECONDS
 

@@ -17,7 +17,7 @@ from tests.server.harness import Running, get, serving, wait_for
 
 from slipstream.arrays import FloatArray
 from slipstream.audio import Resampler
-from slipstream.server.keys import KeyRing
+from slipstream.connections.keys import KeyRing
 
 aiortc = pytest.importorskip("aiortc")
 av = pytest.importorskip("av")

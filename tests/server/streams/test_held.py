@@ -14,7 +14,7 @@ from tests.fakes import ScriptRunner, silence, sound_of
 from tests.server.harness import RATE, Running, get, serving, solo, wait_for
 from websockets.asyncio.client import ClientConnection, connect
 
-from slipstream.server.keys import KeyRing, new_key
+from slipstream.connections.keys import KeyRing, new_key
 
 AUDIO = np.concatenate([sound_of("fox", 8), silence(10), sound_of("dog", 8), silence(12)]).astype("<f4")
 HALF = len(AUDIO) // 2

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from slipstream.server.limits import Limits
-from slipstream.server.protocol import Close, CloseCode, Message
+from slipstream.connections.limits import Limits
+from slipstream.dialects.protocol import Close, CloseCode, Message
 from slipstream.server.streams.outbox import Outbox
 
 

@@ -7,10 +7,10 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from slipstream.dialects.protocol import Audio, Command, Finish, Flush, Marker, Open, Restart, SetTurns
 from slipstream.engine.options import SessionOptions
 from slipstream.engine.turns import TurnOptions
 from slipstream.events import Final, Ready, Step
-from slipstream.server.protocol import Audio, Command, Finish, Flush, Marker, Open, Restart, SetTurns
 from slipstream.server.streams.phases import NEXT, Connection, Phase, Signal
 
 AUDIO = Audio(np.zeros(1, np.float32))

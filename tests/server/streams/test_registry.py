@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from slipstream.server.limits import Limits
-from slipstream.server.protocol import Close
+from slipstream.connections.limits import Limits
+from slipstream.dialects.protocol import Close
 from slipstream.server.streams.registry import StreamRegistry
 
 

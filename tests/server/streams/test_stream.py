@@ -13,14 +13,14 @@ import pytest
 from tests.fakes import ScriptRunner, speech, tiny_tokenizer
 from tests.server.harness import chunks, hold_after, solo, wait_for
 
+from slipstream.connections.access import Client
+from slipstream.connections.limits import Limits
+from slipstream.dialects.models import Models
+from slipstream.dialects.protocol import Action, Audio, Close, CloseCode, Dialect, Finish, Flush, Message, Open, Send
 from slipstream.engine.engine import Engine
 from slipstream.engine.options import SessionOptions
 from slipstream.events import Event, Final, Flushed, Ready, Word
-from slipstream.server.access import Client
-from slipstream.server.limits import Limits
 from slipstream.server.metrics import Metrics
-from slipstream.server.models import Models
-from slipstream.server.protocol import Action, Audio, Close, CloseCode, Dialect, Finish, Flush, Message, Open, Send
 from slipstream.server.streams.stream import LiveStream
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.fakes import ScriptRunner, silence, sound_of, speech
 from tests.server.harness import Running, get, serving, solo
 
-from slipstream.server.keys import KeyRing
+from slipstream.connections.keys import KeyRing
 
 
 @pytest.fixture(scope="module")

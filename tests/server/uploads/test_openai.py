@@ -19,10 +19,10 @@ from tests.server.harness import RATE, Running, get, serving, solo, wait_for
 from tests.server.http.test_uploads import answer, encoded, exact, post, wav
 from tests.server.uploads.forms import CONTENT_TYPE, END, form, part
 
+from slipstream.connections import http as connections
+from slipstream.connections.keys import KeyRing, new_key
+from slipstream.connections.limits import Limits
 from slipstream.language.identify import Identifier
-from slipstream.server.connections import http as connections
-from slipstream.server.keys import KeyRing, new_key
-from slipstream.server.limits import Limits
 from slipstream.server.uploads.openai import PATH
 
 openai = pytest.importorskip("openai", reason="needs the extra clients-test")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slipstream.server.models import Models, StreamInfo
+from slipstream.dialects.models import Models, StreamInfo
 from slipstream.server.uploads.openai_request import Hints, TranscriptionRequest, parse_request
 from slipstream.server.uploads.protocol import UploadError
 

@@ -20,11 +20,11 @@ from tests.server.harness import RATE, Running, get, hold_after, metric_samples,
 from tests.server.http.test_uploads import answer, exact, post, wav
 
 from slipstream.audio import RawFormat
+from slipstream.connections.access import Refused
+from slipstream.connections.keys import KeyRing
+from slipstream.connections.limits import Limits
+from slipstream.dialects.models import StreamRequest, UnknownModel
 from slipstream.events import Event, Word
-from slipstream.server.access import Refused
-from slipstream.server.keys import KeyRing
-from slipstream.server.limits import Limits
-from slipstream.server.models import StreamRequest, UnknownModel
 from slipstream.server.uploads import UPLOADS
 from slipstream.server.uploads.protocol import Job, UploadDialect, UploadError
 from slipstream.transcript import Transcript

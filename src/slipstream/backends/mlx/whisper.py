@@ -1,4 +1,4 @@
-"""Whisper's audio encoder with limited context, one step of a stream at a time; see `backends.torch.whisper`.
+"""Whisper's audio encoder with limited context, one step of a stream at a time; see `nn.whisper`.
 
 Shapes: B slots, S samples, M bands, T positions of one step, D width, H heads, C ring columns.
 """

@@ -1,4 +1,4 @@
-"""Whisper's audio encoder with limited context as a graph: one frame of every slot; see `backends.torch.whisper`.
+"""Whisper's audio encoder with limited context as a graph: one frame of every slot; see `nn.whisper`.
 
 Shapes: B slots, S samples of a frame, T positions in a frame, L layers, D width, C columns of a ring.
 """

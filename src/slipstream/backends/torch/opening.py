@@ -8,8 +8,6 @@ from collections.abc import Callable
 import torch
 
 from slipstream.backends import RunnerOptions
-from slipstream.backends.torch.build import build_codec, build_lm
-from slipstream.backends.torch.ring import RingFormat
 from slipstream.backends.torch.runner import CUDA_ALIGNMENT, TorchRunner
 from slipstream.backends.torch.weights import LINEARS, quantise_weights
 from slipstream.checkpoints.checkpoint import Checkpoint
@@ -17,6 +15,8 @@ from slipstream.checkpoints.sources import Sources
 from slipstream.errors import BackendError, ConfigError
 from slipstream.model.capacity import RESERVED_BYTES, stream_bytes
 from slipstream.model.config import STTConfig
+from slipstream.nn.build import build_codec, build_lm
+from slipstream.nn.ring import RingFormat
 
 logger = logging.getLogger(__name__)
 

@@ -15,16 +15,18 @@ import torch
 from torch import Tensor
 
 from slipstream.arrays import BoolArray, FloatArray, IntArray
-from slipstream.backends.torch import fused
-from slipstream.backends.torch.attention import chosen_sdpa, kernels_fit, kernels_work, sdpa_name
 from slipstream.backends.torch.buckets import Bucket, Buckets
 from slipstream.backends.torch.graphs import capture
-from slipstream.backends.torch.layers import RMSNorm
-from slipstream.backends.torch.lm import LM
-from slipstream.backends.torch.mimi import Mimi
-from slipstream.backends.torch.ring import RingFormat
-from slipstream.backends.torch.sampling import pick_token
-from slipstream.backends.torch.state import (
+from slipstream.model.config import PAD_ID, SamplingConfig, STTConfig, TransformerConfig
+from slipstream.model.runner import CANDIDATES, MAX_BIASED, BaseRunner, Candidates, Steering, StepOutput
+from slipstream.nn import fused
+from slipstream.nn.attention import chosen_sdpa, kernels_fit, kernels_work, sdpa_name
+from slipstream.nn.layers import RMSNorm
+from slipstream.nn.lm import LM
+from slipstream.nn.mimi import Mimi
+from slipstream.nn.ring import RingFormat
+from slipstream.nn.sampling import pick_token
+from slipstream.nn.state import (
     Savepoint,
     Savepoints,
     State,
@@ -35,8 +37,6 @@ from slipstream.backends.torch.state import (
     reset_rows,
     write_slots,
 )
-from slipstream.model.config import PAD_ID, SamplingConfig, STTConfig, TransformerConfig
-from slipstream.model.runner import CANDIDATES, MAX_BIASED, BaseRunner, Candidates, Steering, StepOutput
 
 logger = logging.getLogger(__name__)
 

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from slipstream.arrays import BoolArray, FloatArray, IntArray
-from slipstream.backends.torch.generation import Conditions, Generator, Hooks
-from slipstream.backends.torch.lm import LM, Conditioner
-from slipstream.backends.torch.mimi import Mimi
-from slipstream.backends.torch.sampling import pick_token, row_noise
-from slipstream.backends.torch.state import State, commit, read_slot, write_slots
 from slipstream.errors import ConfigError
 from slipstream.model.config import PAD_ID, SPEAKER_CONDITION, SamplingConfig, SpeechSampling, TTSConfig
 from slipstream.model.numerics import NO_TOKEN, UNGENERATED
 from slipstream.model.speech import Decide, SpeechOutput, Voice
+from slipstream.nn.generation import Conditions, Generator, Hooks
+from slipstream.nn.lm import LM, Conditioner
+from slipstream.nn.mimi import Mimi
+from slipstream.nn.sampling import pick_token, row_noise
+from slipstream.nn.state import State, commit, read_slot, write_slots
 
 VOICE_FRAMES = 125
 """Positions of a published voice: 10 s."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from slipstream.backends.torch.build import build_codec, build_lm
 from slipstream.backends.torch.speech import TorchSpeechRunner
 from slipstream.checkpoints.speech import SpeechCheckpoint
 from slipstream.errors import BackendError, ConfigError
 from slipstream.model.config import SpeechSampling
+from slipstream.nn.build import build_codec, build_lm
 
 
 def open_speech_runner(

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from slipstream.backends.torch.layers import Transformer
+from slipstream.nn.layers import Transformer
 
 Kind = Literal["int8", "fp8"]
 FP8 = torch.float8_e4m3fn

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from slipstream.backends.torch.mimi import Mimi
-from slipstream.backends.torch.state import State
 from slipstream.moshi.streaming import Streaming
+from slipstream.nn.mimi import Mimi
+from slipstream.nn.state import State
 
 
 class MimiModel(Streaming, nn.Module):

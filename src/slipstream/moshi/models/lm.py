@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slipstream.backends.torch.generation import Conditions, Generator, Hook, Hooks, Step
-from slipstream.backends.torch.state import State
 from slipstream.model.config import SamplingConfig
 from slipstream.model.numerics import NO_TOKEN
 from slipstream.moshi.conditioners import ConditionTensors
 from slipstream.moshi.models.lm_model import LMModel, LMOutput, sum_and_cross
 from slipstream.moshi.streaming import Streaming
+from slipstream.nn.generation import Conditions, Generator, Hook, Hooks, Step
+from slipstream.nn.state import State
 
 __all__ = ["LMGen", "LMModel", "LMOutput"]
 

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slipstream.backends.torch.build import to_tensor
-from slipstream.backends.torch.lm import LM
 from slipstream.checkpoints.kyutai import lm_table
 from slipstream.checkpoints.kyutai_tts import KyutaiSpeechLM
 from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.numerics import NO_TOKEN, UNGENERATED
 from slipstream.moshi.conditioners import ConditionFuser, ConditionProvider, ConditionTensors
+from slipstream.nn.build import to_tensor
+from slipstream.nn.lm import LM
 from slipstream.schema import parse
 
 

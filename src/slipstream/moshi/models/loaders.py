@@ -10,9 +10,6 @@ from typing import Any
 import sentencepiece
 import torch
 
-from slipstream.backends.torch.build import build_codec, build_lm
-from slipstream.backends.torch.lm import LM
-from slipstream.backends.torch.mimi import Mimi
 from slipstream.checkpoints.checkpoint import read_codec, read_lm
 from slipstream.checkpoints.kyutai import parse_lm, with_pause_heads_of
 from slipstream.checkpoints.kyutai_tts import KyutaiSpeechLM
@@ -24,6 +21,9 @@ from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import CodecConfig, FileNames
 from slipstream.moshi.models.compression import MimiModel
 from slipstream.moshi.models.lm import LMModel
+from slipstream.nn.build import build_codec, build_lm
+from slipstream.nn.lm import LM
+from slipstream.nn.mimi import Mimi
 from slipstream.schema import parse, read_json
 
 SAMPLE_RATE = 24_000

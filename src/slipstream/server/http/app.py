@@ -24,23 +24,23 @@ from starlette.routing import BaseRoute, Mount, Route, request_response
 from starlette.types import Receive, Scope, Send
 
 from slipstream import __version__
+from slipstream.connections.access import ID_HEADER, Access, Client, Refused
+from slipstream.connections.http import new_id
+from slipstream.connections.limits import Limits
+from slipstream.connections.tcp import TcpConnection
+from slipstream.connections.websocket import Listener
+from slipstream.dialects import DIALECTS, OpenDialect
+from slipstream.dialects.kyutai import PATH as KYUTAI_PATH
+from slipstream.dialects.models import Models, StreamInfo, StreamRequest, UnknownModel
+from slipstream.dialects.protocol import Dialect, ProtocolError
 from slipstream.engine.live import AnyEngine
-from slipstream.server.access import ID_HEADER, Access, Client, Refused
-from slipstream.server.connections.http import new_id
-from slipstream.server.connections.tcp import TcpConnection
-from slipstream.server.connections.websocket import Listener
-from slipstream.server.dialects import DIALECTS, OpenDialect
-from slipstream.server.dialects.kyutai import PATH as KYUTAI_PATH
 from slipstream.server.http.openai import openai_routes
 from slipstream.server.http.page import Page
 from slipstream.server.http.requests import Guarded, Refuse, Requests, failure_handlers, plain, scope_client
 from slipstream.server.http.speech import speech_routes
 from slipstream.server.http.uploads import Uploads
 from slipstream.server.http.webrtc import Calls
-from slipstream.server.limits import Limits
 from slipstream.server.metrics import Metrics
-from slipstream.server.models import Models, StreamInfo, StreamRequest, UnknownModel
-from slipstream.server.protocol import Dialect, ProtocolError
 from slipstream.server.speaking import ServedSpeaker
 from slipstream.server.streams.held import HeldStreams
 from slipstream.server.streams.outbox import Socket

@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, request_response
 
-from slipstream.server.access import Access
+from slipstream.connections.access import Access
+from slipstream.dialects.models import Models, StreamInfo
 from slipstream.server.http.requests import Guarded
-from slipstream.server.models import Models, StreamInfo
 from slipstream.server.uploads.openai import OpenAIUpload
 from slipstream.server.uploads.protocol import UploadError
 

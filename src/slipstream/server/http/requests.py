@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from slipstream.connections.access import ID_HEADER, Access, Client, Refused
+from slipstream.connections.http import head_fits, new_id
+from slipstream.connections.paced import CLOSE_SECONDS
 from slipstream.errors import EngineError
-from slipstream.server.access import ID_HEADER, Access, Client, Refused
-from slipstream.server.connections.http import head_fits, new_id
-from slipstream.server.connections.paced import CLOSE_SECONDS
 from slipstream.server.metrics import Metrics
 from slipstream.server.streams.stream import INTERNAL_ERROR
 

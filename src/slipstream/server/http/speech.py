@@ -15,11 +15,11 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route, request_response
 
 from slipstream.audio.encode import ENCODINGS, StreamEncoder
+from slipstream.connections.access import Access
 from slipstream.engine.reading import Audio
 from slipstream.engine.speech import SpeechSession
 from slipstream.errors import AudioError, ConfigError, Overloaded
 from slipstream.schema import Section, parse
-from slipstream.server.access import Access
 from slipstream.server.http.requests import Guarded
 from slipstream.server.speaking import ServedSpeaker
 from slipstream.server.uploads.openai import OpenAIUpload

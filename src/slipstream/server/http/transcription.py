@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from slipstream.arrays import FloatArray
 from slipstream.audio import decode, probe
 from slipstream.audio.container import is_longer
+from slipstream.connections.limits import Limits
 from slipstream.engine.live import AnyEngine, LiveSession
 from slipstream.errors import AudioError, Overloaded, SessionClosed, SlipstreamError
 from slipstream.events import Event, Final, Ready, Word
 from slipstream.server.http.body import Body
-from slipstream.server.limits import Limits
 from slipstream.server.metrics import Metrics
 from slipstream.server.uploads.protocol import Job, UploadError, unavailable
 from slipstream.transcript import TranscriptBuilder

@@ -13,16 +13,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Send
 
+from slipstream.connections.access import Client
+from slipstream.connections.limits import Limits
+from slipstream.dialects.models import Models, StreamInfo
+from slipstream.dialects.protocol import Close, CloseCode
 from slipstream.engine.live import AnyEngine
 from slipstream.events import Event, Ready
-from slipstream.server.access import Client
 from slipstream.server.http.body import Body
 from slipstream.server.http.events import EventSender
 from slipstream.server.http.transcription import Transcription
-from slipstream.server.limits import Limits
 from slipstream.server.metrics import Metrics
-from slipstream.server.models import Models, StreamInfo
-from slipstream.server.protocol import Close, CloseCode
 from slipstream.server.streams.registry import StreamRegistry
 from slipstream.server.uploads.protocol import UploadDialect, UploadError, unavailable
 from slipstream.transcript import Transcript

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from slipstream.connections.limits import Limits
+from slipstream.connections.tally import Tally
+from slipstream.dialects.models import Models, StreamInfo, StreamRequest
 from slipstream.engine.live import AnyEngine
 from slipstream.server.http.upload import Shared, Upload
-from slipstream.server.limits import Limits
 from slipstream.server.metrics import Metrics
-from slipstream.server.models import Models, StreamInfo, StreamRequest
 from slipstream.server.streams.registry import StreamRegistry
-from slipstream.server.tally import Tally
 from slipstream.server.uploads.protocol import UploadDialect, unavailable
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route, request_response
 
 from slipstream.audio import RawFormat
-from slipstream.server.access import Access, Refused
-from slipstream.server.connections.paced import CLOSE_SECONDS
-from slipstream.server.dialects.plain import PlainDialect
-from slipstream.server.dialects.realtime.transcription import TranscriptionDialect
+from slipstream.connections.access import Access, Refused
+from slipstream.connections.paced import CLOSE_SECONDS
+from slipstream.dialects.models import StreamRequest
+from slipstream.dialects.plain import PlainDialect
+from slipstream.dialects.protocol import Close, Dialect, Message
+from slipstream.dialects.realtime.transcription import TranscriptionDialect
 from slipstream.server.http.requests import Guarded
-from slipstream.server.models import StreamRequest
-from slipstream.server.protocol import Close, Dialect, Message
 from slipstream.server.streams.outbox import Socket
 from slipstream.server.streams.stream import LiveStream
 

@@ -6,10 +6,10 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from slipstream.connections.access import Client
+from slipstream.dialects.protocol import CloseCode
 from slipstream.events import Event, Flushed, Ready, Recovered, Step, Word
-from slipstream.server.access import Client
 from slipstream.server.metrics import Metrics
-from slipstream.server.protocol import CloseCode
 
 if TYPE_CHECKING:
     from slipstream.server.tracing import Trace

@@ -7,10 +7,10 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from slipstream.server.access import Client
-from slipstream.server.connections.websocket import Listener
+from slipstream.connections.access import Client
+from slipstream.connections.websocket import Listener
+from slipstream.dialects.protocol import Close, CloseCode, Dialect, Message
 from slipstream.server.metrics import Metrics
-from slipstream.server.protocol import Close, CloseCode, Dialect, Message
 from slipstream.server.streams.outbox import Socket
 from slipstream.server.streams.registry import StreamRegistry
 from slipstream.server.streams.stream import LiveStream

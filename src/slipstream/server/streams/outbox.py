@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
-from slipstream.server.limits import Limits
-from slipstream.server.protocol import Close, CloseCode, Message
+from slipstream.connections.limits import Limits
+from slipstream.dialects.protocol import Close, CloseCode, Message
 
 
 class Socket(Protocol):

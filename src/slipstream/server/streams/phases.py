@@ -8,8 +8,8 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import TypeAlias
 
+from slipstream.dialects.protocol import Audio, Command, Finish, Flush, Marker, Open, Restart, SetHints, SetTurns
 from slipstream.events import Event, Final, Ready
-from slipstream.server.protocol import Audio, Command, Finish, Flush, Marker, Open, Restart, SetHints, SetTurns
 
 
 class Phase(Enum):

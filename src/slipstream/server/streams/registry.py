@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from slipstream.server.connections.fairness import RoundRobin
-from slipstream.server.limits import Limits
-from slipstream.server.protocol import Close, CloseCode
+from slipstream.connections.fairness import RoundRobin
+from slipstream.connections.limits import Limits
+from slipstream.dialects.protocol import Close, CloseCode
 from slipstream.server.streams.topics import Topics
 
 SWEEP_SECONDS = 0.5

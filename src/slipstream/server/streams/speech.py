@@ -10,13 +10,13 @@ import msgpack
 from starlette.requests import HTTPConnection
 
 from slipstream.audio.encode import StreamEncoder
+from slipstream.connections.access import Access, Refused
+from slipstream.connections.limits import Limits
+from slipstream.dialects.protocol import Close, CloseCode, Message
 from slipstream.engine.reading import Audio, SpeechEvent
 from slipstream.engine.speech import SpeechSession
 from slipstream.errors import ConfigError, EngineError, Overloaded, SlipstreamError
 from slipstream.model.speech import Voice
-from slipstream.server.access import Access, Refused
-from slipstream.server.limits import Limits
-from slipstream.server.protocol import Close, CloseCode, Message
 from slipstream.server.speaking import ServedSpeaker
 from slipstream.server.streams.outbox import Socket
 from slipstream.server.streams.registry import StreamRegistry

@@ -11,15 +11,11 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from slipstream.engine.live import AnyEngine, LiveSession
-from slipstream.errors import AudioError, Overloaded, SessionClosed, SlipstreamError
-from slipstream.events import Event, Final, Flushed, MarkerReached, Ready
-from slipstream.server.access import Client
-from slipstream.server.connections.fairness import TURN_SECONDS
-from slipstream.server.limits import Limits, Pace
-from slipstream.server.metrics import Metrics
-from slipstream.server.models import Models
-from slipstream.server.protocol import (
+from slipstream.connections.access import Client
+from slipstream.connections.fairness import TURN_SECONDS
+from slipstream.connections.limits import Limits, Pace
+from slipstream.dialects.models import Models
+from slipstream.dialects.protocol import (
     Action,
     Audio,
     Close,
@@ -39,6 +35,10 @@ from slipstream.server.protocol import (
     SetTurns,
     Subscribe,
 )
+from slipstream.engine.live import AnyEngine, LiveSession
+from slipstream.errors import AudioError, Overloaded, SessionClosed, SlipstreamError
+from slipstream.events import Event, Final, Flushed, MarkerReached, Ready
+from slipstream.server.metrics import Metrics
 from slipstream.server.streams.account import Account
 from slipstream.server.streams.outbox import Outbox, Socket
 from slipstream.server.streams.phases import Connection, Phase, Signal

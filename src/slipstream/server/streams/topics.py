@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from slipstream.server.protocol import Close, CloseCode, Forward, ProtocolError, Publish, Subscribe
+from slipstream.dialects.protocol import Close, CloseCode, Forward, ProtocolError, Publish, Subscribe
 from slipstream.server.streams.webhooks import Webhook, is_allowed
 
 HISTORY_MESSAGES = 1000

@@ -10,7 +10,7 @@ Limits, keys, slots, the graceful shutdown, metrics and logs are the same for al
 
 from __future__ import annotations
 
-from slipstream.server.dialects.kyutai import PATH as KYUTAI_PATH
+from slipstream.dialects.kyutai import PATH as KYUTAI_PATH
 from slipstream.server.uploads import deepgram, openai
 from slipstream.server.uploads.kyutai import KyutaiUpload
 from slipstream.server.uploads.protocol import UploadDialect

@@ -11,13 +11,13 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from slipstream.server.access import Refused
-from slipstream.server.dialects.deepgram.parameters import Parameters, request_id
-from slipstream.server.dialects.deepgram.results import alternative, model_info, model_uuid
-from slipstream.server.dialects.deepgram.v1 import PATH as V1_PATH
-from slipstream.server.dialects.deepgram.v1 import parse_text_options
-from slipstream.server.models import StreamRequest, UnknownModel
-from slipstream.server.protocol import ProtocolError
+from slipstream.connections.access import Refused
+from slipstream.dialects.deepgram.parameters import Parameters, request_id
+from slipstream.dialects.deepgram.results import alternative, model_info, model_uuid
+from slipstream.dialects.deepgram.v1 import PATH as V1_PATH
+from slipstream.dialects.deepgram.v1 import parse_text_options
+from slipstream.dialects.models import StreamRequest, UnknownModel
+from slipstream.dialects.protocol import ProtocolError
 from slipstream.server.uploads.protocol import OPTIONS, Job, UploadDialect, UploadError
 from slipstream.transcript import Transcript
 

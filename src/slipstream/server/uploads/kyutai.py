@@ -7,8 +7,8 @@ from typing import Any
 
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from slipstream.server.access import Refused
-from slipstream.server.models import StreamRequest
+from slipstream.connections.access import Refused
+from slipstream.dialects.models import StreamRequest
 from slipstream.server.uploads.protocol import Job, UploadDialect, UploadError
 from slipstream.transcript import Transcript
 

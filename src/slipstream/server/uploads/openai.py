@@ -10,9 +10,9 @@ from typing import Any
 
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from slipstream.connections.access import Refused
+from slipstream.dialects.models import StreamRequest
 from slipstream.events import Event, Word
-from slipstream.server.access import Refused
-from slipstream.server.models import StreamRequest
 from slipstream.server.uploads.multipart import FILE, MultipartForm
 from slipstream.server.uploads.openai_request import TranscriptionRequest, parse_request
 from slipstream.server.uploads.protocol import Job, UploadDialect, UploadError

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
+from slipstream.dialects.models import Models, StreamInfo, UnknownModel
 from slipstream.engine.options import SessionOptions
 from slipstream.errors import ConfigError
 from slipstream.hints import MAX_PROMPT_LENGTH
 from slipstream.hints import Hints as SessionHints
 from slipstream.language.identify import AUTO
-from slipstream.server.models import Models, StreamInfo, UnknownModel
 from slipstream.server.uploads.protocol import OPTIONS, UploadError
 
 ResponseFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]

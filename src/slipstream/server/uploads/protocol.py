@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from starlette.responses import Response
 
 from slipstream.audio import Channels, RawFormat
+from slipstream.connections.access import Refused
+from slipstream.dialects.models import StreamRequest
 from slipstream.engine.options import SessionOptions
 from slipstream.events import Event
-from slipstream.server.access import Refused
-from slipstream.server.models import StreamRequest
 from slipstream.transcript import Transcript
 
 BUFFERED_SECONDS = 4.0

@@ -1,0 +1,47 @@
+"""The WebSocket protocols that clients speak: one module per dialect, and the registry of their addresses.
+
+A dialect turns a client's messages into actions, and the events of its sessions into messages (`protocol.Dialect`).
+Sockets, limits, keys, sessions, metrics and logs are the same for all dialects. To add one:
+
+1. Write a module here with `PATH`, a subclass of `Dialect` (`open`, `receive`, `handle`, `error`, `queued`), and
+   `open_dialect`, which opens it for a connection. `order.Order` checks the order of messages by a table of states.
+2. Add one line to `DIALECTS`, or to `TCP_DIALECTS` for a protocol on TCP connections of its own.
+3. Describe its messages in `server/api/asyncapi.yaml` and its route in `server/api/openapi.yaml`, with cases in
+   `tests/server/test_asyncapi.py`.
+4. Add a client to `CLIENTS` in `benchmarks/dialects.py`, which `tests/dialects/test_every_dialect.py` runs.
+5. Add the address to the routes in the server guide, and a page for users. A module here imports neither
+   `slipstream.connections` nor `slipstream.server`: the import contracts check it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+from slipstream.dialects import audiosocket, calls, gradium, kyutai, plain, realtime, twilio, vosk, wyoming
+from slipstream.dialects.deepgram import flux, v1
+from slipstream.dialects.models import StreamRequest
+from slipstream.dialects.protocol import Dialect
+
+OpenDialect: TypeAlias = Callable[[StreamRequest], Dialect]
+"""Opens a dialect for one connection. Raises `ProtocolError` for parameters that are invalid, and `UnknownModel`."""
+
+DIALECTS: dict[str, OpenDialect] = {
+    kyutai.PATH: kyutai.open_dialect,
+    plain.PATH: plain.open_dialect,
+    vosk.PATH: vosk.open_dialect,
+    gradium.PATH: gradium.open_dialect,
+    realtime.PATH: realtime.open_dialect,
+    v1.PATH: v1.open_dialect,
+    flux.PATH: flux.open_dialect,
+    twilio.PATH: twilio.open_dialect,
+    calls.PATH: calls.open_dialect,
+}
+"""The dialect of each address."""
+
+TCP_DIALECTS: dict[str, OpenDialect] = {
+    "wyoming": partial(wyoming.open_wyoming, wyoming.WyomingOptions()),
+    "audiosocket": audiosocket.open_dialect,
+}
+"""The dialects on TCP connections of their own, by name."""

@@ -1,0 +1,207 @@
+"""The plain dialect: raw PCM in binary messages, JSON in text messages.
+
+In: audio in the format of the address (`?encoding=pcm_s16le&sample_rate=16000`), cut anywhere, and
+`{"type": "flush", "id": 1}`, `{"type": "restart"}`, `{"type": "close"}`. Out, one JSON object per message: `ready`,
+`queued`, `step`, `partial`, `word`, `end_of_turn`, `turn`, `flushed`, `recovered`, `done` and `error`.
+
+A server that holds streams whose connection was lost sends a `session` in `ready`. The client continues the stream on
+another connection with `resume=SESSION&received=N` in the address: N counts the messages it has received, without
+`step`, `partial` and the `ready` of such connections. If the stream is still held, `ready` has `resumed`, and the
+`position` (in samples) where the audio continues; the messages that the client has not received follow. Otherwise this
+is a new stream.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from slipstream.audio import RawFormat
+from slipstream.dialects.models import StreamInfo, StreamRequest
+from slipstream.dialects.pcm import PcmInput, check_format
+from slipstream.dialects.protocol import (
+    Action,
+    CloseCode,
+    Dialect,
+    Finish,
+    Marker,
+    Message,
+    Open,
+    ProtocolError,
+    Restart,
+    Send,
+    make_hints,
+)
+from slipstream.engine.options import SessionOptions
+from slipstream.errors import ConfigError
+from slipstream.events import (
+    EndOfTurn,
+    Event,
+    Final,
+    MarkerReached,
+    OpenWord,
+    PartialWord,
+    Ready,
+    Recovered,
+    Step,
+    Turn,
+    Word,
+)
+from slipstream.hints import Hints, Keyword
+
+PATH = "/v1/stream"
+DEFAULT_RATE = 24_000
+"""Sample rate of audio whose address gives none, in Hz."""
+
+
+def open_dialect(request: StreamRequest) -> PlainDialect:
+    """Open the dialect for one connection. Raises `ProtocolError` that names an invalid parameter."""
+    format, info = parse_format(dict(request.query)), request.models[request.get("model")]
+    try:
+        keywords = [Keyword.parse(text) for text in request.all("keyword")]
+    except ConfigError as error:
+        raise ProtocolError(str(error)) from error
+    hints = make_hints(keywords=keywords, prompt=request.get("prompt", ""), languages=request.all("language"))
+    return PlainDialect(format, info, request.id, request.session, hints)
+
+
+class PlainDialect(Dialect):
+    """One stream in the plain dialect.
+
+    Args:
+        format: Of its audio.
+        info: Of the model.
+        id: Identifies it in the server's log.
+        session: Identifies it to a client that continues it on another connection.
+        hints: What the client knows about the speech.
+    """
+
+    name = "plain"
+
+    def __init__(
+        self, format: RawFormat, info: StreamInfo, id: str = "", session: str = "", hints: Hints | None = None
+    ) -> None:
+        self._info, self._id, self._hints = info, id, hints or Hints()
+        self._pcm = PcmInput(format, info.sample_rate)
+        self._sample_bytes = format.sample_bytes * format.channels
+        self._received = 0  # bytes
+        self.session = session
+
+    @property
+    def position(self) -> int:
+        """Samples received so far; 0 after a part of one, since the stream cannot continue there."""
+        samples, part = divmod(self._received, self._sample_bytes)
+        return 0 if part else samples
+
+    def resumed(self) -> str:
+        """Return `ready` with the position: see `Dialect.resumed`."""
+        return self._ready(resumed=True)
+
+    def is_kept(self, message: Message) -> bool:
+        """Whether a client gets this message again: see `Dialect.is_kept`."""
+        return not (isinstance(message, str) and message.startswith(_REPLACED))
+
+    def open(self) -> Iterable[Action]:
+        """Open the session: see `Dialect.open`."""
+        return (Open(SessionOptions(steps=True, hints=self._hints), self._info.model),)
+
+    def receive(self, message: Message) -> Iterator[Action]:
+        """Yield the actions for a message: see `Dialect.receive`."""
+        if isinstance(message, bytes):
+            self._received += len(message)
+            yield from self._pcm.push(message)
+            return
+        kind, id = _control(message)
+        if kind == "restart":
+            self._pcm.restart()
+            self._received = 0
+            yield Restart()
+            return
+        if kind not in ("flush", "close"):
+            raise ProtocolError(f"unknown type {kind!r:.40}: expected flush, restart or close")
+        yield from self._pcm.flush()
+        yield Marker(id) if kind == "flush" else Finish()
+
+    def handle(self, event: Event, channel: int) -> Iterable[Action]:
+        """Send the message for an event: see `Dialect.handle`."""
+        message = self._message(event)
+        return (Send(message, isinstance(event, _DROPPABLE)),) if message is not None else ()
+
+    def _message(self, event: Event) -> str | None:
+        if isinstance(event, Step):
+            time = round(event.index * self._info.frame_seconds, 3)
+            pause = [round(p, 4) for p in event.pause]
+            return _json("step", index=event.index, time=time, pause=pause, buffered=event.buffered)
+        if isinstance(event, (PartialWord, OpenWord)):
+            return _json("partial", text=event.text, start=event.start)
+        if isinstance(event, Word):
+            fields = {"text": event.text, "start": event.start, "end": event.end, "confidence": event.confidence}
+            missing = {"omission": event.omission} if event.omission else {}
+            return _json("word", **fields, **missing, **_language(event))
+        if isinstance(event, EndOfTurn):
+            return _json("end_of_turn", time=event.time)
+        if isinstance(event, Turn):
+            return _json("turn", start=event.start, end=event.end, **_language(event))
+        if isinstance(event, MarkerReached):
+            return _json("flushed", id=event.id)
+        if isinstance(event, Recovered):
+            return _json("recovered", time=event.time, reason=event.reason)
+        if isinstance(event, Ready):
+            return self._ready(resumed=False)
+        if isinstance(event, Final):
+            return _json("done", duration=event.duration, flush_seconds=event.flush_seconds)
+        return None
+
+    def _ready(self, resumed: bool) -> str:
+        info, fields = self._info, {}
+        if self.session:
+            fields = {"session": self.session, "resumed": resumed, "position": self.position if resumed else 0}
+        return _json("ready", model=info.model, delay=info.delay_seconds, request_id=self._id, **fields)
+
+    def queued(self, position: int) -> str:
+        return _json("queued", position=position, request_id=self._id)
+
+    def error(self, message: str, code: CloseCode) -> str:
+        return _json("error", message=message, code=int(code))
+
+
+def parse_format(query: Mapping[str, str]) -> RawFormat:
+    """Return the audio format of an address. Raises `ProtocolError` that names the invalid parameter."""
+    numbers = {}
+    for name, default in (("sample_rate", DEFAULT_RATE), ("channels", 1)):
+        text = query.get(name, str(default))
+        if not (text.isascii() and text.isdecimal() and len(text) <= 6):
+            raise ProtocolError(f"{name}={text!r:.40}: expected a whole number")
+        numbers[name] = int(text)
+    return check_format(query.get("encoding", "pcm_s16le"), numbers["sample_rate"], numbers["channels"])
+
+
+_DROPPABLE = (Step, PartialWord, OpenWord)
+_REPLACED = ('{"type":"step"', '{"type":"partial"')
+"""How messages begin that a later one replaces."""
+
+
+def _language(event: Word | Turn) -> dict[str, Any]:
+    if event.language is None:
+        return {}
+    return {"language": event.language, "language_confidence": event.language_confidence}
+
+
+def _json(type: str, **fields: Any) -> str:
+    return json.dumps({"type": type, **fields}, ensure_ascii=False, separators=(",", ":"))
+
+
+def _control(text: str) -> tuple[Any, int]:
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"not a JSON message: {error}") from error
+    if not isinstance(message, dict):
+        raise ProtocolError(f"expected a JSON object with a type, got {type(message).__name__}")
+    if unknown := message.keys() - {"type", "id"}:
+        raise ProtocolError(f"unknown key {unknown.pop()!r:.40}: expected type or id")
+    id = message.get("id", 0)
+    if type(id) is not int or not -(2**63) <= id < 2**63:
+        raise ProtocolError(f"id: expected a 64-bit integer, got {id!r:.40}")
+    return message.get("type"), id

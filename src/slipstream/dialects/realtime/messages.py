@@ -1,0 +1,115 @@
+"""The client's messages: JSON with audio in base64, which is decoded in pieces."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from slipstream.arrays import FloatArray
+from slipstream.audio import Converter, PcmDecoder, RawFormat
+from slipstream.audio.samples import equal_weights
+from slipstream.dialects.protocol import PIECE_SAMPLES
+from slipstream.errors import SlipstreamError
+
+PARSED_CHARACTERS = 1 << 16
+"""Most characters of a message in addition to its audio."""
+
+
+class InvalidMessage(SlipstreamError):
+    """A message is invalid; the connection stays open. `code`, `param`: of the error that the client receives."""
+
+    def __init__(self, message: str, code: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.param = code, param
+
+
+def read_message(text: str) -> dict[str, Any]:
+    """Read a JSON object. Its audio, however long, is cut out before the rest is parsed.
+
+    Raises `InvalidMessage`.
+    """
+    audio = None
+    key = text.find('"audio"')
+    if key >= 0 and (found := _AUDIO.match(text, key)):
+        start, end = found.end(), text.find('"', found.end())
+        if end >= 0 and text.find("\\", start, end) < 0:
+            audio, text = text[start:end], f"{text[:start]}{_CUT}{text[end:]}"
+    if len(text) > PARSED_CHARACTERS:
+        raise InvalidMessage(
+            f"a message has at most {PARSED_CHARACTERS} characters in addition to its audio, which has no escapes",
+            "invalid_json",
+        )
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidMessage(f"not a JSON message: {error}", "invalid_json") from error
+    if not isinstance(message, dict):
+        raise InvalidMessage(f"expected a JSON object with a type, got {type(message).__name__}", "invalid_json")
+    if audio is not None and message.get("audio") == "\0":
+        message["audio"] = audio
+    return message
+
+
+class AudioInput:
+    """Decodes base64 audio in one format to the model's sample rate.
+
+    Args:
+        format: Of the audio; one channel.
+        sample_rate: Of the model, in Hz.
+    """
+
+    def __init__(self, format: RawFormat, sample_rate: int) -> None:
+        self.format, self._sample_rate = format, sample_rate
+        samples = PIECE_SAMPLES * format.sample_rate // sample_rate
+        self._piece_characters = samples * format.sample_bytes // 3 * 4
+        self._begin()
+
+    def decode(self, audio: str) -> Iterator[FloatArray]:
+        """Yield the samples of a message, `[S]`, in pieces; a sample may be cut between messages.
+
+        Raises `InvalidMessage` at the first piece that is not base64; the pieces before it are decoded.
+        """
+        for start in range(0, len(audio), self._piece_characters):
+            piece = audio[start : start + self._piece_characters]
+            try:
+                data = base64.b64decode(piece, validate=True)
+            except (binascii.Error, ValueError) as error:  # ValueError: a character that is not ASCII
+                raise InvalidMessage(
+                    f"audio: not base64 in the {len(piece)} characters from {start} on; those before it were taken",
+                    "invalid_value",
+                    "audio",
+                ) from error
+            if piece.endswith("=") and start + len(piece) < len(audio):
+                raise InvalidMessage(
+                    f"audio: padding before the end, at character {start + len(piece) - 1}", "invalid_value", "audio"
+                )
+            yield self.convert(data)
+
+    def convert(self, data: bytes) -> FloatArray:
+        """Return the samples of some bytes, `[S]`."""
+        self._lags = True
+        pcm_S: FloatArray = self._converter.push(self._decoder.push(data))[0]
+        return pcm_S
+
+    def flush(self) -> FloatArray:
+        """Return the samples that the conversion has held back, `[S]`, and reset it."""
+        if not self._lags:
+            return np.zeros(0, np.float32)
+        rest_S: FloatArray = self._converter.flush()[0]
+        self._begin()
+        return rest_S
+
+    def _begin(self) -> None:
+        self._decoder = PcmDecoder(self.format)
+        self._converter = Converter(self.format.sample_rate, equal_weights(self.format.channels), self._sample_rate)
+        self._lags = False
+
+
+_AUDIO = re.compile(r'"audio"\s*:\s*"')
+_CUT = "\\u0000"

@@ -1,0 +1,40 @@
+"""Messages in JSON, and audio in base64 in them, for dialects that have both."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from slipstream.dialects.protocol import ProtocolError
+
+_PIECE_CHARACTERS = 8192
+"""A multiple of 4, so that a piece is whole bytes."""
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """Return the JSON object of a message. Raises `ProtocolError`."""
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"not a JSON message: {error}") from error
+    if not isinstance(message, dict):
+        raise ProtocolError(f"expected a JSON object, got {type(message).__name__}")
+    return message
+
+
+def dump(**fields: Any) -> str:
+    """Return a message with these fields."""
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+
+
+def decode_base64(text: Any, name: str) -> Iterator[bytes]:
+    """Yield bytes in pieces. Raises `ProtocolError` that names the field for what is not base64."""
+    if not isinstance(text, str) or not text.isascii():
+        raise ProtocolError(f"{name}: expected base64")
+    for start in range(0, len(text), _PIECE_CHARACTERS):
+        try:
+            yield base64.b64decode(text[start : start + _PIECE_CHARACTERS], validate=True)
+        except ValueError as error:
+            raise ProtocolError(f"{name}: not base64: {error}") from error

@@ -1,1 +1,0 @@
-"""TCP connections, HTTP requests and WebSockets, within limits."""
