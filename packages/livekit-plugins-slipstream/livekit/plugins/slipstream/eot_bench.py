@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
@@ -64,16 +65,23 @@ class SlipstreamAdapter:
         events: list[dict[str, Any]] = []
         key = os.environ.get("SLIPSTREAM_API_KEY")
         async with open_async_stream(self.url, sample_rate=SAMPLE_RATE, key=key, model=self.model) as stream:
-            for start in range(0, len(samples_S), CHUNK_SAMPLES):
-                await stream.send(samples_S[start : start + CHUNK_SAMPLES])
-            await stream.finish()
-            async for event in stream:
-                if isinstance(event, Step):
+
+            async def send() -> None:
+                for start in range(0, len(samples_S), CHUNK_SAMPLES):
+                    await stream.send(samples_S[start : start + CHUNK_SAMPLES])
+                await stream.finish()
+
+            async def read() -> None:
+                async for event in stream:
+                    if not isinstance(event, Step):
+                        continue
                     if self.pause_head >= len(event.pause):
                         raise RuntimeError(
                             f"pause_head={self.pause_head}: the model has {len(event.pause)} pause heads"
                         )
                     time = round(event.index * stream.frame_seconds, 6)
                     events.append({"event": "Step", "timestamp": time, "p_eot": event.pause[self.pause_head]})
+
+            await asyncio.gather(send(), read())  # the server drops steps for a client that does not read
         rows = build_event_prediction_rows(row, events, inference_interval=inference_interval)
         return {"id": row["id"], "audio_sec": seconds, "events": events, "prediction_rows": rows}
