@@ -13,7 +13,7 @@ import numpy as np
 from slipstream.arrays import FloatArray
 from slipstream.audio import load
 from slipstream.checkpoints.sources import Ref
-from slipstream.checkpoints.voices import VOICES, find_voice, read_embedding
+from slipstream.checkpoints.voices import VOICES, find_voice, read_embedding, voice_names
 from slipstream.engine.reading import Audio, SpeechOptions
 from slipstream.engine.speech import SpeechEngine, SpeechSession, SpeechSnapshot
 from slipstream.errors import BackendError, ConfigError
@@ -153,6 +153,10 @@ class Speaker:
         if (key := f"voices:{name}") not in self._known:
             self._known[key] = self._read(name, anywhere=False)
         return self._known[key]
+
+    def voice_names(self) -> list[str]:
+        """Return the names of the voices in the folder `voices`; none for a repository."""
+        return voice_names(self._runner.config, self.voices)
 
     def _read(self, name: str | Path, anywhere: bool = True) -> Voice:
         config = self._runner.config

@@ -101,13 +101,13 @@ def test_any_bytes_are_actions_or_a_clean_error(pieces: list[bytes]) -> None:
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"x" * (MAX_JSON_BYTES + 1), "a line of an event has at most 16384 bytes"),
+        (b"x" * (MAX_JSON_BYTES + 1), "a line of an event has at most 65536 bytes"),
         (b"[" * 5000 + b"\n", "not a Wyoming event"),
         (b"[]\n", "expected a JSON object, got list"),
         (b'{"type": 1}\n', "an event has a type"),
         (b'{"type": "x", "data": []}\n', ""),
         (b'{"type": "x", "data": [1]}\n', "data, which is an object"),
-        (b'{"type": "x", "data_length": 16385}\n', "data_length=16385: expected 0 to 16384"),
+        (b'{"type": "x", "data_length": 65537}\n', "data_length=65537: expected 0 to 65536"),
         (b'{"type": "x", "data_length": -1}\n', "data_length=-1"),
         (b'{"type": "x", "payload_length": 1e9}\n', "payload_length=1000000000.0: expected 0 to 4194304"),
         (wire("audio-start", rate="fast", width=2, channels=1), "rate='fast': expected a whole number"),

@@ -129,8 +129,61 @@ def test_a_reading_waits_only_for_words_that_it_needs() -> None:
     assert reading.finished
 
 
+def test_a_flush_speaks_what_there_is_and_more_may_follow(engine: SpeechEngine) -> None:
+    session = engine.open()
+    session.feed("the quick")
+    session.flush()
+    events: list[object] = []
+    stream = iter(session)
+    while not (isinstance(event := next(stream), Word) and event.text == "quick"):
+        events.append(event)
+    frames, words = spoken([*events, event])
+    assert [word.text for word in words] == ["the", "quick"]
+    session.flush()  # nothing new: no effect
+    session.feed("brown fox")
+    session.end()
+    frames, words = spoken([*events, event, *stream])
+    assert [word.text for word in words] == ["the", "quick", "brown", "fox"]
+    assert [word.start for word in words] == sorted(word.start for word in words)
+    assert len(frames) == round(words[-1].end * 12.5) + SpeechOptions().final_padding
+
+
+def test_a_flush_runs_until_the_audio_of_its_words_is_out() -> None:
+    reading = Reading(runner := EchoRunner(), tiny_tokenizer(), None, SpeechOptions())
+
+    def run() -> list[object]:
+        events = []
+        while reading.ready:
+            reading.decide(0)
+            events += reading.advance(np.zeros(2, np.float32))
+        return events
+
+    reading.feed("the quick brown")
+    run()
+    reading.flush()
+    frames = [event for event in run() if isinstance(event, Audio)]
+    word = next(start for text, start in reversed(reading._state.transcript) if text == "brown")
+    length = len(tiny_tokenizer().encode("brown"))
+    assert round(frames[-1].start * 12.5) >= word + length
+    assert round(frames[-1].start * 12.5) <= word + length + runner.latency_steps + SpeechOptions().final_padding
+    reading.flush()
+    assert not reading.ready
+    reading.feed("fox ")
+    assert not reading.ready  # as without a flush, it waits for the words after it
+    reading.flush()
+    assert run()
+    reading.end()
+    run()
+    assert reading.finished
+
+
 def test_a_text_without_words_ends_without_audio(engine: SpeechEngine) -> None:
     assert whole(engine, "  ") == ([], [])
+    session = engine.open()
+    while not engine.runner.read[0]:  # the padding at the start needs no text
+        pass
+    session.end()
+    assert list(session) == []
 
 
 def test_more_sessions_than_slots_wait_in_turn(engine: SpeechEngine) -> None:

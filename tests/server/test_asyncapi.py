@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 
 from slipstream.audio import RawFormat
@@ -21,11 +22,15 @@ from slipstream.dialects.deepgram.v1 import DeepgramDialect
 from slipstream.dialects.formats import PcmStream
 from slipstream.dialects.gradium import GradiumDialect
 from slipstream.dialects.kyutai import KyutaiDialect
-from slipstream.dialects.models import Models, StreamInfo, StreamRequest
+from slipstream.dialects.models import Models, SpeechInfo, StreamInfo, StreamRequest
 from slipstream.dialects.plain import PlainDialect, parse_format
 from slipstream.dialects.protocol import CloseCode, Dialect, ProtocolError, Publish, Send
+from slipstream.dialects.speech import SPEECH_DIALECTS
+from slipstream.dialects.speech.elevenlabs import ElevenLabsSpeech
+from slipstream.dialects.speech.protocol import Begin, EndText, FlushText, Spoken, Text
 from slipstream.dialects.twilio import TwilioDialect
 from slipstream.dialects.vosk import VoskDialect
+from slipstream.engine.reading import Audio
 from slipstream.events import (
     EndOfTurn,
     Event,
@@ -41,7 +46,6 @@ from slipstream.events import (
     Word,
 )
 from slipstream.server.http import app
-from slipstream.server.streams.speech import PATH as SPEECH_PATH
 
 yaml = pytest.importorskip("yaml")
 API = yaml.safe_load((Path(app.__file__).parents[1] / "api" / "asyncapi.yaml").read_text(encoding="utf-8"))
@@ -230,6 +234,16 @@ def test_messages_of_twilio_and_of_a_call() -> None:
     assert in_order(examples("receiveCalls")) == in_order(published)
 
 
+def test_messages_of_elevenlabs() -> None:
+    dialect = ElevenLabsSpeech({"voice": "ann", "output_format": "pcm_24000"}, SpeechInfo("small"))
+    actions = [action for payload in examples("sendElevenlabs") for action in dialect.receive(json.dumps(payload))]
+    assert actions == [Begin("ann"), Text("Good mor"), Text("ning. "), FlushText(), EndText()]
+    events = [Word("Hi", 0.0, 0.12), Audio(np.zeros(2, np.float32), 0.0), Spoken()]
+    sent = [action.message for event in events for action in dialect.handle(event) if isinstance(action, Send)]
+    sent.append(dialect.error(examples("receiveElevenlabs")[-1]["message"], CloseCode.INVALID_PAYLOAD))
+    assert [json.loads(message) for message in sent] == examples("receiveElevenlabs")
+
+
 def test_close_codes_are_all_described() -> None:
     for code in CloseCode:
         assert str(int(code)) in API["info"]["description"]
@@ -237,7 +251,7 @@ def test_close_codes_are_all_described() -> None:
 
 def test_the_addresses_are_those_of_the_server() -> None:
     addresses = {channel["address"].partition("?")[0] for channel in API["channels"].values()}
-    assert addresses == {*DIALECTS, SPEECH_PATH}
+    assert addresses == {*DIALECTS, *SPEECH_DIALECTS}
     lowest, highest = re.findall(r"\d+", API["channels"]["plain"]["parameters"]["sample_rate"]["description"])
     for rate in (lowest, highest):
         parse_format({"sample_rate": rate})

@@ -28,7 +28,8 @@ from tests.server.harness import (
     wait_for,
     words_received,
 )
-from tests.speaking import make_runner, save_model, tiny_tokenizer, voice
+from tests.server.spoken import speaker_of, speaking
+from tests.speaking import save_model, voice
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
@@ -37,8 +38,6 @@ from slipstream.audio.encode import ENCODINGS, StreamEncoder
 from slipstream.connections.keys import KeyRing
 from slipstream.connections.limits import Limits
 from slipstream.errors import AudioError
-from slipstream.server.speaking import ServedSpeaker
-from slipstream.speaker import Speaker
 
 TEXT = "the fox"
 SPEECH = "/v1/audio/speech"
@@ -50,22 +49,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model"))
 
 
-@contextlib.contextmanager
-def speaking(folder: Path, default: str | None = None, slots: int = 2, **options: object) -> Iterator[Running]:
-    speaker = Speaker(make_runner(slots=slots), tiny_tokenizer(), voices=folder)
-    with speaker, serving(speaker=ServedSpeaker(speaker, default), **options) as running:  # type: ignore[arg-type]
-        yield running
-
-
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Running]:
     with speaking(folder) as running:
         yield running
-
-
-def speaker_of(server: Running) -> Speaker:
-    assert server.service.speaker is not None
-    return server.service.speaker.speaker
 
 
 def post(server: Running, **fields: object) -> tuple[int, bytes, object]:

@@ -10,6 +10,7 @@ import av.audio
 import numpy as np
 
 from slipstream.arrays import FloatArray
+from slipstream.audio.resample import Resampler
 from slipstream.errors import AudioError
 
 
@@ -31,14 +32,21 @@ ENCODINGS = {
     "pcm": Encoding("s16le", "pcm_s16le", "audio/pcm"),
 }
 """The formats by name. `pcm` is 16-bit samples, little-endian."""
+TELEPHONE = {
+    "mulaw": Encoding("mulaw", "pcm_mulaw", "audio/basic"),
+    "alaw": Encoding("alaw", "pcm_alaw", "audio/PCMA"),
+}
+"""Formats of telephony: one byte per sample, at 8 kHz."""
 
 
 class StreamEncoder:
     """Encodes mono audio piece by piece.
 
     Args:
-        format: A name in `ENCODINGS`.
+        format: A name in `ENCODINGS` or `TELEPHONE`.
         sample_rate: Of the audio, in Hz.
+        to_rate: Of the encoded audio, in Hz; that of the audio by default.
+        bit_rate: In bit/s; FFmpeg's choice by default.
 
     Raises:
         AudioError: FFmpeg cannot encode this format.
@@ -48,21 +56,25 @@ class StreamEncoder:
         >>> data = encoder.encode(np.zeros(1920, np.float32)) + encoder.end()
     """
 
-    def __init__(self, format: str, sample_rate: int) -> None:
-        if format not in ENCODINGS:
-            raise AudioError(f"format {format!r}: expected {', '.join(ENCODINGS)}")
-        encoding = ENCODINGS[format]
+    def __init__(self, format: str, sample_rate: int, to_rate: int | None = None, bit_rate: int | None = None) -> None:
+        encodings = {**ENCODINGS, **TELEPHONE}
+        if format not in encodings:
+            raise AudioError(f"format {format!r}: expected {', '.join(encodings)}")
+        encoding, rate = encodings[format], to_rate or sample_rate
+        self._resampler = Resampler(sample_rate, rate)
         self._sink = _Sink()
         try:
             self._container = av.open(
                 cast("str", self._sink), "w", format=encoding.container, options={"flush_packets": "1"}
             )
-            stream = self._container.add_stream(encoding.codec, rate=sample_rate)
+            stream = self._container.add_stream(encoding.codec, rate=rate)
         except (av.FFmpegError, ValueError) as error:
             raise AudioError(f"format {format!r} cannot be encoded here: {error}") from error
         self._stream = cast("av.AudioStream", stream)
+        if bit_rate is not None:
+            self._stream.bit_rate = bit_rate
         self._stream.codec_context.layout = av.audio.layout.AudioLayout("mono")
-        self._rate, self._position = sample_rate, 0
+        self._rate, self._position = rate, 0
 
     def encode(self, samples: FloatArray) -> bytes:
         """Encode a piece.
@@ -73,6 +85,19 @@ class StreamEncoder:
         Returns:
             The data that are complete.
         """
+        self._encode(self._resampler.push(samples[None])[0])
+        return self._sink.take()
+
+    def end(self) -> bytes:
+        """Encode what is left, and return the last data."""
+        self._encode(self._resampler.flush()[0])
+        if self._position:
+            for packet in self._stream.encode(None):
+                self._container.mux(packet)
+        self._container.close()
+        return self._sink.take()
+
+    def _encode(self, samples: FloatArray) -> None:
         if len(samples):
             integers = np.rint(np.clip(samples, -1, 1) * 32767).astype(np.int16)
             frame = av.AudioFrame.from_ndarray(integers[None], format="s16", layout="mono")
@@ -80,15 +105,6 @@ class StreamEncoder:
             self._position += len(samples)
             for packet in self._stream.encode(frame):
                 self._container.mux(packet)
-        return self._sink.take()
-
-    def end(self) -> bytes:
-        """Encode what is left, and return the last data."""
-        if self._position:
-            for packet in self._stream.encode(None):
-                self._container.mux(packet)
-        self._container.close()
-        return self._sink.take()
 
 
 class _Sink:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from slipstream.audio.suffixes import audio_suffixes
 from slipstream.checkpoints.sources import Ref, find_given, find_place
 from slipstream.checkpoints.tensors import read_tensors
 from slipstream.errors import CheckpointError
@@ -46,6 +47,21 @@ def find_voice(name: Ref, config: TTSConfig, voices: Ref = VOICES, *, anywhere: 
         assert found is not None
         return found
     return place.get(text + suffix)
+
+
+def voice_names(config: TTSConfig, voices: Ref) -> list[str]:
+    """Return the names of the voices for a model in a folder, sorted; none for a repository on the Hub.
+
+    Args:
+        config: The model.
+        voices: As for `find_voice`.
+    """
+    folder = Path(voices)
+    suffix = voice_suffix(config) if config.speakers_by_condition else ""
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    if config.speakers_by_condition:
+        return sorted(name.removesuffix(suffix) for name in names if name.endswith(suffix or ".safetensors"))
+    return sorted(name for name in names if Path(name).suffix in audio_suffixes())
 
 
 def read_embedding(path: Path) -> Voice:

@@ -22,6 +22,8 @@ _LANGUAGES = {
     "kyutai/stt-1b-en_fr": ("en", "fr"),
     "kyutai/stt-1b-en_fr-candle": ("en", "fr"),
     "kyutai/stt-2.6b-en": ("en",),
+    "kyutai/tts-1.6b-en_fr": ("en", "fr"),
+    "kyutai/tts-0.75b-en-public": ("en",),
 }
 
 

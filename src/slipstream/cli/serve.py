@@ -20,6 +20,7 @@ from slipstream.cli.models import offered_languages, production_hint
 from slipstream.cli.options import DEFAULT_MODEL, Backend, Device
 from slipstream.cli.output import write_stdout
 from slipstream.cli.progress import counting_bar
+from slipstream.cli.speech import DefaultVoice, Speech, SpeechSlots, Voices, open_speaker
 from slipstream.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -165,17 +166,10 @@ def serve(
             help="Devices, such as cuda:0,cuda:1: each has every model, with all its slots. Needs --workers.",
         ),
     ] = None,
-    speech: Annotated[
-        str | None,
-        typer.Option("--speech", metavar="MODEL", help="Also offer text to speech, with this repository or folder."),
-    ] = None,
-    speech_slots: Annotated[int, typer.Option("--speech-slots", min=1, help="Texts to read at the same time.")] = 4,
-    voices: Annotated[
-        str, typer.Option("--voices", help="Folder or Hub repository of the voices that clients may name.")
-    ] = "kyutai/tts-voices",
-    voice: Annotated[
-        str | None, typer.Option("--voice", help="Voice of clients that name none, or one that there is not.")
-    ] = None,
+    speech: Speech = None,
+    speech_slots: SpeechSlots = 4,
+    voices: Voices = "kyutai/tts-voices",
+    voice: DefaultVoice = None,
     log_level: Annotated[
         _Level, typer.Option("--log-level", help="Log level. Logs are JSON lines and contain no audio or text.")
     ] = ("info"),
@@ -306,14 +300,7 @@ def serve(
                 observer=metrics.observe_step,
                 progress=progress,
             )
-        speaker = None
-        if speech is not None:
-            from slipstream.server.speaking import ServedSpeaker
-            from slipstream.speaker import load_speaker
-
-            loaded = load_speaker(speech, device=device, slots=speech_slots, voices=voices)
-            speaker = ServedSpeaker(stack.enter_context(loaded), voice)
-            speaker.voice(None)  # a default voice that is not there is an error now
+        speaker = open_speaker(speech, device, speech_slots, voices, voice, stack)
         show(engines)
         run(
             Service(

@@ -1,4 +1,4 @@
-"""`slipstream wyoming`: speech-to-text for Home Assistant."""
+"""`slipstream wyoming`: speech-to-text, and text-to-speech, for Home Assistant."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from slipstream.cli.listeners import AllowRemote, listen_without_keys, shown
 from slipstream.cli.models import offered_languages, production_hint
 from slipstream.cli.options import DEFAULT_MODEL, Backend, Device
 from slipstream.cli.progress import counting_bar
+from slipstream.cli.speech import DefaultVoice, Speech, SpeechSlots, Voices, open_speaker
 from slipstream.errors import ConfigError
 
 
@@ -50,6 +51,10 @@ def wyoming(
         float,
         typer.Option("--queue-seconds", min=0, help="Seconds a stream may wait for a slot; 0 refuses it immediately."),
     ] = 5.0,
+    speech: Speech = None,
+    speech_slots: SpeechSlots = 4,
+    voices: Voices = "kyutai/tts-voices",
+    voice: DefaultVoice = None,
 ) -> None:
     """Serve Home Assistant and other clients of the Wyoming protocol, without HTTP.
 
@@ -84,6 +89,7 @@ def wyoming(
                 announcement = Announcement(zeroconf, address, port)
         with counting_bar("Converting") as progress:
             engines = open_models(served, stack, observer=metrics.observe_step, progress=progress)
-        notice(f"Serving {', '.join(engines)} on tcp://{shown(listener.socket)}")
-        service = Service(engines, Access("127.0.0.1"), metrics=metrics, queue_seconds=queue_seconds)
+        speaker = open_speaker(speech, device, speech_slots, voices, voice, stack)
+        notice(f"Serving {', '.join([*engines, *([speech] if speech else [])])} on tcp://{shown(listener.socket)}")
+        service = Service(engines, Access("127.0.0.1"), metrics=metrics, queue_seconds=queue_seconds, speaker=speaker)
         run(service, None, tcp=[listener], announcement=announcement)

@@ -146,7 +146,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _sent_key(request: HTTPConnection) -> str | None:
-    for name in (KEY_HEADER, "x-api-key"):  # the second is that of Gradium's clients
+    for name in (KEY_HEADER, "x-api-key", "xi-api-key"):  # the others are those of Gradium's and ElevenLabs' clients
         if key := request.headers.get(name):
             return key
     scheme, _, key = request.headers.get("authorization", "").partition(" ")

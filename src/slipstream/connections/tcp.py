@@ -64,6 +64,11 @@ class TcpConnection(PacedConnection):
         if self._sent_close is None:
             self._transport.write(message.encode() if isinstance(message, str) else message)
 
+    def become(self, listener: Listener) -> None:
+        """Let another listener continue. The present one gets no `closed`."""
+        self._listener = listener
+        listener.opened()
+
     def ping(self) -> None:
         """Do nothing: TCP has no ping. The kernel finds dead peers."""
 

@@ -31,6 +31,23 @@ class StreamInfo:
     delays: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class SpeechInfo:
+    """The text-to-speech model of a server, as clients see it.
+
+    Args:
+        model: Name of the model.
+        sample_rate: Of its audio, in Hz.
+        voices: Names of the voices that are known without a download.
+        languages: Of the model.
+    """
+
+    model: str
+    sample_rate: int = 24_000
+    voices: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ("en",)
+
+
 class UnknownModel(SlipstreamError):
     """A request names a model that the server does not have."""
 
@@ -84,6 +101,7 @@ class StreamRequest:
         time: When it came, in seconds since 1970.
         session_seconds: How long a stream lasts at most.
         session: Identifies the stream to a client that continues it on another connection; empty if it cannot.
+        speech: The model of text to speech; None on a server without one.
     """
 
     models: Models[StreamInfo]
@@ -93,6 +111,7 @@ class StreamRequest:
     time: int = 0
     session_seconds: float = 0.0
     session: str = ""
+    speech: SpeechInfo | None = None
 
     def get(self, name: str, default: str | None = None) -> str | None:
         """Return the last value of a query parameter."""

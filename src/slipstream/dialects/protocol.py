@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from slipstream.engine.turns import TurnOptions
 from slipstream.errors import ConfigError, SlipstreamError
 from slipstream.events import Event
 from slipstream.hints import Hints
+
+if TYPE_CHECKING:
+    from slipstream.dialects.speech.protocol import SpeechDialect
 
 LOUDEST = 100.0
 """Float audio has full scale 1. Decoders exceed it slightly; integers sent as floats reach thousands."""
@@ -171,10 +174,20 @@ class Forward:
     url: str
 
 
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Continue the connection in a dialect of text to speech, which gets all further messages.
+
+    Only listeners on TCP do this, and only before the first `Open`.
+    """
+
+    dialect: SpeechDialect
+
+
 Command: TypeAlias = Open | Restart | Audio | Marker | Flush | SetTurns | SetHints | Finish
 """What changes a session."""
 
-Action: TypeAlias = Command | Send | Close | Publish | Subscribe | Forward
+Action: TypeAlias = Command | Send | Close | Publish | Subscribe | Forward | HandOver
 """What a dialect may ask of the server."""
 
 

@@ -3,7 +3,7 @@
 In: `describe`, `ping`, `transcribe`, `audio-start`, `audio-chunk`, `audio-stop`. Out: `info`, `pong`,
 `transcript-start`, `transcript-chunk` for each word, `transcript`, `transcript-stop`, `voice-started`, `voice-stopped`
 and `error`. Other events are ignored, as the protocol asks. A connection has one recording, and closes after its
-transcript.
+transcript. With `synthesize` or `synthesize-start` it becomes one of text to speech (`dialects/speech/wyoming.py`).
 
 With our own voice activity detection, an end of turn completes a transcript, so that a client need not end the audio.
 The transcript after `audio-stop` has the words after the last end of turn.
@@ -24,12 +24,15 @@ from slipstream.dialects.protocol import (
     CloseCode,
     Dialect,
     Finish,
+    HandOver,
     Message,
     Open,
     ProtocolError,
     Send,
     make_hints,
 )
+from slipstream.dialects.speech.wyoming import DEFAULT_VOICE, WyomingSpeech, error_event
+from slipstream.dialects.speech.wyoming import OWN as SPEECH_EVENTS
 from slipstream.dialects.wyoming_events import EventReader, WyomingEvent
 from slipstream.engine.options import SessionOptions
 from slipstream.engine.turns import TurnOptions
@@ -78,7 +81,7 @@ class WyomingDialect(Dialect):
     name = "wyoming"
 
     def __init__(self, request: StreamRequest, options: WyomingOptions | None = None) -> None:
-        self._models = request.models
+        self._models, self._speech = request.models, request.speech
         self._options = options or WyomingOptions()
         self._order = Order(ORDER)
         self._reader = EventReader()
@@ -103,7 +106,9 @@ class WyomingDialect(Dialect):
         for item in self._reader.push(message):
             if isinstance(item, WyomingEvent):
                 self._in_chunk = item.type == "audio-chunk"
-                if item.type in KNOWN:
+                if item.type in SPEECH_EVENTS:
+                    yield self._hand_over(item)
+                elif item.type in KNOWN:
                     yield from self._follow(item)
             elif self._in_chunk and self._pcm is not None:
                 yield from self._pcm.push(item)
@@ -128,17 +133,15 @@ class WyomingDialect(Dialect):
             yield from self._transcript()
 
     def error(self, message: str, code: CloseCode) -> bytes:
-        return bytes(WyomingEvent("error", {"text": message, "code": code.name.lower().replace("_", "-")}))
+        return error_event(message, code)
 
     # ------------------------------------------------------------------------------------------------------ in detail
 
     def _follow(self, event: WyomingEvent) -> Iterator[Action]:
         before, data = self._order.state, event.data
         self._order.follow(event.type)
-        if event.type == "describe":
-            yield Send(bytes(WyomingEvent("info", self._info())))
-        elif event.type == "ping":
-            yield _send("pong", text=data.get("text"))
+        if event.type in ("describe", "ping"):
+            yield self._answer(event)
         elif event.type == "transcribe":
             self._choose(data)
         elif event.type in ("audio-start", "audio-chunk"):
@@ -149,6 +152,19 @@ class WyomingDialect(Dialect):
             elif before == "idle":
                 yield from self._transcript()
             yield Finish()
+
+    def _answer(self, event: WyomingEvent) -> Send:
+        """Return the response to an event that is allowed at any time."""
+        if event.type == "ping":
+            return _send("pong", text=event.data.get("text"))
+        return _send("info", **self._info())
+
+    def _hand_over(self, event: WyomingEvent) -> HandOver:
+        if self._speech is None:
+            raise ProtocolError("this server has no text to speech: start it with --speech MODEL")
+        if self._order.state != "idle":
+            raise ProtocolError(f"{event.type!r} after audio: open another connection for text to speech")
+        return HandOver(WyomingSpeech(event, self._reader, self._speech, self._answer))
 
     def _choose(self, data: dict[str, Any]) -> None:
         name = data.get("name")
@@ -203,7 +219,18 @@ class WyomingDialect(Dialect):
             "prefers_auto_gain_enabled": False,
             "prefers_noise_reduction_enabled": False,
         }
-        return {"asr": [program], **{kind: [] for kind in ("tts", "handle", "intent", "wake", "mic", "snd")}}
+        others = dict.fromkeys(("handle", "intent", "wake", "mic", "snd"), ())
+        return {"asr": [program], "tts": self._speech_info(), **others}
+
+    def _speech_info(self) -> list[dict[str, Any]]:
+        if (info := self._speech) is None:
+            return []
+        voices = [
+            {**_artifact(name, f"{name}, {info.model}"), "languages": list(info.languages)}
+            for name in info.voices or (DEFAULT_VOICE,)
+        ]
+        description = "Streaming text-to-speech with delayed-streams models"
+        return [{**_artifact("slipstream", description), "voices": voices, "supports_synthesize_streaming": True}]
 
 
 _ENCODINGS = {2: "pcm_s16le", 3: "pcm_s24le"}

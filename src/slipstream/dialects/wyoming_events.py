@@ -15,17 +15,18 @@ from slipstream.dialects.protocol import ProtocolError
 
 VERSION = "1.10.2"
 """The version of the `wyoming` package whose messages these are; receivers ignore it."""
-MAX_JSON_BYTES = 16 << 10
+MAX_JSON_BYTES = 64 << 10
 """Of a line, and of its data."""
 MAX_PAYLOAD_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class WyomingEvent:
-    """An event without its payload."""
+    """An event. One that was received is without its payload, which follows in pieces."""
 
     type: str
     data: dict[str, Any] = field(default_factory=dict)
+    payload: bytes = b""
 
     def __bytes__(self) -> bytes:
         head: dict[str, Any] = {"type": self.type, "version": VERSION}
@@ -33,7 +34,9 @@ class WyomingEvent:
         if self.data:
             data = json.dumps(self.data, ensure_ascii=False).encode()
             head["data_length"] = len(data)
-        return json.dumps(head).encode() + b"\n" + data
+        if self.payload:
+            head["payload_length"] = len(self.payload)
+        return json.dumps(head).encode() + b"\n" + data + self.payload
 
 
 class EventReader:

@@ -10,7 +10,7 @@ import numpy as np
 from slipstream.arrays import FloatArray, IntArray
 from slipstream.events import Word
 from slipstream.model.numerics import UNGENERATED
-from slipstream.model.script import ScriptMachine, ScriptReader, ScriptState, TokenIds
+from slipstream.model.script import Entry, ScriptMachine, ScriptReader, ScriptState, TokenIds
 from slipstream.model.speech import SpeechRunner, Voice
 from slipstream.model.text import Tokenizer
 
@@ -74,18 +74,27 @@ class Reading:
         self._step = 0
         self._words = 0  # of the transcript, that were events
         self._ended = False
+        self._entries = self._flushed = 0  # that came so far, and that came before the last flush
+        self._read_until = 0  # this step, so that the audio of flushed words comes out
 
     def feed(self, text: str) -> None:
         """Add text. A word is complete with the white space after it."""
-        self._state.entries.extend(self._script.feed(text))
+        self._add(self._script.feed(text))
 
     def turn(self) -> None:
         """The other speaker continues, with a model of two voices."""
-        self._state.entries.extend(self._script.next_turn())
+        self._add(self._script.next_turn())
+
+    def flush(self) -> None:
+        """Read the text so far to its end, without waiting for more. More may follow."""
+        self._add(self._script.end())
+        if self._entries > self._flushed:
+            self._flushed, self._read_until = self._entries, 0
+            self._check_flush()
 
     def end(self) -> None:
         """There is no more text."""
-        self._state.entries.extend(self._script.end())
+        self._add(self._script.end())
         self._ended = True
 
     @property
@@ -94,6 +103,8 @@ class Reading:
         if self._ended:
             return not self.finished
         state = self._state
+        if self._taken < self._flushed or self._step < self._read_until:
+            return True
         if self._step < self._prefix or state.queued or state.forced_padding > 0:
             return True
         if not state.entries:
@@ -105,8 +116,8 @@ class Reading:
         """Whether all audio has been given."""
         if not self._ended:
             return False
-        if self._step == 0 and not self._state.entries:
-            return True
+        if not self._state.entries and not self._state.consumption_times:
+            return True  # no text at all
         if self._step - self._latency - self._prefix >= self.options.max_seconds * self._rate:
             return True
         end = self._state.end_step
@@ -119,7 +130,9 @@ class Reading:
         forced = forced_KT[:, step] if step < forced_KT.shape[1] else np.full(len(forced_KT), UNGENERATED)
         if step < self._prefix:
             return self._machine.token_ids.zero, forced
-        return self._machine.process(step, self._state, token)[0], forced
+        text, _ = self._machine.process(step, self._state, token)
+        self._check_flush()
+        return text, forced
 
     def advance(self, samples: FloatArray | None) -> list[SpeechEvent]:
         """Take the output of a step, and return the events: the audio, and words whose end is known."""
@@ -136,6 +149,22 @@ class Reading:
         copy._state = self._state.copy()
         copy._script = replace(self._script)
         return copy
+
+    def _add(self, entries: list[Entry]) -> None:
+        self._entries += len(entries)
+        self._state.entries.extend(entries)
+        if entries:
+            self._state.end_step = None  # which a flush may have reached
+
+    @property
+    def _taken(self) -> int:
+        """Words and breaks that the model has begun to read."""
+        return self._entries - len(self._state.entries)
+
+    def _check_flush(self) -> None:
+        if not self._read_until and self._taken >= self._flushed > 0:
+            rest = len(self._state.queued) + self._state.forced_padding
+            self._read_until = self._step + rest + self._latency + self.options.final_padding
 
     def _words_ahead(self) -> int:
         return sum(bool(entry.tokens) for entry in self._state.entries)

@@ -76,6 +76,16 @@ class SpeechSession:
         """
         self._engine.change(self._entry, lambda reading: reading.feed(text))
 
+    def flush(self) -> None:
+        """Speak the text so far to its end, without waiting for more words, which may follow later.
+
+        A model that reads some words ahead then does without them, so that the speech may differ.
+
+        Raises:
+            SessionClosed: The session has ended.
+        """
+        self._engine.change(self._entry, Reading.flush)
+
     def end(self) -> None:
         """There is no more text: the speech is read to its end."""
         self._engine.change(self._entry, Reading.end)

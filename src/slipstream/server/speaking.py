@@ -6,9 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
-from slipstream.arrays import FloatArray
+from slipstream.dialects.models import SpeechInfo
 from slipstream.engine.speech import SpeechSession
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.speech import Voice
@@ -25,10 +23,18 @@ class ServedSpeaker:
     Args:
         speaker: The model.
         default_voice: The voice of a request that names none, or one that there is not; None refuses the latter.
+        languages: What it reports to clients that ask for them.
     """
 
     speaker: Speaker
     default_voice: str | None = None
+    languages: tuple[str, ...] = ("en",)
+
+    @property
+    def info(self) -> SpeechInfo:
+        """What clients see of the model."""
+        names = self.speaker.voice_names() or ([self.default_voice] if self.default_voice else [])
+        return SpeechInfo(self.speaker.model, self.sample_rate, tuple(names), self.languages)
 
     @property
     def sample_rate(self) -> int:
@@ -51,19 +57,6 @@ class ServedSpeaker:
         if name:
             raise ConfigError(f"unknown voice {name!r:.80}: name one of this server's folder of voices")
         return None
-
-    def embedding(self, numbers: list[float], shape: list[int]) -> Voice:
-        """Return a voice that a client sends.
-
-        Raises:
-            ConfigError: The shape is not that of a voice.
-        """
-        if len(shape) != 3 or shape[0] != 1 or len(numbers) != shape[1] * shape[2]:
-            raise ConfigError(f"an embedding of shape {shape} and {len(numbers)} numbers: expected [1, width, frames]")
-        array: FloatArray = np.asarray(numbers, np.float32).reshape(shape[1:])
-        if not np.isfinite(array).all():
-            raise ConfigError("the numbers of an embedding must be finite")
-        return Voice("of the client", embeddings=(array,))
 
     def open(self, voice: Voice | None, wake: Callable[[], None]) -> SpeechSession:
         """Open a session. Raises `Overloaded` if too many wait."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,8 @@ from slipstream.dialects import DIALECTS, OpenDialect
 from slipstream.dialects.kyutai import PATH as KYUTAI_PATH
 from slipstream.dialects.models import Models, StreamInfo, StreamRequest, UnknownModel
 from slipstream.dialects.protocol import Dialect, ProtocolError
+from slipstream.dialects.speech import find_speech_dialect
+from slipstream.dialects.speech.protocol import SpeechDialect
 from slipstream.engine.live import AnyEngine
 from slipstream.server.http.openai import openai_routes
 from slipstream.server.http.page import Page
@@ -45,8 +47,7 @@ from slipstream.server.speaking import ServedSpeaker
 from slipstream.server.streams.held import HeldStreams
 from slipstream.server.streams.outbox import Socket
 from slipstream.server.streams.registry import StreamRegistry
-from slipstream.server.streams.speech import PATH as SPEECH_PATH
-from slipstream.server.streams.speech import open_speech
+from slipstream.server.streams.speech import SpeechStreams
 from slipstream.server.streams.stream import INTERNAL_ERROR, LiveStream
 from slipstream.server.uploads import UPLOADS
 from slipstream.server.uploads.protocol import UploadDialect
@@ -130,15 +131,16 @@ class Streams:
         self._service, self._registry = service, registry
         self._dialects = service.dialects
         self._held = HeldStreams(service.resume_seconds, registry, service.metrics)
+        self._speech = SpeechStreams(service.speaker, registry, service.limits) if service.speaker else None
 
     def accept(self, request: HTTPConnection, socket: Socket) -> Listener:
         """Make the stream of a new connection. Raises `Refused`."""
         access, metrics = self._service.access, self._service.metrics
         query = request.query_params
         try:
-            if (speaker := self._service.speaker) is not None and request.scope["path"] == SPEECH_PATH:
+            if self._speech is not None and (opened := find_speech_dialect(request.scope["path"])):
                 self._refuse_while_draining()
-                return open_speech(request, socket, speaker, access, self._registry, self._service.limits)
+                return self._speech.accept(opened, request, socket, access)
             if "resume" in query and (resumed := self._resume(request, socket)) is not None:
                 return resumed
             dialect, client = self._open(request)
@@ -162,8 +164,11 @@ class Streams:
         if self._registry.draining:
             self._service.metrics.refuse(503, _STOPPING, client)
             raise Refused(503, _STOPPING)
-        dialect = open_dialect(StreamRequest(self._service.models, id=client.id))
-        return self._stream(dialect, socket, client, lambda: None)
+        speech = self._speech
+        info = speech.info if speech else None
+        dialect = open_dialect(StreamRequest(self._service.models, id=client.id, speech=info))
+        speak = partial(speech.follow, socket, client) if speech else None
+        return self._stream(dialect, socket, client, lambda: None, speak=speak)
 
     def accept_call(
         self,
@@ -191,6 +196,7 @@ class Streams:
         client: Client,
         over: Callable[[], None],
         headers: Mapping[str, str] | None = None,
+        speak: Callable[[SpeechDialect], None] | None = None,
     ) -> LiveStream:
         tracer = self._service.tracer
         return LiveStream(
@@ -205,6 +211,7 @@ class Streams:
             over=over,
             flush_after_silence=self._service.flush_after_silence,
             trace=tracer.begin("slipstream.stream", client, dialect.name, headers or {}) if tracer else None,
+            speak=speak,
         )
 
     def _open(self, request: HTTPConnection) -> tuple[Dialect, Client]:

@@ -1,61 +1,93 @@
-"""Kyutai's `/api/tts_streaming`: text in as it is written, audio and words out, over a WebSocket."""
+"""One live stream of text to speech: connects a connection and its dialect to a session of the model."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 
-import msgpack
 from starlette.requests import HTTPConnection
 
-from slipstream.audio.encode import StreamEncoder
-from slipstream.connections.access import Access, Refused
+from slipstream.connections.access import Access, Client, Refused
 from slipstream.connections.limits import Limits
-from slipstream.dialects.protocol import Close, CloseCode, Message
-from slipstream.engine.reading import Audio, SpeechEvent
+from slipstream.connections.tcp import TcpConnection
+from slipstream.dialects.models import SpeechInfo
+from slipstream.dialects.protocol import Close, CloseCode, Message, ProtocolError, Send
+from slipstream.dialects.speech import OpenSpeechDialect
+from slipstream.dialects.speech.protocol import (
+    Begin,
+    EndText,
+    FlushText,
+    SpeechAction,
+    SpeechDialect,
+    Spoken,
+    Text,
+)
+from slipstream.engine.reading import Audio
 from slipstream.engine.speech import SpeechSession
-from slipstream.errors import ConfigError, EngineError, Overloaded, SlipstreamError
+from slipstream.errors import EngineError, Overloaded, SessionClosed, SlipstreamError
 from slipstream.model.speech import Voice
 from slipstream.server.speaking import ServedSpeaker
 from slipstream.server.streams.outbox import Socket
 from slipstream.server.streams.registry import StreamRegistry
 
-PATH = "/api/tts_streaming"
-FORMATS = ("Pcm", "PcmMessagePack", "OggOpus", "OggOpusMessagePack")
 MAX_CHARACTERS = 200_000
 """Of the text of a session: about four hours of speech."""
-MAX_MESSAGE = 1 << 20
-"""Bytes of a message; the embedding of a voice has 576,000."""
+
+logger = logging.getLogger(__name__)
 
 
-def open_speech(
-    request: HTTPConnection,
-    socket: Socket,
-    speaker: ServedSpeaker,
-    access: Access,
-    registry: StreamRegistry,
-    limits: Limits,
-) -> SpeechStream:
-    """Make the stream of a new connection. Raises `Refused`."""
-    client = request.scope["sender"] = access.check(request)
-    if (format := request.query_params.get("format", "OggOpus")) not in FORMATS:
-        raise Refused(400, f"format={format!r:.40}: expected {', '.join(FORMATS)}")
-    access.enter(client)
-    voice = request.query_params.get("voice")
-    return SpeechStream(socket, speaker, voice, format, registry, limits, lambda: access.leave(client))
+class SpeechStreams:
+    """Makes the streams of a server.
+
+    Args:
+        speaker: The model.
+        registry: Of the server.
+        limits: The limits of each connection.
+    """
+
+    def __init__(self, speaker: ServedSpeaker, registry: StreamRegistry, limits: Limits) -> None:
+        self._speaker, self._registry, self._limits = speaker, registry, limits
+
+    @cached_property
+    def info(self) -> SpeechInfo:
+        """What clients see of the model."""
+        return self._speaker.info
+
+    def accept(
+        self, opened: OpenSpeechDialect, request: HTTPConnection, socket: Socket, access: Access
+    ) -> SpeechStream:
+        """Make the stream of a new WebSocket. Raises `Refused`."""
+        client = request.scope["sender"] = access.check(request)
+        try:
+            dialect = opened(request.query_params.multi_items(), self.info)
+        except ProtocolError as error:
+            raise Refused(400, str(error)) from error
+        access.enter(client)
+        return self._stream(dialect, socket, client, lambda: access.leave(client))
+
+    def follow(self, socket: TcpConnection, client: Client, dialect: SpeechDialect) -> None:
+        """Continue a TCP connection."""
+        socket.become(self._stream(dialect, socket, client, lambda: None))
+
+    def _stream(self, dialect: SpeechDialect, socket: Socket, client: Client, over: Callable[[], None]) -> SpeechStream:
+        return SpeechStream(
+            dialect, socket, self._speaker, registry=self._registry, limits=self._limits, client=client, over=over
+        )
 
 
 class SpeechStream:
-    """One connection. The session opens with the first text, so that a voice can be sent before it.
+    """One connection.
 
     Args:
+        dialect: The dialect of the connection.
         socket: The connection.
         speaker: The model.
-        voice: The name of a voice.
-        format: How the audio is sent.
         registry: Wakes this object when the session has events.
         limits: The limits of the connection.
+        client: For the log.
         over: Called when the connection has ended.
     """
 
@@ -64,45 +96,38 @@ class SpeechStream:
 
     def __init__(
         self,
+        dialect: SpeechDialect,
         socket: Socket,
         speaker: ServedSpeaker,
-        voice: str | None,
-        format: str,
+        *,
         registry: StreamRegistry,
         limits: Limits,
+        client: Client,
         over: Callable[[], None],
     ) -> None:
-        self._socket, self._speaker, self._registry, self._limits = socket, speaker, registry, limits
-        self._voice: str | Voice | None = voice
-        self._packed = format.endswith("MessagePack")
-        self._opus = StreamEncoder("opus", speaker.sample_rate) if format.startswith("OggOpus") else None
-        self._over = over
+        self._dialect, self._socket, self._speaker = dialect, socket, speaker
+        self._registry, self._limits, self._client, self._over = registry, limits, client, over
+        self._actions: Iterator[SpeechAction] = iter(())
         self._session: SpeechSession | None = None
+        self._opening = self._complete = self._closed = False
+        self._ending: Close | None = None
         self._characters = 0
-        self._complete = self._closed = False
+        self._seconds = 0.0
         self._began = self._last = time.monotonic()
 
     # --------------------------------------------------------------------------------- what the connection calls
 
     def opened(self) -> None:
-        """Join the server's streams, and greet the client."""
-        self._registry.join(self)
-        if self._packed:
-            self._socket.send(_pack({"type": "Ready"}))
+        """Begin as the dialect does, and join the server's streams."""
+        self._run(self._dialect.open())
+        if not self._closed:
+            self._registry.join(self)
 
     def receive(self, message: Message) -> None:
-        """Take text, a voice, or the end of the text."""
+        """Process a message."""
         self._last = time.monotonic()
-        if self._complete:
-            return
-        try:
-            self._take(message)
-        except Overloaded as error:
-            self._close(CloseCode.TRY_LATER, str(error))
-        except EngineError:
-            self._close(CloseCode.INTERNAL_ERROR, "internal error")
-        except (SlipstreamError, ValueError) as error:
-            self._close(CloseCode.INVALID_PAYLOAD, str(error))
+        if self._ending is None and not self._closed:
+            self._run(self._dialect.receive(message))
 
     def writable(self) -> None:
         """Send the events that waited while the client did not read."""
@@ -115,6 +140,16 @@ class SpeechStream:
             self._session.cancel()
         self._registry.leave(self)
         self._over()
+        fields = {
+            **self._client.log_fields,
+            "dialect": self._dialect.name,
+            "code": self._socket.client_code if code is None else code,
+            "reason": self._socket.sent_reason,
+            "seconds": round(time.monotonic() - self._began, 3),
+            "characters": self._characters,
+            "speech_seconds": round(self._seconds, 2),
+        }
+        logger.info("speech closed", extra=fields)
 
     # ----------------------------------------------------------------------------------- what the registry calls
 
@@ -125,109 +160,125 @@ class SpeechStream:
             return
         try:
             for event in session.poll():
-                self._send(event)
-            ended = session.ended
-        except SlipstreamError as error:
-            invalid = isinstance(error, ConfigError)
-            code = CloseCode.INVALID_PAYLOAD if invalid else CloseCode.INTERNAL_ERROR
-            self._close(code, str(error) if invalid else "internal error")
-            return
-        if ended:
-            if self._opus is not None and (data := self._opus.end()):
-                self._send_opus(data)
-            self._close(CloseCode.NORMAL, "")
+                if isinstance(event, Audio):
+                    self._seconds += len(event.samples) / self._speaker.sample_rate
+                self._do_all(self._dialect.handle(event))
+            if session.ended and not self._closed:
+                self._session, self._complete = None, False
+                self._last = time.monotonic()
+                self._do_all(self._dialect.handle(Spoken()))
+                if self._ending is not None:
+                    self._close(self._ending)
+        except Exception as error:
+            self._fail(error)
 
     def sweep(self, now: float) -> None:
         """Close a connection that has been silent for too long, or open for too long."""
-        if not self._complete and now - self._last > self._limits.idle_seconds:
-            self._close(CloseCode.TIMED_OUT, f"no text for {self._limits.idle_seconds:g} s")
+        if not self._complete and not self._opening and now - self._last > self._limits.idle_seconds:
+            self._close(Close(CloseCode.TIMED_OUT, f"no text for {self._limits.idle_seconds:g} s"))
         elif now - self._began > self._limits.session_seconds:
-            self._close(CloseCode.TIMED_OUT, f"the stream has lasted {self._limits.session_seconds:g} s")
+            self._close(Close(CloseCode.TIMED_OUT, f"the stream has lasted {self._limits.session_seconds:g} s"))
 
     def end(self, close: Close) -> None:
-        """The server stops: finish the text so far."""
-        if self._session is None:
-            self._close(close.code, close.reason)
-        else:
-            self._finish()
+        """The server stops, or the client sends no more: finish the text so far."""
+        if self._ending is None:
+            self._ending = close
+            if not self._opening:
+                self._finish()
 
     # ---------------------------------------------------------------------------------------------------- in detail
 
-    def _take(self, message: Message) -> None:
-        if isinstance(message, str):
-            self._feed(message)
-            return
-        if message == b"\0":
-            self._finish()
-            return
-        if len(message) > MAX_MESSAGE:
-            raise ConfigError(f"a message has at most {MAX_MESSAGE} bytes")
-        fields = _unpack(message)
-        kind = fields.get("type")
-        if kind == "Text" and isinstance(fields.get("text"), str):
-            self._feed(fields["text"])
-        elif kind == "Eos":
-            self._finish()
-        elif kind == "Voice" and isinstance(fields.get("embeddings"), list) and isinstance(fields.get("shape"), list):
-            if self._session is not None:
-                raise ConfigError("the voice comes before the text")
-            self._voice = self._speaker.embedding(fields["embeddings"], fields["shape"])
-        else:
-            raise ConfigError(f"unknown message {str(kind)!r:.40}: expected Text, Voice or Eos with their fields")
+    def _run(self, actions: Iterable[SpeechAction] | None = None) -> None:
+        """Do the actions for a message, up to one that must wait for a voice."""
+        if actions is not None:
+            self._actions = iter(actions)
+        try:
+            for action in self._actions:
+                self._do(action)
+                if self._closed:
+                    return
+                if self._opening:
+                    self._socket.pause()
+                    return
+        except Exception as error:
+            self._fail(error)
 
-    def _feed(self, text: str) -> None:
-        self._characters += len(text)
-        if self._characters > MAX_CHARACTERS:
-            raise ConfigError(f"a text has at most {MAX_CHARACTERS} characters")
-        # The words of a message are complete: clients send them without the space between.
-        self._opened_session().feed(text + " ")
+    def _do_all(self, actions: Iterable[SpeechAction]) -> None:
+        for action in actions:
+            if not self._closed:
+                self._do(action)
 
-    def _opened_session(self) -> SpeechSession:
-        if self._session is None:
-            voice = self._voice if isinstance(self._voice, Voice) else self._speaker.voice(self._voice)
+    def _do(self, action: SpeechAction) -> None:
+        if isinstance(action, Send):
+            self._socket.send(action.message)
+        elif isinstance(action, Close):
+            self._close(action)
+        elif isinstance(action, Begin):
+            self._begin(action.voice)
+        elif isinstance(action, Text):
+            self._characters += len(action.text)
+            if self._characters > MAX_CHARACTERS:
+                raise ProtocolError(f"a text has at most {MAX_CHARACTERS} characters")
+            self._open_session.feed(action.text)
+        elif isinstance(action, FlushText):
+            self._open_session.flush()
+        elif isinstance(action, EndText):
+            self._complete = True
+            self._open_session.end()
+
+    def _begin(self, voice: str | Voice | None) -> None:
+        if isinstance(voice, Voice):
             self._session = self._speaker.open(voice, self._registry.waker(self))
+            return
+        self._opening = True  # reading a voice may take a step of the codec, or a download
+        reading = asyncio.get_running_loop().run_in_executor(None, self._speaker.voice, voice)
+        reading.add_done_callback(self._continue)
+
+    def _continue(self, reading: asyncio.Future[Voice | None]) -> None:
+        """Open the session with the voice that has been read, and do the other actions of the message."""
+        self._opening = False
+        if self._closed:
+            reading.exception()  # which nobody needs
+            return
+        try:
+            self._session = self._speaker.open(reading.result(), self._registry.waker(self))
+        except Exception as error:
+            self._fail(error)
+            return
+        self._run()
+        if not self._closed:
+            self._socket.resume()
+            if self._ending is not None:
+                self._finish()
+
+    @property
+    def _open_session(self) -> SpeechSession:
+        assert self._session is not None, "a dialect begins a session before its text"
         return self._session
 
     def _finish(self) -> None:
-        self._complete = True
-        if self._session is None:
-            self._close(CloseCode.NORMAL, "")
-        else:
+        if self._session is not None:
+            self._complete = True
             self._session.end()
+        elif self._ending is not None:
+            self._close(self._ending)
 
-    def _send(self, event: SpeechEvent) -> None:
-        if isinstance(event, Audio):
-            if self._opus is not None:
-                if data := self._opus.encode(event.samples):
-                    self._send_opus(data)
-            elif self._packed:
-                self._socket.send(_pack({"type": "Audio", "pcm": event.samples.tolist()}))
-            else:
-                self._socket.send(event.samples.astype("<f4").tobytes())
-        elif self._packed:
-            self._socket.send(_pack({"type": "Text", "text": event.text, "start_s": event.start, "stop_s": event.end}))
+    def _fail(self, error: Exception) -> None:
+        """Send the error and close, without the remaining audio."""
+        code, message = CloseCode.INTERNAL_ERROR, "internal error"
+        if isinstance(error, ProtocolError):
+            code, message = error.code, str(error)
+        elif isinstance(error, Overloaded):
+            code, message = CloseCode.TRY_LATER, str(error)
+        elif isinstance(error, SlipstreamError | ValueError) and not isinstance(error, EngineError | SessionClosed):
+            code, message = CloseCode.INVALID_PAYLOAD, str(error)
+        elif not isinstance(error, SlipstreamError):
+            logger.error("speech failed", extra=self._client.log_fields, exc_info=error)
+        self._close(Close(code, message))
 
-    def _send_opus(self, data: bytes) -> None:
-        self._socket.send(_pack({"type": "OggOpus", "data": data}) if self._packed else data)
-
-    def _close(self, code: CloseCode, reason: str) -> None:
+    def _close(self, close: Close) -> None:
         if self._closed:
             return
-        if reason and self._packed:
-            self._socket.send(_pack({"type": "Error", "message": reason}))
-        self._socket.close(Close(code, reason.encode()[:120].decode(errors="ignore")))
-
-
-def _pack(message: dict[str, Any]) -> bytes:
-    packed: bytes = msgpack.packb(message, use_single_float=True)
-    return packed
-
-
-def _unpack(message: bytes) -> dict[str, Any]:
-    try:
-        fields = msgpack.unpackb(message, raw=False)
-    except Exception as error:
-        raise ConfigError(f"not a msgpack message: {error}") from error
-    if not isinstance(fields, dict):
-        raise ConfigError("not a msgpack message: expected a map")
-    return fields
+        if close.reason and (message := self._dialect.error(close.reason, close.code)) is not None:
+            self._socket.send(message)
+        self._socket.close(Close(close.code, close.reason.encode()[:120].decode(errors="ignore")))

@@ -24,6 +24,7 @@ from slipstream.dialects.protocol import (
     Dialect,
     Flush,
     Forward,
+    HandOver,
     Marker,
     Message,
     Open,
@@ -45,6 +46,7 @@ from slipstream.server.streams.phases import Connection, Phase, Signal
 from slipstream.server.streams.registry import StreamRegistry
 
 if TYPE_CHECKING:
+    from slipstream.dialects.speech.protocol import SpeechDialect
     from slipstream.server.tracing import Trace
 
 INTERNAL_ERROR = "the server failed; try again"
@@ -69,6 +71,7 @@ class LiveStream:
         over: Called once, when the connection has ended.
         flush_after_silence: Seconds without voice, or without audio, after which the text is flushed; 0 disables it.
         trace: Of this stream, on a server that writes traces.
+        speak: Continues the connection in a dialect of text to speech; None where no dialect asks for it.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class LiveStream:
         over: Callable[[], None],
         flush_after_silence: float = 0.0,
         trace: Trace | None = None,
+        speak: Callable[[SpeechDialect], None] | None = None,
     ) -> None:
         self._dialect = dialect
         self._socket = socket
@@ -93,7 +97,7 @@ class LiveStream:
         self._limits = limits
         self._metrics = metrics
         self._account = Account(client, dialect.name, metrics, trace)
-        self._trace = trace
+        self._trace, self._speak = trace, speak
         self._queue_seconds = queue_seconds
         self._client = client
         self._over = over
@@ -251,6 +255,8 @@ class LiveStream:
             self._give_up()
         elif isinstance(action, (Publish, Subscribe, Forward)):
             self._registry.topics.do(action, self, self._client.key.name if self._client.key else "")
+        elif isinstance(action, HandOver):
+            self._hand_over(action.dialect)
         elif self._connection.command(action):
             return self._act(action)
         return None
@@ -395,6 +401,14 @@ class LiveStream:
         self._drop_message()
         for session in self._sessions.values():
             session.cancel()
+
+    def _hand_over(self, dialect: SpeechDialect) -> None:
+        """Leave the connection to a stream of text to speech."""
+        assert self._speak is not None, "only listeners on TCP hand over"
+        self._stop()
+        self._registry.leave(self)
+        self._account.close(CloseCode.NORMAL, "continues as text to speech", ended_by="client", dropped=0)
+        self._speak(dialect)
 
     def _record(self, code: int | None) -> None:
         ended_by, reason = "server", self._socket.sent_reason

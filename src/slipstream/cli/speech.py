@@ -1,0 +1,41 @@
+"""Text to speech on a server: options, and the model that they name."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from slipstream.cli.models import offered_languages
+
+if TYPE_CHECKING:
+    from slipstream.server.speaking import ServedSpeaker
+
+Speech = Annotated[
+    str | None,
+    typer.Option("--speech", metavar="MODEL", help="Also offer text to speech, with this repository or folder."),
+]
+SpeechSlots = Annotated[int, typer.Option("--speech-slots", min=1, help="Texts to read at the same time.")]
+Voices = Annotated[str, typer.Option("--voices", help="Folder or Hub repository of the voices that clients may name.")]
+DefaultVoice = Annotated[
+    str | None, typer.Option("--voice", help="Voice of clients that name none, or one that there is not.")
+]
+
+
+def open_speaker(
+    model: str | None, device: str, slots: int, voices: str, voice: str | None, stack: ExitStack
+) -> ServedSpeaker | None:
+    """Load the text-to-speech model of a server, which `stack` closes; None without one.
+
+    Raises `CheckpointError` for a default voice that is not there.
+    """
+    if model is None:
+        return None
+    from slipstream.server.speaking import ServedSpeaker
+    from slipstream.speaker import load_speaker
+
+    loaded = load_speaker(model, device=device, slots=slots, voices=voices)
+    speaker = ServedSpeaker(stack.enter_context(loaded), voice, offered_languages([model]))
+    speaker.voice(None)  # a default voice that is not there is an error now
+    return speaker
