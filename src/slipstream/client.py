@@ -27,10 +27,9 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidHandshake, InvalidStatus, InvalidURI
 
-from slipstream import events
 from slipstream.audio.arrays import SampleConverter, check_range, refuse_single
 from slipstream.errors import AudioError, SlipstreamError
-from slipstream.events import Event, Final, PartialWord, Ready, Step, Word
+from slipstream.events import EndOfTurn, Event, Final, MarkerReached, PartialWord, Ready, Recovered, Step, Turn, Word
 from slipstream.hints import Hints
 from slipstream.transcript import Transcript, TranscriptBuilder
 
@@ -155,8 +154,6 @@ class BaseStream(ABC, Generic[_Sent]):
             return Step(fields["index"], tuple(fields["pause"]), fields["buffered"])
         if kind not in _EVENTS:
             raise ServerError(f"unknown message {kind!r} from a newer server: update slipstream")
-        if "alternatives" in fields:
-            fields["alternatives"] = tuple(events.Alternative(**other) for other in fields["alternatives"])
         event: StreamEvent = _EVENTS[kind](**fields)
         return event
 
@@ -190,7 +187,7 @@ class AsyncStream(BaseStream[Coroutine[Any, Any, None]]):
         try:
             return await self._socket.recv()
         except ConnectionClosedOK:
-            raise ServerError("the server closed the stream before its end", self._socket.close_code) from None
+            raise _ended(self._socket.close_code) from None
         except ConnectionClosed as closed:
             raise _closed(closed) from closed
 
@@ -426,12 +423,16 @@ _EVENTS: dict[str, Any] = {
     "queued": Queued,
     "partial": PartialWord,
     "word": Word,
-    "end_of_turn": events.EndOfTurn,
-    "turn": events.Turn,
-    "flushed": events.MarkerReached,
-    "recovered": events.Recovered,
+    "end_of_turn": EndOfTurn,
+    "turn": Turn,
+    "flushed": MarkerReached,
+    "recovered": Recovered,
     "done": Final,
 }
+
+
+def _ended(code: int | None) -> ServerError:
+    return ServerError("the server closed the stream before its end", code)
 
 
 def _closed(closed: ConnectionClosed) -> ServerError:

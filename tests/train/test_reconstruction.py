@@ -105,9 +105,9 @@ def test_the_output_of_the_codec_approaches_its_input(tmp_path: Path) -> None:
     losses: list[float] = []
     loss = task.loss
 
-    def remembered(*arguments: object) -> tuple[torch.Tensor, dict[str, float]]:
+    def remembered(*arguments: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         total, numbers = loss(*arguments)  # type: ignore[arg-type]
-        losses.append(numbers["spectral"])
+        losses.append(numbers["spectral"].item())
         return total, numbers
 
     task.loss = remembered  # type: ignore[method-assign]

@@ -19,7 +19,7 @@ from slipstream.events import Word
 from slipstream.model.config import CodecConfig, ConditionerConfig, LMConfig, MelConfig, STTConfig, TransformerConfig
 from slipstream.nn.mimi import Mimi
 from slipstream.train.codebooks import start_codebooks
-from slipstream.train.loop import Trainer
+from slipstream.train.loop import Taken, Trainer
 
 RATE = 24_000
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -123,7 +123,7 @@ def kill_at(step: int, run: Trainer) -> None:
     """Run up to step number `step`, which dies."""
     train_step = run._train_step
 
-    def step_or_die(*arguments: object) -> dict[str, float]:
+    def step_or_die(*arguments: object) -> Taken:
         if run.step == step:
             raise KeyboardInterrupt
         return train_step(*arguments)  # type: ignore[arg-type]

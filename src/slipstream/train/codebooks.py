@@ -60,17 +60,22 @@ def _residual(branch: ResidualVQ, x_BTD: Tensor, update: bool, kept_B: Tensor | 
 @torch.no_grad()
 def _move(codebook: Codebook, x_ND: Tensor, codes_N: Tensor) -> None:
     size = len(codebook.cluster_usage)
-    counts = torch.bincount(codes_N, minlength=size).float()
-    sums = torch.zeros_like(codebook.embedding_sum).index_add_(0, codes_N, x_ND)
+    counts, sums = _assigned(x_ND, codes_N, size)
     codebook.cluster_usage.mul_(DECAY).add_(counts, alpha=1 - DECAY)
     codebook.embedding_sum.mul_(DECAY).add_(sums, alpha=1 - DECAY)
+    # Every entry draws a new place, dead or not: to count the dead ones would wait for the device.
     dead = codebook.cluster_usage < DEAD_USAGE
-    count = int(dead.sum())
-    if count:
-        chosen = x_ND[torch.randint(len(x_ND), (count,))]
-        codebook.cluster_usage[dead] = 1.0
-        codebook.embedding_sum[dead] = chosen
+    drawn = x_ND[torch.randint(len(x_ND), (size,), device=x_ND.device)].to(codebook.embedding_sum)
+    codebook.cluster_usage.masked_fill_(dead, 1.0)
+    codebook.embedding_sum.copy_(torch.where(dead[:, None], drawn, codebook.embedding_sum))
     codebook.refresh()
+
+
+def _assigned(x_ND: Tensor, codes_N: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """How many vectors are assigned to each entry, `[size]`, and their sums, `[size, D]`."""
+    sums = x_ND.new_zeros(size, x_ND.shape[1], dtype=torch.float32).index_add_(0, codes_N, x_ND.float())
+    # Not `bincount`, which reads the largest code on the host.
+    return sums.new_zeros(size).index_add_(0, codes_N, sums.new_ones(len(codes_N))), sums
 
 
 @torch.no_grad()
@@ -82,12 +87,11 @@ def start_codebooks(quantizer: SplitResidualVQ, latent_ND: Tensor, rounds: int =
             codebook = cast(Codebook, module)
             size = len(codebook.cluster_usage)
             codebook.cluster_usage.fill_(1.0)
-            codebook.embedding_sum.copy_(residual[torch.randperm(len(residual))[:size]])
+            codebook.embedding_sum.copy_(residual[torch.randperm(len(residual))[:size].to(residual.device)])
             codebook.refresh()
             for _ in range(rounds):
                 codes = codebook.nearest(residual)
-                counts = torch.bincount(codes, minlength=size).float()
-                sums = torch.zeros_like(codebook.embedding_sum).index_add_(0, codes, residual)
+                counts, sums = _assigned(residual, codes, size)
                 used = counts > 0
                 codebook.cluster_usage[used] = counts[used]
                 codebook.embedding_sum[used] = sums[used]

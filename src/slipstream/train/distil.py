@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,8 +28,8 @@ from slipstream.nn.mimi import Mimi
 from slipstream.nn.whisper import WhisperEncoder
 from slipstream.train.codebooks import start_codebooks
 from slipstream.train.options import LossOptions
+from slipstream.train.transfer import Numbers, send
 
-Numbers = dict[str, float]
 MEAN_ROWS = 64
 """Rows over which the teacher's mean feature of each position is taken, and on whose latents codebooks are placed."""
 _AT_ONCE = 8
@@ -62,7 +63,12 @@ class Distilled(nn.Module):
 def whisper_mel(codec: Mimi, samples_BS: FloatArray, like: Tensor) -> Tensor:
     """What a codec's Whisper encoder reads of samples, `[B, M, F]`, on the device and in the type of `like`."""
     front_end = cast(LogMel, codec.mel)
-    return front_end.scale(mel_power(front_end, torch.from_numpy(samples_BS))).transpose(1, 2).to(like)
+    return front_end.scale(_power(front_end, samples_BS)).transpose(1, 2).to(like)
+
+
+def _power(front_end: LogMel, samples_BS: FloatArray) -> Tensor:
+    """The power in each band, on the front end's device."""
+    return mel_power(front_end, send(samples_BS, front_end.fourier.device))
 
 
 class Teacher:
@@ -96,16 +102,16 @@ class Teacher:
         self._encoder.to(dtype).requires_grad_(False)
         self._mean: Tensor | None = None
 
-    def loss(self, x_BTD: Tensor, clean_BS: FloatArray) -> tuple[Tensor, float]:
+    def loss(self, x_BTD: Tensor, clean_BS: FloatArray) -> tuple[Tensor, Tensor]:
         """How far a student's features are from the teacher's of clean samples, and their cosine similarity."""
         self._encoder.to(x_BTD.device)
         student, target_BTD = x_BTD.float(), self._features(clean_BS) - self._means()[: x_BTD.shape[1]]
         cosine = F.cosine_similarity(student, target_BTD, dim=-1).mean()
-        return F.smooth_l1_loss(student, target_BTD, beta=0.5) + 1 - cosine, cosine.item()
+        return F.smooth_l1_loss(student, target_BTD, beta=0.5) + 1 - cosine, cosine.detach()
 
     @torch.no_grad()
     def _features(self, clean_BS: FloatArray) -> Tensor:
-        power = mel_power(self._front_end, torch.from_numpy(clean_BS)).clamp(min=1e-10).log10()
+        power = _power(self._front_end, clean_BS).clamp(min=1e-10).log10()
         floor = power.amax(dim=(1, 2), keepdim=True) - _RANGE
         mel = (torch.maximum(power, floor) + 4) / 4
         return self._encoder.hidden(mel.transpose(1, 2).to(self._encoder.conv1.weight), bidirectional=True)[-1].float()
@@ -161,7 +167,7 @@ class DistilTask:
         if self.weights.ctc and batch.labelled_B.any():
             ctc = self._ctc(x_BTD, batch)
             total = total + self.weights.ctc * ctc
-            numbers["ctc"] = ctc.item()
+            numbers["ctc"] = ctc.detach()
         return total, numbers
 
     def moving(self) -> list[Tensor]:
@@ -185,11 +191,12 @@ class DistilTask:
 
     def _ctc(self, x_BTD: Tensor, batch: WaveBatch) -> Tensor:
         """CTC of the labelled rows' text, a frame."""
-        labelled = torch.from_numpy(batch.labelled_B)
-        lengths_B = torch.from_numpy(batch.lengths_B)
-        sequence = torch.from_numpy(batch.sequence)[labelled.repeat_interleave(lengths_B)]
-        log_probs = self.module.tokens(self.module.latent(x_BTD[labelled])).float().log_softmax(-1).transpose(0, 1)
-        frames = torch.full((log_probs.shape[1],), log_probs.shape[0])
-        lengths = lengths_B[labelled]
+        labelled_B, device = batch.labelled_B, x_BTD.device
+        sequence = send(batch.sequence[np.repeat(labelled_B, batch.lengths_B)], device)
+        rows = send(labelled_B.nonzero()[0], device)
+        log_probs = self.module.tokens(self.module.latent(x_BTD[rows])).float().log_softmax(-1).transpose(0, 1)
+        # PyTorch reads the lengths on the host.
+        frames = torch.full((log_probs.shape[1],), log_probs.shape[0], device="cpu")
+        lengths = torch.from_numpy(batch.lengths_B[labelled_B])
         loss = F.ctc_loss(log_probs, sequence, frames, lengths, zero_infinity=True, reduction="sum")
-        return loss / (len(lengths_B) * log_probs.shape[0])
+        return loss / (len(labelled_B) * log_probs.shape[0])

@@ -20,7 +20,8 @@ from slipstream.train.distil import Teacher, whisper_mel
 from slipstream.train.keep import OldModel
 from slipstream.train.model import SpeechModel
 from slipstream.train.options import LossOptions, QuantiserOptions
-from slipstream.train.tasks import Numbers, hear, text_losses
+from slipstream.train.tasks import hear, text_losses
+from slipstream.train.transfer import Numbers, send
 
 _ROWS = 16
 """Rows on whose latents the quantiser's projections start."""
@@ -76,7 +77,7 @@ class WhisperJointTask:
         mel, start_A = self._mel(batch, audible_B)
         with torch.set_grad_enabled(self.encoder_learns and torch.is_grad_enabled()):
             x_APD = _features(model, mel, start_A)
-        draw_A = torch.from_numpy(batch.targets.draw_B[audible_B]).to(x_APD.device)
+        draw_A = send(batch.targets.draw_B[audible_B], x_APD.device)
         heard, commitment = hear(model.codec.quantizer, model.latent(x_APD), draw_A, self.quantiser, step, progress)
         audio_BTD = self._with_silence(model.audio_input(*heard), batch, audible_B)
         spoken = self._spoken(torch.cat(heard, dim=-1), batch.spoken_BT[audible_B])
@@ -86,8 +87,8 @@ class WhisperJointTask:
             old_BTD = self._with_silence(self._old_audio(self.old, mel, start_A, x_APD), batch, audible_B)
         rate = self.sampler.frame_rate
         total, numbers = text_losses(model.lm, audio_BTD, batch.targets, weights, rate, self.old, old_BTD)
-        numbers["commitment"] = commitment.item()
-        numbers["spoken"] = spoken.item()
+        numbers["commitment"] = commitment.detach()
+        numbers["spoken"] = spoken.detach()
         total = total + weights.commitment * commitment + weights.spoken * spoken
         if self.teacher is not None and weights.distil and self.encoder_learns:
             taught, cosine = self.teacher.loss(x_APD, batch.clean_BS[audible_B])
@@ -95,11 +96,11 @@ class WhisperJointTask:
             numbers["cosine"] = cosine
         phones_AP = batch.phones_BP[audible_B]
         if weights.frame_phones and (phones_AP != UNKNOWN).any():
-            labels = torch.from_numpy(phones_AP).flatten().to(x_APD.device)
+            labels = send(phones_AP, x_APD.device).flatten()
             scores = model.phone_head(x_APD.detach()).float().flatten(0, 1)
             frame = F.cross_entropy(scores, labels, ignore_index=UNKNOWN)
             total = total + weights.frame_phones * frame
-            numbers["frame"] = frame.item()
+            numbers["frame"] = frame.detach()
         return total, numbers
 
     def _silence(self, batch: WaveBatch) -> Tensor:
@@ -113,7 +114,7 @@ class WhisperJointTask:
         assert head is not None
         assert whisper is not None
         late = whisper.delay // self.module.config.codec.stride
-        spoken_BT = torch.from_numpy(spoken).to(heard_BTD.device)
+        spoken_BT = send(spoken, heard_BTD.device)
         labels = F.pad(spoken_BT, (late, 0), value=PAD_ID)[:, : spoken_BT.shape[1]].flatten()
         scores = head(heard_BTD.to(head.weight.dtype)).float().flatten(0, 1)
         weight = torch.where(labels == PAD_ID, _BETWEEN_WORDS, 1.0)
@@ -138,7 +139,7 @@ class WhisperJointTask:
         """The audio input of all rows, from that of the rows that have audio."""
         if audible_B.all():
             return audio_ATD
-        rows_A = torch.from_numpy(audible_B.nonzero()[0]).to(audio_ATD.device)
+        rows_A = send(audible_B.nonzero()[0], audio_ATD.device)
         return self._silence(batch).index_copy(0, rows_A, audio_ATD)
 
     def _mel(self, batch: WaveBatch, audible_B: BoolArray) -> tuple[Tensor, Tensor]:

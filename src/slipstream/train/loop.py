@@ -33,11 +33,25 @@ from slipstream.train.parallel import FreezesEncoder, Task, dtype_of, hold, shar
 from slipstream.train.phases import Phases
 from slipstream.train.sharding import part_of, whole
 from slipstream.train.trackers import Log
+from slipstream.train.transfer import Numbers, Receipt
 from slipstream.train.validation import Check
 
 CHECKPOINT_FILE = "last.pt"
 PREFETCHED = 2
 """Steps whose rows are drawn ahead of use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A step that was taken, whose numbers the device may still compute.
+
+    `batches`: the name of each batch's loss in the numbers, and its rows, from the first to the one after the last.
+    """
+
+    step: int
+    rate: float
+    numbers: Receipt
+    batches: dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +106,8 @@ class Trainer:
         self.sums: dict[str, float] = defaultdict(float)
         """Numbers since the last line of the log, over `summed` steps."""
         self.summed = 0
+        self.unread: Taken | None = None
+        """The last step. Its numbers are read after the next one was begun, so that a GPU always has work."""
         self.path = Path(options.out) / CHECKPOINT_FILE
         if self.path.exists():
             # Mapped, so that a process reads no more than its part of a large model.
@@ -128,11 +144,12 @@ class Trainer:
             while (progress := self._progress(time.monotonic() - start)) < 1.0:
                 if self._from_first(len(interrupts)):
                     return False
-                for name, value in self._train_step(next(steps), progress).items():
-                    self.sums[name] += value
-                self.summed += 1
+                taken = self._train_step(next(steps), progress)
+                self._read()
+                self.unread = taken
                 self.elapsed = time.monotonic() - start
                 if self.step % options.log_every == 0:
+                    self._read()
                     now = time.monotonic()
                     numbers = {name: value / self.summed for name, value in self.sums.items()}
                     numbers["realtime"] = (
@@ -150,6 +167,7 @@ class Trainer:
 
     def _measure(self, check: Check, log: Log) -> bool:
         """Measure the average if there is one, else the weights as they are; report whether the run is to end."""
+        self._read()
         kept = {name: master.detach().clone() for name, master in self.weights.masters.items()} if self.average else {}
         self._put(self.average or {})
         ended = False
@@ -204,7 +222,7 @@ class Trainer:
             draw = self.phases.at(step / steps if steps else elapsed / 60 / (minutes or 1)).draw
         return Drawn(first, rows, [draw(first + at, n) for at, n in zip(starts, rows, strict=True)])
 
-    def _train_step(self, drawn: Drawn, progress: float) -> dict[str, float]:
+    def _train_step(self, drawn: Drawn, progress: float) -> Taken:
         options = self.options
         rate, encoder_rate = (
             options.learning_rate * trapezoid(progress, options.warmup, options.decay),
@@ -217,25 +235,37 @@ class Trainer:
                 encoder_rate = phase.options.encoder_rate
             if isinstance(self.task, FreezesEncoder):
                 self.task.encoder_learns = encoder_rate > 0
-        numbers, bad = self._gradients(drawn, progress)
+        numbers, batches = self._gradients(drawn, progress)
         self.weights.collect()
         numbers["gradient"] = self.optimizer.step(rate, options.clip, encoder_rate)
-        numbers["rate"] = rate
-        if not math.isfinite(numbers["loss"] + numbers["gradient"]):
-            where = f"rows {bad[0]} to {bad[-1]}" if bad else "the rows of another process, or the backward pass"
-            raise CheckpointError(
-                f"step {self.step}, {where}: the loss is {numbers['loss']:g} and the norm of its gradient "
-                f"{numbers['gradient']:g}. {self.path} is of the last good checkpoint: resume from it with a lower "
-                "run.learning_rate, or look at these rows: --check --row N writes them as audio"
-            )
+        taken = Taken(self.step, rate, Receipt(numbers), batches)
         self.weights.publish()
         self._move_average()
         self.task.after_step()
         self.step += 1
-        return numbers
+        return taken
 
-    def _gradients(self, drawn: Drawn, progress: float) -> tuple[dict[str, float], list[int]]:
-        """Sum the gradients of the step's batches; return its numbers, and the rows whose loss is not finite.
+    def _read(self) -> None:
+        """Add the numbers of the last step to the sums. Raises `CheckpointError` if they are not finite."""
+        taken, self.unread = self.unread, None
+        if taken is None:
+            return
+        numbers = taken.numbers.read()
+        losses = {name: numbers.pop(name) for name in taken.batches}
+        if not math.isfinite(numbers["loss"] + numbers["gradient"]):
+            bad = [row for name, loss in losses.items() if not math.isfinite(loss) for row in taken.batches[name]]
+            where = f"rows {bad[0]} to {bad[-1] - 1}" if bad else "the rows of another process, or the backward pass"
+            raise CheckpointError(
+                f"step {taken.step}, {where}: the loss is {numbers['loss']:g} and the norm of its gradient "
+                f"{numbers['gradient']:g}. {self.path} is of the last good checkpoint: resume from it with a lower "
+                "run.learning_rate, or look at these rows: --check --row N writes them as audio"
+            )
+        for name, value in (numbers | {"rate": taken.rate}).items():
+            self.sums[name] += value
+        self.summed += 1
+
+    def _gradients(self, drawn: Drawn, progress: float) -> tuple[Numbers, dict[str, tuple[int, int]]]:
+        """Sum the gradients of the step's batches; return its numbers, and the rows of each batch.
 
         A device that runs out of memory gets batches of half as many rows from then on.
         """
@@ -263,21 +293,21 @@ class Trainer:
                 torch.cuda.empty_cache()
             self.report(f"step {self.step}: out of memory; batches have {self.at_once} rows from now on")
 
-    def _accumulate(self, drawn: Drawn, progress: float) -> tuple[dict[str, float], list[int]]:
-        numbers: dict[str, float] = defaultdict(float)
-        bad: list[int] = []
+    def _accumulate(self, drawn: Drawn, progress: float) -> tuple[Numbers, dict[str, tuple[int, int]]]:
+        numbers: Numbers = {}
+        batches: dict[str, tuple[int, int]] = {}
         first, all_rows = drawn.first, sum(drawn.rows)
         torch.manual_seed(self.options.seed + self.step)  # for draws of the loss; rows have their own
         for batch, rows in zip(drawn.batches, drawn.rows, strict=True):
             loss, parts = self.weights.loss(batch, self.step, progress)
             (loss * (rows / all_rows)).backward()
-            value = loss.item()
-            if not math.isfinite(value):
-                bad += range(first, first + rows)
-            for name, part in {"loss": value, **parts}.items():
-                numbers[name] += part * rows / all_rows
+            batch_loss = loss.detach()
+            for name, part in {"loss": batch_loss, **parts}.items():
+                numbers[name] = numbers.get(name, 0.0) + part * (rows / all_rows)
+            numbers[f"batch {first}"] = batch_loss
+            batches[f"batch {first}"] = first, first + rows
             first += rows
-        return numbers, bad
+        return numbers, batches
 
     @torch.no_grad()
     def _move_average(self) -> None:
@@ -292,6 +322,7 @@ class Trainer:
 
         It holds whole tensors, so that a run can go on with another number of processes, sharded or not.
         """
+        self._read()
         parameters = dict(self.task.module.named_parameters())
         masters = {name: whole(master.detach()) for name, master in self.weights.masters.items()}
         buffers = {n: b for n, b in self.task.module.state_dict().items() if n not in parameters}

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slipstream.arrays import IntArray
 from slipstream.data.phones import LABEL_DELAY, UNKNOWN, positions
 from slipstream.data.rows import Targets
 from slipstream.model.config import PAD_ID, STTConfig
 from slipstream.nn.lm import LM
 from slipstream.nn.mimi import Codebook, Mimi
+from slipstream.train.transfer import send
 
 
 class SpeechModel(nn.Module):
@@ -86,7 +88,7 @@ def text_input(seen_BT: Tensor, initial_id: int) -> Tensor:
 def text_hidden(lm: LM, audio_BTD: Tensor, targets: Targets, frame_rate: float) -> Tensor:
     """The LM's normalised output `[B, T, D]` for the embedded audio of each position and the text that it reads."""
     device = audio_BTD.device
-    seen, delay = torch.from_numpy(targets.seen_BT).to(device), torch.from_numpy(targets.delay_B).to(device)
+    seen, delay = send(targets.seen_BT, device), send(targets.delay_B, device)
     x_BTD = audio_BTD + lm.text_emb(text_input(seen, lm.config.text_initial_id)).to(audio_BTD.dtype)
     if lm.conditioners:
         condition = lm.condition({"delay": delay.float() / frame_rate})
@@ -120,15 +122,16 @@ def start_audio_embeddings(lm: LM, codec: Mimi) -> None:
 
 
 def phone_losses(
-    model: SpeechModel, x_BPD: Tensor, labels_BP: Tensor, sequence: Tensor, lengths_B: Tensor
+    model: SpeechModel, x_BPD: Tensor, labels_BP: Tensor, sequence: Tensor, lengths_B: IntArray
 ) -> tuple[Tensor, Tensor]:
     """Framewise cross-entropy and CTC of the codec's output at 25 Hz, each a position."""
     delayed = F.pad(labels_BP[:, :-LABEL_DELAY], (LABEL_DELAY, 0))
     scores = model.phone_head(x_BPD).float().flatten(0, 1)
     frame = F.cross_entropy(scores, delayed.flatten(), ignore_index=UNKNOWN, reduction="sum")
     log_probs = model.ctc_head(x_BPD).float().log_softmax(-1).transpose(0, 1)
-    positions = torch.full((x_BPD.shape[0],), x_BPD.shape[1])
-    ctc = F.ctc_loss(log_probs, sequence, positions, lengths_B, zero_infinity=True, reduction="sum")
+    # PyTorch reads the lengths on the host.
+    positions = torch.full((x_BPD.shape[0],), x_BPD.shape[1], device="cpu")
+    ctc = F.ctc_loss(log_probs, sequence, positions, torch.from_numpy(lengths_B), zero_infinity=True, reduction="sum")
     return frame / labels_BP.numel(), ctc / labels_BP.numel()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -87,21 +86,19 @@ class Optimizer:
         if groups:
             self.parts.append(torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True))
 
-    def step(self, lr: float, clip: float, encoder_rate: float = 1.0) -> float:
+    def step(self, lr: float, clip: float, encoder_rate: float = 1.0) -> Tensor:
         """One step at rate `lr` with gradients clipped to a norm of `clip`; gives their norm before. Clears them.
 
-        `encoder_rate`: factor on the rate of a slow encoder.
+        Nothing waits for the device, so a norm that is not finite has spoilt the weights: look at it before they are
+        written. `encoder_rate`: factor on the rate of a slow encoder.
         """
-        gradients = torch.nn.utils.clip_grad_norm_(self._with_grad(), clip)
-        norm = float(gradients.full_tensor() if isinstance(gradients, DTensor) else gradients)
-        if math.isfinite(norm):
-            for part in self.parts:
-                for group in part.param_groups:
-                    group["lr"] = lr * (encoder_rate if group.get("encoder") else 1.0)
-                part.step()
+        norm = torch.nn.utils.clip_grad_norm_(self._with_grad(), clip)
         for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = lr * (encoder_rate if group.get("encoder") else 1.0)
+            part.step()
             part.zero_grad(set_to_none=True)
-        return norm
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def _with_grad(self) -> Iterable[Tensor]:
         return [w for w in self.masters.values() if w.grad is not None]

@@ -20,17 +20,18 @@ from slipstream.train.muon import has_bfloat16
 from slipstream.train.optim import MasterWeights
 from slipstream.train.options import RunOptions
 from slipstream.train.sharding import whole
+from slipstream.train.transfer import Numbers
 
-Loss = tuple[Tensor, dict[str, float]]
+Loss = tuple[Tensor, Numbers]
 
 
 class Task(Protocol):
     """What is trained: a module, where its rows come from, and what is minimised.
 
     `loss` gives a scalar that is a mean over rows, so that the mean over processes is that of all rows, and numbers for
-    the log. `moving` are buffers that `loss` moves by averages (codebooks): the loop averages them over processes.
-    `after_step` follows every change of the weights. `row_seconds` is the audio per row,
-    `positions_per_second` what most layers see of it.
+    the log, which stay on the device: to read one would wait for it. `moving` are buffers
+    that `loss` moves by averages (codebooks): the loop averages them over processes. `after_step` follows every change
+    of the weights. `row_seconds` is the audio per row, `positions_per_second` what most layers see of it.
     """
 
     row_seconds: float

@@ -29,6 +29,7 @@ from slipstream.nn.mimi import Mimi
 from slipstream.train.adversary import Discriminator, adversarial_losses
 from slipstream.train.codebooks import CodebookStart, moving_buffers, quantise, refresh
 from slipstream.train.options import LossOptions, QuantiserOptions
+from slipstream.train.transfer import Numbers, send
 
 RESOLUTIONS = (512, 1024, 2048)
 """Window lengths, in samples, of the log-mel losses; each hops by a quarter."""
@@ -127,7 +128,7 @@ class ReconstructionTask:
     def batch(self, first_row: int, rows: int) -> Crops:
         return self.sampler.batch(first_row, rows)
 
-    def loss(self, batch: Crops, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Crops, step: int, progress: float) -> tuple[Tensor, Numbers]:
         module, quantizer = self.module, self.module.codec.quantizer
         self._start(step, lambda first_row, rows: self._latent(self._heard(self.batch(first_row, rows))))
         weight = module.phone_head.weight
@@ -138,10 +139,10 @@ class ReconstructionTask:
             parts = [F.linear(latent.float(), half.input_proj.weight.float()) for half in halves]
             commitment = latent.new_zeros((), dtype=torch.float32)
         else:
-            kept_B = self._kept(torch.from_numpy(batch.draw_B).to(weight.device))
+            kept_B = self._kept(send(batch.draw_B, weight.device))
             _, parts, commitment = quantise(quantizer, latent, update=torch.is_grad_enabled(), kept_B=kept_B)
         semantic, acoustic = (half.output_proj(part.to(weight.dtype)) for half, part in zip(halves, parts, strict=True))
-        labels = torch.from_numpy(batch.phones_BT).to(weight.device)
+        labels = send(batch.phones_BT, weight.device)
         phones = F.cross_entropy(
             module.phone_head(semantic).float().flatten(0, 1), labels.flatten(), ignore_index=UNKNOWN, reduction="sum"
         )
@@ -161,11 +162,11 @@ class ReconstructionTask:
             numbers |= {"adversarial": judged.codec, "features": judged.features, "discriminator": judged.discriminator}
             total = total + self.weights.adversarial * judged.codec + self.weights.features * judged.features
             total = total + judged.discriminator
-        return total, {name: value.item() for name, value in numbers.items()}
+        return total, {name: value.detach() for name, value in numbers.items()}
 
     def _heard(self, batch: Crops) -> Tensor:
         weight = self.module.phone_head.weight
-        return torch.from_numpy(batch.samples_BS).to(weight.device, weight.dtype)
+        return send(batch.samples_BS, weight.device).to(weight.dtype)
 
     def _latent(self, heard_BS: Tensor) -> Tensor:
         latent_BDT, _ = self.module.codec.latent(heard_BS)
@@ -190,7 +191,7 @@ def multi_resolution(said_BS: Tensor, heard_BS: Tensor, config: CodecConfig) -> 
     """Mean absolute difference of log-mel spectra, over the windows of `RESOLUTIONS`."""
     losses = []
     for window in RESOLUTIONS:
-        bands = _bands(window, config.sample_rate).to(said_BS.device)
+        bands = _bands(window, config.sample_rate, said_BS.device)
         hann = torch.hann_window(window, device=said_BS.device)
         spectra = [
             (bands @ torch.stft(x, window, window // 4, window=hann, return_complex=True).abs().square() + 1e-4).log10()
@@ -201,7 +202,7 @@ def multi_resolution(said_BS: Tensor, heard_BS: Tensor, config: CodecConfig) -> 
 
 
 @lru_cache(maxsize=8)
-def _bands(window: int, sample_rate: int) -> Tensor:
+def _bands(window: int, sample_rate: int, device: torch.device) -> Tensor:
     count = round(64 * math.log2(window / 128) / 4)
     config = MelConfig(n_mels=count, window=window, hop=window // 4, f_min=0.0, f_max=sample_rate / 2)
-    return torch.from_numpy(mel_bands(config, sample_rate))
+    return send(mel_bands(config, sample_rate), device)

@@ -14,8 +14,7 @@ from slipstream.train.codebooks import CodebookStart, moving_buffers, quantise, 
 from slipstream.train.keep import OldModel, kept_loss
 from slipstream.train.model import SpeechModel, pause_loss, phone_losses, text_hidden, text_loss
 from slipstream.train.options import LossOptions, QuantiserOptions
-
-Numbers = dict[str, float]
+from slipstream.train.transfer import Numbers, send
 
 
 class PhoneTask:
@@ -34,7 +33,7 @@ class PhoneTask:
     def loss(self, batch: Batch, step: int, progress: float) -> tuple[Tensor, Numbers]:
         frame, ctc = _phones(self.module, self.module.positions(_mel(batch, self.module)), batch)
         total = self.weights.frame_phones * frame + self.weights.ctc * ctc
-        return total, {"frame": frame.item(), "ctc": ctc.item()}
+        return total, {"frame": frame.detach(), "ctc": ctc.detach()}
 
     def moving(self) -> list[Tensor]:
         return []
@@ -63,14 +62,14 @@ class JointTask:
         self._start(step, self._latent)
         x_BPD = model.positions(_mel(batch, model))
         frame, ctc = _phones(model, x_BPD, batch)
-        draw_B = torch.from_numpy(batch.targets.draw_B).to(x_BPD.device)
+        draw_B = send(batch.targets.draw_B, x_BPD.device)
         heard, commitment = hear(model.codec.quantizer, model.latent(x_BPD), draw_B, self.quantiser, step, progress)
         text, numbers = text_losses(
             model.lm, model.audio_input(*heard), batch.targets, weights, self.sampler.frame_rate
         )
         fall = max(weights.phones_to, 1 - 2 * progress * (1 - weights.phones_to))
         phones = fall * (weights.frame_phones * frame + weights.ctc * ctc)
-        numbers |= {"frame": frame.item(), "ctc": ctc.item(), "commitment": commitment.item()}
+        numbers |= {"frame": frame.detach(), "ctc": ctc.detach(), "commitment": commitment.detach()}
         return text + phones + weights.commitment * commitment, numbers
 
     def moving(self) -> list[Tensor]:
@@ -128,9 +127,9 @@ class TextTask:
 
     def loss(self, batch: TokenBatch, step: int, progress: float) -> tuple[Tensor, Numbers]:
         lm, K = self.module, self.module.config.num_codebooks
-        codes = torch.from_numpy(batch.codes_BKT[:, :K]).to(lm.audio_emb.weight.device)
+        codes = send(batch.codes_BKT[:, :K], lm.audio_emb.weight.device)
         if self.dropout:
-            draw_B = torch.from_numpy(batch.targets.draw_B).to(codes.device)
+            draw_B = send(batch.targets.draw_B, codes.device)
             # A draw below the share is uniform in [0, share): it determines how many codebooks such a row keeps.
             kept_B = torch.where(draw_B < self.dropout, 1 + (draw_B / self.dropout * K).long(), K)
             codes = codes.masked_fill(torch.arange(K, device=codes.device)[:, None] >= kept_B[:, None, None], -1)
@@ -159,34 +158,32 @@ def text_losses(
     `old_audio_BTD`: that of `old`, if it has other audio embeddings.
     """
     text, mask, pause = (
-        torch.from_numpy(array).to(audio_BTD.device) for array in (targets.text_BT, targets.mask_BT, targets.pause_BTH)
+        send(array, audio_BTD.device) for array in (targets.text_BT, targets.mask_BT, targets.pause_BTH)
     )
     hidden_BTD = text_hidden(lm, audio_BTD, targets, frame_rate)
     logits_BTV = lm.text_logits(hidden_BTD)
     written = text_loss(logits_BTV, text, mask, weights.pad)
-    numbers = {"text": written.item()}
+    numbers = {"text": written.detach()}
     total = weights.text * written
     if old is not None:
         old.follow(audio_BTD)
         heard = audio_BTD if old_audio_BTD is None else old_audio_BTD
         base_BTV = old.logits(lambda lm: text_hidden(lm, heard, targets, frame_rate))
-        kept = kept_loss(logits_BTV, base_BTV, torch.from_numpy(targets.kept_BT).to(logits_BTV.device))
+        kept = kept_loss(logits_BTV, base_BTV, send(targets.kept_BT, logits_BTV.device))
         total = total + weights.base * kept
-        numbers["base"] = kept.item()
+        numbers["base"] = kept.detach()
     if lm.pause_heads is not None and weights.pause:
         pauses = pause_loss(lm.pause_logits(hidden_BTD), pause)
         total = total + weights.pause * pauses
-        numbers["pause"] = pauses.item()
+        numbers["pause"] = pauses.detach()
     return total, numbers
 
 
 def _mel(batch: Batch, model: SpeechModel) -> Tensor:
     weight = model.phone_head.weight
-    return torch.from_numpy(batch.mel_BFM).transpose(1, 2).contiguous().to(weight.device, weight.dtype)
+    return send(batch.mel_BFM, weight.device).transpose(1, 2).contiguous().to(weight.dtype)
 
 
 def _phones(model: SpeechModel, x_BPD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    labels, sequence, lengths = (
-        torch.from_numpy(array).to(x_BPD.device) for array in (batch.phones_BP, batch.sequence, batch.lengths_B)
-    )
-    return phone_losses(model, x_BPD, labels, sequence, lengths)
+    labels, sequence = (send(array, x_BPD.device) for array in (batch.phones_BP, batch.sequence))
+    return phone_losses(model, x_BPD, labels, sequence, batch.lengths_B)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from slipstream.data.options import ValidOptions
+from slipstream.train.transfer import Numbers
 
 Measure = Callable[[Path], float]
 """Word error rate of the model in a folder."""
@@ -28,7 +28,7 @@ class Draws(Protocol):
 class Learns(Protocol):
     """A task, as far as validation needs it."""
 
-    def loss(self, batch: Any, step: int, progress: float) -> tuple[Tensor, dict[str, float]]: ...
+    def loss(self, batch: Any, step: int, progress: float) -> tuple[Tensor, Numbers]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +45,15 @@ class Check:
 
 def held_out_loss(task: Learns, rows: Draws, count: int, at_once: int, step: int) -> dict[str, float]:
     """The mean loss, and its parts, of the first `count` rows of `rows`. Changes nothing: no gradient, no codebooks."""
-    sums: dict[str, float] = defaultdict(float)
+    sums: dict[str, Tensor] = {}
     with torch.no_grad():
         for first in range(0, count, at_once):
             number = min(at_once, count - first)
             torch.manual_seed(first)
             loss, parts = task.loss(rows.batch(first, number), step, 1.0)
-            for name, value in {"loss": loss.item(), **parts}.items():
-                sums[f"valid_{name}"] += value * number / count
-    return dict(sums)
+            for name, value in {"loss": loss, **parts}.items():
+                sums[name] = sums.get(name, 0.0) + value * (number / count)
+    return {f"valid_{name}": value.item() for name, value in sums.items()}
 
 
 class Validation:
