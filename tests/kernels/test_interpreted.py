@@ -19,6 +19,7 @@ if not fused.INTERPRETED:
 
 import numpy as np  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from benchmarks.gpu.exact import attention_error, transformer  # noqa: E402
 from tests.models import noise_and_tones, random_model, stt_config  # noqa: E402
 
 from slipstream.backends.torch.runner import TorchRunner  # noqa: E402
@@ -86,6 +87,20 @@ def test_attention_equals_pytorch_past_the_wrap(dim: int, dtype: torch.dtype, fo
         rows = torch.randperm(3)[: 1 + t % 2]
         assert difference(*pair.advance(rows)) < limit
     assert pair.position_B.max() > 7
+
+
+@pytest.mark.parametrize(
+    ("dim", "step", "rings", "limit"),
+    [
+        (64, 2, RingFormat(), 1e-6),
+        (128, 1, RingFormat(align=64), 1e-6),
+        (128, 1, RingFormat(int8=True), 0.012),
+        (64, 1, RingFormat(int8=True, hadamard=True), 0.012),
+    ],
+)
+def test_attention_is_near_float64_in_full_rings(dim: int, step: int, rings: RingFormat, limit: float):
+    shape = transformer(dim, 1, 40), rings, torch.device("cpu"), torch.float32, step
+    assert 0 < attention_error(*shape, kernels=True) < limit
 
 
 @pytest.mark.parametrize("splits", [1, 4])

@@ -6,56 +6,22 @@ import argparse
 import itertools
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.common import milliseconds
-from benchmarks.gpu.__main__ import parse
-from benchmarks.gpu.bench import Bench, noise
-from benchmarks.gpu.correctness import correctness
+from benchmarks.gpu.bench import noise
+from benchmarks.gpu.exact import transformer
 from benchmarks.gpu.traffic import arrivals, flush, live
+from tools.h100.checks import check
+from tools.h100.making import LARGE, Row, bench, models, timed
 from tools.h100.training import train
 
-from slipstream.model.config import TransformerConfig
 from slipstream.nn import attention, fused
 from slipstream.nn.layers import locate
 from slipstream.nn.ring import Ring, RingFormat
-
-Row = dict[str, Any]
-LARGE = ("kyutai/stt-1b-en_fr", "kyutai/stt-2.6b-en")
-
-
-def bench(options: argparse.Namespace, model: str = LARGE[0], *more: str, parts: Sequence[str] = ("steps",)) -> Bench:
-    """A model for the benchmarks; `--small` is the same code with another model and few steps."""
-    arguments = [*parts, "--model", "small" if options.small else model, "--device", options.device]
-    arguments += ["--steps", "3" if options.small else "100", *more]
-    if options.small:
-        arguments += ["--dtype", "float32"]
-    torch.manual_seed(0)
-    return Bench(parse(arguments))
-
-
-def models(options: argparse.Namespace) -> Sequence[str]:
-    return LARGE[:1] if options.small else LARGE
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def timed(run: Callable[[], object], device: torch.device, times: int = 20) -> float:
-    """Median milliseconds."""
-
-    def once() -> None:
-        run()
-        synchronise(device)
-
-    return float(milliseconds(once, times)["median_ms"])
-
 
 # -------------------------------------------------------------------------------------------------------------- parts
 
@@ -78,29 +44,6 @@ def facts(options: argparse.Namespace) -> Iterator[Row]:
         graphs = {f"{b.size}{' gathered' if b.gathered else ''}": ok for b, ok in runner.captured.items()}
         yield {"fact": f"{model}, keys {cache}: attention", "value": str(runner.attention)}
         yield {"fact": f"{model}, keys {cache}: CUDA graphs", "value": str(graphs)}
-
-
-def check(options: argparse.Namespace) -> Iterator[Row]:
-    device = torch.device(options.device)
-    if fused.available(device):
-        for dim, step, dtype, rings in (
-            (128, 1, torch.float32, RingFormat()),
-            (64, 2, torch.float32, RingFormat()),
-            (128, 1, torch.bfloat16, RingFormat()),
-            (128, 1, torch.bfloat16, RingFormat(int8=True)),
-            (64, 1, torch.bfloat16, RingFormat(int8=True, hadamard=True)),
-        ):
-            shape = transformer(dim, 16, 750)
-            error = attention.kernel_error(shape, rings, device, dtype, step)
-            yield {"compared": f"kernels, head {dim}, {dtype}, {rings}", "error": None, "relative error": error}
-    else:
-        yield {"compared": "kernels", "relative error": None, "note": "they run on CUDA only"}
-    frames = "6" if options.small else "30"
-    for cache in ("auto", "int8"):
-        for row in correctness(
-            bench(options, LARGE[0], "--frames", frames, "--kv-cache", cache, parts=("correctness",))
-        ):
-            yield {"keys": cache, **row}
 
 
 def profile(options: argparse.Namespace) -> Iterator[Row]:
@@ -129,13 +72,6 @@ def profile(options: argparse.Namespace) -> Iterator[Row]:
                 "calls": event.count // 3,
                 "us": getattr(event, column) / 3,
             }
-
-
-def transformer(dim: int, heads: int, context: int) -> TransformerConfig:
-    return TransformerConfig(
-        dim=dim * heads, num_heads=heads, num_layers=1, ffn_dim=1, context=context, max_period=1e5, norm="rms_norm",
-        gated=True,
-    )  # fmt: skip
 
 
 def tune(options: argparse.Namespace) -> Iterator[Row]:

@@ -5,7 +5,7 @@
     python tools/h100/run.py goals --device cpu --small      # the same code, small, without a GPU
 
     facts    versions, bandwidth, what computes attention, which buckets are CUDA graphs
-    check    the kernels compared with PyTorch in float64; the same tokens as on the CPU
+    check    attention compared with float64; the same tokens as on the CPU; what must not change a stream
     profile  the kernels that take the most time in a step of 64 streams
     tune     the attention kernel by block, warps, stages, splits, type and rows; PyTorch's kernels as rows
     steps    the time of a step by number of streams, with each format of keys and values
@@ -58,7 +58,7 @@ def main() -> int:
                 rows.append(row)
                 out.write(json.dumps({"part": part, **row}) + "\n")
                 out.flush()
-            failed |= any("error" in row for row in rows)
+            failed |= any("error" in row or row.get("ok") is False for row in rows)
             print(table(part, rows), flush=True)
     return int(failed)
 

@@ -84,6 +84,7 @@ def append_kernel(
 def append(qkv_RT3HD: Tensor, rotation_R1TP: Tensor, ring: LayerRing, position_RT: Tensor) -> Tensor:
     """Write T new keys and values of each row into its slot's ring. Returns the rotated queries `[R, H, T, D]`."""
     R, T, _, H, D = qkv_RT3HD.shape
+    qkv_RT3HD, rotation_R1TP, position_RT = (x.contiguous() for x in (qkv_RT3HD, rotation_R1TP, position_RT))
     q_RHTD = torch.empty(R, H, T, D, device=qkv_RT3HD.device, dtype=qkv_RT3HD.dtype)
     append_kernel[(R * T, H)](
         qkv_RT3HD, torch.view_as_real(rotation_R1TP), _slots(ring, R), position_RT, signs(D, ring.k.device),
@@ -195,6 +196,7 @@ def attend(
 ) -> Tensor:  # fmt: skip
     """Attend to the filled columns of each row's slot: `[R, T, H * D]`."""
     R, H, T, D = q_RHTD.shape
+    q_RHTD, position_RT = q_RHTD.contiguous(), position_RT.contiguous()
     splits = splits or split_count(R * H)
     out = torch.empty(R, T, H * D, device=q_RHTD.device, dtype=q_RHTD.dtype)
     partial = weights = out
