@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from slipstream.arrays import FloatArray
 from slipstream.engine.options import SessionOptions, StreamFormat
-from slipstream.engine.port import EnginePort, Mailbox
+from slipstream.engine.port import Mailbox
 from slipstream.engine.session import Session
+from slipstream.engine.sessions import OpenSessions
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import AudioError, Overloaded
 from slipstream.events import Event
@@ -77,7 +78,7 @@ class LiveSession:
     referenced.
     """
 
-    def __init__(self, engine: EnginePort, mailbox: Mailbox) -> None:
+    def __init__(self, engine: OpenSessions, mailbox: Mailbox) -> None:
         self._engine = engine
         self._mailbox = mailbox
         # The finalizer must hold nothing that may hold this session, as the mailbox's listener does.

@@ -1,4 +1,4 @@
-"""What connects a live session to its engine: a mailbox for its events, and the few calls it makes."""
+"""A mailbox for the events of a session: what its engine writes and its owner reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol, TypeVar
 
 from slipstream.engine.session import Session
 from slipstream.errors import SessionClosed
@@ -16,31 +15,6 @@ from slipstream.events import Event, PartialWord, Step
 MAX_UNREAD_EVENTS = 20_000
 """Events kept for a reader that falls behind: more than an hour of words. From half of it on, partial words and steps
 are dropped; beyond it the session ends with `Overloaded`."""
-
-_T = TypeVar("_T")
-
-
-class EnginePort(Protocol):
-    """What a `LiveSession` calls on its engine, from any thread."""
-
-    def change(self, mailbox: Mailbox, action: Callable[[Session], _T]) -> _T:
-        """Run `action` on the mailbox's session, alone, and schedule the session again.
-
-        Raises the session's error, or `SessionClosed`, after its end. An `AudioError` of `action` ends the session.
-        """
-        ...
-
-    def end(self, session: Session, error: BaseException | None) -> None:
-        """End a session and free its slot; its reader gets `error`. Does nothing after the end."""
-        ...
-
-    def abandon(self, session: Session) -> None:
-        """End a session whose owner no longer exists. Safe in the garbage collector, in any thread."""
-        ...
-
-    def position(self, session: Session) -> int:
-        """Return the place of a session in the queue for a slot; 0 once it has one."""
-        ...
 
 
 class Mailbox:

@@ -1,68 +1,41 @@
-"""The open sessions of an engine, which any thread may change under one lock."""
+"""The open sessions of an engine in this process, and the steps that they need."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from types import TracebackType
 from typing import TypeVar
 
 from slipstream.engine.port import Mailbox
 from slipstream.engine.scheduler import Scheduler
 from slipstream.engine.session import Session
-from slipstream.errors import AudioError, Overloaded
+from slipstream.engine.sessions import OpenSessions
+from slipstream.errors import Overloaded
 
 _T = TypeVar("_T")
 
 
-class SessionTable:
-    """Sessions, their mailboxes and their scheduler; the `EnginePort` of live sessions.
-
-    As a context manager it holds the lock. At the end of the context it wakes the engine's thread if a step is due, and
-    calls the listeners of the sessions that have news, without the lock, since a listener may call back.
-    """
+class SessionTable(OpenSessions):
+    """Sessions, their mailboxes and their scheduler. At the end of its context it also wakes the engine's thread."""
 
     def __init__(self, slots: int, max_waiting: int) -> None:
+        super().__init__()
         self.scheduler = Scheduler(slots, max_waiting=max_waiting)
         self.refusal: Callable[[], BaseException] | None = None
         """Makes the error for new sessions, once the engine takes no more."""
-        # Reentrant: the garbage collector may abandon a session while its thread holds the lock.
-        self._lock = threading.RLock()
         self._work = threading.Condition(self._lock)
         self._sleeps_until = 0.0
         self._mailboxes: dict[Session, Mailbox] = {}
-        self._with_news: list[Mailbox] = []
-        self._abandoned: deque[Session] = deque()
-
-    # ---------------------------------------------------------------------------- called by live sessions, any thread
-
-    def change(self, mailbox: Mailbox, action: Callable[[Session], _T]) -> _T:
-        """See `EnginePort.change`."""
-        with self:
-            mailbox.check_open()
-            try:
-                result = action(mailbox.session)
-            except AudioError as error:
-                self.remove(mailbox.session, error)
-                raise
-            self.update(mailbox.session)
-        return result
-
-    def end(self, session: Session, error: BaseException | None) -> None:
-        """See `EnginePort.end`."""
-        with self:
-            self.remove(session, error)
 
     def abandon(self, session: Session) -> None:
-        """See `EnginePort.abandon`."""
-        self._abandoned.append(session)
+        """See `OpenSessions.abandon`."""
+        super().abandon(session)
         self.wake()
 
     def position(self, session: Session) -> int:
-        """See `EnginePort.position`."""
+        """See `OpenSessions.position`."""
         with self._lock:
             return self.scheduler.position(session)
 
@@ -73,7 +46,7 @@ class SessionTable:
         with self:
             if self.refusal is not None:
                 raise self.refusal()
-            self._end_abandoned()
+            self.end_abandoned()
             self.scheduler.add(mailbox.session, time.monotonic(), wait)
             self._mailboxes[mailbox.session] = mailbox
             self.update(mailbox.session)
@@ -114,7 +87,7 @@ class SessionTable:
         """
         while True:
             with self:
-                self._end_abandoned()
+                self.end_abandoned()
                 if stopping(not self._mailboxes):
                     return None
                 now = time.monotonic()
@@ -140,44 +113,25 @@ class SessionTable:
 
     # ---------------------------------------------------------------------------------------------- only within `with`
 
-    def update(self, session: Session) -> None:
-        """Pass on the news of a session, and schedule it."""
-        if (mailbox := self._mailboxes.get(session)) is None:
-            return
-        if mailbox.collect():
-            self._with_news.append(mailbox)
-        if session.done:
-            self.remove(session, None)
-        elif mailbox.overfull:
-            self.remove(session, Overloaded(f"{len(mailbox.unread)} events are unread: read the session's events"))
-        else:
-            self.scheduler.refresh(session, time.monotonic())
-
     def remove(self, session: Session, error: BaseException | None) -> None:
         """End a session and give its slot to the next one in the queue. Does nothing after its end."""
         following = self.scheduler.remove(session, time.monotonic())
         if (mailbox := self._mailboxes.pop(session, None)) is not None:
-            mailbox.end(error)
-            self._with_news.append(mailbox)
+            self._deliver(mailbox, error)
         for session in following:
             self.update(session)
 
-    def __enter__(self) -> None:
-        self._lock.acquire()
+    def _mailbox_of(self, session: Session) -> Mailbox | None:
+        return self._mailboxes.get(session)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def _schedule(self, session: Session) -> None:
+        self.scheduler.refresh(session, time.monotonic())
+
+    def __exit__(self, *raised: object) -> None:
         try:
             self._wake_if_due()
-            mailboxes, self._with_news = self._with_news, []
         finally:
-            self._lock.release()
-        for mailbox in mailboxes:
-            try:
-                mailbox.signal()
-            except Exception as failure:  # a listener that fails ends its own session
-                self.end(mailbox.session, failure)
+            super().__exit__(*raised)
 
     def _wake_if_due(self) -> None:
         now = time.monotonic()
@@ -190,7 +144,3 @@ class SessionTable:
         self._sleeps_until = math.inf if delay is None else now + delay
         self._work.wait(delay)
         self._sleeps_until = 0.0
-
-    def _end_abandoned(self) -> None:
-        while self._abandoned:
-            self.remove(self._abandoned.popleft(), None)

@@ -5,13 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import struct
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from types import TracebackType
-from typing import TypeVar
 
 import numpy as np
 
@@ -23,15 +19,14 @@ from slipstream.engine.remote.channel import URGENT, Channel, Kind, Refusal
 from slipstream.engine.remote.memory import FRAMES, SharedMemory, Stat
 from slipstream.engine.scheduler import MARKER_WAIT_SECONDS
 from slipstream.engine.session import Session
-from slipstream.errors import AudioError, EngineError, Overloaded
+from slipstream.engine.sessions import OpenSessions
+from slipstream.errors import EngineError, Overloaded
 from slipstream.hints import Hints
 
 logger = logging.getLogger(__name__)
 
 MOST_IN_MODEL = 2
 """Frames of a session that may be on their way: the one that the model computes, and the next."""
-
-_T = TypeVar("_T")
 
 
 @dataclass(eq=False)
@@ -61,17 +56,18 @@ class Device:
 
     def put(self, kind: Kind, payload: bytes) -> None:
         """Send a message after the frames before it."""
-        if self.frames:
-            self.channel.put(Kind.FRAMES, np.array(self.frames, np.uint32).tobytes())
-            self.frames.clear()
+        self._put_frames()
         self.channel.put(kind, payload)
 
     def flush(self) -> None:
         """Send all messages so far."""
+        self._put_frames()
+        self.channel.flush()
+
+    def _put_frames(self) -> None:
         if self.frames:
             self.channel.put(Kind.FRAMES, np.array(self.frames, np.uint32).tobytes())
             self.frames.clear()
-        self.channel.flush()
 
 
 @dataclass(eq=False)
@@ -92,8 +88,8 @@ class _Remote:
     on_their_way: int = 0
 
 
-class RemoteEngine:
-    """Runs sessions of this process on engines in others. It is the `EnginePort` of their live sessions.
+class RemoteEngine(OpenSessions):
+    """Runs sessions of this process on engines in others.
 
     The owner calls `receive` when a channel is readable and `tick` every few milliseconds. A new session goes to the
     engine with the most free slots; if all are full, it waits at all of them. When an engine's process ends, every
@@ -112,6 +108,7 @@ class RemoteEngine:
         devices: Sequence[Device],
         later: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
+        super().__init__()
         self.format = format
         self.devices = list(devices)
         self.slots = sum(device.slots for device in devices)
@@ -119,14 +116,10 @@ class RemoteEngine:
         """Why the engine has stopped."""
         self._later = later
         self._flush_is_due = False
-        # Reentrant: the garbage collector may abandon a session while its thread holds the lock.
-        self._lock = threading.RLock()
         self._remotes: dict[Session, _Remote] = {}
         self._numbers: dict[int, _Remote] = {}
         self._count = 0
         self._markers: dict[Session, float] = {}
-        self._with_news: list[Mailbox] = []
-        self._abandoned: deque[Session] = deque()
 
     @property
     def active(self) -> int:
@@ -175,31 +168,8 @@ class RemoteEngine:
             self._ask(remote)
         return LiveSession(self, mailbox)
 
-    # ---------------------------------------------------------------------------- called by live sessions, any thread
-
-    def change(self, mailbox: Mailbox, action: Callable[[Session], _T]) -> _T:
-        """See `EnginePort.change`."""
-        with self:
-            mailbox.check_open()
-            try:
-                result = action(mailbox.session)
-            except AudioError as error:
-                self._remove(mailbox.session, error)
-                raise
-            self._update(mailbox.session)
-        return result
-
-    def end(self, session: Session, error: BaseException | None) -> None:
-        """See `EnginePort.end`."""
-        with self:
-            self._remove(session, error)
-
-    def abandon(self, session: Session) -> None:
-        """See `EnginePort.abandon`."""
-        self._abandoned.append(session)  # `tick` removes it
-
     def position(self, session: Session) -> int:
-        """See `EnginePort.position`."""
+        """See `OpenSessions.position`."""
         remote = self._remotes.get(session)
         if remote is None or remote.device is not None:
             return 0
@@ -220,11 +190,10 @@ class RemoteEngine:
         """Do what is due at this time of `time.monotonic`."""
         if self._markers or self._abandoned or any(device.channel.unsent for device in self.devices):
             with self:
-                while self._abandoned:
-                    self._remove(self._abandoned.popleft(), None)
+                self.end_abandoned()
                 for session in [session for session, when in self._markers.items() if when <= now]:
                     session.flush_for_markers(now)
-                    self._update(session)
+                    self.update(session)
                 self._flush_soon()
 
     def flush(self) -> None:
@@ -239,26 +208,12 @@ class RemoteEngine:
         with self:
             self.failure = failure
             for session in list(self._remotes):
-                self._remove(session, _engine_error(failure))
+                self.remove(session, _engine_error(failure))
 
     def close(self) -> None:
         """Close the channels: this process gives up all its slots."""
         for device in self.devices:
             device.channel.close()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        mailboxes, self._with_news = self._with_news, []
-        self._lock.release()
-        for mailbox in mailboxes:
-            try:
-                mailbox.signal()
-            except Exception as failure:  # a listener that fails ends its own session
-                self.end(mailbox.session, failure)
 
     # -------------------------------------------------------------------------------------------- only within `with`
 
@@ -296,9 +251,9 @@ class RemoteEngine:
             try:
                 session.advance(token, logprob, pause_H, now)
             except Exception as error:  # a defect in one session must not end the others
-                self._remove(session, error)
+                self.remove(session, error)
             else:
-                self._update(session)
+                self.update(session)
 
     def _ask(self, remote: _Remote) -> None:
         """Ask the next engine for a slot; once all are full, wait at all of them, or end the session."""
@@ -325,7 +280,7 @@ class RemoteEngine:
         remote.device = device
         device.sessions[slot] = remote
         remote.mailbox.session.admit(slot)
-        self._update(remote.mailbox.session)
+        self.update(remote.mailbox.session)
 
     def _refuse(self, remote: _Remote, device: Device, refusal: Refusal, waiting: int) -> None:
         remote.asked.pop(device, None)
@@ -339,20 +294,16 @@ class RemoteEngine:
             full = f"{full} and {waiting} sessions wait already"
         elif refusal is Refusal.TIMED_OUT:
             full = f"timed out waiting for a free slot ({self.slots} of {self.slots} in use)"
-        self._remove(remote.mailbox.session, Overloaded(full))
+        self.remove(remote.mailbox.session, Overloaded(full))
 
-    def _update(self, session: Session) -> None:
-        """Pass on the news of a session, and send its frames."""
-        if (remote := self._remotes.get(session)) is None:
-            return
-        mailbox = remote.mailbox
-        if mailbox.collect():
-            self._with_news.append(mailbox)
-        if session.done:
-            self._remove(session, None)
-        elif mailbox.overfull:
-            self._remove(session, Overloaded(f"{len(mailbox.unread)} events are unread: read the session's events"))
-        elif remote.device is not None:
+    def _mailbox_of(self, session: Session) -> Mailbox | None:
+        remote = self._remotes.get(session)
+        return None if remote is None else remote.mailbox
+
+    def _schedule(self, session: Session) -> None:
+        """Send the frames of a session."""
+        remote = self._remotes[session]
+        if remote.device is not None:
             self._send(remote, remote.device)
             self._markers.pop(session, None)
             if session.awaits_marker and not session.ready:
@@ -374,7 +325,8 @@ class RemoteEngine:
             device.frames.append(slot + urgent)
             self._flush_soon()
 
-    def _remove(self, session: Session, error: BaseException | None) -> None:
+    def remove(self, session: Session, error: BaseException | None) -> None:
+        """See `OpenSessions.remove`."""
         if (remote := self._remotes.pop(session, None)) is None:
             return
         del self._numbers[remote.number]
@@ -385,8 +337,7 @@ class RemoteEngine:
         for device in remote.asked:
             self._leave(device, remote.number)
         session.release()
-        remote.mailbox.end(error)
-        self._with_news.append(remote.mailbox)
+        self._deliver(remote.mailbox, error)
 
     def _leave(self, device: Device, number: int) -> None:
         device.put(Kind.CLOSE, struct.pack("<I", number))
