@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,14 +126,32 @@ def save_checkpoint(
     else:
         texts = dump_files(config)
         tensors = {files.lm: dict(lm), files.codec: codec}
-    folder = Path(folder)
+    write_folder(Path(folder), texts, tensors, checkpoint.tokenizer, files.tokenizer)
+
+
+def write_folder(
+    folder: Path,
+    texts: Mapping[str, Mapping[str, Any]],
+    tensors: Mapping[str, Tensors],
+    tokenizer: Path | None = None,
+    tokenizer_name: str = "",
+) -> None:
+    """Write the files of a checkpoint into a folder, which is created if it does not exist.
+
+    Args:
+        folder: Where to write.
+        texts: The content of each configuration file.
+        tensors: The tensors of each file of weights, under the names of its layout.
+        tokenizer: A tokenizer to copy; it may be in the folder already.
+        tokenizer_name: The name of the copy.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in texts.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for name, arrays in tensors.items():
         write_tensors(folder / name, arrays)
-    if checkpoint.tokenizer.resolve() != (folder / files.tokenizer).resolve():
-        shutil.copyfile(checkpoint.tokenizer, folder / files.tokenizer)
+    if tokenizer is not None and tokenizer.resolve() != (folder / tokenizer_name).resolve():
+        shutil.copyfile(tokenizer, folder / tokenizer_name)
 
 
 def convert(

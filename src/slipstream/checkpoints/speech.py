@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slipstream.checkpoints.checkpoint import read_codec, read_lm
+from slipstream.checkpoints.checkpoint import read_codec, read_lm, write_folder
 from slipstream.checkpoints.kyutai_tts import dump_tts, parse_tts
 from slipstream.checkpoints.layouts import LAYOUTS
 from slipstream.checkpoints.mimi import dump_codec
 from slipstream.checkpoints.sources import Ref, find_given, find_named, find_place
-from slipstream.checkpoints.tensors import Tensors, write_tensors
+from slipstream.checkpoints.tensors import Tensors
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import CodecConfig, TTSConfig
 from slipstream.schema import read_json
@@ -121,10 +119,4 @@ def save_speech(checkpoint: SpeechCheckpoint, folder: Path, layout: str = "kyuta
     texts = {"config.json": dump_tts(config.model_copy(update={"files": files}))}
     if own_codec:
         texts[own_codec] = dump_codec(config.codec)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in texts.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    for name, arrays in tensors.items():
-        write_tensors(folder / name, arrays)
-    if checkpoint.tokenizer.resolve() != (folder / files.tokenizer).resolve():
-        shutil.copyfile(checkpoint.tokenizer, folder / files.tokenizer)
+    write_folder(folder, texts, tensors, checkpoint.tokenizer, files.tokenizer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint, write_folder
 from slipstream.checkpoints.mimi import codec_table, dump_codec
-from slipstream.checkpoints.tensors import DTYPES, Array, write_tensors
+from slipstream.checkpoints.tensors import DTYPES, Array
 from slipstream.model.config import STTConfig
 from slipstream.nn.lm import LM
 from slipstream.nn.mimi import Mimi
@@ -58,9 +57,8 @@ def export_lm(
 
 def export_codec(codec: Mimi, folder: Path) -> None:
     """Write a codec alone, in Kyutai's layout: `mimi.safetensors` and `mimi.json`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / "mimi.safetensors", codec_table(codec.config).write(_arrays(codec, "float32")))
-    (folder / "mimi.json").write_text(json.dumps(dump_codec(codec.config), indent=2) + "\n", encoding="utf-8")
+    tensors = codec_table(codec.config).write(_arrays(codec, "float32"))
+    write_folder(folder, {"mimi.json": dump_codec(codec.config)}, {"mimi.safetensors": tensors})
 
 
 def _arrays(module: torch.nn.Module, dtype: str) -> dict[str, Array]:

@@ -5,7 +5,6 @@ Shapes: B rows, T positions, D width, N new pieces, which come after the others 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +13,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from slipstream.checkpoints.checkpoint import Checkpoint
+from slipstream.checkpoints.checkpoint import Checkpoint, write_folder
 from slipstream.checkpoints.kyutai import dump_kyutai
 from slipstream.checkpoints.lora import to_kyutai
-from slipstream.checkpoints.tensors import write_tensors
 from slipstream.errors import ConfigError
 from slipstream.model.config import LMConfig, STTConfig
 from slipstream.nn.build import build_lm
@@ -205,15 +203,13 @@ def write_adapter(lm: LM, config: STTConfig, options: LoraOptions, folder: Path)
     """
     trained = {name: tensor.float().cpu().numpy() for name, tensor in adapter_of(lm, options).items()}
     adapter = to_kyutai(trained, config.lm, options.rank)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / ADAPTER_FILE, adapter)
     raw = dump_kyutai(config) | {
         "lora": True,
         "lora_name": ADAPTER_FILE,
         "lora_rank": options.rank,
         "lora_scaling": options.scaling,
     }
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+    write_folder(folder, {ADAPTER_CONFIG: raw}, {ADAPTER_FILE: adapter})
 
 
 def _linears(lm: LM, options: LoraOptions) -> Iterator[tuple[nn.Module, str, nn.Linear]]:

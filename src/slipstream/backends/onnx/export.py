@@ -15,11 +15,11 @@ from slipstream.backends.onnx.codec import codec_model
 from slipstream.backends.onnx.graph import VERSION, Array
 from slipstream.backends.onnx.lm import lm_model
 from slipstream.backends.onnx.transformer import Quantize
-from slipstream.checkpoints.checkpoint import Checkpoint
+from slipstream.checkpoints.checkpoint import Checkpoint, write_folder
 from slipstream.checkpoints.kyutai import dump_files
 from slipstream.checkpoints.sources import Sources
 from slipstream.errors import CheckpointError
-from slipstream.model.config import CodecConfig, FileNames, STTConfig
+from slipstream.model.config import CodecConfig, FileNames
 
 LM_FILE = "lm.onnx"
 CODEC_FILE = "codec.onnx"
@@ -74,20 +74,16 @@ def _write(checkpoint: Checkpoint, folder: Path, quantize: Quantize, progress: P
     codec = _Watched(checkpoint.codec, lm.done, total, progress)
     codec_graph = codec_model(config.codec, codec, num_codebooks=config.lm.num_codebooks, quantize=quantize)
     codec_graph.save(partial / CODEC_FILE)
-    shutil.copyfile(checkpoint.tokenizer, partial / checkpoint.tokenizer.name)
-    _write_config(config, checkpoint.tokenizer.name, partial)
+    codec_config = None if config.codec == CodecConfig() else "mimi.json"
+    tokenizer = checkpoint.tokenizer.name
+    files = FileNames(lm=LM_FILE, codec=CODEC_FILE, codec_config=codec_config, tokenizer=tokenizer)
+    texts = dump_files(config.model_copy(update={"files": files}))
+    write_folder(partial, texts, {}, checkpoint.tokenizer, tokenizer)
     for file in partial.iterdir():
         _sync(file)
     partial.rename(folder)
     if progress is not None:
         progress(total, total)
-
-
-def _write_config(config: STTConfig, tokenizer: str, folder: Path) -> None:
-    codec_config = None if config.codec == CodecConfig() else "mimi.json"
-    files = FileNames(lm=LM_FILE, codec=CODEC_FILE, codec_config=codec_config, tokenizer=tokenizer)
-    for name, content in dump_files(config.model_copy(update={"files": files})).items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _sync(file: Path) -> None:
