@@ -196,13 +196,7 @@ class TTSModel:
             iters: Number of steps.
             batch_size: Number of streams.
         """
-        gen = LMGen(
-            self.lm,
-            temp=self.temp,
-            temp_text=self.temp,
-            cfg_coef=self.cfg_coef,
-            condition_tensors=self._conditions(attributes),
-        )
+        gen = self._generator(attributes)
         given = self._given(batch_size)
         with gen.streaming(batch_size), self.mimi.streaming(batch_size):
             for _ in range(iters):
@@ -241,12 +235,8 @@ class TTSModel:
         masked = [length + self.delay_steps for length in reading.prefix_lengths] if prefixes is not None else None
         if not self.multistream:
             self.lm.dep_q = self.n_q
-        gen = LMGen(
-            self.lm,
-            temp=self.temp,
-            temp_text=self.temp,
-            cfg_coef=self.cfg_coef,
-            condition_tensors=self._conditions(attributes),
+        gen = self._generator(
+            attributes,
             on_text_logits_hook=reading.on_text_logits,
             on_text_hook=reading.on_text,
             on_audio_hook=reading.on_audio,
@@ -373,6 +363,17 @@ class TTSModel:
             torch.cat([frame[row, 0] for frame in kept[lengths[row] : result.end_steps[row]]])
             for row in range(len(entries))
         ]
+
+    def _generator(self, attributes: Sequence[ConditionAttributes], **kwargs: Any) -> LMGen:
+        """Make the generator of streams with these conditions. kwargs: further arguments of `LMGen`."""
+        return LMGen(
+            self.lm,
+            temp=self.temp,
+            temp_text=self.temp,
+            cfg_coef=self.cfg_coef,
+            condition_tensors=self._conditions(attributes),
+            **kwargs,
+        )
 
     def _conditions(self, attributes: Sequence[ConditionAttributes]) -> ConditionTensors:
         if self.cfg_coef != 1.0:
