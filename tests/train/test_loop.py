@@ -21,14 +21,12 @@ from pydantic import ValidationError
 from tests.models import load_checkpoint
 from tests.train import world
 
-from slipstream.checkpoints.checkpoint import Checkpoint
 from slipstream.data.options import DataOptions
 from slipstream.data.packs import Pack
 from slipstream.data.sampler import TokenSampler
 from slipstream.errors import CheckpointError
 from slipstream.model.text import Tokenizer
 from slipstream.nn.lm import LM
-from slipstream.train.artifacts import export_lm
 from slipstream.train.launch import run_lm
 from slipstream.train.loop import Trainer
 from slipstream.train.lora import add_lora
@@ -38,17 +36,7 @@ from slipstream.train.tasks import TextTask
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    tokenizer = world.tokenizer(folder)
-    spoken = world.utterances(4)
-    codec = world.codec([samples for samples, _ in spoken])
-    world.token_pack(folder / "pack", codec, spoken)
-    torch.manual_seed(2)
-    arrays = {name: tensor.numpy() for name, tensor in codec.state_dict().items()}
-    lm = world.config().lm.model_copy(update={"text_vocab": Tokenizer(tokenizer).vocab_size})
-    config = world.config().model_copy(update={"lm": lm})
-    export_lm(LM(lm).state_dict(), Checkpoint(config, {}, arrays, tokenizer), folder / "base")
-    return folder
+    return world.base_folder(tmp_path_factory.mktemp("world"))
 
 
 def options(out: Path, **changes: object) -> RunOptions:

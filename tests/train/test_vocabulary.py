@@ -11,14 +11,13 @@ import torch
 from tests.models import load_checkpoint
 from tests.train import world
 
-from slipstream.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from slipstream.checkpoints.checkpoint import read_checkpoint
 from slipstream.checkpoints.sources import resolve
 from slipstream.data.options import DataOptions
 from slipstream.data.tokenizer import extend_tokenizer, train_tokenizer
 from slipstream.errors import ConfigError
 from slipstream.model.text import Tokenizer
 from slipstream.nn.lm import LM
-from slipstream.train.artifacts import export_lm
 from slipstream.train.keep import kept_loss, old_lm
 from slipstream.train.launch import run_lm
 from slipstream.train.lora import ADAPTER_CONFIG, add_lora
@@ -32,17 +31,9 @@ ADDED = 12
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model, a pack of its codec's tokens, and a vocabulary that extends the base's."""
-    folder = tmp_path_factory.mktemp("grown")
-    tokenizer = world.tokenizer(folder)
-    spoken = world.utterances(4)
-    codec = world.codec([samples for samples, _ in spoken])
-    world.token_pack(folder / "pack", codec, spoken)
-    torch.manual_seed(2)
-    arrays = {name: tensor.numpy() for name, tensor in codec.state_dict().items()}
-    lm = world.config().lm.model_copy(update={"text_vocab": Tokenizer(tokenizer).vocab_size})
-    config = world.config().model_copy(update={"lm": lm})
-    export_lm(LM(lm).state_dict(), Checkpoint(config, {}, arrays, tokenizer), folder / "base")
-    extend_tokenizer(tokenizer, GERMAN, folder / "new.model", lm.text_vocab + ADDED)
+    folder = world.base_folder(tmp_path_factory.mktemp("grown"))
+    tokenizer = folder / "tokenizer.model"
+    extend_tokenizer(tokenizer, GERMAN, folder / "new.model", Tokenizer(tokenizer).vocab_size + ADDED)
     return folder
 
 

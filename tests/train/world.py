@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from slipstream.arrays import FloatArray
+from slipstream.checkpoints.checkpoint import Checkpoint
 from slipstream.data.options import DataOptions
 from slipstream.data.packs import Clip, Pack, PackKind, write_pack
 from slipstream.data.rows import RowOptions
@@ -17,7 +18,10 @@ from slipstream.data.spectral import NO_AUGMENT
 from slipstream.data.tokenizer import train_tokenizer
 from slipstream.events import Word
 from slipstream.model.config import CodecConfig, ConditionerConfig, LMConfig, MelConfig, STTConfig, TransformerConfig
+from slipstream.model.text import Tokenizer
+from slipstream.nn.lm import LM
 from slipstream.nn.mimi import Mimi
+from slipstream.train.artifacts import export_lm
 from slipstream.train.codebooks import start_codebooks
 from slipstream.train.loop import Taken, Trainer
 
@@ -117,6 +121,20 @@ def token_pack(folder: Path, mimi: Mimi, spoken: Sequence[tuple[FloatArray, tupl
     kind = PackKind("tokens", 4, 12.5, tuple(float(code) for code in silence))
     write_pack(folder, kind, ((encode(samples), _clip(words)) for samples, words in spoken))
     return Pack(folder)
+
+
+def base_folder(folder: Path) -> Path:
+    """Write `base` (a model with random weights), `tokenizer.model`, and `pack` (four utterances as tokens)."""
+    pieces = tokenizer(folder)
+    spoken = utterances(4)
+    mimi = codec([samples for samples, _ in spoken])
+    token_pack(folder / "pack", mimi, spoken)
+    torch.manual_seed(2)
+    arrays = {name: tensor.numpy() for name, tensor in mimi.state_dict().items()}
+    lm = config().lm.model_copy(update={"text_vocab": Tokenizer(pieces).vocab_size})
+    whole = config().model_copy(update={"lm": lm})
+    export_lm(LM(lm).state_dict(), Checkpoint(whole, {}, arrays, pieces), folder / "base")
+    return folder
 
 
 def kill_at(step: int, run: Trainer) -> None:
