@@ -2,11 +2,14 @@
 
 `python -m benchmarks.dialect_load cost`: the server's processor time per frame, for the same audio in each dialect, on
 a model without cost. All clients of a dialect send at `--pace` times real time, then end the audio and wait for the
-last word. The last column is the difference from the plain dialect of the same run.
+last word. The dialects take turns on one server, `--rounds` times; the table has the medians of the rounds, and the
+differences from the plain dialect.
 
-`python -m benchmarks.dialect_load latency`: the time from the end of speech to the last final word, by the client's own
-clock, with audio in real time and the built-in model. `flush` ends the audio with the last word, `wait` sends two more
-seconds of silence first.
+`python -m benchmarks.dialect_load latency`: the time from the end of speech to the last final word, in ms, by the
+client's own clock, with audio in real time and the built-in model. With flush, the audio ends with the last word;
+without, two more seconds of silence come first.
+
+Calls on WebRTC: `python -m benchmarks.calls`.
 """
 
 from __future__ import annotations
@@ -42,6 +45,10 @@ Ports: TypeAlias = dict[str, int]
 """Of the dialects on TCP by their names, and of the WebSockets by an empty one."""
 FRAME_SECONDS = 0.08
 WAIT_SECONDS = 2.0
+QUEUE_SECONDS = 10.0
+"""How long a session waits for the slot of the round before."""
+PAUSE_SECONDS = 0.15
+"""A pause at which the recording may be cut."""
 SPEECH = Path(__file__).parents[1] / "examples" / "sample.opus"
 SPEECH_ABOVE = 0.02
 """Amplitude of the recording's speech; what follows the last louder sample is cut off."""
@@ -51,29 +58,55 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("cost", "latency"))
     parser.add_argument("--dialects", type=lambda text: text.split(","), default=list(CLIENTS))
-    parser.add_argument("--sessions", type=int, default=40)
+    parser.add_argument("--sessions", type=int, default=40, help="of each dialect: at the same time, or in turns")
     parser.add_argument("--frames", type=int, default=150, help="of audio in each session, to measure the cost")
     parser.add_argument("--pace", type=float, default=4.0, help="times real time, to measure the cost")
-    parser.add_argument("--together", type=int, default=4, help="sessions at the same time, to measure the latency")
+    parser.add_argument("--rounds", type=int, default=3, help="to measure the cost")
+    parser.add_argument("--together", type=int, default=10, help="sessions at the same time, to measure the latency")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of speech at most, to measure the latency")
     parser.add_argument("--serve", metavar="MODEL", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         run_server(arguments.serve, arguments.sessions)
         return
-    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    if unknown := set(arguments.dialects) - set(CLIENTS):
+        parser.error(f"unknown dialect {', '.join(sorted(unknown))}: choose from {', '.join(CLIENTS)}")
+    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
     if arguments.what == "cost":
-        costs: dict[str, float] = {}
-        print(f"{'dialect':>16} {'us a frame':>10} {'over plain':>10}")
-        for name in dict.fromkeys(["plain", *arguments.dialects]):
-            costs[name] = cost(CLIENTS[name], arguments)
-            print(f"{name:>16} {costs[name]:10.1f} {costs[name] - costs['plain']:10.1f}", flush=True)
-        return
-    print(f"{'dialect':>16} {'end':>6} {'p50 ms':>7} {'p95 ms':>7} {'p99 ms':>7} {'streams':>8}")
-    for name in arguments.dialects:
-        for end, wait in (("flush", 0.0), ("wait", WAIT_SECONDS)):
-            latencies = latency(CLIENTS[name], wait, arguments)
-            p50, p95, p99 = 1000 * np.percentile(latencies, [50, 95, 99])
-            print(f"{name:>16} {end:>6} {p50:7.0f} {p95:7.0f} {p99:7.0f} {len(latencies):8}", flush=True)
+        print_costs(arguments)
+    else:
+        print_latencies(arguments)
+
+
+def print_costs(arguments: argparse.Namespace) -> None:
+    """Print the table of costs."""
+    names = list(dict.fromkeys(["plain", *arguments.dialects]))
+    rounds: dict[str, list[float]] = {name: [] for name in names}
+    with server("cost", "cost", arguments.sessions) as (ports, process):
+        for name in names:
+            asyncio.run(at_once(ports, CLIENTS[name], arguments))  # the first sessions warm the server up
+        for _ in range(arguments.rounds):
+            for name in names:
+                rounds[name].append(cost(ports, process, CLIENTS[name], arguments))
+    costs = {name: float(np.median(found)) for name, found in rounds.items()}
+    print("| dialect | µs per frame | more than plain | in all rounds |")
+    print("|---|---|---|---|")
+    for name, found in rounds.items():
+        more = "" if name == "plain" else f"{costs[name] - costs['plain']:+.0f}"
+        print(f"| {name} | {costs[name]:.0f} | {more} | {min(found):.0f} to {max(found):.0f} |")
+
+
+def print_latencies(arguments: argparse.Namespace) -> None:
+    """Print the table of latencies."""
+    print("| dialect | with flush: median | P95 | P99 | without: median | P95 | P99 |")
+    print("|---|---|---|---|---|---|---|")
+    with server("latency", "tiny", arguments.together) as (ports, _):
+        for name in arguments.dialects:
+            cells = [name]
+            for wait in (0.0, WAIT_SECONDS):
+                latencies = latency(ports, CLIENTS[name], wait, arguments)
+                cells += [f"{1000 * seconds:.0f}" for seconds in np.percentile(latencies, [50, 95, 99])]
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 # ----------------------------------------------------------------------------------------------------------- the server
@@ -90,7 +123,8 @@ def run_server(model: str, slots: int) -> None:
     with engine, contextlib.ExitStack() as stack:
         listeners = {name: stack.enter_context(listen("127.0.0.1", 0)) for name in ("", *TCP_DIALECTS)}
         print(json.dumps({name: listener.getsockname()[1] for name, listener in listeners.items()}), flush=True)
-        service = Service(Models({model: engine}, accept_any=True), Access("127.0.0.1"))
+        access, models = Access("127.0.0.1"), Models({model: engine}, accept_any=True)
+        service = Service(models, access, queue_seconds=QUEUE_SECONDS)
         serve(service, listeners[""], tcp=[TcpListener(listeners[name], TCP_DIALECTS[name]) for name in TCP_DIALECTS])
 
 
@@ -109,47 +143,49 @@ def server(what: str, model: str, sessions: int) -> Iterator[tuple[Ports, int]]:
 # ---------------------------------------------------------------------------------------------------------- the clients
 
 
-def cost(make: type[DialectClient], arguments: argparse.Namespace) -> float:
+def cost(ports: Ports, process: int, make: type[DialectClient], arguments: argparse.Namespace) -> float:
     """Microseconds of the server's processor time per frame."""
-    frame_S = np.full(round(make.rate * FRAME_SECONDS), 0.01, np.float32)
-    pieces = [frame_S] * arguments.frames
-
-    async def run(ports: Ports) -> None:
-        sessions = (stream(ports, make(), pieces, arguments.pace) for _ in range(arguments.sessions))
-        await asyncio.gather(*sessions)
-
-    with server("cost", "cost", arguments.sessions) as (ports, process):
-        asyncio.run(run(ports))  # the first sessions warm the server up
-        began = cpu_seconds(process)
-        asyncio.run(run(ports))
-        return 1e6 * (cpu_seconds(process) - began) / (arguments.sessions * arguments.frames)
+    began = cpu_seconds(process)
+    asyncio.run(at_once(ports, make, arguments))
+    return 1e6 * (cpu_seconds(process) - began) / (arguments.sessions * arguments.frames)
 
 
-def latency(make: type[DialectClient], wait: float, arguments: argparse.Namespace) -> list[float]:
+async def at_once(ports: Ports, make: type[DialectClient], arguments: argparse.Namespace) -> None:
+    """All sessions of a dialect at the same time."""
+    pieces = [np.full(round(make.rate * FRAME_SECONDS), 0.01, np.float32)] * arguments.frames
+    await asyncio.gather(*(stream(ports, make(), pieces, arguments.pace) for _ in range(arguments.sessions)))
+
+
+def spoken(rate: int, seconds: float) -> FloatArray:
+    """The recording up to its last pause before this many seconds, without that pause."""
+    speech_S = load(SPEECH, rate)
+    loud = np.flatnonzero(np.abs(speech_S) > SPEECH_ABOVE)
+    ends = np.append(loud[:-1][np.diff(loud) > PAUSE_SECONDS * rate], loud[-1]) + 1
+    return speech_S[: max(ends[ends <= seconds * rate], default=ends[0])]
+
+
+def latency(ports: Ports, make: type[DialectClient], wait: float, arguments: argparse.Namespace) -> list[float]:
     """Seconds from the end of speech to the last final word, of each session."""
-    speech_S = load(SPEECH, make.rate)
-    speech_S = speech_S[: np.flatnonzero(np.abs(speech_S) > SPEECH_ABOVE)[-1] + 1]
-    silence_S = np.zeros(round(wait * make.rate), np.float32)
+    speech_S = spoken(make.rate, arguments.seconds)
+    audio_S = np.concatenate([speech_S, np.zeros(round(wait * make.rate), np.float32)])
     frame = round(make.rate * FRAME_SECONDS)
+    pieces = [audio_S[start : start + frame] for start in range(0, len(audio_S), frame)]
 
-    async def session(ports: Ports, number: int) -> float:
+    async def session(number: int) -> float:
         await asyncio.sleep(number * FRAME_SECONDS / arguments.together)
-        pieces = [
-            np.concatenate([speech_S, silence_S])[start : start + frame]
-            for start in range(0, len(speech_S) + len(silence_S), frame)
-        ]
         began, last_word = await stream(ports, make(), pieces, 1.0)
+        assert last_word, f"{make.__name__}: no word came"
         return last_word - began - len(speech_S) / make.rate
 
-    async def run(ports: Ports) -> list[float]:
+    async def run() -> list[float]:
+        await run_once(ports, make, speech_S)
         latencies: list[float] = []
-        for _ in range(0, arguments.sessions, arguments.together):
-            latencies += await asyncio.gather(*(session(ports, number) for number in range(arguments.together)))
+        for first in range(0, arguments.sessions, arguments.together):
+            numbers = range(min(arguments.together, arguments.sessions - first))
+            latencies += await asyncio.gather(*(session(number) for number in numbers))
         return latencies
 
-    with server("latency", "tiny", arguments.together) as (ports, _):
-        asyncio.run(run_once(ports, make, speech_S))
-        return asyncio.run(run(ports))
+    return asyncio.run(run())
 
 
 async def run_once(ports: Ports, make: type[DialectClient], speech_S: FloatArray) -> None:

@@ -31,9 +31,11 @@ from slipstream.audio import SAMPLE_RATE, Encoding, RawFormat
 from slipstream.dialects import DIALECTS, TCP_DIALECTS
 from slipstream.dialects.kyutai import KyutaiDialect
 from slipstream.dialects.models import Models, StreamInfo, StreamRequest
-from slipstream.dialects.plain import PlainDialect, parse_format
+from slipstream.dialects.plain import PlainDialect, open_dialect
 from slipstream.dialects.protocol import PIECE_SAMPLES, Action, Audio, Close, Dialect, Finish, Message, ProtocolError
+from slipstream.dialects.realtime.transcription import TranscriptionDialect
 from slipstream.events import (
+    Alternative,
     EndOfTurn,
     Event,
     Final,
@@ -52,6 +54,8 @@ from slipstream.server.uploads.protocol import UploadError
 MOST_SAMPLES = PIECE_SAMPLES + 3 * 2880
 """A packet of 120 ms beyond a piece, and what the resampler held back."""
 INFO = StreamInfo("fuzz", 0.5, 0.08)
+MEDIA = RawFormat("pcm_s16le", 48_000)
+"""The audio of a call on WebRTC."""
 
 
 def main() -> None:
@@ -180,17 +184,32 @@ def run_plain(case: tuple[RawFormat, list[bytes | str]]) -> int:
     return expanded(PlainDialect(format, INFO), messages)
 
 
-def make_query(drawn: random.Random) -> dict[str, str]:
-    values = ("pcm_s16le", "mulaw", "8000", "24000", "1", "2", "", "-1", "1e3", "٣", "999999", "0x10")
-    names = ("encoding", "sample_rate", "channels", "other")
-    return {
-        drawn.choice(names): mutated(drawn, drawn.choice(values).encode()).decode("utf-8", "replace")
+def make_query(drawn: random.Random) -> list[tuple[str, str]]:
+    values = (
+        "pcm_s16le",
+        "mulaw",
+        "8000",
+        "24000",
+        "1",
+        "2",
+        "",
+        "-1",
+        "1e3",
+        "٣",
+        "999999",
+        "0x10",
+        "Poirot:2",
+        "nan",
+    )
+    names = ("encoding", "sample_rate", "channels", "other", "keyword", "prompt", "language", "delay", "alternatives")
+    return [
+        (drawn.choice(names), mutated(drawn, drawn.choice(values).encode()).decode("utf-8", "replace"))
         for _ in range(drawn.randrange(4))
-    }
+    ]
 
 
-def run_query(query: dict[str, str]) -> int:
-    parse_format(query)
+def run_query(query: list[tuple[str, str]]) -> int:
+    open_dialect(StreamRequest(Models({INFO.model: INFO}), query))
     return 0
 
 
@@ -258,7 +277,20 @@ def run_conversation(name: str, case: list[Message | Event]) -> int:
     address = urlsplit(CLIENTS[name].path)
     request = StreamRequest(Models({INFO.model: INFO}), parse_qsl(address.query), CLIENTS[name].headers, "fuzz")
     opened = TCP_DIALECTS[CLIENTS[name].tcp] if CLIENTS[name].tcp else DIALECTS[address.path]
-    dialect = opened(request)
+    return converse(opened(request), case)
+
+
+def make_call(drawn: random.Random) -> list[Message | Event]:
+    """A conversation of a client on WebRTC: the messages of its data channel, and pieces of its track."""
+    audio = drawn.randbytes(2 * drawn.randrange(2000))
+    return [audio if isinstance(item, bytes) else item for item in make_conversation("realtime-ga", drawn)] + [audio]
+
+
+def run_call(case: list[Message | Event]) -> int:
+    return converse(TranscriptionDialect(StreamRequest(Models({INFO.model: INFO})), media=MEDIA), case)
+
+
+def converse(dialect: Dialect, case: list[Message | Event]) -> int:
     actions: list[Action] = list(dialect.open())
     most = 0
     for item in case:
@@ -282,6 +314,7 @@ EVENTS: list[Event] = [
     PartialWord("a", 0.4),
     OpenWord("and", 0.4, 0.5),
     Word("and", 0.4, 0.6, 0.5),
+    Word("Ende", 0.4, 0.6, 0.5, language="de", language_confidence=0.6, alternatives=(Alternative("end", 0.4),)),
     EndOfTurn(2.0),
     Turn(0.4, 0.6),
     Flushed(2.0, 0.01),
@@ -295,11 +328,8 @@ TARGETS: list[tuple[str, Callable[[random.Random], Any], Callable[[Any], int]]] 
     ("PCM and JSON", make_plain, run_plain),
     ("addresses", make_query, run_query),
     ("forms", make_form, run_form),
-    *(
-        (f"{name} client", partial(make_conversation, name), partial(run_conversation, name))
-        for name, client in CLIENTS.items()
-        if client.tcp or urlsplit(client.path).path in DIALECTS
-    ),
+    *((f"{name} client", partial(make_conversation, name), partial(run_conversation, name)) for name in CLIENTS),
+    ("realtime call", make_call, run_call),
 ]
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Thread
 
 TEXT, BINARY, CLOSE, PING = 1, 2, 8, 9
@@ -28,19 +28,27 @@ CONTINUATION = 0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The server under attack. `until`: when the attack ends, in seconds of the monotonic clock."""
+    """The server under attack.
+
+    Args:
+        port: Of HTTP and the WebSockets.
+        until: When the attack ends, in seconds of the monotonic clock.
+        tcp_ports: Of the dialects on TCP, by their names.
+    """
 
     port: int
     until: float
+    tcp_ports: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def running(self) -> bool:
         """Whether the attack continues."""
         return time.monotonic() < self.until
 
-    def connect(self) -> socket.socket:
-        """Open a TCP connection whose calls give up when the attack ends."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=max(0.1, self.until - time.monotonic()))
+    def connect(self, tcp: str = "") -> socket.socket:
+        """Open a TCP connection whose calls give up when the attack ends. `tcp`: name of a dialect on TCP, if any."""
+        port = self.tcp_ports[tcp] if tcp else self.port
+        return socket.create_connection(("127.0.0.1", port), timeout=max(0.1, self.until - time.monotonic()))
 
     def request(self, method: str, path: str, *headers: str, body: bytes = b"", host: str = "localhost") -> bytes:
         """Send a whole HTTP request and return the whole answer."""

@@ -1,9 +1,10 @@
-"""What an attack does to everyone else: `python -m benchmarks.attacks` runs them all, `... pings inits` two.
+"""What an attack does to everyone else: `python -m benchmarks.attacks` runs them all, `... pings 'upload_*'` some.
 
 Each attack gets a fresh server in a process of its own, whose model costs `--step-ms` a step. Well-behaved clients
 stream 80 ms of audio every 80 ms and `/healthz` is polled, first without the attack, then with it. Latencies in ms: of
 a stream from the write of a frame to the arrival of its `Step`, of `/healthz` from connect to the end of the answer,
-on the attacked port and on the metrics port, which has a listening socket and connections of its own.
+on the attacked port. `--wide` adds the metrics port, which has a listening socket and connections of its own, medians,
+the highest values, and the steps that were lost.
 Memory in MiB: before the attack, its peak, and at the end. `leaked`: slots in use when all clients have gone.
 `SIGTERM`: seconds to the exit. `attacker`: its processor time in seconds, which shows whether a busy machine let it
 attack at all.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import fnmatch
 import importlib
 import json
 import os
@@ -33,16 +35,19 @@ from benchmarks.load import Client, CostRunner, connect, cpu_seconds, send_in_re
 from benchmarks import attacks
 from slipstream.bundle import ModelBundle
 from slipstream.connections.access import Access
+from slipstream.dialects import TCP_DIALECTS
 from slipstream.dialects.models import Models
 from slipstream.engine.engine import Engine
 from slipstream.loading import load_runner
 from slipstream.model.runner import Runner
 from slipstream.server.http.app import Service
-from slipstream.server.run import listen, serve
+from slipstream.server.run import TcpListener, listen, serve
 from slipstream.testing import tiny_tokenizer
 
 WARM_UP_SECONDS = 2.0
 POLL_SECONDS = 0.05
+METRICS = "metrics"
+"""The metrics port among the ports of a server. That of HTTP has an empty name, others those of dialects on TCP."""
 PATIENCE_SECONDS = 10.0
 """How long to wait for slots to be freed, and for one answer of `/healthz`."""
 
@@ -83,54 +88,64 @@ def main() -> None:
         if module.name != "__main__":
             importlib.import_module(f"benchmarks.attacks.{module.name}")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("attacks", nargs="*", metavar="NAME", help=f"of {', '.join(sorted(ATTACKS))}; all by default")
+    parser.add_argument(
+        "attacks", nargs="*", metavar="NAME", help=f"or a pattern, of {', '.join(sorted(ATTACKS))}; all by default"
+    )
     parser.add_argument("--seconds", type=float, default=15.0, help="of each phase")
     parser.add_argument("--streams", type=int, default=4, help="well-behaved ones")
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--step-ms", type=float, default=10.0)
     parser.add_argument("--slot-ms", type=float, default=0.2)
     parser.add_argument("--model", help="a model instead of the stand-in")
-    parser.add_argument("--attack-port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--wide", action="store_true", help="print all columns")
+    parser.add_argument("--attack-ports", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if unknown := set(arguments.attacks) - set(ATTACKS):
-        parser.error(f"unknown attack {', '.join(sorted(unknown))}: choose from {', '.join(sorted(ATTACKS))}")
+    names = {pattern: fnmatch.filter(sorted(ATTACKS), pattern) for pattern in arguments.attacks or ["*"]}
+    if unknown := [pattern for pattern, found in names.items() if not found]:
+        parser.error(f"unknown attack {', '.join(unknown)}: choose from {', '.join(sorted(ATTACKS))}")
     if arguments.serve:
         run_server(arguments)
         return
-    if arguments.attack_port:
-        run_attack(arguments.attacks[0], arguments.attack_port, arguments.seconds)
+    if arguments.attack_ports:
+        run_attack(arguments.attacks[0], arguments.attack_ports, arguments.seconds)
         return
-    print(f"{arguments.seconds:g} s each; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    print("| attack | stream p50 | p99 | p99 attacked | ratio | max | lost", end="")
-    print(" | healthz p50 | p99 | p99 attacked | ratio | max", end="")
-    print(" | metrics port p50 | p99 | p99 attacked | ratio | max | memory | leaked | SIGTERM | attacker |")
-    print("|---" * 21 + "|")
-    for name in arguments.attacks or sorted(ATTACKS):
+    print(f"{arguments.seconds:g} s each; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
+    print(f"| {' | '.join(columns(arguments.wide))} |")
+    print("|---" * len(columns(arguments.wide)) + "|")
+    for name in dict.fromkeys(name for found in names.values() for name in found):
         outcome = measure(name, arguments)
-        print(row(name, outcome), flush=True)
+        print(f"| {' | '.join(cells(name, outcome, arguments.wide))} |", flush=True)
         for line in outcome.errors[:10]:
-            print(f"    {line:.300}")
+            print(f"    {line:.300}", file=sys.stderr)
 
 
-def row(name: str, outcome: Outcome) -> str:
+def columns(wide: bool) -> list[str]:
+    """The head of the table."""
+    names = ["attack"]
+    for what in ("stream", "`/healthz`", "metrics port")[: 3 if wide else 2]:
+        names += [f"{what} p99", "attacked", "ratio", *(["p50 before", "max"] if wide else [])]
+    return [*names, *(["lost"] if wide else []), "memory", "leaked", "SIGTERM", "attacker"]
+
+
+def cells(name: str, outcome: Outcome, wide: bool) -> list[str]:
     """One line of the table."""
-    cells = [name]
-    for kind in ("stream", "health", "metrics"):
+    line = [f"`{name}`"]
+    for kind in ("stream", "health", "metrics")[: 3 if wide else 2]:
         p50, before = outcome.quiet.percentiles(kind)
         during = outcome.attacked.percentiles(kind)[1]
-        worst = 1000 * max(getattr(outcome.attacked, kind))
-        cells += [f"{p50:.1f}", f"{before:.1f}", f"{during:.1f}", f"{during / before:.2f}", f"{worst:.0f}"]
-        if kind == "stream":
-            cells.append(str(outcome.attacked.lost))
-    effort = f"{outcome.attacker_seconds:.2f}"
-    cells.append(" / ".join(f"{size:.0f}" for size in outcome.memory))
-    return f"| {' | '.join([*cells, str(outcome.leaked), f'{outcome.sigterm_seconds:.1f}', effort])} |"
+        line += [f"{before:.1f}", f"{during:.1f}", f"{during / before:.2f}"]
+        if wide:
+            line += [f"{p50:.1f}", f"{1000 * max(getattr(outcome.attacked, kind)):.0f}"]
+    if wide:
+        line.append(str(outcome.attacked.lost))
+    line.append(" / ".join(f"{size:.0f}" for size in outcome.memory))
+    return [*line, str(outcome.leaked), f"{outcome.sigterm_seconds:.1f}", f"{outcome.attacker_seconds:.2f}"]
 
 
 def measure(name: str, arguments: argparse.Namespace) -> Outcome:
     """Run one attack on a fresh server."""
-    with server(arguments) as (process, ports, log), attacker(name, ports[0], arguments.seconds) as attacking:
+    with server(arguments) as (process, ports, log), attacker(name, ports, arguments.seconds) as attacking:
         outcome = asyncio.run(observe(ports, process.pid, attacking, arguments))
         began = time.monotonic()
         process.terminate()
@@ -141,10 +156,10 @@ def measure(name: str, arguments: argparse.Namespace) -> Outcome:
 
 
 async def observe(
-    ports: tuple[int, int], process: int, attacking: subprocess.Popen[str], arguments: argparse.Namespace
+    ports: dict[str, int], process: int, attacking: subprocess.Popen[str], arguments: argparse.Namespace
 ) -> Outcome:
-    """Both phases, and what is left when all clients are gone. `ports`: for clients, and for metrics."""
-    port = ports[0]
+    """Both phases, and what is left when all clients are gone."""
+    port = ports[""]
     clients = await connect(port, arguments.streams)
     sending = asyncio.create_task(send_in_real_time(clients))
     await asyncio.sleep(WARM_UP_SECONDS)
@@ -165,10 +180,10 @@ async def observe(
 
 
 @contextlib.contextmanager
-def attacker(name: str, port: int, seconds: float) -> Iterator[subprocess.Popen[str]]:
+def attacker(name: str, ports: dict[str, int], seconds: float) -> Iterator[subprocess.Popen[str]]:
     """A process that attacks for so long once it is sent a line; it has loaded its code by then."""
     command = [sys.executable, "-m", "benchmarks.attacks", name]
-    command += ["--attack-port", str(port), "--seconds", str(seconds)]
+    command += ["--attack-ports", json.dumps(ports), "--seconds", str(seconds)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -176,23 +191,23 @@ def attacker(name: str, port: int, seconds: float) -> Iterator[subprocess.Popen[
             process.kill()
 
 
-def run_attack(name: str, port: int, seconds: float) -> None:
+def run_attack(name: str, ports: dict[str, int], seconds: float) -> None:
     """Wait for a line, then attack until the time is up, again when the server closes the connection."""
     sys.stdin.readline()
-    target = Target(port, time.monotonic() + seconds)
+    target = Target(ports[""], time.monotonic() + seconds, ports)
     while target.running:
         with contextlib.suppress(OSError):
             ATTACKS[name](target)
         time.sleep(0.01)
 
 
-async def phase(clients: list[Client], ports: tuple[int, int], seconds: float) -> Latencies:
+async def phase(clients: list[Client], ports: dict[str, int], seconds: float) -> Latencies:
     """The latencies of all clients and of `/healthz` for so long."""
     sent_before = [len(client.sent) for client in clients]
     for client in clients:
         client.latencies = []
         client.measuring = True
-    health, metrics = await asyncio.gather(*(poll(port, time.monotonic() + seconds) for port in ports))
+    health, metrics = await asyncio.gather(*(poll(ports[name], time.monotonic() + seconds) for name in ("", METRICS)))
     result = Latencies(health=health, metrics=metrics)
     now = time.perf_counter()
     for client, before in zip(clients, sent_before, strict=True):
@@ -236,8 +251,8 @@ async def until_free(port: int) -> int:
 
 
 @contextlib.contextmanager
-def server(arguments: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str], tuple[int, int], Path]]:
-    """A fresh server: its process, its ports for clients and metrics, and what it writes to standard error."""
+def server(arguments: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str], dict[str, int], Path]]:
+    """A fresh server: its process, its ports, and what it writes to standard error."""
     command = [sys.executable, "-m", "benchmarks.attacks", "--serve", "--slots", str(arguments.slots)]
     command += ["--step-ms", str(arguments.step_ms), "--slot-ms", str(arguments.slot_ms)]
     if arguments.model:
@@ -248,24 +263,26 @@ def server(arguments: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str
     ):
         assert process.stdout is not None
         try:
-            port, metrics = map(int, process.stdout.readline().split())
-            yield process, (port, metrics), Path(log.name)
+            yield process, json.loads(process.stdout.readline()), Path(log.name)
         finally:
             process.kill()
 
 
 def run_server(arguments: argparse.Namespace) -> None:
-    """Serve until SIGTERM. Prints the port for clients and that for metrics."""
+    """Serve until SIGTERM. Prints the ports."""
     if arguments.model:
         runner: Runner = load_runner(arguments.model, backend="auto", slots=arguments.slots)
         tokenizer = ModelBundle.resolve(arguments.model).tokenizer
     else:
         runner = CostRunner(arguments.slots, arguments.step_ms / 1000, arguments.slot_ms / 1000)
         tokenizer = tiny_tokenizer()
-    with Engine(runner, tokenizer) as engine, listen("127.0.0.1", 0) as listener, listen("127.0.0.1", 0) as second:
-        print(listener.getsockname()[1], second.getsockname()[1], flush=True)
+    with Engine(runner, tokenizer) as engine, contextlib.ExitStack() as stack:
+        listeners = {name: stack.enter_context(listen("127.0.0.1", 0)) for name in ("", METRICS, *TCP_DIALECTS)}
+        print(json.dumps({name: listener.getsockname()[1] for name, listener in listeners.items()}), flush=True)
         access = Access("127.0.0.1")
-        serve(Service(Models({"cost": engine}), access), listener, operations=(second, access))
+        tcp = [TcpListener(listeners[name], opened) for name, opened in TCP_DIALECTS.items()]
+        service = Service(Models({"cost": engine}, accept_any=True), access)
+        serve(service, listeners[""], operations=(listeners[METRICS], access), tcp=tcp)
 
 
 def resident_mib(process: int, field: str = "VmRSS") -> float:

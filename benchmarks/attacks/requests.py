@@ -42,6 +42,15 @@ def slow_bodies(target: Target) -> None:
 
 
 @attack
+def damaged_offers(target: Target) -> None:
+    """WebRTC offers that are none: the server opens a stream for each before it reads the offer."""
+    while target.running:
+        for path in ("/v1/whip", "/v1/realtime/calls"):
+            with contextlib.suppress(OSError):
+                target.request("POST", path, "Content-Type: application/sdp", body=b"v=0\r\n" * 1000)
+
+
+@attack
 def too_many_connections(target: Target) -> None:
     """Connections without a byte, as many as the server accepts, and more every 10 ms."""
     _hold(target, b"", 5000)

@@ -7,6 +7,7 @@ without one, server-sent events.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -294,14 +295,16 @@ class Calls:
     async def _open(
         self, request: Request, offer: str, dialect: Callable[[StreamRequest], Dialect], last: str | None
     ) -> Call:
-        try:
-            from aiortc import RTCConfiguration, RTCPeerConnection
+        try:  # in a thread: the first import takes longer than a frame of the streams
+            rtc = await asyncio.to_thread(importlib.import_module, "aiortc")
         except ImportError as error:
             raise Refused(501, "this server has no WebRTC: install slipstream-stt[webrtc]") from error
         if len(self._calls) >= MOST_CALLS:
             raise Refused(503, f"{MOST_CALLS} calls are open")
         id = request.scope["id"]
-        call = Call(RTCPeerConnection(RTCConfiguration(iceServers=[])), last)  # the default asks a public STUN server
+        call = Call(
+            rtc.RTCPeerConnection(rtc.RTCConfiguration(iceServers=[])), last
+        )  # the default asks a public STUN server
 
         def over() -> None:
             self._calls.pop(id, None)
