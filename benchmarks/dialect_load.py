@@ -30,6 +30,7 @@ import numpy as np
 from benchmarks.dialect_connection import connected
 from benchmarks.dialects import CLIENTS, DialectClient
 from benchmarks.load import CostRunner, cpu_seconds
+from websockets.exceptions import ConnectionClosed
 
 from slipstream.arrays import FloatArray
 from slipstream.audio import load
@@ -103,9 +104,12 @@ def print_latencies(arguments: argparse.Namespace) -> None:
     with server("latency", "tiny", arguments.together) as (ports, _):
         for name in arguments.dialects:
             cells = [name]
-            for wait in (0.0, WAIT_SECONDS):
-                latencies = latency(ports, CLIENTS[name], wait, arguments)
-                cells += [f"{1000 * seconds:.0f}" for seconds in np.percentile(latencies, [50, 95, 99])]
+            try:
+                for wait in (0.0, WAIT_SECONDS):
+                    latencies = latency(ports, CLIENTS[name], wait, arguments)
+                    cells += [f"{1000 * seconds:.0f}" for seconds in np.percentile(latencies, [50, 95, 99])]
+            except (AssertionError, OSError, asyncio.TimeoutError, ConnectionClosed) as error:
+                cells.append(f"failed: {error!r}")
             print(f"| {' | '.join(cells)} |", flush=True)
 
 

@@ -167,7 +167,7 @@ class Vosk(DialectClient):
     rate = 16_000
 
     def __init__(self) -> None:
-        self._expected = 0
+        self._expected, self._ended = 0, False
 
     def begin(self) -> Iterable[Message]:
         return (json.dumps({"config": {"sample_rate": self.rate}}),)
@@ -178,12 +178,13 @@ class Vosk(DialectClient):
 
     def finish(self) -> Iterable[Message]:
         self._expected += 1
+        self._ended = True
         return ('{"eof" : 1}',)
 
     def read(self, message: Message) -> list[str]:
         answer = json.loads(message)
         self._expected -= 1
-        self.done |= not self._expected
+        self.done |= self._ended and not self._expected
         words = answer.get("result", [])
         assert answer.get("text", "").split() == [word["word"] for word in words]
         return [word["word"] for word in words]
