@@ -19,7 +19,7 @@ from slipstream.engine.live import LiveSession
 from slipstream.engine.options import SessionOptions
 from slipstream.engine.session import Session
 from slipstream.engine.watchdog import WatchdogOptions
-from slipstream.events import Event, Final, Step
+from slipstream.events import Event, Final, Step, Word
 from slipstream.model.runner import State, StepOutput
 
 
@@ -87,6 +87,39 @@ def test_a_flush_saves_what_its_steps_overwrite() -> None:
         session.finish()
         assert any(isinstance(event, Final) for event in session)
     assert runner.savepoints == [flush_steps(runner.delay_frames)]
+
+
+class InterruptedRunner(ScriptRunner):
+    """Calls `interrupt` once a step has been launched; computes it when it is collected."""
+
+    interrupt: Callable[[], None] | None = None
+
+    def launch(self, pcm_BS: FloatArray, active_B: BoolArray) -> Callable[[], StepOutput]:
+        if self.steps and (interrupt := self.interrupt) is not None:
+            self.interrupt = None
+            interrupt()
+        return super().launch(pcm_BS, active_B)
+
+
+def test_a_restart_does_not_change_a_slot_before_the_step_that_has_begun() -> None:
+    audio_S = speech(1, words=3)
+    words = []
+    for interrupted in (False, True):
+        runner = InterruptedRunner()
+        with Engine(runner, tiny_tokenizer()) as engine, engine.open() as session:
+
+            def restart() -> None:
+                session.restart()
+                session.send(audio_S)
+                session.finish()
+
+            if interrupted:
+                runner.interrupt = restart
+                session.send(silence(5))
+            else:
+                restart()
+            words.append([event for event in session if isinstance(event, Word)])
+    assert words[0] == words[1] != []
 
 
 def run_overlapped(session: Session, runner: ScriptRunner) -> list[Event]:

@@ -264,7 +264,8 @@ class Engine:
                     self._sessions.remove(session, error)
                 else:
                     self._sessions.update(session)
-            ops = self._take_ops([session for _, session in rows])
+            # Not of sessions in the step that has begun meanwhile: their slots must not change before it is over.
+            ops = self._take_ops([session for _, session in rows if not session.in_step])
         self._operator.run(ops)
         if len(rows) < len(step.rows):
             done = {session for _, session in rows}

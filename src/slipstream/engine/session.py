@@ -263,6 +263,11 @@ class Session:
         return bool(self._ops)
 
     @property
+    def in_step(self) -> bool:
+        """Whether the model computes a frame of it, also one of before a restart."""
+        return bool(self._in_model or self._stale)
+
+    @property
     def steered(self) -> bool:
         """Whether its steps must return candidates."""
         return self._writer.searches or self.options.hints.steers

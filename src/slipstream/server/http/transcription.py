@@ -130,8 +130,8 @@ class Transcription:
             self._done.set_exception(error)
 
     def stop(self, error: UploadError) -> None:
-        """End with the text so far; with `error` if a session has no slot yet."""
-        if not self._channels or any(channel.session.queue_position for channel in self._channels):
+        """End with the text so far; with `error` if a session has no slot yet, or has only just got it."""
+        if not self._channels or not all(channel.has_slot for channel in self._channels):
             self.fail(error)
             return
         for channel in self._channels:
