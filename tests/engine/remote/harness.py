@@ -72,10 +72,13 @@ class Hosted:
             thread.join()
             engine.close()
 
+    @property
+    def running(self) -> bool:
+        return any(thread.is_alive() for thread in self._threads)
+
     def close(self) -> None:
         for host, thread in zip(self.hosts, self._threads, strict=True):
-            if thread.is_alive():
-                host.stop()
+            host.stop()
             thread.join()
         for file in self._files:
             os.close(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from dataclasses import replace
 
@@ -143,6 +144,18 @@ def test_a_step_that_fails_ends_every_session() -> None:
         with pytest.raises(EngineError):
             engine.open()
         wait_for(lambda: hosted.failures)
+
+
+def test_a_host_that_has_ended_takes_neither_a_stop_nor_a_worker() -> None:
+    with hosting(ScriptRunner()) as hosted:
+        (host,) = hosted.hosts
+        host.stop()
+        wait_for(lambda: not hosted.running)
+        host.stop()
+        ours, theirs = socket.socketpair()
+        host.attach(theirs)
+        assert ours.recv(1) == b""
+        ours.close()
 
 
 def test_restarts_markers_and_invalid_audio() -> None:

@@ -7,6 +7,7 @@ import math
 import selectors
 import socket
 import struct
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -61,22 +62,31 @@ class EngineHost:
         self._count = 0
         self._sessions: dict[_Client, int] = {}  # the slot of each
         self._waiting: dict[_Client, float] = {}  # in the order of arrival: until when each waits
-        self._new: deque[socket.socket] = deque()
+        self._new: deque[socket.socket] = deque()  # attached, and not served yet
         self._selector = selectors.DefaultSelector()
         self._wakes, self._woken = socket.socketpair()
         self._woken.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._stopping = False
+        self._lock = threading.Lock()  # other threads use `_wakes`, and `run` closes it
+        self._ended = False
 
     def attach(self, end: socket.socket) -> None:
-        """Serve the process at the other end of a socket pair. Callable in any thread."""
+        """Serve the process at the other end of a socket pair; close it if `run` has ended. Callable in any thread."""
         self._new.append(end)
-        self._wakes.send(b"\0")
+        self._wake()
 
     def stop(self) -> None:
-        """Let `run` return after the current step. Callable in any thread."""
+        """Let `run` return after the current step; nothing after its end. Callable in any thread."""
         self._stopping = True
-        self._wakes.send(b"\0")
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._lock:
+            if self._ended:
+                self._close_new()
+            else:
+                self._wakes.send(b"\0")
 
     def run(self) -> None:
         """Run the model until `stop`. Raises what a step raises; the channels are closed then, too."""
@@ -92,8 +102,15 @@ class EngineHost:
                 channel.flush()
                 channel.close()
             self._selector.close()
-            self._wakes.close()
-            self._woken.close()
+            with self._lock:
+                self._ended = True
+                self._wakes.close()
+                self._woken.close()
+                self._close_new()
+
+    def _close_new(self) -> None:
+        while self._new:
+            self._new.popleft().close()
 
     # -------------------------------------------------------------------------------------------------------- steps
 
