@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("cost", "latency"))
     parser.add_argument("--dialects", type=lambda text: text.split(","), default=list(CLIENTS))
-    parser.add_argument("--sessions", type=int, default=40, help="of each dialect: at the same time, or in turns")
+    parser.add_argument("--sessions", type=int, default=40, help="of each dialect")
     parser.add_argument("--frames", type=int, default=150, help="of audio in each session, to measure the cost")
     parser.add_argument("--pace", type=float, default=4.0, help="times real time, to measure the cost")
     parser.add_argument("--rounds", type=int, default=3, help="to measure the cost")

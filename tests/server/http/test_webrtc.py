@@ -152,6 +152,21 @@ def test_whip_with_a_data_channel() -> None:
     assert received[0]["type"] == "ready"
 
 
+def test_a_client_that_closes_its_data_channel_ends_without_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def talk(running: Running) -> None:
+        async with calling(np.concatenate([silence(8), sound_of("fox", 15), silence(60)]), "events") as caller:
+            await caller.call(f"{running.http}/v1/whip")
+            await caller.until("word")
+            assert caller.channel is not None
+            caller.channel.close()
+            await asyncio.sleep(0.5)  # more messages come meanwhile
+
+    with serving() as running:
+        asyncio.run(talk(running))
+        wait_for(lambda: running.engine.active == 0)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_whip_without_a_data_channel_has_server_sent_events() -> None:
     async def talk(running: Running) -> list[str]:
         async with calling(np.concatenate([silence(8), sound_of("fox", 15), silence(60)]), None) as caller:

@@ -126,7 +126,8 @@ class Call:
         return self._ended
 
     def send(self, message: Message) -> None:
-        if self._send is not None and not self._ended:
+        closed = self._channel is not None and self._channel.readyState != "open"  # by the client; the call ends soon
+        if self._send is not None and not self._ended and not closed:
             self._send(message if isinstance(message, str) else message.decode())
 
     def ping(self) -> None:
