@@ -11,19 +11,21 @@ Samples are mono: floats within [-1, 1], int8, int16, int32 or uint8. Needs the 
 
 from __future__ import annotations
 
+import asyncio
 import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit, urlunsplit
-from urllib.request import Request as HttpRequest
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import numpy.typing as npt
 from anyio.from_thread import BlockingPortal, start_blocking_portal
+from websockets import ConcurrencyError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidHandshake, InvalidStatus, InvalidURI
 
@@ -50,7 +52,6 @@ class Queued:
 
 
 StreamEvent: TypeAlias = Event | Queued
-
 
 _Sent = TypeVar("_Sent")
 """What a method that sends returns: None, or a coroutine."""
@@ -87,8 +88,7 @@ class BaseStream(ABC, Generic[_Sent]):
         self._converter = SampleConverter()
         self.model, self.delay_seconds, self.request_id = "", 0.0, ""
         self.resumed, self.position = False, 0
-        self._session, self._received = "", 0
-        self.frame_seconds = 0.08
+        self._session, self._received, self.frame_seconds = "", 0, 0.08
 
     @property
     def resumption(self) -> Resumption | None:
@@ -105,7 +105,11 @@ class BaseStream(ABC, Generic[_Sent]):
             ServerError: The server has closed the stream.
             AudioError: The samples are invalid.
         """
-        return self._send(_pcm(self._converter, samples))
+        audio_CS = self._converter.convert(samples)
+        check_range(audio_CS)
+        if len(audio_CS) != 1:
+            raise AudioError(f"audio has shape {audio_CS.shape}: a stream takes one channel, [samples]")
+        return self._send(audio_CS.astype("<f4").tobytes())
 
     def flush(self, id: int = 0) -> _Sent:
         """Flush the text of all audio sent so far; `MarkerReached` follows it.
@@ -186,8 +190,6 @@ class AsyncStream(BaseStream[Coroutine[Any, Any, None]]):
     async def _receive(self) -> bytes | str:
         try:
             return await self._socket.recv()
-        except ConnectionClosedOK:
-            raise _ended(self._socket.close_code) from None
         except ConnectionClosed as closed:
             raise _closed(closed) from closed
 
@@ -214,7 +216,7 @@ class Stream(BaseStream[None]):
 
     def close(self) -> None:
         """Close the stream immediately, without its remaining text."""
-        self._portal.call(self._stream._socket.close)
+        self._portal.call(_close, self._stream._socket)
 
     def __iter__(self) -> Iterator[StreamEvent]:
         while True:
@@ -266,8 +268,10 @@ async def open_async_stream(
         )
     except (OSError, InvalidHandshake, InvalidURI) as error:
         raise _refused(url, error) from error
-    async with socket:
+    try:
         yield AsyncStream(socket, resumption)
+    finally:
+        await _close(socket)
 
 
 @contextmanager
@@ -317,8 +321,8 @@ def find_replica(url: str, key: str | None = None) -> str:
     scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
     address = urlunsplit((scheme, parts.netloc, f"{parts.path.rstrip('/')}/v1/sessions", "", ""))
     try:
-        with urlopen(HttpRequest(address, b"", _headers(key)), timeout=30) as response:
-            replica: str = json.load(response)["url"]
+        with urlopen(Request(address, b"", _headers(key)), timeout=30) as response:
+            return str(json.load(response)["url"])
     except HTTPError as error:
         with error:
             reason = error.read(200).decode("utf-8", "replace").strip()
@@ -327,7 +331,6 @@ def find_replica(url: str, key: str | None = None) -> str:
         raise ServerError(f"{url}: no session: status {error.code}: {reason}", error.code) from error
     except (OSError, ValueError, KeyError) as error:
         raise ServerError(f"{url}: no session: {error}") from error
-    return replica
 
 
 def transcribe(
@@ -356,8 +359,6 @@ def transcribe(
     Example:
         >>> transcribe("http://127.0.0.1:8080", [samples], sample_rate=16_000).text
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     refuse_single(pieces, "transcribe takes an iterable of arrays", "pass a list with it")
     builder = TranscriptBuilder()
     with open_stream(url, sample_rate=sample_rate, key=key, model=model) as stream, ThreadPoolExecutor(1) as sender:
@@ -378,6 +379,15 @@ def transcribe(
 
 # No deadline for the pong: a ping waits behind audio that a busy server has not read yet.
 _OPTIONS: dict[str, Any] = {"max_size": 1 << 20, "compression": None, "ping_timeout": None}
+
+
+async def _close(socket: ClientConnection) -> None:
+    """Close a socket; its unread messages would delay the server's part of the close handshake."""
+    closing = asyncio.create_task(socket.close())
+    with suppress(ConnectionClosed, ConcurrencyError):  # or another task reads
+        while True:
+            await socket.recv()
+    await closing
 
 
 def _send_all(stream: Stream, pieces: Iterable[npt.ArrayLike]) -> None:
@@ -407,14 +417,6 @@ def _headers(key: str | None) -> dict[str, str]:
     return {"kyutai-api-key": key} if key else {}
 
 
-def _pcm(converter: SampleConverter, samples: npt.ArrayLike) -> bytes:
-    audio_CS = converter.convert(samples)
-    check_range(audio_CS)
-    if len(audio_CS) != 1:
-        raise AudioError(f"audio has shape {audio_CS.shape}: a stream takes one channel, [samples]")
-    return audio_CS.astype("<f4").tobytes()
-
-
 def _control(type: str, **fields: int) -> str:
     return json.dumps({"type": type, **fields})
 
@@ -431,14 +433,12 @@ _EVENTS: dict[str, Any] = {
 }
 
 
-def _ended(code: int | None) -> ServerError:
-    return ServerError("the server closed the stream before its end", code)
-
-
 def _closed(closed: ConnectionClosed) -> ServerError:
     frame = closed.rcvd
     if frame is None:
         return ServerError("the connection to the server was lost")
+    if isinstance(closed, ConnectionClosedOK):
+        return ServerError("the server closed the stream before its end", frame.code)
     return ServerError(f"the server closed the stream: {frame.reason or frame.code}", frame.code)
 
 

@@ -102,6 +102,15 @@ def test_restart_in_the_plain_dialect() -> None:
     assert words == solo(speech(seed=5, words=3))
 
 
+def test_a_stream_with_many_unread_events_closes_immediately() -> None:
+    with serving() as running:
+        with open_stream(running.http) as stream:
+            stream.send(speech(seed=4, words=40))
+            wait_for(lambda: running.service.metrics.words._value.get() >= 38)
+            began = time.monotonic()
+        assert time.monotonic() - began < 5  # the handshake alone would time out after 10 s
+
+
 def test_telephone_audio_is_resampled() -> None:
     with serving() as running:
         transcript = transcribe(running.http, [np.full(8_000, 0.1, np.float32)], sample_rate=8_000)
