@@ -66,10 +66,6 @@ class VoskDialect(Dialect):
         self._words: list[Word] = []
         self._partial = ""
 
-    def open(self) -> Iterable[Action]:
-        """Open nothing yet: the configuration may follow."""
-        return ()
-
     def receive(self, message: Message) -> Iterator[Action]:
         """Yield the actions for a message: see `Dialect.receive`."""
         if isinstance(message, bytes):
