@@ -370,8 +370,7 @@ def transcribe(
             for event in stream:
                 builder.add(event)
         except ServerError:
-            cause = sending.exception()
-            if cause is not None and not isinstance(cause, ServerError):
+            if (cause := sending.exception()) is not None and not isinstance(cause, ServerError):
                 raise cause from None
             raise
         sending.result()
@@ -411,8 +410,7 @@ def _address(url: str, sample_rate: int, model: str | None, resumption: Resumpti
         query.append(("model", model))
     if resumption:
         query += [("resume", resumption.session), ("received", resumption.received)]
-    if hints is not None:
-        query += hints.query()
+    query += hints.query() if hints is not None else []
     return urlunsplit((scheme, parts.netloc, f"{parts.path.rstrip('/')}/v1/stream", urlencode(query), ""))
 
 
@@ -437,8 +435,7 @@ _EVENTS: dict[str, Any] = {
 
 
 def _closed(closed: ConnectionClosed) -> ServerError:
-    frame = closed.rcvd
-    if frame is None:
+    if (frame := closed.rcvd) is None:
         return ServerError("the connection to the server was lost")
     if isinstance(closed, ConnectionClosedOK):
         return ServerError("the server closed the stream before its end", frame.code)
