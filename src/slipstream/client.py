@@ -29,10 +29,9 @@ from websockets import ConcurrencyError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidHandshake, InvalidStatus, InvalidURI
 
-from slipstream import events
 from slipstream.audio.arrays import SampleConverter, check_range, refuse_single
 from slipstream.errors import AudioError, SlipstreamError
-from slipstream.events import Event, Final, PartialWord, Ready, Step, Word
+from slipstream.events import EndOfTurn, Event, Final, MarkerReached, PartialWord, Ready, Recovered, Step, Turn, Word
 from slipstream.hints import Hints
 from slipstream.transcript import Transcript, TranscriptBuilder
 
@@ -159,8 +158,6 @@ class BaseStream(ABC, Generic[_Sent]):
             return Step(fields["index"], tuple(fields["pause"]), fields["buffered"])
         if kind not in _EVENTS:
             raise ServerError(f"unknown message {kind!r} from a newer server: update slipstream")
-        if "alternatives" in fields:
-            fields["alternatives"] = tuple(events.Alternative(**other) for other in fields["alternatives"])
         event: StreamEvent = _EVENTS[kind](**fields)
         return event
 
@@ -370,7 +367,8 @@ def transcribe(
             for event in stream:
                 builder.add(event)
         except ServerError:
-            if (cause := sending.exception()) is not None and not isinstance(cause, ServerError):
+            cause = sending.exception()
+            if cause is not None and not isinstance(cause, ServerError):
                 raise cause from None
             raise
         sending.result()
@@ -410,7 +408,8 @@ def _address(url: str, sample_rate: int, model: str | None, resumption: Resumpti
         query.append(("model", model))
     if resumption:
         query += [("resume", resumption.session), ("received", resumption.received)]
-    query += hints.query() if hints is not None else []
+    if hints is not None:
+        query += hints.query()
     return urlunsplit((scheme, parts.netloc, f"{parts.path.rstrip('/')}/v1/stream", urlencode(query), ""))
 
 
@@ -426,16 +425,17 @@ _EVENTS: dict[str, Any] = {
     "queued": Queued,
     "partial": PartialWord,
     "word": Word,
-    "end_of_turn": events.EndOfTurn,
-    "turn": events.Turn,
-    "flushed": events.MarkerReached,
-    "recovered": events.Recovered,
+    "end_of_turn": EndOfTurn,
+    "turn": Turn,
+    "flushed": MarkerReached,
+    "recovered": Recovered,
     "done": Final,
 }
 
 
 def _closed(closed: ConnectionClosed) -> ServerError:
-    if (frame := closed.rcvd) is None:
+    frame = closed.rcvd
+    if frame is None:
         return ServerError("the connection to the server was lost")
     if isinstance(closed, ConnectionClosedOK):
         return ServerError("the server closed the stream before its end", frame.code)

@@ -196,7 +196,10 @@ def test_synthesis_of_nothing_is_an_error(tmp_path: Path) -> None:
 def test_a_missing_engine_is_not_reported_for_each_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from slipstream.data import espeak
 
-    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
+    def missing(path: str) -> None:
+        raise OSError(path)
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
     espeak._library.cache_clear()
     (tmp_path / "texts.txt").write_text("one\n")
     result = _run("synthesise", tmp_path / "texts.txt", "-o", tmp_path / "out")

@@ -7,8 +7,11 @@ import os
 import threading
 from itertools import count, islice
 
+import numpy as np
 import pytest
+import torch
 
+from slipstream.data import prefetch as module
 from slipstream.data.prefetch import prefetch
 
 
@@ -45,4 +48,22 @@ def test_what_is_drawn_may_change_on_the_way() -> None:
     assert next(steps) == (0, 4)
     size = 2
     assert next(order for order in steps if order[1] == 2)[0] <= 4
+    steps.close()
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_large_arrays_come_back_through_shared_memory_or_a_pipe(monkeypatch: pytest.MonkeyPatch, room: bool) -> None:
+    monkeypatch.setattr(module, "_has_room", lambda size: room)
+
+    def draw(number: int) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+        large = np.full((1 << 19, 2), number, np.float32)
+        return {"large": large, "slice": large[::2], "flags": large > 1}, [np.arange(3), np.array(["a", "bc"])]
+
+    steps = prefetch(draw, count(), 1, 2)
+    for number, (named, small) in zip(range(4), steps, strict=False):
+        expected = draw(number)
+        assert {name: array.dtype for name, array in named.items()} == {n: a.dtype for n, a in expected[0].items()}
+        assert all(np.array_equal(named[name], array) for name, array in expected[0].items())
+        assert all(map(np.array_equal, small, expected[1]))
+        assert isinstance(named["large"].base, torch.Tensor) is room
     steps.close()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
-import av
 import numpy as np
 import soxr
-from av.audio.codeccontext import AudioCodecContext
 
 from slipstream.arrays import FloatArray
+
+if TYPE_CHECKING:
+    from av.audio.codeccontext import AudioCodecContext
 
 LineName = Literal["mulaw", "alaw", "g722", "amr", "opus"]
 
@@ -54,8 +55,10 @@ def through_line(samples: FloatArray, rate: int, name: LineName, rng: np.random.
 
 
 def _transcode(samples: np.ndarray, line: Line, bit_rate: int | None) -> FloatArray:
-    encoder = cast(AudioCodecContext, av.CodecContext.create(line.encoder, "w"))
-    decoder = cast(AudioCodecContext, av.CodecContext.create(line.decoder, "r"))
+    import av  # not needed for rows without lines
+
+    encoder = cast("AudioCodecContext", av.CodecContext.create(line.encoder, "w"))
+    decoder = cast("AudioCodecContext", av.CodecContext.create(line.decoder, "r"))
     for context in (encoder, decoder):
         context.sample_rate, context.layout = line.rate, "mono"
     encoder.format, encoder.time_base = line.sample_format, Fraction(1, line.rate)

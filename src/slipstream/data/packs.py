@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from slipstream.arrays import FloatArray
-from slipstream.data.opus import decode_opus, encode_opus
+from slipstream.data.opus import BIT_RATE, decode_opus, encode_opus
 from slipstream.errors import CheckpointError
 from slipstream.nn.mel import LogMel
 
@@ -98,11 +98,16 @@ class Pack:
 
 
 def write_pack(
-    folder: Path, kind: PackKind, items: Iterable[tuple[npt.NDArray[Any], Clip]], *, opus: bool = False
+    folder: Path,
+    kind: PackKind,
+    items: Iterable[tuple[npt.NDArray[Any], Clip]],
+    *,
+    opus: bool = False,
+    bit_rate: int = BIT_RATE,
 ) -> int:
     """Write rows and clips (whose `start` and `length` are set here); gives how many clips.
 
-    With `opus`, samples are encoded, to a twelfth of their size, and decoded when they are drawn.
+    With `opus`, samples are encoded at `bit_rate`, to a twelfth of their size, and decoded when they are drawn.
     A pack that was there is replaced at the end, or stays as it was. Raises `CheckpointError` when there are no items.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +121,7 @@ def write_pack(
             for rows, clip in items:
                 data = rows.astype(kind.dtype).tobytes()
                 if opus:
-                    data = encode_opus(rows[:, 0].astype(np.int16), round(kind.rate))
+                    data = encode_opus(rows[:, 0].astype(np.int16), round(kind.rate), bit_rate)
                 placed = asdict(clip) | {
                     "start": position,
                     "length": len(rows),

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from typing import Generic, TypeVar
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 _Order = TypeVar("_Order")
 _Drawn = TypeVar("_Drawn")
+
+
+SHARED_BYTES = 1 << 20
+"""Arrays of at least this size come from a process through shared memory; a pipe copies them three times."""
+_SHARED_MEMORY = "/dev/shm"
 
 
 def prefetch(
@@ -93,5 +103,26 @@ def _same(drawn: _Drawn) -> _Drawn:
 def _begin(number: int) -> None:
     """Leave the signals that end a run to the training process, which ends its step first."""
     torch.set_num_threads(1)
+    ForkingPickler.register(np.ndarray, _share)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _share(array: npt.NDArray[Any]) -> Any:
+    """Reduce a large array to a tensor, which PyTorch moves to shared memory; any other as it is pickled elsewhere."""
+    if array.nbytes < SHARED_BYTES or array.dtype.kind not in "fiub" or not _has_room(array.nbytes):
+        return array.__reduce__()
+    return _unshare, (torch.from_numpy(np.ascontiguousarray(array)),)
+
+
+def _unshare(tensor: Tensor) -> npt.NDArray[Any]:
+    return tensor.numpy()
+
+
+def _has_room(size: int) -> bool:
+    """Whether the shared memory, which a container limits, has room for several arrays of this size."""
+    try:
+        free = os.statvfs(_SHARED_MEMORY)
+    except OSError:
+        return False
+    return free.f_bavail * free.f_frsize > 8 * size

@@ -6,6 +6,7 @@ import ctypes
 import ctypes.util
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -159,10 +160,12 @@ def from_int16(samples: npt.NDArray[np.int16]) -> FloatArray:
 
 def load_library(name: str) -> ctypes.CDLL:
     """Load a synthesiser's C library. Raises `BackendError` where it is not installed."""
-    path = ctypes.util.find_library(name)
-    if path is None:
-        raise BackendError(f"lib{name} is not installed: install the package {name.split('_')[0]}")
-    return ctypes.CDLL(path)
+    # Without a compiler or ldconfig, `find_library` finds nothing, not even on LD_LIBRARY_PATH.
+    for path in (ctypes.util.find_library(name), f"lib{name}.so.1"):
+        if path is not None:
+            with suppress(OSError):
+                return ctypes.CDLL(path)
+    raise BackendError(f"lib{name} is not installed: install the package {name.split('_')[0]}")
 
 
 def _factor(rng: np.random.Generator, largest: float) -> float:
