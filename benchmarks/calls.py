@@ -49,8 +49,8 @@ of the last message."""
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("cost", "latency"))
-    parser.add_argument("--sessions", type=int, default=40, help="of each kind, to measure the latency")
-    parser.add_argument("--together", type=int, default=10, help="at the same time")
+    parser.add_argument("--sessions", type=int, default=20, help="of each kind, to measure the latency")
+    parser.add_argument("--together", type=int, default=5, help="at the same time")
     parser.add_argument("--seconds", type=float, default=4.0, help="of speech at most, to measure the latency")
     parser.add_argument("--frames", type=int, default=150, help="of audio, to measure the cost")
     arguments = parser.parse_args()

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=150, help="of audio in each session, to measure the cost")
     parser.add_argument("--pace", type=float, default=4.0, help="times real time, to measure the cost")
     parser.add_argument("--rounds", type=int, default=3, help="to measure the cost")
-    parser.add_argument("--together", type=int, default=10, help="sessions at the same time, to measure the latency")
+    parser.add_argument("--together", type=int, default=5, help="sessions at the same time, to measure the latency")
     parser.add_argument("--seconds", type=float, default=4.0, help="of speech at most, to measure the latency")
     parser.add_argument("--serve", metavar="MODEL", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
