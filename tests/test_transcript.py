@@ -9,7 +9,7 @@ import pytest
 from slipstream.errors import ConfigError
 from slipstream.events import Alternative, Final, PartialWord, Ready, Turn, Word
 from slipstream.subtitles import SubtitleLayout
-from slipstream.transcript import Transcript, TranscriptBuilder
+from slipstream.transcript import Transcript, TranscriptBuilder, likely_texts
 
 
 def transcript(words: list[Word], turns: list[Turn] | None = None, duration: float | None = None) -> Transcript:
@@ -53,6 +53,36 @@ def test_a_builder_takes_the_given_duration_when_the_stream_broke_off() -> None:
     builder = TranscriptBuilder()
     builder.add(Word("one", 0.5, 0.9))
     assert builder.build("small", 0.5, duration=1.28).duration == 1.28
+
+
+# -------------------------------------------------------------------------------------------------- likely texts
+
+
+def test_likely_texts_are_the_best_combinations_of_the_alternatives() -> None:
+    words = [
+        Word("a", 0.0, 0.2, 0.9),
+        Word("bear", 0.2, 0.5, 0.8, alternatives=(Alternative("bare", 0.3), Alternative("pear", 0.2))),
+        Word("lives", 0.5, 0.8, 0.6, alternatives=(Alternative("leaves", 0.4),)),
+    ]
+    every = likely_texts(words, 10)
+    assert [" ".join(word.text for word in text) for text in every] == [
+        "a bear lives",  # 0.5 x 0.6
+        "a bear leaves",  # 0.5 x 0.4
+        "a bare lives",  # 0.3 x 0.6
+        "a bare leaves",  # 0.3 x 0.4 and 0.2 x 0.6: in the order of the words
+        "a pear lives",
+        "a pear leaves",
+    ]
+    assert every[0] == tuple(words)
+    assert every[2][1] == Word("bare", 0.2, 0.5, pytest.approx(0.8 * 0.3 / 0.5))
+    assert likely_texts(words, 2) == every[:2]
+    assert likely_texts(words, 1) == every[:1]
+
+
+def test_likely_texts_of_words_without_alternatives_are_the_words() -> None:
+    words = spoken("no doubt at all")
+    assert likely_texts(words, 5) == [tuple(words)]
+    assert likely_texts([], 5) == [()]
 
 
 # ------------------------------------------------------------------------------------------------------- formats

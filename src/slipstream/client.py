@@ -29,9 +29,10 @@ from websockets import ConcurrencyError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidHandshake, InvalidStatus, InvalidURI
 
+from slipstream import events
 from slipstream.audio.arrays import SampleConverter, check_range, refuse_single
 from slipstream.errors import AudioError, SlipstreamError
-from slipstream.events import EndOfTurn, Event, Final, MarkerReached, PartialWord, Ready, Recovered, Step, Turn, Word
+from slipstream.events import Event, Final, PartialWord, Ready, Step, Word
 from slipstream.hints import Hints
 from slipstream.transcript import Transcript, TranscriptBuilder
 
@@ -158,6 +159,8 @@ class BaseStream(ABC, Generic[_Sent]):
             return Step(fields["index"], tuple(fields["pause"]), fields["buffered"])
         if kind not in _EVENTS:
             raise ServerError(f"unknown message {kind!r} from a newer server: update slipstream")
+        if "alternatives" in fields:
+            fields["alternatives"] = tuple(events.Alternative(**other) for other in fields["alternatives"])
         event: StreamEvent = _EVENTS[kind](**fields)
         return event
 
@@ -367,8 +370,7 @@ def transcribe(
             for event in stream:
                 builder.add(event)
         except ServerError:
-            cause = sending.exception()
-            if cause is not None and not isinstance(cause, ServerError):
+            if (cause := sending.exception()) is not None and not isinstance(cause, ServerError):
                 raise cause from None
             raise
         sending.result()
@@ -408,8 +410,7 @@ def _address(url: str, sample_rate: int, model: str | None, resumption: Resumpti
         query.append(("model", model))
     if resumption:
         query += [("resume", resumption.session), ("received", resumption.received)]
-    if hints is not None:
-        query += hints.query()
+    query += hints.query() if hints is not None else []
     return urlunsplit((scheme, parts.netloc, f"{parts.path.rstrip('/')}/v1/stream", urlencode(query), ""))
 
 
@@ -425,17 +426,16 @@ _EVENTS: dict[str, Any] = {
     "queued": Queued,
     "partial": PartialWord,
     "word": Word,
-    "end_of_turn": EndOfTurn,
-    "turn": Turn,
-    "flushed": MarkerReached,
-    "recovered": Recovered,
+    "end_of_turn": events.EndOfTurn,
+    "turn": events.Turn,
+    "flushed": events.MarkerReached,
+    "recovered": events.Recovered,
     "done": Final,
 }
 
 
 def _closed(closed: ConnectionClosed) -> ServerError:
-    frame = closed.rcvd
-    if frame is None:
+    if (frame := closed.rcvd) is None:
         return ServerError("the connection to the server was lost")
     if isinstance(closed, ConnectionClosedOK):
         return ServerError("the server closed the stream before its end", frame.code)

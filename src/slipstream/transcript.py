@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import heapq
 import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from slipstream.errors import ConfigError
@@ -222,6 +223,29 @@ class TranscriptBuilder:
 def languages_of(words: Iterable[Word]) -> tuple[str, ...]:
     """Return the languages of words, that of most words first; none if no language was identified."""
     return tuple(language for language, _ in Counter(w.language for w in words if w.language).most_common())
+
+
+def likely_texts(words: Sequence[Word], most: int) -> list[tuple[Word, ...]]:
+    """Return the most likely texts of words with alternatives, the words themselves first.
+
+    A text has one of the texts of each word. Its probability is the product of their shares among those that the search
+    compared. The confidence of an alternative is that of the word, times the ratio of their shares.
+
+    Args:
+        words: Words, with the alternatives of a session that asked for them.
+        most: Texts to return; there are fewer where the model was in no doubt.
+    """
+    ranked: list[tuple[float, tuple[Word, ...]]] = [(1.0, ())]
+    for word in words:
+        share = 1.0 - sum(other.confidence for other in word.alternatives)
+        choices = [(share, word)]
+        for other in word.alternatives:
+            confidence = word.confidence * min(1.0, other.confidence / share) if share > 0 else word.confidence
+            choices.append((other.confidence, replace(word, text=other.text, confidence=confidence, alternatives=())))
+        longer = ((before * share, (*text, choice)) for before, text in ranked for share, choice in choices)
+        ranked = heapq.nlargest(most, longer, key=lambda pair: pair[0])
+    best = tuple(words)
+    return [best, *(text for _, text in ranked if text != best)][:most]
 
 
 def _text(words: Sequence[Word]) -> str:

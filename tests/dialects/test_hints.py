@@ -40,8 +40,24 @@ def test_plain() -> None:
     query = (("keyword", "Ngaio Marsh"), ("keyword", "Poirot:2"), ("prompt", "Dear"), ("language", "en"))
     hints = opened(plain.open_dialect(request(*query)))
     assert hints == Hints([Keyword("Ngaio Marsh"), Keyword("Poirot", 2.0)], "Dear", ["en"])
-    with pytest.raises(ProtocolError, match="weight=99"):
-        plain.open_dialect(request(("keyword", "Poirot:99")))
+    for name, value, problem in (
+        ("keyword", "Poirot:99", "weight=99"),
+        ("alternatives", "many", "alternatives='many': expected a whole number"),
+        ("alternatives", "0", "alternatives=0 must be 1 to 8"),
+        ("delay", "1", "delay='1': the model tiny has one delay, 0.5 s"),
+    ):
+        with pytest.raises(ProtocolError, match=problem):
+            plain.open_dialect(request((name, value)))
+
+
+def test_the_client_sends_all_hints_but_the_beam() -> None:
+    hints = Hints([Keyword("Poirot", 2.0)], "Dear", ["en"], delay=1.5, alternatives=3)
+    several = Models({"tiny": replace(INFO, delays=True)})
+    assert opened(plain.open_dialect(StreamRequest(several, hints.query()))) == hints
+    with pytest.raises(ProtocolError, match="delay='soon': expected a number of seconds"):
+        plain.open_dialect(StreamRequest(several, [("delay", "soon")]))
+    with pytest.raises(ProtocolError, match="delay=nan must be above 0"):
+        plain.open_dialect(StreamRequest(several, [("delay", "nan")]))
 
 
 def test_deepgram() -> None:
@@ -64,14 +80,15 @@ def test_flux() -> None:
     )
     hints = opened(stream)
     assert (hints.phrases, hints.languages) == ((Keyword("Kyutai"),), ("fr",))
-    (hints,) = changed(stream, json.dumps({"type": "Configure", "keyterms": ["Mimi"]}))
-    assert hints.phrases == (Keyword("Mimi"),)
+    (hints,) = changed(stream, json.dumps({"type": "Configure", "keyterms": ["Mimi"], "language_hints": ["en"]}))
+    assert (hints.phrases, hints.languages) == ((Keyword("Mimi"),), ("en",))
 
 
 def test_openai_uploads() -> None:
     fields = [("model", "tiny"), ("keywords[]", "Kyutai"), ("hotwords", "Mimi, Moshi"), ("prompt", "Dear")]
+    fields += [("context_bias", "Hibiki,Ngaio_Marsh"), ("context_bias", "Poirot")]
     hints = parse_request([*fields, ("languages[]", "fr"), ("language", "en")], MODELS).options().hints
-    assert [keyword.text for keyword in hints.phrases] == ["Kyutai", "Mimi", "Moshi"]
+    assert [keyword.text for keyword in hints.phrases] == ["Kyutai", "Mimi", "Moshi", "Hibiki", "Ngaio Marsh", "Poirot"]
     assert (hints.prompt, hints.languages) == ("Dear", ("en", "fr"))
 
 
@@ -85,6 +102,13 @@ def test_openai_realtime() -> None:
     assert (hints.phrases, hints.prompt, hints.languages) == ((Keyword("Kyutai"),), "Dear", ("fr",))
     (hints,) = changed(stream, update(keywords=["Mimi"]))
     assert hints.phrases == (Keyword("Mimi"),)
+
+
+def test_openai_realtime_in_the_beta_format() -> None:
+    session = {"input_audio_transcription": {"language": "fr", "prompt": "Dear"}}
+    stream = TranscriptionDialect(request(**{"openai-beta": "realtime=v1"}))
+    hints = opened(stream, json.dumps({"type": "transcription_session.update", "session": session}))
+    assert (hints.prompt, hints.languages) == ("Dear", ("fr",))
 
 
 def test_gradium() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from slipstream.arrays import FloatArray
 from slipstream.dialects.models import Models, StreamInfo, StreamRequest
 from slipstream.dialects.protocol import Action, Audio, Close, CloseCode, ProtocolError, Send
 from slipstream.dialects.vosk import ORDER, VoskDialect
-from slipstream.events import Final, PartialWord, Turn, Word
+from slipstream.events import Alternative, Final, PartialWord, Turn, Word
 
 SAMPLES: dict[str, bytes | str] = {
     "config": '{ "config" : { "sample_rate" : 16000 } }',
@@ -76,14 +77,20 @@ def test_one_answer_for_each_message() -> None:
         ({"words": 0}, {"text": "hello you"}),
         (
             {"max_alternatives": 3, "words": False, "phrase_list": ["hello"]},
-            {"alternatives": [{"confidence": 0.625, "text": "hello you"}]},
+            {
+                "alternatives": [
+                    {"confidence": 0.625, "text": "hello you"},
+                    {"confidence": 0.5, "text": "hallo you"},
+                ]
+            },
         ),
     ],
 )
 def test_settings(config: dict[str, Any], result: dict[str, Any]) -> None:
     stream = dialect()
     list(stream.receive(json.dumps({"config": config})))
-    for event in (HELLO, YOU):
+    doubtful = replace(HELLO, alternatives=(Alternative("hallo", 0.4),))
+    for event in (doubtful, YOU):
         list(stream.handle(event, 0))
     assert answers(list(stream.handle(Final(4.0, 0.1), 0))) == [result]
 
@@ -99,6 +106,8 @@ def test_settings(config: dict[str, Any], result: dict[str, Any]) -> None:
         ('{"config": {"sample_rate": 8000.5}}', "sample_rate=8000.5"),
         ('{"config": {"sample_rate": NaN}}', "sample_rate=nan"),
         ('{"config": {"sample_rate": 100}}', "expected at least 4000 Hz"),
+        ('{"config": {"max_alternatives": -1}}', "max_alternatives=-1: expected a whole number from 0 to 100"),
+        ('{"config": {"max_alternatives": "two"}}', "max_alternatives='two'"),
         ('{"config": {"model": "large"}}', "unknown model 'large': this server has tiny"),
     ],
 )

@@ -18,6 +18,7 @@ from tests.test_resume import recording
 from slipstream.arrays import FloatArray
 from slipstream.connections.keys import KeyRing
 from slipstream.errors import ConfigError
+from slipstream.hints import Hints, Keyword
 
 agents = pytest.importorskip("livekit.agents", reason="run `make clients` for the tests of the LiveKit plugin")
 from livekit import rtc  # noqa: E402
@@ -167,6 +168,30 @@ def test_a_whole_recording_is_recognised(server) -> None:
 
     data = asyncio.run(talk()).alternatives[0]
     assert [(str(word), word.start_time) for word in data.words] == [(t, s) for t, s, _ in expected(FOX_DOG)]
+
+
+def test_keyterms_and_the_prompt_reach_the_server(server, monkeypatch) -> None:
+    opened: list[Hints] = []
+    open_session = server.engine.open
+    monkeypatch.setattr(
+        server.engine, "open", lambda options, **rest: opened.append(options.hints) or open_session(options, **rest)
+    )
+    engine = plugin.STT(base_url=server.http, keyterms=["Kyutai", Keyword("Poirot", 2.0)], prompt="Dear")
+    assert engine.capabilities.keyterms
+
+    async def talk() -> None:
+        await transcribe(engine, [FOX_DOG])
+        engine._update_session_keyterms(["Mimi"])
+        await transcribe(engine, [FOX_DOG])
+        engine._update_session_keyterms([])
+        await engine.recognize(frame(FOX_DOG))
+
+    asyncio.run(talk())
+    own = (Keyword("Kyutai"), Keyword("Poirot", 2.0))
+    assert [hints.phrases for hints in opened] == [own, (*own, Keyword("Mimi")), own]
+    assert {hints.prompt for hints in opened} == {"Dear"}
+    with pytest.raises(ConfigError, match="expected 1 to 200 characters"):
+        plugin.STT(keyterms=[" "])
 
 
 def test_a_key_is_sent_and_a_wrong_one_is_a_permanent_error(monkeypatch) -> None:

@@ -17,6 +17,7 @@ from tests.test_resume import recording
 
 from slipstream.arrays import FloatArray
 from slipstream.connections.keys import KeyRing
+from slipstream.hints import Hints, Keyword
 
 pytest.importorskip("pipecat", reason="run `make clients` for the tests of the Pipecat service")
 from pipecat.frames.frames import (
@@ -169,6 +170,17 @@ def test_a_server_that_is_stopped_and_started_again_loses_no_word() -> None:
             return down
 
     assert final_words(asyncio.run(talk())) == expected(np.concatenate([before_S, after_S]))
+
+
+def test_keywords_and_the_prompt_reach_the_server(server, monkeypatch) -> None:
+    opened: list[Hints] = []
+    open_session = server.engine.open
+    monkeypatch.setattr(
+        server.engine, "open", lambda options, **rest: opened.append(options.hints) or open_session(options, **rest)
+    )
+    asyncio.run(transcribe(service(server.http, keywords=["Kyutai"], prompt="Dear"), spoken(FOX_DOG)))
+    (hints,) = opened
+    assert (hints.phrases, hints.prompt) == ((Keyword("Kyutai"),), "Dear")
 
 
 def test_a_wrong_key_is_a_permanent_error(monkeypatch) -> None:

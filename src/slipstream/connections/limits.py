@@ -18,6 +18,9 @@ class Limits:
     An upload has at most `upload_bytes`, and `upload_seconds` of audio; the gaps between its timestamps, which become
     silence, add up to at most `upload_gap_seconds`. The server processes `uploads` of them in parallel.
 
+    A client may ask for at most `alternatives` texts of a doubtful word. Its stream takes as many slots, so the default
+    is 1: there are no alternatives.
+
     The server has at most `connections`, and `connections_per_address` of them from one IPv4 address or IPv6 /64
     network. The head of a request may take `header_seconds` and `header_bytes`. Its body may take `body_seconds`, and
     one more second per `body_bytes_per_second`. A step of the model over `step_seconds` counts as a hang.
@@ -28,6 +31,7 @@ class Limits:
     upload_seconds: float = 4 * 3600.0
     upload_gap_seconds: float = 600.0
     uploads: int = 4
+    alternatives: int = 1
     text_bytes: int = 4096
     message_fragments: int = 1024
     bytes_per_second: float = float(8 << 20)

@@ -48,10 +48,6 @@ class AudioSocketDialect(Dialect):
         self._call: Call | None = None
         self._pcm: PcmInput | None = None
 
-    def open(self) -> Iterable[Action]:
-        """Open nothing yet: the call's UUID comes first."""
-        return ()
-
     def receive(self, message: Message) -> Iterator[Action]:
         """Yield the actions for the next bytes: see `Dialect.receive`."""
         assert isinstance(message, bytes)

@@ -70,10 +70,6 @@ class GradiumDialect(Dialect):
         self._open: OpenWord | None = None
         self._delay: float | None = None
 
-    def open(self) -> Iterable[Action]:
-        """Open nothing yet: `setup` selects the model."""
-        return ()
-
     def receive(self, message: Message) -> Iterator[Action]:
         """Yield the actions for a message: see `Dialect.receive`."""
         if isinstance(message, bytes):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from slipstream.audio import RawFormat
@@ -48,7 +49,7 @@ from slipstream.events import (
     Turn,
     Word,
 )
-from slipstream.hints import Hints, Keyword
+from slipstream.hints import MAX_BEAM, Hints, Keyword
 
 PATH = "/v1/stream"
 DEFAULT_RATE = 24_000
@@ -58,12 +59,22 @@ DEFAULT_RATE = 24_000
 def open_dialect(request: StreamRequest) -> PlainDialect:
     """Open the dialect for one connection. Raises `ProtocolError` that names an invalid parameter."""
     format, info = parse_format(dict(request.query)), request.models[request.get("model")]
+    return PlainDialect(format, info, request.id, request.session, parse_hints(request, info))
+
+
+def parse_hints(request: StreamRequest, info: StreamInfo) -> Hints:
+    """Return the hints of an address. Raises `ProtocolError` that names an invalid parameter."""
     try:
         keywords = [Keyword.parse(text) for text in request.all("keyword")]
     except ConfigError as error:
         raise ProtocolError(str(error)) from error
-    hints = make_hints(keywords=keywords, prompt=request.get("prompt", ""), languages=request.all("language"))
-    return PlainDialect(format, info, request.id, request.session, hints)
+    return make_hints(
+        keywords=keywords,
+        prompt=request.get("prompt", ""),
+        languages=request.all("language"),
+        delay=_delay(request, info),
+        alternatives=min(_whole("alternatives", request.get("alternatives") or "1"), MAX_BEAM),
+    )
 
 
 class PlainDialect(Dialect):
@@ -138,7 +149,8 @@ class PlainDialect(Dialect):
         if isinstance(event, Word):
             fields = {"text": event.text, "start": event.start, "end": event.end, "confidence": event.confidence}
             missing = {"omission": event.omission} if event.omission else {}
-            return _json("word", **fields, **missing, **_language(event))
+            others = {"alternatives": [asdict(other) for other in event.alternatives]} if event.alternatives else {}
+            return _json("word", **fields, **missing, **_language(event), **others)
         if isinstance(event, EndOfTurn):
             return _json("end_of_turn", time=event.time)
         if isinstance(event, Turn):
@@ -157,7 +169,8 @@ class PlainDialect(Dialect):
         info, fields = self._info, {}
         if self.session:
             fields = {"session": self.session, "resumed": resumed, "position": self.position if resumed else 0}
-        return _json("ready", model=info.model, delay=info.delay_seconds, request_id=self._id, **fields)
+        delay = self._hints.delay or info.delay_seconds
+        return _json("ready", model=info.model, delay=delay, request_id=self._id, **fields)
 
     def queued(self, position: int) -> str:
         return _json("queued", position=position, request_id=self._id)
@@ -170,11 +183,25 @@ def parse_format(query: Mapping[str, str]) -> RawFormat:
     """Return the audio format of an address. Raises `ProtocolError` that names the invalid parameter."""
     numbers = {}
     for name, default in (("sample_rate", DEFAULT_RATE), ("channels", 1)):
-        text = query.get(name, str(default))
-        if not (text.isascii() and text.isdecimal() and len(text) <= 6):
-            raise ProtocolError(f"{name}={text!r:.40}: expected a whole number")
-        numbers[name] = int(text)
+        numbers[name] = _whole(name, query.get(name, str(default)))
     return check_format(query.get("encoding", "pcm_s16le"), numbers["sample_rate"], numbers["channels"])
+
+
+def _whole(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 6):
+        raise ProtocolError(f"{name}={text!r:.40}: expected a whole number")
+    return int(text)
+
+
+def _delay(request: StreamRequest, info: StreamInfo) -> float | None:
+    if (text := request.get("delay")) is None:
+        return None
+    if not info.delays:
+        raise ProtocolError(f"delay={text!r:.40}: the model {info.model} has one delay, {info.delay_seconds:g} s")
+    try:
+        return float(text)
+    except ValueError:
+        raise ProtocolError(f"delay={text!r:.40}: expected a number of seconds") from None
 
 
 _DROPPABLE = (Step, PartialWord, OpenWord)

@@ -240,9 +240,9 @@ class Dialect(ABC):
         """Whether a client that has lost its connection gets this message on the next one."""
         return True
 
-    @abstractmethod
     def open(self) -> Iterable[Action]:
         """Yield the actions with which a connection begins, such as `Open` for a session that needs no message."""
+        return ()
 
     @abstractmethod
     def receive(self, message: Message) -> Iterator[Action]:

@@ -63,10 +63,6 @@ class TwilioDialect(Dialect):
         self._fed: dict[str, int] = {}
         self._skipped: dict[str, float] = {}
 
-    def open(self) -> Iterable[Action]:
-        """Open nothing yet: `start` names the tracks."""
-        return ()
-
     def receive(self, message: Message) -> Iterator[Action]:
         """Yield the actions for a message: see `Dialect.receive`."""
         if isinstance(message, bytes):

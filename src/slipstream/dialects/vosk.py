@@ -8,6 +8,7 @@ audio has one answer: `{"partial": "..."}`, or `{"result": [...], "text": "..."}
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from slipstream.dialects.models import StreamRequest, UnknownModel
@@ -29,9 +30,11 @@ from slipstream.dialects.protocol import (
 from slipstream.dialects.texts import dump, parse_object
 from slipstream.engine.options import SessionOptions
 from slipstream.events import Event, Final, MarkerReached, OpenWord, PartialWord, Turn, Word
-from slipstream.hints import Hints
+from slipstream.hints import MAX_BEAM, Hints
+from slipstream.transcript import likely_texts
 
 PATH = "/vosk"
+_MOST_ALTERNATIVES = 100
 DEFAULT_RATE = 8_000
 """Sample rate of audio without a `config`, as in vosk-server, in Hz."""
 ORDER: Table = {
@@ -56,16 +59,12 @@ class VoskDialect(Dialect):
         self._model = request.models[request.get("model")]
         self._order = Order(ORDER)
         self._rate = DEFAULT_RATE
-        self._with_words, self._alternatives = True, False
+        self._with_words, self._alternatives = True, 0
         self._hints = Hints()
         self._pcm: PcmInput | None = None
         self._results: list[list[Word]] = []
         self._words: list[Word] = []
         self._partial = ""
-
-    def open(self) -> Iterable[Action]:
-        """Open nothing yet: the configuration may follow."""
-        return ()
 
     def receive(self, message: Message) -> Iterator[Action]:
         """Yield the actions for a message: see `Dialect.receive`."""
@@ -125,12 +124,17 @@ class VoskDialect(Dialect):
         return dump(partial=" ".join(partial))
 
     def _result(self, words: Sequence[Word]) -> str:
-        text = " ".join(word.text for word in words)
-        listed = {"result": [_timed(word) for word in words]} if self._with_words and words else {}
         if not self._alternatives:
-            return dump(**listed, text=text)
-        confidence = sum(word.confidence for word in words) / max(1, len(words))
-        return dump(alternatives=[{"confidence": round(confidence, 6), **listed, "text": text}])
+            return dump(**self._written(words))
+        alternatives = []
+        for text in likely_texts(words, self._alternatives):
+            confidence = sum(word.confidence for word in text) / max(1, len(text))
+            alternatives.append({"confidence": round(confidence, 6), **self._written(text)})
+        return dump(alternatives=alternatives)
+
+    def _written(self, words: Sequence[Word]) -> dict[str, Any]:
+        listed = {"result": [_timed(word) for word in words]} if self._with_words and words else {}
+        return {**listed, "text": " ".join(word.text for word in words)}
 
     def _configure(self, config: Any) -> None:
         if not isinstance(config, dict):
@@ -147,9 +151,17 @@ class VoskDialect(Dialect):
         if (phrases := config.get("phrase_list")) is not None:
             if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
                 raise ProtocolError("phrase_list: expected a list of strings")
-            self._hints = make_hints(keywords=[phrase for phrase in phrases if phrase.strip() not in ("", "[unk]")])
+            keywords = [phrase for phrase in phrases if phrase.strip() not in ("", "[unk]")]
+            self._hints = make_hints(keywords=keywords, alternatives=self._hints.alternatives)
         self._with_words = bool(config.get("words", self._with_words))
-        self._alternatives = bool(config.get("max_alternatives", self._alternatives))
+        self._alternatives = _most(config.get("max_alternatives", self._alternatives))
+        self._hints = replace(self._hints, alternatives=min(max(1, self._alternatives), MAX_BEAM))
+
+
+def _most(given: Any) -> int:
+    if not isinstance(given, (bool, int)) or not 0 <= given <= _MOST_ALTERNATIVES:
+        raise ProtocolError(f"max_alternatives={given!r:.40}: expected a whole number from 0 to {_MOST_ALTERNATIVES}")
+    return int(given)
 
 
 def _timed(word: Word) -> dict[str, Any]:

@@ -96,10 +96,6 @@ class WyomingDialect(Dialect):
         self._voice = False
         self._ended_at = 0.0
 
-    def open(self) -> Iterable[Action]:
-        """Open nothing yet: most connections only ask for a description."""
-        return ()
-
     def receive(self, message: Message) -> Iterator[Action]:
         """Yield the actions for the next bytes: see `Dialect.receive`."""
         assert isinstance(message, bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from slipstream.errors import ConfigError
 
@@ -105,10 +105,20 @@ class Hints:
         return tuple(word if isinstance(word, Keyword) else Keyword(word) for word in self.keywords)
 
     def query(self) -> list[tuple[str, str]]:
-        """Return the parameters of a server's address that have keywords, languages and the prompt."""
-        keywords = [("keyword", f"{word.text}:{word.weight:g}") for word in self.phrases]
-        languages = [("language", language) for language in self.languages]
-        return [*keywords, *languages, *([("prompt", self.prompt)] if self.prompt else [])]
+        """Return the parameters of a server's address: everything but the beam and the text of its model."""
+        query = [("keyword", f"{word.text}:{word.weight:g}") for word in self.phrases]
+        query += [("language", language) for language in self.languages]
+        if self.prompt:
+            query.append(("prompt", self.prompt))
+        if self.delay is not None:
+            query.append(("delay", f"{self.delay:g}"))
+        if self.alternatives > 1:
+            query.append(("alternatives", str(self.alternatives)))
+        return query
+
+    def with_at_most(self, alternatives: int) -> Hints:
+        """Return the hints with at most this many alternatives."""
+        return self if self.alternatives <= alternatives else replace(self, alternatives=max(1, alternatives))
 
     @property
     def width(self) -> int:

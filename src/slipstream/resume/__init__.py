@@ -33,6 +33,7 @@ from slipstream.audio.arrays import SampleConverter, check_range
 from slipstream.client import AsyncStream, Resumption, ServerError, StreamEvent, find_replica, open_async_stream
 from slipstream.errors import AudioError, ConfigError
 from slipstream.events import EndOfTurn, Final, MarkerReached, PartialWord, Recovered, Step, Turn, Word
+from slipstream.hints import Hints
 
 SEND_SECONDS = 1.0
 """Longest piece of audio in one message."""
@@ -57,9 +58,11 @@ class ResumableStream:
         model: One of the server's models; None is its default.
         context_seconds: Audio before the first word without final text that is sent again.
         max_pending_seconds: Most audio without final text.
+        hints: What is known about the speech.
         sessions: Ask the server for the address of a replica before each connection: see `find_replica`.
 
     Attributes:
+        hints: What is known about the speech. A change holds from the next new stream.
         done: Whether the session has ended with `Final`.
         resumed: Whether the server held the stream, so that the current connection continues it.
         request_id: Identifies the current connection in the server's log.
@@ -74,6 +77,7 @@ class ResumableStream:
         model: str | None = None,
         context_seconds: float = 4.0,
         max_pending_seconds: float = 120.0,
+        hints: Hints | None = None,
         sessions: bool = False,
     ) -> None:
         if context_seconds < 0 or max_pending_seconds <= context_seconds:
@@ -83,6 +87,7 @@ class ResumableStream:
             )
         self._url, self._rate, self._key, self._model = url, sample_rate, key, model
         self._context, self._most = context_seconds, max_pending_seconds
+        self.hints = hints
         self._sessions, self._replica = sessions, ""
         self._convert = SampleConverter().convert
         self._tape = _Tape()
@@ -181,7 +186,7 @@ class ResumableStream:
     async def _open(self, exits: contextlib.AsyncExitStack, resumption: Resumption | None) -> AsyncStream:
         def opened(url: str) -> contextlib.AbstractAsyncContextManager[AsyncStream]:
             return open_async_stream(
-                url, sample_rate=self._rate, key=self._key, model=self._model, resumption=resumption
+                url, sample_rate=self._rate, key=self._key, model=self._model, resumption=resumption, hints=self.hints
             )
 
         if self._replica and resumption:  # only this replica may hold the stream

@@ -18,6 +18,8 @@ from tests.server.harness import Running, get, serving, wait_for
 from slipstream.arrays import FloatArray
 from slipstream.audio import Resampler
 from slipstream.connections.keys import KeyRing
+from slipstream.engine.options import SessionOptions
+from slipstream.hints import Keyword
 
 aiortc = pytest.importorskip("aiortc")
 av = pytest.importorskip("av")
@@ -207,6 +209,24 @@ def test_what_is_no_offer_is_refused(path: str, body: bytes, kind: str, status: 
     with serving() as running:
         assert get(f"{running.http}{path}", body, content_type=kind)[0] == status
         assert get(f"{running.http}{path}/nothing")[0] in (404, 405)
+
+
+def test_whip_takes_the_hints_of_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[SessionOptions] = []
+    offer = {"content_type": "application/sdp"}
+    with serving() as running:
+        open_session = running.engine.open
+        monkeypatch.setattr(
+            running.engine, "open", lambda options, **rest: opened.append(options) or open_session(options, **rest)
+        )
+        address = f"{running.http}/v1/whip?language=fr&keyword="
+        assert get(f"{address}Poirot:2", b"v=0", **offer)[0] == 400  # no offer, but the session was opened
+        assert get(f"{address}Poirot:99", b"v=0", **offer)[:2] == (
+            400,
+            b"keyword 'Poirot': weight=99 must be above 0 and up to 10",
+        )
+    (options,) = opened
+    assert (options.hints.phrases, options.hints.languages) == ((Keyword("Poirot", 2.0),), ("fr",))
 
 
 def test_a_call_needs_a_key() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from pipecat.utils.tracing.service_decorators import traced_stt
 from slipstream.client import Queued, ServerError
 from slipstream.dialogue import EagerEnd, Ended, Interim, Resumed, SpeechStarted, TurnEvent, TurnListener, Utterance
 from slipstream.errors import SlipstreamError
+from slipstream.hints import Hints, Keyword
 from slipstream.resume import ResumableStream
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -67,6 +68,8 @@ class SlipstreamSTTService(EagerEndOfTurnSTTServiceMixin, WebsocketSTTService):
         eager_eot_threshold: Probability of the pause head above which a turn has probably ended.
         pause_head: The pause head of this threshold; head 2 predicts that no new word follows within 2 s.
         should_interrupt: Whether speech interrupts the bot, where the server ends turns.
+        keywords: Words and phrases that are likely to occur, as strings or `slipstream.Keyword`.
+        prompt: Text before the speech: it sets names, spelling and style.
         settings: Settings that can be changed in a running pipeline.
         ttfs_p99_latency: Time from the end of speech to the final text, 99th percentile, in seconds.
         **kwargs: For the base classes.
@@ -86,6 +89,8 @@ class SlipstreamSTTService(EagerEndOfTurnSTTServiceMixin, WebsocketSTTService):
         eager_eot_threshold: float = DEFAULT_EAGER_THRESHOLD,
         pause_head: int = 2,
         should_interrupt: bool = True,
+        keywords: Iterable[str | Keyword] = (),
+        prompt: str = "",
         settings: SlipstreamSTTSettings | None = None,
         ttfs_p99_latency: float | None = TTFS_P99,
         **kwargs: Any,
@@ -110,6 +115,7 @@ class SlipstreamSTTService(EagerEndOfTurnSTTServiceMixin, WebsocketSTTService):
         self._eager_above = eager_eot_threshold if enable_eager_end_of_turn else None
         self._pause_head = pause_head
         self._should_interrupt = should_interrupt
+        self._hints = Hints(keywords=keywords, prompt=prompt)
         self._stream: ResumableStream | None = None
         self._listener: TurnListener | None = None
         self._receive_task: asyncio.Task[None] | None = None
@@ -174,7 +180,11 @@ class SlipstreamSTTService(EagerEndOfTurnSTTServiceMixin, WebsocketSTTService):
     def _open_stream(self) -> None:
         model = self._settings.model
         self._stream = ResumableStream(
-            self._url, sample_rate=self.sample_rate, key=self._key, model=model if isinstance(model, str) else None
+            self._url,
+            sample_rate=self.sample_rate,
+            key=self._key,
+            model=model if isinstance(model, str) else None,
+            hints=self._hints,
         )
         self._listener = TurnListener(
             self._stream, server_turns=self._server_turns, eager_above=self._eager_above, head=self._pause_head

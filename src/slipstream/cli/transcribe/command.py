@@ -151,7 +151,7 @@ def transcribe(
         return
     raw_format = raw_format_of(raw, raw_rate, raw_channels, track)
     hints = make_hints(keywords or (), prompt, beam, lm or (), language, alternatives)
-    if server and (hints.width > 1 or hints.lm):
+    if server and (hints.beam > 1 or hints.lm):
         raise typer.BadParameter("it is not available with --server", param_hint="--beam")
     if output and output.exists() and not output.is_dir():
         raise typer.BadParameter(f"{output} is not a folder", param_hint="--output")

@@ -68,7 +68,8 @@ def open_dialect(request: StreamRequest) -> FluxDialect:
     decoder, _ = parameters.audio(FLUX_ENCODINGS, info.sample_rate)
     given = {name: parameters.number(name, *bounds) for name, bounds in _BOUNDS.items()}
     thresholds = _changed(Thresholds(), {name: value for name, value in given.items() if value is not None})
-    return FluxDialect(thresholds, parameters.hints(), decoder, info, request_id(request.id))
+    hints = replace(parameters.hints(), alternatives=1)
+    return FluxDialect(thresholds, hints, decoder, info, request_id(request.id))
 
 
 class FluxDialect(Dialect):

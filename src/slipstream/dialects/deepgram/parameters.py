@@ -12,7 +12,7 @@ from slipstream.dialects import formats
 from slipstream.dialects.models import StreamRequest
 from slipstream.dialects.protocol import ProtocolError, make_hints
 from slipstream.errors import AudioError
-from slipstream.hints import MAX_KEYWORD_LENGTH, MAX_WEIGHT, Keyword
+from slipstream.hints import MAX_BEAM, MAX_KEYWORD_LENGTH, MAX_WEIGHT, Keyword
 from slipstream.hints import Hints as SessionHints
 from slipstream.language.identify import AUTO
 
@@ -23,6 +23,7 @@ _G729_BYTES = 10
 _LOWEST_RATE = 4_000
 _ANY = "multi"
 _MAX_HINTS, _MAX_HINT_CHARACTERS = 500, MAX_KEYWORD_LENGTH
+_MAX_ALTERNATIVES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,13 @@ class Hints:
         languages: Language codes, such as `en`.
         keyterms: Words and phrases that are likely to occur.
         keywords: Words, each with its boost.
+        alternatives: Transcripts to return at most.
     """
 
     languages: tuple[str, ...] = ()
     keyterms: tuple[str, ...] = ()
     keywords: tuple[tuple[str, float], ...] = ()
+    alternatives: int = 1
 
     def for_session(self) -> SessionHints:
         """Return them for a session. A keyword that should be less likely (a boost of 0 or less) has no effect.
@@ -47,7 +50,9 @@ class Hints:
         boosted = [Keyword(word, min(boost, MAX_WEIGHT)) for word, boost in self.keywords if boost > 0 and word.strip()]
         terms = [term for term in self.keyterms if term.strip()]
         languages = dict.fromkeys(AUTO if code == _ANY else code for code in self.languages)
-        return make_hints(keywords=[*terms, *boosted], languages=languages)
+        return make_hints(
+            keywords=[*terms, *boosted], languages=languages, alternatives=min(self.alternatives, MAX_BEAM)
+        )
 
 
 class Parameters:
@@ -119,7 +124,8 @@ class Parameters:
         language = self._request.get("language")
         given = (*((language,) if language else ()), *self.texts("language_hint"))
         languages = (*given, *(self._detected() if not given else ()))
-        return Hints(languages, self.texts("keyterm"), tuple(keywords))
+        alternatives = self.whole("alternatives", 1, _MAX_ALTERNATIVES) or 1
+        return Hints(languages, self.texts("keyterm"), tuple(keywords), alternatives)
 
     def _detected(self) -> tuple[str, ...]:
         """Return the languages to detect: `detect_language` is true, or the code of each that is possible."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from slipstream import __version__
 from slipstream.events import Word
-from slipstream.transcript import languages_of
+from slipstream.transcript import languages_of, likely_texts
 
 if TYPE_CHECKING:
     from slipstream.dialects.deepgram.channel import Found
@@ -26,10 +26,11 @@ class Results:
         model: Name of the model.
         id: UUID of the request.
         punctuate: Whether the transcript keeps punctuation and capitals.
+        most: Alternatives at most.
     """
 
-    def __init__(self, model: str, id: str, punctuate: bool) -> None:
-        self._punctuate = punctuate
+    def __init__(self, model: str, id: str, punctuate: bool, most: int = 1) -> None:
+        self._punctuate, self._most = punctuate, most
         self._metadata = {"request_id": id, "model_info": model_info(model), "model_uuid": model_uuid(model)}
 
     def message(self, found: Found, channel: int, channels: int) -> str:
@@ -41,11 +42,20 @@ class Results:
             "start": round(found.start, 3),
             "is_final": found.is_final,
             "speech_final": found.speech_final,
-            "channel": {"alternatives": [alternative(found.words, self._punctuate)]},
+            "channel": {"alternatives": alternatives(found.words, self._punctuate, self._most)},
             "metadata": self._metadata,
             "from_finalize": found.from_finalize,
         }
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+
+
+def alternatives(words: Sequence[Word], punctuate: bool, most: int) -> list[dict[str, Any]]:
+    """Return the most likely transcripts of words, each once."""
+    found: dict[str, dict[str, Any]] = {}
+    for text in likely_texts(words, most):
+        written = alternative(text, punctuate)
+        found.setdefault(written["transcript"], written)
+    return list(found.values())
 
 
 def alternative(words: Sequence[Word], punctuate: bool) -> dict[str, Any]:

@@ -133,7 +133,7 @@ class DeepgramDialect(Dialect):
     ) -> None:
         self._options, self._decoder, self._info, self._id, self._created = options, decoder, info, id, created
         self._count = channels
-        self._results = Results(info.model, id, options.punctuate)
+        self._results = Results(info.model, id, options.punctuate, options.hints.alternatives)
         self._order = Order(ORDER)
         self._channels: list[Channel] = []
         self._sent = 0  # samples of each channel

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -101,10 +101,14 @@ class Transcription:
             if len(first_CS) > self._engine.slots:
                 have = f"the upload has {len(first_CS)} channels"
                 raise UploadError(422, f"{have}, but the server transcribes at most {self._engine.slots} at a time")
+            hints = self._job.options.hints.with_at_most(
+                min(self._limits.alternatives, self._engine.slots // len(first_CS))
+            )
+            options = replace(self._job.options, hints=hints)
             for number in range(len(first_CS)):
                 if self._trace is not None:
                     self._trace.waiting(number, self._sample_rate)
-                session = self._engine.open(self._job.options, wait=UPLOAD_WAIT_SECONDS, wake=self._wake)
+                session = self._engine.open(options, wait=UPLOAD_WAIT_SECONDS, wake=self._wake)
                 self._channels.append(_Channel(session))
             sending = self._loop.run_in_executor(self._pool, self._feed, first_CS, pieces)
             await self._wait(sending)

@@ -22,7 +22,7 @@ from slipstream.audio import RawFormat
 from slipstream.connections.access import Access, Refused
 from slipstream.connections.paced import CLOSE_SECONDS
 from slipstream.dialects.models import StreamRequest
-from slipstream.dialects.plain import PlainDialect
+from slipstream.dialects.plain import PlainDialect, parse_hints
 from slipstream.dialects.protocol import Close, Dialect, Message
 from slipstream.dialects.realtime.transcription import TranscriptionDialect
 from slipstream.server.http.requests import Guarded
@@ -273,7 +273,8 @@ class Calls:
         offer, _ = await _offer(request)
 
         def plain(opening: StreamRequest) -> Dialect:
-            return PlainDialect(FORMAT, opening.models[opening.get("model")], opening.id)
+            info = opening.models[opening.get("model")]
+            return PlainDialect(FORMAT, info, opening.id, hints=parse_hints(opening, info))
 
         call = await self._open(request, offer, plain, '{"type":"close"}')
         return await self._answer(request, call, offer, WHIP_PATH)

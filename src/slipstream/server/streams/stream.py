@@ -37,7 +37,7 @@ from slipstream.dialects.protocol import (
     Subscribe,
 )
 from slipstream.engine.live import AnyEngine, LiveSession
-from slipstream.errors import AudioError, Overloaded, SessionClosed, SlipstreamError
+from slipstream.errors import AudioError, ConfigError, Overloaded, SessionClosed, SlipstreamError
 from slipstream.events import Event, Final, Flushed, MarkerReached, Ready
 from slipstream.server.metrics import Metrics
 from slipstream.server.streams.account import Account
@@ -294,12 +294,13 @@ class LiveStream:
                 previous.cancel()
                 self._account.free_slot(command.channel)
                 self._slow_down()
+            engine = self._engines[command.model]
             options = replace(
                 command.options,
+                hints=command.options.hints.with_at_most(min(self._limits.alternatives, engine.slots)),
                 max_buffered_seconds=self._limits.buffered_seconds,
                 flush_after_silence=command.options.flush_after_silence or self._flush_after_silence or None,
             )
-            engine = self._engines[command.model]
             self._account.ask(command.channel, engine.format.sample_rate)
             self._sessions[command.channel] = engine.open(
                 options, wait=self._queue_seconds, wake=self._registry.waker(self)
@@ -420,6 +421,7 @@ class LiveStream:
 
 _CODES: dict[type[Exception], CloseCode] = {
     AudioError: CloseCode.INVALID_PAYLOAD,
+    ConfigError: CloseCode.INVALID_PAYLOAD,  # of hints that the model does not have, such as a delay
     Overloaded: CloseCode.TRY_LATER,
 }
 _REASON_BYTES = 123

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from slipstream.connections.access import Refused
 from slipstream.dialects.deepgram.parameters import Parameters, request_id
-from slipstream.dialects.deepgram.results import alternative, model_info, model_uuid
+from slipstream.dialects.deepgram.results import alternative, alternatives, model_info, model_uuid
 from slipstream.dialects.deepgram.v1 import PATH as V1_PATH
 from slipstream.dialects.deepgram.v1 import parse_text_options
 from slipstream.dialects.models import StreamRequest, UnknownModel
@@ -47,7 +47,9 @@ class DeepgramUpload(UploadDialect):
             self._punctuate = parse_text_options(parameters)
             self._utterances = parameters.flag("utterances")
             channels = "separate" if parameters.flag("multichannel") else "mix"
-            options = replace(OPTIONS, hints=parameters.hints().for_session())
+            hints = parameters.hints()
+            self._alternatives = hints.alternatives
+            options = replace(OPTIONS, hints=hints.for_session())
             self.job = Job(self._model, options, parameters.raw(), channels)  # type: ignore[arg-type]
         except (ProtocolError, UnknownModel) as error:
             raise UploadError(400, str(error)) from error
@@ -66,7 +68,8 @@ class DeepgramUpload(UploadDialect):
             raise incomplete
         results: dict[str, Any] = {
             "channels": [
-                {"alternatives": [alternative(each.words, self._punctuate)], **_detected(each)} for each in transcripts
+                {"alternatives": alternatives(each.words, self._punctuate, self._alternatives), **_detected(each)}
+                for each in transcripts
             ]
         }
         if self._utterances:

@@ -166,7 +166,9 @@ class _Form:
                 reason = f"{language!r:.80} is no language: expected an ISO 639-1 code such as 'en'"
                 raise UploadError(400, reason, "language" if language == self.one("language") else "languages")
         hotwords = [word.strip() for word in self.one("hotwords").split(",")]  # of faster-whisper's servers
-        return Hints(languages, self.one("prompt"), (*self.all("keywords"), *filter(None, hotwords)))
+        bias = ",".join(self.all("context_bias")).replace("_", " ").split(",")  # Mistral's, without spaces in phrases
+        keywords = (*self.all("keywords"), *hotwords, *map(str.strip, bias))
+        return Hints(languages, self.one("prompt"), tuple(filter(None, keywords)))
 
     def check_chunking(self) -> None:
         """Check `chunking_strategy`: `auto`, a JSON object, or its members as fields of their own."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +32,7 @@ from slipstream.client import AsyncStream, Queued, ServerError, open_async_strea
 from slipstream.dialogue import EagerEnd, Ended, Interim, SpeechStarted, TurnEvent, TurnListener, Utterance
 from slipstream.errors import ConfigError, SlipstreamError
 from slipstream.events import Word
+from slipstream.hints import Hints, Keyword
 from slipstream.resume import ResumableStream
 
 from .log import logger
@@ -51,6 +52,7 @@ class Options:
     eager_above: float | None
     pause_head: int
     server_turns: bool
+    hints: Hints
 
 
 class STT(stt.STT):
@@ -67,6 +69,9 @@ class STT(stt.STT):
         pause_head: The pause head for the eager threshold; head 2 predicts that no new word follows within 2 s.
         server_turns: Send `END_OF_SPEECH` where the server ends a turn, for `turn_detection="stt"`. Otherwise the
             agent's own detector ends turns, and flushes the stream.
+        keyterms: Words and phrases that are likely to occur, as strings or `slipstream.Keyword`. Those that the agent's
+            session adds hold for streams that begin later.
+        prompt: Text before the speech: it sets names, spelling and style.
     """
 
     def __init__(
@@ -80,6 +85,8 @@ class STT(stt.STT):
         eager_eot_threshold: NotGivenOr[float] = NOT_GIVEN,
         pause_head: int = 2,
         server_turns: bool = True,
+        keyterms: Iterable[str | Keyword] = (),
+        prompt: str = "",
     ) -> None:
         if is_given(eager_eot_threshold) and not 0 < eager_eot_threshold <= 1:
             raise ConfigError(f"eager_eot_threshold={eager_eot_threshold}: expected a probability above 0")
@@ -89,6 +96,7 @@ class STT(stt.STT):
                 interim_results=True,
                 aligned_transcript="word",
                 offline_recognize=True,
+                keyterms=True,
                 manual_flush=True,
             )
         )
@@ -101,7 +109,9 @@ class STT(stt.STT):
             eager_above=eager_eot_threshold if is_given(eager_eot_threshold) else None,
             pause_head=pause_head,
             server_turns=server_turns,
+            hints=Hints(keywords=keyterms, prompt=prompt),
         )
+        self._keyterms = self._options.hints.keywords
         self._streams = weakref.WeakSet[SpeechStream]()
 
     @property
@@ -123,6 +133,12 @@ class STT(stt.STT):
         self._streams.add(stream)
         return stream
 
+    def _update_session_keyterms(self, keyterms: list[str]) -> None:
+        hints = replace(self._options.hints, keywords=[*self._keyterms, *keyterms])
+        self._options = replace(self._options, hints=hints)
+        for stream in self._streams:
+            stream._stream.hints = hints
+
     async def aclose(self) -> None:
         for stream in list(self._streams):
             await stream.aclose()
@@ -138,7 +154,11 @@ class STT(stt.STT):
         frame = rtc.combine_audio_frames(buffer)
         with _api_errors():
             async with open_async_stream(
-                options.url, sample_rate=frame.sample_rate, key=options.key, model=options.model
+                options.url,
+                sample_rate=frame.sample_rate,
+                key=options.key,
+                model=options.model,
+                hints=options.hints,
             ) as stream:
                 sending = asyncio.create_task(_send_whole(stream, _mono(frame)))
                 try:
@@ -160,7 +180,11 @@ class SpeechStream(stt.RecognizeStream):
         super().__init__(stt=stt, conn_options=conn_options, sample_rate=options.sample_rate)
         self._options = options
         self._stream = ResumableStream(
-            options.url, sample_rate=options.sample_rate, key=options.key, model=options.model
+            options.url,
+            sample_rate=options.sample_rate,
+            key=options.key,
+            model=options.model,
+            hints=options.hints,
         )
         self._listener = TurnListener(
             self._stream, server_turns=options.server_turns, eager_above=options.eager_above, head=options.pause_head
