@@ -49,9 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{name} ...", flush=True)
         report[name] = PARTS[name](bench)
         print(table(report[name]), flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "gpu.json").write_text(json.dumps(report, indent=1) + "\n")
-    (options.out / "gpu.md").write_text(markdown(report))
+        # After each part: a later one that fails must not cost the earlier ones.
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "gpu.json").write_text(json.dumps(report, indent=1) + "\n")
+        (options.out / "gpu.md").write_text(markdown(report))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -28,6 +28,13 @@ def test_steps_have_a_row_for_each_size(tmp_path: Path) -> None:
     assert all(row["median_ms"] and row["memory_gb"] is None for row in rows)
 
 
+def test_a_part_that_fails_leaves_the_parts_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PARTS, "capacity", lambda bench: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path, "steps", "capacity", "--no-peer", "--sizes", "1")
+    assert json.loads((tmp_path / "gpu.json").read_text())["steps"][0]["streams"] == 1
+
+
 def test_the_moshi_package_runs_in_the_same_run(tmp_path: Path) -> None:
     os.environ.setdefault("NO_TORCH_COMPILE", "1")  # compiling its norms would take longer than the test
     pytest.importorskip("moshi", reason="the reference package moshi is not installed: `make oracles` installs it")
