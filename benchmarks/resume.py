@@ -1,8 +1,9 @@
 """How often a stream that lost its server continues word for word: `python -m benchmarks.resume FILES`.
 
-The files are joined to streams of about a minute. Each stream loses its connection every `--every` seconds, and
-continues on a server that holds its slot (`held`), or on a fresh slot after `--context` seconds of audio that was final
-before. A resumption is exact if the words up to the next loss are those of the stream without a loss.
+The files are joined to streams. Each one is transcribed without a loss. Then it is continued on a fresh slot from each
+of `--losses`, as `ResumableStream` does: it sends `--context` seconds of audio that was final before, without and with
+the text of the lost stream. A resumption is exact if the words of the next `--after` seconds are those without a loss.
+It has caught up when the server has processed the audio that the lost stream had.
 """
 
 from __future__ import annotations
@@ -11,127 +12,162 @@ import argparse
 import asyncio
 import contextlib
 import re
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from slipstream.arrays import FloatArray
 from slipstream.audio import load
-from slipstream.client import ServerError, transcribe
-from slipstream.events import Step, Word
-from slipstream.resume import ResumableStream
+from slipstream.client import AsyncStream, Resumption, StreamEvent, open_async_stream
+from slipstream.events import History, PartialWord, Step, Word
+from slipstream.resume.text import FinalText
 
 RATE = 24_000
-TAIL_SECONDS = 3.0
-"""Words that start this long before the loss may come from either connection."""
+FRAME_SECONDS = 0.08
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--context", default="held,2,4,8,16", help="'held', and seconds")
-    parser.add_argument("--every", type=float, default=11.0)
-    parser.add_argument("--minutes", type=int, default=8, help="streams of a minute")
-    parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--context", default="4,8,16,30", help="seconds")
+    parser.add_argument("--losses", default="34,48", help="seconds")
+    parser.add_argument("--after", type=float, default=10.0)
+    parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--model", default="tiny")
     arguments = parser.parse_args()
-    streams = list(join(arguments.files, arguments.minutes))
-    print(f"{len(streams)} streams, {sum(map(len, streams)) / RATE:.0f} s; a loss every {arguments.every:g} s")
-    whole: list[list[Word]] = []
-    for hold in (True, False):
-        contexts = [text for text in arguments.context.split(",") if (text == "held") == hold]
-        if not contexts:
-            continue
-        with serving(arguments.model, arguments.slots, hold) as address:
-            if not whole:
-                whole = [list(transcribe(address, np.array_split(audio_S, 60)).words) for audio_S in streams]
-            for text in contexts:
-                report(address, text, streams, whole, arguments.every, arguments.slots)
+    losses = [float(text) for text in arguments.losses.split(",")]
+    seconds = max(losses) + arguments.after + 6.0
+    streams = list(join(arguments.files, arguments.streams, seconds))
+    with serving(arguments.model, len(streams)) as address:
+        found = asyncio.run(all_whole(address, streams))
+        audio_seconds = sum(map(len, streams)) / RATE
+        size = sum(message_size(event) for one in found for event in one.events if isinstance(event, History))
+        print(f"{len(streams)} streams of {seconds:g} s; messages with the text: {size / audio_seconds:.0f} bytes/s")
+        for context in map(float, arguments.context.split(",")):
+            for history in (False, True):
+                began = time.perf_counter()
+                again = [
+                    one
+                    for loss in losses
+                    for one in asyncio.run(continue_all(address, found, loss, context, history, arguments.after))
+                ]
+                exact = sum(one.got == one.want for one in again)
+                wrong, words = sum(differing(one.got, one.want) for one in again), sum(len(one.want) for one in again)
+                print(
+                    f"context {context:>2g} s, {'with' if history else 'without'} the text: "
+                    f"{exact} of {len(again)} exact, {wrong} of {words} words differ, "
+                    f"caught up after {statistics.median(one.seconds for one in again):.1f} s, "
+                    f"{statistics.median(one.size for one in again):.0f} bytes in the address "
+                    f"({time.perf_counter() - began:.0f} s)",
+                    flush=True,
+                )
 
 
-def report(
-    address: str, context: str, streams: list[FloatArray], whole: list[list[Word]], every: float, slots: int
-) -> None:
-    began = time.perf_counter()
-    seconds = 4.0 if context == "held" else float(context)
-    found = asyncio.run(continue_all(address, seconds, streams, every, slots))
-    exact, words, wrong, joined = 0, 0, 0, 0
-    resumptions = 0
-    for (continued, losses), expected in zip(found, whole, strict=True):
-        joined += [word.text for word in continued] == [word.text for word in expected]
-        for start, stop in zip(losses, [*losses[1:], 1e9], strict=True):
-            got, want = (within(side, start - TAIL_SECONDS, stop - TAIL_SECONDS) for side in (continued, expected))
-            resumptions += 1
-            exact += got == want
-            words += len(want)
-            wrong += differing(got, want)
-    print(
-        f"context {context:>4}: {exact} of {resumptions} resumptions exact, {wrong} of {words} words differ, "
-        f"{joined} of {len(found)} streams exact ({time.perf_counter() - began:.0f} s)",
-        flush=True,
-    )
+@dataclass
+class Whole:
+    """A stream without a loss: its audio, its events and the delay of its text, in seconds."""
+
+    audio_S: FloatArray
+    events: list[StreamEvent]
+    delay: float
+
+
+@dataclass
+class Continued:
+    """The words after a loss, continued and without a loss; the seconds to catch up, and the bytes of the text."""
+
+    got: list[str]
+    want: list[str]
+    seconds: float
+    size: int
+
+
+async def all_whole(address: str, streams: list[FloatArray]) -> list[Whole]:
+    return list(await asyncio.gather(*(whole(address, audio_S) for audio_S in streams)))
+
+
+async def whole(address: str, audio_S: FloatArray) -> Whole:
+    async with open_async_stream(address, sample_rate=RATE, resumption=Resumption(first_frame=0)) as stream:
+        sending = asyncio.create_task(send(stream, audio_S))
+        events = [event async for event in stream]
+        await sending
+        return Whole(audio_S, events, stream.delay_seconds)
 
 
 async def continue_all(
-    address: str, context: float, streams: list[FloatArray], every: float, slots: int
-) -> list[tuple[list[Word], list[float]]]:
-    slot = asyncio.Semaphore(slots)
-
-    async def one(audio_S: FloatArray) -> tuple[list[Word], list[float]]:
-        async with slot:
-            return await with_losses(address, context, audio_S, every)
-
-    return list(await asyncio.gather(*map(one, streams)))
+    address: str, streams: list[Whole], loss: float, context: float, history: bool, after: float
+) -> list[Continued]:
+    return list(await asyncio.gather(*(resume(address, one, loss, context, history, after) for one in streams)))
 
 
-async def with_losses(
-    address: str, context: float, audio_S: FloatArray, every: float
-) -> tuple[list[Word], list[float]]:
-    """Transcribe with a loss of the connection every `every` seconds. Returns the words and when it was lost."""
-    stream = ResumableStream(address, sample_rate=RATE, context_seconds=context)
-    stream.send(audio_S)
-    stream.finish()
-    words: list[Word] = []
-    losses: list[float] = []
-    while not stream.done:
-        try:
-            await stream.connect()
-            async for event in stream:
-                if isinstance(event, Word):
-                    words.append(event)
-                elif isinstance(event, Step):
-                    now = event.index * 0.08
-                    if now > (len(losses) + 1) * every and now < len(audio_S) / RATE - every / 2:
-                        losses.append(now)
-                        break
-        except ServerError:
-            await asyncio.sleep(0.1)
-    return words, losses
+async def resume(address: str, one: Whole, loss: float, context: float, history: bool, after: float) -> Continued:
+    """Continue a stream whose connection was lost when the server had processed `loss` seconds."""
+    text = received(one.events, loss, context, one.delay)
+    resumption = Resumption(first_frame=text.first_frame, pieces=text.history) if history else None
+    start, end = text.cut, loss + after + one.delay + 1.0
+    began, caught_up, words = time.perf_counter(), 0.0, []
+    async with open_async_stream(address, sample_rate=RATE, resumption=resumption) as stream:
+        sending = asyncio.create_task(send(stream, one.audio_S[round(start * RATE) : round(end * RATE)]))
+        async for event in stream:
+            if isinstance(event, Step) and not caught_up and event.index * FRAME_SECONDS + start >= loss:
+                caught_up = time.perf_counter() - began
+            elif isinstance(event, Word):
+                words.append(Word(event.text, event.start + start, event.end + start))
+        await sending
+    plain = [event for event in one.events if isinstance(event, Word)]
+    got, want = (within(side, text.settled, loss + after) for side in (words, plain))
+    return Continued(got, want, caught_up, sum(len(piece) + 1 for piece in text.history) if history else 0)
 
 
-def join(files: list[Path], streams: int) -> Iterator[FloatArray]:
-    """Yield streams of about a minute from recordings, with half a second between them."""
+def received(events: list[StreamEvent], loss: float, context: float, delay: float) -> FinalText:
+    """What a client knows at a loss."""
+    text = FinalText(context)
+    for event in events:
+        if isinstance(event, Word):
+            text.word(event)
+        elif isinstance(event, PartialWord):
+            text.partial(event)
+        elif isinstance(event, History):
+            text.keep(event)
+        elif isinstance(event, Step):
+            if event.index * FRAME_SECONDS >= loss:
+                break
+            text.settle((event.index - 2) * FRAME_SECONDS - delay)
+    return text
+
+
+def message_size(event: History) -> int:
+    return len(f'{{"type":"history","end":{event.end},"text":"{event.text}"}}')
+
+
+async def send(stream: AsyncStream, audio_S: FloatArray) -> None:
+    for piece_S in np.array_split(audio_S, max(1, len(audio_S) // RATE)):
+        await stream.send(piece_S)
+    await stream.finish()
+
+
+def join(files: list[Path], streams: int, seconds: float) -> Iterator[FloatArray]:
+    """Yield streams of this many seconds from recordings, with half a second between them."""
     pieces: list[FloatArray] = []
     for path in files:
         pieces += [load(path, RATE), np.zeros(RATE // 2, np.float32)]
-        if sum(map(len, pieces)) > 60 * RATE:
-            yield np.concatenate(pieces)
+        if sum(map(len, pieces)) > seconds * RATE:
+            yield np.concatenate(pieces)[: round(seconds * RATE)]
             pieces, streams = [], streams - 1
         if not streams:
             return
-    if pieces:
-        yield np.concatenate(pieces)
 
 
 @contextlib.contextmanager
-def serving(model: str, slots: int, hold: bool) -> Iterator[str]:
+def serving(model: str, slots: int) -> Iterator[str]:
     command = [sys.executable, "-m", "slipstream", "serve", "--port", "0", "--backend", "onnx", "--model", model]
     command += ["--slots", str(slots), "--queue-seconds", "60", "--log-level", "error"]
-    command += ["--resume-seconds", "30"] if hold else []
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
@@ -148,7 +184,7 @@ def serving(model: str, slots: int, hold: bool) -> Iterator[str]:
 
 
 def within(words: list[Word], start: float, stop: float) -> list[str]:
-    return [word.text for word in words if start <= word.start < stop]
+    return [word.text for word in words if start - FRAME_SECONDS / 2 < word.start < stop]
 
 
 def differing(got: list[str], want: list[str]) -> int:

@@ -14,17 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.cuts import CuttingProxy
 from tests.fakes import LEXICON, ScriptRunner, silence, sound_of, tiny_tokenizer, words_of
+from tests.models import noise_and_tones, random_model, stt_config
 from tests.server.harness import FRAME, RATE, chunks, serving, solo, wait_for
 
 from slipstream.arrays import FloatArray
-from slipstream.client import ServerError, StreamEvent
+from slipstream.backends.onnx.runner import OnnxRunner
+from slipstream.client import Resumption, ServerError, StreamEvent, open_async_stream
 from slipstream.connections.keys import KeyRing, new_key
 from slipstream.connections.limits import Limits
 from slipstream.engine.engine import Engine
 from slipstream.errors import AudioError, ConfigError
 from slipstream.events import EndOfTurn, Final, MarkerReached, PartialWord, Step, Turn, Word
-from slipstream.resume import ResumableStream, _Tape
+from slipstream.resume import ResumableStream
 from slipstream.resume.blocking import listen
+from slipstream.resume.tape import Tape
 
 WORDS = [word for word in LEXICON if len(word) < 9]
 
@@ -158,6 +161,59 @@ def test_a_server_that_holds_the_slot_continues_exactly(holding, seed, cuts) -> 
     wait_for(lambda: holding.engine.active == before)
 
 
+@pytest.fixture(scope="module")
+def model():
+    """A server with a model whose text depends on the text before, and on the number of each frame."""
+    config = stt_config(codec="whisper", text_vocab=tiny_tokenizer().vocab_size)
+    with serving(OnnxRunner(config, *random_model(config), slots=4, threads=1)) as running:
+        yield running
+
+
+async def with_one_loss(stream: ResumableStream, audio_S: FloatArray, seconds: float) -> list[StreamEvent]:
+    """All events, with a loss of the connection where this much audio is processed."""
+    stream.send(audio_S)
+    stream.finish()
+    events: list[StreamEvent] = []
+    lost = False
+    while not stream.done:
+        await stream.connect()
+        async for event in stream:
+            events.append(event)
+            if isinstance(event, Step) and event.index * 0.08 > seconds and not lost:
+                lost = True
+                break
+    return events
+
+
+def test_a_fresh_slot_continues_the_text_of_the_lost_one(model) -> None:
+    audio_S = noise_and_tones(12.0, seed=9)
+
+    def words(context: float, history: bool) -> list[tuple[str, float, float]]:
+        stream = ResumableStream(model.http, context_seconds=context, history=history)
+        return texts(asyncio.run(with_one_loss(stream, audio_S, 7)))
+
+    whole, found, without = words(12.0, True), words(3.0, True), words(3.0, False)
+    assert found == whole
+    assert without != whole
+
+
+def test_a_server_refuses_a_text_that_it_did_not_write(model) -> None:
+    async def connect(pieces: tuple[str, ...]) -> None:
+        async with open_async_stream(model.http, resumption=Resumption(first_frame=0, pieces=pieces)) as stream:
+            async for _ in stream:
+                pass
+
+    for pieces, problem in {
+        ("AAAA",): "expected a text of this server",
+        ("A" * 101,): "not URL-safe base64",
+        ("AQ",): "expected a text",
+    }.items():
+        with pytest.raises(ServerError, match=problem) as refused:
+            asyncio.run(connect(pieces))
+        assert refused.value.code == 1007
+    wait_for(lambda: model.engine.active == 0)
+
+
 def test_it_continues_when_the_server_stops_and_starts_again() -> None:
     before_S, after_S = recording(3, words=4), recording(4, words=4)
     audio_S = np.concatenate([before_S, after_S])
@@ -259,7 +315,7 @@ def test_without_asyncio_errors_are_raised_in_the_reader(holding) -> None:
 
 def test_memory_does_not_grow_in_silence(server) -> None:
     async def talk() -> None:
-        stream = ResumableStream(server.http, sample_rate=RATE, max_pending_seconds=20)
+        stream = ResumableStream(server.http, sample_rate=RATE, context_seconds=4, max_pending_seconds=20)
         reading = asyncio.create_task(collect(stream))
         for _ in range(60):
             stream.send(silence(12.5))
@@ -324,7 +380,7 @@ def test_partial_words_are_not_repeated(server) -> None:
 
 
 def test_a_tape_returns_what_was_appended() -> None:
-    tape = _Tape()
+    tape = Tape()
     for start in range(0, 100, 10):
         tape.append(np.arange(start, start + 10, dtype=np.float32))
     tape.drop_before(25)

@@ -137,6 +137,19 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class History:
+    """The model's text of the last frames, for a session that asks for it (`slipstream.engine.history`).
+
+    Args:
+        end: Number of the frame after them.
+        text: Opaque; for `Continuation`.
+    """
+
+    end: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Final:
     """The last event. `duration`: of the audio, in seconds. `flush_seconds`: how long the last flush took."""
 
@@ -156,6 +169,7 @@ Event: TypeAlias = (
     | MarkerReached
     | Recovered
     | Step
+    | History
     | Final
 )
 """Any event of a session."""

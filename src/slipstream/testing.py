@@ -193,7 +193,7 @@ class ScriptRunner(StepwiseRunner):
         self._words = [tiny_tokenizer().encode(word) for word in LEXICON]
         self._states: list[_SlotState | None] = [None] * slots
 
-    def reset(self, slots: Sequence[int]) -> None:
+    def reset(self, slots: Sequence[int], first_frame: int = 0) -> None:
         self.threads.add(threading.get_ident())
         for slot in slots:
             self._states[slot] = _SlotState()

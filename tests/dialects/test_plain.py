@@ -26,8 +26,21 @@ from slipstream.dialects.protocol import (
     Restart,
     Send,
 )
+from slipstream.engine.history import Continuation
 from slipstream.engine.options import SessionOptions
-from slipstream.events import EndOfTurn, Final, Flushed, MarkerReached, OpenWord, PartialWord, Ready, Step, Turn, Word
+from slipstream.events import (
+    EndOfTurn,
+    Final,
+    Flushed,
+    History,
+    MarkerReached,
+    OpenWord,
+    PartialWord,
+    Ready,
+    Step,
+    Turn,
+    Word,
+)
 
 INFO = StreamInfo(model="tiny", delay_seconds=0.5, frame_seconds=0.08)
 
@@ -208,3 +221,26 @@ def test_audio_is_converted_to_the_models_sample_rate() -> None:
     stream = PlainDialect(parse_format({"encoding": "pcm_f32le", "sample_rate": "8000"}), info)
     commands = [*stream.receive(np.zeros(8_000, "<f4").tobytes()), *stream.receive('{"type": "flush"}')]
     assert sum(len(command.pcm_S) for command in commands if isinstance(command, Audio)) == 16_000
+
+
+def opened_with(history: str | None) -> SessionOptions:
+    query = [] if history is None else [("history", history)]
+    (action,) = open_dialect(StreamRequest(Models({"tiny": INFO}), query)).open()
+    assert isinstance(action, Open)
+    return action.options
+
+
+def test_the_history_of_the_text_is_sent_on_request_and_given_back_in_the_address() -> None:
+    assert opened_with(None).continues is None
+    assert opened_with("0").continues == Continuation()
+    assert opened_with("512.AAEC.AwQF").continues == Continuation(512, ("AAEC", "AwQF"))
+    (sent,) = dialect().handle(History(524, "AwQF"), 0)
+    assert sent == Send('{"type":"history","end":524,"text":"AwQF"}')
+
+
+@pytest.mark.parametrize("history", ["", "x", "-1", "e3.AA", "99999999999", "\N{SUPERSCRIPT TWO}"])
+def test_an_invalid_first_frame_is_named(history: str) -> None:
+    with pytest.raises(ProtocolError, match="history="):
+        opened_with(history)
+    with pytest.raises(ProtocolError, match="first frame 2147483648"):
+        opened_with("2147483648")

@@ -106,7 +106,7 @@ class Script(StepwiseRunner):
     def __init__(self, tokens: Sequence[int]) -> None:
         self.tokens, self.at = tokens, [0, 0]
 
-    def reset(self, slots: Sequence[int]) -> None:
+    def reset(self, slots: Sequence[int], first_frame: int = 0) -> None:
         for slot in slots:
             self.at[slot] = 0
 

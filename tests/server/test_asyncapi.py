@@ -36,6 +36,7 @@ from slipstream.events import (
     Event,
     Final,
     Flushed,
+    History,
     MarkerReached,
     OpenWord,
     PartialWord,
@@ -66,6 +67,7 @@ PLAIN: list[Event] = [
     Turn(1.5, 2.0),
     MarkerReached(3),
     Recovered(61.5, "mute"),
+    History(24, "AYzqTUsMAgDmAgIA"),
     Final(2.5, 0.25),
 ]
 

@@ -238,6 +238,7 @@ export class SlipstreamClient extends Emitter<ClientEvents> {
       encoding: this.#encoding,
       sample_rate: String(this.#rate),
       channels: String(this.#channels),
+      history: this.#continuity.history(this.#start() / this.#rate),
       ...(this.#session && { resume: this.#session, received: String(this.#received) }),
       ...(this.#model && { model: this.#model }),
       ...(this.#apiKey && { auth_id: this.#apiKey }),
@@ -273,8 +274,8 @@ export class SlipstreamClient extends Emitter<ClientEvents> {
       this.#received = 0;
       this.#openWord = null;
       const { first } = this.#tape;
-      const cut = this.#continuity.begin(this.#transcript.words, this.#settled);
-      this.#sent = Math.max(first, Math.floor(cut * this.#rate + 0.5));
+      this.#continuity.begin(this.#transcript.words);
+      this.#sent = this.#start();
       this.#base = this.#sent / this.#rate;
       const lost = first / this.#rate - this.#settled;
       if (lost * this.#rate <= 1) return;
@@ -289,6 +290,12 @@ export class SlipstreamClient extends Emitter<ClientEvents> {
       return owed || this.#flushes.has(this.#flushSent);
     },
   };
+
+  /** Where a connection that the server does not continue begins in the audio. */
+  #start(): number {
+    const cut = this.#continuity.cut(this.#transcript.words, this.#settled);
+    return Math.max(this.#tape.first, Math.floor(cut * this.#rate + 0.5));
+  }
 
   #next(seconds: number): Uint8Array | string | null {
     if (this.#sent < this.#tape.first) throw new Error("audio came faster than it was sent");
@@ -316,6 +323,8 @@ export class SlipstreamClient extends Emitter<ClientEvents> {
       if (name in times) times[name]! += this.#base;
     }
     if (message.type !== "step" && message.type !== "partial") this.#received++;
+    if (message.type === "history") return this.#continuity.keep(message.end, message.text);
+    if (message.type === "recovered") this.#continuity.forget();
     if (this.#continuity.repeats(message)) return;
     let settled = this.#settled;
     const { words, turns, delay } = this.#transcript;

@@ -17,6 +17,7 @@ export interface End {
 export type ServerMessage =
   | ServerEvent
   | { type: "done"; duration: number; flush_seconds: number }
+  | { type: "history"; end: number; text: string }
   | { type: "error"; message: string; code: number };
 
 /** What a connection sends next, and who takes what it receives. */

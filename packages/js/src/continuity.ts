@@ -3,7 +3,7 @@
 import type { ServerMessage } from "./connection.js";
 import type { Word } from "./events.js";
 
-const CONTEXT_SECONDS = 8; // audio before the text that is not final, so that the model has context
+const CONTEXT_SECONDS = 30; // audio before the text that is not final, so that the model has context
 const TAIL_SECONDS = 0.5; // a word may sound this much longer than its end states: audio is never cut there
 const SAME_START_SECONDS = 0.16; // a word with the same text that starts this close to a final word is that word again
 const FRAME_SECONDS = 0.08;
@@ -11,14 +11,32 @@ const FRAME_SECONDS = 0.08;
 type FinalWord = Omit<Word, "type">;
 
 export class Continuity {
+  #history: { end: number; text: string }[] = []; // the model's text, in frames of the whole stream
   #last: FinalWord | null = null; // the last word that was final when the connection began
   #turnEnded = -1;
   #turnStart: number | null = null;
 
-  /** Begin a connection that sends audio again. Returns where its audio starts, in seconds. */
-  begin(words: FinalWord[], settled: number): number {
+  /** Keep the model's text of the frames before `end`, which a server that does not hold the stream continues. */
+  keep(end: number, text: string): void {
+    while ((this.#history.at(-1)?.end ?? 0) >= end) this.#history.pop(); // another model has written it
+    this.#history.push({ end, text });
+  }
+
+  /** Forget the model's text: the model was reset. */
+  forget(): void {
+    this.#history = [];
+  }
+
+  /** What a connection says about the audio that it begins with, in seconds. */
+  history(start: number): string {
+    const first = Math.round(start / FRAME_SECONDS);
+    this.#history = this.#history.filter(({ end }) => end >= first);
+    return [first, ...this.#history.map(({ text }) => text)].join(".");
+  }
+
+  /** Begin a connection that sends audio again. */
+  begin(words: FinalWord[]): void {
     this.#last = words.at(-1) ?? null;
-    return this.cut(words, settled);
   }
 
   /** The start of a word or a frame of silence, at least the context before the text that is not final. */

@@ -55,6 +55,14 @@ class SampleConverter:
         wide = array.dtype.itemsize > 2
         return (array / (self._wide_scale(array) if wide else -int(np.iinfo(array.dtype).min))).astype(np.float32)
 
+    def convert_mono(self, samples: npt.ArrayLike) -> FloatArray:
+        """Convert `[S]` or `[1, S]` to `[S]`, as `convert` does. Raises `AudioError` for more channels."""
+        audio_CS = self.convert(samples)
+        if len(audio_CS) != 1:
+            raise AudioError(f"audio has shape {audio_CS.shape}: a stream takes one channel, [samples]")
+        audio_S: FloatArray = audio_CS[0]
+        return audio_S
+
     def _wide_scale(self, array: npt.NDArray[Any]) -> int:
         peak = max(int(array.max()), -int(array.min())) if array.size else 0
         if self._full_scale is None and peak:

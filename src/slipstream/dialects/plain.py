@@ -9,6 +9,11 @@ another connection with `resume=SESSION&received=N` in the address: N counts the
 `step`, `partial` and the `ready` of such connections. If the stream is still held, `ready` has `resumed`, and the
 `position` (in samples) where the audio continues; the messages that the client has not received follow. Otherwise this
 is a new stream.
+
+With `history=0` in the address, `history` messages have the text of the last frames, opaque, about once per second. A
+new stream that repeats the last audio of another one has `history=FRAME.TEXT.TEXT...` in the address: the number of its
+first frame in that stream (12.5 frames per second), and the texts around and after this frame. Its model reads the text
+that was written, and its `history` continues the numbers; times count from its own first sample.
 """
 
 from __future__ import annotations
@@ -34,12 +39,14 @@ from slipstream.dialects.protocol import (
     Send,
     make_hints,
 )
+from slipstream.engine.history import Continuation
 from slipstream.engine.options import SessionOptions
 from slipstream.errors import ConfigError
 from slipstream.events import (
     EndOfTurn,
     Event,
     Final,
+    History,
     MarkerReached,
     OpenWord,
     PartialWord,
@@ -59,7 +66,8 @@ DEFAULT_RATE = 24_000
 def open_dialect(request: StreamRequest) -> PlainDialect:
     """Open the dialect for one connection. Raises `ProtocolError` that names an invalid parameter."""
     format, info = parse_format(dict(request.query)), request.models[request.get("model")]
-    return PlainDialect(format, info, request.id, request.session, parse_hints(request, info))
+    hints, continues = parse_hints(request, info), parse_history(request.get("history"))
+    return PlainDialect(format, info, request.id, request.session, hints, continues)
 
 
 def parse_hints(request: StreamRequest, info: StreamInfo) -> Hints:
@@ -86,14 +94,22 @@ class PlainDialect(Dialect):
         id: Identifies it in the server's log.
         session: Identifies it to a client that continues it on another connection.
         hints: What the client knows about the speech.
+        continues: The stream that the client continues, if it asks for the history of the text.
     """
 
     name = "plain"
 
     def __init__(
-        self, format: RawFormat, info: StreamInfo, id: str = "", session: str = "", hints: Hints | None = None
+        self,
+        format: RawFormat,
+        info: StreamInfo,
+        id: str = "",
+        session: str = "",
+        hints: Hints | None = None,
+        continues: Continuation | None = None,
     ) -> None:
         self._info, self._id, self._hints = info, id, hints or Hints()
+        self._continues = continues
         self._pcm = PcmInput(format, info.sample_rate)
         self._sample_bytes = format.sample_bytes * format.channels
         self._received = 0  # bytes
@@ -115,7 +131,7 @@ class PlainDialect(Dialect):
 
     def open(self) -> Iterable[Action]:
         """Open the session: see `Dialect.open`."""
-        return (Open(SessionOptions(steps=True, hints=self._hints), self._info.model),)
+        return (Open(SessionOptions(steps=True, hints=self._hints, continues=self._continues), self._info.model),)
 
     def receive(self, message: Message) -> Iterator[Action]:
         """Yield the actions for a message: see `Dialect.receive`."""
@@ -159,6 +175,8 @@ class PlainDialect(Dialect):
             return _json("flushed", id=event.id)
         if isinstance(event, Recovered):
             return _json("recovered", time=event.time, reason=event.reason)
+        if isinstance(event, History):
+            return _json("history", end=event.end, text=event.text)
         if isinstance(event, Ready):
             return self._ready(resumed=False)
         if isinstance(event, Final):
@@ -202,6 +220,19 @@ def _delay(request: StreamRequest, info: StreamInfo) -> float | None:
         return float(text)
     except ValueError:
         raise ProtocolError(f"delay={text!r:.40}: expected a number of seconds") from None
+
+
+def parse_history(text: str | None) -> Continuation | None:
+    """Return the stream that an address continues; None without the parameter. Raises `ProtocolError`."""
+    if text is None:
+        return None
+    first, *pieces = text.split(".")
+    if not (first.isascii() and first.isdecimal() and len(first) <= 10):
+        raise ProtocolError(f"history={text!r:.40}: expected the number of a frame, and texts of `history` messages")
+    try:
+        return Continuation(int(first), tuple(pieces))
+    except ConfigError as error:
+        raise ProtocolError(str(error)) from error
 
 
 _DROPPABLE = (Step, PartialWord, OpenWord)

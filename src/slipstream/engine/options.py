@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from slipstream.engine.history import Continuation
 from slipstream.engine.turns import TurnOptions
 from slipstream.engine.watchdog import WatchdogOptions
 from slipstream.errors import ConfigError
@@ -80,6 +81,7 @@ class SessionOptions:
         flush_after_silence: Flush the text once after this many seconds without voice, so that the last word comes
             without a marker.
         hints: What is known about the speech, and how much to search.
+        continues: Where the session begins in a longer stream, and the text of that stream; it then emits `History`.
     """
 
     partials: bool = True
@@ -90,6 +92,7 @@ class SessionOptions:
     max_buffered_seconds: float = 30.0
     flush_after_silence: float | None = None
     hints: Hints = field(default_factory=Hints)
+    continues: Continuation | None = None
 
     def __post_init__(self) -> None:
         if self.flush_after_silence is not None and not self.flush_after_silence > 0:

@@ -13,12 +13,13 @@ from slipstream.arrays import FloatArray
 from slipstream.audio import Framer
 from slipstream.audio.arrays import SampleConverter, check_range
 from slipstream.engine.flush import Barrier, Flush, Marker, Op, Prefix, SetState, SlotOp, next_tail
+from slipstream.engine.history import Continuation
 from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.reconcile import Reconciler
 from slipstream.engine.turns import VOICE_DB, TurnBuilder, TurnDetector, TurnOptions, VoiceLevel
 from slipstream.engine.watchdog import Watchdog
 from slipstream.engine.writer import Writer
-from slipstream.errors import AudioError, SessionClosed
+from slipstream.errors import SessionClosed
 from slipstream.events import EndOfTurn, Event, Final, Flushed, MarkerReached, Ready, Recovered, StartOfTurn, Step, Word
 from slipstream.hints import Hints
 from slipstream.hints.keywords import Biases
@@ -60,17 +61,16 @@ class Session:
     def _begin(self) -> None:
         self._take_options()
         format, options = self.format, self.options
-        self._ops: list[Op] = [SlotOp.RESET]
         self.done = False
         self._framer = Framer(format.frame_samples)
         self._frames: deque[FloatArray] = deque()
         self._received = self._processed = self._flushed_to = 0
         self._closing = False
         self._writer = Writer(format, options, 0)
+        self._ops: list[Op] = [SlotOp.RESET, *self._writer.take_ops()]
         self._reconciler = Reconciler()
         self._voice = VoiceLevel()
-        self._quiet_frames = 0
-        self._spoke = False
+        self._quiet_frames, self._spoke = 0, False
         self._turn_detector = TurnDetector(options.turns or format.turns, format.delay_frames, format.frame_rate)
         self._languages = LanguageTracker(options.hints.languages)
         self._turn_builder = TurnBuilder(self._languages)
@@ -100,11 +100,7 @@ class Session:
 
     def convert(self, samples: npt.ArrayLike) -> FloatArray:
         """Convert one chunk to float32 `[S]`; see `SampleConverter`. Raises `AudioError` for another shape or type."""
-        audio_CS = self._converter.convert(samples)
-        if len(audio_CS) != 1:
-            raise AudioError(f"audio has shape {audio_CS.shape}: a session takes one channel, [samples]")
-        audio_S: FloatArray = audio_CS[0]
-        return audio_S
+        return self._converter.convert_mono(samples)
 
     def push(self, samples: npt.ArrayLike) -> None:
         """Take more audio: mono, `[S]`, at the model's rate.
@@ -169,6 +165,8 @@ class Session:
         if self.done:
             raise SessionClosed("cannot restart a session that has ended")
         self._forget_steps()
+        if self.options.continues:
+            self.options = replace(self.options, continues=Continuation())
         self._begin()
         self.saved = []
         if self.slots:
@@ -206,6 +204,7 @@ class Session:
             or self.options.low_latency
             or self._next_options is not None
             or self._writer.searches
+            or self._writer.follows
             or self.options.flush_after_silence is not None
             or (self._watchdog is not None and not self._watchdog.calm)
         )
@@ -291,7 +290,7 @@ class Session:
     @property
     def prefix(self) -> Prefix:
         """What its model reads before the audio."""
-        return self.options.hints.delay, self._writer.prompt
+        return self.options.hints.delay, self._writer.first_frame, self._writer.prompt
 
     def fill(self, row_S: FloatArray) -> None:
         """Write the next frame for the model into `row_S`.
@@ -337,6 +336,7 @@ class Session:
             self._writer.prefix_left -= 1
         else:
             self._count_frame(token, pause_H, mean_square)
+        self.events += self._writer.take_history()
         if self._next_options is not None and not self._in_model:
             self._take_options()
             self._turn_detector.set_options(self.options.turns or self.format.turns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,12 +40,12 @@ class SlotOperator:
 
     def run(self, ops: Sequence[SessionOp]) -> None:
         """Run the operations: resets first, then the others in their order."""
-        resets: dict[float | None, list[int]] = {}
+        resets: dict[tuple[float | None, int], list[int]] = {}
         for op in ops:
             if op.kind is SlotOp.RESET:
-                resets.setdefault(op.session.options.hints.delay, []).extend(op.slots)
-        for delay, slots in resets.items():
-            self._runner.reset(slots) if delay is None else self._runner.reset(slots, delay)
+                resets.setdefault(op.session.prefix[:2], []).extend(op.slots)
+        for (delay, first_frame), slots in resets.items():
+            reset(self._runner, slots, delay, first_frame)
         for op in ops:
             if isinstance(op.kind, CopyRow):
                 self._runner.restore(op.slots[op.kind.target], self._runner.snapshot(op.slots[op.kind.source]))
@@ -63,6 +64,14 @@ class SlotOperator:
                 for slot, state in zip(op.slots, op.saved, strict=True):
                     self._runner.restore(slot, state)
                 op.session.saved = []
+
+
+def reset(runner: Runner, slots: Sequence[int], delay: float | None, first_frame: int) -> None:
+    """Start new streams in some slots: see `Runner.reset`. A runner for tests may lack what a stream does not need."""
+    changes: dict[str, Any] = {"first_frame": first_frame} if first_frame else {}
+    if delay is not None:
+        changes["delay"] = delay
+    runner.reset(slots, **changes)
 
 
 def steering_of(slots: int, sessions: Sequence[Session]) -> Steering | None:

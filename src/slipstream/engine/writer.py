@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from slipstream.engine.alternatives import Rivals
 from slipstream.engine.flush import CopyRow, ForceToken, Op, SlotOp
+from slipstream.engine.history import HistoryWriter
 from slipstream.engine.options import SessionOptions, StreamFormat
+from slipstream.events import History
 from slipstream.hints import Hints
 from slipstream.hints.keywords import Biases
 from slipstream.hints.prompt import prompt_tokens
@@ -20,7 +22,8 @@ from slipstream.model.text import WordDecoder, WordEvent
 class Writer:
     """The text of a model that was reset at `processed` frames of a session's audio.
 
-    First it writes nothing, for the silence that the model needs, and then the prompt.
+    First it writes nothing, for the silence that the model needs, and then the prompt. A session that continues a
+    longer stream has no prompt, and writes the text that it is given.
 
     Attributes:
         prompt: The tokens of the prompt, one for each frame.
@@ -28,10 +31,14 @@ class Writer:
         decoder: Tokens to words.
         lead: The row of the best hypothesis.
         ops: Operations on the slots that follow from the last step.
+        first_frame: The number of the first frame that the model reads after its reset.
     """
 
     def __init__(self, format: StreamFormat, options: SessionOptions, processed: int) -> None:
-        self.prompt = prompt_tokens(options.hints.prompt, format.tokenizer)
+        continues = options.continues
+        self.prompt = prompt_tokens(
+            "" if continues and continues.first_frame else options.hints.prompt, format.tokenizer
+        )
         self.prefix_left = format.silence_frames + len(self.prompt)
         self.lead = 0
         self.ops: list[Op] = []
@@ -43,6 +50,11 @@ class Writer:
             partials=options.partials,
             calibration=format.calibration,
         )
+        self.first_frame = processed + (continues.first_frame if continues else 0)
+        self._history = HistoryWriter(self.first_frame - processed, format.tokenizer) if continues else None
+        self._given = continues.text(format.tokenizer) if continues and not processed else {}
+        if not self.prefix_left and (before := self._given.pop(-1, None)) is not None:
+            self.ops.append(ForceToken(0, before))
         self._tokenizer = format.tokenizer
         self._rivals = Rivals(options.hints.alternatives - 1)
         self._search = new_search(options.hints, format.tokenizer)
@@ -52,9 +64,16 @@ class Writer:
         """Whether the next token depends on what is written here."""
         return self._search is not None
 
+    @property
+    def follows(self) -> bool:
+        """Whether the next tokens are given."""
+        return bool(self._given)
+
     def biases(self, row: int) -> Biases:
         """Return what to add to the scores of a row in the next step."""
-        return NO_BIASES if self._search is None or self.prefix_left else self._search.biases(row)
+        if self._search is None or self.prefix_left or self._given:
+            return NO_BIASES
+        return self._search.biases(row)
 
     def advance(self, token: int, logprob: float, choices: Sequence[Choice]) -> tuple[int, list[WordEvent]]:
         """Take the output of a step.
@@ -69,6 +88,8 @@ class Writer:
         """
         if self.prefix_left and self.prompt:
             return PAD_ID, self._pass_prefix()
+        if self._given:
+            return self._follow(token, logprob)
         if self._search is None or not choices:  # a step that began before there was a search
             return token, self._read([(token, logprob)])
         decision = self._search.advance(choices)
@@ -108,11 +129,23 @@ class Writer:
         other.decoder = self.decoder.copy()
         other._rivals = self._rivals.copy()
         other._search = None if self._search is None else self._search.copy()
+        other._given, other._history = {}, None
         return other
+
+    def take_history(self) -> list[History]:
+        """Return the pieces of history that are new, in a session that keeps it."""
+        return [] if self._history is None else self._history.take()
 
     def take_ops(self) -> list[Op]:
         ops, self.ops = self.ops, []
         return ops
+
+    def _follow(self, token: int, logprob: float) -> tuple[int, list[WordEvent]]:
+        """Write the token that is given for this frame, if one is, in the first row."""
+        given = self._given.pop(self.decoder.frames, token)
+        if given != token:
+            self.ops.append(ForceToken(0, given))
+        return given, self._read([(given, logprob if given == token else 0.0)], record=False)
 
     def _pass_prefix(self) -> list[WordEvent]:
         place = len(self.prompt) - self.prefix_left
@@ -122,5 +155,8 @@ class Writer:
             self.ops.append(SlotOp.KEEP_PREFIX)
         return self._read([(PAD_ID, 0.0)])
 
-    def _read(self, written: Iterable[tuple[int, float]]) -> list[WordEvent]:
-        return self._rivals.attach([event for one in written for event in self.decoder.push(*one)])
+    def _read(self, written: Sequence[tuple[int, float]], *, record: bool = True) -> list[WordEvent]:
+        events = [event for one in written for event in self.decoder.push(*one)]
+        if self._history is not None and record:
+            self._history.add([token for token, _ in written], self.decoder.frames)
+        return self._rivals.attach(events)

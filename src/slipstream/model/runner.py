@@ -138,13 +138,15 @@ class Runner(Protocol):
         """
         ...
 
-    def reset(self, slots: Sequence[int], delay: float | None = None) -> None:
+    def reset(self, slots: Sequence[int], delay: float | None = None, first_frame: int = 0) -> None:
         """Start a new stream in some slots. The other slots do not change.
 
         Args:
             slots: Their numbers, from 0.
             delay: The text delay of the streams in seconds, for a model that is trained with several; None is the
                 model's own.
+            first_frame: The number of the first frame, for streams that continue longer ones: sinusoidal positions
+                start there. Rotary positions are relative, so nothing else depends on it.
 
         Raises:
             ConfigError: The model does not have this delay.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -54,6 +55,8 @@ class Tokenizer:
             raise CheckpointError(f"{path}: not a SentencePiece model") from error
         if processor.vocab_size() <= max(WORD_ID, PAD_ID):
             raise CheckpointError(f"{path}: not a SentencePiece model with text in it")
+        self.digest = zlib.crc32(proto).to_bytes(4, "big")
+        """Differs between tokenizers."""
         self._processor = processor
         self._segments = [_segments(processor, token) for token in range(processor.vocab_size())]
         for token in (WORD_ID, PAD_ID):
@@ -183,6 +186,11 @@ class WordDecoder:
         self._omission_nats = 0.0  # of those before the word that is open
 
     @property
+    def frames(self) -> int:
+        """Audio frames read so far; negative within the silence before the audio."""
+        return self._index + self._offset
+
+    @property
     def settled_frames(self) -> int:
         """Audio frames whose words are all complete: no later token can start a word before this frame."""
         if self._start_frame is not None:
@@ -289,8 +297,7 @@ class WordDecoder:
         return index + self._offset - self._delay
 
     def _seconds(self, frame: int) -> float:
-        processed = self._index + self._offset
-        return max(self._last_end, min(frame, processed) / self._rate)
+        return max(self._last_end, min(frame, self.frames) / self._rate)
 
 
 def _segments(processor: sentencepiece.SentencePieceProcessor, token: int) -> tuple[bytes, ...] | None:

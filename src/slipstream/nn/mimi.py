@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slipstream.model.config import CodecConfig
-from slipstream.model.numerics import CODEBOOK_EPS
+from slipstream.model.numerics import CODEBOOK_EPS, WHISPER_POSITIONS
 from slipstream.nn.layers import CausalConv1d, CausalConvTranspose1d, Transformer
 from slipstream.nn.mel import LogMel
 from slipstream.nn.ring import RingFormat
@@ -61,6 +61,12 @@ class Mimi(nn.Module):
         if self.config.stride > 1:
             state["downsample"] = self.downsample.init_state(batch)
         return state
+
+    def set_first_frame(self, state: State, slots: Tensor, frame: int) -> None:
+        """Set the number of the first frame of fresh streams, in place: a Whisper encoder's positions start there."""
+        if isinstance(self.encoder, WhisperEncoder):
+            encoder = cast("dict[str, dict[str, Tensor]]", state)["encoder"]
+            encoder["start"][slots] = frame * self.config.stride % WHISPER_POSITIONS
 
     def decoder_state(self, batch: int) -> State:
         """State of `batch` fresh streams to decode."""

@@ -128,7 +128,10 @@ class WhisperEncoder(nn.Module):
         self.checkpointing = False
 
     def init_state(self, batch: int, max_step: int, rings: RingFormat | None = None) -> dict[str, State]:
-        """State for `batch` streams that advance by at most `max_step` positions at a time."""
+        """State for `batch` streams that advance by at most `max_step` positions at a time.
+
+        `start` is the sinusoidal position of each stream's first one.
+        """
         weight, config = self.conv1.weight, self.config
         capacity = ring_capacity(config.context, max_step, config.lookahead)
         shape = (config.num_layers, batch, config.num_heads, capacity, config.head_dim)
@@ -138,6 +141,7 @@ class WhisperEncoder(nn.Module):
             "conv1": self.conv1.init_state(batch),
             "conv2": self.conv2.init_state(batch),
             "position": torch.zeros(batch, dtype=torch.int64, device=weight.device),
+            "start": torch.zeros(batch, dtype=torch.int64, device=weight.device),
             "delayed": [weight.new_zeros(batch, config.lookahead, config.dim) for _ in self.layers],
             "ring": Ring.empty(shape, device=weight.device, dtype=weight.dtype, format=rings, step=max_step),
         }
@@ -177,7 +181,7 @@ class WhisperEncoder(nn.Module):
         x, conv2 = self.conv2(F.gelu(x), old["conv2"])
         x_BTD = F.gelu(x).transpose(1, 2)
         position_BT = old["position"][:, None] + torch.arange(x_BTD.shape[1], device=x_BTD.device)
-        x_BTD = x_BTD + self._sines(position_BT)
+        x_BTD = x_BTD + self._sines(position_BT + old["start"][:, None])
         ring, delayed = cast(Ring, old["ring"]), cast("dict[str, list[Tensor]]", state)["delayed"]
         new: list[State] = []
         for i, layer in enumerate(cast("list[WhisperLayer]", self.layers)):
@@ -187,7 +191,8 @@ class WhisperEncoder(nn.Module):
             new.append(later)
         y_BTD = self.norm(x_BTD) * (position_BT >= self.config.delay)[..., None]
         position = position_BT[:, -1] + 1
-        return y_BTD, {"conv1": conv1, "conv2": conv2, "position": position, "delayed": new, "ring": ring}
+        tails: dict[str, State] = {"conv1": conv1, "conv2": conv2, "position": position, "start": old["start"]}
+        return y_BTD, {**tails, "delayed": new, "ring": ring}
 
     def _sines(self, position_BT: Tensor) -> Tensor:
         return F.embedding(position_BT % WHISPER_POSITIONS, self.positions).to(self.conv1.weight.dtype)

@@ -25,22 +25,18 @@ from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
-import numpy as np
 import numpy.typing as npt
 
-from slipstream.arrays import FloatArray
 from slipstream.audio.arrays import SampleConverter, check_range
 from slipstream.client import AsyncStream, Resumption, ServerError, StreamEvent, find_replica, open_async_stream
-from slipstream.errors import AudioError, ConfigError
-from slipstream.events import EndOfTurn, Final, MarkerReached, PartialWord, Recovered, Step, Turn, Word
+from slipstream.errors import ConfigError
+from slipstream.events import EndOfTurn, Final, History, MarkerReached, PartialWord, Recovered, Step, Turn, Word
 from slipstream.hints import Hints
+from slipstream.resume.tape import Tape
+from slipstream.resume.text import FinalText
 
 SEND_SECONDS = 1.0
 """Longest piece of audio in one message."""
-WORD_TAIL_SECONDS = 0.5
-"""A word may sound this much longer than its end states: audio is never cut there."""
-SAME_START_SECONDS = 0.16
-"""A word with the same text that starts this close to a final word is that word again."""
 
 
 class ResumableStream:
@@ -60,6 +56,7 @@ class ResumableStream:
         max_pending_seconds: Most audio without final text.
         hints: What is known about the speech.
         sessions: Ask the server for the address of a replica before each connection: see `find_replica`.
+        history: Receive the model's text, too. A server that does not hold the stream then continues with this text.
 
     Attributes:
         hints: What is known about the speech. A change holds from the next new stream.
@@ -75,10 +72,11 @@ class ResumableStream:
         sample_rate: int = 24_000,
         key: str | None = None,
         model: str | None = None,
-        context_seconds: float = 4.0,
+        context_seconds: float = 30.0,
         max_pending_seconds: float = 120.0,
         hints: Hints | None = None,
         sessions: bool = False,
+        history: bool = True,
     ) -> None:
         if context_seconds < 0 or max_pending_seconds <= context_seconds:
             raise ConfigError(
@@ -88,13 +86,13 @@ class ResumableStream:
         self._url, self._rate, self._key, self._model = url, sample_rate, key, model
         self._context, self._most = context_seconds, max_pending_seconds
         self.hints = hints
-        self._sessions, self._replica = sessions, ""
-        self._convert = SampleConverter().convert
-        self._tape = _Tape()
+        self._sessions, self._replica, self._history = sessions, "", history
+        self._convert = SampleConverter().convert_mono
+        self._tape = Tape()
         self._flushes: deque[_Flush] = deque()  # those not confirmed
         self._finished = False
         self._changed = asyncio.Event()
-        self._text = _FinalText(context_seconds)
+        self._text = FinalText(context_seconds)
         self._connection: _Connection | None = None
         self._last: _Connection | None = None  # which the server may still hold
         self._flush_number = 0
@@ -129,11 +127,9 @@ class ResumableStream:
             AudioError: The samples are invalid, or not mono.
             ServerError: The server has not transcribed the last `max_pending_seconds`.
         """
-        audio_CS = self._convert(samples)
-        check_range(audio_CS)
-        if len(audio_CS) != 1:
-            raise AudioError(f"audio has shape {audio_CS.shape}: a stream takes one channel, [samples]")
-        self._tape.append(audio_CS[0])
+        audio_S = self._convert(samples)
+        check_range(audio_S)
+        self._tape.append(audio_S)
         if self._tape.end - self._tape.begin > self._most * self._rate:
             raise ServerError(f"{self._url}: has not transcribed the last {self._most:g} s of audio")
         self._changed.set()
@@ -165,7 +161,7 @@ class ResumableStream:
         await self.disconnect()
         exits = contextlib.AsyncExitStack()
         last = self._last
-        stream = await self._open(exits, last.stream.resumption if last else None)
+        stream = await self._open(exits, self._resumption(last))
         events = aiter(stream)
         try:
             first = await anext(events)
@@ -183,13 +179,20 @@ class ResumableStream:
             self._text.begin()
         self._connection.sender = asyncio.create_task(self._send_all(self._connection))
 
-    async def _open(self, exits: contextlib.AsyncExitStack, resumption: Resumption | None) -> AsyncStream:
+    def _resumption(self, last: _Connection | None) -> Resumption:
+        held = last and last.stream.resumption
+        resumption = held if held else Resumption()
+        if self._history:
+            resumption = replace(resumption, first_frame=self._text.first_frame, pieces=self._text.history)
+        return resumption
+
+    async def _open(self, exits: contextlib.AsyncExitStack, resumption: Resumption) -> AsyncStream:
         def opened(url: str) -> contextlib.AbstractAsyncContextManager[AsyncStream]:
             return open_async_stream(
                 url, sample_rate=self._rate, key=self._key, model=self._model, resumption=resumption, hints=self.hints
             )
 
-        if self._replica and resumption:  # only this replica may hold the stream
+        if self._replica and resumption.session:  # only this replica may hold the stream
             with contextlib.suppress(ServerError):
                 return await exits.enter_async_context(opened(self._replica))
         if self._sessions:
@@ -285,7 +288,11 @@ class ResumableStream:
             self._turn_ended = max(self._turn_ended, time)
         elif isinstance(event, Turn):
             placed = self._text.turn(event.end + start)
+        elif isinstance(event, History):
+            self._text.keep(event)
+            placed = None
         elif isinstance(event, Recovered):
+            self._text.forget()
             placed = replace(event, time=event.time + start)
         elif isinstance(event, MarkerReached):
             placed = self._confirm(event.id)
@@ -301,104 +308,6 @@ class ResumableStream:
             return None
         self._changed.set()
         return MarkerReached(self._flushes.popleft().id)
-
-
-class _FinalText:
-    """What is final of a session's text, and where the audio of the next connection starts."""
-
-    def __init__(self, context_seconds: float) -> None:
-        self.frame_seconds = 0.08
-        self._context = context_seconds
-        self._words: deque[Word] = deque()  # the last final words
-        self._settled = 0.0  # no word without final text starts before this
-        self._open = False  # whether a word is being written
-        self._repeats: Word | None = None  # the last word that was final when the connection began
-        self._turn_start: float | None = None
-
-    @property
-    def cut(self) -> float:
-        """The start of a word or a frame of silence, at least the context before the text that is not final."""
-        cut = max(0.0, self._settled - self._context)
-        following = cut + WORD_TAIL_SECONDS
-        for word in reversed(self._words):
-            if word.start < cut < min(word.end + WORD_TAIL_SECONDS, following):
-                cut = word.start
-                break
-            following = word.start
-        return int(cut / self.frame_seconds + 1e-6) * self.frame_seconds
-
-    def begin(self) -> None:
-        """Begin a connection that sends audio again."""
-        self._open = False
-        self._repeats = self._words[-1] if self._words else None
-
-    def settle(self, time: float) -> None:
-        """All text of the audio before `time` is written, except for a word that is being written."""
-        if not self._open:
-            self._settle(time)
-
-    def partial(self, partial: PartialWord) -> PartialWord | None:
-        """Return a word that is being written, unless it repeats a final one."""
-        self._open = True
-        last = self._repeats
-        return None if last is not None and partial.start < last.end - self.frame_seconds / 2 else partial
-
-    def word(self, word: Word) -> Word | None:
-        """Return a word, unless it repeats a final one."""
-        self._open = False
-        if (last := self._repeats) is not None:
-            same = word.text == last.text and abs(word.start - last.start) <= SAME_START_SECONDS
-            if same or (word.start + word.end) / 2 < last.end:
-                return None
-            self._repeats = None
-        self._words.append(word)
-        while self._words[0].end + WORD_TAIL_SECONDS < self.cut and len(self._words) > 1:
-            self._words.popleft()
-        self._settle(word.end)
-        if self._turn_start is None:
-            self._turn_start = word.start
-        return word
-
-    def turn(self, end: float) -> Turn | None:
-        """Return the turn that ends at `end`, from its first word; None if it has no word that is new."""
-        if self._turn_start is None or end <= self._turn_start:
-            return None
-        turn, self._turn_start = Turn(self._turn_start, end), None
-        return turn
-
-    def _settle(self, time: float) -> None:
-        self._settled = max(self._settled, time)
-
-
-class _Tape:
-    """The end of a recording, by sample number: from `begin` up to `end`."""
-
-    def __init__(self) -> None:
-        self.begin = self.end = 0
-        self._pieces: deque[FloatArray] = deque()
-
-    def append(self, samples_S: FloatArray) -> None:
-        """Add samples."""
-        self._pieces.append(samples_S)
-        self.end += len(samples_S)
-
-    def drop_before(self, position: int) -> None:
-        """Forget the pieces that end before a sample."""
-        while self._pieces and self.begin + len(self._pieces[0]) <= position:
-            self.begin += len(self._pieces.popleft())
-
-    def read(self, start: int, stop: int) -> FloatArray:
-        """Return the samples `start` up to `stop`."""
-        found: list[FloatArray] = []
-        end = self.end
-        for piece in reversed(self._pieces):
-            begin = end - len(piece)
-            if begin < stop:
-                found.append(piece[max(0, start - begin) : stop - begin])
-            if begin <= start:
-                break
-            end = begin
-        return np.concatenate(found[::-1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

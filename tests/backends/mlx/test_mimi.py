@@ -37,7 +37,7 @@ def test_codes_of_a_stream_are_the_offline_ones(config: CodecConfig):
         expected, _ = reference.encode(torch.from_numpy(audio))
     state, codes = codec.init_state(2), []
     for t in range(FRAMES):
-        at = codec.locate(np.full(2, t))
+        at = codec.locate(np.full(2, t), np.zeros(2, np.int64))
         frame_B1K, state = codec.encode(mx.array(audio[:, t * frame :][:, :frame]), state, at, config.num_codebooks)
         mx.eval(frame_B1K, state)
         codes.append(np.array(frame_B1K))

@@ -49,11 +49,11 @@ class Mimi(nn.Module):
             state["downsample"] = self.downsample.init_state(batch)
         return state
 
-    def locate(self, frames_B: IntArray) -> Positions | WhisperPositions:
-        """Positions of the next frame of slots that have processed `frames_B` frames."""
+    def locate(self, frames_B: IntArray, start_B: IntArray) -> Positions | WhisperPositions:
+        """Positions of the next frame of slots that have processed `frames_B` frames, from number `start_B` on."""
         first_B = frames_B * self.config.stride
         if isinstance(self.encoder, WhisperEncoder):
-            return self.encoder.locate(first_B)
+            return self.encoder.locate(first_B, start_B * self.config.stride)
         return self.encoder_transformer.locate(first_B)
 
     def encode(

@@ -20,10 +20,11 @@ from slipstream.model.runner import CANDIDATES, MAX_BIASED, BaseRunner, Candidat
 
 @dataclass(frozen=True)
 class SlotState:
-    """One slot of an `MLXRunner`, copied: a batch of one, and the number of frames so far."""
+    """One slot of an `MLXRunner`, copied: a batch of one, the number of frames so far, and that of the first one."""
 
     state: RunnerState
     frames: int
+    first: int
 
 
 class RunnerState(TypedDict):
@@ -77,11 +78,12 @@ class MLXRunner(BaseRunner):
         self._fresh_of: dict[float, RunnerState] = {}
         self._state = write_slots(self._empty(slots), range(slots), self._fresh)
         self._frames_B = np.zeros(slots, dtype=np.int64)
+        self._first_B = np.zeros(slots, dtype=np.int64)
         mx.eval(self._fresh, self._state)
         self._compiled = mx.compile(self._step)
 
-    def reset(self, slots: Sequence[int], delay: float | None = None) -> None:
-        """Start a new stream in each of `slots`."""
+    def reset(self, slots: Sequence[int], delay: float | None = None, first_frame: int = 0) -> None:
+        """Start a new stream in each of `slots`, whose first frame has the number `first_frame`."""
         self.check_slots(slots)
         fresh = self._fresh
         if delay is not None:
@@ -90,6 +92,7 @@ class MLXRunner(BaseRunner):
             fresh = self._fresh_of[delay]
         self._write(slots, fresh)
         self._frames_B[list(slots)] = 0
+        self._first_B[list(slots)] = first_frame
 
     def step(self, pcm_BS: FloatArray, active_B: BoolArray, steering: Steering | None = None) -> StepOutput:
         """Advance the active slots by one frame of samples `[B, frame_samples]`.
@@ -105,7 +108,7 @@ class MLXRunner(BaseRunner):
         inputs = Inputs(
             pcm_BS=mx.array(self.check_step(pcm_BS, active_B)),
             active_B=mx.array(active_B),
-            codec_at=self.codec.locate(self._frames_B),
+            codec_at=self.codec.locate(self._frames_B, self._first_B),
             lm_at=self.lm.transformer.locate(self._frames_B + 1),
             key=mx.array(self._random.integers(2**32, size=2, dtype=np.uint32)),
             biases=() if steering is None else self._biases(steering),
@@ -137,13 +140,14 @@ class MLXRunner(BaseRunner):
         self.check_slots([slot])
         state = read_slot(self._state, slot)
         mx.eval(state)
-        return SlotState(state, int(self._frames_B[slot]))
+        return SlotState(state, int(self._frames_B[slot]), int(self._first_B[slot]))
 
     def restore(self, slot: int, state: SlotState) -> None:
         """Put a snapshot of this runner, or of another runner of the same model, into `slot`."""
         self.check_slots([slot])
         self._write([slot], state.state)
         self._frames_B[slot] = state.frames
+        self._first_B[slot] = state.first
 
     def _biases(self, steering: Steering) -> tuple[mx.array, mx.array]:
         """The arrays of a `Steering`, with a fixed size so that the step is compiled once."""

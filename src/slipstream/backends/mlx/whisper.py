@@ -116,8 +116,11 @@ class WhisperEncoder(nn.Module):
             ],
         }
 
-    def locate(self, first_B: IntArray) -> WhisperPositions:
-        """Where the next step of slots is whose first new position is `first_B`."""
+    def locate(self, first_B: IntArray, start_B: IntArray) -> WhisperPositions:
+        """Where the next step of slots is whose first new position is `first_B`.
+
+        `start_B`: the sinusoidal position of each stream's first one.
+        """
         position_BT = first_B[:, None] + np.arange(self.step)
         key_BC = ring_keys(position_BT[:, -1:], np.arange(self.capacity))
         # The keys of each layer are `lookahead` positions older than those of the layer below.
@@ -126,7 +129,7 @@ class WhisperEncoder(nn.Module):
         return WhisperPositions(
             columns_BT=mx.array((position_BT % self.capacity).astype(np.int32)),
             masks=mx.array(seen[:, :, None]),
-            sines_BTD=mx.array(self._sines[position_BT % len(self._sines)]),
+            sines_BTD=mx.array(self._sines[(position_BT + start_B[:, None]) % len(self._sines)]),
             live_BT1=mx.array(position_BT[..., None] >= self.config.delay),
         )
 

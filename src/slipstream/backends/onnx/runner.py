@@ -24,10 +24,11 @@ from slipstream.model.runner import BaseRunner, Candidates, Steering, StepOutput
 class SlotState:
     """One slot of an `OnnxRunner`, copied: number of frames, last text token, delay, and contents of the buffers.
 
-    `delay`: the value of the condition; NaN for the model's own.
+    `first`: the number of its first frame. `delay`: the value of the condition; NaN for the model's own.
     """
 
     frames: int
+    first: int
     text: int
     delay: float
     codec: Mapping[str, Array]
@@ -86,8 +87,8 @@ class OnnxRunner(BaseRunner):
         self._fresh_of: dict[float, SlotState] = {}
         self.reset(range(slots))
 
-    def reset(self, slots: Sequence[int], delay: float | None = None) -> None:
-        """Start a new stream in each of `slots`."""
+    def reset(self, slots: Sequence[int], delay: float | None = None, first_frame: int = 0) -> None:
+        """Start a new stream in each of `slots`, whose first frame has the number `first_frame`."""
         fresh = self._fresh
         if delay is not None:
             if delay not in self._fresh_of:
@@ -96,6 +97,7 @@ class OnnxRunner(BaseRunner):
             fresh = self._fresh_of[delay]
         for slot in slots:
             self.restore(slot, fresh)
+        self.codec.first_B[list(slots)] = first_frame
 
     def step(self, pcm_BS: FloatArray, active_B: BoolArray, steering: Steering | None = None) -> StepOutput:
         """Advance the active slots by one frame of samples `[B, frame_samples]`.
@@ -119,13 +121,14 @@ class OnnxRunner(BaseRunner):
         self.check_slots([slot])
         frames = int(self._frames_B[slot])
         text = int(self.lm.text_B[slot])
-        delay = float(self.lm.delay_B[slot])
-        return SlotState(frames, text, delay, self.codec.read(slot, frames), self.lm.read(slot, frames + 1))
+        first, delay = int(self.codec.first_B[slot]), float(self.lm.delay_B[slot])
+        return SlotState(frames, first, text, delay, self.codec.read(slot, frames), self.lm.read(slot, frames + 1))
 
     def restore(self, slot: int, state: SlotState) -> None:
         """Put a snapshot of this runner, or of another runner of the same model, into `slot`."""
         self.check_slots([slot])
         self._frames_B[slot] = state.frames
+        self.codec.first_B[slot] = state.first
         self.lm.text_B[slot] = state.text
         self.lm.delay_B[slot] = state.delay
         self.codec.write(slot, state.codec)
@@ -161,4 +164,4 @@ class OnnxRunner(BaseRunner):
         lm.text_B[:] = self.config.lm.text_initial_id
         lm.step(np.zeros(1, np.int64))
         text = int(lm.logits_BV[0].argmax())
-        return SlotState(0, text, delay, self._fresh_codec, lm.read(0, position=1))
+        return SlotState(0, 0, text, delay, self._fresh_codec, lm.read(0, position=1))

@@ -21,7 +21,7 @@ from slipstream.model.numerics import delayed_sees, ring_capacity, ring_keys, ro
 
 
 class CodecStreams:
-    """The codec over B streams."""
+    """The codec over B streams. `first_B`: the number of each stream's first frame."""
 
     def __init__(
         self, config: CodecConfig, session: onnxruntime.InferenceSession, slots: int, num_codebooks: int
@@ -29,6 +29,7 @@ class CodecStreams:
         self.config = config
         self.pcm_BS = np.zeros((slots, config.frame_samples), np.float32)
         self.codes_BK = np.zeros((slots, num_codebooks), np.int64)
+        self.first_B = np.zeros(slots, np.int64)
         self._first_B = np.zeros(slots, np.bool_)
         self._places: _CausalPlaces | _WhisperPlaces
         if config.whisper:
@@ -52,7 +53,8 @@ class CodecStreams:
     def step(self, frames_B: IntArray) -> None:
         """Encode the next frame of the first slots, which have processed `frames_B` frames."""
         self._first_B[: len(frames_B)] = frames_B == 0
-        self._places.find(frames_B[:, None] * self.config.stride + np.arange(self.config.stride))
+        first_B, stride = self.first_B[: len(frames_B)] * self.config.stride, self.config.stride
+        self._places.find((first_B + frames_B * stride)[:, None] + np.arange(stride), first_B)
         self._bound.run(len(frames_B))
 
     def commit(self, active_B: BoolArray) -> None:
@@ -66,7 +68,7 @@ class CodecStreams:
 
     def read(self, slot: int, frames: int) -> dict[str, Array]:
         """Copy a slot that has processed `frames` frames."""
-        filled = min(frames * self.config.stride, self.columns)
+        filled = self.columns if self.first_B[slot] else min(frames * self.config.stride, self.columns)
         saved = {name: tail[slot].copy() for name, tail in self._tails.items()}
         return saved | {"ring": self._ring[:, :, slot, :, :filled].copy()}
 
@@ -80,6 +82,8 @@ class CodecStreams:
 class _Places:
     """The columns of a frame's T positions in rings of C columns, and what their queries see.
 
+    A stream that continues a longer one has its positions, and so its columns: sums in another order round differently,
+    and 8-bit weights and codebooks would make that a difference of tokens.
     `inputs`: a graph's inputs with a row for each slot; `shared`: those without.
     """
 
@@ -111,8 +115,10 @@ class _CausalPlaces(_Places):
     def empty_ring(self) -> Array:
         return _key_values(self.config, len(self.mask_BLTC), self.columns, np.float32)
 
-    def find(self, position_BT: IntArray) -> None:
-        seen = sees(position_BT[:, :, None], self.place(position_BT)[:, None], self.config.context)
+    def find(self, position_BT: IntArray, first_B: IntArray) -> None:
+        """Set the inputs of a frame. `first_B`: the first position of each stream."""
+        key_B1C = self.place(position_BT)[:, None]
+        seen = sees(position_BT[:, :, None], key_B1C, self.config.context, first=first_B[:, None, None])
         self.mask_BLTC[: len(position_BT), 0] = np.where(seen, np.float32(0), np.float32(-np.inf))
         self._rotary.turn(position_BT)
 
@@ -134,14 +140,15 @@ class _WhisperPlaces(_Places):
         shape = (config.num_layers, 2, len(self.mask_BLTC), config.num_heads, self.columns, config.head_dim)
         return np.zeros(shape, np.float32)
 
-    def find(self, position_BT: IntArray) -> None:
+    def find(self, position_BT: IntArray, first_B: IntArray) -> None:
+        """Set the inputs of a frame. `first_B`: the first position of each stream."""
         config, rows = self.config, len(position_BT)
         key_B11C = self.place(position_BT)[:, None, None]
-        first_L11 = (np.arange(config.num_layers) * config.lookahead)[:, None, None]
-        seen = delayed_sees(position_BT[:, None, :, None], key_B11C, config, first_L11)
+        first_BL11 = (first_B[:, None] + np.arange(config.num_layers) * config.lookahead)[..., None, None]
+        seen = delayed_sees(position_BT[:, None, :, None], key_B11C, config, first_BL11)
         self.mask_BLTC[:rows] = np.where(seen, np.float32(0), np.float32(-np.inf))
         self._sines_BTD[:rows] = self._table[position_BT % len(self._table)]
-        self._live_BT1[:rows, :, 0] = position_BT >= config.delay
+        self._live_BT1[:rows, :, 0] = position_BT - first_B[:, None] >= config.delay
 
 
 class LMStreams:

@@ -138,8 +138,8 @@ class TorchRunner(BaseRunner):
             self._biased = False  # whether the device's buffers hold a bias
             self.captured = {} if self._stream is None else self._capture(self._stream)
 
-    def reset(self, slots: Sequence[int], delay: float | None = None) -> None:
-        """Start a new stream in each of `slots`."""
+    def reset(self, slots: Sequence[int], delay: float | None = None, first_frame: int = 0) -> None:
+        """Start a new stream in each of `slots`, whose first frame has the number `first_frame`."""
         self.check_slots(slots)
         self._pending_B[list(slots)] = delay is None
         if delay is not None:
@@ -147,6 +147,11 @@ class TorchRunner(BaseRunner):
                 if delay not in self._fresh_of:
                     self._fresh_of[delay] = self._prime(self.config.with_delay(delay))
                 write_slots(self._state, self._index(slots), self._fresh_of[delay])
+        if first_frame and self.config.codec.whisper:
+            with self._on_device():
+                for slot in slots:
+                    self._reset_now(slot)
+                self.codec.set_first_frame(self._state["codec"], self._index(slots), first_frame)
 
     def step(self, pcm_BS: FloatArray, active_B: BoolArray, steering: Steering | None = None) -> StepOutput:
         """Advance the active slots by one frame of samples `[B, frame_samples]`.

@@ -19,7 +19,8 @@ KEPT_MESSAGES = 2000
 """Messages of a stream that are kept for a client that has not received them."""
 LOST = 1006
 """The close code of a connection that ended without a close frame (RFC 6455, section 7.4.1)."""
-_PARAMETERS = ("resume", "received", "auth_id")
+_PARAMETERS = ("resume", "received", "history", "auth_id")
+"""Of a connection, not of the stream."""
 
 logger = logging.getLogger(__name__)
 

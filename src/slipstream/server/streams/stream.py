@@ -421,7 +421,7 @@ class LiveStream:
 
 _CODES: dict[type[Exception], CloseCode] = {
     AudioError: CloseCode.INVALID_PAYLOAD,
-    ConfigError: CloseCode.INVALID_PAYLOAD,  # of hints that the model does not have, such as a delay
+    ConfigError: CloseCode.INVALID_PAYLOAD,  # of hints or a history that the model does not have
     Overloaded: CloseCode.TRY_LATER,
 }
 _REASON_BYTES = 123

@@ -1,4 +1,4 @@
-// Built by "npm run build" from packages/js/src/client.ts: edit that file. a707d35065168b89d8212d12e591495908a0c1081e561967892232497bf0111d
+// Built by "npm run build" from packages/js/src/client.ts: edit that file. 072ae52068e868f380e9829506b27dda20515a26527b941755b0b06d3f6f7e2f
 // A stream on a Slipstream server, over as many connections as it takes.
 import { CLOSE, converse } from "./connection.js";
 import { Continuity } from "./continuity.js";
@@ -192,6 +192,7 @@ export class SlipstreamClient extends Emitter {
             encoding: this.#encoding,
             sample_rate: String(this.#rate),
             channels: String(this.#channels),
+            history: this.#continuity.history(this.#start() / this.#rate),
             ...(this.#session && { resume: this.#session, received: String(this.#received) }),
             ...(this.#model && { model: this.#model }),
             ...(this.#apiKey && { auth_id: this.#apiKey }),
@@ -227,8 +228,8 @@ export class SlipstreamClient extends Emitter {
             this.#received = 0;
             this.#openWord = null;
             const { first } = this.#tape;
-            const cut = this.#continuity.begin(this.#transcript.words, this.#settled);
-            this.#sent = Math.max(first, Math.floor(cut * this.#rate + 0.5));
+            this.#continuity.begin(this.#transcript.words);
+            this.#sent = this.#start();
             this.#base = this.#sent / this.#rate;
             const lost = first / this.#rate - this.#settled;
             if (lost * this.#rate <= 1)
@@ -244,6 +245,11 @@ export class SlipstreamClient extends Emitter {
             return owed || this.#flushes.has(this.#flushSent);
         },
     };
+    /** Where a connection that the server does not continue begins in the audio. */
+    #start() {
+        const cut = this.#continuity.cut(this.#transcript.words, this.#settled);
+        return Math.max(this.#tape.first, Math.floor(cut * this.#rate + 0.5));
+    }
     #next(seconds) {
         if (this.#sent < this.#tape.first)
             throw new Error("audio came faster than it was sent");
@@ -273,6 +279,10 @@ export class SlipstreamClient extends Emitter {
         }
         if (message.type !== "step" && message.type !== "partial")
             this.#received++;
+        if (message.type === "history")
+            return this.#continuity.keep(message.end, message.text);
+        if (message.type === "recovered")
+            this.#continuity.forget();
         if (this.#continuity.repeats(message))
             return;
         let settled = this.#settled;

@@ -1,4 +1,4 @@
-// Built by "npm run build" from packages/js/src/connection.ts: edit that file. 62ac419ff30ba950c8836f3e66a9a2d2acf4e7605cadd961dad279dc7dc6d609
+// Built by "npm run build" from packages/js/src/connection.ts: edit that file. 3f0480908749747be8319f7d11d2364bfa18b961760472b4d3a7ead51510c4a8
 // One WebSocket of a client, from its opening to its end.
 const CHUNK_SECONDS = 0.1;
 const UNSENT_BYTES = 1 << 18; // audio is sent no faster than the server takes it

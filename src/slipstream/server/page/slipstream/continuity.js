@@ -1,17 +1,33 @@
-// Built by "npm run build" from packages/js/src/continuity.ts: edit that file. 841b5e19c6dea9dff0b0cf2ed0be1421318ee937ee3d95727123a748eeb355d5
+// Built by "npm run build" from packages/js/src/continuity.ts: edit that file. 0948adc688a265f9210fb27f8a3f8329ee5827340d0c04eab55814f28056ac82
 // Where a new connection begins in the audio, and which of its events repeat those of earlier connections.
-const CONTEXT_SECONDS = 8; // audio before the text that is not final, so that the model has context
+const CONTEXT_SECONDS = 30; // audio before the text that is not final, so that the model has context
 const TAIL_SECONDS = 0.5; // a word may sound this much longer than its end states: audio is never cut there
 const SAME_START_SECONDS = 0.16; // a word with the same text that starts this close to a final word is that word again
 const FRAME_SECONDS = 0.08;
 export class Continuity {
+    #history = []; // the model's text, in frames of the whole stream
     #last = null; // the last word that was final when the connection began
     #turnEnded = -1;
     #turnStart = null;
-    /** Begin a connection that sends audio again. Returns where its audio starts, in seconds. */
-    begin(words, settled) {
+    /** Keep the model's text of the frames before `end`, which a server that does not hold the stream continues. */
+    keep(end, text) {
+        while ((this.#history.at(-1)?.end ?? 0) >= end)
+            this.#history.pop(); // another model has written it
+        this.#history.push({ end, text });
+    }
+    /** Forget the model's text: the model was reset. */
+    forget() {
+        this.#history = [];
+    }
+    /** What a connection says about the audio that it begins with, in seconds. */
+    history(start) {
+        const first = Math.round(start / FRAME_SECONDS);
+        this.#history = this.#history.filter(({ end }) => end >= first);
+        return [first, ...this.#history.map(({ text }) => text)].join(".");
+    }
+    /** Begin a connection that sends audio again. */
+    begin(words) {
         this.#last = words.at(-1) ?? null;
-        return this.cut(words, settled);
     }
     /** The start of a word or a frame of silence, at least the context before the text that is not final. */
     cut(words, settled) {

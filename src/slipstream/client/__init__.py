@@ -19,9 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
-from urllib.error import HTTPError
-from urllib.parse import urlencode, urlsplit, urlunsplit
-from urllib.request import Request, urlopen
 
 import numpy.typing as npt
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -31,18 +28,24 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidH
 
 from slipstream import events
 from slipstream.audio.arrays import SampleConverter, check_range, refuse_single
-from slipstream.errors import AudioError, SlipstreamError
+from slipstream.client.addresses import Resumption, ServerError, find_replica, key_headers, stream_address
 from slipstream.events import Event, Final, PartialWord, Ready, Step, Word
 from slipstream.hints import Hints
 from slipstream.transcript import Transcript, TranscriptBuilder
 
-
-class ServerError(SlipstreamError):
-    """The server cannot be reached, refused, or closed the stream. `code`: its HTTP status or close code, if any."""
-
-    def __init__(self, message: str, code: int | None = None) -> None:
-        super().__init__(message)
-        self.code = code
+__all__ = [
+    "AsyncStream",
+    "BaseStream",
+    "Queued",
+    "Resumption",
+    "ServerError",
+    "Stream",
+    "StreamEvent",
+    "find_replica",
+    "open_async_stream",
+    "open_stream",
+    "transcribe",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +59,6 @@ StreamEvent: TypeAlias = Event | Queued
 
 _Sent = TypeVar("_Sent")
 """What a method that sends returns: None, or a coroutine."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resumption:
-    """The stream that a new connection continues, if the server still holds it.
-
-    Args:
-        session: Its ID: `session` of the stream.
-        received: Messages that its client has: `received` of the stream.
-    """
-
-    session: str
-    received: int
 
 
 class BaseStream(ABC, Generic[_Sent]):
@@ -106,11 +96,9 @@ class BaseStream(ABC, Generic[_Sent]):
             ServerError: The server has closed the stream.
             AudioError: The samples are invalid.
         """
-        audio_CS = self._converter.convert(samples)
-        check_range(audio_CS)
-        if len(audio_CS) != 1:
-            raise AudioError(f"audio has shape {audio_CS.shape}: a stream takes one channel, [samples]")
-        return self._send(audio_CS.astype("<f4").tobytes())
+        audio_S = self._converter.convert_mono(samples)
+        check_range(audio_S)
+        return self._send(audio_S.astype("<f4").tobytes())
 
     def flush(self, id: int = 0) -> _Sent:
         """Flush the text of all audio sent so far; `MarkerReached` follows it.
@@ -267,7 +255,7 @@ async def open_async_stream(
     """
     try:
         socket = await connect(
-            _address(url, sample_rate, model, resumption, hints), additional_headers=_headers(key), **_OPTIONS
+            stream_address(url, sample_rate, model, resumption, hints), additional_headers=key_headers(key), **_OPTIONS
         )
     except (OSError, InvalidHandshake, InvalidURI) as error:
         raise _refused(url, error) from error
@@ -305,35 +293,6 @@ def open_stream(
     opening = open_async_stream(url, sample_rate=sample_rate, key=key, model=model, resumption=resumption, hints=hints)
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(opening) as stream:
         yield Stream(portal, stream)
-
-
-def find_replica(url: str, key: str | None = None) -> str:
-    """Return the address of a replica with a free slot, for a stream that does not pass the proxy before them.
-
-    Args:
-        url: Address of a server with replicas (`slipstream.ray.app`): http, https, ws or wss.
-        key: API key.
-
-    Raises:
-        ServerError: The server cannot be reached, refuses, or has no replicas.
-
-    Example:
-        >>> with open_stream(find_replica("http://127.0.0.1:8000"), sample_rate=16_000) as stream: ...
-    """
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
-    address = urlunsplit((scheme, parts.netloc, f"{parts.path.rstrip('/')}/v1/sessions", "", ""))
-    try:
-        with urlopen(Request(address, b"", _headers(key)), timeout=30) as response:
-            return str(json.load(response)["url"])
-    except HTTPError as error:
-        with error:
-            reason = error.read(200).decode("utf-8", "replace").strip()
-        if error.code in (404, 405):
-            reason = "this server has no replicas: connect to it directly"
-        raise ServerError(f"{url}: no session: status {error.code}: {reason}", error.code) from error
-    except (OSError, ValueError, KeyError) as error:
-        raise ServerError(f"{url}: no session: {error}") from error
 
 
 def transcribe(
@@ -402,22 +361,6 @@ def _send_all(stream: Stream, pieces: Iterable[npt.ArrayLike]) -> None:
         raise
 
 
-def _address(url: str, sample_rate: int, model: str | None, resumption: Resumption | None, hints: Hints | None) -> str:
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    query: list[tuple[str, Any]] = [("encoding", "pcm_f32le"), ("sample_rate", sample_rate)]
-    if model:
-        query.append(("model", model))
-    if resumption:
-        query += [("resume", resumption.session), ("received", resumption.received)]
-    query += hints.query() if hints is not None else []
-    return urlunsplit((scheme, parts.netloc, f"{parts.path.rstrip('/')}/v1/stream", urlencode(query), ""))
-
-
-def _headers(key: str | None) -> dict[str, str]:
-    return {"kyutai-api-key": key} if key else {}
-
-
 def _control(type: str, **fields: int) -> str:
     return json.dumps({"type": type, **fields})
 
@@ -430,6 +373,7 @@ _EVENTS: dict[str, Any] = {
     "turn": events.Turn,
     "flushed": events.MarkerReached,
     "recovered": events.Recovered,
+    "history": events.History,
     "done": Final,
 }
 
