@@ -108,8 +108,8 @@ class FreeRunner(StepwiseRunner):
         self._logprob_B = np.full(slots, -0.1, np.float32)
         self._pause_BH = np.full((slots, 4), 0.25, np.float32)
 
-    def reset(self, slots: Sequence[int]) -> None:
-        self._frames_B[list(slots)] = 0
+    def reset(self, slots: Sequence[int], first_frame: int = 0) -> None:
+        self._frames_B[list(slots)] = first_frame
 
     def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
         self._frames_B += active_B

@@ -104,8 +104,8 @@ class CostRunner(StepwiseRunner):
         self._logprob_B = np.zeros(slots, np.float32)
         self._pause_BH = np.full((slots, 4), 0.25, np.float32)
 
-    def reset(self, slots: Sequence[int]) -> None:
-        self._frames_B[list(slots)] = 0
+    def reset(self, slots: Sequence[int], first_frame: int = 0) -> None:
+        self._frames_B[list(slots)] = first_frame
 
     def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
         busy_until = time.perf_counter() + self._step_seconds + self._slot_seconds * int(active_B.sum())

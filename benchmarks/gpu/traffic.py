@@ -101,9 +101,9 @@ class Scripted(StepwiseRunner):
         self.delay_frames = runner.delay_frames
         self._active_B = np.zeros(runner.slots, np.bool_)
 
-    def reset(self, slots: Sequence[int]) -> None:
-        self.runner.reset(slots)
-        self.script.reset(slots)
+    def reset(self, slots: Sequence[int], first_frame: int = 0) -> None:
+        self.runner.reset(slots, first_frame=first_frame)
+        self.script.reset(slots, first_frame=first_frame)
 
     def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
         self.runner.step(pcm_BS, active_B)
