@@ -33,7 +33,7 @@ from slipstream.nn.ring import RingFormat
 
 DEVICE = torch.device("meta")
 FREE = ("empty", "new_empty", "detach", "alias", "lift_fresh", "resolve", "_reshape_alias", "_unsafe_view")
-"""Operations that launch nothing, besides views."""
+"""Operations that launch nothing, as views do."""
 ROWS = 64
 
 

@@ -106,16 +106,17 @@ class Scheduler:
         if session not in self._admitted:
             return
         # During its step it may be ready, and no longer be when the step is over.
-        if session.ready:
+        ready = session.ready
+        if ready:
             self._ready.setdefault(session, now)
         else:
             self._ready.pop(session, None)
-        if session.ready and session.urgent:
+        if ready and session.urgent:
             self._urgent.add(session)
         else:
             self._urgent.discard(session)
         self._markers.pop(session, None)
-        if session.awaits_marker and not session.ready:
+        if not ready and session.awaits_marker:
             self._markers[session] = now + self.marker_wait
 
     def delay(self, now: float) -> float | None:

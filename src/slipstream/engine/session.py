@@ -304,7 +304,7 @@ class Session:
             row_S[:] = 0
         else:
             row_S[:] = self._frames.popleft()
-            mean_square = float(row_S @ row_S) / len(row_S)
+            mean_square = float(row_S.dot(row_S)) / len(row_S)
         self._in_model.append(mean_square)
 
     def advance(
@@ -340,7 +340,8 @@ class Session:
         if self._next_options is not None and not self._in_model:
             self._take_options()
             self._turn_detector.set_options(self.options.turns or self.format.turns)
-        self._settle(now)
+        if self._barriers or self._markers or self._turn_builder.ending:
+            self._settle(now)
 
     # ------------------------------------------------------------------------------------------------------ in detail
 
@@ -362,10 +363,9 @@ class Session:
                 self._barriers.appendleft(Barrier(self._processed, final=False))
         if self.options.flush_after_silence is not None:
             self._flush_if_silent(voiced, self.options.flush_after_silence)
-        if self._watchdog is not None:
-            carries_text = token not in (PAD_ID, WORD_ID)
-            if reason := self._watchdog.push(token if carries_text else None, voiced):
-                self._recover(reason)
+        text = None if token in (PAD_ID, WORD_ID) else token
+        if self._watchdog is not None and (reason := self._watchdog.push(text, voiced)):
+            self._recover(reason)
 
     def _flush_if_silent(self, voiced: bool, seconds: float) -> None:
         self._quiet_frames = 0 if voiced else self._quiet_frames + 1

@@ -52,6 +52,8 @@ class Watchdog:
         self._pause_limit = round(options.pause_seconds * frame_rate)
         self._patience = round(options.patience_seconds * frame_rate)
         self._mute_factor = 1
+        self._least_mute = options.mute_seconds * frame_rate
+        """Frames of speech without text below which a model cannot have failed."""
         self._longest_gap = round(LONGEST_GAP_SECONDS * frame_rate)
         self._silent_speech = self._quiet = self._blank = self._waited = 0
         self._recent: list[int] = []
@@ -84,7 +86,7 @@ class Watchdog:
         else:
             self._blank += 1
             self._silent_speech += voiced
-        reason = self._loop or self._find_mute()
+        reason = self._loop or (self._find_mute() if self._silent_speech > self._least_mute else None)
         if reason is None:
             self._waited = 0
             return None

@@ -75,7 +75,7 @@ class Writer:
             return NO_BIASES
         return self._search.biases(row)
 
-    def advance(self, token: int, logprob: float, choices: Sequence[Choice]) -> tuple[int, list[WordEvent]]:
+    def advance(self, token: int, logprob: float, choices: Sequence[Choice]) -> tuple[int, Sequence[WordEvent]]:
         """Take the output of a step.
 
         Args:
@@ -91,7 +91,8 @@ class Writer:
         if self._given:
             return self._follow(token, logprob)
         if self._search is None or not choices:  # a step that began before there was a search
-            return token, self._read([(token, logprob)])
+            events = self.decoder.push(token, logprob)
+            return token, self._rivals.attach(events) if events else events
         decision = self._search.advance(choices)
         self.lead = decision.best
         self.ops += [CopyRow(*rows) for rows in decision.copies]
@@ -136,7 +137,9 @@ class Writer:
         """Return the pieces of history that are new, in a session that keeps it."""
         return [] if self._history is None else self._history.take()
 
-    def take_ops(self) -> list[Op]:
+    def take_ops(self) -> Sequence[Op]:
+        if not self.ops:
+            return ()
         ops, self.ops = self.ops, []
         return ops
 
