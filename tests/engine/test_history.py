@@ -98,6 +98,8 @@ def test_a_text_begins_before_the_first_frame_and_later_pieces_count(tmp_path) -
         Continuation(0, tuple(encode(n * 2000, [PAD_ID] * 2000, tiny_tokenizer()) for n in (0, 1))).text(
             tiny_tokenizer()
         )
+    with pytest.raises(ConfigError, match="8 is no text token of this model, which has 8"):  # the tokenizer has more
+        Continuation(12, (first, second)).text(tiny_tokenizer(), text_vocab=8)
     with pytest.raises(ConfigError, match="first frame -1"):
         Continuation(-1)
     (tmp_path / "other.model").write_bytes(tokenizer_proto(vocab_size=350))

@@ -50,7 +50,7 @@ class Continuation:
         if not 0 <= self.first_frame < MAX_FRAME:
             raise ConfigError(f"first frame {self.first_frame}: expected 0 to {MAX_FRAME - 1}")
 
-    def text(self, tokenizer: Tokenizer) -> dict[int, int]:
+    def text(self, tokenizer: Tokenizer, text_vocab: int | None = None) -> dict[int, int]:
         """Return the token of each frame, by the number of the frame in the session; -1 is the frame before its first.
 
         Where pieces overlap, the later one counts. Text that was written with another tokenizer is left out.
@@ -61,7 +61,7 @@ class Continuation:
         found: dict[int, int] = {}
         total = 0
         for piece in self.pieces:
-            first, tokens = decode(piece, tokenizer)
+            first, tokens = decode(piece, tokenizer, text_vocab)
             total += len(tokens)
             if total > MAX_FRAMES:
                 raise ConfigError(f"history: more than {MAX_FRAMES} frames")
@@ -115,8 +115,13 @@ def encode(first: int, tokens: Iterable[int], tokenizer: Tokenizer) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-def decode(piece: str, tokenizer: Tokenizer) -> tuple[int, list[int]]:
+def decode(piece: str, tokenizer: Tokenizer, text_vocab: int | None = None) -> tuple[int, list[int]]:
     """Return the first frame of a piece and the token of each; none if another tokenizer wrote them.
+
+    Args:
+        piece: A text of `History`.
+        tokenizer: The tokenizer of the model.
+        text_vocab: Text tokens of the model; None has those of the tokenizer.
 
     Raises:
         ConfigError: The piece is invalid.
@@ -133,9 +138,10 @@ def decode(piece: str, tokenizer: Tokenizer) -> tuple[int, list[int]]:
     if data[1:_HEAD_BYTES] != tokenizer.digest:
         return numbers[0], []
     tokens: list[int] = []
+    vocabulary = min(tokenizer.vocab_size, text_vocab or tokenizer.vocab_size)
     for pads, token in zip(numbers[1:-1:2], numbers[2::2], strict=True):
-        if token >= tokenizer.vocab_size or token == PAD_ID:
-            raise ConfigError(f"history: {token} is no text token of this model, which has {tokenizer.vocab_size}")
+        if token >= vocabulary or token == PAD_ID:
+            raise ConfigError(f"history: {token} is no text token of this model, which has {vocabulary}")
         _pad(tokens, pads)
         tokens.append(token)
     _pad(tokens, numbers[-1])

@@ -11,7 +11,7 @@ from slipstream.engine.watchdog import WatchdogOptions
 from slipstream.errors import ConfigError
 from slipstream.hints import Hints
 from slipstream.model.confidence import Calibration
-from slipstream.model.runner import Runner
+from slipstream.model.runner import BaseRunner, Runner
 from slipstream.model.text import Tokenizer
 
 
@@ -28,6 +28,7 @@ class StreamFormat:
         turns: When a turn ends, for sessions that do not set it.
         delays: Whether sessions may have delays of their own.
         calibration: What the model's probabilities mean; None leaves them as they are.
+        text_vocab: Text tokens of the model; None has those of the tokenizer, which may have more.
     """
 
     tokenizer: Tokenizer
@@ -38,6 +39,7 @@ class StreamFormat:
     turns: TurnOptions = field(default_factory=TurnOptions)
     delays: bool = False
     calibration: Calibration | None = None
+    text_vocab: int | None = None
 
     @classmethod
     def of(
@@ -59,6 +61,7 @@ class StreamFormat:
             turns=turns or TurnOptions(),
             delays=runner.delays,
             calibration=calibration,
+            text_vocab=runner.config.lm.text_vocab if isinstance(runner, BaseRunner) else None,
         )
 
     @property

@@ -52,7 +52,7 @@ class Writer:
         )
         self.first_frame = processed + (continues.first_frame if continues else 0)
         self._history = HistoryWriter(self.first_frame - processed, format.tokenizer) if continues else None
-        self._given = continues.text(format.tokenizer) if continues and not processed else {}
+        self._given = continues.text(format.tokenizer, format.text_vocab) if continues and not processed else {}
         if not self.prefix_left and (before := self._given.pop(-1, None)) is not None:
             self.ops.append(ForceToken(0, before))
         self._tokenizer = format.tokenizer

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 from tests.engine.remote.harness import hosting, wait_for
 from tests.fakes import FRAME_SAMPLES, ScriptRunner, sound_of, speech, tiny_tokenizer
+from tests.models import noise_and_tones, random_model, stt_config
 
+from slipstream.backends.onnx.runner import OnnxRunner
 from slipstream.engine.engine import Engine
-from slipstream.engine.live import AnyEngine
+from slipstream.engine.history import Continuation
+from slipstream.engine.live import AnyEngine, LiveSession
 from slipstream.engine.remote.channel import Kind
 from slipstream.engine.session import SessionOptions
-from slipstream.errors import AudioError, EngineError, Overloaded
-from slipstream.events import Event, Final, Flushed, MarkerReached, Ready
-from slipstream.hints import Hints
+from slipstream.errors import AudioError, ConfigError, EngineError, Overloaded
+from slipstream.events import Event, Final, Flushed, History, MarkerReached, Ready, Word
+from slipstream.hints import Hints, Keyword
 
 OPTIONS = [
     SessionOptions(),
@@ -177,14 +180,67 @@ def test_restarts_markers_and_invalid_audio() -> None:
         wait_for(lambda: engine.active == 0)
 
 
-def test_hints_are_ignored_and_the_words_are_those_without_them(caplog: pytest.LogCaptureFixture) -> None:
-    hints = Hints(keywords=["fox"], prompt="A fox.", beam=2)
+def test_beams_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    hints = Hints(beam=2)
     with Engine(ScriptRunner(), tiny_tokenizer()) as engine:
         expected = events_of(engine, 6, SessionOptions())
     with hosting(ScriptRunner()) as hosted, hosted.worker() as remote:
         assert events_of(remote, 6, SessionOptions(hints=hints)) == expected
         remote.open(SessionOptions(hints=hints)).set_hints(hints)
-    assert caplog.text.count("ignore the hints") <= 1
+    assert caplog.text.count("worker processes ignore alternatives") <= 1
+
+
+def random_runner() -> OnnxRunner:
+    """A model whose text depends on the text before, and on the number of each frame."""
+    config = stt_config(codec="whisper", text_vocab=tiny_tokenizer().vocab_size)
+    return OnnxRunner(config, *random_model(config), slots=2, threads=1)
+
+
+def model_events(engine: AnyEngine, options: SessionOptions) -> list[Event]:
+    session = engine.open(options)
+    session.send(noise_and_tones(4.0, seed=3))
+    session.finish()
+    return [event for event in session if isinstance(event, (Word, History))]
+
+
+def test_hints_and_the_text_of_a_lost_stream_reach_the_engine() -> None:
+    with Engine(random_runner(), tiny_tokenizer()) as engine:
+        plain = model_events(engine, SessionOptions(continues=Continuation()))
+        pieces = tuple(event.text for event in plain if isinstance(event, History) and event.end <= 24)
+        options = [
+            SessionOptions(hints=Hints(prompt="the quick brown fox", languages=["en", "fr"])),
+            SessionOptions(hints=Hints(keywords=[Keyword("word", 10.0)])),
+            SessionOptions(continues=Continuation(7, pieces)),
+            SessionOptions(continues=Continuation(7)),
+        ]
+        expected = [model_events(engine, one) for one in options]
+    assert len({str(one) for one in expected}) == 4
+    with hosting(random_runner()) as hosted, hosted.worker() as remote:
+        assert [model_events(remote, one) for one in options] == expected
+        with pytest.raises(ConfigError, match="history"):
+            remote.open(SessionOptions(continues=Continuation(7, ("AAAA",))))
+
+
+def test_keywords_change_in_mid_stream_and_only_of_their_session() -> None:
+    audio_S, hints = noise_and_tones(4.0, seed=3), Hints(keywords=[Keyword("word", 10.0)])
+
+    def words(session: LiveSession, changes: bool) -> list[str]:
+        session.send(audio_S[:FRAME_SAMPLES])
+        if changes:
+            session.set_hints(hints)
+        session.send(audio_S[FRAME_SAMPLES:])
+        session.finish()
+        return [event.text for event in session if isinstance(event, Word)]
+
+    with hosting(random_runner()) as hosted, hosted.worker() as remote:
+        plain = words(remote.open(), changes=False)
+        steered, other = remote.open(), remote.open()
+        other.send(audio_S)
+        other.finish()
+        assert words(steered, changes=True) != plain
+        assert [event.text for event in other if isinstance(event, Word)] == plain
+        wait_for(lambda: remote.active == 0)
+        assert words(remote.open(), changes=False) == plain  # in a slot that was steered
 
 
 def test_a_session_that_nobody_holds_is_freed() -> None:

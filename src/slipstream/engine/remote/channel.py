@@ -5,7 +5,10 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import IntEnum
+
+from slipstream.engine.flush import SlotOp
 
 BUFFER_BYTES = 1 << 20
 READ_BYTES = 1 << 18
@@ -22,7 +25,7 @@ class Kind(IntEnum):
     CLOSE = 3
     """To the engine: the number of a session that has ended."""
     OPERATION = 4
-    """To the engine: a slot, and the value of a `SlotOp` to run before its next frame."""
+    """To the engine: a slot, and an operation to run before its next frame: see `SlotCommand`."""
     DONE = 5
     """From the engine, once per step: the slots whose next output is in its ring."""
     ADMITTED = 6
@@ -34,6 +37,30 @@ class Kind(IntEnum):
 
 
 URGENT = 1 << 31
+_COMMAND = struct.Struct("<IIq")
+
+
+@dataclass(frozen=True, slots=True)
+class SlotCommand:
+    """An operation on a slot.
+
+    Args:
+        operation: What to do; None replaces the last text token.
+        number: The number of the first frame, for a reset; the token to replace it with.
+    """
+
+    operation: SlotOp | None
+    number: int = 0
+
+    def pack(self, slot: int) -> bytes:
+        """Return the payload of an `OPERATION` message."""
+        return _COMMAND.pack(slot, 0 if self.operation is None else self.operation.value, self.number)
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> tuple[int, SlotCommand]:
+        """Return the slot and the operation of a payload. Raises `struct.error` and `ValueError`."""
+        slot, operation, number = _COMMAND.unpack(payload)
+        return slot, cls(SlotOp(operation) if operation else None, number)
 
 
 class Refusal(IntEnum):

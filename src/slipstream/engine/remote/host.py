@@ -18,9 +18,10 @@ import numpy as np
 from slipstream.arrays import IntArray
 from slipstream.engine.engine import StepReport
 from slipstream.engine.flush import SlotOp, flush_steps
-from slipstream.engine.remote.channel import URGENT, Channel, Kind, Refusal
+from slipstream.engine.remote.channel import URGENT, Channel, Kind, Refusal, SlotCommand
 from slipstream.engine.remote.memory import MAX_PAUSE_HEADS, Shape, SharedMemory, Stat
 from slipstream.engine.remote.slots import Slots
+from slipstream.engine.slots import reset
 from slipstream.errors import EngineError
 from slipstream.model.runner import Runner, State
 
@@ -124,7 +125,8 @@ class EngineHost:
         active_B = np.zeros(self._slots.number, np.bool_)
         active_B[slots_N] = True
         began = time.monotonic()
-        output = self._runner.launch(self._pcm_BS, active_B)()
+        steering = memory.steering(slots_N, places_N)
+        output = self._runner.launch(self._pcm_BS, active_B, *([] if steering is None else [steering]))()
         seconds = time.monotonic() - began
         heads = output.pause_BH.shape[1]
         if heads > MAX_PAUSE_HEADS:
@@ -133,6 +135,8 @@ class EngineHost:
         memory.token_BF[slots_N, places_N] = output.token_B[slots_N]
         memory.logprob_BF[slots_N, places_N] = output.logprob_B[slots_N]
         memory.pause_BFH[slots_N, places_N, :heads] = output.pause_BH[slots_N]
+        if output.candidates is not None:
+            memory.write_candidates(slots_N, places_N, output.candidates)
         memory.stats[Stat.STEP_BEGAN] = 0.0
         self._send_done(slots_N)
         self._slots.finish(time.monotonic())
@@ -146,13 +150,19 @@ class EngineHost:
             channel.put(Kind.DONE, slots_N[owners_N == number].astype(np.uint32).tobytes())
             channel.flush()
 
-    def _run(self, operations: list[tuple[int, SlotOp]]) -> None:
-        if resets := [slot for slot, operation in operations if operation is SlotOp.RESET]:
-            self._runner.reset(resets)
-        for slot, operation in operations:
-            if operation is SlotOp.SNAPSHOT:
+    def _run(self, commands: list[tuple[int, SlotCommand]]) -> None:
+        resets: dict[int, list[int]] = {}
+        for slot, command in commands:
+            if command.operation is SlotOp.RESET:
+                resets.setdefault(command.number, []).append(slot)
+        for first_frame, slots in resets.items():
+            reset(self._runner, slots, None, first_frame)
+        for slot, command in commands:
+            if command.operation is None:
+                self._runner.force([slot], [command.number])
+            elif command.operation is SlotOp.SNAPSHOT:
                 self._saved[slot] = self._runner.savepoint(slot, self._flush_steps)
-            elif operation is SlotOp.RESTORE:
+            elif command.operation is SlotOp.RESTORE:
                 self._runner.restore(slot, self._saved.pop(slot))
 
     # ----------------------------------------------------------------------------------------------------- messages
@@ -209,10 +219,10 @@ class EngineHost:
                 raise ValueError(f"frames for slots of others: {slots_N.tolist()}")
             self._slots.add(slots_N, numbers_N >= URGENT, time.monotonic())
         elif kind is Kind.OPERATION:
-            slot, operation = struct.unpack("<II", payload)
+            slot, command = SlotCommand.unpack(payload)
             if self._slots.owner_B[slot] != number:
                 raise ValueError(f"an operation on slot {slot} of another")
-            self._slots.operate(slot, SlotOp(operation))
+            self._slots.operate(slot, command)
         elif kind is Kind.OPEN:
             session, wait = struct.unpack("<Id", payload)
             self._open((number, session), wait)

@@ -10,6 +10,10 @@ from enum import IntEnum
 
 import numpy as np
 
+from slipstream.arrays import IntArray
+from slipstream.hints.keywords import Biases
+from slipstream.model.runner import CANDIDATES, MAX_BIASED, Candidates, Choice, Steering
+
 FRAMES = 4
 """Frames in the ring of a slot. Two are in use at a time; the others are those of a stream before its restart."""
 MAX_PAUSE_HEADS = 16
@@ -45,6 +49,13 @@ class Shape:
                 ("token", np.int64, rings),
                 ("logprob", np.float32, rings),
                 ("pause", np.float32, (*rings, MAX_PAUSE_HEADS)),
+                ("biases", np.int32, rings),
+                ("bias_id", np.int32, (*rings, MAX_BIASED)),
+                ("bias", np.float32, (*rings, MAX_BIASED)),
+                ("candidate", np.int64, (*rings, CANDIDATES)),
+                ("candidate_logprob", np.float32, (*rings, CANDIDATES)),
+                ("plain", np.int64, rings),
+                ("plain_logprob", np.float32, rings),
             ],
             align=True,
         )
@@ -54,7 +65,9 @@ class SharedMemory:
     """A view of the memory of one engine.
 
     Frame n of a slot since its admission is in place n modulo `FRAMES`, and so is its output. Messages report which
-    places are filled (`Kind`), so no place is read while it is written.
+    places are filled (`Kind`), so no place is read while it is written. A frame may have biases of text tokens; its
+    output then has candidates. `biases_BF` has their number plus one, and 0 for a frame without steering. The kernel
+    gives pages only to what is used.
 
     Args:
         file: A file of `create_file`, which the first view enlarges.
@@ -68,6 +81,46 @@ class SharedMemory:
         self.stats = record["stats"]
         self.pcm_BFS, self.token_BF = record["pcm"], record["token"]
         self.logprob_BF, self.pause_BFH = record["logprob"], record["pause"]
+        self.biases_BF, self.bias_id_BFN, self.bias_BFN = record["biases"], record["bias_id"], record["bias"]
+        self.candidate_BFK, self.candidate_logprob_BFK = record["candidate"], record["candidate_logprob"]
+        self.plain_BF, self.plain_logprob_BF = record["plain"], record["plain_logprob"]
+
+    def steer(self, slot: int, place: int, biases: Biases | None) -> None:
+        """Write the biases of a frame; None for a frame without steering."""
+        if biases is None:
+            self.biases_BF[slot, place] = 0
+            return
+        number = len(biases.id_N)
+        self.biases_BF[slot, place] = number + 1
+        self.bias_id_BFN[slot, place, :number], self.bias_BFN[slot, place, :number] = biases.id_N, biases.bias_N
+
+    def steering(self, slots_N: IntArray, places_N: IntArray) -> Steering | None:
+        """Return the steering of a step of these frames; None if none of them has one."""
+        number_N = self.biases_BF[slots_N, places_N] - 1
+        if (longest := int(number_N.max(initial=-1))) < 0:
+            return None
+        slots = len(self.biases_BF)
+        steering = Steering(np.zeros((slots, longest), np.int64), np.zeros((slots, longest), np.float32))
+        for slot, place, number in zip(slots_N.tolist(), places_N.tolist(), number_N.tolist(), strict=True):
+            if number > 0:
+                steering.id_BN[slot, :number] = self.bias_id_BFN[slot, place, :number]
+                steering.bias_BN[slot, :number] = self.bias_BFN[slot, place, :number]
+        return steering
+
+    def write_candidates(self, slots_N: IntArray, places_N: IntArray, found: Candidates) -> None:
+        """Write the candidates of these frames."""
+        self.candidate_BFK[slots_N, places_N] = found.token_BK[slots_N]
+        self.candidate_logprob_BFK[slots_N, places_N] = found.logprob_BK[slots_N]
+        self.plain_BF[slots_N, places_N] = found.plain_B[slots_N]
+        self.plain_logprob_BF[slots_N, places_N] = found.plain_logprob_B[slots_N]
+
+    def choices(self, slot: int, place: int, token: int) -> list[Choice]:
+        """Return the choice of a frame whose step has picked `token`; nothing for a frame without steering."""
+        if not self.biases_BF[slot, place]:
+            return []
+        tokens, logprobs = self.candidate_BFK[slot, place].tolist(), self.candidate_logprob_BFK[slot, place].tolist()
+        plain, logprob = int(self.plain_BF[slot, place]), float(self.plain_logprob_BF[slot, place])
+        return [Choice(token, tokens, logprobs, plain, logprob)]
 
 
 def create_file() -> int:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from slipstream.engine.flush import SlotOp
+from slipstream.engine.flush import ForceToken, Op, SlotOp
 from slipstream.engine.live import LiveSession
 from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.port import Mailbox
-from slipstream.engine.remote.channel import URGENT, Channel, Kind, Refusal
+from slipstream.engine.remote.channel import URGENT, Channel, Kind, Refusal, SlotCommand
 from slipstream.engine.remote.memory import FRAMES, SharedMemory, Stat
 from slipstream.engine.scheduler import MARKER_WAIT_SECONDS
 from slipstream.engine.session import Session
@@ -155,9 +155,9 @@ class RemoteEngine(OpenSessions):
             EngineError: The engine has failed.
         """
         options = options or SessionOptions()
-        if options.hints != Hints():
+        if (hints := _possible(options.hints)) != options.hints:
             _ignore_hints()
-        mailbox = Mailbox(_PlainSession(self.format, replace(options, hints=Hints())), wake)
+        mailbox = Mailbox(_NarrowSession(self.format, replace(options, hints=hints)), wake)
         with self:
             if self.failure is not None:
                 raise _engine_error(self.failure)
@@ -242,14 +242,14 @@ class RemoteEngine(OpenSessions):
         logprobs = memory.logprob_BF[slots, places].tolist()
         pauses = memory.pause_BFH[slots, places, :heads].tolist()
         now = time.monotonic()
-        for slot, token, logprob, pause_H in zip(slots, tokens, logprobs, pauses, strict=True):
+        for slot, place, token, logprob, pause_H in zip(slots, places, tokens, logprobs, pauses, strict=True):
             read_B[slot] += 1
             if (remote := device.sessions.get(slot)) is None:  # it has closed meanwhile
                 continue
             remote.on_their_way -= 1
             session = remote.mailbox.session
             try:
-                session.advance(token, logprob, pause_H, now)
+                session.advance(token, logprob, pause_H, now, memory.choices(slot, place, token))
             except Exception as error:  # a defect in one session must not end the others
                 self.remove(session, error)
             else:
@@ -317,9 +317,11 @@ class RemoteEngine(OpenSessions):
             urgent = URGENT if session.urgent else 0
             if session.has_ops:
                 for operation in session.take_ops():
-                    assert isinstance(operation, SlotOp), "no session searches here"
-                    device.put(Kind.OPERATION, struct.pack("<II", slot, operation.value))
-            session.fill(device.memory.pcm_BFS[slot, remote.written % FRAMES])
+                    if (command := _command(operation, session)) is not None:
+                        device.put(Kind.OPERATION, command.pack(slot))
+            place = remote.written % FRAMES
+            device.memory.steer(slot, place, session.biases(0) if session.steered else None)
+            session.fill(device.memory.pcm_BFS[slot, place])
             remote.written += 1
             remote.on_their_way += 1
             device.frames.append(slot + urgent)
@@ -351,18 +353,35 @@ class RemoteEngine(OpenSessions):
             self._later(self.flush)
 
 
-class _PlainSession(Session):
-    """A session without hints: no message carries biases, candidates and hypotheses."""
+class _NarrowSession(Session):
+    """A session with one slot: no message carries hypotheses."""
 
     def set_hints(self, hints: Hints) -> None:
-        """Do nothing."""
-        _ignore_hints()
+        """Change the keywords and languages."""
+        if (possible := _possible(hints)) != hints:
+            _ignore_hints()
+        super().set_hints(possible)
+
+
+def _possible(hints: Hints) -> Hints:
+    """Return the hints that need one slot, and no delay of its own."""
+    return Hints(keywords=hints.keywords, prompt=hints.prompt, languages=hints.languages)
+
+
+def _command(operation: Op, session: Session) -> SlotCommand | None:
+    """Return an operation as a message carries it; None for one that the engine's process does not need."""
+    if isinstance(operation, ForceToken):
+        return SlotCommand(None, operation.token)
+    if operation is SlotOp.KEEP_PREFIX:  # each prompt is read again
+        return None
+    assert isinstance(operation, SlotOp), "a session has one slot, and no state of another one"
+    return SlotCommand(operation, session.prefix[1] if operation is SlotOp.RESET else 0)
 
 
 @functools.cache
 def _ignore_hints() -> None:
     """Report it once per process."""
-    logger.warning("worker processes ignore the hints of streams, such as keywords and prompts: use --workers 0")
+    logger.warning("worker processes ignore alternatives, beams and delays of streams: use --workers 0 for these")
 
 
 def _engine_error(cause: BaseException) -> EngineError:

@@ -9,7 +9,7 @@ from collections import deque
 import numpy as np
 
 from slipstream.arrays import BoolArray, IntArray
-from slipstream.engine.flush import SlotOp
+from slipstream.engine.remote.channel import SlotCommand
 from slipstream.engine.remote.memory import FRAMES
 from slipstream.engine.scheduler import BATCH_WAIT_SECONDS, HOLD_SECONDS, URGENT_WAIT_SECONDS, StepCosts
 
@@ -34,7 +34,7 @@ class Slots:
         self._taken_B = np.zeros(number, np.int64)
         self._since_B = np.full(number, np.inf)  # when the next frame became ready; infinite without one
         self._urgent_B = np.zeros(number, np.bool_)
-        self._operations: dict[int, deque[tuple[int, SlotOp]]] = {}  # each before a frame of this number
+        self._operations: dict[int, deque[tuple[int, SlotCommand]]] = {}  # each before a frame of this number
         self._costs = StepCosts()
         self._step: tuple[int, float] | None = None
 
@@ -66,7 +66,7 @@ class Slots:
         self._since_B[slots_N] = np.minimum(self._since_B[slots_N], now)
         self._urgent_B[slots_N[urgent_N]] = True
 
-    def operate(self, slot: int, operation: SlotOp) -> None:
+    def operate(self, slot: int, operation: SlotCommand) -> None:
         """Run an operation before the next frame that is added to the slot."""
         self._operations.setdefault(slot, deque()).append((int(self._written_B[slot]), operation))
 
@@ -84,7 +84,7 @@ class Slots:
             due = oldest + BATCH_WAIT_SECONDS
         return max(0.0, due - now)
 
-    def take(self, now: float) -> tuple[IntArray, IntArray, list[tuple[int, SlotOp]], float]:
+    def take(self, now: float) -> tuple[IntArray, IntArray, list[tuple[int, SlotCommand]], float]:
         """Take the frames of the step that is due. The next call of `finish` marks its end.
 
         Returns:
