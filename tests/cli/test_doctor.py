@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from importlib import metadata
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ import pytest
 from tests.cli.conftest import Outcome
 
 import slipstream
+from slipstream.cli import doctor
 
 Cli = Callable[..., Outcome]
 
@@ -21,6 +21,7 @@ Cli = Callable[..., Outcome]
 def runner(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """A runner that needs 1 ms for each slot of audio that lasts 10 ms; the list is what was asked for."""
     asked: list[dict[str, Any]] = []
+    clock = [0.0]
 
     def load_runner(ref: str, *, slots: int, **options: Any) -> Any:
         asked.append({"ref": ref, "slots": slots, **options})
@@ -28,10 +29,11 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         def step(pcm_BS: Any, active_B: Any) -> None:
             assert pcm_BS.shape == (slots, 240)
             assert active_B.all()
-            time.sleep(0.001 * slots)
+            clock[0] += 0.001 * slots
 
         return SimpleNamespace(slots=slots, frame_samples=240, frame_rate=100.0, step=step)
 
+    monkeypatch.setattr(doctor, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(slipstream, "load_runner", load_runner, raising=False)
     return asked
 
