@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from slipstream.train.muon import Muon
-from slipstream.train.sharding import part_of, whole
+from slipstream.train.sharding import is_sharded, part_of, whole
 
 
 class MasterWeights:
@@ -98,7 +97,7 @@ class Optimizer:
                 group["lr"] = lr * (encoder_rate if group.get("encoder") else 1.0)
             part.step()
             part.zero_grad(set_to_none=True)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return norm.full_tensor() if is_sharded(norm) else norm
 
     def _with_grad(self) -> Iterable[Tensor]:
         return [w for w in self.masters.values() if w.grad is not None]

@@ -12,8 +12,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from slipstream.nn.layers import TransformerLayer
 from slipstream.train.muon import has_bfloat16
@@ -116,6 +114,9 @@ class Sharded:
     """A part of the weights in each process, float32 where they learn; modules compute in `dtype`."""
 
     def __init__(self, task: Task, device: str, dtype: torch.dtype) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # takes a second
+
         self._task = task
         mesh = init_device_mesh(device, (dist.get_world_size(),))
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
