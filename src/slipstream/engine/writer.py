@@ -91,6 +91,8 @@ class Writer:
         if self._given:
             return self._follow(token, logprob)
         if self._search is None or not choices:  # a step that began before there was a search
+            if self._history is not None:
+                return token, self._read([(token, logprob)])
             events = self.decoder.push(token, logprob)
             return token, self._rivals.attach(events) if events else events
         decision = self._search.advance(choices)
@@ -133,9 +135,9 @@ class Writer:
         other._given, other._history = {}, None
         return other
 
-    def take_history(self) -> list[History]:
+    def take_history(self) -> Sequence[History]:
         """Return the pieces of history that are new, in a session that keeps it."""
-        return [] if self._history is None else self._history.take()
+        return () if self._history is None else self._history.take()
 
     def take_ops(self) -> Sequence[Op]:
         if not self.ops:
