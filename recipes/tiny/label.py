@@ -64,7 +64,9 @@ def _label(
         return second if low < len(second) / (len(samples) / RATE) < high else ""
     # Windows of the recording's own length instead of 30 s: the encoder is most of the work.
     seconds = max(7, int(np.ceil(len(samples) / RATE + 1.5)))
-    segments, _ = whisper.transcribe(samples, language=language, beam_size=1, chunk_length=min(30, seconds))
+    segments, _ = whisper.transcribe(
+        samples, language=language, beam_size=1, temperature=0.0, chunk_length=min(30, seconds)
+    )
     parts = list(segments)
     text = " ".join(part.text.strip() for part in parts)
     if language == "en":

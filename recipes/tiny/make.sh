@@ -35,7 +35,7 @@ step data/told.jsonl slipstream data align data/labelled.jsonl --out data/told.j
 
 # Synthetic speech.
 for language in en fr; do
-    step data/$language.txt sh -c "zcat $DATA/text/$language-*.txt.gz | shuf --random-source=$here/make.sh > data/$language.txt"
+    step data/$language.txt python "$here/shuffle.py" "$DATA"/text/$language-*.txt.gz --out data/$language.txt
 done
 step data/hibari-en/manifest.jsonl python "$here/hibari_voice.py" data/en.txt data/hibari-en --hours 3 --exclude data/test.jsonl
 step data/espeak-fr/manifest.jsonl slipstream data synthesise data/fr.txt --out data/espeak-fr --language fr --clean \
