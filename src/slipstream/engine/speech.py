@@ -116,11 +116,8 @@ class SpeechSession:
         return self._engine.ended(self._entry)
 
     def __iter__(self) -> Iterator[SpeechEvent]:
-        while True:
-            events = self._engine.wait(self._entry)
-            if not events:
-                return
-            yield from events
+        while event := self._engine.wait(self._entry):
+            yield event
 
     def __enter__(self) -> SpeechSession:
         return self
@@ -242,11 +239,17 @@ class SpeechEngine:
             self._condition.notify_all()
             return events
 
-    def wait(self, entry: _Entry) -> list[SpeechEvent]:
-        """The next events; none at the end."""
+    def wait(self, entry: _Entry) -> SpeechEvent | None:
+        """The next event; none at the end. Those after it stay, so that `remove` drops them."""
         with self._condition:
             self._condition.wait_for(lambda: entry.events or entry.done)
-        return self.take(entry)
+            if not entry.events:
+                if entry.error is not None:
+                    raise entry.error
+                return None
+            if len(entry.events) == MAX_AHEAD:
+                self._condition.notify_all()
+            return entry.events.popleft()
 
     def ended(self, entry: _Entry) -> bool:
         """Whether there are no more events."""
