@@ -17,6 +17,7 @@ from benchmarks.scripted_server import open_script
 
 from slipstream.server.run import listen, log_to_stderr
 from slipstream.workers.parent import Listeners, Parent
+from slipstream.workers.speech import OpenSpeaker
 from slipstream.workers.worker import Settings
 
 
@@ -28,6 +29,7 @@ class Case:
     slots: int = 4
     step_seconds: float = 0.0
     max_waiting: int = 64
+    open_speaker: OpenSpeaker | None = None
 
 
 @dataclass
@@ -85,6 +87,7 @@ def main() -> None:
         Listeners(listener),
         case.max_waiting,
         lambda names: print(port, flush=True),
+        case.open_speaker,
     )
     asyncio.run(parent.run())
 

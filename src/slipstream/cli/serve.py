@@ -226,10 +226,7 @@ def serve(
     processes = default_workers(served, device_names) if workers is None else workers
     if device_names and not processes:
         raise typer.BadParameter("needs --workers of at least 1", param_hint="--devices")
-    if speech is not None:
-        if workers:
-            raise typer.BadParameter("text to speech runs in one process: use --workers 0", param_hint="--speech")
-        processes = 0
+    open_speech = partial(open_speaker, speech, device, speech_slots, voices, voice) if speech else None
     if processes and sys.platform == "win32":
         raise ConfigError("--workers: Windows has no worker processes: use --workers 0")
     tls = Tls(tls_cert, tls_key) if tls_cert and tls_key else None
@@ -289,7 +286,7 @@ def serve(
                 for one in on_devices(model, device_names)
             ]
             listeners = Listeners(listener, operations[0] if operations else None, list(tcp.values()))
-            asyncio.run(Parent(opened, processes, settings, listeners, max_waiting, show).run())
+            asyncio.run(Parent(opened, processes, settings, listeners, max_waiting, show, open_speech).run())
             return
         with counting_bar("Converting") as progress:
             engines = open_models(
@@ -300,7 +297,9 @@ def serve(
                 observer=metrics.observe_step,
                 progress=progress,
             )
-        speaker = open_speaker(speech, device, speech_slots, voices, voice, stack)
+        speaker = open_speech() if open_speech else None
+        if speaker is not None:
+            stack.enter_context(speaker.speaker)
         show(engines)
         run(
             Service(

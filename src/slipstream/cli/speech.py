@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,19 +22,19 @@ DefaultVoice = Annotated[
 ]
 
 
-def open_speaker(
-    model: str | None, device: str, slots: int, voices: str, voice: str | None, stack: ExitStack
-) -> ServedSpeaker | None:
-    """Load the text-to-speech model of a server, which `stack` closes; None without one.
+def open_speaker(model: str, device: str, slots: int, voices: str, voice: str | None) -> ServedSpeaker:
+    """Load the text-to-speech model of a server.
 
     Raises `CheckpointError` for a default voice that is not there.
     """
-    if model is None:
-        return None
     from slipstream.server.speaking import ServedSpeaker
     from slipstream.speaker import load_speaker
 
     loaded = load_speaker(model, device=device, slots=slots, voices=voices)
-    speaker = ServedSpeaker(stack.enter_context(loaded), voice, offered_languages([model]))
-    speaker.voice(None)  # a default voice that is not there is an error now
+    try:
+        speaker = ServedSpeaker(loaded, voice, offered_languages([model]))
+        speaker.voice(None)  # a default voice that is not there is an error now
+    except BaseException:
+        loaded.close()
+        raise
     return speaker

@@ -89,7 +89,9 @@ def wyoming(
                 announcement = Announcement(zeroconf, address, port)
         with counting_bar("Converting") as progress:
             engines = open_models(served, stack, observer=metrics.observe_step, progress=progress)
-        speaker = open_speaker(speech, device, speech_slots, voices, voice, stack)
+        speaker = open_speaker(speech, device, speech_slots, voices, voice) if speech else None
+        if speaker is not None:
+            stack.enter_context(speaker.speaker)
         notice(f"Serving {', '.join([*engines, *([speech] if speech else [])])} on tcp://{shown(listener.socket)}")
         service = Service(engines, Access("127.0.0.1"), metrics=metrics, queue_seconds=queue_seconds, speaker=speaker)
         run(service, None, tcp=[listener], announcement=announcement)

@@ -112,7 +112,7 @@ class SpeechSession:
 
     @property
     def ended(self) -> bool:
-        """Whether the session gives no more events."""
+        """Whether the session gives no more events. Raises what ended it, if that was an error."""
         return self._engine.ended(self._entry)
 
     def __iter__(self) -> Iterator[SpeechEvent]:
@@ -254,6 +254,8 @@ class SpeechEngine:
     def ended(self, entry: _Entry) -> bool:
         """Whether there are no more events."""
         with self._condition:
+            if entry.done and not entry.events and entry.error is not None:
+                raise entry.error
             return entry.done and not entry.events
 
     # ------------------------------------------------------------------------------------------ in the engine's thread

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from slipstream.dialects.models import SpeechInfo
+from slipstream.engine.reading import SpeechEvent
 from slipstream.engine.speech import SpeechSession
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.speech import Voice
@@ -16,9 +18,40 @@ _NAME = re.compile(r"[A-Za-z0-9_@ +.-]+(/[A-Za-z0-9_@ +.-]+)*")
 """A name within the folder of voices. Clients may not name other files of this machine."""
 
 
+class AnySession(Protocol):
+    """A session in this process or another. Its methods are those of `SpeechSession`."""
+
+    def feed(self, text: str) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def end(self) -> None: ...
+
+    def cancel(self) -> None: ...
+
+    def poll(self) -> list[SpeechEvent]: ...
+
+    @property
+    def ended(self) -> bool: ...
+
+
+class AnySpeaker(Protocol):
+    """A model in this process or another. What keeps a session from opening is raised by `open`, or by its `poll`."""
+
+    @property
+    def info(self) -> SpeechInfo: ...
+
+    @property
+    def sample_rate(self) -> int: ...
+
+    def voice(self, name: str | None) -> Voice | None: ...
+
+    def open(self, voice: Voice | None, wake: Callable[[], None]) -> AnySession: ...
+
+
 @dataclass(frozen=True)
 class ServedSpeaker:
-    """A speaker for clients.
+    """A speaker for clients, in this process.
 
     Args:
         speaker: The model.

@@ -19,7 +19,7 @@ from slipstream.errors import SlipstreamError
 from slipstream.server.metrics import Metrics
 from slipstream.server.run import log_to_stderr
 from slipstream.server.served import OpenedModel
-from slipstream.workers.link import LINE_BYTES, encode
+from slipstream.workers.link import LINE_BYTES, encode, leave_with_parent
 from slipstream.workers.page import snapshot
 
 OpenModel: TypeAlias = Callable[[], OpenedModel]
@@ -47,7 +47,7 @@ class EngineJob:
         """Load the model, and run it until the parent stops it or is gone."""
         log_to_stderr(self.log_level, {"process": f"engine-{self.number}"})
         metrics = Metrics()
-        threading.Thread(target=_leave_with_parent, args=(end.dup(),), daemon=True).start()
+        threading.Thread(target=leave_with_parent, args=(end.dup(),), daemon=True).start()
         try:
             opened = self.open_model()
         except SlipstreamError as error:
@@ -68,13 +68,6 @@ class EngineJob:
         except Exception as error:
             end.sendall(encode({"failed": f"{type(error).__name__}: {error}", "kind": "EngineError"}))
             raise
-
-
-def _leave_with_parent(end: socket.socket) -> None:
-    """End the process when the parent is gone, whatever the other threads do."""
-    while end.recv(1, socket.MSG_PEEK):
-        threading.Event().wait(0.2)  # messages are for `_obey`
-    os._exit(1)
 
 
 def _obey(end: socket.socket, host: EngineHost, metrics: Metrics) -> None:

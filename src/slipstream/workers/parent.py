@@ -24,6 +24,7 @@ from slipstream.server.run import HUNG_SECONDS, TcpListener, check_certificate, 
 from slipstream.workers.engine import EngineJob, OpenModel
 from slipstream.workers.link import Link, Message, start
 from slipstream.workers.page import Family, counts_of, joined, text_of
+from slipstream.workers.speech import OpenSpeaker, SpeechJob
 from slipstream.workers.topics import TopicHub
 from slipstream.workers.worker import EngineAddress, Settings, WorkerJob
 
@@ -77,6 +78,7 @@ class _Engine(_Process):
 
     model: str = ""
     format: str = ""
+    speech: str = ""
     memory: int = -1
     shape: Shape = field(default_factory=lambda: Shape(0, 0))
 
@@ -91,6 +93,7 @@ class Parent:
         listeners: Its sockets, which the workers share.
         max_waiting: Sessions that may wait for a slot of one engine.
         started: Called with the names of the models, once all processes work.
+        open_speaker: Opens the model of text to speech, in a process of its own; None offers none.
     """
 
     def __init__(
@@ -101,9 +104,10 @@ class Parent:
         listeners: Listeners,
         max_waiting: int = 64,
         started: Callable[[list[str]], None] = lambda names: None,
+        open_speaker: OpenSpeaker | None = None,
     ) -> None:
         self._open_models, self._rows, self._settings = open_models, workers, settings
-        self._max_waiting, self._started = max_waiting, started
+        self._max_waiting, self._started, self._open_speaker = max_waiting, started, open_speaker
         self._main = share(listeners.main, workers) if listeners.main else None
         self._operations = share(listeners.operations, workers) if listeners.operations else None
         self._tcp: list[tuple[list[socket.socket], OpenDialect]] = [
@@ -114,6 +118,7 @@ class Parent:
         self._tally = SharedTally(self._tally_file, workers, 0, settings.names)
         self._topics = TopicHub(settings.webhooks)
         self._engines: list[_Engine] = []
+        self._speech: list[_Engine] = []  # one, or none
         self._memories: list[SharedMemory] = []
         self._workers: dict[int, _Process] = {}
         self._left: list[Family] = []  # the counts of workers that have ended
@@ -141,9 +146,9 @@ class Parent:
             await self._stopping.wait()
             await self._finish()
         finally:
-            for process in (*self._workers.values(), *self._engines):
+            for process in self._processes:
                 process.process.kill()
-            for process in (*self._workers.values(), *self._engines):
+            for process in self._processes:
                 process.process.wait()
             for task in self._tasks:
                 task.cancel()
@@ -160,7 +165,11 @@ class Parent:
             engine = _Engine(f"engine-{number}", process, await Link.open(end.dup()), end, memory=memory)
             self._engines.append(engine)
             self._do(self._follow_engine(engine))
-        await self._all_ready(self._engines)
+        if self._open_speaker is not None:
+            process, end = start(SpeechJob(self._open_speaker, self._settings.log_level))
+            self._speech.append(_Engine("speech", process, await Link.open(end.dup()), end))
+            self._do(self._follow_engine(self._speech[0]))
+        await self._all_ready([*self._engines, *self._speech])
         for row in range(self._rows):
             if not self._stopping.is_set():
                 await self._start_worker(row)
@@ -176,18 +185,15 @@ class Parent:
     async def _start_worker(self, row: int) -> None:
         """Start a worker, with a channel of its own to every engine."""
         models: dict[str, tuple[str, list[EngineAddress]]] = {}
-        channels: list[socket.socket] = []
-        for engine in self._engines:
-            theirs, ours = socket.socketpair()
-            channels.append(ours)
-            with theirs, suppress(OSError):  # an engine that has ended ends the service
-                socket.send_fds(engine.end, [b'{"attach":true}\n'], [theirs.fileno()])
+        channels = [_attach(engine) for engine in (*self._engines, *self._speech)]
+        for engine, ours in zip(self._engines, channels, strict=False):
             address = EngineAddress(ours.fileno(), engine.memory, engine.shape)
             models.setdefault(engine.model, (engine.format, []))[1].append(address)
         main = self._main[row].fileno() if self._main else None
         operations = self._operations[row].fileno() if self._operations else None
         tcp = [(sockets[row].fileno(), opened) for sockets, opened in self._tcp]
-        job = WorkerJob(self._settings, row, self._rows, self._tally_file, models, main, operations, tcp)
+        speech = (channels[-1].fileno(), self._speech[0].speech) if self._speech else None
+        job = WorkerJob(self._settings, row, self._rows, self._tally_file, models, main, operations, tcp, speech)
         passed = [self._tally_file, *(channel.fileno() for channel in channels), *(one.memory for one in self._engines)]
         passed += [number for number in (main, operations, *(number for number, _ in tcp)) if number is not None]
         process, end = start(job, passed)
@@ -199,7 +205,7 @@ class Parent:
 
     def _stop(self, number: int) -> None:
         if self._stopping.is_set():  # the second signal does not wait
-            for process in (*self._workers.values(), *self._engines):
+            for process in self._processes:
                 process.process.kill()
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -220,7 +226,7 @@ class Parent:
             if self._hung and self._failure is None:
                 self._failure = EngineError(f"a step of the model has taken more than {HUNG_SECONDS:g} s")
             await asyncio.sleep(0.02)
-        for engine in self._engines:
+        for engine in (*self._engines, *self._speech):
             with suppress(OSError):
                 engine.end.send(b'{"stop":true}\n')
         deadline = time.monotonic() + STOP_SECONDS
@@ -228,6 +234,10 @@ class Parent:
             if self._failure is not None and self._hung:
                 break
             await asyncio.sleep(0.02)
+
+    @property
+    def _processes(self) -> list[_Process]:
+        return [*self._workers.values(), *self._engines, *self._speech]
 
     @property
     def _hung(self) -> bool:
@@ -257,7 +267,10 @@ class Parent:
 
     async def _follow_engine(self, engine: _Engine) -> None:
         async for message in engine.link:
-            if "ready" in message:
+            if "speech" in message:
+                engine.speech = message["speech"]
+                engine.ready.set()
+            elif "ready" in message:
                 engine.model, engine.format = message["ready"], message["format"]
                 engine.shape = Shape(message["slots"], message["frame_samples"])
                 self._memories.append(SharedMemory(engine.memory, engine.shape))
@@ -346,6 +359,14 @@ class Parent:
         process.families = message["families"]
         if (answered := self._answers.pop(message["metrics"], None)) is not None:
             answered.set()
+
+
+def _attach(engine: _Engine) -> socket.socket:
+    """Give the process of a model one end of a socket pair, and return the other one, for a worker."""
+    theirs, ours = socket.socketpair()
+    with theirs, suppress(OSError):  # an engine that has ended ends the service
+        socket.send_fds(engine.end, [b'{"attach":true}\n'], [theirs.fileno()])
+    return ours
 
 
 _KINDS: dict[str, type[SlipstreamError]] = {

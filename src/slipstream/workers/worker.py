@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from slipstream.connections.access import Access
@@ -29,6 +30,7 @@ from slipstream.server.http.app import Service
 from slipstream.server.run import Server, TcpListener, Tls, log_to_stderr
 from slipstream.workers.link import Link, Message
 from slipstream.workers.page import snapshot
+from slipstream.workers.speech import RemoteSpeaker
 from slipstream.workers.topics import RemoteTopics
 
 if TYPE_CHECKING:
@@ -94,6 +96,7 @@ class WorkerJob:
         listener: Descriptor of the listening socket; None serves only `tcp`.
         operations: Descriptor of the second one, for metrics and health.
         tcp: Descriptors of listeners of dialects that are not WebSockets.
+        speech: Descriptor of a connection to the process of text to speech, and its `SpeechInfo` (pickled, base64).
     """
 
     settings: Settings
@@ -104,6 +107,7 @@ class WorkerJob:
     listener: int | None
     operations: int | None = None
     tcp: Sequence[tuple[int, OpenDialect]] = ()
+    speech: tuple[int, str] | None = None
 
     def run(self, end: socket.socket) -> None:
         """Serve until the parent ends it or is gone."""
@@ -149,6 +153,7 @@ class WorkerServer(Server):
             webhooks=settings.webhooks,
             tracer=tracer,
             page=self._page,
+            speaker=_speaker(*job.speech) if job.speech else None,
         )
         tcp = [TcpListener(socket.socket(fileno=number), opened) for number, opened in job.tcp]
         super().__init__(service, settings.tls, operations, tcp, topics=self._topics)
@@ -240,3 +245,7 @@ def _engine(
         for one in addresses
     ]
     return RemoteEngine(pickle.loads(base64.b64decode(format)), devices, later)
+
+
+def _speaker(connection: int, info: str) -> RemoteSpeaker:
+    return RemoteSpeaker(Connection(connection), pickle.loads(base64.b64decode(info)))

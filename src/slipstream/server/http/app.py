@@ -43,7 +43,7 @@ from slipstream.server.http.speech import speech_routes
 from slipstream.server.http.uploads import Uploads
 from slipstream.server.http.webrtc import Calls
 from slipstream.server.metrics import Metrics
-from slipstream.server.speaking import ServedSpeaker
+from slipstream.server.speaking import AnySpeaker
 from slipstream.server.streams.held import HeldStreams
 from slipstream.server.streams.outbox import Socket
 from slipstream.server.streams.registry import StreamRegistry
@@ -89,7 +89,7 @@ class Service:
     webhooks: Sequence[str] = ()
     tracer: Tracer | None = None
     page: Callable[[str], Awaitable[tuple[bytes, str]]] | None = None
-    speaker: ServedSpeaker | None = None
+    speaker: AnySpeaker | None = None
 
     @property
     def engine(self) -> AnyEngine:

@@ -16,12 +16,11 @@ from starlette.routing import BaseRoute, Route, request_response
 
 from slipstream.audio.encode import ENCODINGS, StreamEncoder
 from slipstream.connections.access import Access
-from slipstream.engine.reading import Audio
-from slipstream.engine.speech import SpeechSession
+from slipstream.engine.reading import Audio, SpeechEvent
 from slipstream.errors import AudioError, ConfigError, Overloaded
 from slipstream.schema import Section, parse
 from slipstream.server.http.requests import Guarded
-from slipstream.server.speaking import ServedSpeaker
+from slipstream.server.speaking import AnySession, AnySpeaker
 from slipstream.server.uploads.openai import OpenAIUpload
 from slipstream.server.uploads.protocol import UploadError, unavailable
 
@@ -45,7 +44,7 @@ class SpeechRequest(Section):
     instructions: str | None = None  # the models take none
 
 
-def speech_routes(speaker: ServedSpeaker | None, access: Access) -> list[BaseRoute]:
+def speech_routes(speaker: AnySpeaker | None, access: Access) -> list[BaseRoute]:
     """Return the route. Without a speaker, its response is an error."""
 
     async def speech(request: Request) -> Response:
@@ -62,15 +61,18 @@ def speech_routes(speaker: ServedSpeaker | None, access: Access) -> list[BaseRou
             voice = await run_in_threadpool(speaker.voice, name)
             encoder = StreamEncoder(asked.response_format, speaker.sample_rate)
             session = speaker.open(voice, wake)
+            session.feed(asked.input)
+            session.end()
+            await ready.wait()
+            ready.clear()
+            first = session.poll()  # raises what keeps it from speaking, before the response begins
         except Overloaded as error:
             raise unavailable(str(error)) from error
         except (ConfigError, AudioError) as error:
             raise UploadError(
                 400, str(error), "voice" if isinstance(error, ConfigError) else "response_format"
             ) from error
-        session.feed(asked.input)
-        session.end()
-        body = _audio(session, encoder, ready)
+        body = _audio(session, first, encoder, ready)
         if asked.stream_format == "sse":
             return StreamingResponse(_events(body), media_type="text/event-stream")
         return StreamingResponse(body, media_type=ENCODINGS[asked.response_format].media_type)
@@ -99,18 +101,20 @@ async def _parse(request: Request) -> SpeechRequest:
         raise UploadError(400, str(error)) from error
 
 
-async def _audio(session: SpeechSession, encoder: StreamEncoder, ready: asyncio.Event) -> AsyncIterator[bytes]:
-    """The encoded audio. When the client is gone, the session ends within a step."""
+async def _audio(
+    session: AnySession, events: list[SpeechEvent], encoder: StreamEncoder, ready: asyncio.Event
+) -> AsyncIterator[bytes]:
+    """The encoded audio, from the first events. When the client is gone, the session ends within a step."""
     try:
         while True:
-            await ready.wait()
-            ready.clear()
-            events = session.poll()
             for event in events:
                 if isinstance(event, Audio) and (data := encoder.encode(event.samples)):
                     yield data
             if session.ended:
                 break
+            await ready.wait()
+            ready.clear()
+            events = session.poll()
         if data := encoder.end():
             yield data
     finally:

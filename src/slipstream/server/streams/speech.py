@@ -26,10 +26,9 @@ from slipstream.dialects.speech.protocol import (
     Text,
 )
 from slipstream.engine.reading import Audio
-from slipstream.engine.speech import SpeechSession
 from slipstream.errors import EngineError, Overloaded, SessionClosed, SlipstreamError
 from slipstream.model.speech import Voice
-from slipstream.server.speaking import ServedSpeaker
+from slipstream.server.speaking import AnySession, AnySpeaker
 from slipstream.server.streams.outbox import Socket
 from slipstream.server.streams.registry import StreamRegistry
 
@@ -48,7 +47,7 @@ class SpeechStreams:
         limits: The limits of each connection.
     """
 
-    def __init__(self, speaker: ServedSpeaker, registry: StreamRegistry, limits: Limits) -> None:
+    def __init__(self, speaker: AnySpeaker, registry: StreamRegistry, limits: Limits) -> None:
         self._speaker, self._registry, self._limits = speaker, registry, limits
 
     @cached_property
@@ -98,7 +97,7 @@ class SpeechStream:
         self,
         dialect: SpeechDialect,
         socket: Socket,
-        speaker: ServedSpeaker,
+        speaker: AnySpeaker,
         *,
         registry: StreamRegistry,
         limits: Limits,
@@ -108,7 +107,7 @@ class SpeechStream:
         self._dialect, self._socket, self._speaker = dialect, socket, speaker
         self._registry, self._limits, self._client, self._over = registry, limits, client, over
         self._actions: Iterator[SpeechAction] = iter(())
-        self._session: SpeechSession | None = None
+        self._session: AnySession | None = None
         self._opening = self._complete = self._closed = False
         self._ending: Close | None = None
         self._characters = 0
@@ -252,7 +251,7 @@ class SpeechStream:
                 self._finish()
 
     @property
-    def _open_session(self) -> SpeechSession:
+    def _open_session(self) -> AnySession:
         assert self._session is not None, "a dialect begins a session before its text"
         return self._session
 
