@@ -59,10 +59,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=3.0, help="over which they are spread")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="worker processes of the server")
+    parser.add_argument("--speech", action="store_true", help="text to speech instead: see benchmarks.chaos_speech")
     arguments = parser.parse_args()
-    report = run(arguments.sessions, arguments.minutes * 60, arguments.seed, arguments.workers)
+    chosen = run
+    if arguments.speech:
+        from benchmarks.chaos_speech import run as chosen
+    report = chosen(arguments.sessions, arguments.minutes * 60, arguments.seed, arguments.workers)
     print(f"{report.seconds:.0f} s; abuse: {dict(sorted(report.abuses.items()))}")
-    print(f"honest streams: {report.honest_streams}, with a wrong transcript: {report.wrong_transcripts}")
+    print(f"honest streams: {report.honest_streams}, with a wrong result: {report.wrong_transcripts}")
     print(f"slots leaked: {report.leaked_slots}; memory: {report.memory_before:.0f} -> {report.memory_after:.0f} MiB")
 
 

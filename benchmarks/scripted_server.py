@@ -17,10 +17,11 @@ from functools import partial
 from slipstream.connections.access import Access
 from slipstream.connections.limits import Limits
 from slipstream.dialects.models import Models
+from slipstream.dialects.wyoming import WyomingOptions, open_wyoming
 from slipstream.engine.engine import Engine
 from slipstream.engine.options import StreamFormat
 from slipstream.server.http.app import Service
-from slipstream.server.run import listen, log_to_stderr, serve
+from slipstream.server.run import TcpListener, listen, log_to_stderr, serve
 from slipstream.server.served import OpenedModel
 from slipstream.testing import ScriptRunner, tiny_tokenizer
 from slipstream.workers.parent import Listeners, Parent
@@ -36,11 +37,21 @@ def main() -> None:
     parser.add_argument("--engines", type=int, default=1)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--queue-seconds", type=float, default=0.0)
+    parser.add_argument(
+        "--speech", action="store_true", help="with text to speech, and Wyoming on a port that it prints"
+    )
     arguments = parser.parse_args()
     limits = Limits(idle_seconds=arguments.idle_seconds)
     log_to_stderr("error")
     listener = listen("127.0.0.1", arguments.port)
     port = listener.getsockname()[1]
+    tcp, ports, open_speaker = [], [port], None
+    if arguments.speech:
+        from benchmarks.chaos_speech import open_echo
+
+        tcp = [TcpListener(listen("127.0.0.1", 0), partial(open_wyoming, WyomingOptions()))]
+        ports.append(tcp[0].socket.getsockname()[1])
+        open_speaker = partial(open_echo, arguments.slots, arguments.step_seconds)
     if arguments.workers:
         from benchmarks import scripted_server  # under its own name: other processes import it
 
@@ -51,18 +62,23 @@ def main() -> None:
             [open_model] * arguments.engines,
             arguments.workers,
             settings,
-            Listeners(listener),
-            started=lambda _: print(port, flush=True),
+            Listeners(listener, tcp=tcp),
+            started=lambda _: print(*ports, sep="\n", flush=True),
+            open_speaker=open_speaker,
         )
         asyncio.run(parent.run())
         return
     runner = ScriptRunner(slots=arguments.slots, step_seconds=arguments.step_seconds)
     with Engine(runner, tiny_tokenizer()) as engine, listener:
-        print(port, flush=True)
+        print(*ports, sep="\n", flush=True)
         service = Service(
-            Models({"script": engine}), Access("127.0.0.1"), limits, queue_seconds=arguments.queue_seconds
+            Models({"script": engine}),
+            Access("127.0.0.1"),
+            limits,
+            queue_seconds=arguments.queue_seconds,
+            speaker=open_speaker() if open_speaker else None,
         )
-        serve(service, listener)
+        serve(service, listener, tcp=tcp)
 
 
 def open_script(slots: int, step_seconds: float) -> OpenedModel:
@@ -73,11 +89,16 @@ def open_script(slots: int, step_seconds: float) -> OpenedModel:
 
 @contextlib.contextmanager
 def server_process(
-    slots: int, step_seconds: float = 0.0, idle_seconds: float = 120.0, workers: int = 0, engines: int = 1
+    slots: int,
+    step_seconds: float = 0.0,
+    idle_seconds: float = 120.0,
+    workers: int = 0,
+    engines: int = 1,
+    speech: bool = False,
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Such a process and its address; it gets SIGTERM when the block ends, and must then exit with code 0."""
     command = [sys.executable, "-m", "benchmarks.scripted_server", str(slots), str(step_seconds), str(idle_seconds)]
-    command += ["--workers", str(workers), "--engines", str(engines)]
+    command += ["--workers", str(workers), "--engines", str(engines), *(["--speech"] if speech else [])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

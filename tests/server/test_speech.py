@@ -112,6 +112,7 @@ def test_requests_that_are_refused(server: Running, fields: dict[str, object], s
 def test_a_body_that_is_not_json_or_too_long(server: Running) -> None:
     assert get(server.http + SPEECH, b"[1]")[0] == 400
     assert get(server.http + SPEECH, b"{")[0] == 400
+    assert get(server.http + SPEECH, b'{"input": ' + b"[" * 20_000)[0] == 400
     assert get(server.http + SPEECH, b"x" * 70_000)[0] == 413
 
 

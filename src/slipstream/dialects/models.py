@@ -31,6 +31,10 @@ class StreamInfo:
     delays: bool = False
 
 
+DEFAULT_VOICE = "default"
+"""What clients call the voice of the server, or of a model without one."""
+
+
 @dataclass(frozen=True, slots=True)
 class SpeechInfo:
     """The text-to-speech model of a server, as clients see it.

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from slipstream import __version__
-from slipstream.dialects.models import StreamRequest, UnknownModel
+from slipstream.dialects.models import DEFAULT_VOICE, StreamRequest, UnknownModel
 from slipstream.dialects.order import Order, Table
 from slipstream.dialects.pcm import PcmInput, check_format
 from slipstream.dialects.protocol import (
@@ -31,8 +31,8 @@ from slipstream.dialects.protocol import (
     Send,
     make_hints,
 )
-from slipstream.dialects.speech.wyoming import DEFAULT_VOICE, WyomingSpeech, error_event
 from slipstream.dialects.speech.wyoming import OWN as SPEECH_EVENTS
+from slipstream.dialects.speech.wyoming import WyomingSpeech, error_event
 from slipstream.dialects.wyoming_events import EventReader, WyomingEvent
 from slipstream.engine.options import SessionOptions
 from slipstream.engine.turns import TurnOptions

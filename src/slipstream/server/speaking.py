@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from slipstream.dialects.models import SpeechInfo
+from slipstream.dialects.models import DEFAULT_VOICE, SpeechInfo
 from slipstream.engine.reading import SpeechEvent
 from slipstream.engine.speech import SpeechSession
 from slipstream.errors import CheckpointError, ConfigError
@@ -80,6 +80,8 @@ class ServedSpeaker:
         Raises:
             ConfigError: There is none of this name, and no default.
         """
+        if name == DEFAULT_VOICE:
+            name = None
         if name and _NAME.fullmatch(name) and ".." not in name:
             try:
                 return self.speaker.named_voice(name)

@@ -34,8 +34,6 @@ ORDER: Table = {
 OWN = {"synthesize", "synthesize-start", "synthesize-chunk", "synthesize-stop"}
 """The events of text to speech."""
 KNOWN = OWN | {"describe", "ping", "transcribe", "audio-start", "audio-chunk", "audio-stop"}
-DEFAULT_VOICE = "default"
-"""What the voice is called where the server lists none."""
 
 
 class WyomingSpeech(SpeechDialect):
@@ -125,4 +123,4 @@ def _voice(data: dict[str, Any]) -> str | None:
     name = voice.get("name") if isinstance(voice, dict) else voice
     if name is not None and not isinstance(name, str):
         raise ProtocolError(f"voice={voice!r:.40}: expected an object with the name of a voice")
-    return None if name == DEFAULT_VOICE else name
+    return name

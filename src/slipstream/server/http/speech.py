@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route, request_response
+from starlette.types import Receive, Scope, Send
 
 from slipstream.audio.encode import ENCODINGS, StreamEncoder
 from slipstream.connections.access import Access
@@ -61,11 +62,7 @@ def speech_routes(speaker: AnySpeaker | None, access: Access) -> list[BaseRoute]
             voice = await run_in_threadpool(speaker.voice, name)
             encoder = StreamEncoder(asked.response_format, speaker.sample_rate)
             session = speaker.open(voice, wake)
-            session.feed(asked.input)
-            session.end()
-            await ready.wait()
-            ready.clear()
-            first = session.poll()  # raises what keeps it from speaking, before the response begins
+            first = await _begin(session, asked.input, ready)
         except Overloaded as error:
             raise unavailable(str(error)) from error
         except (ConfigError, AudioError) as error:
@@ -74,10 +71,37 @@ def speech_routes(speaker: AnySpeaker | None, access: Access) -> list[BaseRoute]
             ) from error
         body = _audio(session, first, encoder, ready)
         if asked.stream_format == "sse":
-            return StreamingResponse(_events(body), media_type="text/event-stream")
-        return StreamingResponse(body, media_type=ENCODINGS[asked.response_format].media_type)
+            return SpeechResponse(session, _events(body), media_type="text/event-stream")
+        return SpeechResponse(session, body, media_type=ENCODINGS[asked.response_format].media_type)
 
     return [Route(PATH, Guarded(request_response(speech), access, OpenAIUpload.refuse, counted=True), methods=["POST"])]
+
+
+class SpeechResponse(StreamingResponse):
+    """A response that ends its session, however it ends itself."""
+
+    def __init__(self, session: AnySession, content: AsyncIterator[bytes], media_type: str) -> None:
+        super().__init__(content, media_type=media_type)
+        self._session = session
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._session.cancel()
+
+
+async def _begin(session: AnySession, text: str, ready: asyncio.Event) -> list[SpeechEvent]:
+    """Return the first events. Raises what keeps the session from speaking, before the response begins."""
+    try:
+        session.feed(text)
+        session.end()
+        await ready.wait()
+        ready.clear()
+        return session.poll()
+    except BaseException:
+        session.cancel()
+        raise
 
 
 async def _parse(request: Request) -> SpeechRequest:
@@ -91,7 +115,7 @@ async def _parse(request: Request) -> SpeechRequest:
         raise UploadError(400, "the body is not complete") from error
     try:
         raw = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UploadError(400, f"the body is not JSON: {error}") from error
     if not isinstance(raw, dict):
         raise UploadError(400, f"the body is not a JSON object, but {type(raw).__name__}")
@@ -104,21 +128,18 @@ async def _parse(request: Request) -> SpeechRequest:
 async def _audio(
     session: AnySession, events: list[SpeechEvent], encoder: StreamEncoder, ready: asyncio.Event
 ) -> AsyncIterator[bytes]:
-    """The encoded audio, from the first events. When the client is gone, the session ends within a step."""
-    try:
-        while True:
-            for event in events:
-                if isinstance(event, Audio) and (data := encoder.encode(event.samples)):
-                    yield data
-            if session.ended:
-                break
-            await ready.wait()
-            ready.clear()
-            events = session.poll()
-        if data := encoder.end():
-            yield data
-    finally:
-        session.cancel()
+    """The encoded audio, from the first events."""
+    while True:
+        for event in events:
+            if isinstance(event, Audio) and (data := encoder.encode(event.samples)):
+                yield data
+        if session.ended:
+            break
+        await ready.wait()
+        ready.clear()
+        events = session.poll()
+    if data := encoder.end():
+        yield data
 
 
 async def _events(audio: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
