@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from slipstream.audio.encode import ENCODINGS, StreamEncoder
 from slipstream.connections.keys import KeyRing
 from slipstream.connections.limits import Limits
 from slipstream.errors import AudioError
+from slipstream.server.streams.speech import SpeechStream
 
 TEXT = "the fox"
 SPEECH = "/v1/audio/speech"
@@ -229,6 +231,28 @@ def test_clients_that_vanish_free_their_slots(server: Running) -> None:
     asyncio.run(all_vanish())
     wait_for(lambda: speaker_of(server).engine.active == 0, 30)
     assert post(server, input="fox", voice="ann", response_format="pcm")[0] == 200
+
+
+def test_a_long_text_and_a_long_backlog_leave_turns_to_others(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message of 40,000 words, and the frames that accumulate for a slow reader, are processed a little at a time."""
+    worst, work = [0.0], SpeechStream.work
+
+    def timed(stream: SpeechStream, until: float) -> bool:
+        began = time.thread_time()
+        more = work(stream, until)
+        worst[0] = max(worst[0], time.thread_time() - began)
+        return more
+
+    async def slow() -> int:
+        async with connect(f"{server.ws}{SOCKET}?format=OggOpus&voice=ann", max_queue=1) as socket:
+            await socket.send("a fox " * 20_000)
+            await asyncio.sleep(1)
+            return sum([len(await socket.recv()) for _ in range(40)])
+
+    monkeypatch.setattr(SpeechStream, "work", timed)
+    assert asyncio.run(slow()) > 1000
+    assert worst[0] < 0.1
+    wait_for(lambda: speaker_of(server).engine.active == 0, 30)
 
 
 def test_a_socket_without_text_is_closed(folder: Path) -> None:

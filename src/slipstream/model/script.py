@@ -184,6 +184,7 @@ class ScriptMachine:
 
 _EVENT = re.compile(r'<break\s+time="([0-9]+(?:\.[0-9]*)?)s"\s*/?>|\s+')
 _OPEN_TAG = re.compile(rf"<(?:b(?:r(?:e(?:a(?:k(?:\s[^<>]{{0,{MAX_TAG}}})?)?)?)?)?)?$")
+_LONGEST_TAG = MAX_TAG + len("<break ") + 1  # a line end may follow it
 _REPLACED = str.maketrans({"\u2019": "'", ":": " ", "(": None, ")": None})
 
 
@@ -218,8 +219,9 @@ class ScriptReader:
 
     def feed(self, text: str) -> list[Entry]:
         """Add text, and return the entries that are complete: a word ends with white space or a tag."""
+        begin = max(0, len(self._rest) - _LONGEST_TAG)  # before that, the rest has no white space and no tag
         self._rest += text.translate(_REPLACED)
-        return list(self._complete(self._rest, last=False))
+        return list(self._complete(self._rest, last=False, begin=begin))
 
     def end(self) -> list[Entry]:
         """End the text, or a turn of it, and return the entries of the rest."""
@@ -236,10 +238,10 @@ class ScriptReader:
         self._turn_began = False
         return entries
 
-    def _complete(self, text: str, last: bool) -> Iterator[Entry]:
-        tag = None if last else _OPEN_TAG.search(text)
+    def _complete(self, text: str, last: bool, begin: int = 0) -> Iterator[Entry]:
+        tag = None if last else _OPEN_TAG.search(text, max(0, len(text) - _LONGEST_TAG))
         start = 0
-        for event in _EVENT.finditer(text):
+        for event in _EVENT.finditer(text, begin):
             if tag is not None and event.start() > tag.start():
                 break
             if event.start() > start:

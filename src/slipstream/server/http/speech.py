@@ -133,6 +133,7 @@ async def _audio(
         for event in events:
             if isinstance(event, Audio) and (data := encoder.encode(event.samples)):
                 yield data
+                await asyncio.sleep(0)  # a slow reader may have let many frames accumulate
         if session.ended:
             break
         await ready.wait()

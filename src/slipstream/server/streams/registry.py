@@ -97,7 +97,7 @@ class StreamRegistry:
 
     def _deliver(self) -> None:
         self._scheduled = False
-        while self._woken:
+        for _ in range(len(self._woken)):  # those that are woken meanwhile come after what else is to do
             _guarded(self._woken.popleft().deliver)
 
 

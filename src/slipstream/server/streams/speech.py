@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 
 from starlette.requests import HTTPConnection
 
 from slipstream.connections.access import Access, Client, Refused
+from slipstream.connections.fairness import TURN_SECONDS
 from slipstream.connections.limits import Limits
 from slipstream.connections.tcp import TcpConnection
 from slipstream.dialects.models import SpeechInfo
@@ -25,7 +27,7 @@ from slipstream.dialects.speech.protocol import (
     Spoken,
     Text,
 )
-from slipstream.engine.reading import Audio
+from slipstream.engine.reading import Audio, SpeechEvent
 from slipstream.errors import EngineError, Overloaded, SessionClosed, SlipstreamError
 from slipstream.model.speech import Voice
 from slipstream.server.speaking import AnySession, AnySpeaker
@@ -34,6 +36,8 @@ from slipstream.server.streams.registry import StreamRegistry
 
 MAX_CHARACTERS = 200_000
 """Of the text of a session: about four hours of speech."""
+PIECE_CHARACTERS = 200
+"""Of the text that a session gets in one call."""
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +110,9 @@ class SpeechStream:
     ) -> None:
         self._dialect, self._socket, self._speaker = dialect, socket, speaker
         self._registry, self._limits, self._client, self._over = registry, limits, client, over
-        self._actions: Iterator[SpeechAction] = iter(())
+        self._actions: Iterator[SpeechAction] | None = None  # of the current message
         self._session: AnySession | None = None
+        self._events: deque[SpeechEvent] = deque()
         self._opening = self._complete = self._closed = False
         self._ending: Close | None = None
         self._characters = 0
@@ -118,15 +123,14 @@ class SpeechStream:
 
     def opened(self) -> None:
         """Begin as the dialect does, and join the server's streams."""
-        self._run(self._dialect.open())
-        if not self._closed:
-            self._registry.join(self)
+        self._registry.join(self)
+        self._take(self._dialect.open())
 
     def receive(self, message: Message) -> None:
         """Process a message."""
         self._last = time.monotonic()
         if self._ending is None and not self._closed:
-            self._run(self._dialect.receive(message))
+            self._take(self._dialect.receive(message))
 
     def writable(self) -> None:
         """Send the events that waited while the client did not read."""
@@ -137,6 +141,7 @@ class SpeechStream:
         self._closed = True
         if self._session is not None:
             self._session.cancel()
+        self._registry.turns.remove(self)
         self._registry.leave(self)
         self._over()
         fields = {
@@ -153,27 +158,26 @@ class SpeechStream:
     # ----------------------------------------------------------------------------------- what the registry calls
 
     def deliver(self) -> None:
-        """Send what the session has. While the client reads too slowly, the session waits."""
-        session = self._session
-        if session is None or self._closed or self._socket.congested:
-            return
+        """Send what the session has, in turns: the model is faster than speech, and encoding takes time.
+
+        While the client reads too slowly, the session waits.
+        """
+        if not self._closed:
+            self._registry.turns.add(self)
+
+    def work(self, until: float) -> bool:
+        """Do the actions of the last message, then send events, until this time. Returns whether there is more."""
         try:
-            for event in session.poll():
-                if isinstance(event, Audio):
-                    self._seconds += len(event.samples) / self._speaker.sample_rate
-                self._do_all(self._dialect.handle(event))
-            if session.ended and not self._closed:
-                self._session, self._complete = None, False
-                self._last = time.monotonic()
-                self._do_all(self._dialect.handle(Spoken()))
-                if self._ending is not None:
-                    self._close(self._ending)
+            return self._act(until) or self._send_on(until)
         except Exception as error:
             self._fail(error)
+            return False
 
     def sweep(self, now: float) -> None:
         """Close a connection that has been silent for too long, or open for too long."""
-        if not self._complete and not self._opening and now - self._last > self._limits.idle_seconds:
+        if self._socket.behind or self._actions is not None:
+            self._last = now  # the client waits for the server
+        if not self._complete and now - self._last > self._limits.idle_seconds:
             self._close(Close(CloseCode.TIMED_OUT, f"no text for {self._limits.idle_seconds:g} s"))
         elif now - self._began > self._limits.session_seconds:
             self._close(Close(CloseCode.TIMED_OUT, f"the stream has lasted {self._limits.session_seconds:g} s"))
@@ -182,25 +186,55 @@ class SpeechStream:
         """The server stops, or the client sends no more: finish the text so far."""
         if self._ending is None:
             self._ending = close
-            if not self._opening:
+            if self._actions is None:
                 self._finish()
 
     # ---------------------------------------------------------------------------------------------------- in detail
 
-    def _run(self, actions: Iterable[SpeechAction] | None = None) -> None:
-        """Do the actions for a message, up to one that must wait for a voice."""
-        if actions is not None:
-            self._actions = iter(actions)
-        try:
-            for action in self._actions:
+    def _take(self, actions: Iterable[SpeechAction]) -> None:
+        self._actions = _cut(actions)
+        if self.work(time.perf_counter() + TURN_SECONDS):
+            self._registry.turns.add(self)
+        if self._actions is not None and not self._closed:
+            self._socket.pause()
+
+    def _act(self, until: float) -> bool:
+        """Do actions, up to one that must wait for a voice."""
+        while self._actions is not None and not self._opening and not self._closed:
+            if (action := next(self._actions, None)) is not None:
                 self._do(action)
-                if self._closed:
-                    return
-                if self._opening:
-                    self._socket.pause()
-                    return
-        except Exception as error:
-            self._fail(error)
+                if time.perf_counter() > until:
+                    return True
+                continue
+            self._actions = None
+            self._socket.resume()
+            if self._ending is not None:
+                self._finish()
+        return False
+
+    def _send_on(self, until: float) -> bool:
+        """Send events as far as the client reads."""
+        while (session := self._session) is not None and not self._closed and not self._socket.congested:
+            if not self._events:
+                self._events.extend(session.poll())
+            if self._events:
+                self._pass_on(self._events.popleft())
+                if time.perf_counter() > until:
+                    return True
+            elif session.ended:
+                self._session, self._complete = None, False
+                self._last = time.monotonic()
+                self._do_all(self._dialect.handle(Spoken()))
+                if self._ending is not None:
+                    self._close(self._ending)
+            else:
+                break
+        return False
+
+    def _pass_on(self, event: SpeechEvent) -> None:
+        if isinstance(event, Audio):
+            self._seconds += len(event.samples) / self._speaker.sample_rate
+        self._do_all(self._dialect.handle(event))
 
     def _do_all(self, actions: Iterable[SpeechAction]) -> None:
         for action in actions:
@@ -243,12 +277,8 @@ class SpeechStream:
             self._session = self._speaker.open(reading.result(), self._registry.waker(self))
         except Exception as error:
             self._fail(error)
-            return
-        self._run()
-        if not self._closed:
-            self._socket.resume()
-            if self._ending is not None:
-                self._finish()
+        else:
+            self._registry.turns.add(self)
 
     @property
     def _open_session(self) -> AnySession:
@@ -281,3 +311,13 @@ class SpeechStream:
         if close.reason and (message := self._dialect.error(close.reason, close.code)) is not None:
             self._socket.send(message)
         self._socket.close(Close(close.code, close.reason.encode()[:120].decode(errors="ignore")))
+
+
+def _cut(actions: Iterable[SpeechAction]) -> Iterator[SpeechAction]:
+    """The actions, with long texts in pieces whose words do not take long to tokenise."""
+    for action in actions:
+        if isinstance(action, Text) and len(action.text) > PIECE_CHARACTERS:
+            for start in range(0, len(action.text), PIECE_CHARACTERS):
+                yield Text(action.text[start : start + PIECE_CHARACTERS])
+        else:
+            yield action
