@@ -158,7 +158,7 @@ class SpeechStream:
     # ----------------------------------------------------------------------------------- what the registry calls
 
     def deliver(self) -> None:
-        """Send what the session has, in turns: the model is faster than speech, and encoding takes time.
+        """Send what the session has, a little at a time: the model is faster than speech, and encoding takes time.
 
         While the client reads too slowly, the session waits.
         """
