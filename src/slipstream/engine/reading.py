@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TypeAlias
 
 import numpy as np
@@ -109,7 +110,7 @@ class Reading:
             return True
         if not state.entries:
             return False
-        return not state.entries[0].tokens or bool(self._lookahead == 0 or self._words_ahead() > self._lookahead)
+        return not state.entries[0].tokens or self._lookahead == 0 or self._has_words_ahead()
 
     @property
     def finished(self) -> bool:
@@ -166,8 +167,9 @@ class Reading:
             rest = len(self._state.queued) + self._state.forced_padding
             self._read_until = self._step + rest + self._latency + self.options.final_padding
 
-    def _words_ahead(self) -> int:
-        return sum(bool(entry.tokens) for entry in self._state.entries)
+    def _has_words_ahead(self) -> bool:
+        words = (entry for entry in self._state.entries if entry.tokens)
+        return next(islice(words, self._lookahead, None), None) is not None
 
     def _new_words(self) -> list[SpeechEvent]:
         words, end = self._state.transcript, self._state.end_step

@@ -375,8 +375,9 @@ class SpeechEngine:
         elif entry in self._waiting:
             self._waiting.remove(entry)
         self._condition.notify_all()
-        if entry.wake is not None:
-            entry.wake()
+        if (wake := entry.wake) is not None:
+            entry.wake = None  # it may refer to what refers to the session
+            wake()
 
     def _check_open(self) -> None:
         if self.failure is not None:

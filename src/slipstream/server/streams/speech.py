@@ -139,8 +139,10 @@ class SpeechStream:
     def closed(self, code: int | None) -> None:
         """Stop the session: nobody listens."""
         self._closed = True
-        if self._session is not None:
-            self._session.cancel()
+        session, self._session, self._actions = self._session, None, None  # they refer to this object
+        self._events.clear()
+        if session is not None:
+            session.cancel()
         self._registry.turns.remove(self)
         self._registry.leave(self)
         self._over()
