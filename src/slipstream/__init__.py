@@ -18,6 +18,7 @@ __all__ = [
     "Final",
     "Flushed",
     "Hints",
+    "History",
     "Keyword",
     "MarkerReached",
     "OpenWord",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
         Event,
         Final,
         Flushed,
+        History,
         MarkerReached,
         OpenWord,
         PartialWord,
@@ -94,8 +96,8 @@ _MODULES = {
         "AudioError BackendError CheckpointError ConfigError EngineError Overloaded SessionClosed SlipstreamError"
     ),
     "events": (
-        "Alternative EndOfTurn Event Final Flushed MarkerReached OpenWord PartialWord Ready Recovered StartOfTurn Step "
-        "Turn Word"
+        "Alternative EndOfTurn Event Final Flushed History MarkerReached OpenWord PartialWord Ready Recovered "
+        "StartOfTurn Step Turn Word"
     ),
     "hints": "Hints Keyword",
     "loading": "load load_runner",

@@ -129,6 +129,7 @@ class ModelBundle:
             turns=self.turns,
             delays=config.delay_condition is not None,
             calibration=config.confidence,
+            text_vocab=config.lm.text_vocab,
         )
 
     def uncalibrated(self) -> ModelBundle:

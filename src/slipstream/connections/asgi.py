@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import MutableMapping
 from typing import Any
 
 from starlette.requests import HTTPConnection
@@ -18,7 +19,7 @@ from slipstream.dialects.protocol import Close, CloseCode, Message
 
 CONGESTED_BYTES = 1 << 16
 """Unsent bytes from which on a client reads too slowly."""
-LOST = 1006
+LOST, NO_CODE = 1006, 1005
 
 
 class AsgiWebSocket:
@@ -79,7 +80,7 @@ class AsgiWebSocket:
             await self._reading.wait()
             message = await self._receive()
             if message["type"] == "websocket.disconnect":
-                self.client_code = message.get("code") or LOST
+                self.client_code = _close_code(message)
                 self._changed.set()
                 self._end(None)
                 return
@@ -173,3 +174,11 @@ class AsgiWebSocket:
         self._unsent.clear()
         self._unsent_bytes = 0
         self.close(Close(CloseCode.TRY_LATER))
+
+
+def _close_code(message: MutableMapping[str, Any]) -> int:
+    """The client's close code, or `LOST` if the connection ended without a close frame."""
+    code: int | None = message.get("code")
+    # uvicorn reports a lost connection as 1005, without the reason that a close frame has.
+    lost = code is None or (code == NO_CODE and "reason" not in message)
+    return LOST if lost else code

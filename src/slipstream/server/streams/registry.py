@@ -80,9 +80,7 @@ class StreamRegistry:
         """Sweep all connections, until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            now = time.monotonic()
-            for member in list(self._members):
-                _guarded(member.sweep, now)
+            self._sweep()  # in a frame of its own, which keeps no member until the next time
 
     async def drain(self) -> bool:
         """Finish all connections. Returns whether they ended within `drain_seconds`."""
@@ -94,6 +92,11 @@ class StreamRegistry:
         while (self._members or self.topics.busy) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         return not self._members
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        for member in list(self._members):
+            _guarded(member.sweep, now)
 
     def _deliver(self) -> None:
         self._scheduled = False
