@@ -36,22 +36,26 @@ def test_attention_does_not_spill_and_reads_16_bytes_at_a_time(
 
 
 @pytest.mark.parametrize("capability", [90, 80])
-@pytest.mark.parametrize(("kind", "dim", "hadamard"), [("int8", 128, True), ("int8", 64, False), ("bf16", 128, False)])
-def test_append_does_not_spill(capability: int, kind: str, dim: int, hadamard: bool):
-    form = TYPES[kind]
+@pytest.mark.parametrize(
+    ("kind", "dim", "step", "hadamard"),
+    [("int8", 128, 1, True), ("int8", 64, 1, False), ("bf16", 128, 1, False), ("f32", 64, 2, False)],
+)
+def test_append_does_not_spill(capability: int, kind: str, dim: int, step: int, hadamard: bool):
+    form, wide = TYPES[kind], "fp32" if kind == "f32" else "bf16"
     scales = {"k_scale": "*fp32", "v_scale": "*fp32"} if kind == "int8" else {}
     compiled = compile_kernel(
         kernels.append_kernel,
         capability,
-        {"qkv": "*bf16", "rotation": "*fp32", "slots": "*i64", "positions": "*i64", "signs": "*fp32"}
-        | {"k": f"*{form}", "v": f"*{form}", **scales, "q_out": "*bf16"},
-        {"H": 16, "T": 1, "C": 768, "P": dim // 2, "LOG": dim.bit_length() - 1}
+        {"qkv": f"*{wide}", "rotation": "*fp32", "slots": "*i64", "positions": "*i64", "signs": "*fp32"}
+        | {"k": f"*{form}", "v": f"*{form}", **scales, "q_out": f"*{wide}"},
+        {"H": 16, "T": step, "C": 768, "P": dim // 2, "LOG": dim.bit_length() - 1}
         | {"INT8": kind == "int8", "HADAMARD": hadamard},
         1,
     )
     assert spills(compiled)[0] == 0
 
 
+@pytest.mark.parametrize("capability", [90, 80])
 @pytest.mark.parametrize(
     ("kernel", "pointers", "constants"),
     [
@@ -69,5 +73,7 @@ def test_append_does_not_spill(capability: int, kind: str, dim: int, hadamard: b
         ),
     ],
 )
-def test_elementwise_kernels_do_not_spill(kernel: str, pointers: dict[str, str], constants: dict[str, object]):
-    assert spills(compile_kernel(getattr(kernels, kernel), 90, pointers, constants, 4))[0] == 0
+def test_elementwise_kernels_do_not_spill(
+    kernel: str, pointers: dict[str, str], constants: dict[str, object], capability: int
+):
+    assert spills(compile_kernel(getattr(kernels, kernel), capability, pointers, constants, 4))[0] == 0
