@@ -117,7 +117,7 @@ class Hints:
         return query
 
     def with_at_most(self, alternatives: int) -> Hints:
-        """Return the hints with at most this many alternatives."""
+        """Return the hints, with `alternatives` as the most texts that they may ask for."""
         return self if self.alternatives <= alternatives else replace(self, alternatives=max(1, alternatives))
 
     @property
