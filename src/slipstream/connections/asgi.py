@@ -178,7 +178,6 @@ class AsgiWebSocket:
 
 def _close_code(message: MutableMapping[str, Any]) -> int:
     """The client's close code, or `LOST` if the connection ended without a close frame."""
-    code: int | None = message.get("code")
+    code: int = message.get("code") or LOST
     # uvicorn reports a lost connection as 1005, without the reason that a close frame has.
-    lost = code is None or (code == NO_CODE and "reason" not in message)
-    return LOST if lost else code
+    return LOST if code == NO_CODE and "reason" not in message else code
