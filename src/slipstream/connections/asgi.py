@@ -13,13 +13,14 @@ from starlette.types import Receive, Scope, Send
 from slipstream.connections.access import SUBPROTOCOLS, Refused
 from slipstream.connections.http import new_id
 from slipstream.connections.limits import Limits
-from slipstream.connections.paced import CLOSE_SECONDS
+from slipstream.connections.paced import CLOSE_SECONDS, LOST
 from slipstream.connections.websocket import Accept, Listener
 from slipstream.dialects.protocol import Close, CloseCode, Message
 
 CONGESTED_BYTES = 1 << 16
 """Unsent bytes from which on a client reads too slowly."""
-LOST, NO_CODE = 1006, 1005
+NO_CODE = 1005
+"""The close code of a close frame without one (RFC 6455, section 7.4.1)."""
 
 
 class AsgiWebSocket:

@@ -19,6 +19,8 @@ DIRECT_SHARE = 0.02
 stream in real time needs a tenth of that."""
 PACE_SECONDS = 0.02
 """Least time that a client which is too fast waits, so that it does not need a timer per frame."""
+LOST = 1006
+"""The close code of a connection that ended without a close frame (RFC 6455, section 7.4.1)."""
 CLOSE_SECONDS = 5.0
 """How long a client may take to read the last messages and answer the close, before the connection is aborted."""
 

@@ -12,7 +12,7 @@ from slipstream.connections import paced
 from slipstream.connections.access import Refused
 from slipstream.connections.fairness import RoundRobin
 from slipstream.connections.limits import Limits
-from slipstream.connections.paced import PacedConnection
+from slipstream.connections.paced import LOST, PacedConnection
 from slipstream.dialects.protocol import Close, CloseCode, Message
 
 PIECE_BYTES = 4096
@@ -97,7 +97,7 @@ class TcpConnection(PacedConnection):
     @property
     def client_code(self) -> int:
         """1000 if the client ended the connection in order, else 1006: TCP has no close codes."""
-        return 1000 if self._input_ended else 1006
+        return CloseCode.NORMAL if self._input_ended else LOST
 
     @property
     def sent_reason(self) -> str:

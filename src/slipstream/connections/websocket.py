@@ -22,7 +22,7 @@ from slipstream.connections.access import ID_HEADER, SUBPROTOCOLS, Refused
 from slipstream.connections.fairness import RoundRobin
 from slipstream.connections.frames import FrameCutter, FrameHead, FramePart
 from slipstream.connections.limits import Limits, Pace
-from slipstream.connections.paced import PacedConnection
+from slipstream.connections.paced import LOST, PacedConnection
 from slipstream.dialects.protocol import Close, Message
 
 
@@ -108,7 +108,7 @@ class WebSocket(PacedConnection):
     def client_code(self) -> int:
         """The close code that the client sent, or 1006 if it sent none (RFC 6455, section 7.1.5)."""
         received = self._protocol.close_rcvd
-        return received.code if received else int(StandardCode.ABNORMAL_CLOSURE)
+        return received.code if received else LOST
 
     @property
     def sent_reason(self) -> str:

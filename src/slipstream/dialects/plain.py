@@ -29,13 +29,13 @@ from slipstream.dialects.pcm import PcmInput, check_format
 from slipstream.dialects.protocol import (
     Action,
     CloseCode,
-    Dialect,
     Finish,
     Marker,
     Message,
     Open,
     ProtocolError,
     Restart,
+    ResumableDialect,
     Send,
     make_hints,
 )
@@ -85,7 +85,7 @@ def parse_hints(request: StreamRequest, info: StreamInfo) -> Hints:
     )
 
 
-class PlainDialect(Dialect):
+class PlainDialect(ResumableDialect):
     """One stream in the plain dialect.
 
     Args:
@@ -122,11 +122,11 @@ class PlainDialect(Dialect):
         return 0 if part else samples
 
     def resumed(self) -> str:
-        """Return `ready` with the position: see `Dialect.resumed`."""
+        """Return `ready` with the position: see `ResumableDialect.resumed`."""
         return self._ready(resumed=True)
 
     def is_kept(self, message: Message) -> bool:
-        """Whether a client gets this message again: see `Dialect.is_kept`."""
+        """Whether a client gets this message again: see `ResumableDialect.is_kept`."""
         return not (isinstance(message, str) and message.startswith(_REPLACED))
 
     def open(self) -> Iterable[Action]:

@@ -224,22 +224,6 @@ class Dialect(ABC):
     long_text = False
     """Whether text messages carry audio, so that they may be as long as binary ones."""
 
-    session = ""
-    """Identifies the stream to a client that continues it on another connection; empty if none can."""
-
-    @property
-    def position(self) -> int:
-        """Samples received so far, in the client's format, of a stream that can continue after them; else 0."""
-        return 0
-
-    def resumed(self) -> Message:
-        """Return the first message on a connection that continues the stream."""
-        raise NotImplementedError(f"{self.name} streams do not continue on another connection")
-
-    def is_kept(self, message: Message) -> bool:
-        """Whether a client that has lost its connection gets this message on the next one."""
-        return True
-
     def open(self) -> Iterable[Action]:
         """Yield the actions with which a connection begins, such as `Open` for a session that needs no message."""
         return ()
@@ -270,3 +254,23 @@ def check_audio(pcm_S: FloatArray) -> FloatArray:
     if len(pcm_S) and not (peak := float(np.abs(pcm_S).max())) <= LOUDEST:  # false for NaN
         raise ProtocolError(f"audio must be within [-1, 1], but its peak is {peak:.4g}")
     return pcm_S
+
+
+class ResumableDialect(Dialect):
+    """A dialect whose stream a client that has lost its connection may continue on another one."""
+
+    session: str
+    """Identifies the stream to that client; empty if this one cannot continue."""
+
+    @property
+    @abstractmethod
+    def position(self) -> int:
+        """Samples received so far, in the client's format; 0 where the stream cannot continue after them."""
+
+    @abstractmethod
+    def resumed(self) -> Message:
+        """Return the first message on a connection that continues the stream."""
+
+    @abstractmethod
+    def is_kept(self, message: Message) -> bool:
+        """Whether the client gets this message on the next connection."""

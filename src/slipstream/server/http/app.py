@@ -32,7 +32,7 @@ from slipstream.connections.websocket import Listener
 from slipstream.dialects import DIALECTS, OpenDialect
 from slipstream.dialects.kyutai import PATH as KYUTAI_PATH
 from slipstream.dialects.models import Models, StreamInfo, StreamRequest, UnknownModel
-from slipstream.dialects.protocol import Dialect, ProtocolError
+from slipstream.dialects.protocol import Dialect, ProtocolError, ResumableDialect
 from slipstream.dialects.speech import find_speech_dialect
 from slipstream.dialects.speech.protocol import SpeechDialect
 from slipstream.engine.live import AnyEngine
@@ -154,7 +154,7 @@ class Streams:
         def new_stream(socket: Socket) -> LiveStream:
             return self._stream(dialect, socket, client, lambda: access.leave(client), request.headers)
 
-        if dialect.session and self._held.seconds:
+        if isinstance(dialect, ResumableDialect) and dialect.session and self._held.seconds:
             return self._held.open(dialect, client, query, socket, new_stream)
         return new_stream(socket)
 

@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route, request_response
 
 from slipstream.audio import RawFormat
 from slipstream.connections.access import Access, Refused
-from slipstream.connections.paced import CLOSE_SECONDS
+from slipstream.connections.paced import CLOSE_SECONDS, LOST
 from slipstream.dialects.models import StreamRequest
 from slipstream.dialects.plain import PlainDialect, parse_hints
 from slipstream.dialects.protocol import Close, Dialect, Message
@@ -67,7 +67,7 @@ class Call:
         self._inbox: deque[Message] = deque()
         self._paused = self._ended = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self.client_code, self.sent_reason = 1006, ""
+        self.client_code, self.sent_reason = LOST, ""
         peer.on("track", self._track_came)
         peer.on("datachannel", self._channel_came)
         peer.on("connectionstatechange", self._state_changed)

@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from slipstream.connections.access import Client
+from slipstream.connections.paced import LOST
 from slipstream.connections.websocket import Listener
-from slipstream.dialects.protocol import Close, CloseCode, Dialect, Message
+from slipstream.dialects.protocol import Close, CloseCode, Message, ResumableDialect
 from slipstream.server.metrics import Metrics
 from slipstream.server.streams.outbox import Socket
 from slipstream.server.streams.registry import StreamRegistry
@@ -17,8 +18,6 @@ from slipstream.server.streams.stream import LiveStream
 
 KEPT_MESSAGES = 2000
 """Messages of a stream that are kept for a client that has not received them."""
-LOST = 1006
-"""The close code of a connection that ended without a close frame (RFC 6455, section 7.4.1)."""
 _PARAMETERS = ("resume", "received", "history", "auth_id")
 """Of a connection, not of the stream."""
 
@@ -40,7 +39,7 @@ class HeldStreams:
 
     def open(
         self,
-        dialect: Dialect,
+        dialect: ResumableDialect,
         client: Client,
         query: Mapping[str, str],
         socket: Socket,
@@ -79,7 +78,7 @@ class HeldStream(Socket):
 
     stream: LiveStream
 
-    def __init__(self, dialect: Dialect, client: Client, format: dict[str, str], streams: HeldStreams) -> None:
+    def __init__(self, dialect: ResumableDialect, client: Client, format: dict[str, str], streams: HeldStreams) -> None:
         self.dialect, self.client, self.format = dialect, client, format
         self._streams = streams
         self._leg: _Leg | None = None
