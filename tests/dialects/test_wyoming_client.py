@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from tests.dialects.wyoming_reading import until
 from tests.fakes import ScriptRunner, silence, speech
 from tests.server.harness import Running, chunks, serving, solo, wait_for
 
@@ -55,16 +56,6 @@ async def send(connected: AsyncTcpClient, audio_S: FloatArray, pause: float = 0.
     for piece_S in chunks(audio_S, size):
         await connected.write_event(AudioChunk(RATE, 2, 1, pcm16(piece_S)).event())
         await asyncio.sleep(pause)
-
-
-async def until(connected: AsyncTcpClient, kind: str) -> list[Event]:
-    """All events up to the first of a type, itself included."""
-    events: list[Event] = []
-    while not events or events[-1].type != kind:
-        event = await connected.read_event()
-        assert event is not None, f"the connection ended after {[event.type for event in events]}"
-        events.append(event)
-    return events
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.02])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.dialects.wyoming_reading import until
 from tests.fakes import speech
 from tests.server.harness import Running, chunks, serving, wait_for
 from tests.server.spoken import speaker_of, speaking
@@ -63,16 +64,6 @@ async def client(running: Running) -> AsyncIterator[AsyncTcpClient]:
     port = running.tcp_ports["wyoming"]
     async with AsyncTcpClient("127.0.0.1", port, connect_timeout=10, read_timeout=30) as connected:
         yield connected
-
-
-async def until(connected: AsyncTcpClient, kind: str) -> list[Event]:
-    """All events up to the first of a type, itself included."""
-    events: list[Event] = []
-    while not events or events[-1].type != kind:
-        event = await connected.read_event()
-        assert event is not None, f"the connection ended after {[event.type for event in events]}"
-        events.append(event)
-    return events
 
 
 def say(running: Running, *events: Event, last: str = "audio-stop") -> list[Event]:
