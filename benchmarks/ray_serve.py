@@ -48,17 +48,19 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=32, help="of each replica")
     parser.add_argument("--seconds", type=float, default=20.0, help="of the recording")
     parser.add_argument("--kill-at", type=float, default=0.4, help="share of all frames")
+    parser.add_argument("--context", type=float, default=30.0, help="most seconds that a stream sends again")
     arguments = parser.parse_args()
     audio_S = load(arguments.file, RATE)[: round(arguments.seconds * RATE)]
     with local_cluster(), replicas(arguments.slots) as address:
         [whole] = asyncio.run(transcribe_all(address, audio_S, 1, None))
         began = time.perf_counter()
-        outcomes = asyncio.run(transcribe_all(address, audio_S, arguments.streams, arguments.kill_at))
+        streams, kill_at = arguments.streams, arguments.kill_at
+        outcomes = asyncio.run(transcribe_all(address, audio_S, streams, kill_at, arguments.context))
         seconds = time.perf_counter() - began
     lost = [outcome for outcome in outcomes if outcome.connections > 1]
     exact = sum(outcome.words == whole.words for outcome in outcomes)
     exact_lost = sum(outcome.words == whole.words for outcome in lost)
-    print(f"{arguments.streams} streams of {len(audio_S) / RATE:.0f} s in {seconds:.0f} s")
+    print(f"{streams} streams of {len(audio_S) / RATE:.0f} s in {seconds:.0f} s")
     print(f"{sum(outcome.done for outcome in outcomes)} ended with all text; {exact} have the same words")
     print(f"{len(lost)} lost their connection; {exact_lost} of them have the same words")
 
@@ -86,7 +88,7 @@ def replicas(slots: int, port: int = PORT) -> Iterator[str]:
 
 
 async def transcribe_all(
-    address: str, audio_S: FloatArray, streams: int, kill_at: float | None, context_seconds: float = 16.0
+    address: str, audio_S: FloatArray, streams: int, kill_at: float | None, context_seconds: float = 30.0
 ) -> list[Outcome]:
     """Transcribe the same audio in parallel streams, and kill a replica after a share of all frames."""
     outcomes = [Outcome() for _ in range(streams)]

@@ -35,7 +35,7 @@ def address(cluster) -> Iterator[str]:
 def test_every_stream_continues_when_a_replica_is_killed(address) -> None:
     audio_S = load(SAMPLE, RATE)[: 5 * RATE]
     [whole] = asyncio.run(transcribe_all(address, audio_S, 1, None))
-    outcomes = asyncio.run(transcribe_all(address, audio_S, 6, kill_at=0.4, context_seconds=30.0))
+    outcomes = asyncio.run(transcribe_all(address, audio_S, 6, kill_at=0.4))
     assert any(outcome.connections > 1 for outcome in outcomes)
     # With context from the beginning of the recording, a new engine writes the same words.
     assert [outcome.words for outcome in outcomes] == [whole.words] * 6
