@@ -21,7 +21,14 @@ from slipstream.checkpoints.tables import Entries, Same, Stacked, Table, make_ru
 from slipstream.checkpoints.tensors import Array, Tensors, read_tensors
 from slipstream.errors import ConfigError
 from slipstream.model.confidence import Calibration
-from slipstream.model.config import END_OF_TURN_ABOVE, CodecConfig, ConditionerConfig, LMConfig, STTConfig
+from slipstream.model.config import (
+    END_OF_TURN_ABOVE,
+    CodecConfig,
+    ConditionerConfig,
+    LMConfig,
+    STTConfig,
+    WhisperDecoderConfig,
+)
 from slipstream.model.names import Shapes, lm_shapes
 from slipstream.schema import (
     Count,
@@ -165,6 +172,8 @@ class KyutaiLM(KyutaiKeys):
     demux_second_text_stream: Literal[False] | None = None
     text_card_out: None = None
     sampling: _Sampling | None = Field(None, alias="lm_gen_config")
+    # Our own key, for Whisper's decoder as the LM; then norm, gating and positional_embedding say nothing.
+    whisper: WhisperDecoderConfig | None = None
     stt: Any = Field(None, alias="stt_config")
 
     def lm(self) -> LMConfig:
@@ -180,12 +189,15 @@ class KyutaiLM(KyutaiKeys):
         if fuser.sum is not None and sorted(fuser.sum) != sorted(names):
             raise ConfigError(f"fuser.sum={fuser.sum} must name each of the conditioners {names}, and no other")
         shared = {"audio_vocab", "num_codebooks", "text_vocab", "pause_heads", "pause_classes"}
+        width = int(self.hidden_scale * self.dim)
+        shape: dict[str, Any] = {"ffn_dim": gated_width(self.dim, width), "norm": "rms_norm", "gated": True}
+        if self.whisper:
+            shape = {"ffn_dim": width, "norm": "layer_norm", "gated": False, "positions": "none"}
+            shared = shared | {"whisper"}
         fields = {
             "transformer": {
                 **self.model_dump(include={"dim", "num_heads", "num_layers", "context", "max_period"}),
-                "ffn_dim": gated_width(self.dim, int(self.hidden_scale * self.dim)),
-                "norm": "rms_norm",
-                "gated": True,
+                **shape,
             },
             "conditioners": [conditioner(name, spec) for name, spec in self.conditioners.items()],
             **self.model_dump(include=shared),
@@ -256,7 +268,7 @@ def dump_kyutai(config: STTConfig) -> dict[str, Any]:
     Raises `ConfigError` for an LM that the file cannot describe.
     """
     lm, transformer = config.lm, config.lm.transformer
-    if transformer.norm != "rms_norm" or not transformer.gated or transformer.layer_scale:
+    if not lm.whisper and (transformer.norm != "rms_norm" or not transformer.gated or transformer.layer_scale):
         raise ConfigError("config.json can only describe an LM with RMSNorm, gated feed-forwards and no LayerScale")
     names = [conditioner.name for conditioner in lm.conditioners]
     threshold = config.end_of_turn_above
@@ -286,7 +298,7 @@ def dump_kyutai(config: STTConfig) -> dict[str, Any]:
         **written,
         **_DEPFORMER,
         "delays": [0] * (lm.num_codebooks + 1),
-        "hidden_scale": hidden_scale(transformer.dim, transformer.ffn_dim),
+        "hidden_scale": _hidden_scale(lm),
         "layer_scale": None,
         "conditioners": {c.name: dump_conditioner(c) for c in lm.conditioners},
         "model_id": config.model_id,
@@ -322,6 +334,14 @@ def hidden_scale(dim: int, ffn_dim: int) -> float:
             scale = feed_forward / dim
             return scale if int(scale * dim) == feed_forward else math.nextafter(scale, math.inf)
     raise ConfigError(f"config.json has no hidden_scale for a feed-forward width of {ffn_dim} with dim={dim}")
+
+
+def _hidden_scale(lm: LMConfig) -> float:
+    dim, ffn_dim = lm.transformer.dim, lm.transformer.ffn_dim
+    if not lm.whisper:
+        return hidden_scale(dim, ffn_dim)
+    scale = ffn_dim / dim
+    return scale if int(scale * dim) == ffn_dim else math.nextafter(scale, math.inf)
 
 
 def conditioner(name: str, spec: Conditioner) -> dict[str, Any]:
@@ -384,6 +404,8 @@ def _table(config: LMConfig, depth: Entries) -> Table:
         "pause_heads.weight": Stacked("extra_heads.{k}.weight", config.pause_heads),
         **depth,
     }
+    if config.whisper:  # whose tensors keep their canonical names: no such LM is published
+        entries |= {name: Same(name) for name in lm_shapes(config) if name.startswith("transformer.")}
     rules = make_rules(lm_shapes(config), entries)
     # Models that were trained to speak too have `depformer_in`, which a speech-to-text model does not use.
     skipped = r"(?!)" if config.depth else r"depformer_in\."

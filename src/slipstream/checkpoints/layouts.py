@@ -39,7 +39,12 @@ def get_layout(name: str) -> Layout:
 
 
 def layouts_of(config: LMConfig) -> list[Layout]:
-    """The layouts that can hold an LM. Only Kyutai's own have a depth Transformer, the Rust server's a simple one."""
+    """The layouts that can hold an LM. Only Kyutai's own have a depth Transformer, the Rust server's a simple one.
+
+    Whisper's decoder is stored in Kyutai's layout only.
+    """
+    if config.whisper:
+        return [LAYOUTS["kyutai"]]
     if config.depth is None:
         return list(LAYOUTS.values())
     simple = not config.demux_text and not config.depth.output_norm and config.transformer.norm == "rms_norm"

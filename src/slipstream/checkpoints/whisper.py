@@ -1,4 +1,4 @@
-"""Read Whisper's audio encoder, of any size, as canonical tensors of a codec's encoder.
+"""Read Whisper's audio encoder and its text decoder, of any size, as canonical tensors.
 
 Three formats are read: Hugging Face safetensors, safetensors with the names of the `openai-whisper` package, and
 CTranslate2's `model.bin` (float32, float16, bfloat16, int16 or int8).
@@ -18,8 +18,8 @@ from slipstream.checkpoints.sources import Place, find_optional, find_place, fin
 from slipstream.checkpoints.tables import Entries, Same, Table, make_rules
 from slipstream.checkpoints.tensors import Array, Tensors, read_tensors
 from slipstream.errors import CheckpointError
-from slipstream.model.config import WhisperConfig
-from slipstream.model.names import whisper_shapes
+from slipstream.model.config import TransformerConfig, WhisperConfig
+from slipstream.model.names import whisper_decoder_shapes, whisper_shapes
 from slipstream.model.numerics import WHISPER_POSITIONS, whisper_positions
 from slipstream.schema import read_json
 
@@ -34,9 +34,31 @@ _HUGGING_FACE: Entries = {
     _LAYER + "ffn.linear_in.{leaf}": Same(_LAYER + "fc1.{leaf}"),
     _LAYER + "ffn.linear_out.{leaf}": Same(_LAYER + "fc2.{leaf}"),
 }
+_DECODER_LAYER = "decoder.layers.{i}."
+_HUGGING_FACE_DECODER: Entries = {
+    "embedding": Same("decoder.embed_tokens.weight"),
+    "positions": Same("decoder.embed_positions.weight"),
+    "out_norm.{leaf}": Same("decoder.layer_norm.{leaf}"),
+    "layers.{i}.norm1.{leaf}": Same(_DECODER_LAYER + "self_attn_layer_norm.{leaf}"),
+    "layers.{i}.norm2.{leaf}": Same(_DECODER_LAYER + "encoder_attn_layer_norm.{leaf}"),
+    "layers.{i}.norm3.{leaf}": Same(_DECODER_LAYER + "final_layer_norm.{leaf}"),
+    "layers.{i}.attn.{proj}.{leaf}": Same(_DECODER_LAYER + "self_attn.{proj}.{leaf}"),
+    "layers.{i}.cross.{proj}.{leaf}": Same(_DECODER_LAYER + "encoder_attn.{proj}.{leaf}"),
+    "layers.{i}.ffn.linear_in.{leaf}": Same(_DECODER_LAYER + "fc1.{leaf}"),
+    "layers.{i}.ffn.linear_out.{leaf}": Same(_DECODER_LAYER + "fc2.{leaf}"),
+}
 # The other formats' names are translated to those of Hugging Face first.
 _OPENAI = (
-    (r"^encoder\.blocks\.(\d+)\.", r"encoder.layers.\1."),
+    (r"^(en|de)coder\.blocks\.(\d+)\.", r"\1coder.layers.\2."),
+    (r"\.cross_attn\.", ".encoder_attn."),
+    (r"\.cross_attn_ln\.", ".encoder_attn_layer_norm."),
+    (r"^decoder\.ln\.", "decoder.layer_norm."),
+    (r"^decoder\.positional_embedding$", "decoder.embed_positions.weight"),
+    (r"^decoder\.token_embedding\.", "decoder.embed_tokens."),
+    (r"_attn\.query\.", "_attn.q_proj."),
+    (r"_attn\.key\.", "_attn.k_proj."),
+    (r"_attn\.value\.", "_attn.v_proj."),
+    (r"_attn\.out\.", "_attn.out_proj."),
     (r"\.attn\.query\.", ".self_attn.q_proj."),
     (r"\.attn\.key\.", ".self_attn.k_proj."),
     (r"\.attn\.value\.", ".self_attn.v_proj."),
@@ -49,7 +71,7 @@ _OPENAI = (
     (r"^encoder\.positional_embedding$", "encoder.embed_positions.weight"),
 )
 _CTRANSLATE2 = (
-    (r"^encoder/layer_(\d+)/", r"encoder.layers.\1."),
+    (r"^(en|de)coder/layer_(\d+)/", r"\1coder.layers.\2."),
     (r"/gamma$", ".weight"),
     (r"/beta$", ".bias"),
     (r"self_attention/layer_norm", "self_attn_layer_norm"),
@@ -57,7 +79,11 @@ _CTRANSLATE2 = (
     (r"ffn/layer_norm", "final_layer_norm"),
     (r"ffn/linear_0", "fc1"),
     (r"ffn/linear_1", "fc2"),
-    (r"^encoder/position_encodings/encodings$", "encoder.embed_positions.weight"),
+    (r"\.attention/layer_norm", ".encoder_attn_layer_norm"),
+    (r"\.attention/linear_0", ".encoder_attn.q_proj"),
+    (r"\.attention/linear_2", ".encoder_attn.out_proj"),
+    (r"^(en|de)coder/position_encodings/encodings$", r"\1coder.embed_positions.weight"),
+    (r"^decoder/embeddings/", "decoder.embed_tokens/"),
     (r"/", "."),
 )
 _CTRANSLATE2_DTYPES: dict[int, np.dtype[np.generic]] = {
@@ -77,6 +103,14 @@ class WhisperEncoderWeights(NamedTuple):
     tensors: dict[str, Array]
 
 
+class WhisperDecoderWeights(NamedTuple):
+    """A decoder's tensors in float32: `embedding`, `positions`, `layers.{i}.*` as in the LM, `out_norm.*`."""
+
+    num_layers: int
+    num_heads: int
+    tensors: dict[str, Array]
+
+
 def read_whisper(name: str) -> WhisperEncoderWeights:
     """Read the encoder of a Whisper checkpoint.
 
@@ -90,6 +124,44 @@ def read_whisper(name: str) -> WhisperEncoderWeights:
     Example:
         >>> config, tensors = read_whisper("whisper:openai/whisper-base")
     """
+    tensors, place, where = _read(name)
+    config = _config(tensors, place, where)
+    if (positions := tensors.pop("encoder.embed_positions.weight", None)) is not None:
+        _check_positions(positions, config, where)
+    others = r"(?!encoder\.)|encoder\.(num_|scale_|embed_positions|layers\.\d+\.self_attn\.num_)"
+    table = Table(make_rules(whisper_shapes(config), _HUGGING_FACE), skipped=others)
+    ours = table.read(tensors, where)
+    return WhisperEncoderWeights(config, {name: array.astype(np.float32) for name, array in ours.items()})
+
+
+def read_whisper_decoder(name: str) -> WhisperDecoderWeights:
+    """Read the text decoder of a Whisper checkpoint; arguments and errors as for `read_whisper`.
+
+    Example:
+        >>> decoder = read_whisper_decoder("whisper:openai/whisper-base")
+    """
+    tensors, place, where = _read(name)
+    heads = _config(tensors, place, where).num_heads
+    layers = {int(match[1]) for name in tensors if (match := re.match(r"decoder\.layers\.(\d+)\.", name))}
+    embedding, positions = (tensors.get(f"decoder.embed_{part}.weight") for part in ("tokens", "positions"))
+    linear = tensors.get("decoder.layers.0.fc1.weight")
+    if embedding is None or positions is None or linear is None or not layers:
+        raise CheckpointError(f"{where} does not contain a Whisper decoder")
+    if (path := find_optional(place, "config.json")) is not None:
+        heads = read_json(path).get("decoder_attention_heads", heads)
+    transformer = TransformerConfig(
+        dim=embedding.shape[1], num_heads=heads, num_layers=max(layers) + 1, ffn_dim=len(linear), context=1,
+        max_period=10_000.0, norm="layer_norm", gated=False, positions="none",
+    )  # fmt: skip
+    shapes = {"embedding": embedding.shape, "out_norm.weight": linear.shape[1:], "out_norm.bias": linear.shape[1:]}
+    shapes |= whisper_decoder_shapes(transformer, len(positions))
+    others = r"(?!decoder\.)|decoder\.(num_|scale_|start_|activation|al|pre_norm|layers\.\d+\..*\.num_)"
+    ours = Table(make_rules(shapes, _HUGGING_FACE_DECODER), skipped=others).read(tensors, where)
+    return WhisperDecoderWeights(max(layers) + 1, heads, {name: array.astype(np.float32) for name, array in ours.items()})
+
+
+def _read(name: str) -> tuple[dict[str, Array], Place, str]:
+    """All tensors of a checkpoint under Hugging Face's names, where it is, and its files for messages."""
     name = name.removeprefix("whisper:")
     if Path(name).is_file():
         paths, place = [Path(name)], find_place(Path(name).parent, None)
@@ -99,14 +171,7 @@ def read_whisper(name: str) -> WhisperEncoderWeights:
     tensors: dict[str, Array] = {}
     for path in paths:
         tensors |= _read_file(path)
-    where = ", ".join(map(str, paths))
-    config = _config(tensors, place, where)
-    if (positions := tensors.pop("encoder.embed_positions.weight", None)) is not None:
-        _check_positions(positions, config, where)
-    others = r"(?!encoder\.)|encoder\.(num_|scale_|embed_positions|layers\.\d+\.self_attn\.num_)"
-    table = Table(make_rules(whisper_shapes(config), _HUGGING_FACE), skipped=others)
-    ours = table.read(tensors, where)
-    return WhisperEncoderWeights(config, {name: array.astype(np.float32) for name, array in ours.items()})
+    return tensors, place, ", ".join(map(str, paths))
 
 
 def _weights(place: Place, name: str) -> tuple[Path, ...]:
@@ -206,15 +271,17 @@ def _plain(tensors: Tensors, name: str) -> Array:
 
 
 def _split(variables: Tensors) -> dict[str, Array]:
-    """The encoder of a CTranslate2 model under Hugging Face's names: with separate queries, keys and values."""
+    """A CTranslate2 model under Hugging Face's names: with separate queries, keys and values."""
     tensors: dict[str, Array] = {}
+    merged = r"((?:en|de)coder/layer_\d+/)(self_attention/linear_0|attention/linear_1)/(weight|bias)"
     for name, array in variables.items():
-        if match := re.fullmatch(r"(encoder/layer_\d+/)self_attention/linear_0/(weight|bias)", name):
-            prefix = _spelled(match[1], _CTRANSLATE2)
-            for part, rows in zip("qkv", np.split(array, 3), strict=True):
-                if (part, match[2]) != ("k", "bias"):  # zeros: Whisper's keys have no bias
-                    tensors[f"{prefix}self_attn.{part}_proj.{match[2]}"] = rows
-        elif name.startswith("encoder/"):
+        if match := re.fullmatch(merged, name):
+            own = match[2].startswith("self")
+            prefix = _spelled(match[1], _CTRANSLATE2) + ("self_attn" if own else "encoder_attn")
+            for part, rows in zip("qkv" if own else "kv", np.split(array, 3 if own else 2), strict=True):
+                if (part, match[3]) != ("k", "bias"):  # zeros: Whisper's keys have no bias
+                    tensors[f"{prefix}.{part}_proj.{match[3]}"] = rows
+        elif name.startswith(("encoder/", "decoder/")):
             # An int8 convolution is kept as a matrix of one row for each output channel.
             if re.fullmatch(r"encoder/conv\d/weight", name) and array.ndim == 2:
                 array = array.reshape(len(array), -1, 3)

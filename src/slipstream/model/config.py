@@ -22,6 +22,7 @@ END_OF_TURN_ABOVE = 0.6
 """Probability of the pause head above which a turn ends, for the published models."""
 
 Positive = Annotated[int, Field(gt=0)]
+_WHISPER_SHAPE = ("layer_norm", False, "none")
 
 
 class _Config(BaseModel):
@@ -251,6 +252,18 @@ class DepthConfig(_Config):
         return self
 
 
+class WhisperDecoderConfig(_Config):
+    """Whisper's text decoder as the LM: each layer attends to the text so far, then to the audio.
+
+    Attributes:
+        audio_context: Frames that a step sees, including its own.
+        num_positions: Learnt positions of the text; a stream repeats them.
+    """
+
+    audio_context: Positive = 150
+    num_positions: Positive = 448
+
+
 class LMConfig(_Config):
     """The language model: reads `num_codebooks` audio tokens and its own last text token, writes the next.
 
@@ -261,6 +274,9 @@ class LMConfig(_Config):
     each codebook lag (empty: none). `text_outputs`: the text tokens that it can write, where fewer than `text_vocab`.
     `demux_text`: a text token may carry a second one, `(second + 1) * (text_vocab + 1) + first`.
     `cross_position_scale`: factor of the sines that are added to what the cross-attention reads (0: none are).
+
+    With `whisper` set, Whisper's decoder replaces the Transformer: `transformer` gives its size, and `context` counts
+    tokens of text. The audio is attended to instead of added to the input.
     """
 
     transformer: TransformerConfig
@@ -275,6 +291,7 @@ class LMConfig(_Config):
     demux_text: bool = False
     depth: DepthConfig | None = None
     cross_position_scale: Annotated[float, Field(ge=0)] = 0.0
+    whisper: WhisperDecoderConfig | None = None
 
     @property
     def text_initial_id(self) -> int:
@@ -297,6 +314,11 @@ class LMConfig(_Config):
             raise ValueError(f"{len(self.delays)} delays for a text and {self.num_codebooks} audio streams")
         if self.depth and self.depth.num_codebooks > self.num_codebooks:
             raise ValueError(f"the model writes {self.depth.num_codebooks} codebooks, but reads {self.num_codebooks}")
+        shape = self.transformer
+        if self.whisper and (shape.norm, shape.gated, shape.positions, shape.layer_scale) != (*_WHISPER_SHAPE, False):
+            raise ValueError("Whisper's decoder has norm='layer_norm', gated=False, positions='none', no layer_scale")
+        if self.whisper and (self.depth or self.conditioners or any(self.delays) or self.demux_text):
+            raise ValueError("Whisper's decoder has no conditions, no delays, and writes no audio")
         crosses = any(conditioner.fuse == "cross" for conditioner in self.conditioners)
         if crosses != self.transformer.cross_attention:
             raise ValueError(
@@ -383,7 +405,8 @@ class STTConfig(_Config):
                 f"{self.codec.codebook_size}"
             )
         transformer = self.lm.transformer
-        if self.lm.depth or any(self.lm.delays) or transformer.cross_attention or transformer.positions != "rope":
+        positions = "none" if self.lm.whisper else "rope"
+        if self.lm.depth or any(self.lm.delays) or transformer.cross_attention or transformer.positions != positions:
             raise ValueError("the LM is not that of a speech-to-text model, which writes text only, without delays")
         if self.delay_frames < self.codec.delay_frames:
             raise ValueError(

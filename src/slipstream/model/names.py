@@ -22,7 +22,13 @@ def lm_shapes(config: LMConfig) -> Shapes:
             shapes[prefix + "embed.weight"] = (conditioner.num_bins + 1, conditioner.dim)
         shapes[prefix + "output_proj.weight"] = (D, conditioner.dim)
         shapes[prefix + "learnt_padding"] = (D,)
-    shapes |= _transformer("transformer.", config.transformer)
+    if config.whisper:
+        decoder = whisper_decoder_shapes(config.transformer, config.whisper.num_positions)
+        shapes |= {f"transformer.{name}": shape for name, shape in decoder.items()}
+        for i in range(config.transformer.num_layers):
+            shapes[f"transformer.layers.{i}.age"] = (config.transformer.num_heads, config.whisper.audio_context)
+    else:
+        shapes |= _transformer("transformer.", config.transformer)
     shapes |= _norm("out_norm.", config.transformer.norm, D)
     shapes["text_linear.weight"] = (config.text_outputs or config.text_vocab, D)
     if config.pause_heads:
@@ -85,21 +91,40 @@ def codec_shapes(config: CodecConfig) -> Shapes:
 
 def whisper_shapes(config: WhisperConfig) -> Shapes:
     """Names and shapes of the tensors of a codec's Whisper encoder."""
-    D, F = config.dim, config.ffn_dim
+    D = config.dim
     shapes: Shapes = {}
     _conv(shapes, "encoder.conv1", D, config.n_mels, 3)
     _conv(shapes, "encoder.conv2", D, D, 3)
-    linears = {"attn.q_proj": (D, D), "attn.k_proj": (D, D), "attn.v_proj": (D, D), "attn.out_proj": (D, D)}
-    linears |= {"ffn.linear_in": (F, D), "ffn.linear_out": (D, F)}
     for i in range(config.num_layers):
         layer = f"encoder.layers.{i}."
-        for name, (rows, columns) in linears.items():
-            shapes[f"{layer}{name}.weight"] = (rows, columns)
-            if name != "attn.k_proj":
-                shapes[f"{layer}{name}.bias"] = (rows,)
-        for norm in ("norm1", "norm2"):
-            shapes |= {f"{layer}{norm}.weight": (D,), f"{layer}{norm}.bias": (D,)}
-    return shapes | {"encoder.norm.weight": (D,), "encoder.norm.bias": (D,)}
+        shapes |= _whisper_attention(layer + "attn.", D) | _whisper_feed_forward(layer + "ffn.", D, config.ffn_dim)
+        for norm in ("norm1.", "norm2."):
+            shapes |= _norm(layer + norm, "layer_norm", D)
+    return shapes | _norm("encoder.norm.", "layer_norm", D)
+
+
+def whisper_decoder_shapes(config: TransformerConfig, num_positions: int) -> Shapes:
+    """Names and shapes of what Whisper's text decoder has, without its embeddings and last norm."""
+    D = config.dim
+    shapes: Shapes = {"positions": (num_positions, D)}
+    for i in range(config.num_layers):
+        layer = f"layers.{i}."
+        shapes |= _whisper_attention(layer + "attn.", D) | _whisper_attention(layer + "cross.", D)
+        shapes |= _whisper_feed_forward(layer + "ffn.", D, config.ffn_dim)
+        for norm in ("norm1.", "norm2.", "norm3."):
+            shapes |= _norm(layer + norm, "layer_norm", D)
+    return shapes
+
+
+def _whisper_attention(prefix: str, D: int) -> Shapes:
+    """Whisper's attention: its keys have no bias."""
+    shapes: Shapes = {f"{prefix}{part}_proj.weight": (D, D) for part in ("q", "k", "v", "out")}
+    return shapes | {f"{prefix}{part}_proj.bias": (D,) for part in ("q", "v", "out")}
+
+
+def _whisper_feed_forward(prefix: str, D: int, F: int) -> Shapes:
+    inner: Shapes = {prefix + "linear_in.weight": (F, D), prefix + "linear_in.bias": (F,)}
+    return inner | {prefix + "linear_out.weight": (D, F), prefix + "linear_out.bias": (D,)}
 
 
 def _transformer(prefix: str, config: TransformerConfig) -> Shapes:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from slipstream.model.config import ConditionerConfig, LMConfig
 from slipstream.model.numerics import check_conditions, condition_number, condition_periods, condition_row
 from slipstream.nn.cross import sines
+from slipstream.nn.decoder import WhisperDecoder
 from slipstream.nn.depth import DepthTransformer
 from slipstream.nn.embeddings import AudioEmbedding, TextEmbedding, TokenEmbedding
 from slipstream.nn.layers import Transformer, make_norm
@@ -33,7 +34,7 @@ class LM(nn.Module):
         self.text_emb = embedding or TokenEmbedding(config.text_vocab + 1, D)
         self.audio_emb = AudioEmbedding(config.num_codebooks, config.audio_vocab + 1, D)
         self.conditioners = nn.ModuleDict({c.name: Conditioner(c, D) for c in config.conditioners})
-        self.transformer = Transformer(config.transformer)
+        self.transformer = WhisperDecoder(config) if config.whisper else Transformer(config.transformer)
         self.out_norm = make_norm(config.transformer)
         self.text_linear = nn.Linear(D, config.text_outputs or config.text_vocab, bias=False)
         self.pause_heads = PauseHeads(config.pause_heads, config.pause_classes, D) if config.pause_heads else None
@@ -56,7 +57,21 @@ class LM(nn.Module):
         `condition_BD` (`[B, D]` or `[1, D]`, see `condition`) is added to every input. `cross_BL2HSD`: the keys and
         values of what the cross-attention reads, `transformer.cross_keys(fuse_cross(...))`.
         """
-        x_BTD = self.audio_emb(audio_BKT) + self.text_emb(text_BT)
+        return self.embedded(text_BT, self.audio_emb(audio_BKT), state, condition_BD, cross_BL2HSD)
+
+    def embedded(
+        self,
+        text_BT: Tensor,
+        audio_BTD: Tensor,
+        state: State | None = None,
+        condition_BD: Tensor | None = None,
+        cross_BL2HSD: Tensor | None = None,
+    ) -> tuple[Tensor, State | None]:
+        """`forward` for audio that is embedded already, `[B, T, D]`."""
+        if isinstance(self.transformer, WhisperDecoder):
+            x_BTD, state = self.transformer(text_BT, self.text_emb, audio_BTD, state)
+            return self.out_norm(x_BTD), state
+        x_BTD = audio_BTD + self.text_emb(text_BT).to(audio_BTD.dtype)
         if condition_BD is not None:
             x_BTD = x_BTD + condition_BD[:, None].to(x_BTD)
         x_BTD, state = self.transformer(x_BTD, state, cross_BL2HSD)

@@ -89,12 +89,9 @@ def text_hidden(lm: LM, audio_BTD: Tensor, targets: Targets, frame_rate: float) 
     """The LM's normalised output `[B, T, D]` for the embedded audio of each position and the text that it reads."""
     device = audio_BTD.device
     seen, delay = send(targets.seen_BT, device), send(targets.delay_B, device)
-    x_BTD = audio_BTD + lm.text_emb(text_input(seen, lm.config.text_initial_id)).to(audio_BTD.dtype)
-    if lm.conditioners:
-        condition = lm.condition({"delay": delay.float() / frame_rate})
-        x_BTD = x_BTD + cast(Tensor, condition)[:, None].to(x_BTD.dtype)
-    y_BTD, _ = lm.transformer(x_BTD)
-    hidden: Tensor = lm.out_norm(y_BTD)
+    text_BT = text_input(seen, lm.config.text_initial_id)
+    condition = lm.condition({"delay": delay.float() / frame_rate}) if lm.conditioners else None
+    hidden, _ = lm.embedded(text_BT, audio_BTD, condition_BD=condition)
     return hidden
 
 

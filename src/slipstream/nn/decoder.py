@@ -1,0 +1,187 @@
+"""Whisper's text decoder as the LM of a stream.
+
+A step has one text position and one audio frame. Each layer attends to the tokens so far, then to the last frames, by
+content and by their age. A step without a new token repeats the last one: it has the same text position, and its keys
+and values replace those of the step before. So the decoder reads text as Whisper's does, however long the pauses are.
+
+Shapes: B slots, T steps, D width, H heads, C ring columns, N frames that a step sees.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slipstream.model.config import PAD_ID, WORD_ID, LMConfig
+from slipstream.model.numerics import LAYER_NORM_EPS, ring_capacity, ring_keys, sees
+from slipstream.nn.layers import attend
+from slipstream.nn.ring import LayerRing, Ring, RingFormat
+from slipstream.nn.state import State
+from slipstream.nn.whisper import WhisperAttention, WhisperFeedForward
+
+
+class _Places(NamedTuple):
+    """Where the steps are: columns that they write, and what each query may see (`[B, 1, T, C]`, added to scores)."""
+
+    text_columns_BT: Tensor
+    text_mask: Tensor
+    audio_columns_BT: Tensor
+    audio_mask: Tensor
+    ages_BTC: Tensor
+
+
+class WhisperDecoderLayer(nn.Module):
+    """Attention to the text, attention to the audio, feed-forward, each on a normalised input and added back."""
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        assert config.whisper is not None
+        transformer = config.transformer
+        self.norm1 = nn.LayerNorm(transformer.dim, eps=LAYER_NORM_EPS)
+        self.attn = WhisperAttention(transformer)
+        self.norm2 = nn.LayerNorm(transformer.dim, eps=LAYER_NORM_EPS)
+        self.cross = WhisperAttention(transformer)
+        self.age = nn.Parameter(torch.zeros(transformer.num_heads, config.whisper.audio_context))
+        self.norm3 = nn.LayerNorm(transformer.dim, eps=LAYER_NORM_EPS)
+        self.ffn = WhisperFeedForward(transformer)
+
+    def forward(
+        self, x_BTD: Tensor, audio_BTD: Tensor, at: _Places, text_ring: LayerRing | None, audio_ring: LayerRing | None
+    ) -> Tensor:
+        x = self.norm1(x_BTD)
+        keys = _keys(self.attn, x, at.text_columns_BT, text_ring)
+        x_BTD = x_BTD + self.attn.output(attend(self.attn.queries(x), *keys, at.text_mask))
+        keys = _keys(self.cross, audio_BTD, at.audio_columns_BT, audio_ring)
+        # [H, B, T, C] -> [B, H, T, C]
+        mask = at.audio_mask + self.age[:, at.ages_BTC].transpose(0, 1).to(x_BTD.dtype)
+        x_BTD = x_BTD + self.cross.output(_attend(self.cross.queries(self.norm2(x_BTD)), *keys, mask))
+        return x_BTD + cast(Tensor, self.ffn(self.norm3(x_BTD)))
+
+
+class WhisperDecoder(nn.Module):
+    """A stack of layers. The state is that of two rings: text positions, and audio frames."""
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        assert config.whisper is not None
+        self.config, self.whisper = config.transformer, config.whisper
+        self.positions = nn.Parameter(torch.zeros(config.whisper.num_positions, config.transformer.dim))
+        self.layers = nn.ModuleList(WhisperDecoderLayer(config) for _ in range(config.transformer.num_layers))
+
+    def init_state(self, batch: int, max_step: int, rings: RingFormat | None = None) -> dict[str, State]:
+        """State for `batch` streams that advance by one step at a time."""
+        if max_step != 1:
+            raise ValueError(f"Whisper's decoder advances by one position at a time, not by {max_step}")
+        config, like = self.config, self.positions
+        form = rings and RingFormat(rings.int8, align=rings.align, dtype=rings.dtype)
+
+        def ring(context: int) -> Ring:
+            shape = (config.num_layers, batch, config.num_heads, ring_capacity(context, 1), config.head_dim)
+            return Ring.empty(shape, device=like.device, dtype=like.dtype, format=form)
+
+        def number(value: int) -> Tensor:
+            return torch.full((batch,), value, dtype=torch.int64, device=like.device)
+
+        return {
+            "position": number(-1),
+            "held": number(PAD_ID),
+            "frame": number(0),
+            "text": ring(config.context),
+            "audio": ring(self.whisper.audio_context),
+        }
+
+    def forward(
+        self, text_BT: Tensor, embedding: nn.Module, audio_BTD: Tensor, state: State | None = None, first: Tensor | int = 0
+    ) -> tuple[Tensor, State | None]:
+        """The text tokens that each step reads, and the embedded audio of its frame, to the output `[B, T, D]`.
+
+        `first`: the row of `positions` of the first token, for whole sequences (`[B, 1]` or a number).
+        """
+        if state is not None:
+            return self._step(text_BT, embedding, audio_BTD, cast("dict[str, Tensor]", state))
+        new_BT = is_text(text_BT)
+        position_BT = new_BT.cumsum(dim=1) - 1
+        step_T = torch.arange(text_BT.shape[1], device=text_BT.device)
+        held_BT = text_BT.gather(1, torch.where(new_BT, step_T, 0).cummax(dim=1).values)
+        # Of the steps with one text position, a later one sees the last.
+        last_BT = F.pad(new_BT[:, 1:], (0, 1))
+        query, key = position_BT[:, :, None], position_BT[:, None]
+        seen = sees(query, key, self.config.context) & (key < query) & last_BT[:, None]
+        seen = seen | torch.eye(len(step_T), dtype=torch.bool, device=text_BT.device)
+        age_TT = step_T[:, None] - step_T
+        heard = sees(step_T[:, None], step_T, self.whisper.audio_context)
+        places = _Places(
+            position_BT,
+            _mask(seen, audio_BTD.dtype),
+            position_BT,
+            _mask(heard[None], audio_BTD.dtype),
+            age_TT.clamp(0, self.whisper.audio_context - 1)[None],
+        )
+        x_BTD = self._embed(text_BT, held_BT, position_BT + first, embedding, audio_BTD.dtype)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, audio_BTD, places, None, None)
+        return x_BTD, None
+
+    def _step(
+        self, text_B1: Tensor, embedding: nn.Module, audio_B1D: Tensor, state: dict[str, Tensor]
+    ) -> tuple[Tensor, State]:
+        text, audio = cast(Ring, state["text"]), cast(Ring, state["audio"])
+        new_B1 = is_text(text_B1)
+        held_B1 = torch.where(new_B1, text_B1, state["held"][:, None])
+        position_B1 = state["position"][:, None] + new_B1
+        frame_B1 = state["frame"][:, None]
+        text_keys_BC = ring_keys(position_B1, torch.arange(text.capacity, device=text_B1.device))
+        audio_keys_BC = ring_keys(frame_B1, torch.arange(audio.capacity, device=text_B1.device))
+        ages_B1C = (frame_B1 - audio_keys_BC)[:, None]
+        places = _Places(
+            position_B1 % text.capacity,
+            _mask(sees(position_B1[..., None], text_keys_BC[:, None], self.config.context), audio_B1D.dtype),
+            frame_B1 % audio.capacity,
+            _mask(sees(frame_B1[..., None], audio_keys_BC[:, None], self.whisper.audio_context), audio_B1D.dtype),
+            ages_B1C.clamp(0, self.whisper.audio_context - 1),
+        )
+        x_B1D = self._embed(text_B1, held_B1, position_B1, embedding, audio_B1D.dtype)
+        for i, layer in enumerate(self.layers):
+            x_B1D = layer(x_B1D, audio_B1D, places, text.layer(i), audio.layer(i))
+        tails: dict[str, State] = {"position": position_B1[:, 0], "held": held_B1[:, 0], "frame": frame_B1[:, 0] + 1}
+        return x_B1D, {**tails, "text": text, "audio": audio}
+
+    def _embed(
+        self, text_BT: Tensor, held_BT: Tensor, position_BT: Tensor, embedding: nn.Module, dtype: torch.dtype
+    ) -> Tensor:
+        """The last token and its position, and the vector of a step without a new one: PAD, or the start of a word."""
+        x_BTD = embedding(held_BT) + self.positions[position_BT % self.whisper.num_positions]
+        waits = embedding(text_BT) * ~is_text(text_BT)[..., None]
+        return (x_BTD + waits).to(dtype)
+
+
+def is_text(text: Tensor) -> Tensor:
+    """Whether a token of the stream is text, neither PAD nor the mark before a word."""
+    return (text != PAD_ID) & (text != WORD_ID)
+
+
+def _keys(
+    attention: WhisperAttention, x_BTD: Tensor, columns_BT: Tensor, ring: LayerRing | None
+) -> tuple[Tensor, Tensor]:
+    keys = attention.keys(x_BTD)
+    if ring is None:
+        return keys
+    ring.write(columns_BT, *keys)
+    return ring.read(x_BTD.dtype)
+
+
+def _attend(q_BHTD: Tensor, k_BHCD: Tensor, v_BHCD: Tensor, mask_BHTC: Tensor) -> Tensor:
+    """Scaled dot-product attention with a mask for each head, through which gradients flow."""
+    if not mask_BHTC.requires_grad:
+        return F.scaled_dot_product_attention(q_BHTD, k_BHCD, v_BHCD, mask_BHTC)
+    scores = q_BHTD @ k_BHCD.transpose(-1, -2) * q_BHTD.shape[-1] ** -0.5 + mask_BHTC
+    return scores.softmax(-1) @ v_BHCD
+
+
+def _mask(visible_BTC: Tensor, dtype: torch.dtype) -> Tensor:
+    mask = torch.zeros(visible_BTC.shape, device=visible_BTC.device, dtype=dtype)
+    return mask.masked_fill(~visible_BTC, -math.inf)[:, None]
