@@ -45,6 +45,7 @@ from slipstream.model.config import (
     TransformerConfig,
     TTSConfig,
     WhisperConfig,
+    WhisperDecoderConfig,
 )
 from slipstream.model.names import Shapes, codec_shapes, lm_shapes
 from slipstream.model.runner import CANDIDATES, Candidates, State, Steering, StepOutput, StepwiseRunner
@@ -312,15 +313,42 @@ def lm_config(**changes: object) -> LMConfig:
     return LMConfig.model_validate(fields | changes)
 
 
+def decoder_lm_config(**changes: object) -> LMConfig:
+    """Return a small Whisper decoder as the LM, whose text and audio rings wrap early. `changes`: its fields."""
+    fields: dict[str, object] = {
+        "transformer": TransformerConfig(
+            dim=24,
+            num_heads=3,
+            num_layers=2,
+            ffn_dim=40,
+            context=5,
+            max_period=10_000.0,
+            norm="layer_norm",
+            gated=False,
+            positions="none",
+        ),
+        "text_vocab": 8,  # so few that PAD and the mark of a word come often
+        "conditioners": (),
+        "whisper": WhisperDecoderConfig(audio_context=7, prefix=2, num_positions=11),
+    }
+    return lm_config(**fields | changes)
+
+
 CODECS = {"waveform": codec_config(), "log-mel": mel_codec_config(), "whisper": whisper_codec_config()}
 """A small codec with each kind of encoder."""
 
 
-def small_config(*, codec: str = "waveform", **lm_changes: object) -> STTConfig:
-    """Return a small model. `codec`: a name in `CODECS`; `lm_changes`: fields of `LMConfig`."""
+def small_config(*, codec: str = "waveform", decoder: bool = False, **lm_changes: object) -> STTConfig:
+    """Return a small model.
+
+    Args:
+        codec: A name in `CODECS`.
+        decoder: Whether the LM is a Whisper decoder.
+        lm_changes: Fields of `LMConfig`.
+    """
     return STTConfig(
         codec=CODECS[codec],
-        lm=lm_config(**lm_changes),
+        lm=decoder_lm_config(**lm_changes) if decoder else lm_config(**lm_changes),
         delay_seconds=0.5,
         delay_frames=6,
     )

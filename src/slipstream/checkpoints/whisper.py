@@ -157,7 +157,9 @@ def read_whisper_decoder(name: str) -> WhisperDecoderWeights:
     shapes |= whisper_decoder_shapes(transformer, len(positions))
     others = r"(?!decoder\.)|decoder\.(num_|scale_|start_|activation|al|pre_norm|layers\.\d+\..*\.num_)"
     ours = Table(make_rules(shapes, _HUGGING_FACE_DECODER), skipped=others).read(tensors, where)
-    return WhisperDecoderWeights(max(layers) + 1, heads, {name: array.astype(np.float32) for name, array in ours.items()})
+    return WhisperDecoderWeights(
+        max(layers) + 1, heads, {name: array.astype(np.float32) for name, array in ours.items()}
+    )
 
 
 def _read(name: str) -> tuple[dict[str, Array], Place, str]:

@@ -257,11 +257,23 @@ class WhisperDecoderConfig(_Config):
 
     Attributes:
         audio_context: Frames that a step sees, including its own.
-        num_positions: Learnt positions of the text; a stream repeats them.
+        prefix: Learnt keys and values before the text, which all steps see: those of Whisper's prompt.
+        num_positions: Learnt positions of prefix and text; a stream repeats those after the prefix.
     """
 
     audio_context: Positive = 150
+    prefix: Positive = 4
     num_positions: Positive = 448
+
+    def position(self, token: Any) -> Any:
+        """The position of a stream's token, counted from 0. Takes numbers and the tensors of any array library."""
+        return self.prefix + token % (self.num_positions - self.prefix)
+
+    @model_validator(mode="after")
+    def _positions_exceed_prefix(self) -> WhisperDecoderConfig:
+        if self.num_positions <= self.prefix:
+            raise ValueError(f"num_positions={self.num_positions} must be more than prefix={self.prefix}")
+        return self
 
 
 class LMConfig(_Config):

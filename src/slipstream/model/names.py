@@ -26,7 +26,9 @@ def lm_shapes(config: LMConfig) -> Shapes:
         decoder = whisper_decoder_shapes(config.transformer, config.whisper.num_positions)
         shapes |= {f"transformer.{name}": shape for name, shape in decoder.items()}
         for i in range(config.transformer.num_layers):
-            shapes[f"transformer.layers.{i}.age"] = (config.transformer.num_heads, config.whisper.audio_context)
+            heads, head_dim = config.transformer.num_heads, config.transformer.head_dim
+            shapes[f"transformer.layers.{i}.age"] = (heads, config.whisper.audio_context)
+            shapes[f"transformer.layers.{i}.prefix"] = (2, heads, config.whisper.prefix, head_dim)
     else:
         shapes |= _transformer("transformer.", config.transformer)
     shapes |= _norm("out_norm.", config.transformer.norm, D)

@@ -1,7 +1,7 @@
 """Whisper's text decoder as the LM of a stream.
 
-A step has one text position and one audio frame. Each layer attends to the tokens so far, then to the last frames, by
-content and by their age. A step without a new token repeats the last one: it has the same text position, and its keys
+A step has one text position and one audio frame. Each layer attends to a learnt prefix and the tokens so far, then to
+the last frames, by content and by their age. A step without a new token repeats the last one: it has the same text position, and its keys
 and values replace those of the step before. So the decoder reads text as Whisper's does, however long the pauses are.
 
 Shapes: B slots, T steps, D width, H heads, C ring columns, N frames that a step sees.
@@ -46,6 +46,7 @@ class WhisperDecoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(transformer.dim, eps=LAYER_NORM_EPS)
         self.cross = WhisperAttention(transformer)
         self.age = nn.Parameter(torch.zeros(transformer.num_heads, config.whisper.audio_context))
+        self.prefix = nn.Parameter(torch.zeros(2, transformer.num_heads, config.whisper.prefix, transformer.head_dim))
         self.norm3 = nn.LayerNorm(transformer.dim, eps=LAYER_NORM_EPS)
         self.ffn = WhisperFeedForward(transformer)
 
@@ -54,7 +55,10 @@ class WhisperDecoderLayer(nn.Module):
     ) -> Tensor:
         x = self.norm1(x_BTD)
         keys = _keys(self.attn, x, at.text_columns_BT, text_ring)
-        x_BTD = x_BTD + self.attn.output(attend(self.attn.queries(x), *keys, at.text_mask))
+        prefix_2BHPD = self.prefix[:, None].expand(-1, len(x), -1, -1, -1).to(x.dtype)
+        k, v = (torch.cat(pair, dim=2) for pair in zip(prefix_2BHPD, keys, strict=True))
+        mask = F.pad(at.text_mask, (self.prefix.shape[2], 0))
+        x_BTD = x_BTD + self.attn.output(attend(self.attn.queries(x), k, v, mask))
         keys = _keys(self.cross, audio_BTD, at.audio_columns_BT, audio_ring)
         # [H, B, T, C] -> [B, H, T, C]
         mask = at.audio_mask + self.age[:, at.ages_BTC].transpose(0, 1).to(x_BTD.dtype)
@@ -95,11 +99,16 @@ class WhisperDecoder(nn.Module):
         }
 
     def forward(
-        self, text_BT: Tensor, embedding: nn.Module, audio_BTD: Tensor, state: State | None = None, first: Tensor | int = 0
+        self,
+        text_BT: Tensor,
+        embedding: nn.Module,
+        audio_BTD: Tensor,
+        state: State | None = None,
+        first_B: Tensor | None = None,
     ) -> tuple[Tensor, State | None]:
         """The text tokens that each step reads, and the embedded audio of its frame, to the output `[B, T, D]`.
 
-        `first`: the row of `positions` of the first token, for whole sequences (`[B, 1]` or a number).
+        `first_B`: the number of each row's first token, for whole sequences; 0 by default.
         """
         if state is not None:
             return self._step(text_BT, embedding, audio_BTD, cast("dict[str, Tensor]", state))
@@ -121,7 +130,9 @@ class WhisperDecoder(nn.Module):
             _mask(heard[None], audio_BTD.dtype),
             age_TT.clamp(0, self.whisper.audio_context - 1)[None],
         )
-        x_BTD = self._embed(text_BT, held_BT, position_BT + first, embedding, audio_BTD.dtype)
+        if first_B is not None:
+            position_BT = position_BT + first_B[:, None]
+        x_BTD = self._embed(text_BT, held_BT, position_BT, embedding, audio_BTD.dtype)
         for layer in self.layers:
             x_BTD = layer(x_BTD, audio_BTD, places, None, None)
         return x_BTD, None
@@ -154,7 +165,7 @@ class WhisperDecoder(nn.Module):
         self, text_BT: Tensor, held_BT: Tensor, position_BT: Tensor, embedding: nn.Module, dtype: torch.dtype
     ) -> Tensor:
         """The last token and its position, and the vector of a step without a new one: PAD, or the start of a word."""
-        x_BTD = embedding(held_BT) + self.positions[position_BT % self.whisper.num_positions]
+        x_BTD = embedding(held_BT) + self.positions[self.whisper.position(position_BT)]
         waits = embedding(text_BT) * ~is_text(text_BT)[..., None]
         return (x_BTD + waits).to(dtype)
 

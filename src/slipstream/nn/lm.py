@@ -66,10 +66,11 @@ class LM(nn.Module):
         state: State | None = None,
         condition_BD: Tensor | None = None,
         cross_BL2HSD: Tensor | None = None,
+        first_B: Tensor | None = None,
     ) -> tuple[Tensor, State | None]:
-        """`forward` for audio that is embedded already, `[B, T, D]`."""
+        """`forward` for audio that is embedded already, `[B, T, D]`. `first_B`: see `WhisperDecoder.forward`."""
         if isinstance(self.transformer, WhisperDecoder):
-            x_BTD, state = self.transformer(text_BT, self.text_emb, audio_BTD, state)
+            x_BTD, state = self.transformer(text_BT, self.text_emb, audio_BTD, state, first_B)
             return self.out_norm(x_BTD), state
         x_BTD = audio_BTD + self.text_emb(text_BT).to(audio_BTD.dtype)
         if condition_BD is not None:

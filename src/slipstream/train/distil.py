@@ -116,6 +116,10 @@ class Teacher:
         mel = (torch.maximum(power, floor) + 4) / 4
         return self._encoder.hidden(mel.transpose(1, 2).to(self._encoder.conv1.weight), bidirectional=True)[-1].float()
 
+    def mean(self) -> Tensor:
+        """The teacher's mean feature, `[D]`."""
+        return self._means().mean(dim=0)
+
     def _means(self) -> Tensor:
         """The teacher's mean feature at each position of a row, smoothed over a second, `[T, D]`.
 

@@ -22,6 +22,7 @@ from slipstream.train.model import SpeechModel
 from slipstream.train.options import LossOptions, QuantiserOptions
 from slipstream.train.tasks import hear, text_losses
 from slipstream.train.transfer import Numbers, send
+from slipstream.train.whisper_start import start_audio_input
 
 _ROWS = 16
 """Rows on whose latents the quantiser's projections start."""
@@ -69,6 +70,8 @@ class WhisperJointTask:
         if step == 0 and self.quantiser.start and torch.is_grad_enabled():
             with torch.no_grad():
                 start_projections(model.codec.quantizer, self._latent(0, _ROWS).flatten(0, 1))
+                if model.config.lm.whisper:
+                    start_audio_input(model)
         self._start(step, self._latent)
         audible_B = ~batch.textual_B
         if not audible_B.any():

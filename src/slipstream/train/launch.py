@@ -58,6 +58,7 @@ from slipstream.train.setup import (
 from slipstream.train.speech import copy_training_part, read_speech_weights, write_phones, write_training_part
 from slipstream.train.tasks import JointTask, PhoneTask, TextTask
 from slipstream.train.validation import Check, Measure, Validation, held_out_loss
+from slipstream.train.whisper_start import start_from
 
 Report = Callable[[str], None]
 
@@ -218,6 +219,10 @@ def _run_whisper_joint(options: LMRun, report: Report, measure: Measure | None) 
         front_end, whisper = cast(LogMel, model.codec.mel), model.config.codec.whisper
         given = read_whisper(options.distil.teacher)
         teacher = Teacher(given, whisper, front_end, sampler.clean, dtype_of(options.run))
+    if options.model.decoder is not None:
+        tokenizer = open_tokenizer(text, model.config.lm)
+        languages = sorted({clip.language for pack in packs for clip in pack.clips})
+        start_from(model, options.model.decoder, tokenizer, languages, teacher.mean() if teacher else None)
     old = old_model(model, options.loss, text.growth)
     task = WhisperJointTask(model, sampler, options.loss, options.quantiser, train_encoder, teacher, old)
 

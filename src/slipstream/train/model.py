@@ -91,8 +91,20 @@ def text_hidden(lm: LM, audio_BTD: Tensor, targets: Targets, frame_rate: float) 
     seen, delay = send(targets.seen_BT, device), send(targets.delay_B, device)
     text_BT = text_input(seen, lm.config.text_initial_id)
     condition = lm.condition({"delay": delay.float() / frame_rate}) if lm.conditioners else None
-    hidden, _ = lm.embedded(text_BT, audio_BTD, condition_BD=condition)
+    hidden, _ = lm.embedded(text_BT, audio_BTD, condition_BD=condition, first_B=_first_positions(lm, len(text_BT)))
     return hidden
+
+
+def _first_positions(lm: LM, rows: int) -> Tensor | None:
+    """For Whisper's decoder in training, the number of each row's first token: 0, or in half of the rows any.
+
+    Few rows are long enough to come to the later positions.
+    """
+    if lm.config.whisper is None or not torch.is_grad_enabled():
+        return None
+    device = lm.text_linear.weight.device
+    drawn = torch.randint(lm.config.whisper.num_positions, (rows,), device=device)
+    return drawn * (torch.rand(rows, device=device) < 0.5)
 
 
 @torch.no_grad()

@@ -12,6 +12,10 @@ from slipstream.train.muon import Muon
 from slipstream.train.sharding import is_sharded, part_of, whole
 
 
+AGE_RATE = 30.0
+"""Factor on the rate of what a Whisper decoder adds to scores by the age of a frame: numbers from 0 to about -5."""
+
+
 class MasterWeights:
     """Float32 weights that the optimiser moves, while the module computes in bfloat16.
 
@@ -64,11 +68,16 @@ class Optimizer:
     ) -> None:
         encoder = [w for name, w in masters.items() if slow_encoder and name.startswith("codec.encoder.")]
         slow = {id(w) for w in encoder}
-        matrices = [w for n, w in masters.items() if w.dim() == 2 and ".layers." in n and id(w) not in slow]
+        ages = [w for name, w in masters.items() if name.endswith(".age")]
+        matrices = [
+            w
+            for n, w in masters.items()
+            if w.dim() == 2 and ".layers." in n and id(w) not in slow and not n.endswith(".age")
+        ]
         if kind != "muon":
             matrices = []
         orthogonal = {id(w) for w in matrices}
-        rest = [w for w in masters.values() if id(w) not in slow | orthogonal]
+        rest = [w for w in masters.values() if id(w) not in slow | orthogonal | {id(w) for w in ages}]
         self.masters = masters
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
@@ -82,6 +91,8 @@ class Optimizer:
             )
             if chosen
         ]
+        if ages:
+            groups.append({"params": ages, "weight_decay": 0.0, "factor": AGE_RATE})
         if groups:
             self.parts.append(torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True))
 
@@ -94,7 +105,7 @@ class Optimizer:
         norm = torch.nn.utils.clip_grad_norm_(self._with_grad(), clip)
         for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = lr * (encoder_rate if group.get("encoder") else 1.0)
+                group["lr"] = lr * (encoder_rate if group.get("encoder") else group.get("factor", 1.0))
             part.step()
             part.zero_grad(set_to_none=True)
         return norm.full_tensor() if is_sharded(norm) else norm

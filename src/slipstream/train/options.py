@@ -134,6 +134,7 @@ class ModelOptions(Options):
     init: what a run of phones or text left, whose weights are taken where names and shapes agree: its `last.pt`, or its
     `model` folder or a built-in model, which give the shapes too. `whisper:FOLDER_OR_NAME`: the encoder of a Whisper
     checkpoint, in the format of Hugging Face, OpenAI (safetensors) or CTranslate2.
+    decoder: the Whisper checkpoint, written as in `init`, whose text decoder the LM starts as. `lm.whisper` is needed.
     pause_heads: how many the LM is to have, when not as many as in `base`.
     """
 
@@ -141,6 +142,7 @@ class ModelOptions(Options):
     lm: LMConfig | None = None
     base: str | None = None
     init: str | None = None
+    decoder: str | None = None
     pause_heads: Annotated[int, Field(ge=1, le=4)] | None = None
 
 

@@ -1,0 +1,162 @@
+"""An LM that starts as the text decoder of a Whisper checkpoint.
+
+Pieces of the LM's vocabulary take the embeddings of Whisper's tokens. The codec's latents start as means of Whisper's
+features, and the LM's audio input as what the quantiser keeps of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slipstream.checkpoints.tensors import Array
+from slipstream.checkpoints.sources import find_place
+from slipstream.checkpoints.whisper import WhisperDecoderWeights, read_whisper_decoder
+from slipstream.data.whisper_vocabulary import read_whisper_vocabulary, spelled
+from slipstream.errors import ConfigError
+from slipstream.model.config import PAD_ID, WORD_ID, LMConfig, STTConfig
+from slipstream.model.text import Tokenizer
+from slipstream.nn.decoder import WhisperDecoderLayer
+from slipstream.nn.lm import LM
+from slipstream.train.model import SpeechModel
+
+
+def start_from(
+    model: SpeechModel, name: str, tokenizer: Tokenizer, languages: Sequence[str], mean: Tensor | None = None
+) -> None:
+    """Start a model as the decoder of the checkpoint `name`, with the `tokenizer.json` next to it.
+
+    Args:
+        model: The codec and the LM.
+        name: See `read_whisper`.
+        tokenizer: The LM's.
+        languages: Codes of those that the model will write; the prefix is the mean of their prompts.
+        mean: The mean feature of Whisper's encoder, `[D]`, which a distilled encoder's features lack.
+    """
+    config = model.config
+    place = find_place(name.removeprefix("whisper:"), None)
+    vocabulary = read_whisper_vocabulary(place.get("tokenizer.json"))
+    age = config.delay_frames - 1 - math.ceil(config.codec.delay_frames)
+    decoder = read_whisper_decoder(name)
+    start_model(model, decoder_start(config.lm, decoder, vocabulary, tokenizer, max(0, age)), mean)
+    prompts = [[token.format(language=language) for token in _PROMPT] for language in languages]
+    known = [[vocabulary[token] for token in prompt if token in vocabulary] for prompt in prompts]
+    ids = torch.tensor([prompt for prompt in known if len(prompt) == len(_PROMPT)])
+    if not len(ids):
+        raise ConfigError(f"model.decoder: Whisper has none of the languages {', '.join(languages)}")
+    positions = torch.from_numpy(decoder.tensors["positions"][: len(_PROMPT)])
+    start_prefix(model.lm, torch.from_numpy(decoder.tensors["embedding"])[ids] + positions)
+
+
+END_OF_TEXT = "<|endoftext|>"
+_PROMPT = ("<|startoftranscript|>", "<|{language}|>", "<|transcribe|>", "<|notimestamps|>")
+_AGE_FALL = 0.04
+"""By how much each frame of distance from the usual age of a word lowers its score, before training."""
+
+
+def decoder_start(
+    config: LMConfig, decoder: WhisperDecoderWeights, vocabulary: Mapping[str, int], tokenizer: Tokenizer, age: int
+) -> dict[str, Array]:
+    """The LM's tensors, in float32, from those of a decoder.
+
+    Args:
+        config: The LM; of the decoder's layers, `num_layers` are taken, evenly spread.
+        decoder: See `read_whisper_decoder`.
+        vocabulary: Id by token, as Whisper's tokenizer writes tokens.
+        tokenizer: The LM's.
+        age: Frames since the start of the word that is to be written.
+    """
+    transformer, tensors = config.transformer, decoder.tensors
+    D = tensors["embedding"].shape[1]
+    given = (D, decoder.num_heads, tensors["layers.0.ffn.linear_in.weight"].shape[0])
+    if given != (transformer.dim, transformer.num_heads, transformer.ffn_dim) or config.whisper is None:
+        raise ConfigError(
+            f"model.decoder has width {given[0]}, {given[1]} heads and feed-forward width {given[2]}: "
+            "model.lm.transformer must agree, and model.lm.whisper must be given"
+        )
+    embedding = _embeddings(tensors["embedding"], vocabulary, tokenizer)
+    start: dict[str, Array] = {"text_linear.weight": embedding.copy()}
+    embedding[[PAD_ID, WORD_ID]] = 0
+    # The initial token is zero: what it would say is in the prefix.
+    start["text_emb.weight"] = np.concatenate([embedding, np.zeros((1, D), np.float32)])
+    start["transformer.positions"] = tensors["positions"][: config.whisper.num_positions]
+    start |= {f"out_norm.{leaf}": tensors[f"out_norm.{leaf}"] for leaf in ("weight", "bias")}
+    ages = -_AGE_FALL * np.abs(np.arange(config.whisper.audio_context) - age).clip(max=50)
+    for i, layer in enumerate(chosen_layers(decoder.num_layers, transformer.num_layers)):
+        prefix = f"layers.{layer}."
+        for name, tensor in tensors.items():
+            if name.startswith(prefix):
+                start[f"transformer.layers.{i}.{name.removeprefix(prefix)}"] = tensor
+        start[f"transformer.layers.{i}.age"] = np.tile(ages, (transformer.num_heads, 1)).astype(np.float32)
+    return start
+
+
+def chosen_layers(given: int, wanted: int) -> Sequence[int]:
+    """Which of `given` layers are taken: the first, the last, and others at even distances."""
+    if wanted > given:
+        raise ConfigError(f"model.lm.transformer.num_layers={wanted}: the decoder has {given} layers")
+    return [round(i * (given - 1) / max(1, wanted - 1)) for i in range(wanted)]
+
+
+def _embeddings(table: Array, vocabulary: Mapping[str, int], tokenizer: Tokenizer) -> Array:
+    """A row for each piece: that of Whisper's token, or the mean over the letters of a piece that Whisper lacks."""
+    rows = np.zeros((tokenizer.vocab_size, table.shape[1]), np.float32)
+    for token in range(tokenizer.vocab_size):
+        segments = tokenizer.segments(token)
+        if segments is None:
+            continue
+        name = spelled(b" ".join(segments))
+        ids = [vocabulary[name]] if name in vocabulary else [vocabulary[c] for c in name if c in vocabulary]
+        rows[token] = table[ids].mean(axis=0) if ids else 0
+    rows[PAD_ID] = table[vocabulary[END_OF_TEXT]]
+    rows[WORD_ID] = table[vocabulary[spelled(b" ")]]
+    return rows
+
+
+@torch.no_grad()
+def start_model(model: SpeechModel, start: Mapping[str, Array], mean: Tensor | None = None) -> None:
+    """Put the tensors of `decoder_start` into a model, and let its latents be means of a frame's features.
+
+    `mean`: the teacher's mean feature, `[D]`, which a distilled encoder's features lack.
+    """
+    tensors = {name: torch.from_numpy(array) for name, array in start.items()}
+    if mean is not None:
+        for i in range(model.config.lm.transformer.num_layers):
+            prefix = f"transformer.layers.{i}.cross.v_proj."
+            tensors[prefix + "bias"] = tensors[prefix + "bias"] + F.linear(mean.cpu(), tensors[prefix + "weight"])
+    model.lm.load_state_dict(tensors, strict=False)
+    stride = model.config.codec.stride
+    weight = model.codec.downsample.weight  # [D, D, 2 * stride]
+    weight.zero_()
+    weight[:, :, stride:] = torch.eye(len(weight))[:, :, None] / stride
+
+
+@torch.no_grad()
+def start_prefix(lm: LM, prompt_NPD: Tensor) -> None:
+    """Let the prefix be the keys and values of a prompt, the mean of N of them, over audio that is zero."""
+    x = prompt_NPD
+    for module in lm.transformer.layers:
+        layer = cast(WhisperDecoderLayer, module)
+        normed = layer.norm1(x)
+        keys = layer.attn.keys(normed)
+        layer.prefix.copy_(torch.stack([part.mean(dim=0) for part in keys]))
+        x = x + layer.attn.output(F.scaled_dot_product_attention(layer.attn.queries(normed), *keys, is_causal=True))
+        x = x + layer.cross.out_proj(layer.cross.v_proj(torch.zeros_like(x)))
+        x = x + layer.ffn(layer.norm3(x))
+
+
+@torch.no_grad()
+def start_audio_input(model: SpeechModel) -> None:
+    """Let the audio input be what the quantiser's projections, by principal components, keep of a latent."""
+    quantizer = model.codec.quantizer
+    rows = torch.cat([quantizer.semantic.input_proj.weight, quantizer.acoustic.input_proj.weight]).float()
+    back = torch.linalg.pinv(rows).to(model.semantic_in.weight.dtype)
+    half = len(quantizer.semantic.input_proj.weight)
+    model.semantic_in.weight.copy_(back[:, :half])
+    model.acoustic_in.weight.copy_(back[:, half:])
