@@ -10,6 +10,7 @@ import typer
 
 from slipstream.cli.extras import needs_extra
 from slipstream.cli.options import Backend, Device
+from slipstream.errors import ConfigError
 
 app = typer.Typer(help="Train tokenizers, codecs and language models.", no_args_is_help=True)
 Config = Annotated[Path, typer.Argument(help="The run's TOML file. Its keys: docs/reference/training-keys.md.")]
@@ -33,11 +34,16 @@ def tokenizer(
     extend: Annotated[
         str | None, typer.Option(help="Keep the vocabulary of this file or model, and add to it up to --size.")
     ] = None,
+    whisper: Annotated[
+        Path | None,
+        typer.Option(help="Choose pieces from this tokenizer.json of Whisper, for an LM that starts as its decoder."),
+    ] = None,
     plain: Annotated[
         bool | None,
         typer.Option(
             "--plain/--no-plain",
-            help="Lower case and no punctuation. Default: yes, unless the vocabulary that is extended has capitals.",
+            help="Lower case and no punctuation. Default: yes, unless the vocabulary that is extended has capitals, "
+            "and not with --whisper.",
         ),
     ] = None,
     language: Annotated[
@@ -53,15 +59,20 @@ def tokenizer(
         from slipstream.bundle import ModelBundle
         from slipstream.data.texts import read_texts
         from slipstream.data.tokenizer import extend_tokenizer, plain_text, train_tokenizer, writes_plain
+        from slipstream.data.whisper_vocabulary import read_whisper_vocabulary, whisper_tokenizer
         from slipstream.model.text import Tokenizer
 
     if extend is not None and not Path(extend).is_file():
         extend = str(ModelBundle.resolve(extend).sources.tokenizer)
+    if extend is not None and whisper is not None:
+        raise ConfigError("--extend and --whisper exclude each other: give one of them")
     if plain is None:
-        plain = extend is None or writes_plain(Tokenizer(extend))
+        plain = whisper is None and (extend is None or writes_plain(Tokenizer(extend)))
     lines = (line for path in texts for line in read_texts(path))
     sentences = (plain_text(line, language) for line in lines) if plain else lines
-    if extend is None:
+    if whisper is not None:
+        whisper_tokenizer(read_whisper_vocabulary(whisper), sentences, out, size)
+    elif extend is None:
         train_tokenizer(sentences, out, size)
     else:
         extend_tokenizer(Path(extend), sentences, out, size)

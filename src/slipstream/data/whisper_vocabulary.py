@@ -1,13 +1,14 @@
 """A vocabulary of Whisper's own pieces: those that a text uses most, as a SentencePiece model.
 
-Whisper's tokenizer merges pairs of bytes in the order of its ids (byte-pair encoding). A SentencePiece model of type BPE
-whose scores fall with the id cuts text as it does, except where a piece is left out: then into smaller pieces.
+Whisper's tokenizer merges pairs of bytes in the order of its ids (byte-pair encoding). A SentencePiece model of type
+BPE whose scores fall with the id cuts text as it does, except where a piece is left out: then into smaller pieces.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def _merged_from(piece: str, ids: Mapping[str, int]) -> set[str]:
     """A piece, and all pieces on the way to it: of two neighbours, those whose merger has the lowest id go first."""
     parts, used = list(piece), set(piece) & set(ids)
     while len(parts) > 1:
-        pairs = [(ids[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in ids]
+        pairs = [(ids[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ids]
         if not pairs:
             break
         _, i = min(pairs)

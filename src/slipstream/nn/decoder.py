@@ -1,8 +1,9 @@
 """Whisper's text decoder as the LM of a stream.
 
 A step has one text position and one audio frame. Each layer attends to a learnt prefix and the tokens so far, then to
-the last frames, by content and by their age. A step without a new token repeats the last one: it has the same text position, and its keys
-and values replace those of the step before. So the decoder reads text as Whisper's does, however long the pauses are.
+the last frames, by content and by their age. A step without a new token repeats the last one: it has the same text
+position, and its keys and values replace those of the step before. So the decoder reads text as Whisper's does, however
+long the pauses are.
 
 Shapes: B slots, T steps, D width, H heads, C ring columns, N frames that a step sees.
 """

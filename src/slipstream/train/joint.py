@@ -148,11 +148,30 @@ class WhisperJointTask:
     def _mel(self, batch: WaveBatch, audible_B: BoolArray) -> tuple[Tensor, Tensor]:
         """Log-mel frames of the rows that have audio, and the encoder's position at which each begins."""
         mel = whisper_mel(self.module.codec, batch.heard_BS[audible_B], self.module.phone_head.weight)
+        effects = self.sampler.data.augment_samples
+        if effects is not None and torch.is_grad_enabled():
+            mel = masked(mel, effects.frequency_masks, effects.time_masks)
         return mel, torch.randint(WHISPER_POSITIONS, (len(mel),), device=mel.device)
 
     def _latent(self, first_row: int, rows: int) -> Tensor:
         batch = self.batch(first_row, rows)
         return self.module.latent(_features(self.module, *self._mel(batch, np.ones(rows, np.bool_))))
+
+
+def masked(mel_BMF: Tensor, bands: int, stretches: int) -> Tensor:
+    """Replace some bands (at most a seventh of all) and some stretches (at most 0.3 s) of each row by its mean.
+
+    `bands`, `stretches`: the largest number of each.
+    """
+    mean_B11 = mel_BMF.mean(dim=(1, 2), keepdim=True)
+    for axis, most, widest in ((1, bands, mel_BMF.shape[1] // 7), (2, stretches, 30)):
+        shape = (len(mel_BMF), most, 1)
+        width = torch.randint(widest + 1, shape) * (torch.rand(shape) < 0.6)
+        first = (torch.rand(shape) * (mel_BMF.shape[axis] - width)).long()
+        at = torch.arange(mel_BMF.shape[axis])
+        hidden = ((at >= first) & (at < first + width)).any(dim=1).to(mel_BMF.device)
+        mel_BMF = torch.where(hidden.unsqueeze(3 - axis), mean_B11, mel_BMF)
+    return mel_BMF
 
 
 def _features(model: SpeechModel, mel: Tensor, start_A: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from slipstream.train.muon import Muon
 from slipstream.train.sharding import is_sharded, part_of, whole
 
-
 AGE_RATE = 30.0
 """Factor on the rate of what a Whisper decoder adds to scores by the age of a frame: numbers from 0 to about -5."""
 

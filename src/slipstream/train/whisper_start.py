@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slipstream.checkpoints.tensors import Array
 from slipstream.checkpoints.sources import find_place
+from slipstream.checkpoints.tensors import Array
 from slipstream.checkpoints.whisper import WhisperDecoderWeights, read_whisper_decoder
 from slipstream.data.whisper_vocabulary import read_whisper_vocabulary, spelled
 from slipstream.errors import ConfigError
-from slipstream.model.config import PAD_ID, WORD_ID, LMConfig, STTConfig
+from slipstream.model.config import PAD_ID, WORD_ID, LMConfig
 from slipstream.model.text import Tokenizer
 from slipstream.nn.decoder import WhisperDecoderLayer
 from slipstream.nn.lm import LM
