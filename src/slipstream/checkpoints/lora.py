@@ -88,6 +88,7 @@ def to_kyutai(trained: Tensors, config: LMConfig, rank: int) -> dict[str, Array]
 
 _LINEAR = (
     *(".attn.in_proj.weight", ".attn.out_proj.weight", ".ffn.linear_in.weight", ".ffn.linear_out.weight"),
-    *("text_linear.weight", "pause_heads.weight", ".output_proj.weight"),
+    *(f".{part}.{name}_proj.weight" for part in ("attn", "cross") for name in "qkv"),
+    *("text_linear.weight", "pause_heads.weight", ".output_proj.weight", ".cross.out_proj.weight"),
 )
 """Endings of the canonical names of the LM's linear layers."""

@@ -22,6 +22,7 @@ from slipstream.data.sampler import RowSampler, TokenSampler
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import CodecConfig
 from slipstream.nn.build import build_codec
+from slipstream.nn.decoder import WhisperDecoderLayer
 from slipstream.nn.layers import Transformer, TransformerLayer
 from slipstream.nn.lm import LM
 from slipstream.nn.mel import LogMel
@@ -313,7 +314,7 @@ def _run(
                 module.checkpointing = True
     if options.compile:
         for module in task.module.modules():
-            if isinstance(module, TransformerLayer | WhisperLayer):
+            if isinstance(module, TransformerLayer | WhisperLayer | WhisperDecoderLayer):
                 module.compile()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f'run.device = "{options.device}", but PyTorch finds no CUDA device here; there is "cpu"')

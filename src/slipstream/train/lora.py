@@ -26,8 +26,8 @@ from slipstream.train.vocabulary import Growth
 
 ADAPTER_FILE = "adapter.safetensors"
 ADAPTER_CONFIG = "adapter.json"
-TARGETS = {"attention": ".attn.", "feed_forward": ".ffn.", "text_head": "text_linear"}
-"""The part of a linear layer's name by which `lora.targets` calls it."""
+TARGETS = {"attention": (".attn.", ".cross."), "feed_forward": (".ffn.",), "text_head": ("text_linear",)}
+"""The parts of a linear layer's name by which `lora.targets` calls it."""
 
 
 class LoraLinear(nn.Module):
@@ -174,6 +174,11 @@ def merged_weights(lm: LM) -> dict[str, Tensor]:
     wrapped = {name: module for name, module in lm.named_modules() if isinstance(module, _Adapter)}
     outer = {name: module for name, module in wrapped.items() if name.rpartition(".")[0] not in wrapped}
     weights = {f"{name}.weight": module.merged for name, module in outer.items()}
+    weights |= {
+        f"{name}.bias": module.base.bias.detach()
+        for name, module in outer.items()
+        if isinstance(module, LoraLinear) and module.base.bias is not None
+    }
     inner = tuple(f"{name}." for name in outer)
     return weights | {name: tensor for name, tensor in lm.state_dict().items() if not name.startswith(inner)}
 
@@ -214,7 +219,8 @@ def write_adapter(lm: LM, config: STTConfig, options: LoraOptions, folder: Path)
 
 def _linears(lm: LM, options: LoraOptions) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """The linear layers that get an adapter, with the modules that hold them and their names there."""
-    parts = [TARGETS[target] for target in options.targets if not (target == "text_head" and options.embeddings)]
+    targets = (target for target in options.targets if not (target == "text_head" and options.embeddings))
+    parts = [part for target in targets for part in TARGETS[target]]
     modules = dict(lm.named_modules())
     for path, module in modules.items():
         if isinstance(module, nn.Linear) and any(part in path for part in parts):

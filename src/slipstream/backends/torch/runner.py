@@ -277,11 +277,11 @@ class TorchRunner(BaseRunner):
         return formats
 
     def _transformers(self) -> dict[str, tuple[TransformerConfig | None, torch.dtype, int]]:
-        """Configuration, type and positions per step of the two; a Whisper encoder has a Transformer of its own."""
+        """Configuration, type and positions per step of the two; Whisper's encoder and decoder have layers of their own."""
         codec, lm = self.config.codec, self.config.lm
         return {
             "codec": (None if codec.whisper else codec.transformer, torch.float32, codec.stride),
-            "lm": (lm.transformer, self.lm.text_linear.weight.dtype, 1),
+            "lm": (None if lm.whisper else lm.transformer, self.lm.text_linear.weight.dtype, 1),
         }
 
     def _attention(self, name: str) -> str:
