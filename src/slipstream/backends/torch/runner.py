@@ -277,7 +277,7 @@ class TorchRunner(BaseRunner):
         return formats
 
     def _transformers(self) -> dict[str, tuple[TransformerConfig | None, torch.dtype, int]]:
-        """Configuration, type and positions per step of the two; Whisper's encoder and decoder have layers of their own."""
+        """Configuration, type and positions per step of the two; Whisper's parts have layers of their own."""
         codec, lm = self.config.codec, self.config.lm
         return {
             "codec": (None if codec.whisper else codec.transformer, torch.float32, codec.stride),

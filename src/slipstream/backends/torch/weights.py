@@ -13,7 +13,7 @@ FP8_MAX = torch.finfo(FP8).max
 
 
 class Int8Linear(nn.Module):
-    """`x @ weight.T + bias` with one scale for each output; the input is not rounded. PyTorch's own kernel multiplies."""
+    """`x @ weight.T + bias` with one scale for each output; the input is not rounded. PyTorch's kernel multiplies."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()

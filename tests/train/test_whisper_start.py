@@ -1,0 +1,188 @@
+"""An LM that starts as a Whisper decoder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.numpy import save_file
+
+from slipstream.checkpoints.whisper import WhisperDecoderWeights
+from slipstream.data.whisper_vocabulary import whisper_tokenizer
+from slipstream.errors import ConfigError
+from slipstream.model.config import PAD_ID, WORD_ID, LMConfig, STTConfig, TransformerConfig, WhisperDecoderConfig
+from slipstream.model.names import whisper_decoder_shapes
+from slipstream.model.text import Tokenizer
+from slipstream.nn.decoder import WhisperDecoderLayer
+from slipstream.testing import small_config
+from slipstream.train.model import SpeechModel
+from slipstream.train.whisper_start import (
+    chosen_layers,
+    decoder_start,
+    start_audio_input,
+    start_from,
+    start_model,
+    start_prefix,
+)
+
+D, HEADS, LAYERS, FFN = 24, 3, 3, 40
+PROMPT = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
+LETTERS = {letter: i for i, letter in enumerate(["Ġ", *"abcdehlo"])}
+VOCABULARY = LETTERS | {"Ġh": 9, "el": 10, "Ġhel": 11, "lo": 12, "Ġhello": 13}
+VOCABULARY |= {token: 14 + i for i, token in enumerate(["<|endoftext|>", *PROMPT])}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("vocabulary") / "tokenizer.model"
+    whisper_tokenizer(VOCABULARY, ["hello abcde hello hel"], path, 18)
+    return Tokenizer(path)
+
+
+def decoder(layers: int = LAYERS) -> WhisperDecoderWeights:
+    shape = TransformerConfig(
+        dim=D, num_heads=HEADS, num_layers=layers, ffn_dim=FFN, context=1, max_period=10_000.0, norm="layer_norm",
+        gated=False, positions="none",
+    )  # fmt: skip
+    shapes = whisper_decoder_shapes(shape, 30) | {"embedding": (len(VOCABULARY), D)}
+    shapes |= {"out_norm.weight": (D,), "out_norm.bias": (D,)}
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
+    return WhisperDecoderWeights(layers, HEADS, tensors)
+
+
+def config(tokenizer: Tokenizer, layers: int = LAYERS) -> STTConfig:
+    whisper = WhisperDecoderConfig(audio_context=8, prefix=4, num_positions=30)
+    small = small_config(codec="whisper", decoder=True)
+    shape = small.lm.transformer.model_copy(update={"num_layers": layers, "context": 12})
+    changes = {"transformer": shape, "whisper": whisper, "text_vocab": tokenizer.vocab_size}
+    return small.model_copy(update={"lm": LMConfig.model_validate(dict(small.lm) | changes)})
+
+
+def whispers(weights: WhisperDecoderWeights, ids: list[int], audio_D: torch.Tensor) -> torch.Tensor:
+    """What Whisper's decoder computes for tokens, over audio of one vector: scores `[T, V]`."""
+    w = {name: torch.from_numpy(array) for name, array in weights.tensors.items()}
+
+    def linear(name: str, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, w[name + ".weight"], w.get(name + ".bias"))
+
+    def normed(name: str, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, (D,), w[name + ".weight"], w[name + ".bias"])
+
+    x = w["embedding"][ids] + w["positions"][: len(ids)]
+    for i in range(weights.num_layers):
+        at = f"layers.{i}."
+        h = normed(at + "norm1", x)
+        q, k, v = (linear(f"{at}attn.{part}_proj", h).view(-1, HEADS, D // HEADS).transpose(0, 1) for part in "qkv")
+        y = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)[0].transpose(0, 1).flatten(1)
+        x = x + linear(at + "attn.out_proj", y)
+        x = x + linear(at + "cross.out_proj", linear(at + "cross.v_proj", audio_D))
+        x = x + linear(at + "ffn.linear_out", F.gelu(linear(at + "ffn.linear_in", normed(at + "norm3", x))))
+    return normed("out_norm", x) @ w["embedding"].T
+
+
+@torch.no_grad()
+def test_before_training_it_predicts_what_whisper_predicts(tokenizer: Tokenizer):
+    weights, whole = decoder(), config(tokenizer)
+    model = SpeechModel(whole, phones=3)
+    start_model(model, decoder_start(whole.lm, weights, VOCABULARY, tokenizer, age=2))
+    ids = [VOCABULARY[token] for token in PROMPT]
+    prompt_4D = torch.from_numpy(weights.tensors["embedding"][ids] + weights.tensors["positions"][:4])
+    start_prefix(model.lm, prompt_4D[None])
+    text = tokenizer.encode("hello abc")
+    theirs = [VOCABULARY[token] for token in ("Ġhello", "Ġ", "a", "b", "c")]
+    assert len(text) == len(theirs)
+    hidden, _ = model.lm.embedded(torch.tensor([text]), torch.zeros(1, len(text), D))
+    ours = model.lm.text_logits(hidden)[0][:, text]
+    expected = whispers(weights, ids + theirs, torch.zeros(D))[4:][:, theirs]
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_pieces_take_the_rows_of_whispers_tokens(tokenizer: Tokenizer):
+    weights, whole = decoder(), config(tokenizer)
+    start = decoder_start(whole.lm, weights, VOCABULARY, tokenizer, age=2)
+    table = weights.tensors["embedding"]
+    (hello,) = tokenizer.encode("hello")
+    np.testing.assert_array_equal(start["text_emb.weight"][hello], table[VOCABULARY["Ġhello"]])
+    np.testing.assert_array_equal(start["text_linear.weight"][hello], table[VOCABULARY["Ġhello"]])
+    np.testing.assert_array_equal(start["text_linear.weight"][PAD_ID], table[VOCABULARY["<|endoftext|>"]])
+    np.testing.assert_array_equal(start["text_linear.weight"][WORD_ID], table[VOCABULARY["Ġ"]])
+    for token in (PAD_ID, WORD_ID, tokenizer.vocab_size):
+        assert not start["text_emb.weight"][token].any()
+
+
+def test_the_age_of_a_word_scores_highest(tokenizer: Tokenizer):
+    start = decoder_start(config(tokenizer).lm, decoder(), VOCABULARY, tokenizer, age=2)
+    assert (start["transformer.layers.1.age"].argmax(axis=1) == 2).all()
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [(6, [0, 1, 2, 3, 4, 5]), (4, [0, 2, 3, 5]), (2, [0, 5]), (1, [0])])
+def test_layers_are_taken_at_even_distances(wanted: int, expected: list[int]):
+    assert list(chosen_layers(6, wanted)) == expected
+
+
+def test_more_layers_than_the_decoder_has_are_refused():
+    with pytest.raises(ConfigError, match=r"num_layers=7: the decoder has 6 layers"):
+        chosen_layers(6, 7)
+
+
+def test_other_widths_are_refused(tokenizer: Tokenizer):
+    whole = config(tokenizer)
+    wider = whole.lm.transformer.model_copy(update={"ffn_dim": 50})
+    with pytest.raises(ConfigError, match=r"feed-forward width 40: model.lm.transformer must agree"):
+        decoder_start(whole.lm.model_copy(update={"transformer": wider}), decoder(), VOCABULARY, tokenizer, age=2)
+
+
+@torch.no_grad()
+def test_the_audio_input_is_the_latent_where_the_projections_keep_all_of_it(tokenizer: Tokenizer):
+    model = SpeechModel(config(tokenizer), phones=3)
+    quantizer = model.codec.quantizer
+    latent = torch.randn(2, 5, 24)
+    basis = torch.linalg.qr(torch.randn(24, 24))[0][:20]
+    quantizer.semantic.input_proj.weight.copy_(2 * basis[:10])
+    quantizer.acoustic.input_proj.weight.copy_(3 * basis[10:])
+    start_audio_input(model)
+    heard = [F.linear(latent, half.input_proj.weight) for half in (quantizer.semantic, quantizer.acoustic)]
+    audio = model.audio_input(*heard)[:, 1:]
+    torch.testing.assert_close(audio, (latent @ basis.T @ basis)[:, :-1], atol=1e-4, rtol=1e-4)
+
+
+def test_latents_start_as_means_of_a_frames_features(tokenizer: Tokenizer):
+    model = SpeechModel(config(tokenizer), phones=3)
+    start_model(model, decoder_start(config(tokenizer).lm, decoder(), VOCABULARY, tokenizer, age=2))
+    features = torch.randn(1, 24, 16)
+    latent, _ = model.codec.downsample(features)
+    torch.testing.assert_close(latent, features.unflatten(2, (4, 4)).mean(dim=3), atol=1e-5, rtol=1e-5)
+
+
+def test_a_checkpoints_files_are_read(tokenizer: Tokenizer, tmp_path: Path):
+    weights, whole = decoder(), config(tokenizer, layers=2)
+    names = {"norm1": "self_attn_layer_norm", "norm2": "encoder_attn_layer_norm", "norm3": "final_layer_norm"}
+    names |= {"attn": "self_attn", "cross": "encoder_attn", "ffn.linear_in": "fc1", "ffn.linear_out": "fc2"}
+    hugging_face = {}
+    for name, array in weights.tensors.items():
+        for ours, theirs in names.items():
+            name = name.replace(f".{ours}.", f".{theirs}.")
+        name = name.replace("out_norm", "layer_norm")
+        name = {"embedding": "embed_tokens.weight", "positions": "embed_positions.weight"}.get(name, name)
+        hugging_face[f"model.decoder.{name}"] = array
+    hugging_face |= {"model.encoder.conv1.weight": np.zeros((D, 20, 3), np.float32)}
+    hugging_face |= {"model.encoder.layers.0.fc1.weight": np.zeros((FFN, D), np.float32)}
+    save_file(hugging_face, tmp_path / "model.safetensors")
+    heads = {"encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS}
+    (tmp_path / "config.json").write_text(json.dumps(heads))
+    special = [{"content": token, "id": i} for token, i in VOCABULARY.items() if token.startswith("<|")]
+    plain = {token: i for token, i in VOCABULARY.items() if not token.startswith("<|")}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": plain}, "added_tokens": special}))
+    model = SpeechModel(whole, phones=3)
+    start_from(model, f"whisper:{tmp_path}", tokenizer, ["en", "xx"])
+    layer = model.lm.transformer.layers[1]
+    assert isinstance(layer, WhisperDecoderLayer)
+    np.testing.assert_array_equal(layer.ffn.linear_in.weight.detach(), weights.tensors["layers.2.ffn.linear_in.weight"])
+    assert layer.prefix.abs().sum() > 0
+    with pytest.raises(ConfigError, match="none of the languages xx"):
+        start_from(model, f"whisper:{tmp_path}", tokenizer, ["xx"])
