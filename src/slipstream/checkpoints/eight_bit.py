@@ -17,12 +17,15 @@ SCALE = "_scale"
 
 
 def packed(tensors: Tensors) -> dict[str, Array]:
-    """Quantise every matrix and convolution, except in the codec's quantiser: its codebooks become bfloat16."""
+    """Quantise every matrix and convolution.
+
+    Except in the codec's quantiser, whose codebooks become bfloat16, and the scores and prefixes of Whisper's decoder.
+    """
     out: dict[str, Array] = {}
     for name, array in tensors.items():
         if name.startswith("quantizer."):
             out[name] = array.astype(DTYPES["bfloat16"]) if array.ndim > 1 else array
-        elif array.ndim < 2 or len(array) == 1:
+        elif array.ndim < 2 or len(array) == 1 or name.endswith((".age", ".prefix")):
             out[name] = array
         else:
             out[name], out[name + SCALE] = quantize(array)

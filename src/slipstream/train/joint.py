@@ -83,7 +83,6 @@ class WhisperJointTask:
         draw_A = send(batch.targets.draw_B[audible_B], x_APD.device)
         heard, commitment = hear(model.codec.quantizer, model.latent(x_APD), draw_A, self.quantiser, step, progress)
         audio_BTD = self._with_silence(model.audio_input(*heard), batch, audible_B)
-        spoken = self._spoken(torch.cat(heard, dim=-1), batch.spoken_BT[audible_B])
         old_BTD = None
         if self.old is not None:
             self.old.follow(mel)
@@ -91,8 +90,11 @@ class WhisperJointTask:
         rate = self.sampler.frame_rate
         total, numbers = text_losses(model.lm, audio_BTD, batch.targets, weights, rate, self.old, old_BTD)
         numbers["commitment"] = commitment.detach()
-        numbers["spoken"] = spoken.detach()
-        total = total + weights.commitment * commitment + weights.spoken * spoken
+        total = total + weights.commitment * commitment
+        if weights.spoken:
+            spoken = self._spoken(torch.cat(heard, dim=-1), batch.spoken_BT[audible_B])
+            total = total + weights.spoken * spoken
+            numbers["spoken"] = spoken.detach()
         if self.teacher is not None and weights.distil and self.encoder_learns:
             taught, cosine = self.teacher.loss(x_APD, batch.clean_BS[audible_B])
             total = total + weights.distil * taught
