@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,12 @@ from slipstream.data.rows import misread
 from slipstream.data.sampler import TokenSampler
 from slipstream.data.waves import WaveSampler
 from slipstream.errors import CheckpointError
-from slipstream.model.config import PAD_ID, STTConfig, WhisperConfig
+from slipstream.model.config import PAD_ID, STTConfig, WhisperConfig, WhisperDecoderConfig
 from slipstream.model.numerics import NO_TOKEN
 from slipstream.model.text import Tokenizer
 from slipstream.nn.whisper import WhisperEncoder
 from slipstream.train.distil import Distilled, DistilTask, Teacher
-from slipstream.train.joint import WhisperJointTask
+from slipstream.train.joint import WhisperJointTask, masked
 from slipstream.train.keep import old_model
 from slipstream.train.loop import Trainer
 from slipstream.train.model import SpeechModel
@@ -129,11 +130,34 @@ def test_a_student_that_starts_from_its_teacher_is_near_it(pack: Pack, tmp_path:
     assert student.codec.quantizer.semantic.codebooks[0].vectors.any()
 
 
+def decoder_config() -> STTConfig:
+    """The same with a Whisper decoder as the LM."""
+    base = config()
+    shape = {"norm": "layer_norm", "gated": False, "positions": "none", "context": 8}
+    changes = {"transformer": base.lm.transformer.model_copy(update=shape), "whisper": WhisperDecoderConfig()}
+    return base.model_copy(update={"lm": base.lm.model_copy(update=changes)})
+
+
+def test_some_bands_and_stretches_are_hidden() -> None:
+    torch.manual_seed(0)
+    mel = torch.randn(3, 20, 200)
+    hidden = masked(mel, 2, 3) != mel
+    assert torch.equal(masked(mel, 0, 0), mel)
+    bands, stretches = hidden.all(dim=2).sum(dim=1), hidden.all(dim=1).sum(dim=1)
+    assert 0 < bands.max() <= 2 * (20 // 7)
+    assert 0 < stretches.max() <= 3 * 30
+    whole = masked(torch.arange(2.0)[:, None, None].expand(2, 20, 200), 2, 3)
+    assert torch.equal(whole, torch.arange(2.0)[:, None, None].expand(2, 20, 200))  # a row's mean replaces it
+
+
+@pytest.mark.parametrize("make", [config, decoder_config])
 @pytest.mark.parametrize("learns", [True, False])
-def test_an_lm_learns_with_a_trained_or_frozen_encoder(pack: Pack, tmp_path: Path, learns: bool) -> None:
+def test_an_lm_learns_with_a_trained_or_frozen_encoder(
+    pack: Pack, tmp_path: Path, learns: bool, make: Callable[[], STTConfig]
+) -> None:
     torch.manual_seed(0)
     phones = PhoneInventory(["_", "o", "t"])
-    model = SpeechModel(config(), len(phones))
+    model = SpeechModel(make(), len(phones))
     before = {name: w.clone() for name, w in model.state_dict().items()}
     rows = sampler(pack, tmp_path, {"chords": 1.0}, phones=phones)
     task = WhisperJointTask(model, rows, LossOptions(), QuantiserOptions(start=2), learns)

@@ -70,7 +70,7 @@ class WhisperJointTask:
         if step == 0 and self.quantiser.start and torch.is_grad_enabled():
             with torch.no_grad():
                 start_projections(model.codec.quantizer, self._latent(0, _ROWS).flatten(0, 1))
-                if model.config.lm.whisper:
+                if model.config.lm.whisper and model.config.lm.transformer.dim == model.config.codec.dim:
                     start_audio_input(model)
         self._start(step, self._latent)
         audible_B = ~batch.textual_B
