@@ -231,8 +231,7 @@ def logits(config: STTConfig, quantize: str | None, frames: int) -> np.ndarray:
     for position in range(frames):
         lm.text_B[:] = rng.integers(0, config.lm.text_vocab)
         lm.codes_BK[:] = rng.integers(0, config.lm.audio_vocab, lm.codes_BK.shape)
-        lm.step(np.array([position]))
-        lm.commit(np.array([True]), np.array([position]))
+        lm.step(np.array([position]), np.array([True]))
         out.append(lm.logits_BV[0].copy())
     return np.stack(out)
 

@@ -28,9 +28,7 @@ def feed(lm: LMStreams, start: int, steps: int, seed: int = 0) -> np.ndarray:
     for position in range(start, start + steps):
         lm.text_B[:] = rng.integers(0, lm.config.text_vocab)
         lm.codes_BK[:] = rng.integers(0, lm.config.audio_vocab, lm.config.num_codebooks)
-        position_B = np.full(len(lm.text_B), position)
-        lm.step(position_B)
-        lm.commit(np.ones(len(lm.text_B), bool), position_B)
+        lm.step(np.full(len(lm.text_B), position), np.ones(len(lm.text_B), bool))
         out.append(lm.logits_BV[0].copy())
     return np.stack(out)
 

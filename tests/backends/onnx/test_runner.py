@@ -59,7 +59,7 @@ def test_slots_after_the_last_active_one_cost_nothing(monkeypatch: pytest.Monkey
     runner = make(slots=6)
     rows: list[int] = []
     step = runner.lm.step
-    monkeypatch.setattr(runner.lm, "step", lambda position_B: (rows.append(len(position_B)), step(position_B)))
+    monkeypatch.setattr(runner.lm, "step", lambda *inputs: (rows.append(len(inputs[0])), step(*inputs)))
     for slots in ([0], [2], [1, 3], [5], []):
         runner.step(np.zeros((6, 1920), np.float32), np.isin(np.arange(6), slots))
     assert rows == [2, 4, 4, 6]

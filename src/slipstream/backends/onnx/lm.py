@@ -13,17 +13,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from slipstream.backends.onnx.cache import CachedAttention
+from slipstream.backends.onnx.decoder import decoder
 from slipstream.backends.onnx.graph import Array, Graph, Model
-from slipstream.backends.onnx.protobuf import DATA_TYPES, Shape
+from slipstream.backends.onnx.protobuf import DATA_TYPES
 from slipstream.backends.onnx.quantization import Bits
 from slipstream.backends.onnx.transformer import (
-    CONTRIB,
     Quantize,
     Weights,
     float32,
     linear,
     norm,
-    padded_head_dim,
     transformer,
 )
 from slipstream.model.config import ConditionerConfig, LMConfig
@@ -38,7 +38,8 @@ def lm_model(config: LMConfig, weights: Weights, condition: Mapping[str, float |
     Inputs: `text` `[B]` and `codes` `[B, K]` int64; `cos` and `sin` `[B, d / 2]` of each slot's position; `row`
     `[B, 1]`, the row of each slot; `length` int32 `[B]`, the number of columns that a slot sees in addition to its own,
     and `longest` int32 `[1]`, the greatest of them plus one; `k.i` and `v.i`, the caches. For a model with a condition
-    `delay`, also `delay` `[B]`, its value for each slot, NaN for the usual one.
+    `delay`, also `delay` `[B]`, its value for each slot, NaN for the usual one. Whisper's decoder: see
+    `decoder.decoder`; it has no `cos`, `sin` and `row`.
     Outputs: `logits` `[B, V]`, `pause` `[B, H]`, `k.i.new` and `v.i.new`, to be bound where `k.i` and `v.i` are.
 
     With `quantize`, embeddings and caches have half precision and the text head has 8 bits. With 4 bits there, more
@@ -46,9 +47,14 @@ def lm_model(config: LMConfig, weights: Weights, condition: Mapping[str, float |
     """
     graph = Graph("lm")
     bits = BITS[quantize]
-    x = _embed(graph, config, weights, "float16" if quantize else "float32", condition)
-    attend = _CachedAttention(graph, config, "float16" if quantize else "float32")
-    x = transformer(graph, x, weights, config.transformer, prefix="transformer.", attend=attend, bits=bits)
+    dtype = "float16" if quantize else "float32"
+    text, audio = _vectors(graph, config, weights, dtype)
+    if config.whisper:
+        x = decoder(graph, text, audio, config, weights, dtype, bits)
+    else:
+        x = _embed(graph, text, audio, config, weights, condition)
+        attend = CachedAttention(graph, config.transformer, dtype)
+        x = transformer(graph, x, weights, config.transformer, prefix="transformer.", attend=attend, bits=bits)
     x = norm(graph, x, weights, "out_norm", config.transformer)
     x = graph.reshape(x, [-1, config.transformer.dim])
     logits = linear(graph, x, weights["text_linear.weight"], 8 if bits else None)
@@ -80,16 +86,26 @@ def condition_vector(config: LMConfig, weights: Weights, values: Mapping[str, fl
     return total
 
 
-def _embed(graph: Graph, config: LMConfig, weights: Weights, dtype: str, condition: Mapping[str, float | str]) -> str:
+def _vectors(graph: Graph, config: LMConfig, weights: Weights, dtype: str) -> tuple[str, str]:
+    """The vectors of the text tokens, `[B, 1, D]`, and of the audio tokens, `[B, K, D]`.
+
+    Whisper's decoder reads two text tokens; its table has one more, of zeros.
+    """
     K, D = config.num_codebooks, config.transformer.dim
-    text = graph.input("text", "int64", ["B"])
+    texts = 2 if config.whisper else 1
+    text = graph.input("text", "int64", ["B", 2] if config.whisper else ["B"])
     codes = graph.input("codes", "int64", ["B", K])
     first_rows = graph.constant(np.arange(K) * (config.audio_vocab + 1))
-    text_table = graph.constant(weights["text_emb.weight"].astype(dtype))
+    text_table = graph.constant(np.pad(weights["text_emb.weight"].astype(dtype), [(0, texts - 1), (0, 0)]))
     audio_table = graph.constant(weights["audio_emb.weight"].astype(dtype).reshape(-1, D))
-    text_B1D = graph.reshape(graph.op("Gather", text_table, text), [-1, 1, D])
-    audio_BKD = graph.op("Gather", audio_table, graph.op("Add", codes, first_rows))
-    tokens = graph.op("Concat", text_B1D, audio_BKD, axis=1)
+    text_BND = graph.reshape(graph.op("Gather", text_table, text), [-1, texts, D])
+    return text_BND, graph.op("Gather", audio_table, graph.op("Add", codes, first_rows))
+
+
+def _embed(
+    graph: Graph, text: str, audio: str, config: LMConfig, weights: Weights, condition: Mapping[str, float | str]
+) -> str:
+    tokens = graph.op("Concat", text, audio, axis=1)
     tokens = graph.op("Cast", tokens, to=DATA_TYPES["float32"])
     x_B1D = graph.op("ReduceSum", tokens, graph.constant(np.array([1])), keepdims=1)
     if not config.conditioners:
@@ -115,39 +131,6 @@ def _delay_condition(
     sines = graph.op("Concat", graph.op("Cos", phase), graph.op("Sin", phase), axis=-1)
     projection = graph.constant(float32(weights["conditioners.delay.output_proj.weight"]).T)
     return graph.op("Add", graph.op("MatMul", sines, projection), graph.constant(others))
-
-
-class _CachedAttention:
-    """Attention of one new position over the filled columns of a cache, in the cache's precision."""
-
-    def __init__(self, graph: Graph, config: LMConfig, dtype: str) -> None:
-        self.config = config.transformer
-        self.dtype = dtype
-        self.length = graph.input("length", "int32", ["B"])
-        self.longest = graph.input("longest", "int32", [1])
-
-    def __call__(self, graph: Graph, layer: int, q: str, k: str, v: str) -> str:
-        H = self.config.num_heads
-        shape: Shape = ["B", H, "C", padded_head_dim(self.config)]
-        caches = [graph.input(f"{name}.{layer}", self.dtype, shape) for name in ("k", "v")]
-        outputs = [f"attention.{layer}", *(f"{name}.new" for name in caches)]
-        graph.op_to(
-            "GroupQueryAttention",
-            [*(self._cast(graph, part, self.dtype) for part in (q, k, v)), *caches, self.length, self.longest],
-            outputs,
-            domain=CONTRIB,
-            num_heads=H,
-            kv_num_heads=H,
-            scale=self.config.head_dim**-0.5,
-        )
-        for name in outputs[1:]:
-            graph.output(name, self.dtype, shape)
-        return self._cast(graph, outputs[0], "float32")
-
-    def _cast(self, graph: Graph, x: str, dtype: str) -> str:
-        if self.dtype == "float32":
-            return x
-        return graph.op("Cast", x, to=DATA_TYPES[dtype])
 
 
 def _pause_heads(graph: Graph, x_BD: str, config: LMConfig, weight_HCD: Array) -> None:

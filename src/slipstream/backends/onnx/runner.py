@@ -14,7 +14,7 @@ from slipstream.backends.onnx.graph import Array, Model
 from slipstream.backends.onnx.inference import open_session, physical_cores
 from slipstream.backends.onnx.lm import lm_model
 from slipstream.backends.onnx.sampling import candidates, logprob, pick, steered
-from slipstream.backends.onnx.streams import CodecStreams, LMStreams
+from slipstream.backends.onnx.streams import CodecStreams, text_streams
 from slipstream.backends.onnx.transformer import Quantize, Weights
 from slipstream.model.config import SamplingConfig, STTConfig
 from slipstream.model.runner import BaseRunner, Candidates, Steering, StepOutput
@@ -32,7 +32,7 @@ class SlotState:
     text: int
     delay: float
     codec: Mapping[str, Array]
-    lm: Array
+    lm: Mapping[str, Array]
 
 
 class OnnxRunner(BaseRunner):
@@ -77,11 +77,11 @@ class OnnxRunner(BaseRunner):
         codec_session = open_session(codec_graph, threads=threads)
         lm_session = open_session(lm_graph, threads=threads)
         self.codec = CodecStreams(config.codec, codec_session, slots, K)
-        self.lm = LMStreams(config.lm, lm_session, slots, self.codec.codes_BK)
+        self.lm = text_streams(config.lm, lm_session, slots, self.codec.codes_BK)
         self._frames_B = np.zeros(slots, np.int64)
         self._token_B = np.zeros(slots, np.int64)
         self._logprob_B = np.zeros(slots, np.float32)
-        self._first = LMStreams(config.lm, lm_session, 1, np.full((1, K), config.lm.audio_initial_id))
+        self._first = text_streams(config.lm, lm_session, 1, np.full((1, K), config.lm.audio_initial_id))
         self._fresh_codec = self.codec.read(0, frames=0)
         self._fresh = self._prime(np.nan)
         self._fresh_of: dict[float, SlotState] = {}
@@ -147,13 +147,12 @@ class OnnxRunner(BaseRunner):
         self.codec.pcm_BS[:rows] = pcm_BS[:rows]
         self.codec.step(self._frames_B[:rows])
         position_B = self._frames_B + 1
-        self.lm.step(position_B[:rows])
+        self.lm.step(position_B[:rows], active_B[:rows])
         logits_BV = self.lm.logits_BV[:rows]
         scores_BV = logits_BV if steering is None else steered(logits_BV, steering)
         self._token_B[:rows] = pick(scores_BV, self.sampling, self._random)
         self._logprob_B[:rows] = logprob(logits_BV, self._token_B[:rows])
         self.codec.commit(active_B)
-        self.lm.commit(active_B, position_B)
         self.lm.text_B[active_B] = self._token_B[active_B]
         self._frames_B += active_B
         return None if steering is None else candidates(logits_BV, scores_BV)
@@ -162,6 +161,6 @@ class OnnxRunner(BaseRunner):
         lm = self._first
         lm.delay_B[:] = delay
         lm.text_B[:] = self.config.lm.text_initial_id
-        lm.step(np.zeros(1, np.int64))
+        lm.step(np.zeros(1, np.int64), np.ones(1, np.bool_))
         text = int(lm.logits_BV[0].argmax())
         return SlotState(0, 0, text, delay, self._fresh_codec, lm.read(0, position=1))

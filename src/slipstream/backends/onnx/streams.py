@@ -6,6 +6,7 @@ width, C columns, V text vocabulary. Keys and values of all layers are in one ar
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,7 +17,7 @@ from slipstream.arrays import BoolArray, FloatArray, IntArray
 from slipstream.backends.onnx.graph import Array
 from slipstream.backends.onnx.inference import Bound, input_type
 from slipstream.backends.onnx.transformer import padded_head_dim
-from slipstream.model.config import CodecConfig, LMConfig, TransformerConfig, WhisperConfig
+from slipstream.model.config import PAD_ID, WORD_ID, CodecConfig, LMConfig, TransformerConfig, WhisperConfig
 from slipstream.model.numerics import delayed_sees, ring_capacity, ring_keys, rotations, sees, whisper_positions
 
 
@@ -151,20 +152,52 @@ class _WhisperPlaces(_Places):
         self._live_BT1[:rows, :, 0] = position_BT - first_B[:, None] >= config.delay
 
 
-class LMStreams:
-    """The LM over B streams, which reads `codes_BK` where the codec writes them.
+class TextStreams(ABC):
+    """An LM over B streams, which reads `codes_BK` where the codec writes them.
 
-    When the other columns of a cache are full, a step writes its key into the last one. The others are a ring of the
-    positions before it. `commit` moves the newest key there, over the oldest.
+    `text_B`: the token that each stream reads next. `delay_B`: the value of the condition; NaN for the model's own.
     """
 
-    def __init__(self, config: LMConfig, session: onnxruntime.InferenceSession, slots: int, codes_BK: IntArray) -> None:
+    def __init__(self, config: LMConfig, slots: int, codes_BK: IntArray) -> None:
         self.config = config
         self.text_B = np.zeros(slots, np.int64)
         self.delay_B = np.full(slots, np.nan, np.float32)
         self.codes_BK = codes_BK
         self.logits_BV = np.zeros((slots, config.text_vocab), np.float32)
         self.pause_BH = np.zeros((slots, config.pause_heads), np.float32)
+        self._heads: dict[str, Array] = {"logits": self.logits_BV}
+        if config.pause_heads:
+            self._heads["pause"] = self.pause_BH
+
+    @abstractmethod
+    def step(self, position_B: IntArray, active_B: BoolArray) -> None:
+        """Read the tokens of the first slots, which are at `position_B`, and advance the active ones of them."""
+
+    @abstractmethod
+    def read(self, slot: int, position: int) -> Mapping[str, Array]:
+        """Copy what a slot keeps, whose next position is `position`."""
+
+    @abstractmethod
+    def write(self, slot: int, saved: Mapping[str, Array]) -> None:
+        """Put a copy into a slot."""
+
+
+def text_streams(
+    config: LMConfig, session: onnxruntime.InferenceSession, slots: int, codes_BK: IntArray
+) -> TextStreams:
+    """The streams of an LM of either kind."""
+    return (DecoderStreams if config.whisper else LMStreams)(config, session, slots, codes_BK)
+
+
+class LMStreams(TextStreams):
+    """A causal Transformer over B streams.
+
+    When the other columns of a cache are full, a step writes its key into the last one. The others are a ring of the
+    positions before it. A step moves the newest key of an active slot there, over the oldest.
+    """
+
+    def __init__(self, config: LMConfig, session: onnxruntime.InferenceSession, slots: int, codes_BK: IntArray) -> None:
+        super().__init__(config, slots, codes_BK)
         self._older = config.transformer.context - 1
         self._rotary = _Rotary(config.transformer, slots, 1)
         self._length_B = np.zeros(slots, np.int32)
@@ -180,32 +213,135 @@ class LMStreams:
         }
         if any(node.name == "delay" for node in session.get_inputs()):
             inputs["delay"] = self.delay_B
-        outputs: dict[str, Array] = {"logits": self.logits_BV, **_layers(self._cache, ".new")}
-        if config.pause_heads:
-            outputs["pause"] = self.pause_BH
+        outputs = self._heads | _layers(self._cache, ".new")
         self._bound = Bound(session, inputs, outputs, {"longest": self._longest, **self._rotary.angles})
 
-    def step(self, position_B: IntArray) -> None:
-        """Read the tokens of the first slots, which are at `position_B`."""
+    def step(self, position_B: IntArray, active_B: BoolArray) -> None:
+        """Read the tokens of the first slots, which are at `position_B`, and advance the active ones of them."""
         rows = len(position_B)
         self._length_B[:rows] = np.minimum(position_B, self._older)
         self._longest[:] = self._length_B[:rows].max() + 1
         self._rotary.turn(position_B[:, None])
         self._bound.run(rows)
-
-    def commit(self, active_B: BoolArray, position_B: IntArray) -> None:
-        """Advance the active slots, which were all in the last step, from `position_B`."""
         for slot in np.flatnonzero(active_B & (position_B >= self._older) & (self._older > 0)):
             column = position_B[slot] % self._older
             self._cache[:, :, slot, :, column] = self._cache[:, :, slot, :, self._older]
 
-    def read(self, slot: int, position: int) -> Array:
+    def read(self, slot: int, position: int) -> Mapping[str, Array]:
         """Copy the keys and values of a slot whose next position is `position`."""
-        saved: Array = self._cache[:, :, slot, :, : min(position, self._older)].copy()
-        return saved
+        return {"cache": self._cache[:, :, slot, :, : min(position, self._older)].copy()}
+
+    def write(self, slot: int, saved: Mapping[str, Array]) -> None:
+        """Put a copy of keys and values into a slot."""
+        cache = saved["cache"]
+        self._cache[:, :, slot, :, : cache.shape[3]] = cache
+
+
+class DecoderStreams(TextStreams):
+    """Whisper's decoder over B streams: each has a number of text tokens, the last of them, and two caches."""
+
+    def __init__(self, config: LMConfig, session: onnxruntime.InferenceSession, slots: int, codes_BK: IntArray) -> None:
+        super().__init__(config, slots, codes_BK)
+        assert config.whisper is not None
+        self._whisper = config.whisper
+        self._count_B = np.full(slots, -1)
+        self._held_B = np.full(slots, PAD_ID)
+        self._read_B2 = np.zeros((slots, 2), np.int64)
+        self._position_B = np.zeros(slots, np.int64)
+        dtype = input_type(session, "k.0")
+        shape, prefix = config.transformer, config.whisper.prefix
+        self._text = _Repeating(shape, slots, dtype, shape.context, first=prefix)
+        self._audio = _Repeating(shape, slots, dtype, config.whisper.audio_context)
+        self._age_BC = np.zeros((slots, self._audio.columns), np.int64)
+        inputs: dict[str, Array] = {
+            "text": self._read_B2,
+            "codes": codes_BK,
+            "position": self._position_B,
+            "age": self._age_BC,
+        }
+        outputs, shared = self._heads.copy(), {}
+        for kind, caches in (("", self._text), ("cross.", self._audio)):
+            inputs |= {f"{kind}length": caches.length_B, **_layers(caches.cache, prefix=kind)}
+            outputs |= _layers(caches.cache, ".new", kind)
+            shared[f"{kind}longest"] = np.full(1, caches.columns, np.int32)
+        self._bound = Bound(session, inputs, outputs, shared)
+        feeds = shared | {name: array[:1] for name, array in inputs.items()}
+        (learnt,) = session.run(["prefix"], feeds)
+        self._text.cache[:, :, :, :, :prefix] = np.asarray(learnt)[:, :, None]
+
+    def step(self, position_B: IntArray, active_B: BoolArray) -> None:
+        """Read the tokens of the first slots, and the frames number `position_B`, and advance the active ones."""
+        rows = len(position_B)
+        text_B = self.text_B[:rows]
+        new_B = (text_B != PAD_ID) & (text_B != WORD_ID)
+        count_B = self._count_B[:rows] + new_B
+        held_B = np.where(new_B, text_B, self._held_B[:rows])
+        self._read_B2[:rows, 0] = held_B
+        self._read_B2[:rows, 1] = np.where(new_B, self.config.text_initial_id + 1, text_B)
+        self._position_B[:rows] = self._whisper.position(count_B)
+        self._text.place(count_B, new_B, active_B)
+        self._audio.place(position_B, active_B, active_B)
+        self._age_BC[:rows] = self._audio.ages(position_B)
+        self._bound.run(rows)
+        self._count_B[:rows][active_B] = count_B[active_B]
+        self._held_B[:rows][active_B] = held_B[active_B]
+
+    def read(self, slot: int, position: int) -> Mapping[str, Array]:
+        """Copy the last text token of a slot, its number, and the keys and values, before frame `position`."""
+        return {
+            "count": self._count_B[slot].copy(),
+            "held": self._held_B[slot].copy(),
+            "text": self._text.read(slot, int(self._count_B[slot])),
+            "audio": self._audio.read(slot, position - 1),
+        }
+
+    def write(self, slot: int, saved: Mapping[str, Array]) -> None:
+        """Put a copy into a slot."""
+        self._count_B[slot] = saved["count"]
+        self._held_B[slot] = saved["held"]
+        self._text.write(slot, saved["text"])
+        self._audio.write(slot, saved["audio"])
+
+
+class _Repeating:
+    """Caches in which a step may repeat the position of the step before, and replaces its key.
+
+    After `first` columns that do not change, a ring holds the positions before the newest, which is in the column after
+    them: position p is in column min(p, context - 1). When that is full, the step that advances moves its key into the
+    ring, over the oldest. A slot that does not advance writes into the last column, which no other step sees.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, slots: int, dtype: npt.DTypeLike, context: int, first: int = 0
+    ) -> None:
+        self.first, self.older, self.columns = first, context - 1, first + context + 1
+        self.cache = _key_values(config, slots, self.columns, dtype)
+        self.length_B = np.zeros(slots, np.int32)
+
+    def place(self, position_B: IntArray, new_B: BoolArray, active_B: BoolArray) -> None:
+        """Set the columns of the first slots' keys. `new_B`: whether a position is not that of the step before."""
+        moved = np.flatnonzero(new_B & active_B & (position_B > self.older) & (self.older > 0))
+        into = self.first + (position_B[moved] - 1) % max(self.older, 1)
+        self.cache[:, :, moved, :, into] = self.cache[:, :, moved, :, self.first + self.older]
+        column_B = self.first + np.minimum(position_B, self.older)
+        self.length_B[: len(position_B)] = np.where(active_B, column_B, self.columns - 1)
+
+    def ages(self, position_B: IntArray) -> IntArray:
+        """How much older than `position_B` the key in each column is, `[B, C]`; 0 where there is none."""
+        age_BC = np.zeros((len(position_B), self.columns), np.int64)
+        if self.older:
+            key_BC = ring_keys(position_B[:, None] - 1, np.arange(self.older))
+            age_BC[:, : self.older] = np.where(key_BC < 0, 0, position_B[:, None] - key_BC)
+        return age_BC
+
+    def read(self, slot: int, position: int) -> Array:
+        """Copy the keys and values of a slot whose newest position is `position`."""
+        end = self.first + min(position, self.older) + 1
+        copied: Array = self.cache[:, :, slot, :, self.first : end].copy()
+        return copied
 
     def write(self, slot: int, saved: Array) -> None:
-        self._cache[:, :, slot, :, : saved.shape[3]] = saved
+        self.cache[:, :, slot, :, self.first : self.first + saved.shape[3]] = saved
 
 
 class _Rotary:
@@ -236,10 +372,10 @@ def _key_values(config: TransformerConfig, slots: int, columns: int, dtype: npt.
     return np.zeros(shape, dtype)
 
 
-def _layers(key_values: Array, suffix: str = "") -> dict[str, Array]:
+def _layers(key_values: Array, suffix: str = "", prefix: str = "") -> dict[str, Array]:
     """The names in the graph of each layer's keys and values."""
     return {
-        f"{name}.{layer}{suffix}": part
+        f"{prefix}{name}.{layer}{suffix}": part
         for layer, pair in enumerate(key_values)
         for name, part in zip(("k", "v"), pair, strict=True)
     }

@@ -34,6 +34,19 @@ def padded_head_dim(config: TransformerConfig) -> int:
     return -(-config.head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
 
 
+def pad_heads(rows: Array, config: TransformerConfig) -> Array:
+    """Add zeros to each head of the output of a linear layer, weight or bias: `[heads * head_dim, ...]`."""
+    heads = float32(rows).reshape(-1, config.head_dim, *rows.shape[1:])
+    width = [(0, 0)] * heads.ndim
+    width[1] = (0, padded_head_dim(config) - config.head_dim)
+    return np.pad(heads, width).reshape(-1, *rows.shape[1:])
+
+
+def pad_out_proj(weight: Array, config: TransformerConfig) -> Array:
+    """The weight of a linear layer that reads padded heads."""
+    return pad_heads(weight.T, config).T
+
+
 def float32(array: Array) -> Array:
     return np.asarray(array, np.float32)
 
@@ -73,11 +86,11 @@ def transformer(
         layer = {name: weights[f"{prefix}layers.{i}.{name}"] for name in _layer_names(config)}
         h = norm(graph, x_BTD, layer, "norm1", config)
         width = config.num_heads * padded_head_dim(config)
-        qkv = linear(graph, h, _pad_in_proj(layer["attn.in_proj.weight"], config), bits)
+        qkv = linear(graph, h, pad_heads(layer["attn.in_proj.weight"], config), bits)
         qk, v = graph.split(qkv, [2 * width, width])
         q, k = graph.split(rope.rotate(qk), [width, width])
         y = attend(graph, i, q, k, v)
-        y = linear(graph, y, _pad_out_proj(layer["attn.out_proj.weight"], config), bits)
+        y = linear(graph, y, pad_out_proj(layer["attn.out_proj.weight"], config), bits)
         x_BTD = graph.op("Add", x_BTD, _scale(graph, y, layer.get("scale1")))
         h = norm(graph, x_BTD, layer, "norm2", config)
         y = feed_forward(graph, h, layer, config, bits)
@@ -138,17 +151,3 @@ def _layer_names(config: TransformerConfig) -> list[str]:
 
 def _scale(graph: Graph, y: str, scale: Array | None) -> str:
     return y if scale is None else graph.op("Mul", y, graph.constant(float32(scale)))
-
-
-def _pad_in_proj(weight: Array, config: TransformerConfig) -> Array:
-    heads = float32(weight).reshape(3 * config.num_heads, config.head_dim, config.dim)
-    return np.pad(heads, [(0, 0), (0, _padding(config)), (0, 0)]).reshape(-1, config.dim)
-
-
-def _pad_out_proj(weight: Array, config: TransformerConfig) -> Array:
-    heads = float32(weight).reshape(config.dim, config.num_heads, config.head_dim)
-    return np.pad(heads, [(0, 0), (0, 0), (0, _padding(config))]).reshape(config.dim, -1)
-
-
-def _padding(config: TransformerConfig) -> int:
-    return padded_head_dim(config) - config.head_dim
