@@ -47,8 +47,9 @@ def test_a_continued_stream_becomes_that_of_the_whole_audio(make: MakeRunner, co
         assert_same(later[REACH:], whole[FIRST + REACH :])
 
 
-def test_sinusoidal_positions_start_at_the_first_frame(make: MakeRunner) -> None:
-    runner = runner_for(make, 2, "whisper")
+@pytest.mark.parametrize("codec", ["whisper", "decoder"])
+def test_sinusoidal_positions_start_at_the_first_frame(make: MakeRunner, codec: str) -> None:
+    runner = runner_for(make, 2, codec)
     plain = run(runner, audio(8, 8))
     found = {}
     for first_frame in (30, 375):  # 375 frames have the 1,500 positions after which they repeat

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tests.laws.backends import BACKENDS, MakeRunner
-from tests.laws.test_runner_laws import SLOTS, audio, runner_for
+from tests.laws.test_runner_laws import SLOTS, audio, both_encoders, runner_for
 
+from slipstream.model.config import PAD_ID
 from slipstream.model.runner import CANDIDATES, MAX_BIASED, Runner, Steering, StepOutput
 
 pytestmark = pytest.mark.parametrize("make", BACKENDS)
@@ -54,12 +55,13 @@ def test_without_a_bias_the_tokens_do_not_change_and_are_the_first_candidates(ma
         assert [len(set(row)) for row in found.token_BK.tolist()] == [CANDIDATES] * SLOTS
 
 
-def test_a_bias_changes_its_own_slot_only(make: MakeRunner):
-    runner = runner_for(make, SLOTS)
-    plain, steered = run(runner, frames(), None), run(runner, frames(), towards(2, 17, 100.0))
+@both_encoders
+def test_a_bias_changes_its_own_slot_only(make: MakeRunner, codec: str):
+    runner = runner_for(make, SLOTS, codec)
+    plain, steered = run(runner, frames(), None), run(runner, frames(), towards(2, 6, 100.0))
     assert_equal_rows(plain, steered, [0, 1, 3])
-    assert {int(output.token_B[2]) for output in steered} == {17}
-    assert {int(output.token_B[2]) for output in plain} != {17}
+    assert {int(output.token_B[2]) for output in steered} == {6}
+    assert {int(output.token_B[2]) for output in plain} != {6}
     again = run(runner, frames(), None)
     assert_equal_rows(plain, again, list(range(SLOTS)))
 
@@ -79,16 +81,18 @@ def test_log_probabilities_are_those_of_the_model_without_the_bias(make: MakeRun
     assert steered.plain_logprob_B[1] == pytest.approx(free.plain_logprob_B[1], abs=1e-6)
 
 
-def test_a_forced_token_is_what_the_next_step_reads(make: MakeRunner):
+@both_encoders
+@pytest.mark.parametrize("token", [PAD_ID, 6])
+def test_a_forced_token_is_what_the_next_step_reads(make: MakeRunner, codec: str, token: int):
     """A slot whose token was picked by a bias and one where it was forced afterwards continue alike."""
-    runner = runner_for(make, SLOTS)
+    runner = runner_for(make, SLOTS, codec)
     first, *others = frames(3, 8)
     runner.reset(range(SLOTS))
-    runner.step(first, EVERYONE, towards(1, 9, 100.0))
+    runner.step(first, EVERYONE, towards(1, token, 100.0))
     biased = [runner.step(frame_BS, EVERYONE) for frame_BS in others]
     runner.reset(range(SLOTS))
     runner.step(first, EVERYONE)
-    runner.force([1], [9])
+    runner.force([1], [token])
     runner.restore(1, runner.snapshot(1))  # a copy has the forced token
     forced = [runner.step(frame_BS, EVERYONE) for frame_BS in others]
     free = run(runner, frames(3, 8), None)[1:]

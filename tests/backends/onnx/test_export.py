@@ -40,9 +40,12 @@ def outputs(runner: OnnxRunner) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("quantize", [None, "int4"])
-@pytest.mark.parametrize("codec", CODECS)
-def test_a_converted_folder_gives_the_results_of_its_weights(tmp_path: Path, quantize: str | None, codec: str):
-    config = stt_config(codec=codec).model_copy(update={"condition_values": {"delay": 2.0}})
+@pytest.mark.parametrize("model", [*CODECS, "decoder"])
+def test_a_converted_folder_gives_the_results_of_its_weights(tmp_path: Path, quantize: str | None, model: str):
+    if model == "decoder":
+        config = stt_config(codec="whisper", decoder=True)
+    else:
+        config = stt_config(codec=model).model_copy(update={"condition_values": {"delay": 2.0}})
     export(Loader(tmp_path, config), tmp_path / "out", quantize=quantize)
     sources = resolve(tmp_path / "out")
     assert sources.config.lm == config.lm

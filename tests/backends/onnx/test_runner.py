@@ -13,6 +13,8 @@ from slipstream.backends.onnx.runner import OnnxRunner
 from slipstream.model.config import STTConfig
 
 ON = np.array([True])
+MODELS = {"transformer": stt_config(), "decoder": stt_config(codec="whisper", decoder=True)}
+models = pytest.mark.parametrize("model", MODELS)
 
 
 def make(config: STTConfig | None = None, **options) -> OnnxRunner:
@@ -30,9 +32,10 @@ def tokens(runner: OnnxRunner, frames_T1S: np.ndarray) -> list[int]:
 
 @pytest.mark.parametrize("heard", [0, 3, 20])  # fresh, before any ring is full, past the wrap of all
 @pytest.mark.parametrize("quantize", [None, "int8"])
-def test_a_saved_stream_continues_in_another_runner(heard: int, quantize: str | None):
+@models
+def test_a_saved_stream_continues_in_another_runner(heard: int, quantize: str | None, model: str):
     audio = frames(heard + 10)
-    first, second = make(quantize=quantize), make(quantize=quantize)
+    first, second = (make(MODELS[model], quantize=quantize) for _ in range(2))
     tokens(first, audio[:heard])
     saved = first.snapshot(0)
     expected = tokens(first, audio[heard:])
@@ -42,8 +45,9 @@ def test_a_saved_stream_continues_in_another_runner(heard: int, quantize: str | 
 
 
 @pytest.mark.parametrize("quantize", [None, "int8", "int4"])
-def test_no_bit_of_a_slot_depends_on_how_many_others_are_active(quantize: str | None):
-    runner = make(slots=5, quantize=quantize)
+@models
+def test_no_bit_of_a_slot_depends_on_how_many_others_are_active(quantize: str | None, model: str):
+    runner = make(MODELS[model], slots=5, quantize=quantize)
     audio = np.concatenate([frames(20, seed) for seed in range(5)], axis=1)
     activity = np.random.default_rng(0).random((20, 5)) < 0.4
     activity[:, 0] = True

@@ -27,13 +27,14 @@ from slipstream.model.config import LMConfig
 def decoder(
     graph: Graph, text_B2D: str, audio_BKD: str, config: LMConfig, weights: Weights, dtype: str, bits: Bits | None
 ) -> str:
-    """Add the decoder: vectors of the tokens to the output `[B, 1, D]`. `dtype`: of tables and caches.
+    """Add the decoder: vectors of the tokens, of type `dtype`, to the output `[B, 1, D]`.
 
     Inputs: `text` `[B, 2]`, the last token of each slot that is text, and the one of this step if it is not, else one
     more than the initial token; `position` `[B]`, the row of the last text token in the table of positions; `age`
     `[B, C]`, frames since that of each column of the audio's cache. The caches of the text are those of
     `CachedAttention`, and the audio's are named `cross.k.i`.
     Output: `prefix` `[L, 2, H, P, d]`, the same in all steps: what the first P columns of the text's caches hold.
+    Caches are float32 with quantised weights, too: in half precision, eight slots take a quarter longer.
     """
     layers = range(config.transformer.num_layers)
     position = graph.input("position", "int64", ["B"])
@@ -43,9 +44,9 @@ def decoder(
     parts = _Parts(graph, config, weights, bits)
     # The audio's keys and values do not depend on the layer below: one product gives those of all layers.
     keys = parts.heads(_sum(graph, audio_BKD), [f"{i}.cross.{name}_proj" for i in layers for name in "kv"])
-    ages = _ages(graph, config, [weights[f"transformer.layers.{i}.age"] for i in layers], dtype)
-    attend = CachedAttention(graph, config.transformer, dtype)
-    cross = CachedAttention(graph, config.transformer, dtype, "cross.")
+    ages = _ages(graph, config, [weights[f"transformer.layers.{i}.age"] for i in layers])
+    attend = CachedAttention(graph, config.transformer, "float32")
+    cross = CachedAttention(graph, config.transformer, "float32", "cross.")
     for i in layers:
         h = parts.norm(x_B1D, f"{i}.norm1")
         y = attend(graph, i, *parts.heads(h, [f"{i}.attn.{name}_proj" for name in "qkv"]))
@@ -55,7 +56,7 @@ def decoder(
         x_B1D = graph.op("Add", x_B1D, parts.out_proj(y, f"{i}.cross.out_proj"))
         h = parts.linear(parts.norm(x_B1D, f"{i}.norm3"), f"{i}.ffn.linear_in")
         x_B1D = graph.op("Add", x_B1D, parts.linear(graph.op("Gelu", h, domain=CONTRIB), f"{i}.ffn.linear_out"))
-    _prefix(graph, config, [weights[f"transformer.layers.{i}.prefix"] for i in layers], dtype)
+    _prefix(graph, config, [weights[f"transformer.layers.{i}.prefix"] for i in layers])
     return x_B1D
 
 
@@ -100,10 +101,10 @@ def _sum(graph: Graph, vectors_BND: str) -> str:
     )
 
 
-def _ages(graph: Graph, config: LMConfig, scores_HN: list[Array], dtype: str) -> list[str]:
+def _ages(graph: Graph, config: LMConfig, scores_HN: list[Array]) -> list[str]:
     """What each layer adds to the scores of the audio's columns, `[B, H, 1, C]`."""
     H = config.transformer.num_heads
-    table = graph.constant(float32(np.concatenate(scores_HN)).T.astype(dtype))
+    table = graph.constant(float32(np.concatenate(scores_HN)).T)
     scores_BCG = graph.op("Gather", table, graph.input("age", "int64", ["B", "A"]))
     scores_BG1C = graph.op("Unsqueeze", graph.op("Transpose", scores_BCG, perm=[0, 2, 1]), graph.constant([2]))
     outputs = [f"age.{layer}" for layer in range(len(scores_HN))]
@@ -111,9 +112,9 @@ def _ages(graph: Graph, config: LMConfig, scores_HN: list[Array], dtype: str) ->
     return outputs
 
 
-def _prefix(graph: Graph, config: LMConfig, prefixes: list[Array], dtype: str) -> None:
+def _prefix(graph: Graph, config: LMConfig, prefixes: list[Array]) -> None:
     shape = config.transformer
     padding = padded_head_dim(shape) - shape.head_dim
-    prefix = np.pad(np.stack(prefixes).astype(dtype), [(0, 0)] * 4 + [(0, padding)])
+    prefix = np.pad(float32(np.stack(prefixes)), [(0, 0)] * 4 + [(0, padding)])
     graph.op("Identity", graph.constant(prefix), output="prefix")
-    graph.output("prefix", dtype, list(prefix.shape))
+    graph.output("prefix", "float32", list(prefix.shape))

@@ -248,10 +248,9 @@ class DecoderStreams(TextStreams):
         self._held_B = np.full(slots, PAD_ID)
         self._read_B2 = np.zeros((slots, 2), np.int64)
         self._position_B = np.zeros(slots, np.int64)
-        dtype = input_type(session, "k.0")
         shape, prefix = config.transformer, config.whisper.prefix
-        self._text = _Repeating(shape, slots, dtype, shape.context, first=prefix)
-        self._audio = _Repeating(shape, slots, dtype, config.whisper.audio_context)
+        self._text = _Repeating(shape, slots, shape.context, first=prefix)
+        self._audio = _Repeating(shape, slots, config.whisper.audio_context)
         self._age_BC = np.zeros((slots, self._audio.columns), np.int64)
         inputs: dict[str, Array] = {
             "text": self._read_B2,
@@ -311,11 +310,9 @@ class _Repeating:
     ring, over the oldest. A slot that does not advance writes into the last column, which no other step sees.
     """
 
-    def __init__(
-        self, config: TransformerConfig, slots: int, dtype: npt.DTypeLike, context: int, first: int = 0
-    ) -> None:
+    def __init__(self, config: TransformerConfig, slots: int, context: int, first: int = 0) -> None:
         self.first, self.older, self.columns = first, context - 1, first + context + 1
-        self.cache = _key_values(config, slots, self.columns, dtype)
+        self.cache = _key_values(config, slots, self.columns, np.float32)
         self.length_B = np.zeros(slots, np.int32)
 
     def place(self, position_B: IntArray, new_B: BoolArray, active_B: BoolArray) -> None:
