@@ -52,7 +52,7 @@ def decoder(
         y = attend(graph, i, *parts.heads(h, [f"{i}.attn.{name}_proj" for name in "qkv"]))
         x_B1D = graph.op("Add", x_B1D, parts.out_proj(y, f"{i}.attn.out_proj"))
         (q,) = parts.heads(parts.norm(x_B1D, f"{i}.norm2"), [f"{i}.cross.q_proj"])
-        y = cross(graph, i, q, *keys[2 * i : 2 * i + 2], bias=ages[i])
+        y = cross(graph, i, q, keys[2 * i], keys[2 * i + 1], ages[i])
         x_B1D = graph.op("Add", x_B1D, parts.out_proj(y, f"{i}.cross.out_proj"))
         h = parts.linear(parts.norm(x_B1D, f"{i}.norm3"), f"{i}.ffn.linear_in")
         x_B1D = graph.op("Add", x_B1D, parts.linear(graph.op("Gelu", h, domain=CONTRIB), f"{i}.ffn.linear_out"))

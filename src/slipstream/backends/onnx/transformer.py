@@ -44,7 +44,8 @@ def pad_heads(rows: Array, config: TransformerConfig) -> Array:
 
 def pad_out_proj(weight: Array, config: TransformerConfig) -> Array:
     """The weight of a linear layer that reads padded heads."""
-    return pad_heads(weight.T, config).T
+    padded: Array = pad_heads(weight.T, config).T
+    return padded
 
 
 def float32(array: Array) -> Array:
