@@ -68,8 +68,9 @@ def read_checkpoint(sources: Sources, *, keep_quantized: bool = False) -> Checkp
 def read_lm(paths: Sequence[Path], config: LMConfig, *, keep_quantized: bool = False) -> dict[str, Array]:
     """Read the LM's tensors from files of any layout. Arguments and errors are those of `read_checkpoint`."""
     tensors, where = _read(paths)
-    tables = [layout.lm(config) for layout in layouts_of(config)]
-    if keep_quantized:
+    layouts = layouts_of(config)
+    tables = [layout.lm(config) for layout in layouts]
+    if keep_quantized and LAYOUTS["mlx"] in layouts:
         tables.append(mlx.packed_table(config, tensors))
     return fitting(tables, tensors, where).read(tensors, where)
 
