@@ -8,6 +8,7 @@ from slipstream.checkpoints.sources import Ref
 from slipstream.testing import (
     CODECS,
     codec_config,
+    decoder_lm_config,
     lm_config,
     mel_codec_config,
     noise_and_tones,
@@ -20,6 +21,7 @@ from slipstream.testing import small_config as stt_config
 __all__ = [
     "CODECS",
     "codec_config",
+    "decoder_lm_config",
     "lm_config",
     "load_checkpoint",
     "mel_codec_config",

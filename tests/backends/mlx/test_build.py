@@ -12,7 +12,7 @@ import pytest
 mx = pytest.importorskip("mlx.core", reason="MLX is not installed: pip install 'slipstream-stt[mlx]'")
 
 from mlx.utils import tree_flatten  # noqa: E402
-from tests.models import codec_config, lm_config, load_checkpoint, random_weights, stt_config  # noqa: E402
+from tests.models import codec_config, lm_config, load_checkpoint, random_model, random_weights, stt_config  # noqa: E402
 
 import slipstream.backends.mlx  # noqa: E402
 from slipstream.backends.mlx.build import build_codec, build_lm  # noqa: E402
@@ -56,6 +56,22 @@ def test_without_asking_for_it_a_quantised_file_becomes_floats(tmp_path: Path):
     config = wide()
     file = quantized(lm_table(config).write(random_weights(lm_shapes(config))), 8)
     assert lm_table(config).read(file, "file")["text_linear.weight"].dtype == np.float32
+
+
+def test_a_decoder_in_8_bits_becomes_floats(tmp_path: Path):
+    config = stt_config(codec="whisper", decoder=True)
+    lm, codec = random_model(config)
+    (tmp_path / "spm.model").write_bytes(b"")
+    save_checkpoint(Checkpoint(config, lm, codec, tmp_path / "spm.model"), tmp_path / "saved", "kyutai", quantize=8)
+    loaded = load_checkpoint(tmp_path / "saved", keep_quantized=True)
+    assert loaded.config.lm == config.lm
+    built = parameters(build_lm(loaded.config.lm, loaded.lm))
+    assert built.keys() == parameters(build_lm(config.lm, lm)).keys()
+    for name in ("positions", "layers.1.age", "layers.1.prefix", "layers.1.cross.v_proj.weight"):
+        found, exact = np.array(built[f"transformer.{name}"]), lm[f"transformer.{name}"]
+        assert found.dtype == np.float32
+        assert np.abs(found - exact).max() <= np.abs(exact).max() / 100
+    assert (found != exact).any()
 
 
 def test_a_damaged_quantised_file_is_reported():

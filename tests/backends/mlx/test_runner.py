@@ -9,7 +9,7 @@ import pytest
 
 mx = pytest.importorskip("mlx.core", reason="MLX is not installed: pip install 'slipstream-stt[mlx]'")
 
-from tests.models import lm_config, noise_and_tones, random_model, stt_config  # noqa: E402
+from tests.models import decoder_lm_config, lm_config, noise_and_tones, random_model, stt_config  # noqa: E402
 
 from slipstream.backends.mlx.runner import MLXRunner  # noqa: E402
 from slipstream.checkpoints.mlx import lm_table, quantized  # noqa: E402
@@ -31,12 +31,16 @@ def tokens(runner: MLXRunner, frames_T1S: np.ndarray) -> list[int]:
     return [int(runner.step(frame, ON).token_B[0]) for frame in frames_T1S]
 
 
-@pytest.mark.parametrize(("codec", "steps"), [("waveform", 300), ("log-mel", 60), ("whisper", 60)])
-def test_tokens_are_those_of_the_pytorch_runner(codec: str, steps: int):
+@pytest.mark.parametrize(
+    ("model", "steps"),
+    [({}, 300), ({"codec": "log-mel"}, 60), ({"codec": "whisper"}, 60), ({"decoder": True, "text_vocab": 14}, 60)],
+    ids=["waveform", "log-mel", "whisper", "decoder"],
+)
+def test_tokens_are_those_of_the_pytorch_runner(model: dict, steps: int):
     torch_runner = pytest.importorskip("slipstream.backends.torch.runner", reason="the reference is the PyTorch model")
     from slipstream.nn.build import build_codec, build_lm
 
-    config = stt_config(codec=codec)
+    config = stt_config(**model)
     lm, codec = random_model(config)
     runner = MLXRunner(config, lm, codec, slots=3)
     reference = torch_runner.TorchRunner(config, build_codec(config.codec, codec), build_lm(config.lm, lm), slots=3)
@@ -126,6 +130,20 @@ def test_draws_follow_the_probabilities_of_the_top_k():
 def test_condition_values_change_the_text():
     half, four = (stt_config().model_copy(update={"condition_values": {"delay": d}}) for d in (0.5, 4.0))
     assert tokens(make(half), frames(15)) != tokens(make(four), frames(15))
+
+
+def test_a_decoder_runs_in_bfloat16_and_on_quantised_matrices():
+    shape = decoder_lm_config().transformer.model_copy(update={"dim": 128, "num_heads": 4, "ffn_dim": 192})
+    config, audio = stt_config(decoder=True, transformer=shape), frames(12)
+    whole = make(config).step(audio[0], ON)
+    for options in ({"dtype": "bfloat16"}, {"dtype": "bfloat16", "quantize": 8}):
+        runner = make(config, **options)
+        state = runner.snapshot(0).state["lm"]
+        assert {ring.k.dtype for ring in state["text"] + state["audio"]} == {mx.bfloat16}
+        rounded = runner.step(audio[0], ON)
+        np.testing.assert_allclose(rounded.pause_BH, whole.pause_BH, atol=0.1)
+        assert (rounded.pause_BH != whole.pause_BH).any()
+        tokens(runner, audio[1:])
 
 
 @pytest.mark.parametrize("bits", [4, 8])

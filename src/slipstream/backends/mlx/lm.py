@@ -7,14 +7,19 @@ Position 0 holds the initial tokens; position t + 1 holds (text_t, audio_t) and 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeAlias, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from slipstream.backends.mlx.decoder import DecoderState, FramePositions, WhisperDecoder
 from slipstream.backends.mlx.layers import Positions, Transformer, make_norm
 from slipstream.backends.mlx.state import Ring
 from slipstream.model.config import ConditionerConfig, LMConfig
 from slipstream.model.numerics import check_conditions, condition_row, condition_sines
+
+LMState: TypeAlias = list[Ring] | DecoderState
+LMPositions: TypeAlias = Positions | FramePositions
 
 
 class LM(nn.Module):
@@ -28,7 +33,7 @@ class LM(nn.Module):
         # One table after the other, the first of each codebook at a multiple of their length.
         self.audio_emb = nn.Embedding(config.num_codebooks * (config.audio_vocab + 1), D)
         self.conditioners = {c.name: Conditioner(c, D) for c in config.conditioners}
-        self.transformer = Transformer(config.transformer, step=1)
+        self.transformer = WhisperDecoder(config) if config.whisper else Transformer(config.transformer, step=1)
         self.out_norm = make_norm(config.transformer)
         self.text_linear = nn.Linear(D, config.text_vocab, bias=False)
         if config.pause_heads:
@@ -40,20 +45,25 @@ class LM(nn.Module):
         dtype: mx.Dtype = self.out_norm.weight.dtype
         return dtype
 
-    def init_state(self, batch: int) -> list[Ring]:
+    def init_state(self, batch: int) -> LMState:
         """State of `batch` fresh streams."""
         return self.transformer.init_state(batch, self.dtype)
 
     def __call__(
-        self, text_B: mx.array, audio_BK: mx.array, state: list[Ring], at: Positions, condition_BD: mx.array
-    ) -> tuple[mx.array, list[Ring]]:
+        self, text_B: mx.array, audio_BK: mx.array, state: LMState, at: LMPositions, condition_BD: mx.array
+    ) -> tuple[mx.array, LMState]:
         """Tokens `[B]` and `[B, K]` to the normalised output `[B, D]` that all heads read.
 
         `condition_BD` (`[B, D]` or `[D]`, see `condition`) is added to every input.
         """
         rows_BK = audio_BK + mx.arange(self.config.num_codebooks) * (self.config.audio_vocab + 1)
-        x_BD = self.audio_emb(rows_BK).sum(axis=1) + self.text_emb(text_B) + condition_BD
-        x_BTD, state = self.transformer(x_BD[:, None], state, at)
+        audio_BD = self.audio_emb(rows_BK).sum(axis=1)
+        if isinstance(self.transformer, WhisperDecoder):
+            held, frame = cast(DecoderState, state), cast(FramePositions, at)
+            x_BTD, state = self.transformer(text_B, self.text_emb, audio_BD[:, None], held, frame)
+        else:
+            x_BD = audio_BD + self.text_emb(text_B) + condition_BD
+            x_BTD, state = self.transformer(x_BD[:, None], cast(list[Ring], state), cast(Positions, at))
         return self.out_norm(x_BTD[:, 0]), state
 
     def text_logits(self, hidden_BD: mx.array) -> mx.array:

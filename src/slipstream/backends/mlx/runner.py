@@ -12,7 +12,8 @@ import numpy as np
 from slipstream.arrays import BoolArray, FloatArray
 from slipstream.backends.mlx.build import Arrays, build_codec, build_lm
 from slipstream.backends.mlx.layers import Positions
-from slipstream.backends.mlx.state import Ring, commit, read_slot, write_slots
+from slipstream.backends.mlx.lm import LMPositions, LMState
+from slipstream.backends.mlx.state import commit, read_slot, write_slots
 from slipstream.backends.mlx.whisper import WhisperPositions
 from slipstream.model.config import PAD_ID, SamplingConfig, STTConfig
 from slipstream.model.runner import CANDIDATES, MAX_BIASED, BaseRunner, Candidates, Steering, StepOutput
@@ -31,7 +32,7 @@ class RunnerState(TypedDict):
     """The state of all slots: the codec's, the LM's, each stream's last text token `[B]` and condition `[B, D]`."""
 
     codec: dict[str, Any]
-    lm: list[Ring]
+    lm: LMState
     text: mx.array
     condition: mx.array
 
@@ -42,7 +43,7 @@ class Inputs(NamedTuple):
     pcm_BS: mx.array
     active_B: mx.array
     codec_at: Positions | WhisperPositions
-    lm_at: Positions
+    lm_at: LMPositions
     key: mx.array
     biases: tuple[mx.array, ...]
 

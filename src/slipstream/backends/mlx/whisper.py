@@ -14,7 +14,7 @@ import numpy as np
 from slipstream.arrays import IntArray
 from slipstream.backends.mlx.layers import CausalConv1d
 from slipstream.backends.mlx.state import Ring
-from slipstream.model.config import WhisperConfig
+from slipstream.model.config import TransformerConfig, WhisperConfig
 from slipstream.model.numerics import LAYER_NORM_EPS, delayed_sees, ring_capacity, ring_keys, whisper_positions
 
 
@@ -32,9 +32,9 @@ class WhisperPositions(NamedTuple):
 
 
 class WhisperAttention(nn.Module):
-    """Self-attention with biases, except that of the keys, which changes nothing."""
+    """Attention with biases, except that of the keys, which changes nothing."""
 
-    def __init__(self, config: WhisperConfig) -> None:
+    def __init__(self, config: WhisperConfig | TransformerConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.scale = config.head_dim**-0.5
@@ -46,6 +46,10 @@ class WhisperAttention(nn.Module):
     def heads(self, x_BTD: mx.array) -> mx.array:
         return x_BTD.reshape(*x_BTD.shape[:2], self.num_heads, -1).swapaxes(1, 2)
 
+    def keys_values(self, x_BTD: mx.array) -> tuple[mx.array, mx.array]:
+        """Keys and values `[B, H, T, D / H]`."""
+        return self.heads(self.k_proj(x_BTD)), self.heads(self.v_proj(x_BTD))
+
     def __call__(self, query_BTD: mx.array, ring: Ring, mask: mx.array) -> mx.array:
         q = self.heads(self.q_proj(query_BTD))
         y = mx.fast.scaled_dot_product_attention(q, ring.k, ring.v, scale=self.scale, mask=mask)
@@ -55,7 +59,7 @@ class WhisperAttention(nn.Module):
 class WhisperFeedForward(nn.Module):
     """Two linear layers with GELU between them."""
 
-    def __init__(self, config: WhisperConfig) -> None:
+    def __init__(self, config: WhisperConfig | TransformerConfig) -> None:
         super().__init__()
         self.linear_in = nn.Linear(config.dim, config.ffn_dim)
         self.linear_out = nn.Linear(config.ffn_dim, config.dim)
@@ -79,9 +83,7 @@ class WhisperLayer(nn.Module):
         self, x_BTD: mx.array, state: dict[str, Any], columns_BT: mx.array, mask: mx.array
     ) -> tuple[mx.array, dict[str, Any]]:
         T = x_BTD.shape[1]
-        h = self.norm1(x_BTD)
-        keys, values = (self.attn.heads(project(h)) for project in (self.attn.k_proj, self.attn.v_proj))
-        ring = state["ring"].write(columns_BT, keys, values)
+        ring = state["ring"].write(columns_BT, *self.attn.keys_values(self.norm1(x_BTD)))
         x_BTD = mx.concatenate([state["delayed"], x_BTD], axis=1)
         x_BTD, delayed = x_BTD[:, :T], x_BTD[:, T:]
         x_BTD = x_BTD + self.attn(self.norm1(x_BTD), ring, mask)

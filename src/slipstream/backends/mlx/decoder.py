@@ -1,0 +1,141 @@
+"""Whisper's text decoder as the LM, one step of a stream at a time; see `nn.decoder`.
+
+Shapes: B slots, T positions of one step (1), D width, H heads, C ring columns, N frames that a step sees, P columns of
+the prefix.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypedDict
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from slipstream.arrays import IntArray
+from slipstream.backends.mlx.state import Ring
+from slipstream.backends.mlx.whisper import WhisperAttention, WhisperFeedForward
+from slipstream.model.config import PAD_ID, WORD_ID, LMConfig
+from slipstream.model.numerics import LAYER_NORM_EPS, ring_capacity, ring_keys, sees
+
+
+class DecoderState(TypedDict):
+    """The last text `[B]` of each stream and its position `[B]`, and the rings of each layer.
+
+    The text positions depend on the tokens that were picked, so they are on the device. The last columns of the text
+    rings are the prefix, which nothing overwrites.
+    """
+
+    position: mx.array
+    held: mx.array
+    text: list[Ring]
+    audio: list[Ring]
+
+
+class FramePositions(NamedTuple):
+    """What the frame of one step needs in each slot, computed on the host.
+
+    `columns_BT`: the audio rings' column. `mask` `[B, 1, T, C]`: the columns that the step sees. `ages_BTC`: by how
+    many frames each is older.
+    """
+
+    columns_BT: mx.array
+    mask: mx.array
+    ages_BTC: mx.array
+
+
+class WhisperDecoderLayer(nn.Module):
+    """Attention to the text, attention to the audio, feed-forward, each on a normalised input and added back."""
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        assert config.whisper is not None
+        transformer = config.transformer
+        self.norm1 = nn.LayerNorm(transformer.dim, LAYER_NORM_EPS)
+        self.attn = WhisperAttention(transformer)
+        self.norm2 = nn.LayerNorm(transformer.dim, LAYER_NORM_EPS)
+        self.cross = WhisperAttention(transformer)
+        self.age = mx.zeros((transformer.num_heads, config.whisper.audio_context))
+        self.prefix = mx.zeros((2, transformer.num_heads, config.whisper.prefix, transformer.head_dim))
+        self.norm3 = nn.LayerNorm(transformer.dim, LAYER_NORM_EPS)
+        self.ffn = WhisperFeedForward(transformer)
+
+    def __call__(
+        self,
+        x_BTD: mx.array,
+        audio_BTD: mx.array,
+        rings: tuple[Ring, Ring],
+        text_columns_BT: mx.array,
+        text_mask: mx.array,
+        at: FramePositions,
+    ) -> tuple[mx.array, tuple[Ring, Ring]]:
+        x = self.norm1(x_BTD)
+        text = rings[0].write(text_columns_BT, *self.attn.keys_values(x))
+        x_BTD = x_BTD + self.attn(x, text, text_mask)
+        audio = rings[1].write(at.columns_BT, *self.cross.keys_values(audio_BTD))
+        # [H, B, T, C] -> [B, H, T, C]
+        mask = mx.where(at.mask, self.age[:, at.ages_BTC].swapaxes(0, 1), -mx.inf).astype(x_BTD.dtype)
+        x_BTD = x_BTD + self.cross(self.norm2(x_BTD), audio, mask)
+        return x_BTD + self.ffn(self.norm3(x_BTD)), (text, audio)
+
+
+class WhisperDecoder(nn.Module):
+    """A stack of layers that advances by one text position at most, and by one frame."""
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        assert config.whisper is not None
+        self.config, self.whisper = config.transformer, config.whisper
+        self.text_capacity = ring_capacity(config.transformer.context, 1)
+        self.audio_capacity = ring_capacity(config.whisper.audio_context, 1)
+        self.positions = mx.zeros((config.whisper.num_positions, config.transformer.dim))
+        self.layers = [WhisperDecoderLayer(config) for _ in range(config.transformer.num_layers)]
+
+    def init_state(self, batch: int, dtype: mx.Dtype) -> DecoderState:
+        shape = batch, self.config.num_heads
+
+        def text(layer: WhisperDecoderLayer) -> Ring:
+            ring = Ring.empty(*shape, self.text_capacity, self.config.head_dim, dtype)
+            prefix_2BHPD = mx.repeat(layer.prefix[:, None].astype(dtype), batch, axis=1)
+            return Ring(*(mx.concatenate([*parts], axis=2) for parts in zip(ring, prefix_2BHPD, strict=True)))
+
+        return {
+            "position": mx.full((batch,), -1, mx.int64),
+            "held": mx.full((batch,), PAD_ID, mx.int32),
+            "text": [text(layer) for layer in self.layers],
+            "audio": [Ring.empty(*shape, self.audio_capacity, self.config.head_dim, dtype) for _ in self.layers],
+        }
+
+    def locate(self, first_B: IntArray) -> FramePositions:
+        """Where the next step of slots is whose frame has the number `first_B`."""
+        frame_BT = first_B[:, None]
+        key_BC = ring_keys(frame_BT, np.arange(self.audio_capacity))
+        age_BTC = (frame_BT - key_BC)[:, None]
+        seen_BTC = sees(frame_BT[..., None], key_BC[:, None], self.whisper.audio_context)
+        return FramePositions(
+            columns_BT=mx.array((frame_BT % self.audio_capacity).astype(np.int32)),
+            mask=mx.array(seen_BTC[:, None]),
+            ages_BTC=mx.array(age_BTC.astype(np.int32)),
+        )
+
+    def __call__(
+        self, text_B: mx.array, embedding: nn.Module, audio_BTD: mx.array, state: DecoderState, at: FramePositions
+    ) -> tuple[mx.array, DecoderState]:
+        """The text token that the step reads, and the embedded audio of its frame, to the output `[B, T, D]`."""
+        new_B = (text_B != PAD_ID) & (text_B != WORD_ID)
+        held_B = mx.where(new_B, text_B, state["held"])
+        position_B = state["position"] + new_B
+        key_BC = ring_keys(position_B[:, None], mx.arange(self.text_capacity))
+        seen_BC = sees(position_B[:, None], key_BC, self.config.context)
+        prefix_BP = mx.ones((len(text_B), self.whisper.prefix), mx.bool_)
+        mask = mx.concatenate([seen_BC, prefix_BP], axis=1)[:, None, None]
+        columns_BT = (position_B % self.text_capacity)[:, None]
+        # A step without a new token adds the vector of PAD or of the start of a word to that of the last token.
+        x_BD = embedding(held_B) + self.positions[self.whisper.position(position_B)]
+        x_BD = x_BD + mx.where(new_B[:, None], 0, embedding(text_B))
+        x_BTD, rings = x_BD[:, None], []
+        for layer, *old in zip(self.layers, state["text"], state["audio"], strict=True):
+            x_BTD, new = layer(x_BTD, audio_BTD, (old[0], old[1]), columns_BT, mask, at)
+            rings.append(new)
+        text, audio = (list(part) for part in zip(*rings, strict=True))
+        return x_BTD, {"position": position_B, "held": held_B, "text": text, "audio": audio}
