@@ -11,6 +11,7 @@ import pytest
 from tests.laws.backends import BACKENDS, ROUNDED, MakeRunner
 from tests.laws.test_runner_laws import assert_same, audio, runner_for
 
+from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.runner import Runner
 
 pytestmark = pytest.mark.parametrize("make", BACKENDS)
@@ -61,3 +62,23 @@ def test_sinusoidal_positions_start_at_the_first_frame(make: MakeRunner, codec: 
     assert [logprob for _, logprob, _ in found[30]] != pytest.approx([p for _, p, _ in plain], abs=1e-3)
     runner.reset([1])
     assert_same(run(runner, audio(8, 8)), plain)
+
+
+def test_a_continued_decoder_becomes_the_whole_where_its_learnt_positions_repeat(make: MakeRunner) -> None:
+    runner = runner_for(make, 2, "decoder")
+    runner.force([1], [5])
+    whole = run(runner, audio(7, 2 * FRAMES))
+    text_T = [token for token, _, _ in whole]
+    # The initial token has number 0, and the token before the continued stream 1. Positions repeat after 9.
+    new_T = np.array([token not in (PAD_ID, WORD_ID) for token in text_T])
+    number_T = 1 + new_T.cumsum()
+    first = next(t + 1 for t in range(FIRST, FRAMES) if new_T[t] and number_T[t] % 9 == 1)
+    runner.reset([1], first_frame=first)
+    runner.force([1], [text_T[first - 1]])
+    later = run(runner, audio(7, 2 * FRAMES)[first:], text_T[first:])
+    same = 2 * FRAMES - 20  # the frames before the continued stream are out of all contexts
+    if make in ROUNDED:
+        agree = [one[0] == other[0] for one, other in zip(later[same - first :], whole[same:], strict=True)]
+        assert np.mean(agree) > 0.8
+    else:
+        assert_same(later[same - first :], whole[same:])
