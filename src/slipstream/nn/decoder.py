@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from slipstream.model.config import PAD_ID, WORD_ID, LMConfig
 from slipstream.model.numerics import LAYER_NORM_EPS, ring_capacity, ring_keys, sees
-from slipstream.nn.layers import attend
+from slipstream.nn.layers import attend, unpack
 from slipstream.nn.ring import LayerRing, Ring, RingFormat
 from slipstream.nn.state import State
 from slipstream.nn.whisper import WhisperAttention, WhisperFeedForward
@@ -68,7 +68,10 @@ class WhisperDecoderLayer(nn.Module):
 
 
 class WhisperDecoder(nn.Module):
-    """A stack of layers. The state is that of two rings: text positions, and audio frames."""
+    """A stack of layers.
+
+    The state is the last text, the ring of text with the position of that text, and that of audio with the next frame.
+    """
 
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
@@ -84,20 +87,17 @@ class WhisperDecoder(nn.Module):
         config, like = self.config, self.positions
         form = rings and RingFormat(rings.int8, align=rings.align, dtype=rings.dtype)
 
-        def ring(context: int) -> Ring:
-            shape = (config.num_layers, batch, config.num_heads, ring_capacity(context, 1), config.head_dim)
-            return Ring.empty(shape, device=like.device, dtype=like.dtype, format=form)
-
         def number(value: int) -> Tensor:
             return torch.full((batch,), value, dtype=torch.int64, device=like.device)
 
-        return {
-            "position": number(-1),
-            "held": number(PAD_ID),
-            "frame": number(0),
-            "text": ring(config.context),
-            "audio": ring(self.whisper.audio_context),
-        }
+        def ring(position: int, context: int, step: int) -> dict[str, State]:
+            shape = (config.num_layers, batch, config.num_heads, ring_capacity(context, 1), config.head_dim)
+            made = Ring.empty(shape, device=like.device, dtype=like.dtype, format=form, step=step)
+            return {"position": number(position), "ring": made}
+
+        # A step writes the column of the last text position, or the next one.
+        text, audio = ring(-1, config.context, step=2), ring(0, self.whisper.audio_context, step=1)
+        return {"held": number(PAD_ID), "text": text, "audio": audio}
 
     def forward(
         self,
@@ -112,7 +112,7 @@ class WhisperDecoder(nn.Module):
         `first_B`: the number of each row's first token, for whole sequences; 0 by default.
         """
         if state is not None:
-            return self._step(text_BT, embedding, audio_BTD, cast("dict[str, Tensor]", state))
+            return self._step(text_BT, embedding, audio_BTD, cast("dict[str, State]", state))
         new_BT = is_text(text_BT)
         position_BT = new_BT.cumsum(dim=1) - 1
         step_T = torch.arange(text_BT.shape[1], device=text_BT.device)
@@ -139,13 +139,15 @@ class WhisperDecoder(nn.Module):
         return x_BTD, None
 
     def _step(
-        self, text_B1: Tensor, embedding: nn.Module, audio_B1D: Tensor, state: dict[str, Tensor]
+        self, text_B1: Tensor, embedding: nn.Module, audio_B1D: Tensor, state: dict[str, State]
     ) -> tuple[Tensor, State]:
-        text, audio = cast(Ring, state["text"]), cast(Ring, state["audio"])
+        (text, last_B), (audio, frame_B) = (
+            cast("tuple[Ring, Tensor]", unpack(state[name])) for name in ("text", "audio")
+        )
         new_B1 = is_text(text_B1)
-        held_B1 = torch.where(new_B1, text_B1, state["held"][:, None])
-        position_B1 = state["position"][:, None] + new_B1
-        frame_B1 = state["frame"][:, None]
+        held_B1 = torch.where(new_B1, text_B1, cast(Tensor, state["held"])[:, None])
+        position_B1 = last_B[:, None] + new_B1
+        frame_B1 = frame_B[:, None]
         text_keys_BC = ring_keys(position_B1, torch.arange(text.capacity, device=text_B1.device))
         audio_keys_BC = ring_keys(frame_B1, torch.arange(audio.capacity, device=text_B1.device))
         ages_B1C = (frame_B1 - audio_keys_BC)[:, None]
@@ -159,8 +161,11 @@ class WhisperDecoder(nn.Module):
         x_B1D = self._embed(text_B1, held_B1, position_B1, embedding, audio_B1D.dtype)
         for i, layer in enumerate(self.layers):
             x_B1D = layer(x_B1D, audio_B1D, places, text.layer(i), audio.layer(i))
-        tails: dict[str, State] = {"position": position_B1[:, 0], "held": held_B1[:, 0], "frame": frame_B1[:, 0] + 1}
-        return x_B1D, {**tails, "text": text, "audio": audio}
+        rings: dict[str, State] = {
+            "text": {"position": position_B1[:, 0], "ring": text},
+            "audio": {"position": frame_B + 1, "ring": audio},
+        }
+        return x_B1D, {"held": held_B1[:, 0], **rings}
 
     def _embed(
         self, text_BT: Tensor, held_BT: Tensor, position_BT: Tensor, embedding: nn.Module, dtype: torch.dtype
