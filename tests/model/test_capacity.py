@@ -34,3 +34,10 @@ def test_a_whisper_encoder_has_rings_too() -> None:
     whisper, lm = 4 * 2 * 3 * 24 * (11 + 4 + 4 - 1), 2 * 2 * 42 * 7 * 2
     assert stream_bytes(config) == whisper + lm
     assert plan(config, GPUS["h100"]).stream_ms > 0
+
+
+def test_a_decoder_has_a_ring_of_text_and_one_of_audio() -> None:
+    config = small_config(decoder=True)
+    codec = stream_bytes(small_config()) - 2 * 2 * 42 * 7 * 2
+    assert stream_bytes(config) == codec + 2 * 2 * 24 * (5 + 7) * 2
+    assert stream_bytes(config, int8=True) == codec + 2 * 2 * (24 + 4 * 3) * (5 + 7)

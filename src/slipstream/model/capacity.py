@@ -102,7 +102,10 @@ def stream_bytes(config: STTConfig, lm_bytes: int = 2, *, int8: bool = False, al
         codec_bytes = 4 * 2 * whisper.num_layers * whisper.dim * columns
     else:
         codec_bytes = _ring_bytes(codec.transformer, codec.stride, 4, align)
-    return codec_bytes + _ring_bytes(config.lm.transformer, 1, 1 if int8 else lm_bytes, align, scales=int8)
+    lm = config.lm
+    contexts = [lm.transformer.context] + ([lm.whisper.audio_context] if lm.whisper else [])
+    shapes = (lm.transformer.model_copy(update={"context": context}) for context in contexts)
+    return codec_bytes + sum(_ring_bytes(shape, 1, 1 if int8 else lm_bytes, align, scales=int8) for shape in shapes)
 
 
 def _ring_bytes(config: TransformerConfig, step: int, number: int, align: int, scales: bool = False) -> int:
