@@ -141,25 +141,22 @@ def read_whisper_decoder(name: str) -> WhisperDecoderWeights:
         >>> decoder = read_whisper_decoder("whisper:openai/whisper-base")
     """
     tensors, place, where = _read(name)
-    heads = _config(tensors, place, where).num_heads
-    layers = {int(match[1]) for name in tensors if (match := re.match(r"decoder\.layers\.(\d+)\.", name))}
     embedding, positions = (tensors.get(f"decoder.embed_{part}.weight") for part in ("tokens", "positions"))
     linear = tensors.get("decoder.layers.0.fc1.weight")
-    if embedding is None or positions is None or linear is None or not layers:
+    if embedding is None or embedding.ndim != 2 or positions is None or linear is None or linear.ndim != 2:
         raise CheckpointError(f"{where} does not contain a Whisper decoder")
-    if (path := find_optional(place, "config.json")) is not None:
-        heads = read_json(path).get("decoder_attention_heads", heads)
+    dim, layers = embedding.shape[1], _num_layers(tensors, "decoder")
+    heads = _num_heads("decoder", dim, place, where)
     transformer = TransformerConfig(
-        dim=embedding.shape[1], num_heads=heads, num_layers=max(layers) + 1, ffn_dim=len(linear), context=1,
+        dim=dim, num_heads=heads, num_layers=layers, ffn_dim=len(linear), context=1,
         max_period=10_000.0, norm="layer_norm", gated=False, positions="none",
     )  # fmt: skip
-    shapes = {"embedding": embedding.shape, "out_norm.weight": linear.shape[1:], "out_norm.bias": linear.shape[1:]}
+    shapes = {"embedding": embedding.shape, "out_norm.weight": (dim,), "out_norm.bias": (dim,)}
     shapes |= whisper_decoder_shapes(transformer, len(positions))
-    others = r"(?!decoder\.)|decoder\.(num_|scale_|start_|activation|al|pre_norm|layers\.\d+\..*\.num_)"
+    # The output is that of the embedding.
+    others = r"(?!decoder\.)|decoder\.(projection|num_|scale_|start_|activation|al|pre_norm|layers\.\d+\..*\.num_)"
     ours = Table(make_rules(shapes, _HUGGING_FACE_DECODER), skipped=others).read(tensors, where)
-    return WhisperDecoderWeights(
-        max(layers) + 1, heads, {name: array.astype(np.float32) for name, array in ours.items()}
-    )
+    return WhisperDecoderWeights(layers, heads, {name: array.astype(np.float32) for name, array in ours.items()})
 
 
 def _read(name: str) -> tuple[dict[str, Array], Place, str]:
@@ -207,16 +204,26 @@ def _config(tensors: Tensors, place: Place, where: str) -> WhisperConfig:
         some = ", ".join(list(tensors)[:5]) or "none"
         raise CheckpointError(f"{where} does not contain a Whisper encoder: its tensors are called {some} ...")
     dim, n_mels, _ = conv.shape
+    heads, layers = _num_heads("encoder", dim, place, where), _num_layers(tensors, "encoder")
+    return WhisperConfig(n_mels=n_mels, dim=dim, num_heads=heads, num_layers=layers, ffn_dim=linear.shape[0])
+
+
+def _num_heads(part: str, dim: int, place: Place, where: str) -> int:
+    """Heads of the encoder or the decoder, as `config.json` gives them, or of the usual width."""
+    key = f"{part}_attention_heads"
     heads = dim // _HEAD_DIM
     if (path := find_optional(place, "config.json")) is not None:
-        heads = read_json(path).get("encoder_attention_heads", heads)
+        heads = read_json(path).get(key, heads)
     if type(heads) is not int or heads < 1 or dim % heads:
         raise CheckpointError(
             f"{where}: a width of {dim} does not divide into {heads!r} heads: give the number of heads as "
-            "encoder_attention_heads in a config.json next to it"
+            f"{key} in a config.json next to it"
         )
-    layers = {int(match[1]) for name in tensors if (match := re.match(r"encoder\.layers\.(\d+)\.", name))}
-    return WhisperConfig(n_mels=n_mels, dim=dim, num_heads=heads, num_layers=max(layers) + 1, ffn_dim=linear.shape[0])
+    return heads
+
+
+def _num_layers(tensors: Tensors, part: str) -> int:
+    return 1 + max(int(match[1]) for name in tensors if (match := re.match(rf"{part}\.layers\.(\d+)\.", name)))
 
 
 def _check_positions(positions: Array, config: WhisperConfig, where: str) -> None:
