@@ -35,15 +35,18 @@ def read_whisper_vocabulary(path: Path) -> dict[str, int]:
 def whisper_tokenizer(vocabulary: Mapping[str, int], sentences: Iterable[str], path: Path, size: int) -> None:
     """Write a SentencePiece model of the `size` pieces of Whisper's that the sentences use most.
 
-    Pieces that are not whole characters are left out. A piece brings the pieces that it is merged from with it.
-    Raises `SlipstreamError` when the text uses fewer pieces.
+    Pieces that are not whole characters are left out. All letters of the text that Whisper has are taken, and a piece
+    brings the pieces that it is merged from with it. Raises `SlipstreamError` when the text uses fewer pieces, or has
+    more letters.
     """
     import sentencepiece
 
     ids = {text: number for token, number in vocabulary.items() if (text := _text(token)) is not None}
     processor = sentencepiece.SentencePieceProcessor(model_proto=_model(ids))
     counts = Counter(piece for sentence in sentences for piece in processor.encode_as_pieces(sentence))
-    chosen: set[str] = {piece for piece in counts if len(piece) == 1 and piece in ids}
+    chosen: set[str] = {letter for piece in counts for letter in piece if letter in ids}
+    if len(chosen) + PAD_ID + 1 > size:
+        raise SlipstreamError(f"the text has {len(chosen)} letters: give a size of at least {len(chosen) + PAD_ID + 1}")
     for piece, _ in counts.most_common():
         if len(chosen) + PAD_ID + 1 >= size:
             break
