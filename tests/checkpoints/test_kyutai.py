@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints.published import PUBLISHED_1B, PUBLISHED_2_6B, PUBLISHED_MIMI, changed
 from tests.checkpoints.test_rust import PUBLISHED
+from tests.models import decoder_lm_config, stt_config
 
 from slipstream.checkpoints.kyutai import (
     KyutaiLM,
@@ -18,7 +20,7 @@ from slipstream.checkpoints.kyutai import (
     dump_kyutai,
     parse_kyutai,
 )
-from slipstream.checkpoints.mimi import parse_codec
+from slipstream.checkpoints.mimi import dump_codec, parse_codec
 from slipstream.checkpoints.presets import PRESETS
 from slipstream.checkpoints.rust import parse_rust_model
 from slipstream.errors import ConfigError
@@ -88,6 +90,27 @@ def test_a_model_can_have_a_calibration() -> None:
     raw["stt_config"]["confidence"]["word"]["nats"] = [2.0, 0.0]
     with pytest.raises(ConfigError, match=r"stt_config\.confidence\.word: nats must increase"):
         parse_kyutai(raw)
+
+
+@given(heads=st.integers(1, 20), half=st.integers(1, 40), ffn_dim=st.integers(1, 20_000))
+def test_a_whisper_decoder_is_read_back_as_it_was_written(heads: int, half: int, ffn_dim: int) -> None:
+    size = {"dim": heads * half * 2, "num_heads": heads, "ffn_dim": ffn_dim}
+    shape = decoder_lm_config().transformer.model_copy(update=size)
+    config = stt_config(codec="whisper", decoder=True, transformer=shape)
+    raw = json.loads(json.dumps([dump_kyutai(config), dump_codec(config.codec)]))
+    assert raw[0]["whisper"] == {"audio_context": 7, "prefix": 2, "num_positions": 11}
+    assert parse_kyutai(*raw) == config
+
+
+def test_errors_in_a_whisper_decoder_are_named() -> None:
+    raw = dump_kyutai(stt_config(decoder=True))
+    for wrong, message in (
+        ({"audio_contxt": 7}, "audio_contxt"),
+        ({"prefix": 0}, "whisper: prefix must be greater than 0, not 0"),
+        ({"prefix": 11, "num_positions": 11}, "num_positions=11 must be more than prefix=11"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            parse_kyutai({**raw, "whisper": wrong})
 
 
 # ------------------------------------------------------------------------------------------------------- wrong values

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints.published import PUBLISHED_1B
-from tests.models import CODECS, codec_config, lm_config, stt_config
+from tests.models import CODECS, codec_config, decoder_lm_config, lm_config, stt_config
 
 from slipstream.checkpoints.kyutai import (
     dump_kyutai,
@@ -27,6 +27,7 @@ from slipstream.model.config import (
     SamplingConfig,
     STTConfig,
     TransformerConfig,
+    WhisperDecoderConfig,
 )
 
 counts = st.integers(1, 60)
@@ -128,6 +129,35 @@ def test_an_lm_that_config_json_cannot_describe_is_refused() -> None:
 def test_a_codec_without_layer_scale_stays_without() -> None:
     config = codec_config(transformer=codec_config().transformer.model_copy(update={"layer_scale": False}))
     assert parse_codec(json.loads(json.dumps(dump_codec(config)))) == config
+
+
+@pytest.mark.parametrize(
+    "change", [{"norm": "rms_norm"}, {"gated": True}, {"positions": "rope"}, {"layer_scale": True}], ids=str
+)
+def test_a_whisper_decoder_of_another_shape_is_refused(change: dict[str, object]) -> None:
+    shape = decoder_lm_config().transformer
+    with pytest.raises(ValueError, match="Whisper's decoder has norm='layer_norm', gated=False, positions='none'"):
+        decoder_lm_config(transformer=shape.model_copy(update=change))
+    with pytest.raises(ValueError, match="not that of a speech-to-text model"):
+        stt_config(transformer=shape)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"conditioners": lm_config().conditioners}, {"delays": (0, 0, 0, 1, 0, 0)}, {"demux_text": True}],
+    ids=["conditions", "delays", "two texts"],
+)
+def test_a_whisper_decoder_with_what_it_cannot_have_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="Whisper's decoder has no conditions, no delays, and writes no audio"):
+        decoder_lm_config(**change)
+    assert decoder_lm_config(delays=(0,) * 6).whisper is not None
+
+
+def test_the_learnt_positions_of_a_decoder_repeat_after_the_prefix() -> None:
+    config = WhisperDecoderConfig(prefix=2, num_positions=5)
+    assert [config.position(token) for token in range(5)] == [2, 3, 4, 2, 3]
+    with pytest.raises(ValueError, match="num_positions=4 must be more than prefix=4"):
+        WhisperDecoderConfig(prefix=4, num_positions=4)
 
 
 def test_configs_are_frozen_and_strict() -> None:
