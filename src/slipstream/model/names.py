@@ -120,8 +120,12 @@ def whisper_decoder_shapes(config: TransformerConfig, num_positions: int) -> Sha
 
 def _whisper_attention(prefix: str, D: int) -> Shapes:
     """Whisper's attention: its keys have no bias."""
-    shapes: Shapes = {f"{prefix}{part}_proj.weight": (D, D) for part in ("q", "k", "v", "out")}
-    return shapes | {f"{prefix}{part}_proj.bias": (D,) for part in ("q", "v", "out")}
+    shapes: Shapes = {}
+    for part in ("q", "k", "v", "out"):
+        shapes[f"{prefix}{part}_proj.weight"] = (D, D)
+        if part != "k":
+            shapes[f"{prefix}{part}_proj.bias"] = (D,)
+    return shapes
 
 
 def _whisper_feed_forward(prefix: str, D: int, F: int) -> Shapes:
