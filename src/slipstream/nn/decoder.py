@@ -173,7 +173,8 @@ class WhisperDecoder(nn.Module):
         """The last token and its position, and the vector of a step without a new one: PAD, or the start of a word."""
         x_BTD = embedding(held_BT) + self.positions[self.whisper.position(position_BT)]
         waits = embedding(text_BT) * ~is_text(text_BT)[..., None]
-        return (x_BTD + waits).to(dtype)
+        embedded: Tensor = (x_BTD + waits).to(dtype)
+        return embedded
 
 
 def is_text(text: Tensor) -> Tensor:
@@ -196,7 +197,8 @@ def _attend(q_BHTD: Tensor, k_BHCD: Tensor, v_BHCD: Tensor, mask_BHTC: Tensor) -
     if not mask_BHTC.requires_grad:
         return F.scaled_dot_product_attention(q_BHTD, k_BHCD, v_BHCD, mask_BHTC)
     scores = q_BHTD @ k_BHCD.transpose(-1, -2) * q_BHTD.shape[-1] ** -0.5 + mask_BHTC
-    return scores.softmax(-1) @ v_BHCD
+    y_BHTD: Tensor = scores.softmax(-1) @ v_BHCD
+    return y_BHTD
 
 
 def _mask(visible_BTC: Tensor, dtype: torch.dtype) -> Tensor:

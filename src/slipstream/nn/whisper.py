@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from slipstream.model.config import WhisperConfig
+from slipstream.model.config import TransformerConfig, WhisperConfig
 from slipstream.model.numerics import (
     LAYER_NORM_EPS,
     WHISPER_POSITIONS,
@@ -36,7 +36,7 @@ BLOCK = 128
 class WhisperAttention(nn.Module):
     """Self-attention with biases, except that of the keys, which changes nothing."""
 
-    def __init__(self, config: WhisperConfig) -> None:
+    def __init__(self, config: WhisperConfig | TransformerConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.q_proj = nn.Linear(config.dim, config.dim)
@@ -62,7 +62,7 @@ class WhisperAttention(nn.Module):
 class WhisperFeedForward(nn.Module):
     """Two linear layers with GELU between them."""
 
-    def __init__(self, config: WhisperConfig) -> None:
+    def __init__(self, config: WhisperConfig | TransformerConfig) -> None:
         super().__init__()
         self.linear_in = nn.Linear(config.dim, config.ffn_dim)
         self.linear_out = nn.Linear(config.ffn_dim, config.dim)
