@@ -15,6 +15,7 @@ from slipstream.model.config import PAD_ID, SPEAKER_CONDITION, SamplingConfig, S
 from slipstream.model.numerics import NO_TOKEN, UNGENERATED
 from slipstream.model.speech import Decide, SpeechOutput, Voice
 from slipstream.nn.generation import Conditions, Generator, Hooks
+from slipstream.nn.layers import Transformer
 from slipstream.nn.lm import LM, Conditioner
 from slipstream.nn.mimi import Mimi
 from slipstream.nn.sampling import pick_token, row_noise
@@ -230,4 +231,4 @@ class TorchSpeechRunner:
         sequence = conditioner.sequence(vectors.flatten(1, 2).to(self.device), mask.flatten(1, 2).to(self.device))
         source = self.lm.fuse_cross({SPEAKER_CONDITION: sequence})
         assert source is not None
-        return self.lm.transformer.cross_keys(source)
+        return cast(Transformer, self.lm.transformer).cross_keys(source)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from slipstream.moshi.conditioners import ConditionTensors
 from slipstream.moshi.models.lm_model import LMModel, LMOutput, sum_and_cross
 from slipstream.moshi.streaming import Streaming
 from slipstream.nn.generation import Conditions, Generator, Hook, Hooks, Step
+from slipstream.nn.layers import Transformer
 from slipstream.nn.state import State
 
 __all__ = ["LMGen", "LMModel", "LMOutput"]
@@ -162,7 +165,7 @@ class LMGen(Streaming):
         """The conditions, and with guidance those of the other half."""
         model = self.lm_model
         sum_BD, source_BSD = sum_and_cross(model, conditions)
-        cross = None if source_BSD is None else model.lm.transformer.cross_keys(source_BSD)
+        cross = None if source_BSD is None else cast(Transformer, model.lm.transformer).cross_keys(source_BSD)
         until = self.cfg_is_masked_until
         masked = None if until is None else torch.tensor(until, device=model.device)
         if self.cfg_coef == 1.0:

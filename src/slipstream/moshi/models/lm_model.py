@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.numerics import NO_TOKEN, UNGENERATED
 from slipstream.moshi.conditioners import ConditionFuser, ConditionProvider, ConditionTensors
 from slipstream.nn.build import to_tensor
+from slipstream.nn.layers import Transformer
 from slipstream.nn.lm import LM
 from slipstream.schema import parse
 
@@ -281,7 +282,8 @@ class LMModel(nn.Module):
             The Transformer's output `[B, T, dim]`, and text scores `[B, 1, T, text_card]`.
         """
         condition_BD = None if sum_condition is None else sum_condition[:, 0]
-        cross = None if cross_attention_src is None else self.lm.transformer.cross_keys(cross_attention_src)
+        transformer = cast(Transformer, self.lm.transformer)
+        cross = None if cross_attention_src is None else transformer.cross_keys(cross_attention_src)
         hidden, _ = self.lm(sequence[:, 0], sequence[:, self.audio_offset :], None, condition_BD, cross)
         return hidden, self.lm.text_logits(hidden)[:, None]
 
