@@ -24,9 +24,9 @@ from websockets.asyncio.client import connect
 
 from benchmarks import chaos
 from slipstream.arrays import BoolArray
-from slipstream.model.config import TTSConfig
 from slipstream.model.runner import State
 from slipstream.model.speech import Decide, SpeechOutput, Voice
+from slipstream.model.tts_config import TTSConfig
 from slipstream.speaker import Speaker, to_pcm16
 from slipstream.testing import small_tts_config, tiny_tokenizer
 

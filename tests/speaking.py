@@ -9,8 +9,9 @@ from tests.fakes import tiny_tokenizer, tokenizer_path
 
 from slipstream.checkpoints.speech import SpeechCheckpoint, save_speech
 from slipstream.checkpoints.tensors import write_tensors
-from slipstream.model.config import ConditionerConfig, SamplingConfig, SpeechSampling, TTSConfig
+from slipstream.model.config import ConditionerConfig, SamplingConfig
 from slipstream.model.speech import Voice
+from slipstream.model.tts_config import SpeechSampling, TTSConfig
 from slipstream.testing import Arrays, random_model, small_tts_config, tts_lm_config
 
 DRAWN = SpeechSampling(text=SamplingConfig(temperature=0.6), audio=SamplingConfig(temperature=0.6, top_k=8))

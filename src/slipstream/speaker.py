@@ -18,9 +18,10 @@ from slipstream.engine.reading import Audio, SpeechOptions
 from slipstream.engine.speech import SpeechEngine, SpeechSession, SpeechSnapshot
 from slipstream.errors import BackendError, ConfigError
 from slipstream.events import Word
-from slipstream.model.config import SamplingConfig, SpeechSampling
+from slipstream.model.config import SamplingConfig
 from slipstream.model.speech import SpeechRunner, Voice
 from slipstream.model.text import Tokenizer
+from slipstream.model.tts_config import SpeechSampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -43,13 +43,13 @@ from slipstream.model.config import (
     SpeechSampling,
     STTConfig,
     TransformerConfig,
-    TTSConfig,
     WhisperConfig,
     WhisperDecoderConfig,
 )
 from slipstream.model.names import Shapes, codec_shapes, lm_shapes
 from slipstream.model.runner import CANDIDATES, Candidates, State, Steering, StepOutput, StepwiseRunner
 from slipstream.model.text import Tokenizer
+from slipstream.model.tts_config import TTSConfig
 
 Arrays = dict[str, npt.NDArray[Any]]
 

@@ -11,8 +11,9 @@ from tests.oracles.moshi_oracle import moshi, torch
 
 from slipstream.checkpoints.kyutai import lm_table
 from slipstream.checkpoints.kyutai_tts import dump_tts
-from slipstream.model.config import LMConfig, TTSConfig
+from slipstream.model.config import LMConfig
 from slipstream.model.names import lm_shapes
+from slipstream.model.tts_config import TTSConfig
 from slipstream.moshi.models import LMModel
 from slipstream.nn.build import build_lm
 

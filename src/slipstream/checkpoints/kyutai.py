@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -18,7 +16,7 @@ from slipstream.checkpoints.depth import depth_entries, joined, rust_depth_entri
 from slipstream.checkpoints.eight_bit import unpacked
 from slipstream.checkpoints.mimi import ATTENTION_ALIASES, dump_codec, parse_codec
 from slipstream.checkpoints.tables import Entries, Same, Stacked, Table, make_rules
-from slipstream.checkpoints.tensors import Array, Tensors, read_tensors
+from slipstream.checkpoints.tensors import Array, Tensors
 from slipstream.errors import ConfigError
 from slipstream.model.confidence import Calibration
 from slipstream.model.config import (
@@ -172,7 +170,7 @@ class KyutaiLM(KyutaiKeys):
     demux_second_text_stream: Literal[False] | None = None
     text_card_out: None = None
     sampling: _Sampling | None = Field(None, alias="lm_gen_config")
-    # Our own key, for Whisper's decoder as the LM; then norm, gating and positional_embedding say nothing.
+    # Our own key, for Whisper's decoder as the LM; then norm, gating and positional_embedding mean nothing.
     whisper: WhisperDecoderConfig | None = None
     stt: Any = Field(None, alias="stt_config")
 
@@ -405,7 +403,8 @@ def _table(config: LMConfig, depth: Entries) -> Table:
         **depth,
     }
     if config.whisper:  # whose tensors keep their canonical names: no such LM is published
-        entries |= {name: Same(name) for name in lm_shapes(config) if name.startswith("transformer.")}
+        own: Entries = {name: Same(name) for name in lm_shapes(config) if name.startswith("transformer.")}
+        entries = own | entries
     rules = make_rules(lm_shapes(config), entries)
     # Models that were trained to speak too have `depformer_in`, which a speech-to-text model does not use.
     skipped = r"(?!)" if config.depth else r"depformer_in\."
@@ -432,36 +431,3 @@ def _feed_forward(layer: str, gated: bool) -> Entries:
     return {
         f"transformer.layers.{{i}}.ffn.{ours}.weight": Same(f"{layer}{name}.weight") for ours, name in names.items()
     }
-
-
-def with_pause_heads_of(config: LMConfig, path: Path, *, stated: bool) -> LMConfig:
-    """Match the number of pause heads in `config` to the LM file at `path`.
-
-    Kyutai publish stt-1b-en_fr twice: `kyutai/stt-1b-en_fr` has no pause heads (131 tensors) and
-    `kyutai/stt-1b-en_fr-candle` has four (135 tensors). A configuration can leave the number out.
-
-    Args:
-        config: The LM that the configuration describes.
-        path: The LM's safetensors file. Other files are not opened.
-        stated: Whether the configuration gives a number of heads. If so, surplus heads in the file are ignored.
-
-    Returns:
-        `config`, with as many heads as the file has if none were stated or the file has fewer.
-
-    Raises:
-        CheckpointError: The file cannot be read.
-    """
-    if path.suffix != ".safetensors" or (stated and not config.pause_heads):
-        return config
-    heads = [tensor for name, tensor in read_tensors(path).items() if re.fullmatch(r"extra_heads\.\d+\.weight", name)]
-    if stated and len(heads) >= config.pause_heads:
-        return config
-    if len(heads) < config.pause_heads:
-        logger.warning(
-            "%s has %d pause heads, its configuration has %d; without pause heads, turns end by loudness",
-            path,
-            len(heads),
-            config.pause_heads,
-        )
-    classes = heads[0].shape[0] if heads else config.pause_classes
-    return config.model_copy(update={"pause_heads": len(heads), "pause_classes": classes})

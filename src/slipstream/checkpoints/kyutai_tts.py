@@ -17,7 +17,8 @@ from slipstream.checkpoints.kyutai import (
 )
 from slipstream.checkpoints.mimi import parse_codec
 from slipstream.errors import ConfigError
-from slipstream.model.config import CodecConfig, LMConfig, TTSConfig
+from slipstream.model.config import CodecConfig, LMConfig
+from slipstream.model.tts_config import TTSConfig
 from slipstream.schema import Count, Natural, NonNegativeNumber, PositiveNumber, Section, check_fixed, parse
 
 _NORMS = {"rms_norm_f32": "rms_norm", "layer_norm": "layer_norm"}

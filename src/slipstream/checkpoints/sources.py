@@ -13,7 +13,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypedDict
 
-from slipstream.checkpoints.kyutai import parse_kyutai, with_pause_heads_of
+from slipstream.checkpoints.kyutai import parse_kyutai
+from slipstream.checkpoints.pause_heads import with_pause_heads_of
 from slipstream.checkpoints.presets import PRESETS
 from slipstream.checkpoints.transformers import EXTRAS_FILE, MODEL_FILE, is_transformers, parse_config
 from slipstream.errors import CheckpointError, ConfigError

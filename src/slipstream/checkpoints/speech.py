@@ -13,7 +13,8 @@ from slipstream.checkpoints.mimi import dump_codec
 from slipstream.checkpoints.sources import Ref, find_given, find_named, find_place
 from slipstream.checkpoints.tensors import Tensors
 from slipstream.errors import CheckpointError, ConfigError
-from slipstream.model.config import CodecConfig, TTSConfig
+from slipstream.model.config import CodecConfig
+from slipstream.model.tts_config import TTSConfig
 from slipstream.schema import read_json
 
 if TYPE_CHECKING:

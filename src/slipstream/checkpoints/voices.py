@@ -11,8 +11,9 @@ from slipstream.audio.suffixes import audio_suffixes
 from slipstream.checkpoints.sources import Ref, find_given, find_place
 from slipstream.checkpoints.tensors import read_tensors
 from slipstream.errors import CheckpointError
-from slipstream.model.config import SPEAKER_CONDITION, TTSConfig
+from slipstream.model.config import SPEAKER_CONDITION
 from slipstream.model.speech import Voice
+from slipstream.model.tts_config import TTSConfig
 
 VOICES = "kyutai/tts-voices"
 """Kyutai's repository of voices."""

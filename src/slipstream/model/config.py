@@ -25,11 +25,13 @@ Positive = Annotated[int, Field(gt=0)]
 _WHISPER_SHAPE = ("layer_norm", False, "none")
 
 
-class _Config(BaseModel):
+class Config(BaseModel):
+    """A frozen, strict part of a configuration."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
-class TransformerConfig(_Config):
+class TransformerConfig(Config):
     """A causal Transformer whose queries see the last `context` positions, including their own.
 
     `ffn_dim`: width between the two feed-forward layers; a gated one computes `2 * ffn_dim` and multiplies the halves.
@@ -63,7 +65,7 @@ class TransformerConfig(_Config):
         return self
 
 
-class MelConfig(_Config):
+class MelConfig(Config):
     """A fixed log-mel front end: `n_mels` bands every `hop` samples, from a causal window of `window` samples."""
 
     n_mels: Positive = 80
@@ -73,7 +75,7 @@ class MelConfig(_Config):
     f_max: Annotated[float, Field(gt=0)] = 8000.0
 
 
-class WhisperConfig(_Config):
+class WhisperConfig(Config):
     """Whisper's audio encoder with limited context: log-mel bands at 100 Hz, two convolutions, layers at 50 Hz.
 
     The defaults are the size of Whisper base. A position sees `context` positions of the layer below, including itself,
@@ -106,7 +108,7 @@ class WhisperConfig(_Config):
         return self
 
 
-class CodecConfig(_Config):
+class CodecConfig(Config):
     """Mimi: SEANet, a Transformer, a strided convolution to the frame rate, a split residual quantiser.
 
     The defaults are the published Mimi (24 kHz, 12.5 frames/s). `ratios` are in the decoder's order; the encoder
@@ -195,7 +197,7 @@ class CodecConfig(_Config):
         return self
 
 
-class ConditionerConfig(_Config):
+class ConditionerConfig(Config):
     """A condition that is added to every input of the LM, or that its layers attend to.
 
     `continuous`: a number, scaled by `scale_factor` and embedded by sines of `dim` dimensions.
@@ -222,7 +224,7 @@ class ConditionerConfig(_Config):
         return self
 
 
-class DepthConfig(_Config):
+class DepthConfig(Config):
     """The depth Transformer of a model that writes audio: within one frame, one codebook after the other.
 
     A frame has `num_codebooks` positions, and position k computes with the weights number `schedule[k]`. It has no
@@ -252,7 +254,7 @@ class DepthConfig(_Config):
         return self
 
 
-class WhisperDecoderConfig(_Config):
+class WhisperDecoderConfig(Config):
     """Whisper's text decoder as the LM: each layer attends to the text so far, then to the audio.
 
     Attributes:
@@ -276,7 +278,7 @@ class WhisperDecoderConfig(_Config):
         return self
 
 
-class LMConfig(_Config):
+class LMConfig(Config):
     """The language model: reads `num_codebooks` audio tokens and its own last text token, writes the next.
 
     `text_vocab` and `audio_vocab` count the tokens that can be written; each embedding has one row more, the initial
@@ -340,14 +342,14 @@ class LMConfig(_Config):
         return self
 
 
-class SamplingConfig(_Config):
+class SamplingConfig(Config):
     """How a text token is chosen: greedily at temperature 0, else from the `top_k` most likely ones (0: from all)."""
 
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_k: Annotated[int, Field(ge=0)] = 0
 
 
-class FileNames(_Config):
+class FileNames(Config):
     """The files of a checkpoint, relative to its folder or repository."""
 
     lm: str = "model.safetensors"
@@ -357,7 +359,7 @@ class FileNames(_Config):
     lora: str | None = None
 
 
-class STTConfig(_Config):
+class STTConfig(Config):
     """A whole model: codec, LM, the delay between audio and text, and its files.
 
     Attributes:
@@ -425,60 +427,4 @@ class STTConfig(_Config):
                 f"delay_frames={self.delay_frames} is less than the encoder's own delay of "
                 f"{self.codec.delay_frames:g} frames: the LM would have to write words before it receives them"
             )
-        return self
-
-
-class SpeechSampling(_Config):
-    """How the tokens of speech are chosen: text tokens by `text`, audio tokens by `audio`."""
-
-    text: SamplingConfig = SamplingConfig(temperature=0.6, top_k=25)
-    audio: SamplingConfig = SamplingConfig(temperature=0.6, top_k=250)
-
-
-class TTSConfig(_Config):
-    """A whole text-to-speech model: codec, LM, the delay between text and audio, and its files.
-
-    Attributes:
-        delay_seconds: Time by which the audio lags behind the text.
-        second_stream_ahead: Words by which the second text stream is ahead of the first; 0 without one.
-        multistream: Whether the codebooks are those of two speakers, half for each.
-        max_speakers: Voices that a speech can have.
-    """
-
-    codec: CodecConfig
-    lm: LMConfig
-    delay_seconds: Annotated[float, Field(ge=0)]
-    second_stream_ahead: Annotated[int, Field(ge=0)] = 0
-    multistream: bool = False
-    max_speakers: Positive = 5
-    sampling: SpeechSampling = SpeechSampling()
-    files: FileNames = FileNames()
-    model_id: dict[str, Any] = {}
-
-    @property
-    def delay_steps(self) -> int:
-        """Steps by which the audio lags behind the text (16 for 1.28 s), without the delays of single codebooks."""
-        return int(self.delay_seconds * self.codec.frame_rate)
-
-    @property
-    def speakers_by_condition(self) -> bool:
-        """Whether a voice is a condition of the model; otherwise the speech continues a recording of it."""
-        return any(conditioner.name == SPEAKER_CONDITION for conditioner in self.lm.conditioners)
-
-    @model_validator(mode="after")
-    def _speaks(self) -> TTSConfig:
-        if self.lm.depth is None:
-            raise ValueError("the LM writes no audio (dep_q is 0): this is not a text-to-speech model")
-        if not self.codec.has_decoder:
-            raise ValueError("the codec has no decoder, so that audio tokens cannot become audio")
-        codebooks = self.codec.num_codebooks * (2 if self.multistream else 1)
-        if self.lm.depth.num_codebooks > codebooks:
-            raise ValueError(f"the LM writes {self.lm.depth.num_codebooks} codebooks, the codec reads {codebooks}")
-        if self.lm.audio_vocab != self.codec.codebook_size:
-            raise ValueError(
-                f"the LM's audio vocabulary is {self.lm.audio_vocab}, the codec's codebooks hold "
-                f"{self.codec.codebook_size}"
-            )
-        if self.second_stream_ahead and not self.lm.demux_text:
-            raise ValueError("second_stream_ahead needs demux_second_stream, the second text stream")
         return self

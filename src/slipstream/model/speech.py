@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from slipstream.arrays import BoolArray, FloatArray, IntArray
-from slipstream.model.config import TTSConfig
 from slipstream.model.runner import State
+from slipstream.model.tts_config import TTSConfig
 
 Decide = Callable[[IntArray], tuple[IntArray, IntArray]]
 """Gets the text token that the model has written for each slot, and returns the text token that each reads next, and

@@ -83,7 +83,7 @@ def decoder_start(
     embedding = _embeddings(tensors["embedding"], vocabulary, tokenizer)
     start: dict[str, Array] = {"text_linear.weight": embedding.copy()}
     embedding[[PAD_ID, WORD_ID]] = 0
-    # The initial token is zero: what it would say is in the prefix.
+    # The initial token is zero: the prefix has what it would add.
     start["text_emb.weight"] = np.concatenate([embedding, np.zeros((1, D), np.float32)])
     start["transformer.positions"] = tensors["positions"][: config.whisper.num_positions]
     start |= {f"out_norm.{leaf}": tensors[f"out_norm.{leaf}"] for leaf in ("weight", "bias")}

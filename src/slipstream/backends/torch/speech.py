@@ -11,9 +11,10 @@ from torch import Tensor
 
 from slipstream.arrays import BoolArray, FloatArray, IntArray
 from slipstream.errors import ConfigError
-from slipstream.model.config import PAD_ID, SPEAKER_CONDITION, SamplingConfig, SpeechSampling, TTSConfig
+from slipstream.model.config import PAD_ID, SPEAKER_CONDITION, SamplingConfig
 from slipstream.model.numerics import NO_TOKEN, UNGENERATED
 from slipstream.model.speech import Decide, SpeechOutput, Voice
+from slipstream.model.tts_config import SpeechSampling, TTSConfig
 from slipstream.nn.generation import Conditions, Generator, Hooks
 from slipstream.nn.layers import Transformer
 from slipstream.nn.lm import LM, Conditioner

@@ -7,7 +7,7 @@ import torch
 from slipstream.backends.torch.speech import TorchSpeechRunner
 from slipstream.checkpoints.speech import SpeechCheckpoint
 from slipstream.errors import BackendError, ConfigError
-from slipstream.model.config import SpeechSampling
+from slipstream.model.tts_config import SpeechSampling
 from slipstream.nn.build import build_codec, build_lm
 
 

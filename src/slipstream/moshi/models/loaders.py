@@ -11,10 +11,11 @@ import sentencepiece
 import torch
 
 from slipstream.checkpoints.checkpoint import read_codec, read_lm
-from slipstream.checkpoints.kyutai import parse_lm, with_pause_heads_of
+from slipstream.checkpoints.kyutai import parse_lm
 from slipstream.checkpoints.kyutai_tts import KyutaiSpeechLM
 from slipstream.checkpoints.lora import fuse
 from slipstream.checkpoints.mimi import parse_codec
+from slipstream.checkpoints.pause_heads import with_pause_heads_of
 from slipstream.checkpoints.sources import find_given, find_named, find_place
 from slipstream.checkpoints.tensors import read_tensors
 from slipstream.errors import CheckpointError, ConfigError
