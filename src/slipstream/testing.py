@@ -40,7 +40,6 @@ from slipstream.model.config import (
     LMConfig,
     MelConfig,
     SamplingConfig,
-    SpeechSampling,
     STTConfig,
     TransformerConfig,
     WhisperConfig,
@@ -49,7 +48,7 @@ from slipstream.model.config import (
 from slipstream.model.names import Shapes, codec_shapes, lm_shapes
 from slipstream.model.runner import CANDIDATES, Candidates, State, Steering, StepOutput, StepwiseRunner
 from slipstream.model.text import Tokenizer
-from slipstream.model.tts_config import TTSConfig
+from slipstream.model.tts_config import SpeechSampling, TTSConfig
 
 Arrays = dict[str, npt.NDArray[Any]]
 
