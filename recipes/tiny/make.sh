@@ -3,8 +3,8 @@
 #
 # DATA holds speech/manifest.jsonl (its audio paths relative to DATA), text/*.txt.gz, noise/manifest.jsonl, and
 # voices/kokoro.py. Everything made is in data/ and runs/; a step whose result exists is skipped. Needs
-# pip install 'slipstream-stt[train]' faster-whisper moonshine-voice==0.0.65 rapidfuzz
-# and the Debian package espeak-ng.
+# pip install 'slipstream-stt[train]' faster-whisper moonshine-voice==0.0.65 hibari-tts onnx rapidfuzz
+# and the Debian packages espeak-ng and flite.
 set -eu
 here=$(dirname "$0")
 DATA=$(realpath "${1:?the folder of recordings and texts}")
@@ -33,32 +33,45 @@ step data/labelled.jsonl python "$here/label.py" data/untranscribed.jsonl data/l
 step data/real.jsonl slipstream data align data/train.jsonl --out data/real.jsonl --least -6
 step data/told.jsonl slipstream data align data/labelled.jsonl --out data/told.jsonl --least -2.6
 
-# Sounds without words, and a shuffled text.
-step data/sounds/manifest.jsonl python "$here/sounds.py" data/sounds --hours 0.4
+# Synthetic speech.
 for language in en fr; do
     step data/$language.txt python "$here/shuffle.py" "$DATA"/text/$language-*.txt.gz --out data/$language.txt
 done
+step data/hibari-en/manifest.jsonl python "$here/hibari_voice.py" data/en.txt data/hibari-en --hours 3 --exclude data/test.jsonl
+step data/espeak-fr/manifest.jsonl slipstream data synthesise data/fr.txt --out data/espeak-fr --language fr --clean \
+    --limit 2600 --exclude data/test.jsonl
+step data/espeak-en/manifest.jsonl slipstream data synthesise data/en.txt --out data/espeak-en --clean --limit 800 \
+    --exclude data/test.jsonl
+step data/flite-en/manifest.jsonl python "$here/voices.py" data/en.txt data/flite-en --engine flite --clean \
+    --start 800 --limit 800 --exclude data/test.jsonl
+step data/sounds/manifest.jsonl python "$here/sounds.py" data/sounds --hours 0.5
 
-# Whisper's pieces that these texts use most, and packs.
-step data/tiny.model slipstream train tokenizer data/en.txt data/fr.txt --whisper data/whisper-base/tokenizer.json \
-    --size 5000 --out data/tiny.model
+# A vocabulary, and packs.
+step data/tiny.model slipstream train tokenizer data/en.txt data/fr.txt --out data/tiny.model --size 600
 step data/noise/pack/pack.json slipstream data pack data/noise.jsonl --samples --out data/noise/pack
 for name in real told untranscribed; do
     step data/$name/pack/pack.json slipstream data pack data/$name.jsonl --samples --exclude data/test.jsonl \
         --out data/$name/pack
 done
-step data/sounds/pack/pack.json slipstream data pack data/sounds/manifest.jsonl --samples --out data/sounds/pack
-
-# The runs, and 8-bit weights.
-step runs/tiny-1-distil/model/config.json torchrun --nproc-per-node 2 -m slipstream train codec "$here/1-distil.toml"
-step runs/tiny-2-decoder/model/config.json torchrun --nproc-per-node 2 -m slipstream train lm "$here/2-decoder.toml"
-step runs/tiny-3-joint/model/config.json torchrun --nproc-per-node 2 -m slipstream train lm "$here/3-joint.toml"
-for name in real told; do
-    step data/$name/tokens/pack.json slipstream data pack data/$name.jsonl --model runs/tiny-3-joint/model \
-        --exclude data/test.jsonl --out data/$name/tokens
+for name in hibari-en espeak-fr espeak-en flite-en sounds; do
+    step data/$name/pack/pack.json slipstream data pack data/$name/manifest.jsonl --samples --out data/$name/pack
 done
-step runs/tiny-4-pauses/model/config.json slipstream train lm "$here/4-pauses.toml"
-step runs/tiny/config.json slipstream convert runs/tiny-4-pauses/model runs/tiny --quantize int8
+
+# The runs, the mean of the last two models, the pause heads, and 8-bit weights.
+step runs/tiny-1-distil/model/config.json torchrun --nproc-per-node 2 -m slipstream train codec "$here/1-distil.toml"
+step runs/tiny-2-text/model/config.json torchrun --nproc-per-node 2 -m slipstream train lm "$here/2-text.toml"
+step runs/tiny-3-decay/model/config.json torchrun --nproc-per-node 2 -m slipstream train lm "$here/3-decay.toml"
+step runs/tiny-4-joint/model/config.json torchrun --nproc-per-node 2 -m slipstream train lm "$here/4-joint.toml"
+step runs/tiny-5-mean/config.json python "$here/interpolate.py" runs/tiny-3-decay/model runs/tiny-4-joint/model \
+    runs/tiny-5-mean
+for name in real told hibari-en espeak-fr; do
+    manifest=data/$name.jsonl
+    [ -e "$manifest" ] || manifest=data/$name/manifest.jsonl
+    step data/$name/tokens/pack.json slipstream data pack "$manifest" --model runs/tiny-5-mean --exclude data/test.jsonl \
+        --out data/$name/tokens
+done
+step runs/tiny-5-pauses/model/config.json slipstream train lm "$here/5-pauses.toml"
+step runs/tiny/config.json slipstream convert runs/tiny-5-pauses/model runs/tiny --quantize int8
 
 # What its confidences mean, fitted to one half of the test recordings; the other half shows how well.
 [ -e data/calibrate.jsonl ] || python "$here/split.py" "$DATA" data

@@ -1,7 +1,7 @@
 """The part `train`: the built-in model's training on the device, from speech that was carried there or made there.
 
 Worker processes draw the rows, no step waits for the device, and batches have 64 and 128 rows. The configuration is
-that of recipes/tiny/small_lm/4-joint.toml with new weights. Then the LM of `stt-1b` on random rows, without any data.
+that of recipes/tiny/4-joint.toml with new weights. Then the LM of `stt-1b` on random rows, without any data.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from slipstream.train.launch import run_lm
 from slipstream.train.options import LMRun
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "recipes" / "tiny" / "small_lm" / "4-joint.toml"
+RECIPE = ROOT / "recipes" / "tiny" / "4-joint.toml"
 TOKENIZER = ROOT / "src" / "slipstream" / "models" / "tiny" / "tokenizer.model"
 MINUTES = 1.5
 """Of training with each size of batch."""
