@@ -18,6 +18,7 @@ from tests.train.test_waves import WHISPER
 from tests.train.test_waves import config as whisper_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from slipstream.data.options import SampleAugment
 from slipstream.data.rows import Targets
 from slipstream.data.sampler import Batch, TokenBatch
 from slipstream.data.waves import WaveBatch
@@ -64,7 +65,7 @@ def wave_rows(first_row: int, rows: int) -> WaveBatch:
 
 
 def sampler(batch: Callable[[int, int], Any]) -> Any:
-    data = SimpleNamespace(seconds=SECONDS)
+    data = SimpleNamespace(seconds=SECONDS, augment_samples=SampleAugment(frequency_masks=2, time_masks=2))
     return SimpleNamespace(
         data=data, frame_rate=12.5, phone_rate=25.0, batch=batch, clean=lambda first, n: batch(first, n).clean_BS
     )

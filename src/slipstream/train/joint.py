@@ -167,11 +167,11 @@ def masked(mel_BMF: Tensor, bands: int, stretches: int) -> Tensor:
     """
     mean_B11 = mel_BMF.mean(dim=(1, 2), keepdim=True)
     for axis, most, widest in ((1, bands, mel_BMF.shape[1] // 7), (2, stretches, 30)):
-        shape = (len(mel_BMF), most, 1)
-        width = torch.randint(widest + 1, shape) * (torch.rand(shape) < 0.6)
-        first = (torch.rand(shape) * (mel_BMF.shape[axis] - width)).long()
-        at = torch.arange(mel_BMF.shape[axis])
-        hidden = ((at >= first) & (at < first + width)).any(dim=1).to(mel_BMF.device)
+        shape, device = (len(mel_BMF), most, 1), mel_BMF.device
+        width = torch.randint(widest + 1, shape, device=device) * (torch.rand(shape, device=device) < 0.6)
+        first = (torch.rand(shape, device=device) * (mel_BMF.shape[axis] - width)).long()
+        at = torch.arange(mel_BMF.shape[axis], device=device)
+        hidden = ((at >= first) & (at < first + width)).any(dim=1)
         mel_BMF = torch.where(hidden.unsqueeze(3 - axis), mean_B11, mel_BMF)
     return mel_BMF
 
