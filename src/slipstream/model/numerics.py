@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from slipstream.arrays import FloatArray
 from slipstream.errors import ConfigError
-from slipstream.model.config import WHISPER_RATE, ConditionerConfig, LMConfig, MelConfig, WhisperConfig
+from slipstream.model.config import PAD_ID, WHISPER_RATE, WORD_ID, ConditionerConfig, LMConfig, MelConfig, WhisperConfig
 
 NO_TOKEN = -1
 """Token id that embeds as zero: no token, not even padding."""
@@ -140,6 +140,12 @@ def rotations(
 
 
 # ---------------------------------------------------------------------------------------------------- rings
+
+
+def is_text(token: _Tensor) -> _Tensor:
+    """Whether a token of the stream is text, neither PAD nor the mark before a word."""
+    text: _Tensor = (token != PAD_ID) & (token != WORD_ID)
+    return text
 
 
 def ring_capacity(context: int, step: int, lookahead: int = 0) -> int:

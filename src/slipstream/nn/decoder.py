@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slipstream.model.config import PAD_ID, WORD_ID, LMConfig
-from slipstream.model.numerics import LAYER_NORM_EPS, ring_capacity, ring_keys, sees
+from slipstream.model.config import PAD_ID, LMConfig
+from slipstream.model.numerics import LAYER_NORM_EPS, is_text, ring_capacity, ring_keys, sees
 from slipstream.nn.layers import attend, unpack
 from slipstream.nn.ring import LayerRing, Ring, RingFormat
 from slipstream.nn.state import State
@@ -63,7 +63,7 @@ class WhisperDecoderLayer(nn.Module):
         keys = _keys(self.cross, audio_BTD, at.audio_columns_BT, audio_ring)
         # [H, B, T, C] -> [B, H, T, C]
         mask = at.audio_mask + self.age[:, at.ages_BTC].transpose(0, 1).to(x_BTD.dtype)
-        x_BTD = x_BTD + self.cross.output(_attend(self.cross.queries(self.norm2(x_BTD)), *keys, mask))
+        x_BTD = x_BTD + self.cross.output(attend(self.cross.queries(self.norm2(x_BTD)), *keys, mask))
         return x_BTD + cast(Tensor, self.ffn(self.norm3(x_BTD)))
 
 
@@ -177,11 +177,6 @@ class WhisperDecoder(nn.Module):
         return embedded
 
 
-def is_text(text: Tensor) -> Tensor:
-    """Whether a token of the stream is text, neither PAD nor the mark before a word."""
-    return (text != PAD_ID) & (text != WORD_ID)
-
-
 def _keys(
     attention: WhisperAttention, x_BTD: Tensor, columns_BT: Tensor, ring: LayerRing | None
 ) -> tuple[Tensor, Tensor]:
@@ -190,15 +185,6 @@ def _keys(
         return keys
     ring.write(columns_BT, *keys)
     return ring.read(x_BTD.dtype)
-
-
-def _attend(q_BHTD: Tensor, k_BHCD: Tensor, v_BHCD: Tensor, mask_BHTC: Tensor) -> Tensor:
-    """Scaled dot-product attention with a mask for each head, through which gradients flow."""
-    if not mask_BHTC.requires_grad:
-        return F.scaled_dot_product_attention(q_BHTD, k_BHCD, v_BHCD, mask_BHTC)
-    scores = q_BHTD @ k_BHCD.transpose(-1, -2) * q_BHTD.shape[-1] ** -0.5 + mask_BHTC
-    y_BHTD: Tensor = scores.softmax(-1) @ v_BHCD
-    return y_BHTD
 
 
 def _mask(visible_BTC: Tensor, dtype: torch.dtype) -> Tensor:

@@ -187,7 +187,7 @@ def ring_attention(qkv_BT3HD: Tensor, at: Positions, ring: LayerRing) -> Tensor:
 
 
 def attend(q_BHTD: Tensor, k_BHCD: Tensor, v_BHCD: Tensor, mask_B1TC: Tensor) -> Tensor:
-    """Scaled dot-product attention; `mask_B1TC` is added to the scores."""
+    """Scaled dot-product attention; `mask_B1TC`, or a mask for each head, is added to the scores."""
     if not (q_BHTD.is_cpu and q_BHTD.requires_grad):
         return F.scaled_dot_product_attention(q_BHTD, k_BHCD, v_BHCD, mask_B1TC)
     # On CPU the library's kernel takes three times as long to differentiate as these matrix products.

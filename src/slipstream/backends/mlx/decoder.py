@@ -15,8 +15,8 @@ import numpy as np
 from slipstream.arrays import IntArray
 from slipstream.backends.mlx.state import Ring
 from slipstream.backends.mlx.whisper import WhisperAttention, WhisperFeedForward
-from slipstream.model.config import PAD_ID, WORD_ID, LMConfig
-from slipstream.model.numerics import LAYER_NORM_EPS, ring_capacity, ring_keys, sees
+from slipstream.model.config import PAD_ID, LMConfig
+from slipstream.model.numerics import LAYER_NORM_EPS, is_text, ring_capacity, ring_keys, sees
 
 
 class DecoderState(TypedDict):
@@ -122,7 +122,7 @@ class WhisperDecoder(nn.Module):
         self, text_B: mx.array, embedding: nn.Module, audio_BTD: mx.array, state: DecoderState, at: FramePositions
     ) -> tuple[mx.array, DecoderState]:
         """The text token that the step reads, and the embedded audio of its frame, to the output `[B, T, D]`."""
-        new_B = (text_B != PAD_ID) & (text_B != WORD_ID)
+        new_B = is_text(text_B)
         held_B = mx.where(new_B, text_B, state["held"])
         position_B = state["position"] + new_B
         key_BC = ring_keys(position_B[:, None], mx.arange(self.text_capacity))

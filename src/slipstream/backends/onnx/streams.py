@@ -17,8 +17,16 @@ from slipstream.arrays import BoolArray, FloatArray, IntArray
 from slipstream.backends.onnx.graph import Array
 from slipstream.backends.onnx.inference import Bound, input_type
 from slipstream.backends.onnx.transformer import padded_head_dim
-from slipstream.model.config import PAD_ID, WORD_ID, CodecConfig, LMConfig, TransformerConfig, WhisperConfig
-from slipstream.model.numerics import delayed_sees, ring_capacity, ring_keys, rotations, sees, whisper_positions
+from slipstream.model.config import PAD_ID, CodecConfig, LMConfig, TransformerConfig, WhisperConfig
+from slipstream.model.numerics import (
+    delayed_sees,
+    is_text,
+    ring_capacity,
+    ring_keys,
+    rotations,
+    sees,
+    whisper_positions,
+)
 
 
 class CodecStreams:
@@ -272,7 +280,7 @@ class DecoderStreams(TextStreams):
         """Read the tokens of the first slots, and the frames number `position_B`, and advance the active ones."""
         rows = len(position_B)
         text_B = self.text_B[:rows]
-        new_B = (text_B != PAD_ID) & (text_B != WORD_ID)
+        new_B = is_text(text_B)
         count_B = self._count_B[:rows] + new_B
         held_B = np.where(new_B, text_B, self._held_B[:rows])
         self._read_B2[:rows, 0] = held_B
