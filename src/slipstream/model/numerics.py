@@ -142,10 +142,9 @@ def rotations(
 # ---------------------------------------------------------------------------------------------------- rings
 
 
-def is_text(token: _Tensor) -> _Tensor:
+def is_text(token: Any) -> Any:
     """Whether a token of the stream is text, neither PAD nor the mark before a word."""
-    text: _Tensor = (token != PAD_ID) & (token != WORD_ID)
-    return text
+    return (token != PAD_ID) & (token != WORD_ID)
 
 
 def ring_capacity(context: int, step: int, lookahead: int = 0) -> int:
