@@ -7,7 +7,7 @@ import pytest
 from tests.laws.backends import BACKENDS, MakeRunner
 from tests.laws.test_runner_laws import SLOTS, audio, both_encoders, runner_for
 
-from slipstream.model.config import PAD_ID
+from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.runner import CANDIDATES, MAX_BIASED, Runner, Steering, StepOutput
 
 pytestmark = pytest.mark.parametrize("make", BACKENDS)
@@ -112,3 +112,25 @@ def test_steering_that_does_not_fit_is_refused(make: MakeRunner):
         runner.force([0], [40])
     with pytest.raises(ValueError, match="a token for each slot"):
         runner.force([0, 1], [5])
+
+
+@both_encoders
+@pytest.mark.parametrize(("last", "token"), [(PAD_ID, 6), (6, PAD_ID), (PAD_ID, WORD_ID), (6, 5)])
+@pytest.mark.parametrize("before", [2, 9])
+def test_a_token_forced_after_steps_without_the_slot_continues_alike(
+    make: MakeRunner, codec: str, last: int, token: int, before: int
+):
+    runner = runner_for(make, SLOTS, codec)
+
+    def outputs(idle_steps: int) -> list[StepOutput]:
+        runner.reset(range(SLOTS))
+        *first, end = frames(3, before)
+        for frame_BS in first:
+            runner.step(frame_BS, EVERYONE, towards(1, 6, 100.0))
+        runner.step(end, EVERYONE, towards(1, last, 100.0))
+        for frame_BS in frames(11, idle_steps):
+            runner.step(frame_BS, np.arange(SLOTS) != 1)
+        runner.force([1], [token])
+        return [runner.step(frame_BS, EVERYONE) for frame_BS in frames(5, 8)]
+
+    assert_equal_rows(outputs(0), outputs(2), [1])

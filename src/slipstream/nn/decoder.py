@@ -71,6 +71,7 @@ class WhisperDecoder(nn.Module):
     """A stack of layers.
 
     The state is the last text, the ring of text with the position of that text, and that of audio with the next frame.
+    A stream that is not to advance must read text: the step then writes the next column, which nothing sees yet.
     """
 
     def __init__(self, config: LMConfig) -> None:
@@ -95,8 +96,8 @@ class WhisperDecoder(nn.Module):
             made = Ring.empty(shape, device=like.device, dtype=like.dtype, format=form, step=step)
             return {"position": number(position), "ring": made}
 
-        # A step writes the column of the last text position, or the next one.
-        text, audio = ring(-1, config.context, step=2), ring(0, self.whisper.audio_context, step=1)
+        # A step writes the column of the last text position, or the next one, which a spare column keeps free.
+        text, audio = ring(-1, config.context + 1, step=2), ring(0, self.whisper.audio_context, step=1)
         return {"held": number(PAD_ID), "text": text, "audio": audio}
 
     def forward(

@@ -80,13 +80,17 @@ class WhisperDecoderLayer(nn.Module):
 
 
 class WhisperDecoder(nn.Module):
-    """A stack of layers that advances by one text position at most, and by one frame."""
+    """A stack of layers that advances by one text position at most, and by one frame.
+
+    A stream that is not to advance must read text: the step then writes the next column, which nothing sees yet.
+    """
 
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         assert config.whisper is not None
         self.config, self.whisper = config.transformer, config.whisper
-        self.text_capacity = ring_capacity(config.transformer.context, 1)
+        # A step writes the column of the last text position, or the next one, which a spare column keeps free.
+        self.text_capacity = ring_capacity(config.transformer.context, 2)
         self.audio_capacity = ring_capacity(config.whisper.audio_context, 1)
         self.positions = mx.zeros((config.whisper.num_positions, config.transformer.dim))
         self.layers = [WhisperDecoderLayer(config) for _ in range(config.transformer.num_layers)]

@@ -187,7 +187,10 @@ class MLXRunner(BaseRunner):
         codes_B1K, codec_state = self.codec.encode(
             inputs.pcm_BS, state["codec"], inputs.codec_at, self.config.lm.num_codebooks
         )
-        hidden_BD, lm_state = self.lm(state["text"], codes_B1K[:, 0], state["lm"], inputs.lm_at, state["condition"])
+        text_B = state["text"]
+        if self.config.lm.whisper:
+            text_B = mx.where(inputs.active_B, text_B, self.config.lm.text_initial_id)
+        hidden_BD, lm_state = self.lm(text_B, codes_B1K[:, 0], state["lm"], inputs.lm_at, state["condition"])
         logits_BV = self.lm.text_logits(hidden_BD).astype(mx.float32)
         scores_BV = logits_BV
         if inputs.biases:

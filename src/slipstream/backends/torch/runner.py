@@ -346,6 +346,8 @@ class TorchRunner(BaseRunner):
         text_B, condition_BD = state["text"], state.get("condition")
         assert isinstance(text_B, Tensor)
         assert condition_BD is None or isinstance(condition_BD, Tensor)
+        if self.config.lm.whisper:
+            text_B = torch.where(io.active_B, text_B, self.config.lm.text_initial_id)
         with self._precision():
             codes_BK1, codec_state = self.codec.encode(io.pcm_BS, state["codec"], self.lm.config.num_codebooks)
             hidden, lm_state = self.lm(text_B[:, None], codes_BK1, state["lm"], condition_BD)
