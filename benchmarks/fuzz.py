@@ -5,13 +5,18 @@ and hold hours of audio. Every dialect also gets damaged conversations of its cl
 the messages. A decoder may answer with commands or with `ProtocolError`, and may decode no more than
 `MOST_SAMPLES` between two of them, whatever the size of the input; anything else is printed with the input that caused
 it, and fails the run.
+
+`--workers N` sends the inputs to a live server with N worker processes instead (0: in one process), each on a
+connection of its own. The server must log no error, lose no process and free every slot.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import random
+import socket
 import sys
 import time
 import warnings
@@ -19,18 +24,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, get_args
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgpack
 import numpy as np
+from benchmarks.attacks import CLOSE, Target, frame
+from benchmarks.attacks.__main__ import processes, server, until_free
+from benchmarks.attacks.dialects import connected
+from benchmarks.attacks.dialects import encoded as encoded_messages
 from benchmarks.attacks.opus import opus_bomb
 from benchmarks.attacks.uploads import encoded
 from benchmarks.dialects import CLIENTS
 
 from slipstream.audio import SAMPLE_RATE, Encoding, RawFormat
 from slipstream.dialects import DIALECTS, TCP_DIALECTS
+from slipstream.dialects.kyutai import PATH as KYUTAI_PATH
 from slipstream.dialects.kyutai import KyutaiDialect
 from slipstream.dialects.models import Models, StreamInfo, StreamRequest
+from slipstream.dialects.plain import PATH as PLAIN_PATH
 from slipstream.dialects.plain import PlainDialect, open_dialect
 from slipstream.dialects.protocol import PIECE_SAMPLES, Action, Audio, Close, Dialect, Finish, Message, ProtocolError
 from slipstream.dialects.realtime.transcription import TranscriptionDialect
@@ -48,6 +59,7 @@ from slipstream.events import (
     Turn,
     Word,
 )
+from slipstream.server.uploads.openai import PATH as OPENAI_PATH
 from slipstream.server.uploads.openai import OpenAIUpload
 from slipstream.server.uploads.protocol import UploadError
 
@@ -56,13 +68,18 @@ MOST_SAMPLES = PIECE_SAMPLES + 3 * 2880
 INFO = StreamInfo("fuzz", 0.5, 0.08)
 MEDIA = RawFormat("pcm_s16le", 48_000)
 """The audio of a call on WebRTC."""
+PATIENCE_SECONDS = 10.0
+"""How long a live server may take to answer one input."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, help="send the inputs to a server with N worker processes")
     arguments = parser.parse_args()
+    if arguments.workers is not None:
+        sys.exit(fuzz_server(arguments.inputs, arguments.seed, arguments.workers))
     drawn = random.Random(arguments.seed)
     outcomes: Counter[str] = Counter()
     largest: Counter[str] = Counter()
@@ -154,6 +171,75 @@ def expanded(dialect: Dialect, messages: Iterable[Message]) -> int:
 
 def seconds(samples: Counter[str]) -> dict[str, float]:
     return {name: round(count / SAMPLE_RATE, 3) for name, count in samples.items()}
+
+
+# -------------------------------------------------------------------------------------------------------- a live server
+
+
+def fuzz_server(inputs: int, seed: int, workers: int) -> int:
+    """Send inputs to a server. Returns how many defects it has shown."""
+    drawn, began = random.Random(seed), time.monotonic()
+    options = argparse.Namespace(slots=16, step_ms=0.0, slot_ms=0.0, model=None, workers=workers)
+    with server(options) as (process, ports, log):
+        before = processes(process.pid)
+        outcomes: Counter[str] = Counter()
+        for number in range(inputs):
+            name, make, _ = TARGETS[number % len(TARGETS)]
+            if name != "realtime call":  # its track is WebRTC's
+                outcomes[send(name, make(drawn), Target(ports[""], time.monotonic() + PATIENCE_SECONDS, ports))] += 1
+            if process.poll() is not None:
+                print(log.read_text(), f"the server ended with code {process.returncode} at input {number}")
+                return 1
+        leaked, lost = asyncio.run(until_free(ports[""])), set(before) - set(processes(process.pid))
+        process.terminate()
+        code = process.wait(60)
+        errors = log.read_text().splitlines()
+    print(f"{inputs} inputs in {time.monotonic() - began:.0f} s: {dict(sorted(outcomes.items()))}")
+    print(*errors[:10], sep="\n", file=sys.stderr)
+    print(f"{len(errors)} errors logged, {leaked} slots leaked, {len(lost)} processes lost, exit code {code}")
+    return len(errors) + leaked + len(lost) + abs(code) + outcomes["unanswered"]
+
+
+def send(name: str, case: Any, target: Target) -> str:
+    """Send one input on a connection of its own, and read until the server closes it. Returns how that ended."""
+    try:
+        if name == "forms":
+            kind, pieces = case
+            target.request("POST", OPENAI_PATH, f"Content-Type: {kind}", body=b"".join(pieces))
+            return "answered"
+        client = name.removesuffix(" client")
+        if client in CLIENTS:
+            messages = [message for message in case if isinstance(message, (bytes, str))]
+            connection = connected(client, target)
+            connection.sendall(encoded_messages(client, messages))
+        else:
+            path, messages = of_websocket(name, case)
+            connection = target.websocket(path)
+            connection.sendall(encoded_messages("plain", messages))
+        with connection:
+            if client in CLIENTS and CLIENTS[client].tcp:
+                connection.shutdown(socket.SHUT_WR)
+            else:
+                connection.sendall(frame(b"\x03\xe8", CLOSE))
+            while connection.recv(1 << 16):
+                pass
+    except TimeoutError:
+        print(f"unanswered: {name}: {case!r:.300}")
+        return "unanswered"
+    except OSError:
+        return "reset"
+    return "closed"
+
+
+def of_websocket(name: str, case: Any) -> tuple[str, list[Message]]:
+    """The address and the messages of an input that is no conversation of a client."""
+    if name == "addresses":
+        return f"{PLAIN_PATH}?{urlencode(case)}", []
+    if name == "PCM and JSON":
+        format, messages = case
+        fields = {"encoding": format.encoding, "sample_rate": format.sample_rate, "channels": format.channels}
+        return f"{PLAIN_PATH}?{urlencode(fields)}", messages
+    return KYUTAI_PATH, case
 
 
 # --------------------------------------------------------------------------------------------------------------- plain

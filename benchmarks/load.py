@@ -39,7 +39,7 @@ from slipstream.engine.engine import Engine
 from slipstream.engine.options import StreamFormat
 from slipstream.loading import load_runner
 from slipstream.model.config import PAD_ID, WORD_ID
-from slipstream.model.runner import Runner, State, StepOutput, StepwiseRunner
+from slipstream.model.runner import CANDIDATES, Candidates, Runner, State, Steering, StepOutput, StepwiseRunner
 from slipstream.server.http.app import Service
 from slipstream.server.run import listen, log_to_stderr, serve
 from slipstream.server.served import OpenedModel
@@ -107,13 +107,21 @@ class CostRunner(StepwiseRunner):
     def reset(self, slots: Sequence[int], first_frame: int = 0) -> None:
         self._frames_B[list(slots)] = first_frame
 
-    def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
+    def step(self, pcm_BS: FloatArray, active_B: BoolArray, steering: Steering | None = None) -> StepOutput:
         busy_until = time.perf_counter() + self._step_seconds + self._slot_seconds * int(active_B.sum())
         self._frames_B += active_B
-        output = StepOutput(self._text[self._frames_B % 6], self._logprob_B, self._pause_BH)
+        token_B, candidates = self._text[self._frames_B % 6], None
+        if steering is not None:  # which changes nothing: all candidates are equally likely
+            token_BK = (token_B[:, None] + np.arange(CANDIDATES)) % 400
+            logprob_BK = np.zeros(token_BK.shape, np.float32)
+            candidates = Candidates(token_BK, logprob_BK, token_B, self._logprob_B)
+        output = StepOutput(token_B, self._logprob_B, self._pause_BH, candidates)
         # Sleeping leaves the core and Python's lock free, as a GPU or native code does.
         time.sleep(max(0.0, busy_until - time.perf_counter()))
         return output
+
+    def force(self, slots: Sequence[int], tokens: Sequence[int]) -> None:
+        """Do nothing: no word depends on the last token."""
 
     def snapshot(self, slot: int) -> State:
         return int(self._frames_B[slot])

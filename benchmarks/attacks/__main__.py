@@ -6,6 +6,8 @@ a stream from the write of a frame to the arrival of its `Step`, of `/healthz` f
 on the attacked port. `--wide` adds the metrics port, which has a listening socket and connections of its own, medians,
 the highest values, and the steps that were lost.
 Memory in MiB: before the attack, its peak, and at the end. `leaked`: slots in use when all clients have gone.
+`--workers N`: the server has N worker processes; memory is that of all its processes, where shared pages count once for
+each.
 `SIGTERM`: seconds to the exit. `attacker`: its processor time in seconds, which shows whether a busy machine let it
 attack at all.
 """
@@ -26,30 +28,31 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from benchmarks.attacks import ATTACKS, Target
-from benchmarks.load import Client, CostRunner, connect, cpu_seconds, send_in_real_time
+from benchmarks.load import Client, connect, cpu_seconds, open_model, send_in_real_time
 
 from benchmarks import attacks
-from slipstream.bundle import ModelBundle
 from slipstream.connections.access import Access
 from slipstream.dialects import TCP_DIALECTS
 from slipstream.dialects.models import Models
 from slipstream.engine.engine import Engine
-from slipstream.loading import load_runner
-from slipstream.model.runner import Runner
 from slipstream.server.http.app import Service
-from slipstream.server.run import TcpListener, listen, serve
-from slipstream.testing import tiny_tokenizer
+from slipstream.server.run import TcpListener, listen, log_to_stderr, serve
+from slipstream.workers.parent import Listeners, Parent
+from slipstream.workers.worker import Settings
 
 WARM_UP_SECONDS = 2.0
 POLL_SECONDS = 0.05
 METRICS = "metrics"
 """The metrics port among the ports of a server. That of HTTP has an empty name, others those of dialects on TCP."""
 PATIENCE_SECONDS = 10.0
-"""How long to wait for slots to be freed, and for one answer of `/healthz`."""
+"""How long to wait for one answer of `/healthz`."""
+FREE_SECONDS = 40.0
+"""How long to wait for slots to be freed: connections that wait in the sockets' queues are served first."""
 
 
 @dataclass
@@ -97,6 +100,7 @@ def main() -> None:
     parser.add_argument("--step-ms", type=float, default=10.0)
     parser.add_argument("--slot-ms", type=float, default=0.2)
     parser.add_argument("--model", help="a model instead of the stand-in")
+    parser.add_argument("--workers", type=int, default=0, help="worker processes of the server")
     parser.add_argument("--wide", action="store_true", help="print all columns")
     parser.add_argument("--attack-ports", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
@@ -165,7 +169,8 @@ async def observe(
     await asyncio.sleep(WARM_UP_SECONDS)
     quiet = await phase(clients, ports, arguments.seconds)
     before = resident_mib(process)
-    Path(f"/proc/{process}/clear_refs").write_text("5")  # sets the peak (VmHWM) to the present size: proc(5)
+    for one in processes(process):
+        Path(f"/proc/{one}/clear_refs").write_text("5")  # sets the peak (VmHWM) to the present size: proc(5)
     assert attacking.stdin is not None
     print(file=attacking.stdin, flush=True)
     effort = cpu_seconds(attacking.pid)
@@ -242,7 +247,7 @@ async def get(port: int, path: str) -> bytes:
 
 async def until_free(port: int) -> int:
     """Wait until no slot is in use; the number that still are when patience ends."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + FREE_SECONDS
     while True:
         (module,) = json.loads(await get(port, "/api/modules_info"))
         if not (used := int(module["used_slots"])) or time.monotonic() > deadline:
@@ -255,6 +260,7 @@ def server(arguments: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str
     """A fresh server: its process, its ports, and what it writes to standard error."""
     command = [sys.executable, "-m", "benchmarks.attacks", "--serve", "--slots", str(arguments.slots)]
     command += ["--step-ms", str(arguments.step_ms), "--slot-ms", str(arguments.slot_ms)]
+    command += ["--workers", str(arguments.workers)]
     if arguments.model:
         command += ["--model", arguments.model]
     with (
@@ -270,23 +276,37 @@ def server(arguments: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str
 
 def run_server(arguments: argparse.Namespace) -> None:
     """Serve until SIGTERM. Prints the ports."""
-    if arguments.model:
-        runner: Runner = load_runner(arguments.model, backend="auto", slots=arguments.slots)
-        tokenizer = ModelBundle.resolve(arguments.model).tokenizer
-    else:
-        runner = CostRunner(arguments.slots, arguments.step_ms / 1000, arguments.slot_ms / 1000)
-        tokenizer = tiny_tokenizer()
-    with Engine(runner, tokenizer) as engine, contextlib.ExitStack() as stack:
+    open_cost = partial(open_model, arguments.model, arguments.slots, arguments.step_ms, arguments.slot_ms)
+    with contextlib.ExitStack() as stack:
         listeners = {name: stack.enter_context(listen("127.0.0.1", 0)) for name in ("", METRICS, *TCP_DIALECTS)}
-        print(json.dumps({name: listener.getsockname()[1] for name, listener in listeners.items()}), flush=True)
-        access = Access("127.0.0.1")
+        ports = json.dumps({name: listener.getsockname()[1] for name, listener in listeners.items()})
         tcp = [TcpListener(listeners[name], opened) for name, opened in TCP_DIALECTS.items()]
-        service = Service(Models({"cost": engine}, accept_any=True), access)
+        log_to_stderr("error")
+        if arguments.workers:
+            settings = Settings("127.0.0.1", accept_any=True, operations_host="127.0.0.1", log_level="error")
+            main = Listeners(listeners[""], listeners[METRICS], tcp)
+            started = partial(print, ports, flush=True)
+            asyncio.run(Parent([open_cost], arguments.workers, settings, main, started=lambda _: started()).run())
+            return
+        opened = open_cost()
+        engine = stack.enter_context(Engine(opened.runner, opened.format.tokenizer))
+        print(ports, flush=True)
+        access = Access("127.0.0.1")
+        service = Service(Models({opened.name: engine}, accept_any=True), access)
         serve(service, listeners[""], operations=(listeners[METRICS], access), tcp=tcp)
 
 
-def resident_mib(process: int, field: str = "VmRSS") -> float:
-    """Memory of a process now, or its peak (`VmHWM`)."""
+def processes(server: int) -> list[int]:
+    """A server's process, and those that it has started."""
+    return [server, *map(int, Path(f"/proc/{server}/task/{server}/children").read_text().split())]
+
+
+def resident_mib(server: int, field: str = "VmRSS") -> float:
+    """Memory of a server's processes now, or the sum of their peaks (`VmHWM`)."""
+    return sum(_status(one, field) for one in processes(server))
+
+
+def _status(process: int, field: str) -> float:
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
