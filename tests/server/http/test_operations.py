@@ -213,10 +213,10 @@ def test_limits_of_a_key_hold_for_streams_and_uploads(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- reload
 
 
-def certificate(folder: Path, name: str) -> None:
+def certificate(folder: Path, name: str, *options: str) -> None:
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
     files = ["-subj", f"/CN={name}", "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
-    subprocess.run([*command.split(), *files], check=True, capture_output=True)
+    subprocess.run([*command.split(), *files, *options], check=True, capture_output=True)
 
 
 def served_certificate(address: str) -> bytes:

@@ -1,0 +1,63 @@
+"""TLS on a server of two workers: sessions, requests, and reloads of the certificate."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.fakes import speech
+from tests.server.harness import get, solo, wait_for
+from tests.server.http.test_operations import certificate, served_certificate
+from tests.server.http.test_uploads import wav
+from tests.workers.serving import Case, Serving, serving
+
+from slipstream.client import transcribe
+from slipstream.server.run import Tls
+from slipstream.workers.worker import Settings
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc")
+PATIENCE = 60.0
+CONNECTIONS = 16
+"""Enough that both workers get some: the kernel spreads them by their ports."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tls")
+    certificate(path, "first", "-addext", "subjectAltName=IP:127.0.0.1")
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Serving]:
+    settings = Settings("127.0.0.1", tls=Tls(folder / "cert.pem", folder / "key.pem"), log_level="error")
+    with serving(Case(settings)) as running:
+        yield running
+
+
+def test_sessions_and_requests_over_tls(server: Serving, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "cert.pem"))
+    address, audio_S = f"https://{server.address}", speech(seed=4, words=6)
+    for _ in range(4):  # by any worker
+        assert list(transcribe(address, [audio_S]).words) == solo(audio_S)
+        assert get(f"{address}/healthz")[0] == 200
+    status, body, _ = get(f"{address}/api/asr-streaming", wav(audio_S))
+    assert status == 200
+    assert all(word.text in body.decode() for word in solo(audio_S)[:3])
+
+
+def test_sighup_gives_the_new_certificate_to_every_worker(server: Serving, folder: Path) -> None:
+    def all_serve(name: bytes) -> bool:
+        return all(name in served_certificate(server.address) for _ in range(CONNECTIONS))
+
+    certificate(folder, "second")
+    assert all_serve(b"first")
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: all_serve(b"second"), PATIENCE)
+    (folder / "key.pem").write_text("no key")
+    server.process.send_signal(signal.SIGHUP)
+    assert server.process.stderr is not None
+    assert "reload failed" in server.process.stderr.readline()
+    assert all_serve(b"second")
