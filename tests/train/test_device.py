@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.speaking import continuing_config
 from tests.train import world
 from tests.train.test_waves import WHISPER
 from tests.train.test_waves import config as whisper_config
@@ -21,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from slipstream.data.options import SampleAugment
 from slipstream.data.rows import Targets
 from slipstream.data.sampler import Batch, TokenBatch
+from slipstream.data.speech_rows import SpeechBatch
 from slipstream.data.waves import WaveBatch
 from slipstream.model.config import CodecConfig
 from slipstream.nn.lm import LM
@@ -31,10 +33,11 @@ from slipstream.train.joint import WhisperJointTask
 from slipstream.train.keep import OldModel
 from slipstream.train.model import SpeechModel
 from slipstream.train.optim import MasterWeights, Optimizer
-from slipstream.train.options import LossOptions, QuantiserOptions
+from slipstream.train.options import LossOptions, QuantiserOptions, TTSLossOptions
 from slipstream.train.reconstruction import Crops, ReconstructionTask, WaveCodec
 from slipstream.train.tasks import JointTask, PhoneTask, TextTask
 from slipstream.train.transfer import Receipt
+from slipstream.train.tts import SpeakTask
 
 DEVICE = "meta"
 B, SECONDS, PHONES = 3, 3.2, 7
@@ -115,6 +118,18 @@ def reconstruction() -> Any:
     return ReconstructionTask(module, rows, LossOptions(), QuantiserOptions(start=0, codebook_dropout=0.5))
 
 
+def speak() -> Any:
+    config = continuing_config()
+    rows = sampler(
+        lambda first, n: SpeechBatch(
+            integers(B, T), integers(B, T, below=2), integers(B, 4, T), integers(B, 4, T, below=2) > 0,
+            np.linspace(0, 0.9, B),
+        )
+    )  # fmt: skip
+    rows.config, rows.codebooks = config, 4
+    return SpeakTask(LM(config.lm), rows, TTSLossOptions(), 0.5)
+
+
 def given(task: Any) -> list[torch.nn.Module]:
     """The other models of a task."""
     teacher, old = getattr(task, "teacher", None), getattr(task, "old", None)
@@ -137,7 +152,7 @@ def ctc_loss(log_probs: torch.Tensor, sequence: torch.Tensor, *lengths: torch.Te
 
 
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
-@pytest.mark.parametrize("make", [phones, joint, text, distil, whisper_joint, reconstruction])
+@pytest.mark.parametrize("make", [phones, joint, text, distil, whisper_joint, reconstruction, speak])
 def test_a_step_never_waits_for_the_device(make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.functional, "ctc_loss", ctc_loss)
     with FakeTensorMode(), torch.device(DEVICE):

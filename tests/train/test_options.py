@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from slipstream.data.options import DataOptions
 from slipstream.model.config import CodecConfig, LMConfig
-from slipstream.train.options import CodecRun, LMRun
+from slipstream.train.options import CodecRun, LMRun, TTSRun
 
 ELSEWHERE = (CodecConfig, LMConfig)
 """Tables whose keys the documents leave to the classes."""
 
 
 def test_the_documents_list_every_key() -> None:
-    keys = _keys(CodecRun) | _keys(LMRun)
+    keys = _keys(CodecRun) | _keys(LMRun) | _keys(TTSRun)
     assert _documented() == keys
 
 
@@ -91,3 +91,23 @@ def test_a_codec_does_not_start_from_what_is_kept() -> None:
     shared = {"run": {"out": "x", "steps": 4}, "data": {"packs": ["pack"], "weights": {"own": 1.0}}}
     with pytest.raises(ValidationError, match=r"model\.init"):
         CodecRun.model_validate(shared | {"model": {"base": "tiny"}})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {}}, "give model.base, or model.codec and model.lm"),
+        ({"model": {"base": "own", "audio_delay": 2.0}}, "model.base has all of the model: leave out audio_delay"),
+        ({"data": {"delay": 6}}, r"data.delay is not for speech: \[data\] takes packs, weights"),
+        ({"data": {"valid": {"manifest": "test.jsonl"}}}, "give data.valid.packs"),
+        ({"condition_dropout": 1.5}, "less than or equal to 1"),
+    ],
+)
+def test_a_run_of_speech_that_contradicts_itself_is_an_error(
+    change: dict[str, dict[str, object]], message: str
+) -> None:
+    data = {"packs": ["pack"], "weights": {"own": 1.0}}
+    whole: dict[str, Any] = {"run": {"out": "out", "steps": 1}, "model": {"base": "own"}, "data": data} | change
+    whole["data"] = data | whole["data"]
+    with pytest.raises(ValidationError, match=message):
+        TTSRun.model_validate(whole)

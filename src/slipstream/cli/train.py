@@ -114,6 +114,16 @@ def lm(config: Config, check: Check = False, row: Row = 0) -> None:
 
 
 @app.command()
+def tts(config: Config) -> None:
+    """Train a text-to-speech model, or resume the run in the file's `out` folder; then export the model."""
+    with needs_extra("train", "training"):
+        from slipstream.train.launch import run_tts
+        from slipstream.train.options import TTSRun, read_run
+
+    typer.echo(f"{run_tts(read_run(config, TTSRun), typer.echo)}")
+
+
+@app.command()
 def calibrate(
     manifest: Annotated[Path, typer.Argument(help="A JSONL manifest of recordings that the model was not trained on.")],
     model: Annotated[str, typer.Option("--model", "-m", help="The model: a folder.")],

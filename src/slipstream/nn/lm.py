@@ -172,7 +172,7 @@ class Conditioner(nn.Module):
     def _embed(self, value: float | str | Tensor) -> Tensor:
         config, device = self.config, self.output_proj.weight.device
         if config.kind == "lut":
-            embedded: Tensor = self.embed(torch.tensor([condition_row(config, value)], device=device))
+            embedded: Tensor = self.embed(torch.full((1,), condition_row(config, value), device=device))
             return embedded
         if not isinstance(value, Tensor):
             value = torch.tensor(condition_number(config, value))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint, write_folder
 from slipstream.checkpoints.mimi import codec_table, dump_codec
+from slipstream.checkpoints.speech import SpeechCheckpoint, save_speech
 from slipstream.checkpoints.tensors import DTYPES, Array
 from slipstream.model.config import STTConfig
 from slipstream.nn.lm import LM
@@ -53,6 +54,11 @@ def export_lm(
 ) -> None:
     """Write an LM's weights with the configuration, codec and tokenizer of `beside` into `folder`."""
     save_checkpoint(replace(beside, lm=_cast(weights, dtype)), folder, layout)
+
+
+def export_speech(lm: LM, beside: SpeechCheckpoint, folder: Path) -> None:
+    """Write an LM that speaks with the configuration, codec and tokenizer of `beside` into `folder`."""
+    save_speech(replace(beside, lm=_arrays(lm, "bfloat16")), folder)
 
 
 def export_codec(codec: Mimi, folder: Path) -> None:

@@ -11,12 +11,15 @@ from slipstream.data.packs import Clip, Pack
 UNKNOWN_LICENCE = "not stated"
 
 
-def write_card(folder: Path, packs: Iterable[Pack], weights: Mapping[str, float], start: str | None) -> None:
+def write_card(
+    folder: Path, packs: Iterable[Pack], weights: Mapping[str, float], start: str | None, kind: str = "speech-to-text"
+) -> None:
     """Write `README.md` into a model's folder: datasets with hours, languages and licences, as their packs have them.
 
     Args:
         weights: how often each dataset was drawn, relative to the others.
         start: the model that the run started from, whose data and licence count too.
+        kind: "speech-to-text" or "text-to-speech".
     """
     clips: dict[str, list[tuple[Clip, float]]] = defaultdict(list)
     for pack in packs:
@@ -28,13 +31,13 @@ def write_card(folder: Path, packs: Iterable[Pack], weights: Mapping[str, float]
     lines = [
         "---",
         "library_name: slipstream-stt",
-        "pipeline_tag: automatic-speech-recognition",
+        f"pipeline_tag: {'automatic-speech-recognition' if kind == 'speech-to-text' else kind}",
         f"language: [{', '.join(languages)}]",
         "---",
         "",
         f"# {folder.resolve().parent.name}",
         "",
-        "A delayed-streams speech-to-text model, trained with `slipstream train`.",
+        f"A delayed-streams {kind} model, trained with `slipstream train`.",
         "",
         *([f"It continues from `{start}`, whose licence and training data apply as well.", ""] if start else []),
         "## Training data",

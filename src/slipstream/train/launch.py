@@ -13,14 +13,16 @@ import torch
 import torch.distributed as dist
 
 from slipstream.bundle import ModelBundle
-from slipstream.checkpoints.checkpoint import Checkpoint
+from slipstream.checkpoints.checkpoint import Checkpoint, read_codec
 from slipstream.checkpoints.whisper import read_whisper
 from slipstream.data.packs import Pack
 from slipstream.data.phones import PhoneInventory
-from slipstream.data.rows import Sampler
+from slipstream.data.rows import RowOptions, Sampler
 from slipstream.data.sampler import RowSampler, TokenSampler
+from slipstream.data.speech_rows import SpeechSampler
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import CodecConfig
+from slipstream.model.text import Tokenizer
 from slipstream.nn.build import build_codec
 from slipstream.nn.decoder import WhisperDecoderLayer
 from slipstream.nn.layers import Transformer, TransformerLayer
@@ -29,7 +31,7 @@ from slipstream.nn.mel import LogMel
 from slipstream.nn.mimi import Mimi
 from slipstream.nn.whisper import WhisperEncoder, WhisperLayer
 from slipstream.train.adversary import Discriminator
-from slipstream.train.artifacts import export_codec, export_distilled, export_lm, export_model
+from slipstream.train.artifacts import export_codec, export_distilled, export_lm, export_model, export_speech
 from slipstream.train.card import write_card
 from slipstream.train.distil import Distilled, DistilTask, Teacher
 from slipstream.train.estimate import estimate
@@ -38,7 +40,7 @@ from slipstream.train.keep import old_lm, old_model
 from slipstream.train.loop import Trainer
 from slipstream.train.lora import based_lm, merged_weights, write_adapter
 from slipstream.train.model import SpeechModel, start_audio_embeddings
-from slipstream.train.options import CodecRun, DistilOptions, LMRun, RunOptions
+from slipstream.train.options import CodecRun, DistilOptions, LMRun, RunOptions, TTSRun
 from slipstream.train.parallel import Task, dtype_of
 from slipstream.train.phases import Phases, plan
 from slipstream.train.reconstruction import CropSampler, ReconstructionTask, WaveCodec
@@ -56,8 +58,15 @@ from slipstream.train.setup import (
     undelayed,
     wave_sampler,
 )
-from slipstream.train.speech import copy_training_part, read_speech_weights, write_phones, write_training_part
+from slipstream.train.speech import (
+    copy_training_part,
+    find_codec,
+    read_speech_weights,
+    write_phones,
+    write_training_part,
+)
 from slipstream.train.tasks import JointTask, PhoneTask, TextTask
+from slipstream.train.tts import SpeakTask, start_speech
 from slipstream.train.validation import Check, Measure, Validation, held_out_loss
 from slipstream.train.whisper_start import start_from
 
@@ -103,8 +112,38 @@ def run_lm(options: LMRun, report: Report = print, measure: Measure | None = Non
         return _run_text(options, report, measure)
 
 
+def run_tts(options: TTSRun, report: Report = print) -> Path:
+    """Train a model that speaks, and export it; gives the exported folder, `run.out/model`.
+
+    Resumes what is in `run.out`.
+    """
+    with _processes(options.run):
+        lm, beside = start_speech(options)
+        packs, tokenizer = [Pack(path) for path in options.data.packs], Tokenizer(beside.tokenizer)
+        if tokenizer.vocab_size != beside.config.lm.text_vocab:
+            raise ConfigError(
+                f"{beside.tokenizer} has {tokenizer.vocab_size} tokens, the LM's text_vocab is "
+                f"{beside.config.lm.text_vocab}"
+            )
+        delay = beside.config.delay_steps
+        rows = RowOptions(options.data, (delay, delay))
+        sampler = SpeechSampler(packs, tokenizer, rows, beside.config, seed=options.run.seed)
+        task = SpeakTask(lm, sampler, options.loss, options.condition_dropout)
+
+        def export(folder: Path) -> None:
+            export_speech(lm, beside, folder)
+            write_card(folder, packs, options.data.weights, options.model.base, "text-to-speech")
+
+        check = _check(options, task, sampler, export=export)
+        _run(task, options.run, report, sampler.remarks(), check)
+        folder = options.run.out / "model"
+        if _first():
+            export(folder)
+        return folder
+
+
 def _check(
-    options: CodecRun | LMRun,
+    options: CodecRun | LMRun | TTSRun,
     task: Task,
     sampler: Sampler,
     measure: Measure | None = None,
@@ -351,6 +390,6 @@ def _silent(line: str) -> None:
 
 
 def load_codec(model: str) -> Mimi:
-    """The codec of a checkpoint, to make tokens with."""
-    checkpoint = ModelBundle.resolve(model).checkpoint()
-    return build_codec(checkpoint.config.codec, checkpoint.codec)
+    """The codec of a model, or one that is alone in its folder, to make tokens with."""
+    weights, config = find_codec(model)
+    return build_codec(config, read_codec(weights, config))

@@ -301,6 +301,65 @@ class LMRun(Options):
         return self
 
 
+class TTSModelOptions(Options):
+    """The model that speaks: `base`, a text-to-speech model to go on from, or a new one of `codec` and `lm`.
+
+    codec: a model, or a codec's folder, whose codec makes the audio; it stays as it is. lm: the shapes, with a depth
+    Transformer. audio_delay: seconds by which the audio is behind the text. second_stream_ahead: words by which a
+    second text stream is ahead; it needs `lm.demux_text`.
+    """
+
+    base: str | None = None
+    codec: str | None = None
+    lm: LMConfig | None = None
+    audio_delay: Annotated[float, Field(ge=0)] = 1.28
+    second_stream_ahead: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _one_start(self) -> TTSModelOptions:
+        given = self.model_fields_set - {"base"}
+        if self.base is not None and given:
+            raise ValueError(f"model.base has all of the model: leave out {', '.join(sorted(given))}")
+        if self.base is None and (self.codec is None or self.lm is None):
+            raise ValueError("give model.base, or model.codec and model.lm for a new model")
+        return self
+
+
+class TTSLossOptions(Options):
+    """Weights of the losses of a model that speaks.
+
+    text: of when a word begins. semantic: of the semantic codebooks, relative to 1 for each of the others; together
+    they weigh 1. The default is that of Moshi (arXiv:2410.00037).
+    """
+
+    text: Annotated[float, Field(ge=0)] = 1.0
+    semantic: Annotated[float, Field(gt=0)] = 100.0
+
+
+_OF_SPEECH = ("packs", "weights", "tokenizer", "seconds", "crop", "plain_text", "valid")
+
+
+class TTSRun(Options):
+    """`slipstream train tts`: a model that reads a text aloud, from packs of codec tokens whose words have times.
+
+    condition_dropout: share of rows without text and conditions, for guidance.
+    """
+
+    run: RunOptions
+    model: TTSModelOptions
+    data: DataOptions
+    loss: TTSLossOptions = TTSLossOptions()
+    condition_dropout: Share = 0.1
+
+    @model_validator(mode="after")
+    def _reads_whole_recordings(self) -> TTSRun:
+        if unused := sorted(self.data.model_fields_set - set(_OF_SPEECH)):
+            raise ValueError(f"data.{unused[0]} is not for speech: [data] takes {', '.join(_OF_SPEECH)}")
+        if self.data.valid is not None and self.data.valid.manifest is not None:
+            raise ValueError("data.valid.manifest measures word errors of a transcription: give data.valid.packs")
+        return self
+
+
 def read_run(path: Path, kind: type[Any]) -> Any:
     """Read a run's TOML file. Relative paths in it are relative to the current folder.
 

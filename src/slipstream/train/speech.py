@@ -85,7 +85,7 @@ def load_aligner(start: str) -> Aligner:
     Raises `CheckpointError` for a model that has no phone heads.
     """
     heads = _tensors(read_tensors(_find(start, TRAINING_FILE)))
-    weights, config = _find_codec(start)
+    weights, config = find_codec(start)
     codec = build_codec(config, read_codec(weights, config))
     weight = heads["phone_head.weight"]
     head = nn.Linear(weight.shape[1], weight.shape[0])
@@ -93,7 +93,7 @@ def load_aligner(start: str) -> Aligner:
     return Aligner(codec, head, find_phones(start))
 
 
-def _find_codec(start: str) -> tuple[Sequence[Path], CodecConfig]:
+def find_codec(start: str) -> tuple[Sequence[Path], CodecConfig]:
     """The codec of a model, or one that is alone in its folder."""
     weights, shapes = (Path(start) / name for name in CODEC_FILES)
     if shapes.is_file() and not (Path(start) / "config.json").is_file():

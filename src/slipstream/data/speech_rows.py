@@ -1,0 +1,124 @@
+"""Rows for text to speech: one recording each, with its text as the state machine of a script gives it to the model.
+
+Shapes: B rows, T steps (12.5 a second), K codebooks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slipstream.arrays import BoolArray, FloatArray, IntArray
+from slipstream.data.packs import Clip, Pack
+from slipstream.data.rows import RowOptions, Sampler
+from slipstream.errors import ConfigError
+from slipstream.events import Word
+from slipstream.model.numerics import NO_TOKEN, UNGENERATED
+from slipstream.model.script import Entry, ScriptMachine, ScriptReader, TokenIds
+from slipstream.model.text import Tokenizer
+from slipstream.model.tts_config import TTSConfig
+
+INITIAL_STEPS = 2
+"""Steps before the first word, as in `SpeechOptions.initial_padding`."""
+FINAL_FRAMES = 4
+"""Frames after the last word, as in `SpeechOptions.final_padding`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechBatch:
+    """What a model reads and writes in each step.
+
+    `text_BT`: the text of a step, which the next one reads. `asked_BT`: what the model should write, `NEW_WORD` or PAD,
+    `UNGENERATED` where the machine does not listen. `audio_BKT`: the audio tokens of a step, `NO_TOKEN` before their
+    delay is over. `known_BKT`: those that the model learns. `draw_B`: a uniform number in [0, 1) for each row.
+    """
+
+    text_BT: IntArray
+    asked_BT: IntArray
+    audio_BKT: IntArray
+    known_BKT: BoolArray
+    draw_B: FloatArray
+
+
+def script_steps(
+    words: Sequence[Word], steps: int, config: TTSConfig, tokenizer: Tokenizer
+) -> tuple[IntArray, IntArray]:
+    """The text of each step, and what the model should write there (see `SpeechBatch`), `[T]` each.
+
+    A word begins in the step of its start, or as soon as the tokens of those before are read. After the end of the last
+    one the model asks once more, which ends a speech.
+    """
+    rate = config.codec.frame_rate
+    ids = TokenIds(card=config.lm.text_vocab + 1)
+    machine = ScriptMachine(ids, config.second_stream_ahead, max_padding=steps, initial_padding=INITIAL_STEPS)
+    reader = ScriptReader(tokenizer, ids, rate, config.speakers_by_condition)
+    timed: list[tuple[Entry, int]] = []
+    for word in words:
+        timed += [(entry, _frame(word.start, rate)) for entry in [*reader.feed(word.text), *reader.end()]]
+    state = machine.new_state(entry for entry, _ in timed)
+    starts = [start for _, start in timed] + [math.ceil(max((word.end for word in words), default=0) * rate - 1e-6)]
+    text_T, asked_T = np.full(steps, ids.pad, np.int64), np.full(steps, UNGENERATED, np.int64)
+    for step in range(steps):
+        listens = not state.queued and state.forced_padding <= 0 and state.end_step is None
+        token = ids.new_word if starts[len(state.consumption_times)] <= step else ids.pad
+        if listens:
+            asked_T[step] = token
+        text_T[step], _ = machine.process(step, state, token)
+    return text_T, asked_T
+
+
+class SpeechSampler(Sampler):
+    """Rows of codec tokens and their text; the n-th row depends on the seed and n alone."""
+
+    def __init__(
+        self,
+        packs: Sequence[Pack],
+        tokenizer: Tokenizer,
+        options: RowOptions,
+        config: TTSConfig,
+        *,
+        seed: int = 0,
+    ) -> None:
+        assert config.lm.depth is not None
+        self.config, self.codebooks = config, config.lm.depth.num_codebooks
+        self._delay_K = np.array(config.lm.stream_delays[1 : self.codebooks + 1]) + config.delay_steps
+        super().__init__(packs, tokenizer, options, seed, "tokens", config.codec.frame_rate)
+        if self.kind.width < self.codebooks:
+            raise ConfigError(f"data.packs hold {self.kind.width} codebooks, the model writes {self.codebooks}")
+
+    def batch(self, first_row: int, rows: int) -> SpeechBatch:
+        """Rows `first_row` to `first_row + rows`."""
+        drawn = [self._row(np.random.default_rng((self.seed, n))) for n in range(first_row, first_row + rows)]
+        text, asked, audio, known, draw = zip(*drawn, strict=True)
+        return SpeechBatch(np.stack(text), np.stack(asked), np.stack(audio), np.stack(known), np.array(draw))
+
+    def _unusable(self, clip: Clip) -> str | None:
+        if not clip.words:
+            return "no word times; `slipstream data align` finds them"
+        room = self.length - int(self._delay_K.max()) - INITIAL_STEPS - FINAL_FRAMES
+        too_long = f"longer than the {room / self.kind.rate:g} s that a row of {self.data.seconds:g} s has room for"
+        return f"{too_long}; `slipstream data cut` cuts them at pauses" if clip.length > room else None
+
+    def _row(self, rng: np.random.Generator) -> tuple[IntArray, IntArray, IntArray, BoolArray, float]:
+        T, rate, K = self.length, self.kind.rate, self.codebooks
+        codes_FK, clip = self._content(*next(self._clips(rng)), rng)
+        words = sorted(self._words(clip, 0.0, 1.0), key=lambda word: word.start)
+        # The first word begins in the first step in which one can: frames before it are cut, or silence is added.
+        lead = INITIAL_STEPS - (_frame(words[0].start, rate) if words else 0)
+        moved = [Word(word.text, word.start + lead / rate, word.end + lead / rate) for word in words]
+        canvas_FK = np.tile(np.array(self.kind.silence, np.int64), (T, 1))
+        laid = codes_FK[max(0, -lead) :][: T - max(0, lead)]
+        canvas_FK[max(0, lead) :][: len(laid)] = laid
+        frames = max(max(0, lead) + len(laid), math.ceil(moved[-1].end * rate) if moved else 0) + FINAL_FRAMES
+        text_T, asked_T = script_steps(moved, T, self.config, self.tokenizer)
+        frame_KT = np.arange(T) - self._delay_K[:, None]
+        audio_KT = np.where(frame_KT >= 0, np.take_along_axis(canvas_FK.T[:K], frame_KT.clip(0), axis=1), NO_TOKEN)
+        return text_T, asked_T, audio_KT, (frame_KT >= 0) & (frame_KT < frames), float(rng.random())
+
+
+def _frame(seconds: float, rate: float) -> int:
+    """The frame of a time; one that was computed as frame / rate can be a rounding error before its own frame."""
+    return math.floor(seconds * rate + 1e-6)
