@@ -1,8 +1,9 @@
-"""TLS on a server of two workers: sessions, requests, and reloads of the certificate."""
+"""TLS on a server of two workers: sessions, requests, reloads of the certificate, and handshakes that stop."""
 
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.server.http.test_uploads import wav
 from tests.workers.serving import Case, Serving, serving
 
 from slipstream.client import transcribe
+from slipstream.connections.limits import Limits
 from slipstream.server.run import Tls
 from slipstream.workers.worker import Settings
 
@@ -32,9 +34,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Serving]:
-    settings = Settings("127.0.0.1", tls=Tls(folder / "cert.pem", folder / "key.pem"), log_level="error")
+    tls, limits = Tls(folder / "cert.pem", folder / "key.pem"), Limits(handshake_seconds=2.0)
+    settings = Settings("127.0.0.1", tls=tls, limits=limits, log_level="error")
     with serving(Case(settings)) as running:
         yield running
+
+
+def test_a_handshake_that_never_finishes_is_cut_and_delays_no_other(server: Serving) -> None:
+    host, _, port = server.address.partition(":")
+    stopped = [socket.create_connection((host, int(port)), timeout=PATIENCE) for _ in range(CONNECTIONS)]
+    for client in stopped:
+        client.sendall(b"\x16\x03\x01")
+    assert b"first" in served_certificate(server.address)
+    for client in stopped:
+        assert client.recv(100) == b""
+        client.close()
 
 
 def test_sessions_and_requests_over_tls(server: Serving, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

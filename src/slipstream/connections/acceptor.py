@@ -15,8 +15,6 @@ from slipstream.connections.tally import LocalTally, Tally
 
 RESERVED_DESCRIPTORS = 128
 """File descriptors that connections leave free: for files, spooled uploads, and accepting sockets to refuse them."""
-HANDSHAKE_SECONDS = 10.0
-"""How long a TLS handshake may take."""
 
 TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 20\r\n\r\ntoo many connections"
 """The response to a connection beyond the limits of a listener for HTTP."""
@@ -76,8 +74,9 @@ class Acceptor:
         refused: Callable[[str], None],
         tls: ssl.SSLContext | None = None,
         refusal: bytes = TOO_MANY,
+        handshake_seconds: float = 10.0,
     ) -> None:
-        self._refusal = refusal
+        self._refusal, self._handshake_seconds = refusal, handshake_seconds
         self._listener, self._gate, self._tls = listener, gate, tls
         self._new_connection, self._refused = new_connection, refused
         self._connecting: set[asyncio.Task[None]] = set()
@@ -120,7 +119,7 @@ class Acceptor:
                 lambda: self._new_connection(left),
                 connection,
                 ssl=self._tls,
-                ssl_handshake_timeout=HANDSHAKE_SECONDS if self._tls else None,
+                ssl_handshake_timeout=self._handshake_seconds if self._tls else None,
             )
         except BaseException as error:
             connection.close()

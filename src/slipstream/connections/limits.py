@@ -22,8 +22,9 @@ class Limits:
     is 1: there are no alternatives.
 
     The server has at most `connections`, and `connections_per_address` of them from one IPv4 address or IPv6 /64
-    network. The head of a request may take `header_seconds` and `header_bytes`. Its body may take `body_seconds`, and
-    one more second per `body_bytes_per_second`. A step of the model over `step_seconds` counts as a hang.
+    network. A TLS handshake may take `handshake_seconds`. The head of a request may take `header_seconds` and
+    `header_bytes`. Its body may take `body_seconds`, and one more second per `body_bytes_per_second`. A step of the
+    model over `step_seconds` counts as a hang.
     """
 
     message_bytes: int = 4 << 20
@@ -46,6 +47,7 @@ class Limits:
     drain_seconds: float = 30.0
     connections: int = 4096
     connections_per_address: int = 1024
+    handshake_seconds: float = 10.0
     header_seconds: float = 10.0
     header_bytes: int = 32 << 10
     body_seconds: float = 20.0

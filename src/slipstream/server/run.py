@@ -200,7 +200,9 @@ class Server(uvicorn.Server):
         self.servers: list[Any] = []  # uvicorn closes them, and waits for them
         for listener in sockets or []:
             refused = partial(self._refuse, 503, "too many connections")
-            self.servers.append(Acceptor(listener, self._gate, self._new_connection, refused, self.config.ssl))
+            tls, seconds = self.config.ssl, self._service.limits.handshake_seconds
+            acceptor = Acceptor(listener, self._gate, self._new_connection, refused, tls, handshake_seconds=seconds)
+            self.servers.append(acceptor)
         if self._operations is not None:
             listener, access = self._operations
             app = create_operations_app(self._service, self._registry, access)

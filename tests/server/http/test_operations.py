@@ -241,10 +241,10 @@ def test_a_reload_takes_the_new_certificate_or_keeps_the_old(tmp_path: Path, cap
     assert re.fullmatch(r"reload failed: .*PEM lib.*: the old keys or certificate stay", message)
 
 
-def test_a_tls_handshake_that_stops_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slipstream.connections.acceptor.HANDSHAKE_SECONDS", 1.0)
+def test_a_tls_handshake_that_stops_is_closed(tmp_path: Path) -> None:
     certificate(tmp_path, "first")
-    with serving(tls=Tls(tmp_path / "cert.pem", tmp_path / "key.pem")) as running:
+    limits, tls = Limits(handshake_seconds=1.0), Tls(tmp_path / "cert.pem", tmp_path / "key.pem")
+    with serving(tls=tls, limits=limits) as running:
         host, _, port = running.address.partition(":")
         with socket.create_connection((host, int(port)), timeout=10) as client:
             client.sendall(b"\x16\x03\x01")
