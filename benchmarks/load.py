@@ -199,8 +199,7 @@ class Busy:
     @classmethod
     def now(cls, server: int) -> Busy:
         """The processor time of all so far. The first child of a parent is the engine, the others are workers."""
-        children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
-        engine, *workers = [cpu_seconds(int(child)) for child in children] or [0.0]
+        engine, *workers = [cpu_seconds(child) for child in children(server)] or [0.0]
         return cls(cpu_seconds(server) + engine + sum(workers), engine, sum(workers), time.process_time())
 
     def since(self, began: Busy) -> Busy:
@@ -340,6 +339,11 @@ def websocket_frame(payload: bytes) -> bytes:
 
 
 AUDIO_FRAME = websocket_frame(msgpack.packb({"type": "Audio", "pcm": [0.01] * FRAME_SAMPLES}, use_single_float=True))
+
+
+def children(process: int) -> list[int]:
+    """The processes that a process has started, oldest first (proc(5))."""
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 def cpu_seconds(process: int) -> float:

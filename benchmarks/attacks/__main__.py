@@ -33,7 +33,7 @@ from pathlib import Path
 
 import numpy as np
 from benchmarks.attacks import ATTACKS, Target
-from benchmarks.load import Client, connect, cpu_seconds, open_model, send_in_real_time
+from benchmarks.load import Client, children, connect, cpu_seconds, open_model, send_in_real_time
 
 from benchmarks import attacks
 from slipstream.connections.access import Access
@@ -285,8 +285,8 @@ def run_server(arguments: argparse.Namespace) -> None:
         if arguments.workers:
             settings = Settings("127.0.0.1", accept_any=True, operations_host="127.0.0.1", log_level="error")
             main = Listeners(listeners[""], listeners[METRICS], tcp)
-            started = partial(print, ports, flush=True)
-            asyncio.run(Parent([open_cost], arguments.workers, settings, main, started=lambda _: started()).run())
+            parent = Parent([open_cost], arguments.workers, settings, main, started=lambda _: print(ports, flush=True))
+            asyncio.run(parent.run())
             return
         opened = open_cost()
         engine = stack.enter_context(Engine(opened.runner, opened.format.tokenizer))
@@ -298,7 +298,7 @@ def run_server(arguments: argparse.Namespace) -> None:
 
 def processes(server: int) -> list[int]:
     """A server's process, and those that it has started."""
-    return [server, *map(int, Path(f"/proc/{server}/task/{server}/children").read_text().split())]
+    return [server, *children(server)]
 
 
 def resident_mib(server: int, field: str = "VmRSS") -> float:

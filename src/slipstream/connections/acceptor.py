@@ -74,7 +74,7 @@ class Acceptor:
         refused: Callable[[str], None],
         tls: ssl.SSLContext | None = None,
         refusal: bytes = TOO_MANY,
-        handshake_seconds: float = 10.0,
+        handshake_seconds: float | None = None,
     ) -> None:
         self._refusal, self._handshake_seconds = refusal, handshake_seconds
         self._listener, self._gate, self._tls = listener, gate, tls

@@ -22,7 +22,6 @@ from slipstream.data.sampler import RowSampler, TokenSampler
 from slipstream.data.speech_rows import SpeechSampler
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import CodecConfig
-from slipstream.model.text import Tokenizer
 from slipstream.nn.build import build_codec
 from slipstream.nn.decoder import WhisperDecoderLayer
 from slipstream.nn.layers import Transformer, TransformerLayer
@@ -119,12 +118,8 @@ def run_tts(options: TTSRun, report: Report = print) -> Path:
     """
     with _processes(options.run):
         lm, beside = start_speech(options)
-        packs, tokenizer = [Pack(path) for path in options.data.packs], Tokenizer(beside.tokenizer)
-        if tokenizer.vocab_size != beside.config.lm.text_vocab:
-            raise ConfigError(
-                f"{beside.tokenizer} has {tokenizer.vocab_size} tokens, the LM's text_vocab is "
-                f"{beside.config.lm.text_vocab}"
-            )
+        packs = [Pack(path) for path in options.data.packs]
+        tokenizer = open_tokenizer(beside.tokenizer, beside.config.lm)
         delay = beside.config.delay_steps
         rows = RowOptions(options.data, (delay, delay))
         sampler = SpeechSampler(packs, tokenizer, rows, beside.config, seed=options.run.seed)
@@ -260,7 +255,7 @@ def _run_whisper_joint(options: LMRun, report: Report, measure: Measure | None) 
         given = read_whisper(options.distil.teacher)
         teacher = Teacher(given, whisper, front_end, sampler.clean, dtype_of(options.run))
     if options.model.decoder is not None:
-        tokenizer = open_tokenizer(text, model.config.lm)
+        tokenizer = open_tokenizer(text.tokenizer, model.config.lm)
         languages = sorted({clip.language for pack in packs for clip in pack.clips})
         start_from(model, options.model.decoder, tokenizer, languages, teacher.mean() if teacher else None)
     old = old_model(model, options.loss, text.growth)
@@ -305,7 +300,8 @@ def _speech(options: CodecRun | LMRun, packs: list[Pack]) -> tuple[SpeechModel, 
     text = text_options(options.data, options.model)
     model = new_speech_model(options.model, text, len(phones), options.run.seed)
     rows = row_options(options.data, text, model.config.lm)
-    return model, RowSampler(packs, phones, open_tokenizer(text, model.config.lm), rows, seed=options.run.seed), text
+    tokenizer = open_tokenizer(text.tokenizer, model.config.lm)
+    return model, RowSampler(packs, phones, tokenizer, rows, seed=options.run.seed), text
 
 
 def _run_text(options: LMRun, report: Report, measure: Measure | None) -> Path:
@@ -324,7 +320,7 @@ def _run_text(options: LMRun, report: Report, measure: Measure | None) -> Path:
         start_audio_embeddings(lm, build_codec(config.codec, base.codec))
     packs = [Pack(path) for path in options.data.packs]
     rows = row_options(options.data, text, config.lm)
-    sampler = TokenSampler(packs, open_tokenizer(text, config.lm), rows, seed=options.run.seed)
+    sampler = TokenSampler(packs, open_tokenizer(text.tokenizer, config.lm), rows, seed=options.run.seed)
     old = old_lm(lm, options.loss, text.growth)
     task = TextTask(lm, sampler, options.loss, options.quantiser.codebook_dropout, old)
 

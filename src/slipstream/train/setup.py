@@ -106,11 +106,11 @@ def find_growth(old: Path, new: Path, model: ModelOptions) -> Growth | None:
     return Growth(old, new)
 
 
-def open_tokenizer(text: TextOptions, lm: LMConfig) -> Tokenizer:
+def open_tokenizer(path: Path, lm: LMConfig) -> Tokenizer:
     """The run's tokenizer. Raises `ConfigError` where the LM's vocabulary has another size."""
-    tokenizer = Tokenizer(text.tokenizer)
+    tokenizer = Tokenizer(path)
     if tokenizer.vocab_size != lm.text_vocab:
-        raise ConfigError(f"{text.tokenizer} has {tokenizer.vocab_size} tokens, the LM's text_vocab is {lm.text_vocab}")
+        raise ConfigError(f"{path} has {tokenizer.vocab_size} tokens, the LM's text_vocab is {lm.text_vocab}")
     return tokenizer
 
 
@@ -162,7 +162,7 @@ def wave_sampler(
     effects, noise, speed = wave_effects(data.augment_samples or SampleAugment())
     return WaveSampler(
         packs,
-        open_tokenizer(text, lm),
+        open_tokenizer(text.tokenizer, lm),
         row_options(data, text, lm),
         effects=effects,
         noise=noise,
