@@ -52,6 +52,13 @@ def one_stream() -> TTSConfig:
     return config.model_copy(update={"lm": lm, "second_stream_ahead": 0})
 
 
+def one_codebook() -> TTSConfig:
+    config = one_stream()
+    assert config.lm.depth is not None
+    depth = config.lm.depth.model_copy(update={"num_codebooks": 1, "schedule": (0,)})
+    return config.model_copy(update={"lm": config.lm.model_copy(update={"depth": depth})})
+
+
 CONFIGS = pytest.mark.parametrize("config", [two_streams(), one_stream()], ids=["two-streams", "one-stream"])
 
 
@@ -105,6 +112,18 @@ def test_a_row_is_what_a_speaker_reads(config: TTSConfig, pack: Pack) -> None:
             if read_T == text_T.tolist():
                 texts.append(one.text)
     assert sorted(texts) == sorted(one.text for one in CLIPS)
+
+
+@CONFIGS
+def test_a_word_that_nobody_reads_takes_no_step(config: TTSConfig, tmp_path: Path) -> None:
+    kind = PackKind("tokens", 4, 12.5, SILENCE)
+    brackets = replace(CLIPS[0], words=(("(", 0.08, 0.16), *CLIPS[0].words))
+    batches = []
+    for name, one in (("with", brackets), ("without", CLIPS[0])):
+        write_pack(tmp_path / name, kind, [(codes(0), one)])
+        batches.append(sampler_of(config, Pack(tmp_path / name)).batch(0, 2))
+    for field in SpeechBatch.__slots__:
+        np.testing.assert_array_equal(getattr(batches[0], field), getattr(batches[1], field))
 
 
 @CONFIGS
@@ -207,7 +226,9 @@ def test_a_model_learns_two_recordings_and_speaks_them(config: TTSConfig, pack: 
     valid = [line["valid_loss"] for line in log if "valid_loss" in line]
     assert losses[-1] < losses[0] / 10
     assert valid[1] < valid[0]
-    assert "pipeline_tag: text-to-speech" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "pipeline_tag: text-to-speech" in card
+    assert f"`{tmp_path / 'codec'}`, whose licence" in card
     with slipstream.load_speaker(folder, device="cpu", temperature=0, guidance=1) as speaker:
         options = SpeechOptions(padding_between=0, max_padding=20)
         spoken = [speaker.say(one.text, options=options) for one in CLIPS]  # style: allow
@@ -231,6 +252,18 @@ def test_the_run_in_the_guide_is_one(tmp_path: Path) -> None:
     assert parse_tts(dump_tts(config)).lm == run.model.lm
 
 
+def test_packs_can_have_the_codec_of_a_model_that_speaks(tmp_path: Path) -> None:
+    config = two_streams()
+    expected = build_codec(config.codec, speaking_model(config)[1]).state_dict()
+    found = load_codec(str(save_model(tmp_path / "base", config))).state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name])
+    (tmp_path / "base" / "config.json").write_text('{"dep_q": 0, "wrong": 1}')
+    with pytest.raises(ConfigError, match="wrong"):
+        load_codec(str(tmp_path / "base"))
+
+
 def test_a_run_continues_a_model(pack: Pack, tmp_path: Path) -> None:
     config = two_streams()
     base = save_model(tmp_path / "base", config)
@@ -250,6 +283,7 @@ def test_a_run_continues_a_model(pack: Pack, tmp_path: Path) -> None:
     [
         (small_tts_config(text_vocab=CARD - 1), "voices by embeddings"),
         (one_stream().model_copy(update={"multistream": True}), "codebooks of two speakers"),
+        (one_codebook(), "num_codebooks=1: a voice needs more than the 1 semantic"),
     ],
 )
 def test_a_model_that_needs_what_packs_do_not_hold_is_refused(config: TTSConfig, message: str, tmp_path: Path) -> None:
@@ -263,9 +297,14 @@ def test_a_model_that_needs_what_packs_do_not_hold_is_refused(config: TTSConfig,
 def test_recordings_that_cannot_be_learnt_are_left_out(pack: Pack, tmp_path: Path) -> None:
     kind = PackKind("tokens", 4, 12.5, SILENCE)
     untimed = replace(CLIPS[0], words=())
-    write_pack(tmp_path / "more", kind, [(codes(0), CLIPS[0]), (codes(1), untimed), (codes(2, 40), CLIPS[1])])
+    unread = replace(CLIPS[0], words=(("(:)", 0.1, 0.3),))
+    clips = [(codes(0), CLIPS[0]), (codes(1), untimed), (codes(2, 40), CLIPS[1]), (codes(3), unread)]
+    write_pack(tmp_path / "more", kind, clips)
     sampler = sampler_of(one_stream(), Pack(tmp_path / "more"))
-    assert [line.split(": ")[1][:20] for line in sampler.remarks()] == ["no word times; `slip", "longer than the 2.16"]
+    reasons = ["no word times; `slip", "longer than the 2.16", "no word that can be "]
+    assert [line.split(": ")[1][:20] for line in sampler.remarks()] == reasons
+    with pytest.raises(ConfigError, match=r"data\.seconds=0\.64 is too short: delays and silence take 1\.04 s"):
+        SpeechSampler([pack], tiny_tokenizer(), rows(0.64, {"read": 1.0}), one_stream())
     write_pack(tmp_path / "narrow", replace(kind, width=3, silence=SILENCE[:3]), [(codes(0)[:, :3], CLIPS[0])])
     with pytest.raises(ConfigError, match="hold 3 codebooks, the model writes 4"):
         sampler_of(one_stream(), Pack(tmp_path / "narrow"))

@@ -17,7 +17,7 @@ from slipstream.data.rows import RowOptions, Sampler
 from slipstream.errors import ConfigError
 from slipstream.events import Word
 from slipstream.model.numerics import NO_TOKEN, UNGENERATED
-from slipstream.model.script import Entry, ScriptMachine, ScriptReader, TokenIds
+from slipstream.model.script import Entry, ScriptMachine, ScriptReader, TokenIds, readable
 from slipstream.model.text import Tokenizer
 from slipstream.model.tts_config import TTSConfig
 
@@ -93,14 +93,25 @@ class SpeechSampler(Sampler):
         """Rows `first_row` to `first_row + rows`."""
         drawn = [self._row(np.random.default_rng((self.seed, n))) for n in range(first_row, first_row + rows)]
         text, asked, audio, known, draw = zip(*drawn, strict=True)
-        return SpeechBatch(np.stack(text), np.stack(asked), np.stack(audio), np.stack(known), np.array(draw))
+        return SpeechBatch(
+            np.stack(text), np.stack(asked), np.stack(audio), np.stack(known), np.array(draw, np.float32)
+        )
 
     def _unusable(self, clip: Clip) -> str | None:
         if not clip.words:
             return "no word times; `slipstream data align` finds them"
-        room = self.length - int(self._delay_K.max()) - INITIAL_STEPS - FINAL_FRAMES
+        if not self._words(clip, 0.0, 1.0):
+            return "no word that can be read aloud"
+        around = int(self._delay_K.max()) + INITIAL_STEPS + FINAL_FRAMES
+        room = self.length - around
+        if room <= 0:
+            taken = f"delays and silence take {around / self.kind.rate:g} s"
+            raise ConfigError(f"data.seconds={self.data.seconds:g} is too short: {taken}")
         too_long = f"longer than the {room / self.kind.rate:g} s that a row of {self.data.seconds:g} s has room for"
         return f"{too_long}; `slipstream data cut` cuts them at pauses" if clip.length > room else None
+
+    def _words(self, clip: Clip, start: float, factor: float) -> list[Word]:
+        return [word for word in super()._words(clip, start, factor) if readable(word.text).strip()]
 
     def _row(self, rng: np.random.Generator) -> tuple[IntArray, IntArray, IntArray, BoolArray, float]:
         T, rate, K = self.length, self.kind.rate, self.codebooks

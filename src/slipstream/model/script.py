@@ -188,6 +188,16 @@ _LONGEST_TAG = MAX_TAG + len("<break ") + 1  # a line end may follow it
 _REPLACED = str.maketrans({"\u2019": "'", ":": " ", "(": None, ")": None})
 
 
+def readable(text: str) -> str:
+    """A text as words are cut from it: without what a speaker does not read.
+
+    Example:
+        >>> readable("(one)")
+        'one'
+    """
+    return text.translate(_REPLACED)
+
+
 @dataclass
 class ScriptReader:
     """Cuts text into the entries of a script, however it arrives.
@@ -220,7 +230,7 @@ class ScriptReader:
     def feed(self, text: str) -> list[Entry]:
         """Add text, and return the entries that are complete: a word ends with white space or a tag."""
         begin = max(0, len(self._rest) - _LONGEST_TAG)  # before that, the rest has no white space and no tag
-        self._rest += text.translate(_REPLACED)
+        self._rest += readable(text)
         return list(self._complete(self._rest, last=False, begin=begin))
 
     def end(self) -> list[Entry]:

@@ -125,9 +125,11 @@ def run_tts(options: TTSRun, report: Report = print) -> Path:
         sampler = SpeechSampler(packs, tokenizer, rows, beside.config, seed=options.run.seed)
         task = SpeakTask(lm, sampler, options.loss, options.condition_dropout)
 
+        start = options.model.base or options.model.codec
+
         def export(folder: Path) -> None:
             export_speech(lm, beside, folder)
-            write_card(folder, packs, options.data.weights, options.model.base, "text-to-speech")
+            write_card(folder, packs, options.data.weights, start, "text-to-speech")
 
         check = _check(options, task, sampler, export=export)
         _run(task, options.run, report, sampler.remarks(), check)

@@ -258,7 +258,8 @@ class Trainer:
             raise CheckpointError(
                 f"step {taken.step}, {where}: the loss is {numbers['loss']:g} and the norm of its gradient "
                 f"{numbers['gradient']:g}. {self.path} is of the last good checkpoint: resume from it with a lower "
-                "run.learning_rate, or look at these rows: --check --row N writes them as audio"
+                "run.learning_rate, or look at these rows: `--check --row N` of `train codec` and `train lm` writes "
+                "them as audio"
             )
         for name, value in (numbers | {"rate": taken.rate}).items():
             self.sums[name] += value

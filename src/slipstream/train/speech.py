@@ -20,10 +20,11 @@ from slipstream.bundle import ModelBundle
 from slipstream.checkpoints.checkpoint import read_codec
 from slipstream.checkpoints.mimi import parse_codec
 from slipstream.checkpoints.sources import find_place
+from slipstream.checkpoints.speech import resolve_speech
 from slipstream.checkpoints.tensors import Array, read_tensors, write_tensors
 from slipstream.data.aligner import Aligner
 from slipstream.data.phones import PhoneInventory
-from slipstream.errors import CheckpointError
+from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import CodecConfig
 from slipstream.nn.build import build_codec, to_tensor
 from slipstream.schema import read_json
@@ -94,11 +95,18 @@ def load_aligner(start: str) -> Aligner:
 
 
 def find_codec(start: str) -> tuple[Sequence[Path], CodecConfig]:
-    """The codec of a model, or one that is alone in its folder."""
+    """The codec of a speech-to-text or text-to-speech model, or one that is alone in its folder."""
     weights, shapes = (Path(start) / name for name in CODEC_FILES)
     if shapes.is_file() and not (Path(start) / "config.json").is_file():
         return [weights], parse_codec(read_json(shapes))
-    bundle = ModelBundle.resolve(start)
+    try:
+        bundle = ModelBundle.resolve(start)
+    except ConfigError as error:
+        try:
+            speech = resolve_speech(start)
+        except ConfigError:
+            raise error from None
+        return [speech.codec], speech.config.codec
     return bundle.sources.codec, bundle.config.codec
 
 

@@ -137,5 +137,11 @@ def _check_trainable(config: TTSConfig) -> None:
             "a model with voices by embeddings (cross-attention), or with the codebooks of two speakers, cannot be "
             "trained: packs hold neither; use an LM without cross_attention"
         )
+    assert config.lm.depth is not None
+    if config.lm.depth.num_codebooks <= (semantic := config.codec.num_semantic):
+        raise ConfigError(
+            f"model.lm.depth.num_codebooks={config.lm.depth.num_codebooks}: a voice needs more than the {semantic} "
+            "semantic codebooks"
+        )
     if any(c.name == "cfg" for c in config.lm.conditioners):
         raise ConfigError("a model whose guidance is distilled (conditioner cfg) cannot be trained: leave cfg out")
