@@ -166,6 +166,7 @@ class AsyncStream(BaseStream[Coroutine[Any, Any, None]]):
     def __init__(self, socket: ClientConnection, resumption: Resumption | None = None) -> None:
         super().__init__(resumption)
         self._socket = socket
+        self._closing = False
 
     def close(self) -> None:
         """Close the stream immediately, without its remaining text and without waiting for the server."""
@@ -183,6 +184,19 @@ class AsyncStream(BaseStream[Coroutine[Any, Any, None]]):
             return await self._socket.recv()
         except ConnectionClosed as closed:
             raise _closed(closed) from closed
+        except ConcurrencyError:
+            if not self._closing:
+                raise
+            raise ServerError("the stream was closed") from None
+
+    async def _close(self) -> None:
+        """Close the connection; its unread messages would delay the server's part of the close handshake."""
+        self._closing = True
+        closing = asyncio.create_task(self._socket.close())
+        with suppress(ConnectionClosed, ConcurrencyError):  # or another task reads
+            while True:
+                await self._socket.recv()
+        await closing
 
     async def _send(self, message: bytes | str) -> None:
         try:
@@ -207,7 +221,7 @@ class Stream(BaseStream[None]):
 
     def close(self) -> None:
         """Close the stream immediately, without its remaining text."""
-        self._portal.call(_close, self._stream._socket)
+        self._portal.call(self._stream._close)
 
     def __iter__(self) -> Iterator[StreamEvent]:
         while True:
@@ -259,10 +273,11 @@ async def open_async_stream(
         )
     except (OSError, InvalidHandshake, InvalidURI) as error:
         raise _refused(url, error) from error
+    stream = AsyncStream(socket, resumption)
     try:
-        yield AsyncStream(socket, resumption)
+        yield stream
     finally:
-        await _close(socket)
+        await stream._close()
 
 
 @contextmanager
@@ -340,15 +355,6 @@ def transcribe(
 
 # No deadline for the pong: a ping waits behind audio that a busy server has not read yet.
 _OPTIONS: dict[str, Any] = {"max_size": 1 << 20, "compression": None, "ping_timeout": None}
-
-
-async def _close(socket: ClientConnection) -> None:
-    """Close a socket; its unread messages would delay the server's part of the close handshake."""
-    closing = asyncio.create_task(socket.close())
-    with suppress(ConnectionClosed, ConcurrencyError):  # or another task reads
-        while True:
-            await socket.recv()
-    await closing
 
 
 def _send_all(stream: Stream, pieces: Iterable[npt.ArrayLike]) -> None:

@@ -90,6 +90,21 @@ def test_an_error_of_the_recording_is_raised() -> None:
         wait_for(lambda: running.engine.active == 0)
 
 
+def test_reading_a_stream_that_is_being_closed_is_an_error() -> None:
+    async def client(address: str) -> None:
+        async with open_async_stream(address) as stream:
+            events = aiter(stream)
+            await anext(events)
+            closing = asyncio.create_task(stream._close())
+            await asyncio.sleep(0)  # it waits for the server
+            with pytest.raises(ServerError, match=r"^the stream was closed$"):
+                await anext(events)
+            await closing
+
+    with serving() as running:
+        asyncio.run(client(running.http))
+
+
 def test_restart_in_the_plain_dialect() -> None:
     with serving() as running, open_stream(running.http) as stream:
         stream.send(speech(seed=4, words=20))
