@@ -312,8 +312,13 @@ def lm_config(**changes: object) -> LMConfig:
     return LMConfig.model_validate(fields | changes)
 
 
-def decoder_lm_config(**changes: object) -> LMConfig:
-    """Return a small Whisper decoder as the LM, whose text and audio rings wrap early. `changes`: its fields."""
+def decoder_lm_config(vectors: int = 1, **changes: object) -> LMConfig:
+    """Return a small Whisper decoder as the LM, whose text and audio rings wrap early.
+
+    Args:
+        vectors: Vectors per frame that it attends to.
+        changes: Fields of `LMConfig`.
+    """
     fields: dict[str, object] = {
         "transformer": TransformerConfig(
             dim=24,
@@ -328,7 +333,7 @@ def decoder_lm_config(**changes: object) -> LMConfig:
         ),
         "text_vocab": 8,  # so few that PAD and the mark of a word come often
         "conditioners": (),
-        "whisper": WhisperDecoderConfig(audio_context=7, prefix=2, num_positions=11),
+        "whisper": WhisperDecoderConfig(audio_context=7, prefix=2, num_positions=11, vectors=vectors),
     }
     return lm_config(**fields | changes)
 
@@ -337,13 +342,13 @@ CODECS = {"waveform": codec_config(), "log-mel": mel_codec_config(), "whisper": 
 """A small codec with each kind of encoder."""
 
 
-def small_config(*, codec: str = "waveform", decoder: bool = False, **lm_changes: object) -> STTConfig:
+def small_config(*, codec: str = "waveform", decoder: bool = False, **lm_changes: Any) -> STTConfig:
     """Return a small model.
 
     Args:
         codec: A name in `CODECS`.
         decoder: Whether the LM is a Whisper decoder.
-        lm_changes: Fields of `LMConfig`.
+        lm_changes: Fields of `LMConfig`; of a decoder also `vectors`.
     """
     return STTConfig(
         codec=CODECS[codec],

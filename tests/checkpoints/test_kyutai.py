@@ -92,14 +92,19 @@ def test_a_model_can_have_a_calibration() -> None:
         parse_kyutai(raw)
 
 
-@given(heads=st.integers(1, 20), half=st.integers(1, 40), ffn_dim=st.integers(1, 20_000))
-def test_a_whisper_decoder_is_read_back_as_it_was_written(heads: int, half: int, ffn_dim: int) -> None:
+@given(
+    heads=st.integers(1, 20), half=st.integers(1, 40), ffn_dim=st.integers(1, 20_000), vectors=st.sampled_from([1, 4])
+)
+def test_a_whisper_decoder_is_read_back_as_it_was_written(heads: int, half: int, ffn_dim: int, vectors: int) -> None:
     size = {"dim": heads * half * 2, "num_heads": heads, "ffn_dim": ffn_dim}
     shape = decoder_lm_config().transformer.model_copy(update=size)
-    config = stt_config(codec="whisper", decoder=True, transformer=shape)
+    config = stt_config(codec="whisper", decoder=True, transformer=shape, vectors=vectors)
     raw = json.loads(json.dumps([dump_kyutai(config), dump_codec(config.codec)]))
-    assert raw[0]["whisper"] == {"audio_context": 7, "prefix": 2, "num_positions": 11}
+    assert raw[0]["whisper"] == {"audio_context": 7, "prefix": 2, "num_positions": 11, "vectors": vectors}
     assert parse_kyutai(*raw) == config
+    if vectors == 1:  # a file of an older version
+        del raw[0]["whisper"]["vectors"]
+        assert parse_kyutai(*raw) == config
 
 
 def test_errors_in_a_whisper_decoder_are_named() -> None:
@@ -107,6 +112,7 @@ def test_errors_in_a_whisper_decoder_are_named() -> None:
     for wrong, message in (
         ({"audio_contxt": 7}, "audio_contxt"),
         ({"prefix": 0}, "whisper: prefix must be greater than 0, not 0"),
+        ({"vectors": 17}, "whisper: vectors must be less than or equal to 16, not 17"),
         ({"prefix": 11, "num_positions": 11}, "num_positions=11 must be more than prefix=11"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -41,3 +41,4 @@ def test_a_decoder_has_a_ring_of_text_and_one_of_audio() -> None:
     codec = stream_bytes(small_config()) - 2 * 2 * 42 * 7 * 2
     assert stream_bytes(config) == codec + 2 * 2 * 24 * (5 + 7) * 2
     assert stream_bytes(config, int8=True) == codec + 2 * 2 * (24 + 4 * 3) * (5 + 7)
+    assert stream_bytes(small_config(decoder=True, vectors=4)) == codec + 2 * 2 * 24 * (5 + 4 * 7) * 2

@@ -12,13 +12,17 @@ from slipstream.model.config import PAD_ID, WORD_ID, WhisperDecoderConfig  # noq
 from slipstream.model.names import lm_shapes  # noqa: E402
 from slipstream.nn.build import build_lm  # noqa: E402
 from slipstream.nn.lm import LM  # noqa: E402
+from slipstream.nn.ring import RingFormat  # noqa: E402
 from slipstream.nn.state import Savepoints, commit  # noqa: E402
 
 A, B = 5, 6  # tokens of text
 
 
-def make(audio_context: int = 7, **changes) -> LM:
-    whisper = WhisperDecoderConfig(audio_context=audio_context, prefix=2, num_positions=11)
+vectors_per_frame = pytest.mark.parametrize("vectors", [1, 4])
+
+
+def make(audio_context: int = 7, vectors: int = 1, **changes) -> LM:
+    whisper = WhisperDecoderConfig(audio_context=audio_context, prefix=2, num_positions=11, vectors=vectors)
     config = decoder_lm_config(whisper=whisper, **changes)
     weights = random_weights(lm_shapes(config))
     return build_lm(config, weights)
@@ -47,8 +51,9 @@ def stream(lm: LM, text, audio, state=None):
 
 
 @torch.inference_mode()
-def test_streaming_equals_offline_past_the_wraps():
-    lm = make()
+@vectors_per_frame
+def test_streaming_equals_offline_past_the_wraps(vectors: int):
+    lm = make(vectors=vectors)
     text, audio = tokens(lm, 80)
     assert ((text != PAD_ID) & (text != WORD_ID)).sum(dim=1).min() > 20, "the positions must repeat"
     whole, state = lm(text, audio)
@@ -98,8 +103,33 @@ def test_positions_start_at_the_first_number_and_repeat():
 
 
 @torch.inference_mode()
-def test_a_frame_counts_by_its_age():
-    lm, narrow = make(), make(audio_context=3)
+@pytest.mark.parametrize("align", [1, 10])
+def test_a_ring_of_any_capacity_holds_the_vectors(align: int):
+    lm = make(vectors=3)
+    text, audio = tokens(lm, 80)
+    state = lm.init_state(2, rings=RingFormat(align=align))
+    assert state["audio"]["ring"].capacity == {1: 21, 10: 30}[align]
+    torch.testing.assert_close(stream(lm, text, audio, state)[0], lm(text, audio)[0], atol=5e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_equal_vectors_of_a_frame_are_as_one():
+    lm, four = make(), make(vectors=4)
+    weights = lm.state_dict()
+    weights["transformer.spread.weight"] = torch.eye(24).repeat(4, 1)
+    weights["transformer.spread.bias"] = torch.zeros(4 * 24)
+    four.load_state_dict(weights)
+    text, audio = tokens(lm, 30)
+    torch.testing.assert_close(four(text, audio)[0], lm(text, audio)[0], atol=5e-5, rtol=1e-4)
+    # Another third vector counts, for as long as its frame is seen.
+    four.transformer.spread.weight[48:72] *= -1
+    assert (four(text, audio)[0] - lm(text, audio)[0]).abs().amax(dim=(0, 2)).min() > 1e-3
+
+
+@torch.inference_mode()
+@vectors_per_frame
+def test_a_frame_counts_by_its_age(vectors: int):
+    lm, narrow = make(vectors=vectors), make(audio_context=3, vectors=vectors)
     for layer, other in zip(lm.transformer.layers, narrow.transformer.layers, strict=True):
         layer.age[:, :3] = other.age
         layer.age[:, 3:] = -1e4
@@ -109,8 +139,9 @@ def test_a_frame_counts_by_its_age():
     torch.testing.assert_close(lm(text, audio)[0], narrow(text, audio)[0])
 
 
-def test_everything_learns_and_gradients_do_not_change_the_output():
-    lm = make()
+@vectors_per_frame
+def test_everything_learns_and_gradients_do_not_change_the_output(vectors: int):
+    lm = make(vectors=vectors)
     text, audio = tokens(lm, 30)
     plain, _ = lm(text, audio)
     lm.requires_grad_()
@@ -124,9 +155,10 @@ def test_everything_learns_and_gradients_do_not_change_the_output():
 
 @torch.inference_mode()
 @pytest.mark.parametrize("before", [5, 40])
-def test_a_savepoint_takes_back_what_later_steps_overwrite(before: int):
+@vectors_per_frame
+def test_a_savepoint_takes_back_what_later_steps_overwrite(before: int, vectors: int):
     shape = decoder_lm_config().transformer.model_copy(update={"context": 12})
-    lm = make(audio_context=15, transformer=shape)
+    lm = make(audio_context=15, vectors=vectors, transformer=shape)
     text, audio = tokens(lm, before + 30)
     whole, _ = lm(text, audio)
     _, state = stream(lm, text[:, :before], audio[..., :before])
@@ -146,7 +178,9 @@ def test_it_advances_by_one_step_at_a_time():
         make().init_state(1, max_step=2)
 
 
-def test_its_tensors_are_the_canon():
+@vectors_per_frame
+def test_its_tensors_are_the_canon(vectors: int):
+    config = decoder_lm_config(vectors)
     with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in LM(decoder_lm_config()).state_dict().items()}
-    assert shapes == lm_shapes(decoder_lm_config())
+        shapes = {name: tuple(tensor.shape) for name, tensor in LM(config).state_dict().items()}
+    assert shapes == lm_shapes(config)

@@ -123,7 +123,7 @@ def test_a_ring_saved_with_fewer_columns_leaves_the_others_alone():
 @both_kinds
 def test_rows_are_reset_by_a_mask(form: dict[str, bool], kernels: bool):
     """The same as writing the fresh state into these slots, in a batch of the slots 2 and 0."""
-    fresh = {"tail": torch.ones(1, 2), "ring": read_slot(ring(1, **form), 0, columns=1)}
+    fresh = {"tail": torch.ones(1, 2), "ring": read_slot(ring(1, **form), 0, steps=1)}
     state = {"tail": torch.zeros(3, 2), "ring": ring(kernels=kernels, **form)}
     expected = {"tail": torch.tensor([[1.0, 1], [0, 0], [0, 0]]), "ring": state["ring"].map(torch.clone)}
     write_slots(expected["ring"], torch.tensor([0]), fresh["ring"])

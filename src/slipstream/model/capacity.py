@@ -103,7 +103,7 @@ def stream_bytes(config: STTConfig, lm_bytes: int = 2, *, int8: bool = False, al
     else:
         codec_bytes = _ring_bytes(codec.transformer, codec.stride, 4, align)
     lm = config.lm
-    contexts = [lm.transformer.context] + ([lm.whisper.audio_context] if lm.whisper else [])
+    contexts = [lm.transformer.context] + ([lm.whisper.audio_columns] if lm.whisper else [])
     shapes = (lm.transformer.model_copy(update={"context": context}) for context in contexts)
     return codec_bytes + sum(_ring_bytes(shape, 1, 1 if int8 else lm_bytes, align, scales=int8) for shape in shapes)
 

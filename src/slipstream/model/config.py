@@ -261,11 +261,19 @@ class WhisperDecoderConfig(Config):
         audio_context: Frames that a step sees, including its own.
         prefix: Learnt keys and values before the text, which all steps see: those of Whisper's prompt.
         num_positions: Learnt positions of prefix and text; a stream repeats those after the prefix.
+        vectors: Vectors per frame that a step attends to, all of the frame's age. With more than one, a linear layer
+            computes them from the frame's embedded audio.
     """
 
     audio_context: Positive = 150
     prefix: Positive = 4
     num_positions: Positive = 448
+    vectors: Annotated[int, Field(ge=1, le=16)] = 1
+
+    @property
+    def audio_columns(self) -> int:
+        """Vectors of audio that a step sees."""
+        return self.audio_context * self.vectors
 
     def position(self, token: Any) -> Any:
         """The position of a stream's token, counted from 0. Takes numbers and the tensors of any array library."""

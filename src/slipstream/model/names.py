@@ -25,6 +25,8 @@ def lm_shapes(config: LMConfig) -> Shapes:
     if config.whisper:
         decoder = whisper_decoder_shapes(config.transformer, config.whisper.num_positions)
         shapes |= {f"transformer.{name}": shape for name, shape in decoder.items()}
+        if (vectors := config.whisper.vectors) > 1:
+            shapes |= {"transformer.spread.weight": (vectors * D, D), "transformer.spread.bias": (vectors * D,)}
         for i in range(config.transformer.num_layers):
             heads, head_dim = config.transformer.num_heads, config.transformer.head_dim
             shapes[f"transformer.layers.{i}.age"] = (heads, config.whisper.audio_context)

@@ -58,7 +58,7 @@ class Streaming(ABC):
             raise ValueError(f"batch_size={batch_size}: expected at least 1")
         self._streams = Streams(
             state=self._init_state(batch_size),
-            fresh=read_slot(self._init_state(1), 0, columns=0),
+            fresh=read_slot(self._init_state(1), 0, steps=0),
             exec_mask=torch.ones(batch_size, dtype=torch.bool, device=self._device),
         )
         stack = ExitStack()

@@ -1,11 +1,11 @@
 """Whisper's text decoder as the LM of a stream.
 
 A step has one text position and one audio frame. Each layer attends to a learnt prefix and the tokens so far, then to
-the last frames, by content and by their age. A step without a new token repeats the last one: it has the same text
-position, and its keys and values replace those of the step before. So the decoder reads text as Whisper's does, however
-long the pauses are.
+the vectors of the last frames, by content and by the age of the frame. A step without a new token repeats the last one:
+it has the same text position, and its keys and values replace those of the step before. So the decoder reads text as
+Whisper's does, however long the pauses are.
 
-Shapes: B slots, T steps, D width, H heads, C ring columns, N frames that a step sees.
+Shapes: B slots, T steps, D width, H heads, C ring columns, V vectors per frame, N frames that a step sees.
 """
 
 from __future__ import annotations
@@ -26,13 +26,17 @@ from slipstream.nn.whisper import WhisperAttention, WhisperFeedForward
 
 
 class _Places(NamedTuple):
-    """Where the steps are: columns that they write, and what each query may see (`[B, 1, T, C]`, added to scores)."""
+    """Where the steps are: columns that they write, and what each query may see (`[B, 1, T, C]`, added to scores).
+
+    `audio_mask` and `ages_BTC` have an entry for every `keys_each` keys of the audio.
+    """
 
     text_columns_BT: Tensor
     text_mask: Tensor
     audio_columns_BT: Tensor
     audio_mask: Tensor
     ages_BTC: Tensor
+    keys_each: int
 
 
 class WhisperDecoderLayer(nn.Module):
@@ -63,6 +67,8 @@ class WhisperDecoderLayer(nn.Module):
         keys = _keys(self.cross, audio_BTD, at.audio_columns_BT, audio_ring)
         # [H, B, T, C] -> [B, H, T, C]
         mask = at.audio_mask + self.age[:, at.ages_BTC].transpose(0, 1).to(x_BTD.dtype)
+        if at.keys_each > 1:
+            mask = mask.repeat_interleave(at.keys_each, dim=-1)
         x_BTD = x_BTD + self.cross.output(attend(self.cross.queries(self.norm2(x_BTD)), *keys, mask))
         return x_BTD + cast(Tensor, self.ffn(self.norm3(x_BTD)))
 
@@ -70,7 +76,7 @@ class WhisperDecoderLayer(nn.Module):
 class WhisperDecoder(nn.Module):
     """A stack of layers.
 
-    The state is the last text, the ring of text with the position of that text, and that of audio with the next frame.
+    The state is the last text, the ring of text with the position of that text, and that of audio with the next vector.
     A stream that is not to advance must read text: the step then writes the next column, which nothing sees yet.
     """
 
@@ -79,6 +85,8 @@ class WhisperDecoder(nn.Module):
         assert config.whisper is not None
         self.config, self.whisper = config.transformer, config.whisper
         self.positions = nn.Parameter(torch.zeros(config.whisper.num_positions, config.transformer.dim))
+        dim, vectors = config.transformer.dim, config.whisper.vectors
+        self.spread = nn.Linear(dim, vectors * dim) if vectors > 1 else None
         self.layers = nn.ModuleList(WhisperDecoderLayer(config) for _ in range(config.transformer.num_layers))
 
     def init_state(self, batch: int, max_step: int, rings: RingFormat | None = None) -> dict[str, State]:
@@ -97,7 +105,8 @@ class WhisperDecoder(nn.Module):
             return {"position": number(position), "ring": made}
 
         # A step writes the column of the last text position, or the next one, which a spare column keeps free.
-        text, audio = ring(-1, config.context + 1, step=2), ring(0, self.whisper.audio_context, step=1)
+        text = ring(-1, config.context + 1, step=2)
+        audio = ring(0, self.whisper.audio_columns, step=self.whisper.vectors)
         return {"held": number(PAD_ID), "text": text, "audio": audio}
 
     def forward(
@@ -131,10 +140,12 @@ class WhisperDecoder(nn.Module):
             position_BT,
             _mask(heard[None], audio_BTD.dtype),
             age_TT.clamp(0, self.whisper.audio_context - 1)[None],
+            self.whisper.vectors,
         )
         if first_B is not None:
             position_BT = position_BT + first_B[:, None]
         x_BTD = self._embed(text_BT, held_BT, position_BT, embedding, audio_BTD.dtype)
+        audio_BTD = self._vectors(audio_BTD)
         for layer in self.layers:
             x_BTD = layer(x_BTD, audio_BTD, places, None, None)
         return x_BTD, None
@@ -142,31 +153,42 @@ class WhisperDecoder(nn.Module):
     def _step(
         self, text_B1: Tensor, embedding: nn.Module, audio_B1D: Tensor, state: dict[str, State]
     ) -> tuple[Tensor, State]:
-        (text, last_B), (audio, frame_B) = (
+        V = self.whisper.vectors
+        (text, last_B), (audio, next_B) = (
             cast("tuple[Ring, Tensor]", unpack(state[name])) for name in ("text", "audio")
         )
         new_B1 = is_text(text_B1)
         held_B1 = torch.where(new_B1, text_B1, cast(Tensor, state["held"])[:, None])
         position_B1 = last_B[:, None] + new_B1
-        frame_B1 = frame_B[:, None]
+        vector_BV = next_B[:, None] + torch.arange(V, device=text_B1.device)
+        frame_B1 = next_B[:, None] // V
         text_keys_BC = ring_keys(position_B1, torch.arange(text.capacity, device=text_B1.device))
-        audio_keys_BC = ring_keys(frame_B1, torch.arange(audio.capacity, device=text_B1.device))
+        audio_keys_BC = ring_keys(vector_BV[:, -1:], torch.arange(audio.capacity, device=text_B1.device)) // V
         ages_B1C = (frame_B1 - audio_keys_BC)[:, None]
         places = _Places(
             position_B1 % text.capacity,
             _mask(sees(position_B1[..., None], text_keys_BC[:, None], self.config.context), audio_B1D.dtype),
-            frame_B1 % audio.capacity,
+            vector_BV % audio.capacity,
             _mask(sees(frame_B1[..., None], audio_keys_BC[:, None], self.whisper.audio_context), audio_B1D.dtype),
             ages_B1C.clamp(0, self.whisper.audio_context - 1),
+            1,
         )
+        audio_BVD = self._vectors(audio_B1D)
         x_B1D = self._embed(text_B1, held_B1, position_B1, embedding, audio_B1D.dtype)
         for i, layer in enumerate(self.layers):
-            x_B1D = layer(x_B1D, audio_B1D, places, text.layer(i), audio.layer(i))
+            x_B1D = layer(x_B1D, audio_BVD, places, text.layer(i), audio.layer(i))
         rings: dict[str, State] = {
             "text": {"position": position_B1[:, 0], "ring": text},
-            "audio": {"position": frame_B + 1, "ring": audio},
+            "audio": {"position": next_B + V, "ring": audio},
         }
         return x_B1D, {"held": held_B1[:, 0], **rings}
+
+    def _vectors(self, audio_BTD: Tensor) -> Tensor:
+        """What the layers attend to, `[B, T * V, D]`, from the embedded audio of T frames."""
+        if self.spread is None:
+            return audio_BTD
+        vectors: Tensor = self.spread(audio_BTD).unflatten(-1, (self.whisper.vectors, -1)).flatten(1, 2)
+        return vectors
 
     def _embed(
         self, text_BT: Tensor, held_BT: Tensor, position_BT: Tensor, embedding: nn.Module, dtype: torch.dtype

@@ -38,8 +38,8 @@ def first_slots(state: State, slots_R: Tensor) -> State:
     return _map(state, lambda tail: tail[:count], first)
 
 
-def read_slot(state: State, slot: int, columns: int | None = None, device: str | None = None) -> State:
-    """Copy one slot's state, as a batch of one; of each ring only the first `columns`, where given."""
+def read_slot(state: State, slot: int, steps: int | None = None, device: str | None = None) -> State:
+    """Copy one slot's state, as a batch of one; of each ring only the columns of the first `steps`, where given."""
 
     def copy(tensor: Tensor) -> Tensor:
         return tensor.to(device or tensor.device, copy=True)
@@ -47,7 +47,10 @@ def read_slot(state: State, slot: int, columns: int | None = None, device: str |
     return _map(
         state,
         lambda tail: copy(tail[slot : slot + 1]),
-        lambda ring: ring.map(lambda buffer: copy(buffer[:, slot : slot + 1, :, :columns]), slots_R=None),
+        lambda ring: ring.map(
+            lambda buffer: copy(buffer[:, slot : slot + 1, :, : None if steps is None else steps * ring.step]),
+            slots_R=None,
+        ),
     )
 
 

@@ -331,8 +331,8 @@ class TorchRunner(BaseRunner):
         # The codec has no positions yet.
         return {
             **({"condition": state["condition"]} if "condition" in state else {}),
-            "codec": read_slot(state["codec"], 0, columns=0),
-            "lm": read_slot(state["lm"], 0, columns=1),
+            "codec": read_slot(state["codec"], 0, steps=0),
+            "lm": read_slot(state["lm"], 0, steps=1),
             "text": state["text"],
         }
 
