@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.train import world
 
 from slipstream.data.augment import RowNoise, WaveAugment
@@ -23,12 +24,13 @@ from slipstream.model.numerics import NO_TOKEN
 from slipstream.model.text import Tokenizer
 from slipstream.nn.whisper import WhisperEncoder
 from slipstream.train.distil import Distilled, DistilTask, Teacher
-from slipstream.train.joint import WhisperJointTask, masked
+from slipstream.train.joint import WhisperJointTask, frame_features, masked
 from slipstream.train.keep import old_model
 from slipstream.train.loop import Trainer
 from slipstream.train.model import SpeechModel
 from slipstream.train.optim import Optimizer
 from slipstream.train.options import LossOptions, QuantiserOptions, RunOptions
+from slipstream.train.whisper_start import start_spread
 
 WHISPER = WhisperConfig(n_mels=80, dim=32, num_heads=2, num_layers=2, ffn_dim=64, context=20, lookahead=4)
 CLEAN = WaveAugment(reverb=0, noise=0, telephone=0, clip=0, gain=0)
@@ -136,6 +138,27 @@ def decoder_config() -> STTConfig:
     shape = {"norm": "layer_norm", "gated": False, "positions": "none", "context": 8}
     changes = {"transformer": base.lm.transformer.model_copy(update=shape), "whisper": WhisperDecoderConfig()}
     return base.model_copy(update={"lm": base.lm.model_copy(update=changes)})
+
+
+@torch.no_grad()
+def test_vectors_start_nearer_to_the_features_than_a_mean_for_each_frame(pack: Pack, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = decoder_config()
+    shape = whole.lm.transformer.model_copy(update={"dim": WHISPER.dim, "num_heads": 2})
+    lm = whole.lm.model_copy(update={"transformer": shape, "whisper": WhisperDecoderConfig(vectors=4)})
+    model = SpeechModel(whole.model_copy(update={"lm": lm}), 3)
+    options = world.rows(3.2, {"chords": 1.0}, sentences=["Two three!"], text_share=0.3)
+    rows = WaveSampler([pack], Tokenizer(world.tokenizer(tmp_path)), options, effects=CLEAN, noise=QUIET, speed=1.0)
+    features_NF = frame_features(model, rows)
+    audible = sum(not rows.batch(n, 1).textual_B[0] for n in range(64))
+    assert 30 < audible < 64
+    assert features_NF.shape == (audible * 40, 4 * WHISPER.dim)
+    start_spread(model, features_NF)
+    x_1PD = features_NF[:40].reshape(1, 160, WHISPER.dim)
+    x_1PD = F.pad(x_1PD, (0, 0, 0, WHISPER.delay))  # which the latents lag behind
+    kept = model.lm.transformer.spread(model.latent(x_1PD)[:, WHISPER.delay // 4 :]).reshape(1, 160, -1)
+    means = x_1PD[:, :160].unflatten(1, (40, 4)).mean(dim=2).repeat_interleave(4, dim=1)
+    assert F.mse_loss(kept, x_1PD[:, :160]) < 0.5 * F.mse_loss(means, x_1PD[:, :160])
 
 
 def test_some_bands_and_stretches_are_hidden() -> None:

@@ -27,10 +27,12 @@ from slipstream.train.whisper_start import (
     start_from,
     start_model,
     start_prefix,
+    start_spread,
 )
 
 D, HEADS, LAYERS, FFN = 24, 3, 3, 40
 PROMPT = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
+V_BIAS = "transformer.layers.0.cross.v_proj.bias"
 LETTERS = {letter: i for i, letter in enumerate(["Ġ", *"abcdehlo"])}
 VOCABULARY = LETTERS | {"Ġh": 9, "el": 10, "Ġhel": 11, "lo": 12, "Ġhello": 13}
 VOCABULARY |= {token: 14 + i for i, token in enumerate(["<|endoftext|>", *PROMPT])}
@@ -55,8 +57,8 @@ def decoder(layers: int = LAYERS) -> WhisperDecoderWeights:
     return WhisperDecoderWeights(layers, HEADS, tensors)
 
 
-def config(tokenizer: Tokenizer, layers: int = LAYERS) -> STTConfig:
-    whisper = WhisperDecoderConfig(audio_context=8, prefix=4, num_positions=30)
+def config(tokenizer: Tokenizer, layers: int = LAYERS, vectors: int = 1) -> STTConfig:
+    whisper = WhisperDecoderConfig(audio_context=8, prefix=4, num_positions=30, vectors=vectors)
     small = small_config(codec="whisper", decoder=True)
     shape = small.lm.transformer.model_copy(update={"num_layers": layers, "context": 12})
     changes = {"transformer": shape, "whisper": whisper, "text_vocab": tokenizer.vocab_size}
@@ -86,10 +88,14 @@ def whispers(weights: WhisperDecoderWeights, ids: list[int], audio_D: torch.Tens
 
 
 @torch.no_grad()
-def test_before_training_it_predicts_what_whisper_predicts(tokenizer: Tokenizer):
-    weights, whole = decoder(), config(tokenizer)
-    model = SpeechModel(whole, phones=3)
-    start_model(model, decoder_start(whole.lm, weights, VOCABULARY, tokenizer, age=2))
+@pytest.mark.parametrize("vectors", [1, 4])
+def test_before_training_it_predicts_what_whisper_predicts(tokenizer: Tokenizer, vectors: int):
+    weights, whole = decoder(), config(tokenizer, vectors=vectors)
+    model, mean = SpeechModel(whole, phones=3), torch.randn(D)
+    start_model(model, decoder_start(whole.lm, weights, VOCABULARY, tokenizer, age=2), mean)
+    if vectors > 1:
+        features_NF = torch.randn(50, 4 * D)
+        start_spread(model, features_NF - features_NF.mean(dim=0), mean)
     ids = [VOCABULARY[token] for token in PROMPT]
     prompt_4D = torch.from_numpy(weights.tensors["embedding"][ids] + weights.tensors["positions"][:4])
     start_prefix(model.lm, prompt_4D[None])
@@ -98,7 +104,7 @@ def test_before_training_it_predicts_what_whisper_predicts(tokenizer: Tokenizer)
     assert len(text) == len(theirs)
     hidden, _ = model.lm.embedded(torch.tensor([text]), torch.zeros(1, len(text), D))
     ours = model.lm.text_logits(hidden)[0][:, text]
-    expected = whispers(weights, ids + theirs, torch.zeros(D))[4:][:, theirs]
+    expected = whispers(weights, ids + theirs, mean)[4:][:, theirs]
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -159,8 +165,47 @@ def test_latents_start_as_means_of_a_frames_features(tokenizer: Tokenizer):
     torch.testing.assert_close(latent, features.unflatten(2, (4, 4)).mean(dim=3), atol=1e-5, rtol=1e-5)
 
 
-def test_a_checkpoints_files_are_read(tokenizer: Tokenizer, tmp_path: Path):
-    weights, whole = decoder(), config(tokenizer, layers=2)
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "mean", [None, torch.linspace(-3, 3, D)], ids=["whole features", "features without their mean"]
+)
+def test_vectors_start_as_what_principal_components_keep_of_a_frames_features(
+    tokenizer: Tokenizer, mean: torch.Tensor | None
+):
+    model = SpeechModel(config(tokenizer, vectors=4), phones=3)
+    start = decoder_start(config(tokenizer).lm, decoder(), VOCABULARY, tokenizer, age=2)
+    start_model(model, start, mean)
+    # Features of 4 * D numbers that vary in D directions only.
+    features_NF = 5 + torch.randn(200, D) @ torch.randn(D, 4 * D)
+    start_spread(model, features_NF, mean)
+    latent, _ = model.codec.downsample(features_NF[:6].view(1, 24, D).transpose(1, 2))
+    vectors_1TD = model.lm.transformer.spread(latent.transpose(1, 2)).view(1, 24, D)
+    lacking = 0 if mean is None else mean
+    torch.testing.assert_close(vectors_1TD, features_NF[:6].view(1, 24, D) + lacking, atol=1e-3, rtol=1e-3)
+    np.testing.assert_array_equal(model.lm.transformer.layers[0].cross.v_proj.bias, start[V_BIAS])
+
+
+def test_vectors_that_are_not_the_features_of_a_frame_are_refused(tokenizer: Tokenizer):
+    model = SpeechModel(config(tokenizer, vectors=3), phones=3)
+    with pytest.raises(ConfigError, match=r"vectors=3: a run with model.decoder needs 1 vector per frame, or 4, the"):
+        start_from(model, "whisper:nowhere", tokenizer, ["en"], no_features)
+
+
+def test_several_vectors_need_an_encoder_of_the_decoders_width(tokenizer: Tokenizer):
+    whole = config(tokenizer, vectors=4)
+    assert whole.codec.whisper is not None
+    wide = whole.codec.model_copy(update={"whisper": whole.codec.whisper.model_copy(update={"dim": 48})})
+    with pytest.raises(ConfigError, match=r"model.codec.whisper.dim=48 must be model.lm.transformer.dim=24"):
+        start_spread(SpeechModel(whole.model_copy(update={"codec": wide}), phones=3), torch.randn(9, 4 * 48))
+
+
+def no_features() -> torch.Tensor:
+    raise AssertionError("features are for several vectors per frame")
+
+
+@pytest.mark.parametrize("vectors", [1, 4])
+def test_a_checkpoints_files_are_read(tokenizer: Tokenizer, tmp_path: Path, vectors: int):
+    weights, whole = decoder(), config(tokenizer, layers=2, vectors=vectors)
     names = {"norm1": "self_attn_layer_norm", "norm2": "encoder_attn_layer_norm", "norm3": "final_layer_norm"}
     names |= {"attn": "self_attn", "cross": "encoder_attn", "ffn.linear_in": "fc1", "ffn.linear_out": "fc2"}
     hugging_face = {}
@@ -179,10 +224,14 @@ def test_a_checkpoints_files_are_read(tokenizer: Tokenizer, tmp_path: Path):
     plain = {token: i for token, i in VOCABULARY.items() if not token.startswith("<|")}
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": plain}, "added_tokens": special}))
     model = SpeechModel(whole, phones=3)
-    start_from(model, f"whisper:{tmp_path}", tokenizer, ["en", "xx"])
+    features = torch.randn(50, 4 * D)
+    take = no_features if vectors == 1 else lambda: features
+    start_from(model, f"whisper:{tmp_path}", tokenizer, ["en", "xx"], take)
     layer = model.lm.transformer.layers[1]
     assert isinstance(layer, WhisperDecoderLayer)
     np.testing.assert_array_equal(layer.ffn.linear_in.weight.detach(), weights.tensors["layers.2.ffn.linear_in.weight"])
     assert layer.prefix.abs().sum() > 0
+    kept = model.codec.downsample.weight.flatten(1)
+    torch.testing.assert_close(kept @ kept.T, torch.eye(D) / (1 if vectors == 4 else 4), atol=1e-4, rtol=1e-4)
     with pytest.raises(ConfigError, match="none of the languages xx"):
-        start_from(model, f"whisper:{tmp_path}", tokenizer, ["xx"])
+        start_from(model, f"whisper:{tmp_path}", tokenizer, ["xx"], take)

@@ -176,6 +176,26 @@ def masked(mel_BMF: Tensor, bands: int, stretches: int) -> Tensor:
     return mel_BMF
 
 
+@torch.no_grad()
+def frame_features(model: SpeechModel, sampler: WaveSampler) -> Tensor:
+    """The encoder's features of each frame in the run's first rows, `[N, stride * D]`, cut as by `SpeechModel.latent`.
+
+    Rows of text alone, and the frames that the encoder's delay leaves empty, are not in it.
+    """
+    stride, whisper = model.config.codec.stride, model.config.codec.whisper
+    assert whisper is not None
+    found = []
+    for first in range(0, CodebookStart.ROWS, CodebookStart.AT_ONCE):
+        batch = sampler.batch(first, CodebookStart.AT_ONCE)
+        if batch.textual_B.all():
+            continue
+        mel = whisper_mel(model.codec, batch.heard_BS[~batch.textual_B], model.phone_head.weight)
+        x_APD = _features(model, mel, torch.randint(WHISPER_POSITIONS, (len(mel),), device=mel.device))
+        x_APD = x_APD[:, -whisper.delay % stride :]
+        found.append(x_APD[:, : x_APD.shape[1] // stride * stride].unflatten(1, (-1, stride)).flatten(2).flatten(0, 1))
+    return torch.cat(found)
+
+
 def _features(model: SpeechModel, mel: Tensor, start_A: Tensor) -> Tensor:
     """The encoder's features, not delayed, `[A, P, D]`."""
     return cast(WhisperEncoder, model.codec.encoder).hidden(mel, start_B=start_A)[-1]

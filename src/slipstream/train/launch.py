@@ -34,7 +34,7 @@ from slipstream.train.artifacts import export_codec, export_distilled, export_lm
 from slipstream.train.card import write_card
 from slipstream.train.distil import Distilled, DistilTask, Teacher
 from slipstream.train.estimate import estimate
-from slipstream.train.joint import WhisperJointTask
+from slipstream.train.joint import WhisperJointTask, frame_features
 from slipstream.train.keep import old_lm, old_model
 from slipstream.train.loop import Trainer
 from slipstream.train.lora import based_lm, merged_weights, write_adapter
@@ -259,7 +259,8 @@ def _run_whisper_joint(options: LMRun, report: Report, measure: Measure | None) 
     if options.model.decoder is not None:
         tokenizer = open_tokenizer(text.tokenizer, model.config.lm)
         languages = sorted({clip.language for pack in packs for clip in pack.clips})
-        start_from(model, options.model.decoder, tokenizer, languages, teacher.mean() if teacher else None)
+        features, mean = partial(frame_features, model, sampler), teacher.mean() if teacher else None
+        start_from(model, options.model.decoder, tokenizer, languages, features, mean)
     old = old_model(model, options.loss, text.growth)
     task = WhisperJointTask(model, sampler, options.loss, options.quantiser, train_encoder, teacher, old)
 

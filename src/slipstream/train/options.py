@@ -134,7 +134,8 @@ class ModelOptions(Options):
     init: what a run of phones or text left, whose weights are taken where names and shapes agree: its `last.pt`, or its
     `model` folder or a built-in model, which give the shapes too. `whisper:FOLDER_OR_NAME`: the encoder of a Whisper
     checkpoint, in the format of Hugging Face, OpenAI (safetensors) or CTranslate2.
-    decoder: the Whisper checkpoint, written as in `init`, whose text decoder the LM starts as. `lm.whisper` is needed.
+    decoder: the Whisper checkpoint, written as in `init`, whose text decoder the LM starts as. `lm.whisper` is needed,
+    with 1 vector per frame or as many as the encoder has features in one.
     pause_heads: how many the LM is to have, when not as many as in `base`.
     """
 

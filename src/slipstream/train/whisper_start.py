@@ -1,13 +1,14 @@
 """An LM that starts as the text decoder of a Whisper checkpoint.
 
-Pieces of the LM's vocabulary take the embeddings of Whisper's tokens. The codec's latents start as means of Whisper's
-features, and the LM's audio input as what the quantiser keeps of them.
+Pieces of the LM's vocabulary take the embeddings of Whisper's tokens. The codec's latents start as means of a frame's
+features; for a decoder that attends to several vectors per frame, as their principal components. The LM's audio input
+starts as what the quantiser keeps of the latents.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -22,13 +23,18 @@ from slipstream.data.whisper_vocabulary import read_whisper_vocabulary, spelled
 from slipstream.errors import ConfigError
 from slipstream.model.config import PAD_ID, WORD_ID, LMConfig
 from slipstream.model.text import Tokenizer
-from slipstream.nn.decoder import WhisperDecoderLayer
+from slipstream.nn.decoder import WhisperDecoder, WhisperDecoderLayer
 from slipstream.nn.lm import LM
 from slipstream.train.model import SpeechModel
 
 
 def start_from(
-    model: SpeechModel, name: str, tokenizer: Tokenizer, languages: Sequence[str], mean: Tensor | None = None
+    model: SpeechModel,
+    name: str,
+    tokenizer: Tokenizer,
+    languages: Sequence[str],
+    features: Callable[[], Tensor],
+    mean: Tensor | None = None,
 ) -> None:
     """Start a model as the decoder of the checkpoint `name`, with the `tokenizer.json` next to it.
 
@@ -37,14 +43,23 @@ def start_from(
         name: See `read_whisper`.
         tokenizer: The LM's.
         languages: Codes of those that the model will write; the prefix is the mean of their prompts.
+        features: Computes what `start_spread` needs; called only for several vectors per frame.
         mean: The mean feature of Whisper's encoder, `[D]`, which a distilled encoder's features lack.
     """
     config = model.config
+    vectors = config.lm.whisper.vectors if config.lm.whisper else 1
+    if vectors not in (1, config.codec.stride):
+        raise ConfigError(
+            f"model.lm.whisper.vectors={vectors}: a run with model.decoder needs 1 vector per frame, or "
+            f"{config.codec.stride}, the number of the encoder's features in a frame"
+        )
     place = find_place(name.removeprefix("whisper:"), None)
     vocabulary = read_whisper_vocabulary(place.get("tokenizer.json"))
     age = config.delay_frames - 1 - math.ceil(config.codec.delay_frames)
     decoder = read_whisper_decoder(name)
     start_model(model, decoder_start(config.lm, decoder, vocabulary, tokenizer, max(0, age)), mean)
+    if vectors > 1:
+        start_spread(model, features(), mean)
     prompts = [[token.format(language=language) for token in _PROMPT] for language in languages]
     known = [[vocabulary[token] for token in prompt if token in vocabulary] for prompt in prompts]
     ids = torch.tensor([prompt for prompt in known if len(prompt) == len(_PROMPT)])
@@ -123,14 +138,18 @@ def _embeddings(table: Array, vocabulary: Mapping[str, int], tokenizer: Tokenize
 def start_model(model: SpeechModel, start: Mapping[str, Array], mean: Tensor | None = None) -> None:
     """Put the tensors of `decoder_start` into a model, and let its latents be means of a frame's features.
 
+    Of a decoder that attends to several vectors per frame, `start_spread` sets the latents instead.
     `mean`: the teacher's mean feature, `[D]`, which a distilled encoder's features lack.
     """
     tensors = {name: torch.from_numpy(array) for name, array in start.items()}
-    if mean is not None:
+    spread = cast(WhisperDecoder, model.lm.transformer).spread is not None
+    if mean is not None and not spread:
         for i in range(model.config.lm.transformer.num_layers):
             prefix = f"transformer.layers.{i}.cross.v_proj."
             tensors[prefix + "bias"] = tensors[prefix + "bias"] + F.linear(mean.cpu(), tensors[prefix + "weight"])
     model.lm.load_state_dict(tensors, strict=False)
+    if spread:
+        return
     stride = model.config.codec.stride
     weight = model.codec.downsample.weight  # [D, D, 2 * stride]
     weight.zero_()
@@ -138,16 +157,49 @@ def start_model(model: SpeechModel, start: Mapping[str, Array], mean: Tensor | N
 
 
 @torch.no_grad()
+def start_spread(model: SpeechModel, features_NF: Tensor, mean: Tensor | None = None) -> None:
+    """Let the latents be principal components of a frame's features, and the vectors that the decoder sees these again.
+
+    Args:
+        model: The codec and the LM, which attends to as many vectors per frame as the encoder has features in one.
+        features_NF: All features of each of N frames, one after the other: F = stride * D.
+        mean: The teacher's mean feature, `[D]`, which a distilled encoder's features lack.
+
+    Raises:
+        ConfigError: The encoder and the LM have different widths.
+    """
+    spread, weight = cast(WhisperDecoder, model.lm.transformer).spread, model.codec.downsample.weight
+    assert spread is not None
+    D, stride = len(weight), model.config.codec.stride
+    if spread.weight.shape != (stride * D, D):
+        raise ConfigError(
+            f"model.codec.whisper.dim={D} must be model.lm.transformer.dim={spread.in_features} for several vectors "
+            "per frame"
+        )
+    features_NF = features_NF.float()
+    average_F = features_NF.mean(dim=0)
+    centred_NF = features_NF - average_F
+    axes_FF = torch.linalg.eigh(centred_NF.T @ centred_NF / len(centred_NF)).eigenvectors  # of rising variance
+    components_DF = axes_FF[:, -D:].flip(1).T
+    weight.zero_()  # [D, D, 2 * stride], first the frame before
+    weight[:, :, stride:] = components_DF.unflatten(1, (stride, D)).transpose(1, 2)
+    spread.weight.copy_(components_DF.T)
+    bias_F = average_F - components_DF.T @ (components_DF @ average_F)
+    spread.bias.copy_(bias_F if mean is None else bias_F + mean.to(bias_F).repeat(stride))
+
+
+@torch.no_grad()
 def start_prefix(lm: LM, prompt_NPD: Tensor) -> None:
     """Let the prefix be the keys and values of a prompt, the mean of N of them, over audio that is zero."""
-    x = prompt_NPD
+    x, spread = prompt_NPD, cast(WhisperDecoder, lm.transformer).spread
+    audio_D = x.new_zeros(x.shape[-1]) if spread is None else spread.bias.view(-1, x.shape[-1]).mean(dim=0)
     for module in lm.transformer.layers:
         layer = cast(WhisperDecoderLayer, module)
         normed = layer.norm1(x)
         keys = layer.attn.keys(normed)
         layer.prefix.copy_(torch.stack([part.mean(dim=0) for part in keys]))
         x = x + layer.attn.output(F.scaled_dot_product_attention(layer.attn.queries(normed), *keys, is_causal=True))
-        x = x + layer.cross.out_proj(layer.cross.v_proj(torch.zeros_like(x)))
+        x = x + layer.cross.out_proj(layer.cross.v_proj(audio_D))
         x = x + layer.ffn(layer.norm3(x))
 
 
