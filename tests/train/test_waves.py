@@ -18,7 +18,7 @@ from slipstream.data.phones import UNKNOWN, PhoneInventory, fold
 from slipstream.data.rows import misread
 from slipstream.data.sampler import TokenSampler
 from slipstream.data.waves import WaveSampler
-from slipstream.errors import CheckpointError
+from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import PAD_ID, STTConfig, WhisperConfig, WhisperDecoderConfig
 from slipstream.model.numerics import NO_TOKEN
 from slipstream.model.text import Tokenizer
@@ -28,7 +28,7 @@ from slipstream.train.joint import WhisperJointTask, frame_features, masked
 from slipstream.train.keep import old_model
 from slipstream.train.loop import Trainer
 from slipstream.train.model import SpeechModel
-from slipstream.train.optim import Optimizer
+from slipstream.train.optim import AGE_RATE, Optimizer, freeze, rate_of
 from slipstream.train.options import LossOptions, QuantiserOptions, RunOptions
 from slipstream.train.whisper_start import start_spread
 
@@ -323,6 +323,30 @@ def test_norms_do_not_decay_and_the_encoder_has_its_own_rate() -> None:
     assert float(masters["norm"][0]) == 1.0
     assert float(masters["b"][0, 0]) == pytest.approx(1 - 0.1 * 0.5)
     assert float(masters["codec.encoder.a"][0, 0]) == pytest.approx(1 - 0.01 * 0.5)
+
+
+def test_patterns_give_weights_rates_of_their_own() -> None:
+    names = ("lm.layers.0.ffn", "lm.layers.0.cross", "codec.encoder.a", "lm.layers.0.age")
+    rates = {"lm.*": 0.5, "*.cross": 0.25}
+    for kind in ("adamw", "muon"):
+        masters = {name: torch.ones(2, 2) for name in names}
+        optimizer = Optimizer(masters, kind, weight_decay=0.5, betas=(0.9, 0.98), rates=rates)
+        for master in masters.values():
+            master.grad = torch.zeros_like(master)
+        optimizer.step(0.1, 1.0)
+        moved = [1 - float(masters[name][0, 0]) for name in names]
+        assert moved == pytest.approx([0.025, 0.0125, 0.05, 0], abs=1e-6)
+    assert [rate_of(name, rates) for name in names] == [0.5, 0.25, 1, 0.5]
+    assert rate_of("lm.layers.0.age", {}) == AGE_RATE
+
+
+def test_a_rate_of_zero_freezes_and_a_pattern_that_matches_nothing_is_refused() -> None:
+    model = SpeechModel(config(), 3)
+    freeze(model, {"lm.text_emb.*": 0.0})
+    assert not model.lm.text_emb.weight.requires_grad
+    assert model.lm.text_linear.weight.requires_grad
+    with pytest.raises(ConfigError, match=r"no weight of the model matches 'text_emb\*'; one is named 'acoustic_in"):
+        freeze(model, {"text_emb*": 0.0})
 
 
 def test_a_run_stops_where_the_loss_is_not_finite(pack: Pack, tmp_path: Path) -> None:

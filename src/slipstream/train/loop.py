@@ -27,7 +27,7 @@ from torch import Tensor
 
 from slipstream.data.prefetch import prefetch
 from slipstream.errors import CheckpointError
-from slipstream.train.optim import Optimizer, trapezoid
+from slipstream.train.optim import Optimizer, freeze, trapezoid
 from slipstream.train.options import RunOptions
 from slipstream.train.parallel import FreezesEncoder, Task, dtype_of, hold, shards
 from slipstream.train.phases import Phases
@@ -92,6 +92,7 @@ class Trainer:
         self.share = options.rows // parts
         self.at_once = self.share
         """Rows of a batch: the share, or less after a device ran out of memory."""
+        freeze(task.module, options.rates)
         self.weights = hold(task, options, dtype_of(options))
         self.optimizer = Optimizer(
             self.weights.masters,
@@ -99,6 +100,7 @@ class Trainer:
             options.weight_decay,
             options.betas,
             options.encoder_rate != 1 or phases is not None,
+            options.rates,
         )
         self.average = {n: w.detach().clone() for n, w in self.weights.masters.items()} if options.average else None
         self.step = 0

@@ -26,13 +26,15 @@ class Muon(torch.optim.Optimizer):
     momenta, so a run can resume with another number of processes.
 
     Args:
-        matrices: parameters `[M, N]`.
+        matrices: parameters `[M, N]`, or groups of them.
         weight_decay: share of a weight that decays, per unit of the rate.
         momentum: share of the momentum that is kept at each step.
     """
 
-    def __init__(self, matrices: Iterable[Tensor], weight_decay: float, momentum: float = 0.95) -> None:
-        super().__init__(list(matrices), {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum})
+    def __init__(
+        self, matrices: Iterable[Tensor] | Iterable[dict[str, Any]], weight_decay: float, momentum: float = 0.95
+    ) -> None:
+        super().__init__([*matrices], {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

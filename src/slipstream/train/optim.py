@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from slipstream.errors import ConfigError
 from slipstream.train.muon import Muon
 from slipstream.train.sharding import is_sharded, part_of, whole
 
 AGE_RATE = 30.0
 """Factor on the rate of what a Whisper decoder adds to scores by the age of a frame: numbers from 0 to about -5."""
+
+
+def rate_of(name: str, rates: Mapping[str, float]) -> float:
+    """Factor on the rate of a weight: that of the last pattern of `rates` that its name matches.
+
+    Example:
+        >>> rate_of("lm.transformer.layers.0.cross.q_proj.weight", {"lm.*": 0.2, "*.cross.*": 0.5})
+        0.5
+    """
+    matching = [factor for pattern, factor in rates.items() if fnmatchcase(name, pattern)]
+    usual = AGE_RATE if name.endswith(".age") else 1.0
+    return matching[-1] if matching else usual
+
+
+def freeze(module: nn.Module, rates: Mapping[str, float]) -> None:
+    """Let the weights whose factor is 0 not learn. Raises `ConfigError` for a pattern that no name matches."""
+    names = dict(module.named_parameters())
+    for pattern in rates:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(f"run.rates: no weight of the model matches {pattern!r}; one is named {min(names)!r}")
+    for name, parameter in names.items():
+        if rate_of(name, rates) == 0:
+            parameter.requires_grad_(False)
 
 
 class MasterWeights:
@@ -54,7 +79,8 @@ class Optimizer:
     """Muon (momentum, orthogonalised) for the Transformers' matrices, AdamW for everything else; or AdamW for all.
 
     Muon's updates are scaled to AdamW's size, so that one learning rate serves both. Norms and biases do not decay.
-    With `slow_encoder` a codec's encoder has a rate of its own, and its matrices learn by AdamW.
+    With `slow_encoder` a codec's encoder has a rate of its own, and its matrices learn by AdamW. `rates`: see
+    `rate_of`.
     """
 
     def __init__(
@@ -64,36 +90,26 @@ class Optimizer:
         weight_decay: float,
         betas: tuple[float, float],
         slow_encoder: bool = False,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
-        encoder = [w for name, w in masters.items() if slow_encoder and name.startswith("codec.encoder.")]
-        slow = {id(w) for w in encoder}
-        ages = [w for name, w in masters.items() if name.endswith(".age")]
-        matrices = [
-            w
-            for n, w in masters.items()
-            if w.dim() == 2 and ".layers." in n and id(w) not in slow and not n.endswith(".age")
-        ]
-        if kind != "muon":
-            matrices = []
-        orthogonal = {id(w) for w in matrices}
-        rest = [w for w in masters.values() if id(w) not in slow | orthogonal | {id(w) for w in ages}]
         self.masters = masters
+        groups: dict[tuple[bool, bool, bool, float], list[Tensor]] = {}
+        for name, weight in masters.items():
+            encoder = slow_encoder and name.startswith("codec.encoder.")
+            age = name.endswith(".age")
+            orthogonal = kind == "muon" and weight.dim() == 2 and ".layers." in name and not (encoder or age)
+            key = orthogonal, encoder, weight.dim() > 1 and not age, rate_of(name, rates or {})
+            groups.setdefault(key, []).append(weight)
+        parts: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+        for (orthogonal, encoder, decays, factor), chosen in groups.items():
+            decay = weight_decay if decays else 0.0
+            group = {"params": chosen, "weight_decay": decay, "encoder": encoder, "factor": factor}
+            parts[orthogonal].append(group)
         self.parts: list[torch.optim.Optimizer] = []
-        if matrices:
-            self.parts.append(Muon(matrices, weight_decay))
-        groups = [
-            {"params": chosen, "weight_decay": decay, "encoder": weights is encoder}
-            for weights in (rest, encoder)
-            for chosen, decay in (
-                ([w for w in weights if w.dim() > 1], weight_decay),
-                ([w for w in weights if w.dim() <= 1], 0.0),
-            )
-            if chosen
-        ]
-        if ages:
-            groups.append({"params": ages, "weight_decay": 0.0, "factor": AGE_RATE})
-        if groups:
-            self.parts.append(torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True))
+        if parts[True]:
+            self.parts.append(Muon(parts[True], weight_decay))
+        if parts[False]:
+            self.parts.append(torch.optim.AdamW(parts[False], lr=0.0, betas=betas, fused=True))
 
     def step(self, lr: float, clip: float, encoder_rate: float = 1.0) -> Tensor:
         """One step at rate `lr` with gradients clipped to a norm of `clip`; gives their norm before. Clears them.
@@ -104,7 +120,7 @@ class Optimizer:
         norm = torch.nn.utils.clip_grad_norm_(self._with_grad(), clip)
         for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = lr * (encoder_rate if group.get("encoder") else group.get("factor", 1.0))
+                group["lr"] = lr * group["factor"] * (encoder_rate if group["encoder"] else 1.0)
             part.step()
             part.zero_grad(set_to_none=True)
         return norm.full_tensor() if is_sharded(norm) else norm

@@ -36,6 +36,8 @@ class RunOptions(Options):
     checkpoint_layers: recompute the Transformers' activations in the backward pass, for less memory.
     learning_rate, warmup, decay: peak rate; the shares of the run over which it rises, and falls to zero.
     encoder_rate: factor on the rate of a codec's encoder trained with an LM; 0 keeps the encoder as it is.
+    rates: factors on the rate of the weights whose names match a pattern, as `{"lm.transformer.*" = 0.2}`. Of several
+    patterns that match, the last counts; 0 keeps the weights as they are.
     average: share by which a moving average of the weights keeps its old value at each step; the run's model is the
     average. 0 takes the last weights.
     optimizer: "adamw", or "muon" for the Transformers' matrices with AdamW for the rest.
@@ -62,6 +64,7 @@ class RunOptions(Options):
     warmup: Share = 0.02
     decay: Share = 0.4
     encoder_rate: Annotated[float, Field(ge=0)] = 1.0
+    rates: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
