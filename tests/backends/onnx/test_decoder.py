@@ -23,6 +23,7 @@ from slipstream.model.names import lm_shapes
 from slipstream.testing import decoder_lm_config
 
 STEPS = 40  # the text has 20 tokens: all rings and the table of positions wrap
+vectors_per_frame = pytest.mark.parametrize("vectors", [1, 4])
 SAME = 0.999  # cosine of logits that differ by the rounding of the inputs of linear layers
 
 
@@ -32,8 +33,8 @@ def size(**changes: object) -> LMConfig:
     return decoder_lm_config(transformer=config.transformer.model_copy(update=changes))
 
 
-def audio_context(frames: int) -> LMConfig:
-    config = decoder_lm_config()
+def audio_context(frames: int, vectors: int = 1) -> LMConfig:
+    config = decoder_lm_config(vectors)
     assert config.whisper is not None
     return decoder_lm_config(whisper=config.whisper.model_copy(update={"audio_context": frames}))
 
@@ -90,6 +91,9 @@ def offline(config: LMConfig, weights: dict[str, np.ndarray], text_T: np.ndarray
         pytest.param(size(context=1), id="no text before"),
         pytest.param(size(context=2), id="one token before"),
         pytest.param(audio_context(1), id="no audio before"),
+        pytest.param(decoder_lm_config(4), id="four vectors"),
+        pytest.param(decoder_lm_config(3, transformer=size(dim=42).transformer), id="three vectors, padded heads"),
+        pytest.param(audio_context(1, vectors=2), id="two vectors, no audio before"),
         pytest.param(size(context=100), id="all text"),
     ],
 )
@@ -100,12 +104,13 @@ def test_a_stream_equals_the_torch_models_whole_sequence(config: LMConfig):
 
 
 @pytest.mark.parametrize(("quantize", "bits"), [("int8", 8), ("int4", 4)])
-def test_a_quantised_stream_equals_the_torch_model_with_rounded_weights(quantize: Quantize, bits: Bits):
-    config = decoder_lm_config()
+@vectors_per_frame
+def test_a_quantised_stream_equals_the_torch_model_with_rounded_weights(quantize: Quantize, bits: Bits, vectors: int):
+    config = decoder_lm_config(vectors)
     text_T, codes_TK = tokens(config)
     weights = random_weights(lm_shapes(config))
     for name, weight in weights.items():
-        if name.endswith(("_proj.weight", "linear_in.weight", "linear_out.weight")):
+        if name.endswith(("_proj.weight", "linear_in.weight", "linear_out.weight", "spread.weight")):
             weights[name] = dequantize(*quantized(weight, bits), bits, weight.shape[1])
     expected = offline(config, weights, text_T, codes_TK)
     assert similarity(feed(streams(config, quantize=quantize), text_T, codes_TK), expected) > SAME
@@ -113,9 +118,10 @@ def test_a_quantised_stream_equals_the_torch_model_with_rounded_weights(quantize
 
 @pytest.mark.parametrize("before", [3, 12, 25])
 @pytest.mark.parametrize("idle", [PAD_ID, 5])
-def test_steps_of_others_change_no_bit_of_an_idle_slot(before: int, idle: int):
+@vectors_per_frame
+def test_steps_of_others_change_no_bit_of_an_idle_slot(before: int, idle: int, vectors: int):
     """Its next token may be another one than it has while it is idle: `OnnxRunner.force` replaces it."""
-    config = decoder_lm_config()
+    config = decoder_lm_config(vectors)
     text_T, codes_TK = tokens(config)
     lm = streams(config, slots=2)
     feed(lm, text_T[:before], codes_TK[:before])
@@ -128,8 +134,9 @@ def test_steps_of_others_change_no_bit_of_an_idle_slot(before: int, idle: int):
 
 
 @pytest.mark.parametrize("before", [1, 2, 12, 25])
-def test_a_copy_continues_in_another_slot_of_other_streams(before: int):
-    config = decoder_lm_config()
+@vectors_per_frame
+def test_a_copy_continues_in_another_slot_of_other_streams(before: int, vectors: int):
+    config = decoder_lm_config(vectors)
     text_T, codes_TK = tokens(config)
     first, second = streams(config, slots=2), streams(config, slots=2)
     whole = feed(first, text_T, codes_TK)
@@ -157,8 +164,9 @@ def test_a_pause_of_any_length_changes_no_key_of_the_text():
     assert not np.array_equal(before["audio"], after["audio"])
 
 
-def test_a_file_with_8_bit_weights_is_computed_with_as_it_is_stored(tmp_path: Path):
-    config = stt_config(codec="whisper", decoder=True)
+@vectors_per_frame
+def test_a_file_with_8_bit_weights_is_computed_with_as_it_is_stored(tmp_path: Path, vectors: int):
+    config = stt_config(codec="whisper", decoder=True, vectors=vectors)
     tokenizer = tmp_path / "tokenizer.model"
     tokenizer.write_bytes(b"a tokenizer")
     save_checkpoint(Checkpoint(config, *random_model(config), tokenizer), tmp_path / "out", "kyutai", quantize=8)
@@ -168,9 +176,9 @@ def test_a_file_with_8_bit_weights_is_computed_with_as_it_is_stored(tmp_path: Pa
     packed = [array for array in model.weights.values() if array.dtype == np.uint8]
     rows = {row.tobytes() for array in packed for row in array}
     stored = read_tensors(tmp_path / "out" / read.config.files.lm)
-    layers = [array for name, array in stored.items() if re.match(r"transformer\.layers\..*weight$", name)]
+    layers = [array for name, array in stored.items() if re.match(r"transformer\.(layers|spread)\..*weight$", name)]
     matrices = [array for array in layers if array.dtype == np.int8]
-    assert len(matrices) == 10 * config.lm.transformer.num_layers
+    assert len(matrices) == 10 * config.lm.transformer.num_layers + (vectors > 1)
     for matrix in matrices:
         padded = np.pad(matrix, [(0, 0), (0, -matrix.shape[1] % BLOCK[8])])
         assert {(row.astype(np.int16) + 128).astype(np.uint8).tobytes() for row in padded} <= rows

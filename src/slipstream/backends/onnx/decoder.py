@@ -1,6 +1,7 @@
 """Whisper's text decoder as the LM: one step of every slot; see `nn.decoder`.
 
-Shapes: B slots, K codebooks, D width, L layers, H heads, d head width, N frames that a step sees, C columns of a cache.
+Shapes: B slots, K codebooks, D width, L layers, H heads, d head width, N frames that a step sees, C columns of a cache,
+V vectors per frame.
 """
 
 from __future__ import annotations
@@ -43,10 +44,12 @@ def decoder(
     x_B1D = _sum(graph, graph.op("Concat", text_B2D, position_B1D, axis=1))
     parts = _Parts(graph, config, weights, bits)
     # The audio's keys and values do not depend on the layer below: one product gives those of all layers.
-    keys = parts.heads(_sum(graph, audio_BKD), [f"{i}.cross.{name}_proj" for i in layers for name in "kv"])
+    keys = parts.heads(
+        parts.vectors(_sum(graph, audio_BKD)), [f"{i}.cross.{name}_proj" for i in layers for name in "kv"]
+    )
     ages = _ages(graph, config, [weights[f"transformer.layers.{i}.age"] for i in layers])
     attend = CachedAttention(graph, config.transformer, "float32")
-    cross = CachedAttention(graph, config.transformer, "float32", "cross.")
+    cross = CachedAttention(graph, config.transformer, "float32", "cross.", parts.num_vectors)
     for i in layers:
         h = parts.norm(x_B1D, f"{i}.norm1")
         y = attend(graph, i, *parts.heads(h, [f"{i}.attn.{name}_proj" for name in "qkv"]))
@@ -65,6 +68,15 @@ class _Parts:
 
     def __init__(self, graph: Graph, config: LMConfig, weights: Weights, bits: Bits | None) -> None:
         self.graph, self.config, self.weights, self.bits = graph, config.transformer, weights, bits
+        self.num_vectors = config.whisper.vectors if config.whisper else 1
+
+    def vectors(self, audio_B1D: str) -> str:
+        """What the layers attend to, `[B, V, D]`."""
+        if self.num_vectors == 1:
+            return audio_B1D
+        weight, bias = (self.weights[f"transformer.spread.{leaf}"] for leaf in ("weight", "bias"))
+        y = self._linear(audio_B1D, weight, float32(bias))
+        return self.graph.reshape(y, [0, self.num_vectors, self.config.dim])
 
     def norm(self, x: str, name: str) -> str:
         return norm(self.graph, x, self.weights, f"transformer.layers.{name}", self.config)

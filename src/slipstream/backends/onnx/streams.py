@@ -258,7 +258,7 @@ class DecoderStreams(TextStreams):
         self._position_B = np.zeros(slots, np.int64)
         shape, prefix = config.transformer, config.whisper.prefix
         self._text = _Repeating(shape, slots, shape.context, first=prefix)
-        self._audio = _Repeating(shape, slots, config.whisper.audio_context)
+        self._audio = _Repeating(shape, slots, config.whisper.audio_columns, step=config.whisper.vectors)
         self._age_BC = np.zeros((slots, self._audio.columns), np.int64)
         inputs: dict[str, Array] = {
             "text": self._read_B2,
@@ -270,6 +270,9 @@ class DecoderStreams(TextStreams):
         for kind, caches in (("", self._text), ("cross.", self._audio)):
             inputs |= {f"{kind}length": caches.length_B, **_layers(caches.cache, prefix=kind)}
             outputs |= _layers(caches.cache, ".new", kind)
+            if caches.step > 1:
+                inputs[f"{kind}columns"] = caches.earlier_BTH3
+                outputs |= _layers(caches.cache, ".earlier", kind)
             shared[f"{kind}longest"] = np.full(1, caches.columns, np.int32)
         self._bound = Bound(session, inputs, outputs, shared)
         feeds = shared | {name: array[:1] for name, array in inputs.items()}
@@ -287,8 +290,9 @@ class DecoderStreams(TextStreams):
         self._read_B2[:rows, 1] = np.where(new_B, self.config.text_initial_id + 1, text_B)
         self._position_B[:rows] = self._whisper.position(count_B)
         self._text.place(count_B, new_B, active_B)
-        self._audio.place(position_B, active_B, active_B)
-        self._age_BC[:rows] = self._audio.ages(position_B)
+        newest_B = (position_B + 1) * self._whisper.vectors - 1
+        self._audio.place(newest_B, active_B, active_B)
+        self._age_BC[:rows] = self._audio.ages(newest_B)
         self._bound.run(rows)
         self._count_B[:rows][active_B] = count_B[active_B]
         self._held_B[:rows][active_B] = held_B[active_B]
@@ -299,7 +303,7 @@ class DecoderStreams(TextStreams):
             "count": self._count_B[slot].copy(),
             "held": self._held_B[slot].copy(),
             "text": self._text.read(slot, int(self._count_B[slot])),
-            "audio": self._audio.read(slot, position - 1),
+            "audio": self._audio.read(slot, position * self._whisper.vectors - 1),
         }
 
     def write(self, slot: int, saved: Mapping[str, Array]) -> None:
@@ -315,28 +319,44 @@ class _Repeating:
 
     After `first` columns that do not change, a ring holds the positions before the newest, which is in the column after
     them: position p is in column min(p, context - 1). When that is full, the step that advances moves its key into the
-    ring, over the oldest. A slot that does not advance writes into the last column, which no other step sees.
+    ring, over the oldest. A slot that does not advance writes into the last columns, which no other step sees.
+
+    A step has `step` positions. Those before the newest go directly to the ring, by `earlier_BTH3`: the slot, head and
+    column of each.
     """
 
-    def __init__(self, config: TransformerConfig, slots: int, context: int, first: int = 0) -> None:
-        self.first, self.older, self.columns = first, context - 1, first + context + 1
+    def __init__(self, config: TransformerConfig, slots: int, context: int, first: int = 0, step: int = 1) -> None:
+        self.first, self.older, self.step, self.columns = first, context - 1, step, first + context + step
         self.cache = _key_values(config, slots, self.columns, np.float32)
         self.length_B = np.zeros(slots, np.int32)
+        self.earlier_BTH3 = np.zeros((slots, step - 1, config.num_heads, 3), np.int64)
+        self.earlier_BTH3[..., 0] = np.arange(slots)[:, None, None]
+        self.earlier_BTH3[..., 1] = np.arange(config.num_heads)
 
     def place(self, position_B: IntArray, new_B: BoolArray, active_B: BoolArray) -> None:
-        """Set the columns of the first slots' keys. `new_B`: whether a position is not that of the step before."""
-        moved = np.flatnonzero(new_B & active_B & (position_B > self.older) & (self.older > 0))
-        into = self.first + (position_B[moved] - 1) % max(self.older, 1)
+        """Set the columns of the first slots' keys, the newest of which is at `position_B`.
+
+        `new_B`: whether these are not the positions of the step before.
+        """
+        rows, last_B = len(position_B), position_B - self.step
+        moved = np.flatnonzero(new_B & active_B & (last_B >= self.older) & (self.older > 0))
+        into = self.first + last_B[moved] % max(self.older, 1)
         self.cache[:, :, moved, :, into] = self.cache[:, :, moved, :, self.first + self.older]
         column_B = self.first + np.minimum(position_B, self.older)
-        self.length_B[: len(position_B)] = np.where(active_B, column_B, self.columns - 1)
+        self.length_B[:rows] = np.where(active_B, column_B, self.columns - 1)
+        if self.step > 1:
+            back_T = np.arange(1 - self.step, 0)
+            column_BT = self.first + (position_B[:, None] + back_T) % self.older
+            self.earlier_BTH3[:rows, ..., 2] = np.where(active_B[:, None], column_BT, self.columns - 1 + back_T)[
+                ..., None
+            ]
 
     def ages(self, position_B: IntArray) -> IntArray:
-        """How much older than `position_B` the key in each column is, `[B, C]`; 0 where there is none."""
+        """How many steps older than `position_B` the key in each column is, `[B, C]`; 0 where there is none."""
         age_BC = np.zeros((len(position_B), self.columns), np.int64)
         if self.older:
             key_BC = ring_keys(position_B[:, None] - 1, np.arange(self.older))
-            age_BC[:, : self.older] = np.where(key_BC < 0, 0, position_B[:, None] - key_BC)
+            age_BC[:, : self.older] = np.where(key_BC < 0, 0, (position_B // self.step)[:, None] - key_BC // self.step)
         return age_BC
 
     def read(self, slot: int, position: int) -> Array:
