@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.checkpoints.test_rust import PUBLISHED
 from tests.fakes import tiny_tokenizer, tokenizer_path
-from tests.models import random_model, stt_config
+from tests.models import noise_and_tones, random_model, stt_config
 
 from slipstream import load, load_runner
 from slipstream.bundle import ModelBundle
@@ -34,6 +34,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
     save_checkpoint(Checkpoint(config, *random_model(config), tokenizer_path()), path, "kyutai")
     return path
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx", "mlx"])
+def test_every_backend_runs_weights_in_5_bits_as_their_floats(backend: str, tmp_path: Path) -> None:
+    pytest.importorskip({"torch": "torch", "onnx": "onnxruntime", "mlx": "mlx.core"}[backend])
+    config = stt_config(codec="whisper", decoder=True, text_vocab=tiny_tokenizer().vocab_size)
+    save_checkpoint(Checkpoint(config, *random_model(config), tokenizer_path()), tmp_path / "5", "kyutai", quantize=5)
+    save_checkpoint(ModelBundle.resolve(tmp_path / "5").checkpoint(), tmp_path / "floats", "kyutai")
+    bundles = [ModelBundle.resolve(tmp_path / name) for name in ("5", "floats")]
+    runners = [bundle.open(device="cpu", backend=backend) for bundle in bundles]
+    for frame_BS in noise_and_tones(8 * 0.08, seed=0).reshape(8, 1, 1920):
+        found, same = (runner.step(frame_BS, np.array([True])) for runner in runners)
+        assert np.isfinite(found.logprob_B).all()
+        np.testing.assert_array_equal(found.token_B, same.token_B)
+        np.testing.assert_allclose(found.logprob_B, same.logprob_B, atol=1e-5)
 
 
 @pytest.fixture

@@ -155,12 +155,43 @@ def test_8_bit_weights_whose_scales_do_not_fit_are_named(tmp_path: Path) -> None
         load_checkpoint(tmp_path / "8")
 
 
+@pytest.mark.parametrize("bits", [4, 5, 6, 7])
+def test_kyutais_layout_keeps_weights_in_few_bits(bits: int, tmp_path: Path) -> None:
+    checkpoint = make(stt_config(codec="whisper"), tmp_path)
+    save_checkpoint(checkpoint, tmp_path / "packed", "kyutai", quantize=bits)
+    loaded = load_checkpoint(tmp_path / "packed")
+    for ours, theirs in ((checkpoint.lm, loaded.lm), (checkpoint.codec, loaded.codec)):
+        assert {name: array.shape for name, array in ours.items()} == {name: a.shape for name, a in theirs.items()}
+        for name, array in ours.items():
+            if name.startswith("quantizer."):
+                np.testing.assert_allclose(theirs[name].astype(np.float32), array, rtol=1 / 256)
+            elif array.ndim < 2 or name.endswith("learnt_padding"):
+                np.testing.assert_array_equal(theirs[name], array)
+            else:
+                error = np.sqrt(np.square(theirs[name] - array).sum() / np.square(array).sum())
+                assert error < 2.0 ** (1 - bits), name
+    saved = read_tensors(tmp_path / "packed" / loaded.config.files.codec)
+    assert saved["encoder.conv1.weight"].dtype == np.uint8
+    # An 8-bit file of the loaded model holds the same integers.
+    save_checkpoint(loaded, tmp_path / "8", "kyutai", quantize=8)
+    assert_same(load_checkpoint(tmp_path / "8"), loaded)
+
+
+def test_weights_in_few_bits_that_are_damaged_are_named(tmp_path: Path) -> None:
+    save_checkpoint(make(stt_config(codec="whisper"), tmp_path), tmp_path / "5", "kyutai", quantize=5)
+    path = tmp_path / "5" / FileNames().codec
+    codes = read_tensors(path)["encoder.conv1.weight"]
+    write_tensors(path, {**read_tensors(path), "encoder.conv1.weight": codes[:, :-1].copy()})
+    with pytest.raises(CheckpointError, match=r"encoder\.conv1\.weight cannot be expanded: codes are uint8"):
+        load_checkpoint(tmp_path / "5")
+
+
 def test_quantisation_that_a_layout_lacks_is_refused_with_the_reason(tmp_path: Path) -> None:
     checkpoint = make(stt_config(), tmp_path)
     for layout, width, message in (
         ("candle", 8, "the layout candle has no quantised weights: use the layout kyutai, mlx or onnx"),
-        ("kyutai", 4, "the layout kyutai has 8-bit weights only"),
-        ("mlx", 3, "cannot quantise to 3 bits: expected 4 or 8"),
+        ("kyutai", 3, "cannot quantise to 3 bits: the layout kyutai has 4, 5, 6, 7, 8"),
+        ("mlx", 5, "cannot quantise to 5 bits: the layout mlx has 4, 8"),
     ):
         with pytest.raises(CheckpointError, match=message):
             save_checkpoint(checkpoint, tmp_path / "x", layout, quantize=width)

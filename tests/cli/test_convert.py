@@ -39,6 +39,19 @@ def test_quantises(cli: Cli, source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "onnx" / "lm.onnx").exists()
 
 
+def test_quantises_to_few_bits_in_kyutais_layout_only(cli: Cli, source: Path, tmp_path: Path) -> None:
+    outcome = cli("convert", source, tmp_path / "5", "--quantize", "int5")
+    assert outcome.code == 0, outcome.err
+    packed, floats = ((folder / "model.safetensors").stat().st_size for folder in (tmp_path / "5", source))
+    assert packed < floats / 2
+    outcome = cli("convert", source, tmp_path / "mlx", "--layout", "mlx", "--quantize", "int5")
+    assert outcome.code == 1
+    assert "the layout mlx has 4, 8" in outcome.err
+    outcome = cli("convert", source, tmp_path / "onnx", "--layout", "onnx", "--quantize", "int5")
+    assert outcome.code == 2
+    assert "int4 and int8" in outcome.err
+
+
 def test_a_folder_that_is_not_empty_is_not_changed(cli: Cli, source: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in source.iterdir()}
     for layout in ("kyutai", "onnx"):

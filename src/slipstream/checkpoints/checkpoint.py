@@ -13,6 +13,7 @@ from slipstream.checkpoints import eight_bit, mlx
 from slipstream.checkpoints.kyutai import dump_files
 from slipstream.checkpoints.layouts import LAYOUTS, fitting, get_layout, layouts_of
 from slipstream.checkpoints.lora import fuse
+from slipstream.checkpoints.packed_bits import BITS
 from slipstream.checkpoints.quantization import GROUP_SIZES
 from slipstream.checkpoints.sources import Origin, Ref, Sources, resolve
 from slipstream.checkpoints.tensors import DTYPES, Array, Tensors, read_tensors, write_tensors
@@ -90,8 +91,8 @@ def save_checkpoint(
         checkpoint: The model.
         folder: Where to write.
         layout: A name in `LAYOUTS`.
-        quantize: 4 or 8 bits for the LM in the layout `mlx`; 8 bits for the LM and a Whisper encoder in the layout
-            `kyutai`, which only Slipstream can read then.
+        quantize: 4 or 8 bits for the LM in the layout `mlx`, in MLX's format; 4 to 8 bits for the LM and a Whisper
+            encoder in the layout `kyutai`, which only Slipstream can read then.
         dtype: A name in `DTYPES` for the LM's weights; by default they keep their type, as the codec always does.
 
     Raises:
@@ -100,18 +101,18 @@ def save_checkpoint(
     tables = get_layout(layout)
     if quantize is not None and layout not in ("kyutai", "mlx"):
         raise CheckpointError(f"the layout {layout} has no quantised weights: use the layout kyutai, mlx or onnx")
-    if quantize == 4 and layout == "kyutai":
-        raise CheckpointError("the layout kyutai has 8-bit weights only: use the layout mlx or onnx for 4 bits")
-    if quantize is not None and quantize not in GROUP_SIZES:
-        raise CheckpointError(f"cannot quantise to {quantize} bits: expected 4 or 8")
+    widths = (*BITS, 8) if layout == "kyutai" else tuple(GROUP_SIZES)
+    if quantize is not None and quantize not in widths:
+        known = ", ".join(map(str, widths))
+        raise CheckpointError(f"cannot quantise to {quantize} bits: the layout {layout} has {known}")
     if dtype is not None and dtype not in DTYPES:
         raise CheckpointError(f"dtype={dtype!r} is unknown: expected {', '.join(DTYPES)}")
     config = checkpoint.config
     lm: Tensors = tables.lm(config.lm).write(_cast(checkpoint.lm, dtype))
     codec = tables.codec(config.codec).write(checkpoint.codec)
     if quantize is not None and layout == "kyutai":
-        lm = eight_bit.packed(lm)
-        codec = eight_bit.packed(codec) if config.codec.whisper else codec
+        lm = eight_bit.packed(lm, quantize)
+        codec = eight_bit.packed(codec, quantize) if config.codec.whisper else codec
     elif quantize is not None:
         lm = mlx.quantized(lm, quantize)
     lm_file = mlx.file_name(quantize if layout == "mlx" else None)

@@ -1,25 +1,31 @@
 """8-bit weights in safetensors: a matrix `name` of int8 and a scale for each block of a row, `name_scale` of float32.
 
 `weight = scale * integer`, with the blocks and the rounding of ONNX Runtime, which computes with the stored integers.
-The other backends read floats.
+The other backends read floats. A file can store these integers in 4 to 7 bits (see `packed_bits`): codes `name`,
+multipliers `name_groups`, scales `name_scale`, and `name_shape` of int32, the number of bits followed by the shape.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from slipstream.checkpoints.packed_bits import BLOCK, Packed, expand, pack
 from slipstream.checkpoints.tensors import DTYPES, Array, Tensors
+from slipstream.errors import CheckpointError
 from slipstream.model.names import Shapes
 
-BLOCK = 128
-"""Neighbouring weights of a row that share a scale."""
 SCALE = "_scale"
+GROUPS = "_groups"
+SHAPE = "_shape"
 
 
-def packed(tensors: Tensors) -> dict[str, Array]:
-    """Quantise every matrix and convolution.
+def packed(tensors: Tensors, bits: int = 8) -> dict[str, Array]:
+    """Quantise every matrix and convolution to 4 to 8 bits.
 
     Except in the codec's quantiser, whose codebooks become bfloat16, and the scores and prefixes of Whisper's decoder.
+    Raises `CheckpointError` for another number of bits.
     """
     out: dict[str, Array] = {}
     for name, array in tensors.items():
@@ -27,19 +33,45 @@ def packed(tensors: Tensors) -> dict[str, Array]:
             out[name] = array.astype(DTYPES["bfloat16"]) if array.ndim > 1 else array
         elif array.ndim < 2 or len(array) == 1 or name.endswith((".age", ".prefix")):
             out[name] = array
-        else:
+        elif bits == 8:
             out[name], out[name + SCALE] = quantize(array)
+        else:
+            out[name], out[name + GROUPS], out[name + SCALE] = pack(_rows(array), bits)
+            out[name + SHAPE] = np.array([bits, *array.shape], np.int32)
     return out
 
 
 def unpacked(tensors: Tensors, _: Shapes) -> dict[str, Array]:
-    """Replace each matrix and its scales by a float32 matrix. Those that do not fit each other stay as they are."""
-    out = dict(tensors)
-    for name, weight in tensors.items():
-        scale = tensors.get(name + SCALE)
+    """Replace each matrix and its scales by a float32 matrix. Those that do not fit each other stay as they are.
+
+    Raises `CheckpointError` for a matrix in 4 to 7 bits whose tensors do not fit each other.
+    """
+    integers = expanded(tensors)
+    out = dict(integers)
+    for name, weight in integers.items():
+        scale = integers.get(name + SCALE)
         if scale is not None and _fits(weight, scale):
             out[name] = dequantize(weight, scale)
             del out[name + SCALE]
+    return out
+
+
+def expanded(tensors: Tensors) -> dict[str, Array]:
+    """Replace each matrix in 4 to 7 bits by its integers int8, next to the scales. Other tensors stay as they are.
+
+    Raises `CheckpointError` that names a matrix whose tensors do not fit each other.
+    """
+    out = dict(tensors)
+    for name, codes in tensors.items():
+        if name + GROUPS not in tensors and (codes.dtype != np.uint8 or name + SHAPE not in tensors):
+            continue
+        if missing := [name + part for part in (GROUPS, SCALE, SHAPE) if name + part not in tensors]:
+            raise CheckpointError(f"{name} is packed, but {', '.join(missing)} is missing: write the file again")
+        try:
+            out[name] = _expanded(Packed(codes, tensors[name + GROUPS], tensors[name + SCALE]), tensors[name + SHAPE])
+        except CheckpointError as error:
+            raise CheckpointError(f"{name} cannot be expanded: {error}; download or write the file again") from error
+        del out[name + GROUPS], out[name + SHAPE]
     return out
 
 
@@ -62,6 +94,15 @@ def dequantize(weight: Array, scale: Array) -> Array:
     rows = _rows(weight)
     spread = np.repeat(scale.astype(np.float32), BLOCK, axis=1)[:, : rows.shape[1]]
     return _shaped(rows * spread, weight.shape)
+
+
+def _expanded(matrix: Packed, form: Array) -> Array:
+    if form.ndim != 1 or form.dtype != np.int32 or len(form) < 3 or form.min() < 1:
+        raise CheckpointError(f"its {SHAPE} is {form.tolist()}, expected the number of bits and a shape in int32")
+    bits, *shape = map(int, form)
+    if len(matrix.codes) != shape[0]:
+        raise CheckpointError(f"{len(matrix.codes)} rows of codes, expected {shape[0]} for the shape {shape}")
+    return _shaped(expand(matrix, bits, math.prod(shape[1:])), tuple(shape))
 
 
 def _fits(weight: Array, scale: Array) -> bool:

@@ -23,8 +23,12 @@ def convert(
         Literal["kyutai", "candle", "mlx", "transformers", "onnx"], typer.Option("--layout", help="Layout to write.")
     ] = "kyutai",
     quantize: Annotated[
-        Literal["int4", "int8"] | None,
-        typer.Option("--quantize", help="Bits of the LM's weights: mlx and onnx; kyutai: int8 only."),
+        Literal["int4", "int5", "int6", "int7", "int8"] | None,
+        typer.Option(
+            "--quantize",
+            help="Bits of the weights. kyutai: int4 to int8, in Slipstream's own format, also of a Whisper encoder. "
+            "mlx: int4 or int8 of the LM, in MLX's format. onnx: int4 or int8.",
+        ),
     ] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,
@@ -41,6 +45,8 @@ def convert(
     if layout == "onnx":
         if dtype:
             raise typer.BadParameter("onnx weights are float32 or quantised: use --quantize", param_hint="--dtype")
+        if quantize not in (None, "int4", "int8"):
+            raise typer.BadParameter(f"onnx has int4 and int8, not {quantize}", param_hint="--quantize")
         _to_onnx(ModelBundle.resolve(source, **origin), destination, quantize)
     else:
         from slipstream.checkpoints.checkpoint import convert as convert_checkpoint
