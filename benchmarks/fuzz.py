@@ -210,13 +210,12 @@ def send(name: str, case: Any, target: Target) -> str:
         client = name.removesuffix(" client")
         if client in CLIENTS:
             messages = [message for message in case if isinstance(message, (bytes, str))]
-            connection = connected(client, target)
-            connection.sendall(encoded_messages(client, messages))
+            sent, connection = encoded_messages(client, messages), connected(client, target)
         else:
             path, messages = of_websocket(name, case)
-            connection = target.websocket(path)
-            connection.sendall(encoded_messages("plain", messages))
+            sent, connection = encoded_messages("plain", messages), target.websocket(path)
         with connection:
+            connection.sendall(sent)
             if client in CLIENTS and CLIENTS[client].tcp:
                 connection.shutdown(socket.SHUT_WR)
             else:

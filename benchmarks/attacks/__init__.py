@@ -64,15 +64,16 @@ class Target:
 
     def websocket(self, path: str = "/api/asr-streaming", *headers: str) -> socket.socket:
         """Open a WebSocket; the caller writes its frames (`frame`) and reads what it likes."""
-        connection = self.connect()
         lines = [f"GET {path} HTTP/1.1", "Host: localhost", *_UPGRADE, *headers, "", ""]
-        connection.sendall("\r\n".join(lines).encode("latin-1"))
-        answer = b""
-        while b"\r\n\r\n" not in answer:
-            if not (data := connection.recv(4096)):
-                connection.close()
-                raise ConnectionResetError("the server closed the connection in the handshake")
-            answer += data
+        with contextlib.ExitStack() as opened:
+            connection = opened.enter_context(self.connect())
+            connection.sendall("\r\n".join(lines).encode("latin-1"))
+            answer = b""
+            while b"\r\n\r\n" not in answer:
+                if not (data := connection.recv(4096)):
+                    raise ConnectionResetError("the server closed the connection in the handshake")
+                answer += data
+            opened.pop_all()
         return connection
 
     def flood(self, message: bytes, path: str = "/api/asr-streaming", connections: int = 1) -> None:

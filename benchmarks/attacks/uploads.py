@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import itertools
@@ -85,9 +86,12 @@ def upload_one_packet(target: Target) -> None:
 
 def post(target: Target, body: bytes, announced: int | None = None) -> socket.socket:
     """Send a POST request, and as its body `body` of the `announced` bytes; the answer is not read."""
-    connection = target.connect()
     length = len(body) if announced is None else announced
-    connection.sendall(f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode() + body)
+    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode()
+    with contextlib.ExitStack() as opened:
+        connection = opened.enter_context(target.connect())
+        connection.sendall(head + body)
+        opened.pop_all()
     return connection
 
 
