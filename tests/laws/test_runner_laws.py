@@ -23,6 +23,7 @@ SLOTS = 4
 
 pytestmark = pytest.mark.parametrize("make", BACKENDS)
 both_encoders = pytest.mark.parametrize("codec", ["waveform", "whisper", "decoder"])
+every_model = pytest.mark.parametrize("codec", ["waveform", "whisper", "decoder", "vectors"])
 
 _runners: dict[tuple[MakeRunner, int, str], Runner] = {}
 
@@ -38,8 +39,10 @@ def runner_for(make: MakeRunner, slots: int, codec: str = "waveform") -> Runner:
 
 
 def model_config(codec: str) -> STTConfig:
-    """A small model by its codec; `decoder`: Whisper's encoder and decoder."""
-    return stt_config(codec="whisper", decoder=True) if codec == "decoder" else stt_config(codec=codec)
+    """A small model by its codec; `decoder`: Whisper's encoder and decoder; `vectors`: with four vectors per frame."""
+    if codec in ("decoder", "vectors"):
+        return stt_config(codec="whisper", decoder=True, vectors=4 if codec == "vectors" else 1)
+    return stt_config(codec=codec)
 
 
 def audio(seed: int, frames: int = FRAMES) -> np.ndarray:
@@ -74,7 +77,7 @@ def test_shapes_and_types_of_a_step(make: MakeRunner):
     assert ((out.pause_BH >= 0) & (out.pause_BH <= 1)).all()
 
 
-@pytest.mark.parametrize("codec", [*CODECS, "decoder"])
+@pytest.mark.parametrize("codec", [*CODECS, "decoder", "vectors"])
 def test_streaming_equals_offline(make: MakeRunner, codec: str):
     torch = pytest.importorskip("torch", reason="the offline forward is the PyTorch model's")
     from slipstream.nn.build import build_codec, build_lm
@@ -95,13 +98,13 @@ def test_streaming_equals_offline(make: MakeRunner, codec: str):
     assert len(set(tokens.tolist())) > 3, "random weights that always give the same token prove nothing"
     offline = list(zip(tokens.tolist(), scores.max(dim=-1).values.tolist(), pauses.numpy(), strict=True))
     if make in ROUNDED:
-        np.testing.assert_allclose([p for _, p, _ in streamed], [p for _, p, _ in offline], atol=0.1)
+        np.testing.assert_allclose([p for _, p, _ in streamed], [p for _, p, _ in offline], atol=0.15)
         assert any(left[1] != right[1] for left, right in zip(streamed, offline, strict=True))
     else:
         assert_same(streamed, offline)
 
 
-@both_encoders
+@every_model
 @settings(max_examples=6)
 @given(st.data())
 def test_a_slot_in_a_batch_equals_the_slot_alone(make: MakeRunner, codec: str, data: st.DataObject):
@@ -130,7 +133,7 @@ def test_a_slot_in_a_batch_equals_the_slot_alone(make: MakeRunner, codec: str, d
                 assert_same(found, run_alone(make, np.stack(frames), codec))
 
 
-@both_encoders
+@every_model
 def test_pausing_or_resetting_a_slot_changes_no_bit_of_another(make: MakeRunner, codec: str):
     runner = runner_for(make, SLOTS, codec)
     sources = [audio(seed) for seed in range(SLOTS)]
@@ -152,7 +155,7 @@ def test_pausing_or_resetting_a_slot_changes_no_bit_of_another(make: MakeRunner,
             assert (out.pause_BH[slot] == undisturbed[t].pause_BH[slot]).all()
 
 
-@both_encoders
+@every_model
 @pytest.mark.parametrize("after", [0, 3, 9, 20])
 def test_a_snapshot_continues_in_another_slot_and_does_not_change(make: MakeRunner, codec: str, after: int):
     runner = runner_for(make, SLOTS, codec)
@@ -188,7 +191,7 @@ def test_a_launched_step_is_the_same_step_whatever_happens_to_other_slots_meanwh
     assert_same(outputs, whole)
 
 
-@both_encoders
+@every_model
 @pytest.mark.parametrize("before", [2, 9, 21])
 def test_a_savepoint_takes_back_the_steps_after_it(make: MakeRunner, codec: str, before: int):
     runner = runner_for(make, SLOTS, codec)

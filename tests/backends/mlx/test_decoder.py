@@ -14,7 +14,7 @@ from slipstream.model.config import PAD_ID, WORD_ID  # noqa: E402
 from slipstream.model.names import lm_shapes  # noqa: E402
 
 CONFIG = decoder_lm_config()
-WEIGHTS = random_weights(lm_shapes(CONFIG))
+vectors_per_frame = pytest.mark.parametrize("vectors", [1, 4])
 
 
 def tokens(steps: int, batch: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -27,9 +27,10 @@ def tokens(steps: int, batch: int = 2) -> tuple[np.ndarray, np.ndarray]:
     return text, audio
 
 
-def stream(text_BT: np.ndarray, audio_BKT: np.ndarray, start: int = 0, **options) -> np.ndarray:
+def stream(text_BT: np.ndarray, audio_BKT: np.ndarray, start: int = 0, vectors: int = 1, **options) -> np.ndarray:
     """Text logits `[B, T, V]` of a stream, `start` tokens and frames after its beginning."""
-    lm = build_lm(CONFIG, WEIGHTS, **options)
+    config = decoder_lm_config(vectors)
+    lm = build_lm(config, random_weights(lm_shapes(config)), **options)
     state, condition = lm.init_state(len(text_BT)), lm.condition({})
     state["position"] = state["position"] + start
     step = mx.compile(lambda text, audio, state, at: lm(text, audio, state, at, condition))
@@ -42,22 +43,25 @@ def stream(text_BT: np.ndarray, audio_BKT: np.ndarray, start: int = 0, **options
     return np.array(mx.stack(logits, axis=1))
 
 
-def test_logits_of_200_steps_are_the_offline_ones():
+@vectors_per_frame
+def test_logits_of_200_steps_are_the_offline_ones(vectors: int):
     torch = pytest.importorskip("torch", reason="the offline forward is the PyTorch model's")
     from slipstream.nn.build import build_lm as build_torch_lm
 
     text, audio = tokens(200)
-    reference = build_torch_lm(CONFIG, WEIGHTS)
+    config = decoder_lm_config(vectors)
+    reference = build_torch_lm(config, random_weights(lm_shapes(config)))
     with torch.inference_mode():
         logits = reference.text_logits(reference(torch.from_numpy(text), torch.from_numpy(audio))[0]).numpy()
-    np.testing.assert_allclose(stream(text, audio), logits, atol=1e-3)
+    np.testing.assert_allclose(stream(text, audio, vectors=vectors), logits, atol=1e-3)
     assert logits.std() > 1, "logits that hardly vary would prove little"
 
 
-def test_beyond_numbers_of_32_bits_the_logits_are_those_of_a_fresh_stream():
+@vectors_per_frame
+def test_beyond_numbers_of_32_bits_the_logits_are_those_of_a_fresh_stream(vectors: int):
     # After layers * context positions the output depends on that window alone, and learnt positions repeat after 9.
     text, audio = tokens(60)
-    fresh, late = stream(text, audio), stream(text, audio, start=9 * 10**9)
+    fresh, late = stream(text, audio, vectors=vectors), stream(text, audio, start=9 * 10**9, vectors=vectors)
     assert not np.allclose(late[:, 0], fresh[:, 0]), "the empty columns count as seen: the start must differ"
     np.testing.assert_allclose(late[:, 45:], fresh[:, 45:], atol=1e-3)
 

@@ -1,7 +1,7 @@
 """Whisper's text decoder as the LM, one step of a stream at a time; see `nn.decoder`.
 
-Shapes: B slots, T positions of one step (1), D width, H heads, C ring columns, N frames that a step sees, P columns of
-the prefix.
+Shapes: B slots, T positions of one step (1), D width, H heads, C ring columns, V vectors per frame, N frames that a
+step sees, P columns of the prefix.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class DecoderState(TypedDict):
 class FramePositions(NamedTuple):
     """What the frame of one step needs in each slot, computed on the host.
 
-    `columns_BT`: the audio rings' column. `mask` `[B, 1, T, C]`: the columns that the step sees. `ages_BTC`: by how
+    `columns_BV`: the audio rings' columns. `mask` `[B, 1, T, C]`: the columns that the step sees. `ages_BTC`: by how
     many frames each is older.
     """
 
-    columns_BT: mx.array
+    columns_BV: mx.array
     mask: mx.array
     ages_BTC: mx.array
 
@@ -63,7 +63,7 @@ class WhisperDecoderLayer(nn.Module):
     def __call__(
         self,
         x_BTD: mx.array,
-        audio_BTD: mx.array,
+        audio_BVD: mx.array,
         rings: tuple[Ring, Ring],
         text_columns_BT: mx.array,
         text_mask: mx.array,
@@ -72,7 +72,7 @@ class WhisperDecoderLayer(nn.Module):
         x = self.norm1(x_BTD)
         text = rings[0].write(text_columns_BT, *self.attn.keys_values(x))
         x_BTD = x_BTD + self.attn(x, text, text_mask)
-        audio = rings[1].write(at.columns_BT, *self.cross.keys_values(audio_BTD))
+        audio = rings[1].write(at.columns_BV, *self.cross.keys_values(audio_BVD))
         # [H, B, T, C] -> [B, H, T, C]
         mask = mx.where(at.mask, self.age[:, at.ages_BTC].swapaxes(0, 1), -mx.inf).astype(x_BTD.dtype)
         x_BTD = x_BTD + self.cross(self.norm2(x_BTD), audio, mask)
@@ -91,8 +91,11 @@ class WhisperDecoder(nn.Module):
         self.config, self.whisper = config.transformer, config.whisper
         # A step writes the column of the last text position, or the next one, which a spare column keeps free.
         self.text_capacity = ring_capacity(config.transformer.context, 2)
-        self.audio_capacity = ring_capacity(config.whisper.audio_context, 1)
+        self.audio_capacity = ring_capacity(config.whisper.audio_columns, 1)
         self.positions = mx.zeros((config.whisper.num_positions, config.transformer.dim))
+        dim, vectors = config.transformer.dim, config.whisper.vectors
+        if vectors > 1:
+            self.spread = nn.Linear(dim, vectors * dim)
         self.layers = [WhisperDecoderLayer(config) for _ in range(config.transformer.num_layers)]
 
     def init_state(self, batch: int, dtype: mx.Dtype) -> DecoderState:
@@ -112,12 +115,13 @@ class WhisperDecoder(nn.Module):
 
     def locate(self, first_B: IntArray) -> FramePositions:
         """Where the next step of slots is whose frame has the number `first_B`."""
-        frame_BT = first_B[:, None]
-        key_BC = ring_keys(frame_BT, np.arange(self.audio_capacity))
+        frame_BT, vectors = first_B[:, None], self.whisper.vectors
+        vector_BV = frame_BT * vectors + np.arange(vectors)
+        key_BC = ring_keys(vector_BV[:, -1:], np.arange(self.audio_capacity)) // vectors
         age_BTC = (frame_BT - key_BC)[:, None]
         seen_BTC = sees(frame_BT[..., None], key_BC[:, None], self.whisper.audio_context)
         return FramePositions(
-            columns_BT=mx.array((frame_BT % self.audio_capacity).astype(np.int32)),
+            columns_BV=mx.array((vector_BV % self.audio_capacity).astype(np.int32)),
             mask=mx.array(seen_BTC[:, None]),
             ages_BTC=mx.array(age_BTC.astype(np.int32)),
         )
@@ -137,9 +141,11 @@ class WhisperDecoder(nn.Module):
         # A step without a new token adds the vector of PAD or of the start of a word to that of the last token.
         x_BD = embedding(held_B) + self.positions[self.whisper.position(position_B)]
         x_BD = x_BD + mx.where(new_B[:, None], 0, embedding(text_B))
+        vectors = self.whisper.vectors
+        audio_BVD = audio_BTD if vectors == 1 else self.spread(audio_BTD).reshape(len(text_B), vectors, -1)
         x_BTD, rings = x_BD[:, None], []
         for layer, *old in zip(self.layers, state["text"], state["audio"], strict=True):
-            x_BTD, new = layer(x_BTD, audio_BTD, (old[0], old[1]), columns_BT, mask, at)
+            x_BTD, new = layer(x_BTD, audio_BVD, (old[0], old[1]), columns_BT, mask, at)
             rings.append(new)
         text, audio = (list(part) for part in zip(*rings, strict=True))
         return x_BTD, {"position": position_B, "held": held_B, "text": text, "audio": audio}

@@ -177,7 +177,8 @@ class MLXRunner(BaseRunner):
         at = self.lm.transformer.locate(np.zeros(1, dtype=np.int64))
         hidden_BD, state["lm"] = self.lm(text_B, audio_BK, state["lm"], at, state["condition"])
         state["text"] = mx.argmax(self.lm.text_logits(hidden_BD), axis=-1).astype(mx.int32)
-        return read_slot(state, 0, columns=1)
+        whisper = self.config.lm.whisper
+        return read_slot(state, 0, columns=whisper.vectors if whisper else 1)
 
     def _step(self, state: RunnerState, inputs: Inputs) -> tuple[tuple[mx.array, ...], RunnerState]:
         """One step to token `[B]`, log-probability `[B]`, pause probability `[B, H]`, and the new state.
