@@ -104,7 +104,7 @@ def test_streaming_equals_offline(make: MakeRunner, codec: str):
         assert_same(streamed, offline)
 
 
-@every_model
+@both_encoders
 @settings(max_examples=6)
 @given(st.data())
 def test_a_slot_in_a_batch_equals_the_slot_alone(make: MakeRunner, codec: str, data: st.DataObject):
@@ -175,7 +175,7 @@ def test_a_snapshot_continues_in_another_slot_and_does_not_change(make: MakeRunn
     assert_same(outputs, whole[after:])
 
 
-@both_encoders
+@every_model
 def test_a_launched_step_is_the_same_step_whatever_happens_to_other_slots_meanwhile(make: MakeRunner, codec: str):
     runner = runner_for(make, SLOTS, codec)
     whole = run_alone(make, audio(3), codec)
