@@ -193,6 +193,26 @@ def test_an_lm_learns_with_a_trained_or_frozen_encoder(
     assert "codec.quantizer.semantic.codebooks.0.embedding_sum" in moved
 
 
+def test_a_run_in_bfloat16_keeps_the_projections_that_it_starts_from(pack: Pack, tmp_path: Path) -> None:
+    def weights_of(train: bool) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = SpeechModel(decoder_config(), 3)
+        rows = sampler(pack, tmp_path, {"chords": 1.0})
+        task = WhisperJointTask(model, rows, LossOptions(), QuantiserOptions(start=2), True)
+        if train:
+            options = RunOptions(
+                out=tmp_path / "run", steps=2, rows=2, dtype="bfloat16", learning_rate=1e-6, checkpoint_every=1
+            )
+            Trainer(task, options, lambda line: None).run()
+        else:
+            task.prepare()
+        return {name: weight.float() for name, weight in model.state_dict().items()}
+
+    started, trained = weights_of(False), weights_of(True)
+    for name in ("codec.quantizer.semantic.input_proj.weight", "semantic_in.weight"):
+        torch.testing.assert_close(trained[name], started[name], rtol=0.02, atol=1e-3)
+
+
 def test_an_encoder_that_learns_with_the_lm_keeps_to_its_teacher(pack: Pack, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, rows = SpeechModel(config(), 3), sampler(pack, tmp_path, {"chords": 1.0})

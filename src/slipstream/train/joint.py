@@ -6,6 +6,7 @@ from typing import cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -65,13 +66,22 @@ class WhisperJointTask:
     def batch(self, first_row: int, rows: int) -> WaveBatch:
         return self.sampler.batch(first_row, rows)
 
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Start the quantiser's projections and what reads them, on the run's first rows."""
+        if not self.quantiser.start:
+            return
+        model = self.module
+        start_projections(model.codec.quantizer, self._latent(0, _ROWS).flatten(0, 1))
+        if model.config.lm.whisper and model.config.lm.transformer.dim == model.config.codec.dim:
+            start_audio_input(model)
+        if dist.is_initialized():  # the encoder's positions are drawn
+            started = (model.codec.quantizer.semantic.input_proj, model.codec.quantizer.acoustic.input_proj)
+            for layer in (*started, model.semantic_in, model.acoustic_in):
+                dist.broadcast(layer.weight, 0)
+
     def loss(self, batch: WaveBatch, step: int, progress: float) -> tuple[Tensor, Numbers]:
         model, weights = self.module, self.weights
-        if step == 0 and self.quantiser.start and torch.is_grad_enabled():
-            with torch.no_grad():
-                start_projections(model.codec.quantizer, self._latent(0, _ROWS).flatten(0, 1))
-                if model.config.lm.whisper and model.config.lm.transformer.dim == model.config.codec.dim:
-                    start_audio_input(model)
         self._start(step, self._latent)
         audible_B = ~batch.textual_B
         if not audible_B.any():

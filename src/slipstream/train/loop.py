@@ -29,7 +29,7 @@ from slipstream.data.prefetch import prefetch
 from slipstream.errors import CheckpointError
 from slipstream.train.optim import Optimizer, freeze, trapezoid
 from slipstream.train.options import RunOptions
-from slipstream.train.parallel import FreezesEncoder, Task, dtype_of, hold, shards
+from slipstream.train.parallel import FreezesEncoder, Prepares, Task, dtype_of, hold, shards
 from slipstream.train.phases import Phases
 from slipstream.train.sharding import part_of, whole
 from slipstream.train.trackers import Log
@@ -92,6 +92,11 @@ class Trainer:
         self.share = options.rows // parts
         self.at_once = self.share
         """Rows of a batch: the share, or less after a device ran out of memory."""
+        self.path = Path(options.out) / CHECKPOINT_FILE
+        if isinstance(task, Prepares) and not self.path.exists():
+            if shards(options) == 1:
+                task.module.to(options.device)
+            task.prepare()
         freeze(task.module, options.rates)
         self.weights = hold(task, options, dtype_of(options))
         self.optimizer = Optimizer(
@@ -110,7 +115,6 @@ class Trainer:
         self.summed = 0
         self.unread: Taken | None = None
         """The last step. Its numbers are read after the next one was begun, so that a GPU always has work."""
-        self.path = Path(options.out) / CHECKPOINT_FILE
         if self.path.exists():
             # Mapped, so that a process reads no more than its part of a large model.
             self._restore(torch.load(self.path, weights_only=True, mmap=True))

@@ -45,6 +45,13 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class Prepares(Protocol):
+    """A task that starts some weights from its rows, before the optimiser takes its copy of them."""
+
+    def prepare(self) -> None: ...
+
+
+@runtime_checkable
 class FreezesEncoder(Protocol):
     """A task that saves the work of its encoder's gradients while `encoder_learns` is false."""
 
