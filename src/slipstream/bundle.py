@@ -127,9 +127,8 @@ class ModelBundle:
             delay_frames=config.delay_frames,
             silence_frames=math.ceil(self.silence_prefix_seconds * config.codec.frame_rate),
             turns=self.turns,
-            delays=config.delay_condition is not None,
             calibration=config.confidence,
-            text_vocab=config.lm.text_vocab,
+            config=config,
         )
 
     def uncalibrated(self) -> ModelBundle:

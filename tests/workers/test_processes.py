@@ -8,21 +8,27 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.dialects.test_twilio import SID, at_8k, recording
-from tests.fakes import speech
+from tests.fakes import ScriptRunner, speech, tiny_tokenizer
 from tests.server.harness import RATE, get, metric_samples, solo, wait_for
 from tests.server.http.test_uploads import wav
 from tests.workers.serving import Case, Serving, serving
 from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from slipstream.arrays import FloatArray
 from slipstream.client import ServerError, open_async_stream, transcribe
 from slipstream.connections.keys import KeyRing, new_key
 from slipstream.connections.limits import Limits
+from slipstream.engine.engine import Engine
+from slipstream.engine.options import SessionOptions
 from slipstream.events import Final, Ready, Word
+from slipstream.hints import Hints
 from slipstream.workers.worker import Settings
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc")
@@ -40,7 +46,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.fixture(scope="module")
 def server(keys: tuple[Path, str]) -> Iterator[Serving]:
-    limits = Limits(drain_seconds=20.0)
+    limits = Limits(drain_seconds=20.0, alternatives=2)
     settings = Settings("127.0.0.1", KeyRing.read(keys[0]), limits=limits, log_level="error")
     before = set(SHARED.iterdir())
     with serving(Case(settings, workers=2, engines=2, slots=4)) as running:
@@ -68,13 +74,36 @@ def test_words_are_those_of_one_process_in_several_dialects(server: Serving, key
         assert all(text in body.decode() for text, _, _ in words[:3])
 
 
+def test_alternatives_are_those_of_one_process_and_other_delays_are_refused(
+    server: Serving, keys: tuple[Path, str]
+) -> None:
+    audio_S = speech(seed=4, words=6)
+    with Engine(ScriptRunner(4), tiny_tokenizer()) as engine:
+        session = engine.open(SessionOptions(hints=Hints(alternatives=2)))
+        session.send(audio_S)
+        session.finish()
+        words = [asdict(event) for event in session if isinstance(event, Word)]
+    assert any(word["alternatives"] for word in words)
+    expected = [[word["text"], word["start"], word["end"], list(word["alternatives"])] for word in words]
+    messages = asyncio.run(plain_messages(server, keys[1], audio_S, "&alternatives=5"))  # the limit is 2
+    found = [[one["text"], one["start"], one["end"], one.get("alternatives", [])] for one in messages]
+    assert found == expected
+    with pytest.raises(InvalidStatus) as refused:
+        asyncio.run(plain_messages(server, keys[1], audio_S, "&delay=1.6"))
+    assert b"the model script has one delay, 0.48 s" in (refused.value.response.body or b"")
+
+
 async def plain_words(server: Serving, key: str, audio_S: FloatArray) -> list[tuple[str, float, float]]:
-    address = f"ws://{server.address}/v1/stream?encoding=pcm_f32le&auth_id={key}"
+    return [(one["text"], one["start"], one["end"]) for one in await plain_messages(server, key, audio_S)]
+
+
+async def plain_messages(server: Serving, key: str, audio_S: FloatArray, query: str = "") -> list[dict[str, Any]]:
+    address = f"ws://{server.address}/v1/stream?encoding=pcm_f32le&auth_id={key}{query}"
     async with asyncio.timeout(PATIENCE), connect(address, max_queue=None) as socket:
         await socket.send(audio_S.tobytes())
         await socket.send('{"type":"close"}')
         messages = [json.loads(message) async for message in socket]
-    return [(one["text"], one["start"], one["end"]) for one in messages if one["type"] == "word"]
+    return [one for one in messages if one["type"] == "word"]
 
 
 def test_the_limit_of_a_key_and_the_metrics_count_all_workers(server: Serving, keys: tuple[Path, str]) -> None:

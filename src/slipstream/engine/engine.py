@@ -6,20 +6,20 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 
 import numpy as np
 
-from slipstream.engine.live import LiveSession
+from slipstream.engine.live import LiveSession, check_width
 from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.port import Mailbox
 from slipstream.engine.session import Session
 from slipstream.engine.slots import SessionOp, SlotOperator, steering_of
 from slipstream.engine.table import SessionTable
 from slipstream.engine.turns import TurnOptions
-from slipstream.errors import ConfigError, EngineError, Overloaded, SessionClosed
+from slipstream.errors import EngineError, Overloaded, SessionClosed
 from slipstream.model.confidence import Calibration
 from slipstream.model.runner import Runner, Steering, StepOutput
 from slipstream.model.text import Tokenizer
@@ -97,8 +97,12 @@ class Engine:
 
     @property
     def active(self) -> int:
-        """Sessions that have a slot."""
+        """Slots in use."""
         return self._sessions.scheduler.active
+
+    def width_for(self, sessions: int) -> int:
+        """See `AnyEngine.width_for`."""
+        return self.slots // sessions
 
     @property
     def waiting(self) -> int:
@@ -141,12 +145,8 @@ class Engine:
             EngineError: The engine has failed.
         """
         options = options or SessionOptions()
-        if options.hints.width > self.slots:
-            raise ConfigError(f"a beam of {options.hints.width} needs as many slots, and the model has {self.slots}")
-        format = self.format
-        if (delay := options.hints.delay) is not None:
-            format = replace(format, delay_frames=self._runner.delay_frames_of(delay))
-        session = Session(format, options)
+        check_width(options.hints.width, self.slots)
+        session = Session(self.format.with_delay(options.hints.delay), options)
         mailbox = Mailbox(session, wake)
         self._sessions.add(mailbox, wait)
         return LiveSession(self._sessions, mailbox)

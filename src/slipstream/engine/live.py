@@ -17,7 +17,7 @@ from slipstream.engine.port import Mailbox
 from slipstream.engine.session import Session
 from slipstream.engine.sessions import OpenSessions
 from slipstream.engine.turns import TurnOptions
-from slipstream.errors import AudioError, Overloaded
+from slipstream.errors import AudioError, ConfigError, Overloaded
 from slipstream.events import Event
 from slipstream.hints import Hints
 
@@ -37,7 +37,7 @@ class AnyEngine(Protocol):
 
     @property
     def active(self) -> int:
-        """Sessions that have a slot."""
+        """Slots in use."""
         ...
 
     @property
@@ -69,6 +69,16 @@ class AnyEngine(Protocol):
     ) -> LiveSession:
         """Open a session, as `Engine.open` does."""
         ...
+
+    def width_for(self, sessions: int) -> int:
+        """Return how many slots each of this number of sessions can have at the same time; 0 if they do not fit."""
+        ...
+
+
+def check_width(width: int, slots: int) -> None:
+    """Raise `ConfigError` for a session that needs more slots than a model has on one device."""
+    if width > slots:
+        raise ConfigError(f"a beam of {width} needs as many slots, and the model has {slots}")
 
 
 class LiveSession:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from slipstream.engine.history import Continuation
 from slipstream.engine.turns import TurnOptions
@@ -11,6 +11,7 @@ from slipstream.engine.watchdog import WatchdogOptions
 from slipstream.errors import ConfigError
 from slipstream.hints import Hints
 from slipstream.model.confidence import Calibration
+from slipstream.model.config import STTConfig
 from slipstream.model.runner import BaseRunner, Runner
 from slipstream.model.text import Tokenizer
 
@@ -26,9 +27,8 @@ class StreamFormat:
         delay_frames: How far the text is behind the audio.
         silence_frames: Frames of silence that the model needs before the audio.
         turns: When a turn ends, for sessions that do not set it.
-        delays: Whether sessions may have delays of their own.
         calibration: What the model's probabilities mean; None leaves them as they are.
-        text_vocab: Text tokens of the model; None has those of the tokenizer, which may have more.
+        config: The configuration of the model; None has one delay, and the text tokens of the tokenizer.
     """
 
     tokenizer: Tokenizer
@@ -37,9 +37,8 @@ class StreamFormat:
     delay_frames: int
     silence_frames: int = 0
     turns: TurnOptions = field(default_factory=TurnOptions)
-    delays: bool = False
     calibration: Calibration | None = None
-    text_vocab: int | None = None
+    config: STTConfig | None = None
 
     @classmethod
     def of(
@@ -59,15 +58,35 @@ class StreamFormat:
             delay_frames=runner.delay_frames,
             silence_frames=math.ceil(silence_prefix_seconds * runner.frame_rate),
             turns=turns or TurnOptions(),
-            delays=runner.delays,
             calibration=calibration,
-            text_vocab=runner.config.lm.text_vocab if isinstance(runner, BaseRunner) else None,
+            config=runner.config if isinstance(runner, BaseRunner) else None,
         )
 
     @property
     def sample_rate(self) -> int:
         """Of the model's audio, in Hz."""
         return round(self.frame_samples * self.frame_rate)
+
+    @property
+    def delays(self) -> bool:
+        """Whether sessions may have delays of their own."""
+        return self.config is not None and self.config.delay_condition is not None
+
+    @property
+    def text_vocab(self) -> int:
+        """Text tokens that the model writes: the tokenizer may have more."""
+        return self.tokenizer.vocab_size if self.config is None else self.config.lm.text_vocab
+
+    def with_delay(self, delay: float | None) -> StreamFormat:
+        """Return the format of a session with a text delay of its own, in seconds; None is the model's.
+
+        Raises `ConfigError` if the model does not have this delay.
+        """
+        if delay is None:
+            return self
+        if self.config is None:
+            raise ConfigError(f"delay={delay:g}: this model has one delay, {self.delay_frames / self.frame_rate:g} s")
+        return replace(self, delay_frames=self.config.with_delay(delay).delay_frames)
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,8 +61,8 @@ class Scheduler:
 
     @property
     def active(self) -> int:
-        """Sessions that have a slot."""
-        return len(self._admitted)
+        """Slots in use."""
+        return self.slots - len(self._free)
 
     @property
     def waiting(self) -> int:

@@ -122,11 +122,6 @@ class Runner(Protocol):
         """Number of frames by which the text lags behind the audio."""
         ...
 
-    @property
-    def delays(self) -> bool:
-        """Whether streams may have delays of their own."""
-        ...
-
     def delay_frames_of(self, delay: float) -> int:
         """Return the number of frames by which the text of a stream with this delay lags.
 
@@ -232,7 +227,6 @@ class Runner(Protocol):
 class StepwiseRunner:
     """The defaults of a runner without anything to gain from `launch` and `savepoint`: `step` and `snapshot`."""
 
-    delays = False
     step: Callable[..., StepOutput]
     snapshot: Callable[[int], State]
 
@@ -268,7 +262,6 @@ class BaseRunner(StepwiseRunner):
         self.frame_samples = config.codec.frame_samples
         self.frame_rate = config.codec.frame_rate
         self.delay_frames = config.delay_frames
-        self.delays = config.delay_condition is not None
         self.sampling = sampling if sampling is not None else config.sampling
 
     def delay_frames_of(self, delay: float) -> int:

@@ -18,6 +18,7 @@ from slipstream.backends.onnx.streams import DecoderStreams, TextStreams, text_s
 from slipstream.backends.onnx.transformer import Quantize
 from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from slipstream.checkpoints.tensors import read_tensors
+from slipstream.errors import ConfigError
 from slipstream.model.config import PAD_ID, WORD_ID, LMConfig
 from slipstream.model.names import lm_shapes
 from slipstream.testing import decoder_lm_config
@@ -194,5 +195,6 @@ def test_a_file_with_8_bit_weights_is_computed_with_as_it_is_stored(tmp_path: Pa
 def test_a_runner_of_this_model_has_one_delay():
     config = stt_config(codec="whisper", decoder=True)
     runner = OnnxRunner(config, *random_model(config), threads=1)
-    assert not runner.delays
+    with pytest.raises(ConfigError, match="one delay"):
+        runner.delay_frames_of(1.0)
     assert isinstance(runner.lm, DecoderStreams)

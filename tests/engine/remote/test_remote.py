@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -46,14 +47,14 @@ def events_of(engine: AnyEngine, seed: int, options: SessionOptions, wait: float
     sender.start()
     events = list(session)
     sender.join()
-    return [
-        replace(event, seconds=0.0)
-        if isinstance(event, Flushed)
-        else replace(event, flush_seconds=0.0)
-        if isinstance(event, Final)
-        else event
-        for event in events
-    ]
+    return [without_times(event) for event in events]
+
+
+def without_times(event: Event) -> Event:
+    """The event, without the times that differ from run to run."""
+    if isinstance(event, Flushed):
+        return replace(event, seconds=0.0)
+    return replace(event, flush_seconds=0.0) if isinstance(event, Final) else event
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=["plain", "low latency", "silence", "no partials"])
@@ -180,27 +181,98 @@ def test_restarts_markers_and_invalid_audio() -> None:
         wait_for(lambda: engine.active == 0)
 
 
-def test_beams_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
-    hints = Hints(beam=2)
-    with Engine(ScriptRunner(), tiny_tokenizer()) as engine:
-        expected = events_of(engine, 6, SessionOptions())
-    with hosting(ScriptRunner()) as hosted, hosted.worker() as remote:
-        assert events_of(remote, 6, SessionOptions(hints=hints)) == expected
-        remote.open(SessionOptions(hints=hints)).set_hints(hints)
-    assert caplog.text.count("worker processes ignore alternatives") <= 1
-
-
-def random_runner() -> OnnxRunner:
+def random_runner(slots: int = 2) -> OnnxRunner:
     """A model whose text depends on the text before, and on the number of each frame."""
     config = stt_config(codec="whisper", text_vocab=tiny_tokenizer().vocab_size)
-    return OnnxRunner(config, *random_model(config), slots=2, threads=1)
+    return OnnxRunner(config, *random_model(config), slots=slots, threads=1)
 
 
-def model_events(engine: AnyEngine, options: SessionOptions) -> list[Event]:
+def model_events(engine: AnyEngine, options: SessionOptions, seed: int = 3) -> list[Event]:
     session = engine.open(options)
-    session.send(noise_and_tones(4.0, seed=3))
+    session.send(noise_and_tones(4.0, seed=seed))
     session.finish()
     return [event for event in session if isinstance(event, (Word, History))]
+
+
+SEARCHES = [
+    Hints(beam=3),
+    Hints(alternatives=3),
+    Hints(beam=2, lm="the quick brown fox jumps over the lazy dog"),
+    Hints(alternatives=2, keywords=[Keyword("word", 5.0)], prompt="the quick brown fox"),
+    Hints(delay=1.6),
+    Hints(beam=2, delay=0.8),
+]
+
+
+def flushed_events(engine: AnyEngine, hints: Hints) -> list[Event]:
+    """All events of a stream that is flushed in the middle of its audio, without their times of processing."""
+    audio_S = noise_and_tones(4.0, seed=3)
+    session = engine.open(SessionOptions(hints=hints, steps=True))
+    session.send(audio_S[:40_000])
+    session.flush()
+    session.mark(1)
+    events = []
+    for event in session:
+        events.append(event)
+        if isinstance(event, MarkerReached):  # the next audio comes after the flush, on any machine
+            session.send(audio_S[40_000:])
+            session.finish()
+    return [without_times(event) for event in events]
+
+
+@pytest.fixture(scope="module")
+def expected_searches() -> list[list[Event]]:
+    with Engine(random_runner(4), tiny_tokenizer()) as engine:
+        return [flushed_events(engine, hints) for hints in SEARCHES]
+
+
+@pytest.mark.parametrize("number", range(len(SEARCHES)))
+def test_beams_alternatives_and_delays_give_the_events_of_an_engine_in_the_same_process(
+    expected_searches: list[list[Event]], number: int
+) -> None:
+    with hosting(random_runner(4)) as hosted, hosted.worker() as remote:
+        assert flushed_events(remote, SEARCHES[number]) == expected_searches[number]
+
+
+def test_the_searches_that_are_compared_differ(expected_searches: list[list[Event]]) -> None:
+    assert len({str(events) for events in expected_searches}) == len(SEARCHES)
+    with_alternatives = expected_searches[1]
+    assert any(event.alternatives for event in with_alternatives if isinstance(event, Word))
+
+
+def test_wide_sessions_of_two_workers_wait_for_their_slots_and_change_nobody_else() -> None:
+    cases = [Hints(beam=3), Hints(), Hints(alternatives=2), Hints(beam=4), Hints(delay=0.8), Hints(beam=2)]
+
+    def words(engine: AnyEngine, seed: int) -> list[tuple[str, float, float]]:
+        session = engine.open(SessionOptions(hints=cases[seed]), wait=60.0)
+        session.send(noise_and_tones(3.0, seed=seed))
+        session.finish()
+        return [(event.text, event.start, event.end) for event in session if isinstance(event, Word)]
+
+    with Engine(random_runner(4), tiny_tokenizer()) as engine:
+        expected = [words(engine, seed) for seed in range(6)]
+    assert all(expected)
+    runners = random_runner(4), random_runner(2)  # a beam of 3 fits into the first only
+    with hosting(*runners) as hosted, hosted.worker() as one, hosted.worker() as other:
+        assert [one.width_for(sessions) for sessions in (1, 2, 3, 6, 7)] == [4, 2, 2, 1, 0]
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(lambda seed: words((one, other)[seed % 2], seed), range(6))) == expected
+        wait_for(lambda: (one.active, one.waiting) == (0, 0))
+
+
+def test_hints_that_the_model_cannot_serve_are_refused_as_in_one_process() -> None:
+    def message(engine: AnyEngine, hints: Hints) -> str:
+        with pytest.raises(ConfigError) as refused:
+            engine.open(SessionOptions(hints=hints))
+        return str(refused.value)
+
+    many = [Hints(beam=3), Hints(alternatives=5), Hints(delay=0.01)]
+    with Engine(random_runner(2), tiny_tokenizer()) as engine:
+        expected = [message(engine, hints) for hints in many]
+    with hosting(random_runner(2)) as hosted, hosted.worker() as remote:
+        assert [message(remote, hints) for hints in many] == expected
+    with hosting(ScriptRunner()) as hosted, hosted.worker() as remote:
+        assert message(remote, Hints(delay=1.6)) == "delay=1.6: this model has one delay, 0.48 s"
 
 
 def test_hints_and_the_text_of_a_lost_stream_reach_the_engine() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-from slipstream.engine.flush import SlotOp
+from slipstream.engine.flush import CopyRow, ForceToken, SlotOp
 
 BUFFER_BYTES = 1 << 20
 READ_BYTES = 1 << 18
@@ -19,17 +19,18 @@ class Kind(IntEnum):
     """The kinds of messages. Numbers are unsigned 32-bit integers, times 64-bit floats."""
 
     FRAMES = 1
-    """To the engine. A slot for each frame that is new in its ring, with `URGENT` added where it should not wait."""
+    """To the engine. A slot for each frame that is new in its ring, with `URGENT` added where it should not wait. One
+    message has the frames of all slots of a session, so that one step takes them."""
     OPEN = 2
-    """To the engine: a session's number, and how long it may wait for a slot, in seconds."""
+    """To the engine: a session's number, the slots that it needs, and how long it may wait for them, in seconds."""
     CLOSE = 3
     """To the engine: the number of a session that has ended."""
     OPERATION = 4
-    """To the engine: a slot, and an operation to run before its next frame: see `SlotCommand`."""
+    """To the engine: a session's first slot, and an operation to run before its next frame: see `SlotCommand`."""
     DONE = 5
     """From the engine, once per step: the slots whose next output is in its ring."""
     ADMITTED = 6
-    """From the engine: a session's number and its slot."""
+    """From the engine: a session's number and its slots."""
     REFUSED = 7
     """From the engine: a session's number, a `Refusal`, and how many wait."""
     POSITIONS = 8
@@ -37,30 +38,50 @@ class Kind(IntEnum):
 
 
 URGENT = 1 << 31
-_COMMAND = struct.Struct("<IIq")
+_COMMAND = struct.Struct("<IIIIqd")
+_FORCE, _COPY = 100, 101
+"""Operations that are not in `SlotOp`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotCommand:
-    """An operation on a slot.
+    """An operation on the slots of a session, in numbers.
 
     Args:
-        operation: What to do; None replaces the last text token.
-        number: The number of the first frame, for a reset; the token to replace it with.
+        operation: What to do.
+        number: The number of the first frame, for a reset; the most steps until it is restored, for a snapshot.
+        delay: The text delay in seconds, for a reset; None is the model's own.
     """
 
-    operation: SlotOp | None
+    operation: SlotOp | CopyRow | ForceToken
     number: int = 0
+    delay: float | None = None
 
     def pack(self, slot: int) -> bytes:
-        """Return the payload of an `OPERATION` message."""
-        return _COMMAND.pack(slot, 0 if self.operation is None else self.operation.value, self.number)
+        """Return the payload of an `OPERATION` message for the session with this first slot."""
+        operation = self.operation
+        if isinstance(operation, CopyRow):
+            return _COMMAND.pack(slot, _COPY, operation.source, operation.target, 0, 0.0)
+        if isinstance(operation, ForceToken):
+            return _COMMAND.pack(slot, _FORCE, operation.row, 0, operation.token, 0.0)
+        return _COMMAND.pack(slot, operation.value, 0, 0, self.number, self.delay or 0.0)
 
     @classmethod
     def unpack(cls, payload: bytes) -> tuple[int, SlotCommand]:
         """Return the slot and the operation of a payload. Raises `struct.error` and `ValueError`."""
-        slot, operation, number = _COMMAND.unpack(payload)
-        return slot, cls(SlotOp(operation) if operation else None, number)
+        slot, code, row, other, number, delay = _COMMAND.unpack(payload)
+        if code == _COPY:
+            return slot, cls(CopyRow(row, other))
+        if code == _FORCE:
+            return slot, cls(ForceToken(row, number))
+        return slot, cls(SlotOp(code), number, delay or None)
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The rows of the session that it names."""
+        if isinstance(self.operation, CopyRow):
+            return self.operation.source, self.operation.target
+        return (self.operation.row,) if isinstance(self.operation, ForceToken) else ()
 
 
 class Refusal(IntEnum):

@@ -17,18 +17,19 @@ import numpy as np
 
 from slipstream.arrays import IntArray
 from slipstream.engine.engine import StepReport
-from slipstream.engine.flush import SlotOp, flush_steps
+from slipstream.engine.flush import CopyRow, ForceToken, SlotOp
 from slipstream.engine.remote.channel import URGENT, Channel, Kind, Refusal, SlotCommand
 from slipstream.engine.remote.memory import MAX_PAUSE_HEADS, Shape, SharedMemory, Stat
 from slipstream.engine.remote.slots import Slots
 from slipstream.engine.slots import reset
-from slipstream.errors import EngineError
+from slipstream.errors import ConfigError, EngineError
 from slipstream.model.runner import Runner, State
 
 UNSENT_SECONDS = 0.005
 """How soon a full socket is tried again."""
 
 _Client: TypeAlias = tuple[int, int]  # the number of a channel, and its session's number
+_Wait: TypeAlias = tuple[int, float]  # the slots that a session needs, and until when it waits for them
 
 logger = logging.getLogger(__name__)
 
@@ -55,14 +56,13 @@ class EngineHost:
     ) -> None:
         self._runner, self._observer, self._max_waiting = runner, observer, max_waiting
         self._memory = SharedMemory(memory, Shape(runner.slots, runner.frame_samples))
-        self._flush_steps = flush_steps(runner.delay_frames)
         self._pcm_BS = np.zeros((runner.slots, runner.frame_samples), np.float32)
         self._slots = Slots(runner.slots)
-        self._saved: dict[int, State] = {}
+        self._saved: dict[int, State] = {}  # by the slot
         self._channels: dict[int, Channel] = {}
         self._count = 0
-        self._sessions: dict[_Client, int] = {}  # the slot of each
-        self._waiting: dict[_Client, float] = {}  # in the order of arrival: until when each waits
+        self._sessions: dict[_Client, int] = {}  # the first slot of each
+        self._waiting: dict[_Client, _Wait] = {}  # in the order of arrival
         self._new: deque[socket.socket] = deque()  # attached, and not served yet
         self._selector = selectors.DefaultSelector()
         self._wakes, self._woken = socket.socketpair()
@@ -141,7 +141,8 @@ class EngineHost:
         self._send_done(slots_N)
         self._slots.finish(time.monotonic())
         if self._observer is not None:
-            self._observer(StepReport(seconds, lag, len(slots_N), self._slots.number))
+            sessions = sum(slot in self._slots.rows for slot in slots_N.tolist())
+            self._observer(StepReport(seconds, lag, sessions, self._slots.number))
 
     def _send_done(self, slots_N: IntArray) -> None:
         owners_N = self._slots.owner_B[slots_N]
@@ -151,25 +152,30 @@ class EngineHost:
             channel.flush()
 
     def _run(self, commands: list[tuple[int, SlotCommand]]) -> None:
-        resets: dict[int, list[int]] = {}
-        for slot, command in commands:
+        """Run operations, each with the first slot of its session, as `SlotOperator` does."""
+        resets: dict[tuple[float | None, int], list[int]] = {}
+        for first, command in commands:
             if command.operation is SlotOp.RESET:
-                resets.setdefault(command.number, []).append(slot)
-        for first_frame, slots in resets.items():
-            reset(self._runner, slots, None, first_frame)
-        for slot, command in commands:
-            if command.operation is None:
-                self._runner.force([slot], [command.number])
-            elif command.operation is SlotOp.SNAPSHOT:
-                self._saved[slot] = self._runner.savepoint(slot, self._flush_steps)
-            elif command.operation is SlotOp.RESTORE:
-                self._runner.restore(slot, self._saved.pop(slot))
+                resets.setdefault((command.delay, command.number), []).extend(self._slots.rows[first])
+        for (delay, first_frame), reset_slots in resets.items():
+            reset(self._runner, reset_slots, delay, first_frame)
+        for first, command in commands:
+            slots, operation = self._slots.rows[first], command.operation
+            if isinstance(operation, CopyRow):
+                self._runner.restore(slots[operation.target], self._runner.snapshot(slots[operation.source]))
+            elif isinstance(operation, ForceToken):
+                self._runner.force([slots[operation.row]], [operation.token])
+            elif operation is SlotOp.SNAPSHOT:
+                self._saved |= {slot: self._runner.savepoint(slot, command.number) for slot in slots}
+            elif operation is SlotOp.RESTORE:
+                for slot in slots:
+                    self._runner.restore(slot, self._saved.pop(slot))
 
     # ----------------------------------------------------------------------------------------------------- messages
 
     def _rest(self, delay: float | None, now: float) -> float | None:
         """Return how long to wait for messages."""
-        until = min(self._waiting.values(), default=math.inf) - now
+        until = min((until for _, until in self._waiting.values()), default=math.inf) - now
         if any(channel.unsent for channel in self._channels.values()):
             until = min(until, UNSENT_SECONDS)
         if delay is not None:
@@ -184,11 +190,11 @@ class EngineHost:
             else:
                 self._read(key.data)
         now = time.monotonic()
-        if late := [client for client, until in self._waiting.items() if until <= now]:
+        if late := [client for client, (_, until) in self._waiting.items() if until <= now]:
             for client in late:
                 del self._waiting[client]
                 self._refuse(client, Refusal.TIMED_OUT)
-            self._queue_changed()
+            self._admit_waiting()
         for channel in self._channels.values():
             if channel.unsent:
                 channel.flush()
@@ -205,7 +211,8 @@ class EngineHost:
         try:
             for kind, payload in channel.receive():
                 self._take(number, kind, payload)
-        except (ValueError, IndexError, KeyError, struct.error):  # a defect there must not end the other streams
+        # A defect there must not end the other streams.
+        except (ValueError, IndexError, KeyError, ConfigError, struct.error):
             logger.exception("invalid message of a worker process: its streams end")
             channel.closed = True
         if channel.closed:
@@ -222,10 +229,16 @@ class EngineHost:
             slot, command = SlotCommand.unpack(payload)
             if self._slots.owner_B[slot] != number:
                 raise ValueError(f"an operation on slot {slot} of another")
+            if any(row >= len(self._slots.rows[slot]) for row in command.rows):
+                raise ValueError(f"an operation on rows {command.rows} of a session of {len(self._slots.rows[slot])}")
+            if command.delay is not None:
+                self._runner.delay_frames_of(command.delay)  # a step that fails would end all sessions
             self._slots.operate(slot, command)
         elif kind is Kind.OPEN:
-            session, wait = struct.unpack("<Id", payload)
-            self._open((number, session), wait)
+            session, width, wait = struct.unpack("<IId", payload)
+            if not 0 < width <= self._slots.number:
+                raise ValueError(f"a session of {width} slots, of {self._slots.number}")
+            self._open((number, session), width, wait)
         elif kind is Kind.CLOSE:
             self._close((number, *struct.unpack("<I", payload)))
         else:
@@ -233,36 +246,44 @@ class EngineHost:
 
     # ---------------------------------------------------------------------------------------------------- admission
 
-    def _open(self, client: _Client, wait: float) -> None:
-        if self._slots.active < self._slots.number:
-            self._admit(client)
-        elif wait <= 0:
+    def _open(self, client: _Client, width: int, wait: float) -> None:
+        if not self._waiting and self._admit(client, width):
+            return
+        if wait <= 0:
             self._refuse(client, Refusal.FULL)
         elif len(self._waiting) >= self._max_waiting:
             self._refuse(client, Refusal.QUEUE_FULL)
         else:
-            self._waiting[client] = time.monotonic() + wait
+            self._waiting[client] = width, time.monotonic() + wait
             self._queue_changed()
 
     def _close(self, client: _Client) -> None:
         if self._waiting.pop(client, None) is not None:
-            self._queue_changed()
-        elif (slot := self._sessions.pop(client, None)) is not None:
-            self._slots.release(slot)
-            self._saved.pop(slot, None)
+            self._admit_waiting()
+        elif (first := self._sessions.pop(client, None)) is not None:
+            for slot in self._slots.release(first):
+                self._saved.pop(slot, None)
             if self._waiting:
-                following = next(iter(self._waiting))
-                del self._waiting[following]
-                self._admit(following)
-                self._queue_changed()
+                self._admit_waiting()
             self._memory.stats[Stat.ACTIVE] = self._slots.active
 
-    def _admit(self, client: _Client) -> None:
-        slot = self._slots.admit(client[0])
-        assert slot is not None, "a slot is free"
-        self._sessions[client] = slot
-        self._put(client, Kind.ADMITTED, struct.pack("<II", client[1], slot))
+    def _admit_waiting(self) -> None:
+        """Give slots to sessions in the order of arrival, as long as there are enough for the first."""
+        while self._waiting:
+            client = next(iter(self._waiting))
+            if not self._admit(client, self._waiting[client][0]):
+                break
+            del self._waiting[client]
+        self._queue_changed()
+
+    def _admit(self, client: _Client, width: int) -> bool:
+        """Give a session its slots. Returns whether there are enough."""
+        if (slots := self._slots.admit(client[0], width)) is None:
+            return False
+        self._sessions[client] = slots[0]
+        self._put(client, Kind.ADMITTED, np.array([client[1], *slots], np.uint32).tobytes())
         self._memory.stats[Stat.ACTIVE] = self._slots.active
+        return True
 
     def _refuse(self, client: _Client, refusal: Refusal) -> None:
         self._put(client, Kind.REFUSED, struct.pack("<III", client[1], refusal, len(self._waiting)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -114,13 +115,25 @@ class SharedMemory:
         self.plain_BF[slots_N, places_N] = found.plain_B[slots_N]
         self.plain_logprob_BF[slots_N, places_N] = found.plain_logprob_B[slots_N]
 
-    def choices(self, slot: int, place: int, token: int) -> list[Choice]:
-        """Return the choice of a frame whose step has picked `token`; nothing for a frame without steering."""
-        if not self.biases_BF[slot, place]:
+    def output(self, slot: int, place: int) -> tuple[int, float, list[float]]:
+        """Return the token, its log-probability and the pause probabilities of a frame."""
+        pause_H = self.pause_BFH[slot, place, : int(self.stats[Stat.PAUSE_HEADS])]
+        return int(self.token_BF[slot, place]), float(self.logprob_BF[slot, place]), pause_H.tolist()
+
+    def choices(self, slots: Sequence[int], place: int) -> list[Choice]:
+        """Return the choice of each of these slots for a frame of their session; nothing for one without steering."""
+        if not self.biases_BF[slots[0], place]:
             return []
-        tokens, logprobs = self.candidate_BFK[slot, place].tolist(), self.candidate_logprob_BFK[slot, place].tolist()
-        plain, logprob = int(self.plain_BF[slot, place]), float(self.plain_logprob_BF[slot, place])
-        return [Choice(token, tokens, logprobs, plain, logprob)]
+        return [
+            Choice(
+                int(self.token_BF[slot, place]),
+                self.candidate_BFK[slot, place].tolist(),
+                self.candidate_logprob_BFK[slot, place].tolist(),
+                int(self.plain_BF[slot, place]),
+                float(self.plain_logprob_BF[slot, place]),
+            )
+            for slot in slots
+        ]
 
 
 def create_file() -> int:

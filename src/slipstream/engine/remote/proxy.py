@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import struct
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from slipstream.engine.flush import ForceToken, Op, SlotOp
-from slipstream.engine.live import LiveSession
+from slipstream.engine.flush import Op, SetState, SlotOp, flush_steps
+from slipstream.engine.live import LiveSession, check_width
 from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.port import Mailbox
 from slipstream.engine.remote.channel import URGENT, Channel, Kind, Refusal, SlotCommand
@@ -21,9 +19,6 @@ from slipstream.engine.scheduler import MARKER_WAIT_SECONDS
 from slipstream.engine.session import Session
 from slipstream.engine.sessions import OpenSessions
 from slipstream.errors import EngineError, Overloaded
-from slipstream.hints import Hints
-
-logger = logging.getLogger(__name__)
 
 MOST_IN_MODEL = 2
 """Frames of a session that may be on their way: the one that the model computes, and the next."""
@@ -42,7 +37,7 @@ class Device:
     channel: Channel
     memory: SharedMemory
     slots: int
-    sessions: dict[int, _Remote] = field(default_factory=dict, init=False)  # by slot
+    sessions: dict[int, _Remote] = field(default_factory=dict, init=False)  # by the first slot
     frames: list[int] = field(default_factory=list, init=False)  # for the next message
     read_B: list[int] = field(init=False)  # outputs taken of each slot
 
@@ -74,12 +69,14 @@ class Device:
 class _Remote:
     """One session: where it has a slot or waits for one.
 
-    `untried`: engines that it has not asked yet. `asked`: those that may still admit it, with its place in the queue.
+    `devices`: engines with enough slots for it. `untried`: those that it has not asked yet. `asked`: those that may
+    still admit it, with its place in the queue.
     """
 
     number: int
     mailbox: Mailbox
     wait: float
+    devices: list[Device]
     untried: list[Device]
     asked: dict[Device, int] = field(default_factory=dict)
     queued: bool = False
@@ -123,7 +120,7 @@ class RemoteEngine(OpenSessions):
 
     @property
     def active(self) -> int:
-        """Sessions of all processes that have a slot."""
+        """Slots of all processes in use."""
         return sum(int(device.memory.stats[Stat.ACTIVE]) for device in self.devices)
 
     @property
@@ -149,24 +146,34 @@ class RemoteEngine(OpenSessions):
         wait: float = 0.0,
         wake: Callable[[], None] | None = None,
     ) -> LiveSession:
-        """Open a session; see `Engine.open`. Where no slot is free, it ends with `Overloaded`.
+        """Open a session; see `Engine.open`. All its slots are of one engine. Where none is free, it ends with
+        `Overloaded`.
 
         Raises:
+            ConfigError: The model does not have the delay, or no engine has the slots, that the hints ask for.
             EngineError: The engine has failed.
         """
         options = options or SessionOptions()
-        if (hints := _possible(options.hints)) != options.hints:
-            _ignore_hints()
-        mailbox = Mailbox(_NarrowSession(self.format, replace(options, hints=hints)), wake)
+        check_width(options.hints.width, self.width_for(1))
+        mailbox = Mailbox(Session(self.format.with_delay(options.hints.delay), options), wake)
         with self:
             if self.failure is not None:
                 raise _engine_error(self.failure)
             self._count += 1
-            emptiest_first = sorted(self.devices, key=lambda device: -device.free)
-            remote = _Remote(self._count, mailbox, wait, emptiest_first)
+            wide_enough = [device for device in self.devices if device.slots >= mailbox.session.width]
+            emptiest_first = sorted(wide_enough, key=lambda device: -device.free)
+            remote = _Remote(self._count, mailbox, wait, emptiest_first, list(emptiest_first))
             self._remotes[mailbox.session] = self._numbers[remote.number] = remote
             self._ask(remote)
         return LiveSession(self, mailbox)
+
+    def width_for(self, sessions: int) -> int:
+        """See `AnyEngine.width_for`. The slots of a session are those of one engine."""
+        widest = max(device.slots for device in self.devices)
+        fits = (
+            width for width in range(widest, 0, -1) if sum(device.slots // width for device in self.devices) >= sessions
+        )
+        return next(fits, 0)
 
     def position(self, session: Session) -> int:
         """See `OpenSessions.position`."""
@@ -221,8 +228,8 @@ class RemoteEngine(OpenSessions):
         if kind is Kind.DONE:
             self._advance(device, np.frombuffer(payload, np.uint32).tolist())
         elif kind is Kind.ADMITTED:
-            number, slot = struct.unpack("<II", payload)
-            self._admit(device, number, slot)
+            number, *slots = np.frombuffer(payload, np.uint32).tolist()
+            self._admit(device, number, slots)
         elif kind is Kind.REFUSED:
             number, refusal, waiting = struct.unpack("<III", payload)
             if (remote := self._numbers.get(number)) is not None:
@@ -244,12 +251,15 @@ class RemoteEngine(OpenSessions):
         now = time.monotonic()
         for slot, place, token, logprob, pause_H in zip(slots, places, tokens, logprobs, pauses, strict=True):
             read_B[slot] += 1
-            if (remote := device.sessions.get(slot)) is None:  # it has closed meanwhile
+            if (remote := device.sessions.get(slot)) is None:  # another slot of a session, or it has closed meanwhile
                 continue
             remote.on_their_way -= 1
             session = remote.mailbox.session
+            output = token, logprob, pause_H
+            if (lead := session.lead) is not None and lead != slot:
+                output = memory.output(lead, place)
             try:
-                session.advance(token, logprob, pause_H, now, memory.choices(slot, place, token))
+                session.advance(*output, now, memory.choices(session.slots, place))
             except Exception as error:  # a defect in one session must not end the others
                 self.remove(session, error)
             else:
@@ -261,14 +271,16 @@ class RemoteEngine(OpenSessions):
             devices, wait = [remote.untried.pop(0)], 0.0 if len(self.devices) > 1 else remote.wait
             remote.queued = wait > 0
         else:
-            devices, wait, remote.queued = self.devices, remote.wait, True
+            devices, wait, remote.queued = remote.devices, remote.wait, True
+        width = remote.mailbox.session.width
         for device in devices:
             remote.asked[device] = 0
-            device.put(Kind.OPEN, struct.pack("<Id", remote.number, wait))
+            device.put(Kind.OPEN, struct.pack("<IId", remote.number, width, wait))
         self._flush_soon()
 
-    def _admit(self, device: Device, number: int, slot: int) -> None:
-        device.read_B[slot] = 0
+    def _admit(self, device: Device, number: int, slots: list[int]) -> None:
+        for slot in slots:
+            device.read_B[slot] = 0
         remote = self._numbers.get(number)
         if remote is None or remote.device is not None:  # it has closed meanwhile, or another engine was faster
             self._leave(device, number)
@@ -278,8 +290,8 @@ class RemoteEngine(OpenSessions):
                 self._leave(other, number)
         remote.asked.clear()
         remote.device = device
-        device.sessions[slot] = remote
-        remote.mailbox.session.admit(slot)
+        device.sessions[slots[0]] = remote
+        remote.mailbox.session.admit(*slots)
         self.update(remote.mailbox.session)
 
     def _refuse(self, remote: _Remote, device: Device, refusal: Refusal, waiting: int) -> None:
@@ -310,9 +322,8 @@ class RemoteEngine(OpenSessions):
                 self._markers[session] = time.monotonic() + MARKER_WAIT_SECONDS
 
     def _send(self, remote: _Remote, device: Device) -> None:
-        session = remote.mailbox.session
-        slot = session.slot
-        assert slot is not None, "an admitted session"
+        session, memory = remote.mailbox.session, device.memory
+        slot, *others = session.slots
         while session.ready and session.in_model < MOST_IN_MODEL and remote.on_their_way < FRAMES:
             urgent = URGENT if session.urgent else 0
             if session.has_ops:
@@ -320,11 +331,14 @@ class RemoteEngine(OpenSessions):
                     if (command := _command(operation, session)) is not None:
                         device.put(Kind.OPERATION, command.pack(slot))
             place = remote.written % FRAMES
-            device.memory.steer(slot, place, session.biases(0) if session.steered else None)
-            session.fill(device.memory.pcm_BFS[slot, place])
+            for row, each in enumerate(session.slots):
+                memory.steer(each, place, session.biases(row) if session.steered else None)
+            session.fill(memory.pcm_BFS[slot, place])
+            for other in others:
+                memory.pcm_BFS[other, place] = memory.pcm_BFS[slot, place]
             remote.written += 1
             remote.on_their_way += 1
-            device.frames.append(slot + urgent)
+            device.frames += [each + urgent for each in session.slots]
             self._flush_soon()
 
     def remove(self, session: Session, error: BaseException | None) -> None:
@@ -353,35 +367,17 @@ class RemoteEngine(OpenSessions):
             self._later(self.flush)
 
 
-class _NarrowSession(Session):
-    """A session with one slot: no message carries hypotheses."""
-
-    def set_hints(self, hints: Hints) -> None:
-        """Change the keywords and languages."""
-        if (possible := _possible(hints)) != hints:
-            _ignore_hints()
-        super().set_hints(possible)
-
-
-def _possible(hints: Hints) -> Hints:
-    """Return the hints that need one slot, and no delay of its own."""
-    return Hints(keywords=hints.keywords, prompt=hints.prompt, languages=hints.languages)
-
-
 def _command(operation: Op, session: Session) -> SlotCommand | None:
     """Return an operation as a message carries it; None for one that the engine's process does not need."""
-    if isinstance(operation, ForceToken):
-        return SlotCommand(None, operation.token)
     if operation is SlotOp.KEEP_PREFIX:  # each prompt is read again
         return None
-    assert isinstance(operation, SlotOp), "a session has one slot, and no state of another one"
-    return SlotCommand(operation, session.prefix[1] if operation is SlotOp.RESET else 0)
-
-
-@functools.cache
-def _ignore_hints() -> None:
-    """Report it once per process."""
-    logger.warning("worker processes ignore alternatives, beams and delays of streams: use --workers 0 for these")
+    assert not isinstance(operation, SetState), "a session has no state of another one"
+    if operation is SlotOp.RESET:
+        delay, first_frame, _ = session.prefix
+        return SlotCommand(operation, first_frame, delay)
+    if operation is SlotOp.SNAPSHOT:
+        return SlotCommand(operation, flush_steps(session.format.delay_frames))
+    return SlotCommand(operation)
 
 
 def _engine_error(cause: BaseException) -> EngineError:

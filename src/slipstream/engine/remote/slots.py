@@ -24,11 +24,13 @@ class Slots:
 
     Attributes:
         owner_B: Who has each slot; -1 for nobody.
+        rows: The slots of each session, by the first of them. They get their frames together.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.owner_B = np.full(number, -1, np.int64)
+        self.rows: dict[int, tuple[int, ...]] = {}
         self._free = list(range(number))
         self._written_B = np.zeros(number, np.int64)
         self._taken_B = np.zeros(number, np.int64)
@@ -43,22 +45,27 @@ class Slots:
         """Slots in use."""
         return self.number - len(self._free)
 
-    def admit(self, owner: int) -> int | None:
-        """Give the lowest free slot to an owner. Returns None if there is none."""
-        if not self._free:
+    def admit(self, owner: int, width: int = 1) -> tuple[int, ...] | None:
+        """Give the lowest free slots to a session of an owner. Returns None if there are not enough."""
+        if len(self._free) < width:
             return None
-        slot = heapq.heappop(self._free)
-        self.owner_B[slot] = owner
-        self._written_B[slot] = self._taken_B[slot] = 0
-        return slot
+        slots = tuple(heapq.heappop(self._free) for _ in range(width))
+        self.rows[slots[0]] = slots
+        for slot in slots:
+            self.owner_B[slot] = owner
+            self._written_B[slot] = self._taken_B[slot] = 0
+        return slots
 
-    def release(self, slot: int) -> None:
-        """Free a slot, and forget its frames and operations."""
-        heapq.heappush(self._free, slot)
-        self.owner_B[slot] = -1
-        self._since_B[slot] = np.inf
-        self._urgent_B[slot] = False
-        self._operations.pop(slot, None)
+    def release(self, first: int) -> tuple[int, ...]:
+        """Free the slots of a session, and forget their frames and operations. Returns them."""
+        self._operations.pop(first, None)
+        slots = self.rows.pop(first)
+        for slot in slots:
+            heapq.heappush(self._free, slot)
+            self.owner_B[slot] = -1
+            self._since_B[slot] = np.inf
+            self._urgent_B[slot] = False
+        return slots
 
     def add(self, slots_N: IntArray, urgent_N: BoolArray, now: float) -> None:
         """Add a frame to each of these slots; a slot may occur more than once."""
@@ -67,7 +74,7 @@ class Slots:
         self._urgent_B[slots_N[urgent_N]] = True
 
     def operate(self, slot: int, operation: SlotCommand) -> None:
-        """Run an operation before the next frame that is added to the slot."""
+        """Run an operation before the next frame that is added to a session's first slot."""
         self._operations.setdefault(slot, deque()).append((int(self._written_B[slot]), operation))
 
     def delay(self, now: float) -> float | None:

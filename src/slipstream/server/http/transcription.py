@@ -101,9 +101,8 @@ class Transcription:
             if len(first_CS) > self._engine.slots:
                 have = f"the upload has {len(first_CS)} channels"
                 raise UploadError(422, f"{have}, but the server transcribes at most {self._engine.slots} at a time")
-            hints = self._job.options.hints.with_at_most(
-                min(self._limits.alternatives, self._engine.slots // len(first_CS))
-            )
+            most = min(self._limits.alternatives, self._engine.width_for(len(first_CS)))
+            hints = self._job.options.hints.with_at_most(most)
             options = replace(self._job.options, hints=hints)
             for number in range(len(first_CS)):
                 if self._trace is not None:

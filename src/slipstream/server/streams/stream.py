@@ -297,7 +297,7 @@ class LiveStream:
             engine = self._engines[command.model]
             options = replace(
                 command.options,
-                hints=command.options.hints.with_at_most(min(self._limits.alternatives, engine.slots)),
+                hints=command.options.hints.with_at_most(min(self._limits.alternatives, engine.width_for(1))),
                 max_buffered_seconds=self._limits.buffered_seconds,
                 flush_after_silence=command.options.flush_after_silence or self._flush_after_silence or None,
             )
