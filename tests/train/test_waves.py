@@ -27,9 +27,10 @@ from slipstream.train.distil import Distilled, DistilTask, Teacher
 from slipstream.train.joint import WhisperJointTask, frame_features, masked
 from slipstream.train.keep import old_model
 from slipstream.train.loop import Trainer
-from slipstream.train.model import SpeechModel
+from slipstream.train.lora import add_lora
+from slipstream.train.model import SpeechModel, text_hidden
 from slipstream.train.optim import AGE_RATE, Optimizer, freeze, rate_of
-from slipstream.train.options import LossOptions, QuantiserOptions, RunOptions
+from slipstream.train.options import LoraOptions, LossOptions, QuantiserOptions, RunOptions
 from slipstream.train.whisper_start import start_spread
 
 WHISPER = WhisperConfig(n_mels=80, dim=32, num_heads=2, num_layers=2, ffn_dim=64, context=20, lookahead=4)
@@ -211,6 +212,17 @@ def test_a_run_in_bfloat16_keeps_the_projections_that_it_starts_from(pack: Pack,
     started, trained = weights_of(False), weights_of(True)
     for name in ("codec.quantizer.semantic.input_proj.weight", "semantic_in.weight"):
         torch.testing.assert_close(trained[name], started[name], rtol=0.02, atol=1e-3)
+
+
+def test_whispers_decoder_learns_through_adapters(pack: Pack, tmp_path: Path) -> None:
+    lm = SpeechModel(decoder_config(), 3).lm
+    add_lora(lm, LoraOptions(rank=2))
+    targets = sampler(pack, tmp_path, {"chords": 1.0}).batch(0, 2).targets
+    audio_BTD = torch.randn(*targets.text_BT.shape, lm.config.transformer.dim)
+    text_hidden(lm, audio_BTD, targets, 12.5).square().mean().backward()
+    learning = {name for name, parameter in lm.named_parameters() if parameter.grad is not None}
+    assert all(".down." in name or ".up." in name for name in learning)
+    assert any(".cross." in name for name in learning)
 
 
 def test_an_encoder_that_learns_with_the_lm_keeps_to_its_teacher(pack: Pack, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def _first_positions(lm: LM, rows: int) -> Tensor | None:
     """
     if lm.config.whisper is None or not torch.is_grad_enabled():
         return None
-    device = lm.text_linear.weight.device
+    device = next(lm.parameters()).device
     drawn = torch.randint(lm.config.whisper.num_positions, (rows,), device=device)
     return drawn * (torch.rand(rows, device=device) < 0.5)
 
