@@ -44,12 +44,15 @@ class Serving:
         """The processes of the parent: `engine` or `worker`, by the order of their start."""
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         found = [int(number) for number in path.read_text().split()]
-        return [number for number in found if (Path(f"/proc/{number}/fd").exists() and _kind(number) == kind)]
+        return [number for number in found if _kind(number) == kind]
 
 
 def _kind(process: int) -> str:
-    """An engine listens to nothing; a worker has a listening socket."""
-    targets = {link.readlink().name for link in Path(f"/proc/{process}/fd").iterdir() if link.is_symlink()}
+    """An engine listens to nothing; a worker has a listening socket. A process that is ending is neither."""
+    try:
+        targets = {link.readlink().name for link in Path(f"/proc/{process}/fd").iterdir()}
+    except OSError:
+        return ""
     inodes = {target[8:-1] for target in targets if target.startswith("socket:")}
     listening = {
         line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import signal
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +19,10 @@ from tests.workers.serving import Case, Serving, serving
 
 from slipstream.client import transcribe
 from slipstream.connections.limits import Limits
+from slipstream.errors import ConfigError
 from slipstream.server.run import Tls
+from slipstream.workers.certificate import Certificate
+from slipstream.workers.parent import Listeners, Parent
 from slipstream.workers.worker import Settings
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc")
@@ -75,3 +81,37 @@ def test_sighup_gives_the_new_certificate_to_every_worker(server: Serving, folde
     assert server.process.stderr is not None
     assert "reload failed" in server.process.stderr.readline()
     assert all_serve(b"second")
+    lost, kept = server.children("worker")
+    os.kill(lost, signal.SIGKILL)  # the files are still invalid
+    wait_for(lambda: len(server.children("worker")) == 2 and lost not in server.children("worker"), PATIENCE)
+    assert kept in server.children("worker")
+    assert all_serve(b"second")
+    assert "a worker has ended and is restarted" in server.process.stderr.readline()
+    certificate(folder, "third")
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: all_serve(b"third"), PATIENCE)
+
+
+def test_a_certificate_is_read_whole_or_refused(tmp_path: Path) -> None:
+    files = Tls(tmp_path / "cert.pem", tmp_path / "key.pem")
+    with pytest.raises(FileNotFoundError):
+        Certificate.read(files)
+    certificate(tmp_path, "first")
+    read = Certificate.read(files)
+    assert "PRIVATE" not in repr(read)
+    with read.files() as held:
+        assert held.certificate.read_bytes() == files.certificate.read_bytes()
+        assert held.key.read_bytes() == files.key.read_bytes()
+    other = tmp_path / "other"
+    other.mkdir()
+    certificate(other, "second")
+    with pytest.raises(ssl.SSLError):
+        Certificate.read(Tls(files.certificate, other / "key.pem"))
+
+
+def test_a_server_with_an_invalid_certificate_does_not_start(tmp_path: Path) -> None:
+    certificate(tmp_path, "first")
+    (tmp_path / "key.pem").write_text("no key")
+    settings = Settings("127.0.0.1", tls=Tls(tmp_path / "cert.pem", tmp_path / "key.pem"))
+    with pytest.raises(ConfigError, match=r"cannot use .*cert\.pem with the key .*key\.pem"):
+        asyncio.run(Parent([], 1, settings, Listeners(None)).run())

@@ -20,7 +20,8 @@ from slipstream.dialects import OpenDialect
 from slipstream.engine.remote.memory import Shape, SharedMemory, Stat, create_file
 from slipstream.errors import BackendError, CheckpointError, ConfigError, EngineError, SlipstreamError
 from slipstream.server import systemd
-from slipstream.server.run import HUNG_SECONDS, TcpListener, check_certificate, reload_on_sighup, share
+from slipstream.server.run import HUNG_SECONDS, TcpListener, reload_on_sighup, share
+from slipstream.workers.certificate import Certificate
 from slipstream.workers.engine import EngineJob, OpenModel
 from slipstream.workers.link import Link, Message, start
 from slipstream.workers.page import Family, counts_of, joined, text_of
@@ -117,6 +118,7 @@ class Parent:
         os.ftruncate(self._tally_file, SharedTally.size(workers, settings.names))
         self._tally = SharedTally(self._tally_file, workers, 0, settings.names)
         self._topics = TopicHub(settings.webhooks)
+        self._certificate: Certificate | None = None  # the last valid one
         self._engines: list[_Engine] = []
         self._speech: list[_Engine] = []  # one, or none
         self._memories: list[SharedMemory] = []
@@ -132,6 +134,11 @@ class Parent:
 
     async def run(self) -> None:
         """Run. Raises what kept a process from starting, and `EngineError` when an engine failed or hung."""
+        if (tls := self._settings.tls) is not None:
+            try:
+                self._certificate = Certificate.read(tls)
+            except OSError as error:
+                raise ConfigError(f"cannot use {tls.certificate} with the key {tls.key}: {error}") from error
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
@@ -193,7 +200,18 @@ class Parent:
         operations = self._operations[row].fileno() if self._operations else None
         tcp = [(sockets[row].fileno(), opened) for sockets, opened in self._tcp]
         speech = (channels[-1].fileno(), self._speech[0].speech) if self._speech else None
-        job = WorkerJob(self._settings, row, self._rows, self._tally_file, models, main, operations, tcp, speech)
+        job = WorkerJob(
+            self._settings,
+            row,
+            self._rows,
+            self._tally_file,
+            models,
+            main,
+            operations,
+            tcp,
+            speech,
+            self._certificate,
+        )
         passed = [self._tally_file, *(channel.fileno() for channel in channels), *(one.memory for one in self._engines)]
         passed += [number for number in (main, operations, *(number for number, _ in tcp)) if number is not None]
         process, end = start(job, passed)
@@ -255,7 +273,7 @@ class Parent:
             if self._settings.keys is not None:
                 self._settings.keys.reload()
             if (tls := self._settings.tls) is not None:
-                check_certificate(tls)
+                self._certificate = Certificate.read(tls)
         except (ConfigError, OSError) as error:  # TLS errors are OSErrors
             logger.error("reload failed: %s: the old keys or certificate stay", error)
         else:

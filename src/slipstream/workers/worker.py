@@ -28,6 +28,7 @@ from slipstream.engine.remote.memory import Shape, SharedMemory
 from slipstream.engine.remote.proxy import Device, RemoteEngine
 from slipstream.server.http.app import Service
 from slipstream.server.run import Server, TcpListener, Tls, log_to_stderr
+from slipstream.workers.certificate import Certificate
 from slipstream.workers.link import Link, Message
 from slipstream.workers.page import snapshot
 from slipstream.workers.speech import RemoteSpeaker
@@ -97,6 +98,7 @@ class WorkerJob:
         operations: Descriptor of the second one, for metrics and health.
         tcp: Descriptors of listeners of dialects that are not WebSockets.
         speech: Descriptor of a connection to the process of text to speech, and its `SpeechInfo` (pickled, base64).
+        certificate: What the server starts with, whatever the files have meanwhile; they are read at a reload.
     """
 
     settings: Settings
@@ -108,6 +110,7 @@ class WorkerJob:
     operations: int | None = None
     tcp: Sequence[tuple[int, OpenDialect]] = ()
     speech: tuple[int, str] | None = None
+    certificate: Certificate | None = None
 
     def run(self, end: socket.socket) -> None:
         """Serve until the parent ends it or is gone."""
@@ -157,6 +160,10 @@ class WorkerServer(Server):
         )
         tcp = [TcpListener(socket.socket(fileno=number), opened) for number, opened in job.tcp]
         super().__init__(service, settings.tls, operations, tcp, topics=self._topics)
+        if job.certificate is not None:
+            with job.certificate.files() as held:
+                self.config.ssl_certfile, self.config.ssl_keyfile = held.certificate, held.key
+                self.config.load()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
