@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import pickle
 import subprocess
 import sys
@@ -92,6 +93,7 @@ def main() -> None:
         lambda names: print(port, flush=True),
         case.open_speaker,
     )
+    gc.freeze()  # as the command line does
     asyncio.run(parent.run())
 
 

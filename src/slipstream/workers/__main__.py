@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
@@ -18,7 +19,10 @@ def main() -> None:
         file.seek(0)
         sys.path[:] = pickle.load(file)
         job = pickle.load(file)
-    job.run(socket.socket(fileno=int(sys.argv[2])))
+    try:
+        job.run(socket.socket(fileno=int(sys.argv[2])))
+    finally:
+        gc.freeze()  # otherwise the interpreter traverses all objects several times before it ends
 
 
 if __name__ == "__main__":
