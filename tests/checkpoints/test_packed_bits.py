@@ -101,12 +101,14 @@ def test_tensors_that_do_not_fit_are_refused_by_name() -> None:
     for part, array, message in (
         ("a", stored["a"][:, :-5], r"codes are uint8 \[4, 195\], expected uint8 \[4, 200\] for 5 bits and rows of 320"),
         ("a", stored["a"][:-1], "3 rows of codes, expected 4"),
+        ("a", np.array(1, np.uint8), "a single code, expected 4 rows"),
         ("a", stored["a"].astype(np.int16), "codes are int16"),
         ("a_groups", stored["a_groups"][:, 1:], r"groups are uint8 \[4, 4\], expected uint8 \[4, 5\]"),
         ("a_groups", high, "a multiplier is 9, expected 1 to 8 for 5 bits"),
         ("a_scale", stored["a_scale"][:, :1], r"scale are bfloat16 \[4, 1\], expected bfloat16 \[4, 3\]"),
         ("a_shape", np.array([3, 4, 320], np.int32), "3 bits per weight, expected 4 to 7"),
         ("a_shape", np.array([6, 4, 320], np.int32), "for 6 bits and rows of 320"),
+        ("a_shape", np.array([5, 4, 2**31 - 1, 2**31 - 1], np.int32), "for 5 bits and rows of 4611686014132420609"),
         ("a_shape", np.array([5, 4, -1], np.int32), r"its _shape is \[5, 4, -1\]"),
         ("a_shape", np.array([5], np.int32), r"its _shape is \[5\]"),
     ):

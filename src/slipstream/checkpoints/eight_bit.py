@@ -100,8 +100,9 @@ def _expanded(matrix: Packed, form: Array) -> Array:
     if form.ndim != 1 or form.dtype != np.int32 or len(form) < 3 or form.min() < 1:
         raise CheckpointError(f"its {SHAPE} is {form.tolist()}, expected the number of bits and a shape in int32")
     bits, *shape = map(int, form)
-    if len(matrix.codes) != shape[0]:
-        raise CheckpointError(f"{len(matrix.codes)} rows of codes, expected {shape[0]} for the shape {shape}")
+    if matrix.codes.shape[:1] != (shape[0],):
+        found = f"{len(matrix.codes)} rows of codes" if matrix.codes.ndim else "a single code"
+        raise CheckpointError(f"{found}, expected {shape[0]} rows for the shape {shape}")
     return _shaped(expand(matrix, bits, math.prod(shape[1:])), tuple(shape))
 
 

@@ -69,15 +69,15 @@ def expand(packed: Packed, bits: int, columns: int) -> Array:
     if bits not in BITS:
         raise CheckpointError(f"{bits} bits per weight, expected 4 to 7")
     rows, groups = len(packed.codes), -(-columns // GROUP)
-    expected = Packed(
-        np.empty((rows, groups * _WORDS * bits), np.uint8),
-        np.empty((rows, -(-groups // 2)), np.uint8),
-        np.empty((rows, -(-columns // BLOCK)), packed.scale.dtype),
+    expected = (
+        ((rows, groups * _WORDS * bits), np.dtype(np.uint8)),
+        ((rows, -(-groups // 2)), np.dtype(np.uint8)),
+        ((rows, -(-columns // BLOCK)), packed.scale.dtype),
     )
-    for part, array, fitting in zip(Packed._fields, packed, expected, strict=True):
-        if (array.shape, array.dtype) != (fitting.shape, fitting.dtype):
+    for part, array, (shape, dtype) in zip(Packed._fields, packed, expected, strict=True):
+        if (array.shape, array.dtype) != (shape, dtype):
             raise CheckpointError(
-                f"{part} are {array.dtype} {list(array.shape)}, expected {fitting.dtype} {list(fitting.shape)} "
+                f"{part} are {array.dtype} {list(array.shape)}, expected {dtype} {list(shape)} "
                 f"for {bits} bits and rows of {columns}"
             )
     out = np.empty((rows, groups * GROUP), np.int8)

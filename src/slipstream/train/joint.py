@@ -13,6 +13,7 @@ from torch import Tensor
 from slipstream.arrays import BoolArray, IntArray
 from slipstream.data.phones import UNKNOWN
 from slipstream.data.waves import WaveBatch, WaveSampler
+from slipstream.errors import ConfigError
 from slipstream.model.config import PAD_ID
 from slipstream.model.numerics import WHISPER_POSITIONS
 from slipstream.nn.whisper import WhisperEncoder
@@ -78,7 +79,10 @@ class WhisperJointTask:
         if dist.is_initialized():  # the encoder's positions are drawn
             started = (model.codec.quantizer.semantic.input_proj, model.codec.quantizer.acoustic.input_proj)
             for layer in (*started, model.semantic_in, model.acoustic_in):
-                dist.broadcast(layer.weight, 0)
+                # What is to be sharded is not on the device yet, where alone NCCL sends.
+                shared = layer.weight.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+                dist.broadcast(shared, 0)
+                layer.weight.copy_(shared)
 
     def loss(self, batch: WaveBatch, step: int, progress: float) -> tuple[Tensor, Numbers]:
         model, weights = self.module, self.weights
@@ -190,7 +194,8 @@ def masked(mel_BMF: Tensor, bands: int, stretches: int) -> Tensor:
 def frame_features(model: SpeechModel, sampler: WaveSampler) -> Tensor:
     """The encoder's features of each frame in the run's first rows, `[N, stride * D]`, cut as by `SpeechModel.latent`.
 
-    Rows of text alone, and the frames that the encoder's delay leaves empty, are not in it.
+    Rows of text alone, and the frames that the encoder's delay leaves empty, are not in it. Raises `ConfigError` if
+    nothing else is there.
     """
     stride, whisper = model.config.codec.stride, model.config.codec.whisper
     assert whisper is not None
@@ -203,6 +208,11 @@ def frame_features(model: SpeechModel, sampler: WaveSampler) -> Tensor:
         x_APD = _features(model, mel, torch.randint(WHISPER_POSITIONS, (len(mel),), device=mel.device))
         x_APD = x_APD[:, -whisper.delay % stride :]
         found.append(x_APD[:, : x_APD.shape[1] // stride * stride].unflatten(1, (-1, stride)).flatten(2).flatten(0, 1))
+    if not found:
+        raise ConfigError(
+            f"the first {CodebookStart.ROWS} rows of the run are text alone, and several vectors per frame start from "
+            "features of audio: use a lower data.text_share"
+        )
     return torch.cat(found)
 
 

@@ -93,7 +93,7 @@ class Trainer:
         self.at_once = self.share
         """Rows of a batch: the share, or less after a device ran out of memory."""
         self.path = Path(options.out) / CHECKPOINT_FILE
-        if isinstance(task, Prepares) and not self.path.exists():
+        if isinstance(task, Prepares):  # also to resume: a checkpoint lacks weights that keep what they start with
             if shards(options) == 1:
                 task.module.to(options.device)
             task.prepare()

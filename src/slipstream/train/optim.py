@@ -9,12 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slipstream.errors import ConfigError
+from slipstream.errors import CheckpointError, ConfigError
 from slipstream.train.muon import Muon
 from slipstream.train.sharding import is_sharded, part_of, whole
 
 AGE_RATE = 30.0
 """Factor on the rate of what a Whisper decoder adds to scores by the age of a frame: numbers from 0 to about -5."""
+
+_OTHER_ORDER = (
+    "the checkpoint is of another version of Slipstream, which kept the optimiser's state in another order: give this "
+    "run another run.out"
+)
 
 
 def rate_of(name: str, rates: Mapping[str, float]) -> float:
@@ -93,18 +98,18 @@ class Optimizer:
         rates: Mapping[str, float] | None = None,
     ) -> None:
         self.masters = masters
-        groups: dict[tuple[bool, bool, bool, float], list[Tensor]] = {}
+        groups: dict[tuple[bool, bool, bool, float], dict[str, Tensor]] = {}
         for name, weight in masters.items():
             encoder = slow_encoder and name.startswith("codec.encoder.")
             age = name.endswith(".age")
             orthogonal = kind == "muon" and weight.dim() == 2 and ".layers." in name and not (encoder or age)
             key = orthogonal, encoder, weight.dim() > 1 and not age, rate_of(name, rates or {})
-            groups.setdefault(key, []).append(weight)
+            groups.setdefault(key, {})[name] = weight
         parts: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
         for (orthogonal, encoder, decays, factor), chosen in groups.items():
             decay = weight_decay if decays else 0.0
-            group = {"params": chosen, "weight_decay": decay, "encoder": encoder, "factor": factor}
-            parts[orthogonal].append(group)
+            options = {"weight_decay": decay, "encoder": encoder, "factor": factor}
+            parts[orthogonal].append({"params": [*chosen.values()], "names": [*chosen], **options})
         self.parts: list[torch.optim.Optimizer] = []
         if parts[True]:
             self.parts.append(Muon(parts[True], weight_decay))
@@ -136,17 +141,33 @@ class Optimizer:
         ]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Take the moments of each weight by its name; decay and factors stay as they are.
+
+        Raises `CheckpointError` for those of an earlier version, without names, that do not fit in their order.
+        """
         for part, state in zip(self.parts, states, strict=True):
-            parameters = [parameter for group in part.param_groups for parameter in group["params"]]
-            moments = {
-                number: {
-                    # What has another shape, the count of steps, is no part of anything.
-                    key: part_of(value, parameters[number] if value.shape == parameters[number].shape else value)
-                    for key, value in values.items()
-                }
-                for number, values in state["state"].items()
-            }
-            part.load_state_dict({**state, "state": moments})
+            own = part.state_dict()["param_groups"]
+            named = _by_name(state, own)
+            moments = {}
+            for group, numbered in zip(part.param_groups, own, strict=True):
+                for name, number, weight in zip(group["names"], numbered["params"], group["params"], strict=True):
+                    values = named.get(name, {})
+                    if any(value.dim() and value.shape != weight.shape for value in values.values()):
+                        raise CheckpointError(_OTHER_ORDER)
+                    # A number, the count of steps, is no part of anything.
+                    moments[number] = {k: part_of(v, weight if v.dim() else v) for k, v in values.items()}
+            part.load_state_dict({"state": moments, "param_groups": own})
+
+
+def _by_name(state: dict[str, Any], own: list[dict[str, Any]]) -> dict[str, dict[str, Tensor]]:
+    """The moments in a saved state. `own`: the groups whose names hold for a state without names."""
+    saved = state["param_groups"]
+    if any("names" not in group for group in saved):
+        if [len(group["params"]) for group in saved] != [len(group["params"]) for group in own]:
+            raise CheckpointError(_OTHER_ORDER)
+        saved = own
+    numbers = {name: n for group in saved for name, n in zip(group["names"], group["params"], strict=True)}
+    return {name: state["state"][number] for name, number in numbers.items() if number in state["state"]}
 
 
 def trapezoid(progress: float, warmup: float, decay: float) -> float:
