@@ -67,6 +67,15 @@ def test_a_killed_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path, 
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_weights_that_do_not_learn_any_more_stay_in_the_checkpoint(folder: Path, tmp_path: Path) -> None:
+    name = "text_linear.weight"
+    learned = weights(trainer(folder, options(tmp_path, steps=2)).run())
+    for steps in (3, 4):
+        again = weights(trainer(folder, options(tmp_path, steps=steps, rates={"text_linear.*": 0.0})).run())
+        assert torch.equal(again[name], learned[name])
+        assert not torch.equal(again["text_emb.weight"], learned["text_emb.weight"])
+
+
 def test_two_halves_of_a_batch_make_one(folder: Path, tmp_path: Path) -> None:
     whole = weights(trainer(folder, options(tmp_path / "whole")).run())
     halves = weights(trainer(folder, options(tmp_path / "halves", accumulate=2)).run())

@@ -108,6 +108,8 @@ class Trainer:
             options.rates,
         )
         self.average = {n: w.detach().clone() for n, w in self.weights.masters.items()} if options.average else None
+        self.fixed: set[str] = set()
+        """Weights that learned before this run was resumed, and do not any more."""
         self.step = 0
         self.elapsed = 0.0
         self.sums: dict[str, float] = defaultdict(float)
@@ -325,13 +327,14 @@ class Trainer:
         torch._foreach_lerp_(list(self.average.values()), list(self.weights.masters.values()), 1 - keep)
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all: what learns or moves, since the rest is as it was at the start.
+        """Write the checkpoint, whole or not at all: what learns, has learned or moves; the rest is as at the start.
 
         It holds whole tensors, so that a run can go on with another number of processes, sharded or not.
         """
         self._read()
         parameters = dict(self.task.module.named_parameters())
-        masters = {name: whole(master.detach()) for name, master in self.weights.masters.items()}
+        learned = self.weights.masters | {name: parameters[name] for name in self.fixed}
+        masters = {name: whole(weight.detach()) for name, weight in learned.items()}
         buffers = {n: b for n, b in self.task.module.state_dict().items() if n not in parameters}
         state = {
             "weights": masters | buffers,
@@ -377,6 +380,7 @@ class Trainer:
             )
         buffers = {name: tensor for name, tensor in weights.items() if name not in masters}
         self.task.module.load_state_dict(buffers, strict=False)
+        self.fixed = buffers.keys() & dict(self.task.module.named_parameters()).keys()
         with torch.no_grad():
             for name, master in masters.items():
                 master.copy_(part_of(weights[name], master))
