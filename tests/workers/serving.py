@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import pickle
 import subprocess
 import sys
@@ -93,7 +92,6 @@ def main() -> None:
         lambda names: print(port, flush=True),
         case.open_speaker,
     )
-    gc.freeze()  # as the command line does
     asyncio.run(parent.run())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -287,7 +286,6 @@ def serve(
                 for one in on_devices(model, device_names)
             ]
             listeners = Listeners(listener, operations[0] if operations else None, list(tcp.values()))
-            gc.freeze()  # the interpreter then ends without traversing what is loaded
             asyncio.run(Parent(opened, processes, settings, listeners, max_waiting, show, open_speech).run())
             return
         with counting_bar("Converting") as progress:

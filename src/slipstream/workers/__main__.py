@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import pickle
 import signal
@@ -19,10 +18,7 @@ def main() -> None:
         file.seek(0)
         sys.path[:] = pickle.load(file)
         job = pickle.load(file)
-    try:
-        job.run(socket.socket(fileno=int(sys.argv[2])))
-    finally:
-        gc.freeze()  # otherwise the interpreter traverses all objects several times before it ends
+    job.run(socket.socket(fileno=int(sys.argv[2])))
 
 
 if __name__ == "__main__":
