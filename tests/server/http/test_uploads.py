@@ -309,7 +309,10 @@ def test_a_drain_returns_the_text_so_far(monkeypatch: pytest.MonkeyPatch) -> Non
         wait_for(lambda: running.engine.waiting == 1)
         running.server.handle_exit(signal.SIGTERM, None)
         status, headers, body = answer(client)
-        assert answer(queued)[0] == answer(unfinished)[0] == 503
+        # On a busy machine the queued upload has its slot before it learns of the drain: then it returns what it has.
+        queued_status, queued_headers, _ = answer(queued)
+        assert queued_status == 503 or INCOMPLETE_HEADER in queued_headers
+        assert answer(unfinished)[0] == 503
     assert status == 200
     reason, _, seconds = headers[INCOMPLETE_HEADER].partition("; ")
     assert reason == "the server is about to stop"
