@@ -50,13 +50,22 @@ class Target:
         port = self.tcp_ports[tcp] if tcp else self.port
         return socket.create_connection(("127.0.0.1", port), timeout=max(0.1, self.until - time.monotonic()))
 
+    def send(self, data: bytes) -> socket.socket:
+        """Open a TCP connection and send `data` on it."""
+        connection = self.connect()
+        try:
+            connection.sendall(data)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
     def request(self, method: str, path: str, *headers: str, body: bytes = b"", host: str = "localhost") -> bytes:
         """Send a whole HTTP request and return the whole answer."""
-        with self.connect() as connection:
-            lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", "Connection: close", *headers]
-            if body:
-                lines.append(f"Content-Length: {len(body)}")
-            connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", "Connection: close", *headers]
+        if body:
+            lines.append(f"Content-Length: {len(body)}")
+        with self.send("\r\n".join([*lines, "", ""]).encode("latin-1") + body) as connection:
             answer = b""
             while data := connection.recv(1 << 16):
                 answer += data
@@ -66,8 +75,7 @@ class Target:
         """Open a WebSocket; the caller writes its frames (`frame`) and reads what it likes."""
         lines = [f"GET {path} HTTP/1.1", "Host: localhost", *_UPGRADE, *headers, "", ""]
         with contextlib.ExitStack() as opened:
-            connection = opened.enter_context(self.connect())
-            connection.sendall("\r\n".join(lines).encode("latin-1"))
+            connection = opened.enter_context(self.send("\r\n".join(lines).encode("latin-1")))
             answer = b""
             while b"\r\n\r\n" not in answer:
                 if not (data := connection.recv(4096)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import itertools
@@ -88,11 +87,7 @@ def post(target: Target, body: bytes, announced: int | None = None) -> socket.so
     """Send a POST request, and as its body `body` of the `announced` bytes; the answer is not read."""
     length = len(body) if announced is None else announced
     head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode()
-    with contextlib.ExitStack() as opened:
-        connection = opened.enter_context(target.connect())
-        connection.sendall(head + body)
-        opened.pop_all()
-    return connection
+    return target.send(head + body)
 
 
 @functools.cache

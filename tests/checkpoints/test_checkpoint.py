@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -12,7 +13,7 @@ from tests.models import lm_config, load_checkpoint, random_model, random_weight
 
 from slipstream.checkpoints.checkpoint import Checkpoint, convert, save_checkpoint
 from slipstream.checkpoints.layouts import LAYOUTS
-from slipstream.checkpoints.tensors import Tensors, read_tensors, write_tensors
+from slipstream.checkpoints.tensors import Array, Tensors, read_tensors, write_tensors
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import CodecConfig, FileNames, STTConfig
 from slipstream.model.names import codec_shapes, lm_shapes
@@ -147,14 +148,6 @@ def test_kyutais_layout_keeps_8_bit_weights(tmp_path: Path) -> None:
     assert_same(load_checkpoint(tmp_path / "again"), loaded)
 
 
-def test_8_bit_weights_whose_scales_do_not_fit_are_named(tmp_path: Path) -> None:
-    save_checkpoint(make(stt_config(codec="whisper"), tmp_path), tmp_path / "8", "kyutai", quantize=8)
-    path = tmp_path / "8" / FileNames().codec
-    write_tensors(path, {**read_tensors(path), "encoder.conv1.weight_scale": np.ones((24, 3), np.float32)})
-    with pytest.raises(CheckpointError, match=r"encoder\.conv1\.weight int8, expected floating point"):
-        load_checkpoint(tmp_path / "8")
-
-
 @pytest.mark.parametrize("bits", [4, 5, 6, 7])
 def test_kyutais_layout_keeps_weights_in_few_bits(bits: int, tmp_path: Path) -> None:
     checkpoint = make(stt_config(codec="whisper"), tmp_path)
@@ -177,13 +170,32 @@ def test_kyutais_layout_keeps_weights_in_few_bits(bits: int, tmp_path: Path) -> 
     assert_same(load_checkpoint(tmp_path / "8"), loaded)
 
 
-def test_weights_in_few_bits_that_are_damaged_are_named(tmp_path: Path) -> None:
-    save_checkpoint(make(stt_config(codec="whisper"), tmp_path), tmp_path / "5", "kyutai", quantize=5)
-    path = tmp_path / "5" / FileNames().codec
-    codes = read_tensors(path)["encoder.conv1.weight"]
-    write_tensors(path, {**read_tensors(path), "encoder.conv1.weight": codes[:, :-1].copy()})
-    with pytest.raises(CheckpointError, match=r"encoder\.conv1\.weight cannot be expanded: codes are uint8"):
-        load_checkpoint(tmp_path / "5")
+@pytest.mark.parametrize(
+    ("bits", "tensor", "damaged", "message"),
+    [
+        (
+            8,
+            "encoder.conv1.weight_scale",
+            lambda _: np.ones((24, 3), np.float32),
+            r"encoder\.conv1\.weight int8, expected floating point",
+        ),
+        (
+            5,
+            "encoder.conv1.weight",
+            lambda codes: codes[:, :-1].copy(),
+            r"encoder\.conv1\.weight cannot be expanded: codes are uint8",
+        ),
+    ],
+)
+def test_quantised_weights_that_do_not_fit_each_other_are_named(
+    bits: int, tensor: str, damaged: Callable[[Array], Array], message: str, tmp_path: Path
+) -> None:
+    save_checkpoint(make(stt_config(codec="whisper"), tmp_path), tmp_path / "saved", "kyutai", quantize=bits)
+    path = tmp_path / "saved" / FileNames().codec
+    tensors = read_tensors(path)
+    write_tensors(path, {**tensors, tensor: damaged(tensors[tensor])})
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path / "saved")
 
 
 def test_quantisation_that_a_layout_lacks_is_refused_with_the_reason(tmp_path: Path) -> None:
