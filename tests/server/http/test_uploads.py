@@ -304,7 +304,7 @@ def test_a_drain_returns_the_text_so_far(monkeypatch: pytest.MonkeyPatch) -> Non
         post(running, wav(audio_S)) as client,
         contextlib.ExitStack() as others,
     ):
-        wait_for(lambda: running.engine.active == 1)  # of two uploads at once, either could have the slot
+        wait_for(lambda: running.engine.active == 1)  # of two concurrent uploads, either could have the slot
         queued = others.enter_context(post(running, wav(audio_S)))
         unfinished = others.enter_context(post(running, b"RIFF", announced=1000))
         metrics = running.service.metrics
