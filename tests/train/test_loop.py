@@ -24,7 +24,7 @@ from tests.train import world
 from slipstream.data.options import DataOptions
 from slipstream.data.packs import Pack
 from slipstream.data.sampler import TokenSampler
-from slipstream.errors import CheckpointError
+from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.text import Tokenizer
 from slipstream.nn.lm import LM
 from slipstream.train.launch import run_lm
@@ -74,6 +74,26 @@ def test_weights_that_do_not_learn_any_more_stay_in_the_checkpoint(folder: Path,
         again = weights(trainer(folder, options(tmp_path, steps=steps, rates={"text_linear.*": 0.0})).run())
         assert torch.equal(again[name], learned[name])
         assert not torch.equal(again["text_emb.weight"], learned["text_emb.weight"])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_weights_that_begin_to_learn_start_from_what_they_were(folder: Path, tmp_path: Path, optimizer: str) -> None:
+    kind = {"optimizer": optimizer, "average": 0.5}
+    name = "transformer.layers.0.ffn.linear_in.weight"
+    kept = trainer(folder, options(tmp_path, steps=2, rates={"*.layers.*": 0.0}, **kind))
+    before = kept.task.module.state_dict()[name].clone()
+    assert name not in weights(kept.run())
+    again = trainer(folder, options(tmp_path, steps=3, **kind))
+    assert again.step == 2
+    assert torch.equal(again.weights.masters[name], before)
+    assert not torch.equal(weights(again.run())[name], before)
+
+
+@pytest.mark.parametrize(("before", "after"), [("adamw", "muon"), ("muon", "adamw")])
+def test_another_optimizer_is_refused(folder: Path, tmp_path: Path, before: str, after: str) -> None:
+    trainer(folder, options(tmp_path, steps=1, optimizer=before)).run()
+    with pytest.raises(ConfigError, match=f'= "{after}", but the run .* with "{before}".*: set .* = "{before}"'):
+        trainer(folder, options(tmp_path, steps=2, optimizer=after))
 
 
 def test_two_halves_of_a_batch_make_one(folder: Path, tmp_path: Path) -> None:

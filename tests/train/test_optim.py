@@ -60,3 +60,18 @@ def test_moments_follow_the_names_of_weights_to_other_rates() -> None:
     for other in (optimizer({"b": 0.5}), optimizer({}, "cba")):
         with pytest.raises(CheckpointError, match="kept the optimiser's state in another order"):
             other.load_state_dict(states)
+
+
+def test_muon_resumes_when_the_encoder_gets_another_rate() -> None:
+    def optimizer(slow_encoder: bool) -> Optimizer:
+        masters = {name: torch.ones(2, 2) for name in ("codec.encoder.layers.0.a", "lm.layers.0.a", "lm.b")}
+        for master in masters.values():
+            master.grad = torch.full_like(master, 0.1)
+        return Optimizer(masters, "muon", weight_decay=0.0, betas=(0.9, 0.98), slow_encoder=slow_encoder)
+
+    for before in (True, False):
+        first, again = optimizer(before), optimizer(not before)
+        first.step(0.1, 100.0)
+        again.load_state_dict(first.state_dict())
+        again.step(0.1, 100.0)
+        assert again.parts[1].state[again.masters["lm.b"]]["step"] == 2

@@ -327,9 +327,10 @@ class Trainer:
         torch._foreach_lerp_(list(self.average.values()), list(self.weights.masters.values()), 1 - keep)
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all: what learns, has learned or moves; the rest is as at the start.
+        """Write the checkpoint, whole or not at all: what learns, has learned or moves.
 
-        It holds whole tensors, so that a run can go on with another number of processes, sharded or not.
+        The rest, whose names are in `kept`, is as at the start. It learns from there if a resumed run lets it. The file
+        holds whole tensors, so that a run can go on with another number of processes, sharded or not.
         """
         self._read()
         parameters = dict(self.task.module.named_parameters())
@@ -338,6 +339,7 @@ class Trainer:
         buffers = {n: b for n, b in self.task.module.state_dict().items() if n not in parameters}
         state = {
             "weights": masters | buffers,
+            "kept": sorted(parameters.keys() - masters.keys()),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "elapsed": self.elapsed,
@@ -371,7 +373,7 @@ class Trainer:
     def _restore(self, state: dict[str, Any]) -> None:
         masters, weights = self.weights.masters, state["weights"]
         ours = self.task.module.state_dict() | masters
-        wrong = {name for name in masters if name not in weights}
+        wrong = masters.keys() - weights.keys() - set(state.get("kept", ()))
         wrong |= {name for name, tensor in weights.items() if name in ours and ours[name].shape != tensor.shape}
         if wrong:
             raise CheckpointError(
@@ -382,8 +384,8 @@ class Trainer:
         self.task.module.load_state_dict(buffers, strict=False)
         self.fixed = buffers.keys() & dict(self.task.module.named_parameters()).keys()
         with torch.no_grad():
-            for name, master in masters.items():
-                master.copy_(part_of(weights[name], master))
+            for name in masters.keys() & weights.keys():
+                masters[name].copy_(part_of(weights[name], masters[name]))
         self.weights.publish()
         self.task.after_step()
         self.optimizer.load_state_dict(state["optimizer"])
@@ -392,8 +394,9 @@ class Trainer:
         self.sums.update(state.get("sums", {}))
         self.summed = state.get("summed", 0)
         if self.average is not None:
-            for name, tensor in self.average.items():
-                tensor.copy_(part_of(state.get("average", weights)[name], tensor))
+            averages = state.get("average", weights)
+            for name in self.average.keys() & averages.keys():
+                self.average[name].copy_(part_of(averages[name], self.average[name]))
         self.report(f"{self.path}: going on from step {self.step}")
 
 

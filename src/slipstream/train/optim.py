@@ -16,6 +16,7 @@ from slipstream.train.sharding import is_sharded, part_of, whole
 AGE_RATE = 30.0
 """Factor on the rate of what a Whisper decoder adds to scores by the age of a frame: numbers from 0 to about -5."""
 
+_ENCODER = "codec.encoder."
 _OTHER_ORDER = (
     "the checkpoint is of another version of Slipstream, which kept the optimiser's state in another order: give this "
     "run another run.out"
@@ -97,10 +98,10 @@ class Optimizer:
         slow_encoder: bool = False,
         rates: Mapping[str, float] | None = None,
     ) -> None:
-        self.masters = masters
+        self.masters, self.kind = masters, kind
         groups: dict[tuple[bool, bool, bool, float], dict[str, Tensor]] = {}
         for name, weight in masters.items():
-            encoder = slow_encoder and name.startswith("codec.encoder.")
+            encoder = slow_encoder and name.startswith(_ENCODER)
             age = name.endswith(".age")
             orthogonal = kind == "muon" and weight.dim() == 2 and ".layers." in name and not (encoder or age)
             key = orthogonal, encoder, weight.dim() > 1 and not age, rate_of(name, rates or {})
@@ -143,11 +144,15 @@ class Optimizer:
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         """Take the moments of each weight by its name; decay and factors stay as they are.
 
-        Raises `CheckpointError` for those of an earlier version, without names, that do not fit in their order.
+        A weight that did not learn before, or learned by the other of the two algorithms, starts without moments.
+        Raises `ConfigError` for the states of another `kind`, and `CheckpointError` for those of an earlier version,
+        without names, that do not fit in their order.
         """
-        for part, state in zip(self.parts, states, strict=True):
+        saved = {_kind_of(state["param_groups"]): state for state in states}
+        self._check_kind(saved)
+        for part in self.parts:
             own = part.state_dict()["param_groups"]
-            named = _by_name(state, own)
+            named = _by_name(saved[kind], own) if (kind := _kind_of(own)) in saved else {}
             moments = {}
             for group, numbered in zip(part.param_groups, own, strict=True):
                 for name, number, weight in zip(group["names"], numbered["params"], group["params"], strict=True):
@@ -157,6 +162,23 @@ class Optimizer:
                     # A number, the count of steps, is no part of anything.
                     moments[number] = {k: part_of(v, weight if v.dim() else v) for k, v in values.items()}
             part.load_state_dict({"state": moments, "param_groups": own})
+
+    def _check_kind(self, saved: Mapping[str, dict[str, Any]]) -> None:
+        before = "muon" if "muon" in saved else self.kind
+        if self.kind == "muon" and "muon" not in saved:
+            # Its matrices did not learn, or learned by AdamW: all of them, not only those of a slow encoder.
+            by_adamw = {n for group in saved["adamw"]["param_groups"] for n in group.get("names", ())}
+            ours = {n for part in self.parts if isinstance(part, Muon) for g in part.param_groups for n in g["names"]}
+            before = "adamw" if any(not name.startswith(_ENCODER) for name in ours & by_adamw) else "muon"
+        if before != self.kind:
+            raise ConfigError(
+                f'run.optimizer = "{self.kind}", but the run in run.out learned with "{before}", which keeps other '
+                f'moments: set run.optimizer = "{before}" to resume it, or give this run another run.out'
+            )
+
+
+def _kind_of(groups: list[dict[str, Any]]) -> str:
+    return "muon" if "momentum" in groups[0] else "adamw"
 
 
 def _by_name(state: dict[str, Any], own: list[dict[str, Any]]) -> dict[str, dict[str, Tensor]]:
