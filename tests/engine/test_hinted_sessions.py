@@ -90,7 +90,7 @@ def test_a_stream_may_have_a_delay_of_its_own(transcriber: Transcriber) -> None:
 
 
 def test_a_beam_of_more_hypotheses_than_slots_is_refused(transcriber: Transcriber) -> None:
-    with pytest.raises(ConfigError, match="a beam of 5 needs as many slots, and the model has 4"):
+    with pytest.raises(ConfigError, match="a beam of 5 needs 5 slots of one device: expected 1 to 4"):
         transcriber.session(SessionOptions(hints=Hints(beam=5)))
 
 

@@ -78,7 +78,7 @@ class AnyEngine(Protocol):
 def check_width(width: int, slots: int) -> None:
     """Raise `ConfigError` for a session that needs more slots than a model has on one device."""
     if width > slots:
-        raise ConfigError(f"a beam of {width} needs as many slots, and the model has {slots}")
+        raise ConfigError(f"a beam of {width} needs {width} slots of one device: expected 1 to {slots}")
 
 
 class LiveSession:

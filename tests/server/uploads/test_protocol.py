@@ -10,12 +10,14 @@ import signal
 import time
 import wave
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 from starlette.responses import JSONResponse, Response
 from tests.fakes import ScriptRunner, speech
+from tests.models import stt_config
 from tests.server.harness import RATE, Running, get, hold_after, metric_samples, serving, solo, wait_for
 from tests.server.http.test_uploads import answer, exact, post, wav
 
@@ -25,8 +27,10 @@ from slipstream.connections.keys import KeyRing
 from slipstream.connections.limits import Limits
 from slipstream.dialects.models import StreamRequest, UnknownModel
 from slipstream.events import Event, Word
+from slipstream.hints import Hints
+from slipstream.model.config import ConditionerConfig
 from slipstream.server.uploads import UPLOADS
-from slipstream.server.uploads.protocol import Job, UploadDialect, UploadError
+from slipstream.server.uploads.protocol import OPTIONS, Job, UploadDialect, UploadError
 from slipstream.transcript import Transcript
 
 PATH = "/test"
@@ -47,8 +51,11 @@ class Plain(UploadDialect):
             model = request.models.name(request.get("model"))
         except UnknownModel as error:
             raise UploadError(404, str(error), "model") from error
+        delay = request.get("delay")
+        hints = Hints(delay=float(delay) if delay else None, beam=int(request.get("beam") or 1))
         self.job = Job(
             model,
+            replace(OPTIONS, hints=hints),
             raw=RawFormat("pcm_s16le", RATE) if request.get("raw") else None,
             channels="separate" if request.get("separate") else "mix",
             live=bool(request.get("live")),
@@ -126,6 +133,30 @@ def test_errors_of_every_stage_have_the_form_of_the_dialect() -> None:
         ]:
             got, answered, _ = get(address + query, body, kyutai_api_key=key)
             assert (got, json.loads(answered)["wrong"][: len(wrong)]) == (status, wrong)
+
+
+@pytest.mark.parametrize("live", ["", "&live=1"])
+@pytest.mark.parametrize(
+    ("delays", "query", "wrong"),
+    [
+        (False, "delay=1", "delay=1: this model has one delay, 0.48 s"),
+        (True, "delay=0.01", "delay=0.01: expected at least 0.08 seconds"),
+        (False, "beam=5", "a beam of 5 needs 5 slots of one device: expected 1 to 4"),
+        (False, "separate=1&beam=3", "a beam of 3 for each of 2 channels: expected at most 2"),
+    ],
+)
+def test_options_that_the_model_does_not_have(delays: bool, query: str, wrong: str, live: str) -> None:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setparams((2, 2, RATE, 0, "NONE", ""))
+        out.writeframes(bytes(4 * RATE))
+    with serving(ScriptRunner(slots=4)) as running:
+        if delays:
+            delay = ConditionerConfig(name="delay", kind="continuous", dim=8)
+            running.engine.format = replace(running.engine.format, config=stt_config(conditioners=(delay,)))
+        status, body, _ = get(f"{running.http}{PATH}?{query}{live}", file.getvalue())
+        assert (status, json.loads(body)["wrong"]) == (400, wrong)
+        assert running.engine.active == running.engine.waiting == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- live

@@ -16,7 +16,7 @@ from slipstream.audio import decode, probe
 from slipstream.audio.container import is_longer
 from slipstream.connections.limits import Limits
 from slipstream.engine.live import AnyEngine, LiveSession
-from slipstream.errors import AudioError, Overloaded, SessionClosed, SlipstreamError
+from slipstream.errors import AudioError, ConfigError, Overloaded, SessionClosed, SlipstreamError
 from slipstream.events import Event, Final, Ready, Word
 from slipstream.server.http.body import Body
 from slipstream.server.metrics import Metrics
@@ -101,14 +101,7 @@ class Transcription:
             if len(first_CS) > self._engine.slots:
                 have = f"the upload has {len(first_CS)} channels"
                 raise UploadError(422, f"{have}, but the server transcribes at most {self._engine.slots} at a time")
-            most = min(self._limits.alternatives, self._engine.width_for(len(first_CS)))
-            hints = self._job.options.hints.with_at_most(most)
-            options = replace(self._job.options, hints=hints)
-            for number in range(len(first_CS)):
-                if self._trace is not None:
-                    self._trace.waiting(number, self._sample_rate)
-                session = self._engine.open(options, wait=UPLOAD_WAIT_SECONDS, wake=self._wake)
-                self._channels.append(_Channel(session))
+            self._ask_for_slots(len(first_CS))
             sending = self._loop.run_in_executor(self._pool, self._feed, first_CS, pieces)
             await self._wait(sending)
             if sending.done():
@@ -173,6 +166,23 @@ class Transcription:
         self._handle(event, number)
         if isinstance(event, Final) and all(each.transcript.final for each in self._channels):
             self._done.set_result(None)
+
+    def _ask_for_slots(self, channels: int) -> None:
+        """Open the session of each channel. Raises `UploadError` for options that the model does not have."""
+        most = self._engine.width_for(channels)
+        hints = self._job.options.hints.with_at_most(min(self._limits.alternatives, most))
+        if channels > 1 and hints.width > most:  # all channels need their slots together
+            reason = f"a beam of {hints.width} for each of {channels} channels: expected at most {most}"
+            raise UploadError(400, reason)
+        options = replace(self._job.options, hints=hints)
+        for number in range(channels):
+            if self._trace is not None:
+                self._trace.waiting(number, self._sample_rate)
+            try:
+                session = self._engine.open(options, wait=UPLOAD_WAIT_SECONDS, wake=self._wake)
+            except ConfigError as error:
+                raise UploadError(400, str(error)) from error
+            self._channels.append(_Channel(session))
 
     async def _wait(self, work: asyncio.Future[Any]) -> None:
         """Wait until `work` in the pool or the transcription is done."""
