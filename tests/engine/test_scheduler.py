@@ -11,8 +11,10 @@ from tests.fakes import FRAME_RATE, ScriptRunner, apply_ops, new_session, run, s
 
 from slipstream.engine.scheduler import COST_KEPT_SECONDS, URGENT_WAIT_SECONDS, Scheduler, StepCosts
 from slipstream.engine.session import Session
+from slipstream.engine.waiting import MAX_PASSED
 from slipstream.errors import Overloaded
 from slipstream.events import Flushed, MarkerReached, Ready
+from slipstream.hints import Hints
 from slipstream.model.config import PAD_ID
 
 WAIT = 2**-7  # seconds; powers of two, so that sums of times are exact
@@ -26,8 +28,8 @@ class Bench:
         self.scheduler = Scheduler(slots, batch_wait=WAIT, **options)  # type: ignore[arg-type]
         self.now = 128.0
 
-    def open(self, wait: float = 0.0) -> Session:
-        session = new_session(self.runner)
+    def open(self, wait: float = 0.0, beam: int = 1) -> Session:
+        session = new_session(self.runner, hints=Hints(beam=beam))
         self.scheduler.add(session, self.now, wait)
         return session
 
@@ -97,6 +99,51 @@ def test_the_queue_is_bounded() -> None:
     bench.open(wait=5)
     with pytest.raises(Overloaded, match="2 sessions wait already"):
         bench.open(wait=5)
+
+
+def test_sessions_that_need_fewer_slots_pass_one_that_waits_for_more() -> None:
+    bench = Bench(4)
+    holders = [bench.open(), bench.open()]
+    wide = bench.open(wait=5, beam=3)
+    for _ in range(MAX_PASSED):
+        narrow = bench.open()
+        assert narrow.slot is not None
+        assert bench.scheduler.remove(narrow, bench.now) == []
+    assert bench.scheduler.position(wide) == 1
+    assert bench.scheduler.active == len(holders)
+
+
+def test_a_session_that_needs_many_slots_gets_them_although_others_keep_coming() -> None:
+    bench = Bench(4)
+    active = [bench.open() for _ in range(4)]
+    wide = bench.open(wait=1000, beam=3)
+    passed = 0
+    for _ in range(MAX_PASSED + 3):  # each second one session ends and another comes
+        assert not wide.slots
+        bench.now += 1
+        following = bench.open(wait=1000)
+        assert bench.scheduler.remove(active.pop(0), bench.now) in ([following], [], [wide])
+        if following.slots:
+            active.append(following)
+            passed += 1
+    assert passed == MAX_PASSED
+    assert wide.slots == (0, 1, 2)
+    assert bench.scheduler.waiting == 3
+
+
+def test_a_session_whose_wait_is_over_no_longer_keeps_slots() -> None:
+    bench = Bench(2)
+    holder = bench.open()
+    wide = bench.open(wait=5, beam=2)
+    for _ in range(MAX_PASSED):
+        bench.scheduler.remove(bench.open(), bench.now)
+    with pytest.raises(Overloaded):
+        bench.open()
+    narrow = bench.open(wait=9)
+    bench.now += 5
+    assert bench.scheduler.expire(bench.now) == [wide]
+    assert bench.scheduler.remove(wide, bench.now) == [narrow]
+    assert (holder.slot, narrow.slot) == (0, 1)
 
 
 def test_audio_sent_while_waiting_is_processed_after_it() -> None:

@@ -6,6 +6,7 @@ import heapq
 import math
 
 from slipstream.engine.session import Session
+from slipstream.engine.waiting import WaitingSessions
 from slipstream.errors import Overloaded
 
 BATCH_WAIT_SECONDS = 0.01
@@ -52,7 +53,7 @@ class Scheduler:
         self.marker_wait = marker_wait
         self._free = list(range(slots))
         self._admitted: set[Session] = set()
-        self._waiting: dict[Session, float] = {}  # in the order of arrival: until when each waits
+        self._waiting = WaitingSessions[Session]()
         self._ready: dict[Session, float] = {}  # in the order of becoming ready: since when
         self._urgent: set[Session] = set()
         self._markers: dict[Session, float] = {}  # in the order of time: when to flush for each session's markers
@@ -71,25 +72,25 @@ class Scheduler:
 
     def position(self, session: Session) -> int:
         """Return the session's place in the queue, from 1; 0 for one that does not wait."""
-        return list(self._waiting).index(session) + 1 if session in self._waiting else 0
+        return self._waiting.position(session)
 
     def add(self, session: Session, now: float, wait: float = 0.0) -> None:
         """Give the session the slots that it needs, or a place in the queue for up to `wait` seconds.
 
-        Raises `Overloaded` when all slots are in use and it may not wait, or too many wait already.
+        Raises `Overloaded` when there are not enough and it may not wait, or too many wait already.
         """
-        if not self._waiting and len(self._free) >= session.width:
+        if self._waiting.admits(session.width, len(self._free)):
             self._admit(session, now)
         elif wait <= 0:
             raise Overloaded(f"all {self.slots} slots are in use")
         elif len(self._waiting) >= self.max_waiting:
             raise Overloaded(f"all {self.slots} slots are in use and {len(self._waiting)} sessions wait already")
         else:
-            self._waiting[session] = now + wait
+            self._waiting.add(session, session.width, now + wait)
 
     def remove(self, session: Session, now: float) -> list[Session]:
         """Free the session's slots or its place in the queue. Returns the waiting sessions that get slots."""
-        if self._waiting.pop(session, None) is not None or session not in self._admitted:
+        if self._waiting.remove(session) or session not in self._admitted:
             session.release()
             return self._admit_waiting(now)
         self._admitted.discard(session)
@@ -121,7 +122,7 @@ class Scheduler:
 
     def delay(self, now: float) -> float | None:
         """Return the seconds until something is due; None when nothing is due until a session changes."""
-        due = min(self._waiting.values(), default=math.inf)
+        due = self._waiting.end
         if self._ready:
             due = min(due, self._step_time())
         if self._markers:
@@ -135,7 +136,7 @@ class Scheduler:
                 break
             session.flush_for_markers(now)
             self.refresh(session, now)
-        return [session for session, until in self._waiting.items() if until <= now]
+        return self._waiting.late(now)
 
     def take(self, now: float) -> list[Session]:
         """Return the sessions of the step that is due, if any. The next call marks the end of that step."""
@@ -178,12 +179,11 @@ class Scheduler:
         return oldest + self.batch_wait
 
     def _admit_waiting(self, now: float) -> list[Session]:
-        """Give slots to sessions in the order of arrival, as long as there are enough for the first."""
+        """Give slots to the sessions that are next."""
         admitted = []
-        while self._waiting and len(self._free) >= (following := next(iter(self._waiting))).width:
-            del self._waiting[following]
-            self._admit(following, now)
-            admitted.append(following)
+        while (following := self._waiting.next(len(self._free))) is not None:
+            self._admit(following[0], now)
+            admitted.append(following[0])
         return admitted
 
     def _admit(self, session: Session, now: float) -> None:

@@ -19,6 +19,7 @@ from slipstream.engine.history import Continuation
 from slipstream.engine.live import AnyEngine, LiveSession
 from slipstream.engine.remote.channel import Kind
 from slipstream.engine.session import SessionOptions
+from slipstream.engine.waiting import MAX_PASSED
 from slipstream.errors import AudioError, ConfigError, EngineError, Overloaded
 from slipstream.events import Event, Final, Flushed, History, MarkerReached, Ready, Word
 from slipstream.hints import Hints, Keyword
@@ -136,6 +137,28 @@ def test_new_sessions_go_to_the_emptiest_engine_and_the_queue_takes_the_first_fr
         sessions[3].cancel()
         wait_for(lambda: waiting.queue_position == 0)
         wait_for(lambda: (engine.active, engine.waiting) == (4, 0))
+
+
+def test_a_session_that_waits_for_several_slots_keeps_those_of_one_engine_only() -> None:
+    with hosting(ScriptRunner(slots=2), ScriptRunner(slots=2)) as hosted, hosted.worker() as engine:
+        held = [engine.open()]
+        wait_for(lambda: engine.active == 1)
+        held.append(engine.open())
+        wait_for(lambda: [device.free for device in engine.devices] == [1, 1])
+        wide = engine.open(SessionOptions(hints=Hints(beam=2)), wait=60.0)
+        wait_for(lambda: wide.queue_position == 1)
+        for _ in range(3 * MAX_PASSED):  # most of them on the second engine, which keeps nothing
+            with engine.open() as narrow:
+                assert isinstance(next(iter(narrow)), Ready)
+            wait_for(lambda: engine.active == 2)
+        held.append(engine.open())
+        wait_for(lambda: engine.active == 3)
+        assert [device.free for device in engine.devices] == [1, 0]
+        with pytest.raises(Overloaded):
+            list(engine.open())
+        held[0].cancel()
+        assert isinstance(next(iter(wide)), Ready)
+        assert [device.free for device in engine.devices] == [0, 0]
 
 
 def test_a_step_that_fails_ends_every_session() -> None:

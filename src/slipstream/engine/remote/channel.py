@@ -22,7 +22,8 @@ class Kind(IntEnum):
     """To the engine. A slot for each frame that is new in its ring, with `URGENT` added where it should not wait. One
     message has the frames of all slots of a session, so that one step takes them."""
     OPEN = 2
-    """To the engine: a session's number, the slots that it needs, and how long it may wait for them, in seconds."""
+    """To the engine: a session's number, the slots that it needs, how long it may wait for them, in seconds, and whether
+    slots are kept for it."""
     CLOSE = 3
     """To the engine: the number of a session that has ended."""
     OPERATION = 4

@@ -22,6 +22,7 @@ from slipstream.engine.remote.channel import URGENT, Channel, Kind, Refusal, Slo
 from slipstream.engine.remote.memory import MAX_PAUSE_HEADS, Shape, SharedMemory, Stat
 from slipstream.engine.remote.slots import Slots
 from slipstream.engine.slots import reset
+from slipstream.engine.waiting import WaitingSessions
 from slipstream.errors import ConfigError, EngineError
 from slipstream.model.runner import Runner, State
 
@@ -29,7 +30,6 @@ UNSENT_SECONDS = 0.005
 """How soon a full socket is tried again."""
 
 _Client: TypeAlias = tuple[int, int]  # the number of a channel, and its session's number
-_Wait: TypeAlias = tuple[int, float]  # the slots that a session needs, and until when it waits for them
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class EngineHost:
         self._channels: dict[int, Channel] = {}
         self._count = 0
         self._sessions: dict[_Client, int] = {}  # the first slot of each
-        self._waiting: dict[_Client, _Wait] = {}  # in the order of arrival
+        self._waiting = WaitingSessions[_Client]()
         self._new: deque[socket.socket] = deque()  # attached, and not served yet
         self._selector = selectors.DefaultSelector()
         self._wakes, self._woken = socket.socketpair()
@@ -175,7 +175,7 @@ class EngineHost:
 
     def _rest(self, delay: float | None, now: float) -> float | None:
         """Return how long to wait for messages."""
-        until = min((until for _, until in self._waiting.values()), default=math.inf) - now
+        until = self._waiting.end - now
         if any(channel.unsent for channel in self._channels.values()):
             until = min(until, UNSENT_SECONDS)
         if delay is not None:
@@ -190,9 +190,9 @@ class EngineHost:
             else:
                 self._read(key.data)
         now = time.monotonic()
-        if late := [client for client, (_, until) in self._waiting.items() if until <= now]:
+        if late := self._waiting.late(now):
             for client in late:
-                del self._waiting[client]
+                self._waiting.remove(client)
                 self._refuse(client, Refusal.TIMED_OUT)
             self._admit_waiting()
         for channel in self._channels.values():
@@ -235,10 +235,10 @@ class EngineHost:
                 self._runner.delay_frames_of(command.delay)  # a step that fails would end all sessions
             self._slots.operate(slot, command)
         elif kind is Kind.OPEN:
-            session, width, wait = struct.unpack("<IId", payload)
+            session, width, wait, keeps = struct.unpack("<IId?", payload)
             if not 0 < width <= self._slots.number:
                 raise ValueError(f"a session of {width} slots, of {self._slots.number}")
-            self._open((number, session), width, wait)
+            self._open((number, session), width, wait, keeps)
         elif kind is Kind.CLOSE:
             self._close((number, *struct.unpack("<I", payload)))
         else:
@@ -246,19 +246,19 @@ class EngineHost:
 
     # ---------------------------------------------------------------------------------------------------- admission
 
-    def _open(self, client: _Client, width: int, wait: float) -> None:
-        if not self._waiting and self._admit(client, width):
-            return
-        if wait <= 0:
+    def _open(self, client: _Client, width: int, wait: float, keeps: bool) -> None:
+        if self._waiting.admits(width, self._slots.free):
+            self._admit(client, width)
+        elif wait <= 0:
             self._refuse(client, Refusal.FULL)
         elif len(self._waiting) >= self._max_waiting:
             self._refuse(client, Refusal.QUEUE_FULL)
         else:
-            self._waiting[client] = width, time.monotonic() + wait
+            self._waiting.add(client, width, time.monotonic() + wait, keeps)
             self._queue_changed()
 
     def _close(self, client: _Client) -> None:
-        if self._waiting.pop(client, None) is not None:
+        if self._waiting.remove(client):
             self._admit_waiting()
         elif (first := self._sessions.pop(client, None)) is not None:
             for slot in self._slots.release(first):
@@ -268,22 +268,16 @@ class EngineHost:
             self._memory.stats[Stat.ACTIVE] = self._slots.active
 
     def _admit_waiting(self) -> None:
-        """Give slots to sessions in the order of arrival, as long as there are enough for the first."""
-        while self._waiting:
-            client = next(iter(self._waiting))
-            if not self._admit(client, self._waiting[client][0]):
-                break
-            del self._waiting[client]
+        """Give slots to the sessions that are next."""
+        while (following := self._waiting.next(self._slots.free)) is not None:
+            self._admit(*following)
         self._queue_changed()
 
-    def _admit(self, client: _Client, width: int) -> bool:
-        """Give a session its slots. Returns whether there are enough."""
-        if (slots := self._slots.admit(client[0], width)) is None:
-            return False
+    def _admit(self, client: _Client, width: int) -> None:
+        slots = self._slots.admit(client[0], width)
         self._sessions[client] = slots[0]
         self._put(client, Kind.ADMITTED, np.array([client[1], *slots], np.uint32).tobytes())
         self._memory.stats[Stat.ACTIVE] = self._slots.active
-        return True
 
     def _refuse(self, client: _Client, refusal: Refusal) -> None:
         self._put(client, Kind.REFUSED, struct.pack("<III", client[1], refusal, len(self._waiting)))

@@ -89,8 +89,9 @@ class RemoteEngine(OpenSessions):
     """Runs sessions of this process on engines in others.
 
     The owner calls `receive` when a channel is readable and `tick` every few milliseconds. A new session goes to the
-    engine with the most free slots; if all are full, it waits at all of them. When an engine's process ends, every
-    session ends with `EngineError`.
+    engine with the most free slots; if all are full, it waits at all of them. Only the first of the largest
+    keeps slots for sessions that need several (see `WaitingSessions`), so that others always have the rest of the engines.
+    When an engine's process ends, every session ends with `EngineError`.
 
     Args:
         format: What the sessions have in common.
@@ -109,6 +110,8 @@ class RemoteEngine(OpenSessions):
         self.format = format
         self.devices = list(devices)
         self.slots = sum(device.slots for device in devices)
+        # The same in every worker: otherwise two wide sessions could keep slots of different engines from all others.
+        self._keeper = max(self.devices, key=lambda device: device.slots)
         self.failure: BaseException | None = None
         """Why the engine has stopped."""
         self._later = later
@@ -275,7 +278,7 @@ class RemoteEngine(OpenSessions):
         width = remote.mailbox.session.width
         for device in devices:
             remote.asked[device] = 0
-            device.put(Kind.OPEN, struct.pack("<IId", remote.number, width, wait))
+            device.put(Kind.OPEN, struct.pack("<IId?", remote.number, width, wait, device is self._keeper))
         self._flush_soon()
 
     def _admit(self, device: Device, number: int, slots: list[int]) -> None:

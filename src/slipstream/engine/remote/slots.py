@@ -45,10 +45,13 @@ class Slots:
         """Slots in use."""
         return self.number - len(self._free)
 
-    def admit(self, owner: int, width: int = 1) -> tuple[int, ...] | None:
-        """Give the lowest free slots to a session of an owner. Returns None if there are not enough."""
-        if len(self._free) < width:
-            return None
+    @property
+    def free(self) -> int:
+        """Slots that nobody has."""
+        return len(self._free)
+
+    def admit(self, owner: int, width: int) -> tuple[int, ...]:
+        """Give the lowest free slots to a session of an owner, and return them. There must be enough."""
         slots = tuple(heapq.heappop(self._free) for _ in range(width))
         self.rows[slots[0]] = slots
         for slot in slots:
