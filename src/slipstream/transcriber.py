@@ -26,6 +26,7 @@ from slipstream.engine.engine import Engine
 from slipstream.engine.live import LiveSession
 from slipstream.engine.options import SessionOptions
 from slipstream.engine.turns import TurnOptions
+from slipstream.engine.waiting import describe_shortage
 from slipstream.errors import AudioError, SlipstreamError
 from slipstream.events import Event, Recovered
 from slipstream.hints import Hints
@@ -198,8 +199,10 @@ class Transcriber:
     def _stream(
         self, chunks: Iterable[npt.ArrayLike], sample_rate: int, options: SessionOptions | None
     ) -> Iterator[Event]:
-        if self.engine.active >= self.slots:
-            logger.warning("all %d slots are in use: this stream waits for one; load more with slots=", self.slots)
+        free, width = self.slots - self.engine.active, options.hints.width if options else 1
+        if free < width <= self.slots:
+            shortage = describe_shortage(width, [(free, self.slots)])
+            logger.warning("%s: this stream waits; load more with slots=", shortage)
         with self.session(options, wait=math.inf) as session:
             for audio_S in self._resampled(chunks, sample_rate):
                 session.send(audio_S)
@@ -221,7 +224,7 @@ class Transcriber:
             The session. Use it as a context manager, which frees its slot.
 
         Raises:
-            Overloaded: All slots are in use, and it may not wait or too many wait already.
+            Overloaded: Too few slots are free, and it may not wait or too many wait already.
 
         Example:
             >>> with transcriber.session() as session:
@@ -245,7 +248,7 @@ class Transcriber:
             The session. Use it as an asynchronous context manager, which frees its slot.
 
         Raises:
-            Overloaded: All slots are in use, and it may not wait or too many wait already.
+            Overloaded: Too few slots are free, and it may not wait or too many wait already.
 
         Example:
             >>> async def transcribe(chunks):

@@ -147,7 +147,7 @@ def test_a_full_engine_is_overloaded_or_waits_for_a_limited_time(start: Callable
         in_vain = engine.open(QUIET, wait=0.05)
         in_turn = engine.open(QUIET, wait=GENEROUS)
         assert (holder.queue_position, in_vain.queue_position) == (0, 1)
-        with pytest.raises(Overloaded, match="timed out waiting for a free slot \\(1 of 1 in use\\)"):
+        with pytest.raises(Overloaded, match="timed out waiting for a free slot: all 1 slots are in use"):
             list(in_vain)
         in_turn.send(sound_of("fox", 5))
         in_turn.finish()

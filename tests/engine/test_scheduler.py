@@ -69,6 +69,21 @@ def test_without_a_wait_a_full_scheduler_is_overloaded() -> None:
         bench.open()
 
 
+def test_an_overloaded_scheduler_gives_the_reason() -> None:
+    bench = Bench(3, max_waiting=1)
+    bench.open()
+    with pytest.raises(Overloaded, match=r"^the session needs 3 slots, and 2 of 3 are free$"):
+        bench.open(beam=3)
+    wide = bench.open(wait=5, beam=3)
+    assert bench.scheduler.shortage(wide) == "the session needs 3 slots, and 2 of 3 are free"
+    with pytest.raises(Overloaded, match=r"^the session needs 3 slots, and 2 of 3 are free; 1 sessions wait already$"):
+        bench.open(wait=5, beam=3)
+    for _ in range(MAX_PASSED):
+        bench.scheduler.remove(bench.open(), bench.now)
+    with pytest.raises(Overloaded, match=r"^2 of 3 slots are free, but kept for a session that waits for more$"):
+        bench.open()
+
+
 def test_waiting_sessions_get_slots_in_order_with_their_position() -> None:
     bench = Bench(1)
     holder, first, second = bench.open(), bench.open(wait=5), bench.open(wait=5)

@@ -129,7 +129,7 @@ class Engine:
     ) -> LiveSession:
         """Open a session.
 
-        When all slots are in use, it waits for one. It takes audio immediately; `Ready` is its event once it has a
+        When too few slots are free, it waits for them. It takes audio immediately; `Ready` is its event once it has a
         slot, and it ends with `Overloaded` when it gets none in time.
 
         Args:
@@ -139,7 +139,7 @@ class Engine:
                 It must be fast; if it raises, the session ends.
 
         Raises:
-            Overloaded: All slots are in use and the session may not wait, or too many wait already.
+            Overloaded: Too few slots are free and the session may not wait, or too many wait already.
             ConfigError: The model does not have the delay or the slots that the hints ask for.
             SessionClosed: The engine is closed.
             EngineError: The engine has failed.

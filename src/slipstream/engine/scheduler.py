@@ -6,7 +6,7 @@ import heapq
 import math
 
 from slipstream.engine.session import Session
-from slipstream.engine.waiting import WaitingSessions
+from slipstream.engine.waiting import WaitingSessions, describe_shortage
 from slipstream.errors import Overloaded
 
 BATCH_WAIT_SECONDS = 0.01
@@ -74,6 +74,10 @@ class Scheduler:
         """Return the session's place in the queue, from 1; 0 for one that does not wait."""
         return self._waiting.position(session)
 
+    def shortage(self, session: Session) -> str:
+        """Return why the session gets no slots now."""
+        return describe_shortage(session.width, [(len(self._free), self.slots)])
+
     def add(self, session: Session, now: float, wait: float = 0.0) -> None:
         """Give the session the slots that it needs, or a place in the queue for up to `wait` seconds.
 
@@ -82,9 +86,9 @@ class Scheduler:
         if self._waiting.admits(session.width, len(self._free)):
             self._admit(session, now)
         elif wait <= 0:
-            raise Overloaded(f"all {self.slots} slots are in use")
+            raise Overloaded(self.shortage(session))
         elif len(self._waiting) >= self.max_waiting:
-            raise Overloaded(f"all {self.slots} slots are in use and {len(self._waiting)} sessions wait already")
+            raise Overloaded(f"{self.shortage(session)}; {len(self._waiting)} sessions wait already")
         else:
             self._waiting.add(session, session.width, now + wait)
 

@@ -92,8 +92,8 @@ class SessionTable(OpenSessions):
                     return None
                 now = time.monotonic()
                 for session in self.scheduler.expire(now):
-                    slots = self.scheduler.slots
-                    self.remove(session, Overloaded(f"timed out waiting for a free slot ({slots} of {slots} in use)"))
+                    shortage = self.scheduler.shortage(session)
+                    self.remove(session, Overloaded(f"timed out waiting for a free slot: {shortage}"))
                 lag = self.scheduler.oldest_wait(now)
                 if sessions := self.scheduler.take(now):
                     filled = fill(sessions, lag)

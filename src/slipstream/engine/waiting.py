@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 MAX_PASSED = 8
-"""How many sessions may get slots before an earlier one that waits for more slots than are free. Then free slots are kept
-for that one. As many as the widest session has slots: a session of eight costs the others no more than eight do."""
+"""How many sessions may get slots before an earlier one that waits for more slots than are free. Then free slots are
+kept for that one. As many as the widest session has slots: a session of eight costs others no more than eight do."""
+
+
+def describe_shortage(width: int, devices: Sequence[tuple[int, int]]) -> str:
+    """Return why a session gets no slots.
+
+    Args:
+        width: The slots that it needs, on one device.
+        devices: Of each device, how many slots are free, and how many it has.
+
+    Example:
+        >>> describe_shortage(3, [(2, 8)])
+        'the session needs 3 slots, and 2 of 8 are free'
+    """
+    free, slots = (sum(numbers) for numbers in zip(*devices, strict=True))
+    most, of = max(devices)
+    if width <= most:
+        return f"{free} of {slots} slots are free, but kept for a session that waits for more"
+    if width == 1:
+        return f"all {slots} slots are in use"
+    if len(devices) == 1:
+        return f"the session needs {width} slots, and {free} of {slots} are free"
+    return f"the session needs {width} slots of one device, and at most {most} of {of} are free"
+
 
 _Session = TypeVar("_Session", bound=Hashable)
 

@@ -145,7 +145,13 @@ def test_a_session_that_waits_for_several_slots_keeps_those_of_one_engine_only()
         wait_for(lambda: engine.active == 1)
         held.append(engine.open())
         wait_for(lambda: [device.free for device in engine.devices] == [1, 1])
-        wide = engine.open(SessionOptions(hints=Hints(beam=2)), wait=60.0)
+        options = SessionOptions(hints=Hints(beam=2))
+        shortage = "the session needs 2 slots of one device, and at most 1 of 2 are free"
+        with pytest.raises(Overloaded, match=f"{shortage}$"):
+            list(engine.open(options))
+        with pytest.raises(Overloaded, match=f"timed out waiting for a free slot: {shortage}$"):
+            list(engine.open(options, wait=0.01))
+        wide = engine.open(options, wait=60.0)
         wait_for(lambda: wide.queue_position == 1)
         for _ in range(3 * MAX_PASSED):  # most of them on the second engine, which keeps nothing
             with engine.open() as narrow:
@@ -154,7 +160,7 @@ def test_a_session_that_waits_for_several_slots_keeps_those_of_one_engine_only()
         held.append(engine.open())
         wait_for(lambda: engine.active == 3)
         assert [device.free for device in engine.devices] == [1, 0]
-        with pytest.raises(Overloaded):
+        with pytest.raises(Overloaded, match=r"^1 of 4 slots are free, but kept for a session that waits for more$"):
             list(engine.open())
         held[0].cancel()
         assert isinstance(next(iter(wide)), Ready)

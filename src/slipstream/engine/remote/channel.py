@@ -22,8 +22,8 @@ class Kind(IntEnum):
     """To the engine. A slot for each frame that is new in its ring, with `URGENT` added where it should not wait. One
     message has the frames of all slots of a session, so that one step takes them."""
     OPEN = 2
-    """To the engine: a session's number, the slots that it needs, how long it may wait for them, in seconds, and whether
-    slots are kept for it."""
+    """To the engine: a session's number, the slots that it needs, how long it may wait for them, in seconds, and
+    whether slots are kept for it."""
     CLOSE = 3
     """To the engine: the number of a session that has ended."""
     OPERATION = 4
@@ -33,7 +33,7 @@ class Kind(IntEnum):
     ADMITTED = 6
     """From the engine: a session's number and its slots."""
     REFUSED = 7
-    """From the engine: a session's number, a `Refusal`, and how many wait."""
+    """From the engine: a session's number, a `Refusal`, how many wait, and how many slots are free."""
     POSITIONS = 8
     """From the engine: pairs of a waiting session's number and its place in the queue, from 1."""
 

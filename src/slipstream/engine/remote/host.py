@@ -280,7 +280,8 @@ class EngineHost:
         self._memory.stats[Stat.ACTIVE] = self._slots.active
 
     def _refuse(self, client: _Client, refusal: Refusal) -> None:
-        self._put(client, Kind.REFUSED, struct.pack("<III", client[1], refusal, len(self._waiting)))
+        numbers = client[1], refusal, len(self._waiting), self._slots.free
+        self._put(client, Kind.REFUSED, struct.pack("<IIII", *numbers))
 
     def _queue_changed(self) -> None:
         self._memory.stats[Stat.WAITING] = len(self._waiting)

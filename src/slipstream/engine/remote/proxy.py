@@ -18,6 +18,7 @@ from slipstream.engine.remote.memory import FRAMES, SharedMemory, Stat
 from slipstream.engine.scheduler import MARKER_WAIT_SECONDS
 from slipstream.engine.session import Session
 from slipstream.engine.sessions import OpenSessions
+from slipstream.engine.waiting import describe_shortage
 from slipstream.errors import EngineError, Overloaded
 
 MOST_IN_MODEL = 2
@@ -70,7 +71,7 @@ class _Remote:
     """One session: where it has a slot or waits for one.
 
     `devices`: engines with enough slots for it. `untried`: those that it has not asked yet. `asked`: those that may
-    still admit it, with its place in the queue.
+    still admit it, with its place in the queue. `free`: the free slots of those that have refused it.
     """
 
     number: int
@@ -79,6 +80,7 @@ class _Remote:
     devices: list[Device]
     untried: list[Device]
     asked: dict[Device, int] = field(default_factory=dict)
+    free: dict[Device, int] = field(default_factory=dict)
     queued: bool = False
     device: Device | None = None
     written: int = 0
@@ -90,8 +92,8 @@ class RemoteEngine(OpenSessions):
 
     The owner calls `receive` when a channel is readable and `tick` every few milliseconds. A new session goes to the
     engine with the most free slots; if all are full, it waits at all of them. Only the first of the largest
-    keeps slots for sessions that need several (see `WaitingSessions`), so that others always have the rest of the engines.
-    When an engine's process ends, every session ends with `EngineError`.
+    keeps slots for sessions that need several (see `WaitingSessions`), so that others always have the rest of the
+    engines. When an engine's process ends, every session ends with `EngineError`.
 
     Args:
         format: What the sessions have in common.
@@ -234,8 +236,9 @@ class RemoteEngine(OpenSessions):
             number, *slots = np.frombuffer(payload, np.uint32).tolist()
             self._admit(device, number, slots)
         elif kind is Kind.REFUSED:
-            number, refusal, waiting = struct.unpack("<III", payload)
+            number, refusal, waiting, free = struct.unpack("<IIII", payload)
             if (remote := self._numbers.get(number)) is not None:
+                remote.free[device] = free
                 self._refuse(remote, device, Refusal(refusal), waiting)
         elif kind is Kind.POSITIONS:
             pairs = np.frombuffer(payload, np.uint32).tolist()
@@ -304,11 +307,12 @@ class RemoteEngine(OpenSessions):
         if remote.untried or (remote.wait > 0 and not remote.queued):
             self._ask(remote)
             return
-        full = f"all {self.slots} slots are in use"
+        devices = [(free, device.slots) for device, free in remote.free.items()]
+        full = describe_shortage(remote.mailbox.session.width, devices)
         if refusal is Refusal.QUEUE_FULL:
-            full = f"{full} and {waiting} sessions wait already"
+            full = f"{full}; {waiting} sessions wait already"
         elif refusal is Refusal.TIMED_OUT:
-            full = f"timed out waiting for a free slot ({self.slots} of {self.slots} in use)"
+            full = f"timed out waiting for a free slot: {full}"
         self.remove(remote.mailbox.session, Overloaded(full))
 
     def _mailbox_of(self, session: Session) -> Mailbox | None:
