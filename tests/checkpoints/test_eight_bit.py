@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from slipstream.backends.onnx import quantization as onnx_quantization
+from slipstream.checkpoints import mlx
 from slipstream.checkpoints.eight_bit import BLOCK, dequantize, packed, quantize, unpacked
+from slipstream.checkpoints.tensors import DTYPES
+from slipstream.errors import CheckpointError
 
 
 @pytest.mark.parametrize("shape", [(5, 300), (4, 128), (3, 7, 3), (6, 256, 2)])
@@ -54,3 +57,15 @@ def test_vectors_and_the_quantiser_are_not_rounded_to_8_bits() -> None:
     assert back.keys() == tensors.keys()
     for name, array in tensors.items():
         np.testing.assert_array_equal(back[name], array)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", ["linear.weight", "quantizer.semantic.codebooks.0.embedding_sum", "norm.weight"])
+def test_values_that_are_not_finite_are_refused(name: str, bits: int, dtype: str) -> None:
+    weight = np.ones((3, 64) if "norm" not in name else 192, DTYPES[dtype])
+    weight.flat[[1, 70, 190]] = np.nan, np.inf, -np.inf
+    with pytest.raises(CheckpointError, match=f"^{name} cannot be quantised: 3 of 192 values are not finite"):
+        packed({"first.weight": np.ones((3, 64), np.float32), name: weight}, bits)
+    with pytest.raises(CheckpointError, match=f"^{name} cannot be quantised: 3 of 192 values are not finite"):
+        mlx.quantized({name: weight}, bits)

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from slipstream.checkpoints.packed_bits import BLOCK, Packed, expand, pack
-from slipstream.checkpoints.tensors import DTYPES, Array, Tensors
+from slipstream.checkpoints.tensors import DTYPES, Array, Tensors, check_finite
 from slipstream.errors import CheckpointError
 from slipstream.model.names import Shapes
 
@@ -25,10 +25,11 @@ def packed(tensors: Tensors, bits: int = 8) -> dict[str, Array]:
     """Quantise every matrix and convolution to 4 to 8 bits.
 
     Except in the codec's quantiser, whose codebooks become bfloat16, and the scores and prefixes of Whisper's decoder.
-    Raises `CheckpointError` for another number of bits.
+    Raises `CheckpointError` for another number of bits, and that names a tensor with values that are not finite.
     """
     out: dict[str, Array] = {}
     for name, array in tensors.items():
+        check_finite(name, array)
         if name.startswith("quantizer."):
             out[name] = array.astype(DTYPES["bfloat16"]) if array.ndim > 1 else array
         elif array.ndim < 2 or len(array) == 1 or name.endswith((".age", ".prefix")):

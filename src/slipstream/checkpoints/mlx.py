@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from slipstream.checkpoints.quantization import Quantized, dequantize, fits, quantize
 from slipstream.checkpoints.tables import Entries, Rule, Same, Stacked, Table, make_rules
-from slipstream.checkpoints.tensors import Array, Tensors
+from slipstream.checkpoints.tensors import Array, Tensors, check_finite
 from slipstream.model.config import LMConfig
 from slipstream.model.names import Shapes, lm_shapes
 
@@ -66,9 +66,13 @@ def file_name(bits: int | None) -> str:
 
 
 def quantized(tensors: Tensors, bits: int) -> dict[str, Array]:
-    """Quantise every matrix, as `mlx.nn.quantize` does with every linear layer and embedding."""
+    """Quantise every matrix, as `mlx.nn.quantize` does with every linear layer and embedding.
+
+    Raises `CheckpointError` that names a tensor with values that are not finite.
+    """
     out: dict[str, Array] = {}
     for name, array in tensors.items():
+        check_finite(name, array)
         if array.ndim != 2:
             out[name] = array
             continue

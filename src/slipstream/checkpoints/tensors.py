@@ -106,6 +106,14 @@ def is_finite(array: Array) -> bool:
         return bool(np.isfinite(array.min()) and np.isfinite(array.max()))
 
 
+def check_finite(name: str, array: Array) -> None:
+    """Raise `CheckpointError` for a tensor with NaN or infinity, which cannot be quantised."""
+    if not is_finite(array):
+        bad = int(array.size - np.isfinite(array).sum())
+        reason = f"{bad} of {array.size} values are not finite (NaN or infinity)"
+        raise CheckpointError(f"{name} cannot be quantised: {reason}; all must be finite numbers")
+
+
 def _refuse_pickle(path: Path, start: bytes) -> None:
     if path.suffix in _PICKLE_SUFFIXES or start.startswith(_PICKLE_MAGIC):
         raise CheckpointError(
