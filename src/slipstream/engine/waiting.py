@@ -1,4 +1,4 @@
-"""The queue for the slots of an engine: who gets them next, and who may pass whom."""
+"""The queue for the slots of an engine: which session gets them next, and which ones it may pass."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class WaitingSessions(Generic[_Session]):
         return next((number for number, other in enumerate(self._places, start=1) if other == session), 0)
 
     def add(self, session: _Session, width: int, until: float, keeps: bool = True) -> None:
-        """Let a session wait.
+        """Append a session to the queue.
 
         Args:
             session: The session.
@@ -93,7 +93,7 @@ class WaitingSessions(Generic[_Session]):
         self._places[session] = _Place(width, until, keeps)
 
     def remove(self, session: _Session) -> bool:
-        """Let a session wait no longer. Returns whether it waited."""
+        """Remove a session from the queue. Returns whether it waited."""
         return self._places.pop(session, None) is not None
 
     def late(self, now: float) -> list[_Session]:
