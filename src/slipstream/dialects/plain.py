@@ -39,6 +39,7 @@ from slipstream.dialects.protocol import (
     Send,
     make_hints,
 )
+from slipstream.dialects.texts import parse_json
 from slipstream.engine.history import Continuation
 from slipstream.engine.options import SessionOptions
 from slipstream.errors import ConfigError
@@ -252,7 +253,7 @@ def _json(type: str, **fields: Any) -> str:
 
 def _control(text: str) -> tuple[Any, int]:
     try:
-        message = json.loads(text)
+        message = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not a JSON message: {error}") from error
     if not isinstance(message, dict):

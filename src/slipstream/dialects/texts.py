@@ -13,10 +13,29 @@ _PIECE_CHARACTERS = 8192
 """A multiple of 4, so that a piece is whole bytes."""
 
 
+_SURROGATES = "\\ud", "\\uD", "\xed"
+"""A text with halves of surrogate pairs has one of these: the escapes, and the first byte of their UTF-8."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text.
+
+    Raises `RecursionError`, and `ValueError`, also for half of a surrogate pair, which cannot be sent to anyone.
+    """
+    value = json.loads(text)
+    searched = text if isinstance(text, str) else text.decode("latin-1")
+    if any(part in searched for part in _SURROGATES):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("a string has half of a surrogate pair, which is no character") from error
+    return value
+
+
 def parse_object(text: str) -> dict[str, Any]:
     """Return the JSON object of a message. Raises `ProtocolError`."""
     try:
-        message = json.loads(text)
+        message = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not a JSON message: {error}") from error
     if not isinstance(message, dict):

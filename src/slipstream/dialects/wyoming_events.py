@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slipstream.dialects.protocol import ProtocolError
+from slipstream.dialects.texts import parse_json
 
 VERSION = "1.10.2"
 """The version of the `wyoming` package whose messages these are; receivers ignore it."""
@@ -89,7 +90,7 @@ class EventReader:
 
 def _object(text: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not a Wyoming event, which is a line of JSON: {error}") from error
     if not isinstance(value, dict):

@@ -38,6 +38,7 @@ from slipstream.dialects.protocol import (
     Send,
     SetHints,
 )
+from slipstream.dialects.texts import parse_json
 from slipstream.engine.options import SessionOptions
 from slipstream.events import EndOfTurn, Event, Final, Flushed, OpenWord, Step, Word
 from slipstream.transcript import languages_of
@@ -135,7 +136,7 @@ class FluxDialect(Dialect):
 
     def _control(self, text: str) -> Iterator[Action]:
         try:
-            message = json.loads(text)
+            message = parse_json(text)
             if not isinstance(message, dict) or not isinstance(kind := message.get("type"), str) or kind == "audio":
                 raise ProtocolError(f"expected a JSON object with a type: {', '.join(list(ORDER['open'])[1:])}")
             closing = self._order.state == "closing"

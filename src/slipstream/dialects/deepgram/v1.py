@@ -35,6 +35,7 @@ from slipstream.dialects.protocol import (
     Send,
     SetHints,
 )
+from slipstream.dialects.texts import parse_json
 from slipstream.engine.options import SessionOptions
 from slipstream.events import EndOfTurn, Event, Final, Flushed, OpenWord, Step, Word
 
@@ -202,7 +203,7 @@ class DeepgramDialect(Dialect):
 
     def _control(self, text: str) -> Iterator[Action]:
         try:
-            message = json.loads(text)
+            message = parse_json(text)
             if not isinstance(message, dict):
                 raise ProtocolError(f"expected a JSON object with a type, got {type(message).__name__}")
             kind = message.get("type")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +14,7 @@ from slipstream.arrays import FloatArray
 from slipstream.audio import Converter, PcmDecoder, RawFormat
 from slipstream.audio.samples import equal_weights
 from slipstream.dialects.protocol import PIECE_SAMPLES
+from slipstream.dialects.texts import parse_json
 from slipstream.errors import SlipstreamError
 
 PARSED_CHARACTERS = 1 << 16
@@ -46,7 +46,7 @@ def read_message(text: str) -> dict[str, Any]:
             "invalid_json",
         )
     try:
-        message = json.loads(text)
+        message = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise InvalidMessage(f"not a JSON message: {error}", "invalid_json") from error
     if not isinstance(message, dict):

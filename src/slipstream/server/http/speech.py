@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from slipstream.audio.encode import ENCODINGS, StreamEncoder
 from slipstream.connections.access import Access
+from slipstream.dialects.texts import parse_json
 from slipstream.engine.reading import Audio, SpeechEvent
 from slipstream.errors import AudioError, ConfigError, Overloaded
 from slipstream.schema import Section, parse
@@ -114,7 +115,7 @@ async def _parse(request: Request) -> SpeechRequest:
     except ClientDisconnect as error:
         raise UploadError(400, "the body is not complete") from error
     try:
-        raw = json.loads(body)
+        raw = parse_json(bytes(body))
     except (ValueError, RecursionError) as error:
         raise UploadError(400, f"the body is not JSON: {error}") from error
     if not isinstance(raw, dict):
