@@ -9,6 +9,7 @@ from tests.laws.test_runner_laws import SLOTS, assert_same, audio, runner_for
 from tests.models import stt_config
 
 from slipstream.errors import ConfigError
+from slipstream.model.runner import MAX_DELAYS
 
 pytestmark = pytest.mark.parametrize("make", BACKENDS)
 
@@ -45,6 +46,18 @@ def test_a_copy_of_a_slot_keeps_its_delay(make: MakeRunner):
         out = runner.step(np.stack([frame_S] * SLOTS), both)
         assert out.token_B[0] == out.token_B[3]
         assert out.logprob_B[0] == pytest.approx(out.logprob_B[3], abs=2e-4)
+
+
+def test_the_state_of_a_few_delays_is_kept(make: MakeRunner):
+    """Clients choose delays: a runner that kept the state of each would run out of memory."""
+    runner = runner_for(make, 1)
+    frame_1S = audio(1, 1)
+    outputs = []
+    for delay in (0.8, *np.linspace(1, 2, 3 * MAX_DELAYS), 0.8):
+        runner.reset([0], float(delay))
+        outputs.append(runner.step(frame_1S, np.array([True])))
+        assert len(runner._fresh_of) <= MAX_DELAYS
+    assert outputs[0].logprob_B[0] == outputs[-1].logprob_B[0] != outputs[1].logprob_B[0]
 
 
 def test_delays_that_a_model_does_not_have_are_refused(make: MakeRunner):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ State = Any
 
 CANDIDATES = 8
 """K, the number of candidates that a steered step returns for each slot."""
+MAX_DELAYS = 8
+"""Delays of streams whose fresh state a runner keeps. Clients choose delays, and each state is as large as a slot."""
 MAX_BIASED = 1024
 """The most tokens of one slot whose scores a step may change. Their buffers on a device have a fixed size."""
 
@@ -245,6 +247,18 @@ class StepwiseRunner:
     def delay_frames_of(self, delay: float) -> int:
         """Refuse every delay but the model's own."""
         raise ConfigError(f"delay={delay:g}: this model has one delay")
+
+
+_Fresh = TypeVar("_Fresh")
+
+
+def fresh_state(kept: dict[float, _Fresh], delay: float, make: Callable[[], _Fresh]) -> _Fresh:
+    """Return the fresh state of a stream with this delay, from the `MAX_DELAYS` newest ones or made and kept there."""
+    if delay not in kept:
+        if len(kept) >= MAX_DELAYS:
+            del kept[next(iter(kept))]
+        kept[delay] = make()
+    return kept[delay]
 
 
 class BaseRunner(StepwiseRunner):

@@ -16,7 +16,7 @@ from slipstream.backends.mlx.lm import LMPositions, LMState
 from slipstream.backends.mlx.state import commit, read_slot, write_slots
 from slipstream.backends.mlx.whisper import WhisperPositions
 from slipstream.model.config import PAD_ID, SamplingConfig, STTConfig
-from slipstream.model.runner import CANDIDATES, MAX_BIASED, BaseRunner, Candidates, Steering, StepOutput
+from slipstream.model.runner import CANDIDATES, MAX_BIASED, BaseRunner, Candidates, Steering, StepOutput, fresh_state
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,8 @@ class MLXRunner(BaseRunner):
         self.check_slots(slots)
         fresh = self._fresh
         if delay is not None:
-            if delay not in self._fresh_of:
-                self._fresh_of[delay] = self._prime(self.config.with_delay(delay))
-            fresh = self._fresh_of[delay]
+            config = self.config.with_delay(delay)
+            fresh = fresh_state(self._fresh_of, delay, lambda: self._prime(config))
         self._write(slots, fresh)
         self._frames_B[list(slots)] = 0
         self._first_B[list(slots)] = first_frame

@@ -17,7 +17,7 @@ from slipstream.backends.onnx.sampling import candidates, logprob, pick, steered
 from slipstream.backends.onnx.streams import CodecStreams, text_streams
 from slipstream.backends.onnx.transformer import Quantize, Weights
 from slipstream.model.config import SamplingConfig, STTConfig
-from slipstream.model.runner import BaseRunner, Candidates, Steering, StepOutput
+from slipstream.model.runner import BaseRunner, Candidates, Steering, StepOutput, fresh_state
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,8 @@ class OnnxRunner(BaseRunner):
         """Start a new stream in each of `slots`, whose first frame has the number `first_frame`."""
         fresh = self._fresh
         if delay is not None:
-            if delay not in self._fresh_of:
-                value = self.config.with_delay(delay).condition_values["delay"]
-                self._fresh_of[delay] = self._prime(float(value))
-            fresh = self._fresh_of[delay]
+            value = float(self.config.with_delay(delay).condition_values["delay"])
+            fresh = fresh_state(self._fresh_of, delay, lambda: self._prime(value))
         for slot in slots:
             self.restore(slot, fresh)
         self.codec.first_B[list(slots)] = first_frame

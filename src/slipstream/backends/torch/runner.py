@@ -18,7 +18,7 @@ from slipstream.arrays import BoolArray, FloatArray, IntArray
 from slipstream.backends.torch.buckets import Bucket, Buckets
 from slipstream.backends.torch.graphs import capture
 from slipstream.model.config import PAD_ID, SamplingConfig, STTConfig, TransformerConfig
-from slipstream.model.runner import CANDIDATES, MAX_BIASED, BaseRunner, Candidates, Steering, StepOutput
+from slipstream.model.runner import CANDIDATES, MAX_BIASED, BaseRunner, Candidates, Steering, StepOutput, fresh_state
 from slipstream.nn import fused
 from slipstream.nn.attention import chosen_sdpa, kernels_fit, kernels_work, sdpa_name
 from slipstream.nn.layers import RMSNorm
@@ -144,9 +144,9 @@ class TorchRunner(BaseRunner):
         self._pending_B[list(slots)] = delay is None
         if delay is not None:
             with self._on_device():
-                if delay not in self._fresh_of:
-                    self._fresh_of[delay] = self._prime(self.config.with_delay(delay))
-                write_slots(self._state, self._index(slots), self._fresh_of[delay])
+                config = self.config.with_delay(delay)
+                fresh = fresh_state(self._fresh_of, delay, lambda: self._prime(config))
+                write_slots(self._state, self._index(slots), fresh)
         if first_frame and self.config.codec.whisper:
             with self._on_device():
                 for slot in slots:
