@@ -25,6 +25,7 @@ aiortc = pytest.importorskip("aiortc")
 av = pytest.importorskip("av")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of aiortc's dependencies
 
+NESTED = b"".join(b"--b%d\r\nContent-Type: multipart/x; boundary=b%d\r\n\r\n" % (n, n + 1) for n in range(1100))
 SAMPLES = 960  # 20 ms at 48 kHz
 COMPLETED = "conversation.item.input_audio_transcription.completed"
 
@@ -203,11 +204,25 @@ def test_whip_without_a_data_channel_has_server_sent_events() -> None:
         (b"x" * 70_000, "application/sdp", 413),
         (b"{}", "application/json", 415),
         (b"", "multipart/form-data; boundary=b", 400),
+        (
+            b'--b\r\nContent-Disposition: form-data; name="session"\r\n\r\n{}\r\n--b--',
+            "multipart/form-data; boundary=b",
+            400,
+        ),
+        (
+            b"--b\r\nContent-Disposition: form-data; name*=utf-8''sdp; name*0*=x\r\n\r\nv\r\n--b--",
+            "multipart/form-data; boundary=b",
+            400,
+        ),
+        (NESTED, "multipart/form-data; boundary=b0", 400),
     ],
 )
-def test_what_is_no_offer_is_refused(path: str, body: bytes, kind: str, status: int) -> None:
+def test_what_is_no_offer_is_refused(
+    path: str, body: bytes, kind: str, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
     with serving() as running:
         assert get(f"{running.http}{path}", body, content_type=kind)[0] == status
+        assert "request failed" not in caplog.text
         assert get(f"{running.http}{path}/nothing")[0] in (404, 405)
 
 

@@ -11,7 +11,6 @@ import importlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
-from email.parser import BytesParser
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from starlette.requests import Request
@@ -28,6 +27,7 @@ from slipstream.dialects.realtime.transcription import TranscriptionDialect
 from slipstream.server.http.requests import Guarded
 from slipstream.server.streams.outbox import Socket
 from slipstream.server.streams.stream import LiveStream
+from slipstream.server.uploads.multipart import MultipartForm
 
 if TYPE_CHECKING:
     from aiortc import MediaStreamTrack, RTCDataChannel, RTCPeerConnection
@@ -334,17 +334,17 @@ async def _offer(request: Request) -> tuple[str, str]:
         if len(body) > OFFER_BYTES:
             raise Refused(413, f"an offer has at most {OFFER_BYTES} bytes")
     kind = request.headers.get("content-type", "")
-    parts: dict[str, Any] = {"sdp": body}
     if kind.startswith("multipart/form-data"):
-        message = BytesParser().parsebytes(b"content-type: " + kind.encode() + b"\r\n\r\n" + body)
-        parts = {
-            str(part.get_param("name", header="content-disposition")): part.get_payload(decode=True) or b""
-            for part in message.walk()
-            if not part.is_multipart()
-        }
-    elif not kind.startswith("application/sdp"):
+        form = MultipartForm(kind)
+        form.receive(body)
+        form.end()
+        parts = dict(form.fields)
+        if "sdp" not in parts:
+            raise Refused(400, "the form has no field sdp, the SDP offer")
+        return parts["sdp"], parts.get("session", "")
+    if not kind.startswith("application/sdp"):
         raise Refused(415, "an offer has the content type application/sdp, or multipart/form-data with the part sdp")
     try:
-        return parts["sdp"].decode(), parts.get("session", b"").decode()
-    except (KeyError, UnicodeDecodeError) as error:
-        raise Refused(400, "the request has no SDP offer") from error
+        return body.decode(), ""
+    except UnicodeDecodeError as error:
+        raise Refused(400, "the SDP offer is not text in UTF-8") from error
