@@ -198,14 +198,21 @@ def test_a_voice_of_the_client(server: Running) -> None:
         pack(type="Text"),
         pack(type="Sing", text="la"),
         pack(type="Voice", embeddings=[1.0], shape=[1, 2, 3]),
+        pack(type="Voice", embeddings=[1.0], shape=[1, 1.0, 1.0]),
+        pack(type="Voice", embeddings=[1.0], shape=[1, -1, -1]),
+        pack(type="Voice", embeddings=[], shape=[1, 32, 0]),
+        pack(type="Voice", embeddings=[{}], shape=[1, 1, 1]),
+        pack(type="Voice", embeddings=[[1.0]], shape=[1, 1, 1]),
+        msgpack.packb({"type": "Voice", "embeddings": [1e300], "shape": [1, 1, 1]}),
         pack(type="Voice", embeddings=[float("nan")] * 48, shape=[1, 8, 6]),
         pack(type="Text", text="x" * 300_000),
         b"\x81" * 1_100_000,
     ],
 )
-def test_messages_that_are_refused(server: Running, message: bytes) -> None:
+def test_messages_that_are_refused(server: Running, message: bytes, caplog: pytest.LogCaptureFixture) -> None:
     received, code = asyncio.run(socket_session(server, "PcmMessagePack", [message]))
     assert code == 1007
+    assert "speech failed" not in caplog.text
     assert received[-1]["type"] == "Error"
 
 

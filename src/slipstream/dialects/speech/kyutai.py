@@ -100,11 +100,16 @@ class KyutaiSpeech(SpeechDialect):
         return Send(_pack({"type": "OggOpus", "data": data}) if self._packed else data)
 
 
-def _embedding(numbers: list[float], shape: list[int]) -> Voice:
+def _embedding(numbers: list[Any], shape: list[Any]) -> Voice:
     """Return the voice that a client sends. Raises `ProtocolError` if its shape is not that of a voice."""
-    if len(shape) != 3 or shape[0] != 1 or len(numbers) != shape[1] * shape[2]:
-        raise ProtocolError(f"an embedding of shape {shape} and {len(numbers)} numbers: expected [1, width, frames]")
-    array: FloatArray = np.asarray(numbers, np.float32).reshape(shape[1:])
+    whole = all(type(size) is int and size > 0 for size in shape)
+    if not whole or len(shape) != 3 or shape[0] != 1 or len(numbers) != shape[1] * shape[2]:
+        found = f"an embedding of shape {shape!r:.80} and {len(numbers)} numbers"
+        raise ProtocolError(f"{found}: expected the shape [1, width, frames] of its numbers")
+    if any(type(number) not in (int, float) for number in numbers):
+        raise ProtocolError("an embedding has values that are no numbers")
+    with np.errstate(over="ignore"):  # infinity, which is refused
+        array: FloatArray = np.asarray(numbers, np.float64).astype(np.float32).reshape(shape[1:])
     if not np.isfinite(array).all():
         raise ProtocolError("the numbers of an embedding must be finite")
     return Voice("of the client", embeddings=(array,))
