@@ -205,7 +205,7 @@ class Speaker:
         """Read a text aloud.
 
         Args:
-            text: The text, or the turns of a dialogue. `<break time="0.5s"/>` is a pause.
+            text: The text, or the turns of a dialogue. `<break time="0.5s"/>` is a pause, of 60 s at most.
             voice: As for `open`.
             options: How the text is read.
 

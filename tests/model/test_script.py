@@ -7,6 +7,7 @@ import random
 import pytest
 from tests.fakes import tiny_tokenizer
 
+from slipstream.errors import ConfigError
 from slipstream.model.script import ScriptMachine, ScriptReader, TokenIds, script_to_entries
 
 IDS = TokenIds(card=401)
@@ -52,6 +53,15 @@ def test_a_tag_that_never_ends_does_not_hold_back_the_words_after_it() -> None:
 def test_breaks_are_padding_in_steps() -> None:
     entries = script_to_entries(tiny_tokenizer(), IDS, 12.5, ['one<break time="0.5s"/>two'])
     assert [(entry.text, entry.padding) for entry in entries] == [("one", 0), ("", 6), ("two", 0)]
+
+
+@pytest.mark.parametrize("seconds", ["60.1", "9" * 400])
+def test_a_break_that_is_too_long_is_refused(seconds: str) -> None:
+    script = reader()
+    assert script.feed('<break time="60s"/>')[0].padding == 750
+    with pytest.raises(ConfigError, match="a <break> is at most 60 s long"):
+        script.feed(f'one <break time="{seconds}s"/> two')
+    assert [entry.text for entry in script.feed("three ")] == ["three"]
 
 
 def test_turns_begin_with_the_token_of_their_speaker() -> None:

@@ -104,6 +104,8 @@ def test_events_of_openai(server: Running) -> None:
         ({"input": TEXT, "voice": "../ann"}, 400, "unknown voice"),
         ({"input": TEXT, "voice": "/etc/passwd"}, 400, "unknown voice"),
         ({"input": TEXT, "speed": 2}, 400, "speed"),
+        ({"input": 'one <break time="61s"/> two', "voice": "ann"}, 400, "a <break> is at most 60 s long"),
+        ({"input": f'<break time="{"9" * 400}s"/>', "voice": "ann"}, 400, "a <break> is at most 60 s long"),
         ({"input": TEXT, "response_format": "midi"}, 400, "response_format"),
     ],
 )

@@ -91,6 +91,15 @@ def test_a_voice_that_there_is_not(server: Serving) -> None:
     assert asyncio.run(speak(server, "carl"))[1] == 1007
 
 
+def test_a_text_that_cannot_be_read_ends_only_its_own_session(server: Serving) -> None:
+    for _ in range(4):  # on any worker
+        status, body = post(server, voice="ann", input=f'<break time="{"9" * 400}s"/>')
+        error = json.loads(body)["error"]
+        assert (status, error["param"], "at most 60 s" in error["message"]) == (400, "input", True)
+        assert asyncio.run(speak(server, "ann", ["the ", '<break time="61s"/>', b"\0"]))[1] == 1007
+    assert post(server, voice="ann")[0] == 200
+
+
 def test_clients_that_vanish_free_their_slots(server: Serving) -> None:
     async def vanish(number: int) -> None:
         socket = await connect(f"ws://{server.address}/api/tts_streaming?format=Pcm&voice=ann")

@@ -13,9 +13,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from slipstream.errors import ConfigError
 from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.numerics import NO_TOKEN, UNGENERATED
 
+MAX_BREAK_SECONDS = 60.0
 MAX_TAG = 64
 """Characters after which the start of a tag in a stream of text is taken as words."""
 
@@ -202,7 +204,7 @@ def readable(text: str) -> str:
 class ScriptReader:
     """Cuts text into the entries of a script, however it arrives.
 
-    White space separates words. `<break time="0.5s"/>` is a pause of that length.
+    White space separates words. `<break time="0.5s"/>` is a pause of that length, at most `MAX_BREAK_SECONDS`.
 
     Attributes:
         tokenizer: Encodes a word.
@@ -228,10 +230,12 @@ class ScriptReader:
     _speaker: int | None = None
 
     def feed(self, text: str) -> list[Entry]:
-        """Add text, and return the entries that are complete: a word ends with white space or a tag."""
+        """Add text, and return the entries that are complete: a word ends with white space or a tag.
+
+        Raises `ConfigError` for a break of more than `MAX_BREAK_SECONDS`; the text is not added then.
+        """
         begin = max(0, len(self._rest) - _LONGEST_TAG)  # before that, the rest has no white space and no tag
-        self._rest += readable(text)
-        return list(self._complete(self._rest, last=False, begin=begin))
+        return list(self._complete(self._rest + readable(text), last=False, begin=begin))
 
     def end(self) -> list[Entry]:
         """End the text, or a turn of it, and return the entries of the rest."""
@@ -257,7 +261,10 @@ class ScriptReader:
             if event.start() > start:
                 yield self._word(text[start : event.start()])
             if event[1]:
-                yield Entry([], "", padding=round(float(event[1]) * self.frame_rate))
+                seconds = float(event[1])
+                if seconds > MAX_BREAK_SECONDS:
+                    raise ConfigError(f"{event[0]!r:.60}: a <break> is at most {MAX_BREAK_SECONDS:g} s long")
+                yield Entry([], "", padding=round(seconds * self.frame_rate))
             start = event.end()
         self._rest = text[start:]
 

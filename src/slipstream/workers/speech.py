@@ -125,8 +125,9 @@ class SpeechHost:
             return
         with self._lock:
             hosted.session = session
-            for kind, values in hosted.early:
-                _call(session, kind, values)
+            errors = [_call(session, kind, values) for kind, values in hosted.early]
+        if error := next(filter(None, errors), None):
+            self._fail(id, hosted, error)
         self._woken.put(id)  # what woke it before this is not lost
 
     def _take(self, id: int, hosted: _Hosted, kind: str, values: tuple[Any, ...]) -> None:
@@ -137,14 +138,16 @@ class SpeechHost:
             return
         if kind == "cancel":
             self._sessions.pop(id, None)
-        self._change(hosted, kind, *values)
+        if error := self._change(hosted, kind, *values):
+            self._fail(id, hosted, error)
 
-    def _change(self, hosted: _Hosted, kind: str, *values: Any) -> None:
+    def _change(self, hosted: _Hosted, kind: str, *values: Any) -> Exception | None:
+        """Change a session, now or when it is open. Returns an error, such as of its text."""
         with self._lock:
             if hosted.session is None:
                 hosted.early.append((kind, values))
-            else:
-                _call(hosted.session, kind, values)
+                return None
+            return _call(hosted.session, kind, values)
 
     def _send(self) -> None:
         """Send the events of the sessions that have some."""
@@ -163,8 +166,12 @@ class SpeechHost:
                 hosted.unread += len(events)
             if ended:
                 self._end(id, events, failure)
-            else:
+            elif events:  # nothing else wakes a request that waits for its first events
                 self._put(id, events, False, None)
+
+    def _fail(self, id: int, hosted: _Hosted, error: Exception) -> None:
+        self._end(id, [], error)  # first: `_send` would report the end of a cancelled session without its error
+        self._change(hosted, "cancel")
 
     def _end(self, id: int, events: list[SpeechEvent], error: Exception | None) -> None:
         self._sessions.pop(id, None)
@@ -176,9 +183,15 @@ class SpeechHost:
             self._connection.send(message)
 
 
-def _call(session: SpeechSession, kind: str, values: tuple[Any, ...]) -> None:
-    with suppress(SessionClosed, EngineError):  # the worker gets what has ended it
-        getattr(session, kind)(*values)  # feed, flush, end or cancel
+def _call(session: SpeechSession, kind: str, values: tuple[Any, ...]) -> Exception | None:
+    """Feed, flush, end or cancel a session. Returns an error, such as of its text."""
+    try:
+        getattr(session, kind)(*values)
+    except (SessionClosed, EngineError):  # the worker gets what has ended it
+        return None
+    except Exception as error:
+        return error
+    return None
 
 
 class RemoteSpeaker:

@@ -66,10 +66,10 @@ def speech_routes(speaker: AnySpeaker | None, access: Access) -> list[BaseRoute]
             first = await _begin(session, asked.input, ready)
         except Overloaded as error:
             raise unavailable(str(error)) from error
-        except (ConfigError, AudioError) as error:
-            raise UploadError(
-                400, str(error), "voice" if isinstance(error, ConfigError) else "response_format"
-            ) from error
+        except AudioError as error:
+            raise UploadError(400, str(error), "response_format") from error
+        except ConfigError as error:
+            raise UploadError(400, str(error), "input" if "<break" in str(error) else "voice") from error
         body = _audio(session, first, encoder, ready)
         if asked.stream_format == "sse":
             return SpeechResponse(session, _events(body), media_type="text/event-stream")
