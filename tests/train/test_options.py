@@ -99,13 +99,12 @@ def test_a_codec_does_not_start_from_what_is_kept() -> None:
         ({"model": {}}, "give model.base, or model.codec and model.lm"),
         ({"model": {"base": "own", "audio_delay": 2.0}}, "model.base has all of the model: leave out audio_delay"),
         ({"data": {"delay": 6}}, r"data.delay is not for speech: \[data\] takes packs, weights"),
+        ({"phase": [{"until": 1, "text_mask": 0.5}]}, r"phase.text_mask is not for speech: \[\[phase\]\] takes until"),
         ({"data": {"valid": {"manifest": "test.jsonl"}}}, "give data.valid.packs"),
         ({"condition_dropout": 1.5}, "less than or equal to 1"),
     ],
 )
-def test_a_run_of_speech_that_contradicts_itself_is_an_error(
-    change: dict[str, dict[str, object]], message: str
-) -> None:
+def test_a_run_of_speech_that_contradicts_itself_is_an_error(change: dict[str, Any], message: str) -> None:
     data = {"packs": ["pack"], "weights": {"own": 1.0}}
     whole: dict[str, Any] = {"run": {"out": "out", "steps": 1}, "model": {"base": "own"}, "data": data} | change
     whole["data"] = data | whole["data"]

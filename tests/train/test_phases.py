@@ -13,6 +13,7 @@ from tests.train.test_waves import config, pack, sampler  # noqa: F401
 
 from slipstream.data.packs import Clip, Pack, PackKind, write_pack
 from slipstream.data.sampler import TokenSampler
+from slipstream.errors import ConfigError
 from slipstream.model.text import Tokenizer
 from slipstream.nn.lm import LM
 from slipstream.train.joint import WhisperJointTask
@@ -69,6 +70,27 @@ def test_rows_and_rate_follow_the_progress(tmp_path: Path) -> None:
     run.run()
     assert read == [(0, {1}), (1, {1}), (2, {1}), (3, {2}), (4, {2}), (5, {2})]
     assert rates == pytest.approx([0.01, 0.01, 0.01, 0.005, 0.01 / 3, 0.005 / 3])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": {"c": 1.0}}, r"the phase until 1: data\.weights names c, but the packs \(a, b\)"),
+        ({"crop": {"c": 0.5}}, r"phase\.crop names c, which weights do not draw from"),
+    ],
+)
+def test_a_phase_reads_what_there_is(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    rows = trainer(tmp_path, tmp_path / "run")[0].task.sampler  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=message):
+        plan(phases({"until": 1, **changes}), rows, rows.data)
+
+
+def test_a_phase_may_leave_out_what_the_run_crops(tmp_path: Path) -> None:
+    rows = trainer(tmp_path, tmp_path / "run")[0].task.sampler  # type: ignore[attr-defined]
+    data = rows.data.model_copy(update={"crop": {"a": 0.5}, "replay": ("a",)})
+    given = plan(phases({"until": 1, "weights": {"b": 1.0}}), rows, data)
+    assert given is not None
+    assert set(np.unique(given.at(0).draw(0, 4).codes_BKT)) == {0, 2}
 
 
 def test_a_killed_run_resumes_in_its_phase(tmp_path: Path) -> None:

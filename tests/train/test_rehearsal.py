@@ -19,6 +19,7 @@ from slipstream.train.rehearsal import Rehearsal, draw, rehearse, write_rows
 
 def test_rows_are_written_as_audio_and_drawings(pack: Pack, tmp_path: Path) -> None:  # noqa: F811
     write_rows(sampler(pack, tmp_path, {"chords": 1.0}), tmp_path / "check", 5)
+    assert "text 6 frames (0.48 s) behind the audio" in (tmp_path / "check" / "row-5.svg").read_text(encoding="utf-8")
     names = sorted(path.name for path in (tmp_path / "check").iterdir())
     assert names == [f"row-{n}.{kind}" for n in (5, 6, 7) for kind in ("svg", "wav")]
     with wave.open(str(tmp_path / "check" / "row-5.wav")) as audio:
@@ -30,12 +31,12 @@ def test_a_drawing_shows_the_words_at_their_frames_and_what_is_misread(tmp_path:
     one, two = tokenizer.encode("one")[0], tokenizer.encode("two")[0]
     text = np.array([3, 3, 0, one, 3, 3])
     seen = np.array([3, 3, 0, two, 3, 3])
-    drawing = draw(tokenizer, text, seen, None, 6)
+    drawing = draw(tokenizer, "six frames", text, seen, None)
     at = dict(re.findall(r'<text x="(\d+)" y="1[13]\d" fill="[^"]+">([^<]+)<', drawing))
     assert at["32"] == "|"
     assert "48" in at
     assert drawing.count('fill="#c00"') == 1
-    assert "6 frames (0.48 s)" in drawing
+    assert ">six frames</text>" in drawing
 
 
 def test_two_steps_are_run_elsewhere_and_the_whole_run_is_estimated(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import torch
 from tests.fakes import tiny_tokenizer, tokenizer_path
 from tests.speaking import continuing_config, make_runner, save_model, speaking_model
 from tests.train.world import rows
+from typer.testing import CliRunner
 
 import slipstream
 from slipstream.arrays import IntArray
 from slipstream.checkpoints.kyutai_tts import dump_tts, parse_tts
 from slipstream.checkpoints.speech import read_speech, resolve_speech
+from slipstream.cli import train as train_cli
 from slipstream.data.packs import Clip, Pack, PackKind, write_pack
 from slipstream.data.speech_rows import SpeechBatch, SpeechSampler
 from slipstream.engine.reading import Reading, SpeechOptions
@@ -115,6 +118,30 @@ def test_a_row_is_what_a_speaker_reads(config: TTSConfig, pack: Pack) -> None:
 
 
 @CONFIGS
+def test_a_row_has_recordings_of_one_speaker(config: TTSConfig, tmp_path: Path) -> None:
+    kind = PackKind("tokens", 4, 12.5, SILENCE)
+    clips = [replace(CLIPS[n % 2], speaker=name) for n, name in enumerate(["ann", "ann", "bob", "bob", ""])]
+    write_pack(tmp_path / "pack", kind, [(np.full((18, 4), 10 + n), one) for n, one in enumerate(clips)])
+    options = rows(6.4, {"read": 1.0}, gaps=((0.16, 0.4),), gap_shares=(1.0,))
+    batch = SpeechSampler([Pack(tmp_path / "pack")], tiny_tokenizer(), options, config).batch(0, 24)
+    runner, found = make_runner(config), set()
+    for text_T, asked_T, audio_KT in zip(batch.text_BT, batch.asked_BT, batch.audio_BKT, strict=True):
+        changes = np.flatnonzero(np.diff(audio_KT[0], prepend=-1))
+        spans = [(int(audio_KT[0, at]), n) for at, n in zip(changes, np.diff(changes, append=80), strict=True)]
+        numbers = [code - 10 for code, _ in spans if code >= 10]
+        found.add(tuple(sorted({clips[n].speaker for n in numbers})))
+        assert len(numbers) == (1 if clips[numbers[0]].speaker == "" else 3)
+        pauses = [n for code, n in spans[1:-1] if code == SILENCE[0]]
+        assert all(2 <= n <= 5 for n in pauses[-len(numbers) + 1 :])
+        reading = Reading(runner, tiny_tokenizer(), None, SpeechOptions(padding_between=0, max_padding=1000))
+        reading.feed(" ".join(clips[n].text for n in numbers))
+        reading.end()
+        read_T = [reading.decide(0 if token == UNGENERATED else int(token))[0] for token in asked_T]
+        assert read_T == text_T.tolist()
+    assert found == {("ann",), ("bob",), ("",)}
+
+
+@CONFIGS
 def test_a_word_that_nobody_reads_takes_no_step(config: TTSConfig, tmp_path: Path) -> None:
     kind = PackKind("tokens", 4, 12.5, SILENCE)
     brackets = replace(CLIPS[0], words=(("(", 0.08, 0.16), *CLIPS[0].words))
@@ -194,7 +221,7 @@ def test_the_semantic_codebook_weighs_more(pack: Pack) -> None:
     torch.testing.assert_close(parts["acoustic"], even["acoustic"] / 3)
 
 
-def toml(folder: Path, config: TTSConfig) -> Path:
+def toml(folder: Path, config: TTSConfig, **more: Any) -> Path:
     export_codec(build_codec(config.codec, speaking_model(config)[1]), folder / "codec")
     lm = json.loads(config.lm.model_dump_json(exclude_none=True))
 
@@ -212,6 +239,7 @@ def toml(folder: Path, config: TTSConfig) -> Path:
         "model": model | {"codec": str(folder / "codec"), "lm": lm},
         "data": data | {"packs": packs, "valid": {"packs": packs, "rows": 4, "every": 40}},
         "loss": {"semantic": 1.0},
+        **more,
     }
     path = folder / "tts.toml"
     path.write_text("\n".join(f"{key} = {table(value)}" for key, value in keys.items()))
@@ -241,6 +269,37 @@ def test_a_model_learns_two_recordings_and_speaks_them(config: TTSConfig, pack: 
         common = min(len(speech.samples), samples.shape[-1]) - 1920
         assert common > 1920 * 4
         np.testing.assert_allclose(speech.samples[:common], samples[0, :common].clip(-1, 1), atol=1e-3)
+
+
+def test_a_check_draws_rows_and_trains_nothing(pack: Pack, tmp_path: Path) -> None:
+    path = toml(tmp_path, two_streams(), phase=[{"until": 0.5}, {"until": 1, "rate": [1.0, 0.0]}])
+    result = CliRunner().invoke(train_cli.app, ["tts", str(path), "--check", "--row", "2"], catch_exceptions=False)
+    assert re.search(r"parameters, .* trained; memory about", result.output)
+    assert "s per step, 80 steps: " in result.output
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["check"]
+    drawings = sorted((tmp_path / "run" / "check").iterdir())
+    assert [path.name for path in drawings] == ["row-2.svg", "row-3.svg", "row-4.svg"]
+    config, batch = two_streams(), sampler_of(two_streams(), pack).batch(2, 1)
+    drawing = drawings[0].read_text(encoding="utf-8")
+    assert f"audio {config.delay_steps} frames" in drawing
+    second = int((batch.text_BT[0] // CARD > 0).sum())
+    assert 0 < drawing.count('fill="#c00"') <= second
+
+
+def test_phases_change_what_a_run_reads_and_its_rate(pack: Pack, tmp_path: Path) -> None:
+    told = [(codes(2), replace(CLIPS[0], dataset="told"))]
+    write_pack(tmp_path / "told", PackKind("tokens", 4, 12.5, SILENCE), told)
+    base = save_model(tmp_path / "base", one_stream())
+    run = {"steps": 4, "rows": 1, "log_every": 1, "trackers": [], "warmup": 0, "decay": 0, "learning_rate": 0.01}
+    data = {"packs": [tmp_path / "pack", tmp_path / "told"], "weights": {"read": 1.0}}
+    phase = [{"until": 0.5, "weights": {"told": 2.0}}, {"until": 1, "rate": [1.0, 0.0]}]
+    whole = {"run": run | {"out": tmp_path / "run"}, "model": {"base": str(base)}, "phase": phase}
+    folder = run_tts(TTSRun.model_validate(whole | {"data": data | {"seconds": SECONDS}}), lambda line: None)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["rate"] for line in log] == pytest.approx([0.01, 0.01, 0.01, 0.005])
+    card = (folder / "README.md").read_text()
+    assert "| read |" in card
+    assert "| told |" in card
 
 
 def test_the_run_in_the_guide_is_one(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,8 +19,8 @@ Check = Annotated[
     bool,
     typer.Option(
         "--check",
-        help="Do not train: write three rows as audio and drawings into `out`/check, run two steps, and estimate "
-        "time and memory.",
+        help="Do not train: write three rows as drawings (and audio, if the run reads samples) into `out`/check, run "
+        "two steps elsewhere, and estimate time and memory.",
     ),
 ]
 Row = Annotated[int, typer.Option(min=0, help="With --check: the first row to write, such as one that an error names.")]
@@ -85,12 +85,10 @@ def codec(config: Config, check: Check = False, row: Row = 0) -> None:
     with needs_extra("train", "training"):
         from slipstream.train.launch import run_codec
         from slipstream.train.options import CodecRun, read_run
-        from slipstream.train.rehearsal import rehearse
 
     options = read_run(config, CodecRun)
     if check:
-        folder = options.run.out / "check"
-        typer.echo(rehearse(options, folder, row, lambda tried: run_codec(tried, typer.echo)))
+        _rehearse(options, row, run_codec)
         return
     typer.echo(f"{run_codec(options, typer.echo)}")
 
@@ -101,12 +99,10 @@ def lm(config: Config, check: Check = False, row: Row = 0) -> None:
     with needs_extra("train", "training"):
         from slipstream.train.launch import run_lm
         from slipstream.train.options import LMRun, read_run
-        from slipstream.train.rehearsal import rehearse
 
     options = read_run(config, LMRun)
     if check:
-        folder = options.run.out / "check"
-        typer.echo(rehearse(options, folder, row, lambda tried: run_lm(tried, typer.echo)))
+        _rehearse(options, row, run_lm)
         return
     valid = options.data.valid
     measure = _measure(valid.manifest, valid.limit) if valid and valid.manifest else None
@@ -114,13 +110,17 @@ def lm(config: Config, check: Check = False, row: Row = 0) -> None:
 
 
 @app.command()
-def tts(config: Config) -> None:
+def tts(config: Config, check: Check = False, row: Row = 0) -> None:
     """Train a text-to-speech model, or resume the run in the file's `out` folder; then export the model."""
     with needs_extra("train", "training"):
         from slipstream.train.launch import run_tts
         from slipstream.train.options import TTSRun, read_run
 
-    typer.echo(f"{run_tts(read_run(config, TTSRun), typer.echo)}")
+    options = read_run(config, TTSRun)
+    if check:
+        _rehearse(options, row, run_tts)
+        return
+    typer.echo(f"{run_tts(options, typer.echo)}")
 
 
 @app.command()
@@ -154,6 +154,12 @@ def calibrate(
         for trial in trials:
             typer.echo(f"{name:10s} {trial.method:12s} cross entropy {trial.nats:.4f} nats, ECE {trial.ece:.1%}")
     typer.echo(f"{write_calibration(fitted.calibration, bundle.sources.lm[0].with_name('config.json'), out)}")
+
+
+def _rehearse(options: Any, row: int, run: Callable[[Any, Callable[[str], None]], object]) -> None:
+    from slipstream.train.rehearsal import rehearse
+
+    typer.echo(rehearse(options, options.run.out / "check", row, lambda tried: run(tried, typer.echo)))
 
 
 def _measure(manifest: Path, limit: int | None) -> Callable[[Path], float]:

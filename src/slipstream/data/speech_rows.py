@@ -1,4 +1,4 @@
-"""Rows for text to speech: one recording each, with its text as the state machine of a script gives it to the model.
+"""Rows for text to speech: recordings of one speaker, their text as the state machine of a script gives it to a model.
 
 Shapes: B rows, T steps (12.5 a second), K codebooks.
 """
@@ -6,8 +6,10 @@ Shapes: B rows, T steps (12.5 a second), K codebooks.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 
@@ -71,7 +73,11 @@ def script_steps(
 
 
 class SpeechSampler(Sampler):
-    """Rows of codec tokens and their text; the n-th row depends on the seed and n alone."""
+    """Rows of codec tokens and their text; the n-th row depends on the seed and n alone.
+
+    A row holds as many recordings of one dataset, language and speaker as fit, with pauses between them. One without a
+    speaker is alone in its row.
+    """
 
     def __init__(
         self,
@@ -85,6 +91,7 @@ class SpeechSampler(Sampler):
         assert config.lm.depth is not None
         self.config, self.codebooks = config, config.lm.depth.num_codebooks
         self._delay_K = np.array(config.lm.stream_delays[1 : self.codebooks + 1]) + config.delay_steps
+        self._after = int(self._delay_K.max()) + FINAL_FRAMES
         super().__init__(packs, tokenizer, options, seed, "tokens", config.codec.frame_rate)
         if self.kind.width < self.codebooks:
             raise ConfigError(f"data.packs hold {self.kind.width} codebooks, the model writes {self.codebooks}")
@@ -102,29 +109,48 @@ class SpeechSampler(Sampler):
             return "no word times; `slipstream data align` finds them"
         if not self._words(clip, 0.0, 1.0):
             return "no word that can be read aloud"
-        around = int(self._delay_K.max()) + INITIAL_STEPS + FINAL_FRAMES
-        room = self.length - around
+        room = self.length - self._after - INITIAL_STEPS
         if room <= 0:
-            taken = f"delays and silence take {around / self.kind.rate:g} s"
+            taken = f"delays and silence take {(self._after + INITIAL_STEPS) / self.kind.rate:g} s"
             raise ConfigError(f"data.seconds={self.data.seconds:g} is too short: {taken}")
         too_long = f"longer than the {room / self.kind.rate:g} s that a row of {self.data.seconds:g} s has room for"
         return f"{too_long}; `slipstream data cut` cuts them at pauses" if clip.length > room else None
+
+    def _admit_all(self, packs: Sequence[Pack]) -> None:
+        super()._admit_all(packs)
+        self._voices: dict[tuple[str, str, str], list[tuple[Pack, Clip]]] = defaultdict(list)
+        for pack, clip in (drawn for pool in self._pools.values() for drawn in pool):
+            self._voices[clip.dataset, clip.language, clip.speaker].append((pack, clip))
+
+    def _following(self, clip: Clip, room: int, rng: np.random.Generator) -> tuple[Pack, Clip] | None:
+        """A recording that continues a row after `clip`, of at most `room` frames."""
+        voice = self._voices[clip.dataset, clip.language, clip.speaker] if clip.speaker else []
+        return self._fitting((voice[int(rng.integers(len(voice)))] for _ in repeat(None)), room) if voice else None
 
     def _words(self, clip: Clip, start: float, factor: float) -> list[Word]:
         return [word for word in super()._words(clip, start, factor) if readable(word.text).strip()]
 
     def _row(self, rng: np.random.Generator) -> tuple[IntArray, IntArray, IntArray, BoolArray, float]:
         T, rate, K = self.length, self.kind.rate, self.codebooks
-        codes_FK, clip = self._content(*next(self._clips(rng)), rng)
-        words = sorted(self._words(clip, 0.0, 1.0), key=lambda word: word.start)
-        # The first word begins in the first step in which one can: frames before it are cut, or silence is added.
-        lead = INITIAL_STEPS - (_frame(words[0].start, rate) if words else 0)
-        moved = [Word(word.text, word.start + lead / rate, word.end + lead / rate) for word in words]
         canvas_FK = np.tile(np.array(self.kind.silence, np.int64), (T, 1))
-        laid = codes_FK[max(0, -lead) :][: T - max(0, lead)]
-        canvas_FK[max(0, lead) :][: len(laid)] = laid
-        frames = max(max(0, lead) + len(laid), math.ceil(moved[-1].end * rate) if moved else 0) + FINAL_FRAMES
-        text_T, asked_T = script_steps(moved, T, self.config, self.tokenizer)
+        words: list[Word] = []
+        at = end = 0
+        drawn: tuple[Pack, Clip] | None = next(self._clips(rng))
+        while drawn is not None:
+            codes_FK, clip = self._content(*drawn, rng)
+            own = sorted(self._words(clip, 0.0, 1.0), key=lambda word: word.start)
+            if not end:
+                # The first word begins in the first step that can have one: frames before it are cut, or silence added.
+                at = INITIAL_STEPS - (_frame(own[0].start, rate) if own else 0)
+            words += [Word(word.text, word.start + at / rate, word.end + at / rate) for word in own]
+            laid = codes_FK[max(0, -at) :][: T - max(0, at)]
+            canvas_FK[max(0, at) :][: len(laid)] = laid
+            end = max(0, at) + len(laid)
+            at = end + self._gap(rng)
+            drawn = self._following(clip, T - self._after - at, rng)
+        words.sort(key=lambda word: word.start)
+        frames = max(end, math.ceil(words[-1].end * rate) if words else 0) + FINAL_FRAMES
+        text_T, asked_T = script_steps(words, T, self.config, self.tokenizer)
         frame_KT = np.arange(T) - self._delay_K[:, None]
         audio_KT = np.where(frame_KT >= 0, np.take_along_axis(canvas_FK.T[:K], frame_KT.clip(0), axis=1), NO_TOKEN)
         return text_T, asked_T, audio_KT, (frame_KT >= 0) & (frame_KT < frames), float(rng.random())

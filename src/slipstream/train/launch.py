@@ -124,15 +124,14 @@ def run_tts(options: TTSRun, report: Report = print) -> Path:
         rows = RowOptions(options.data, (delay, delay))
         sampler = SpeechSampler(packs, tokenizer, rows, beside.config, seed=options.run.seed)
         task = SpeakTask(lm, sampler, options.loss, options.condition_dropout)
-
         start = options.model.base or options.model.codec
 
         def export(folder: Path) -> None:
             export_speech(lm, beside, folder)
-            write_card(folder, packs, options.data.weights, start, "text-to-speech")
+            write_card(folder, packs, _all_weights(options), start, "text-to-speech")
 
         check = _check(options, task, sampler, export=export)
-        _run(task, options.run, report, sampler.remarks(), check)
+        _run(task, options.run, report, sampler.remarks(), check, _plan(options, sampler))
         folder = options.run.out / "model"
         if _first():
             export(folder)
@@ -161,8 +160,16 @@ def _check(
     return Check(valid.every, validation, validation.exhausted)
 
 
-def _plan(options: CodecRun | LMRun, sampler: Sampler) -> Phases | None:
+def _plan(options: CodecRun | LMRun | TTSRun, sampler: Sampler) -> Phases | None:
     return plan(options.phase, sampler, options.data)
+
+
+def _all_weights(options: LMRun | TTSRun) -> dict[str, float]:
+    """The weight of each dataset, or that of the first phase that draws it."""
+    weights: dict[str, float] = {}
+    for drawn in (options.data.weights, *(phase.weights or {} for phase in options.phase)):
+        weights = drawn | weights
+    return weights
 
 
 def _run_reconstruction(options: CodecRun, config: CodecConfig, packs: list[Pack], report: Report) -> Path:
@@ -282,11 +289,8 @@ def _export_at_end(
 ) -> Path:
     def export_with_card(folder: Path) -> None:
         export(folder)
-        weights = dict(options.data.weights)
-        for phase in options.phase:
-            weights |= {name: weight for name, weight in (phase.weights or {}).items() if name not in weights}
         packs = [Pack(path) for path in options.data.packs]
-        write_card(folder, packs, weights, options.model.base or options.model.init)
+        write_card(folder, packs, _all_weights(options), options.model.base or options.model.init)
 
     candidate = None if options.lora is not None else export_with_card
     check = _check(options, task, sampler, measure, candidate)

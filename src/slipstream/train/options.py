@@ -340,25 +340,38 @@ class TTSLossOptions(Options):
     semantic: Annotated[float, Field(gt=0)] = 100.0
 
 
-_OF_SPEECH = ("packs", "weights", "tokenizer", "seconds", "crop", "plain_text", "valid")
+_OF_SPEECH = ("packs", "weights", "tokenizer", "seconds", "gaps", "gap_shares", "crop", "plain_text", "valid")
+_PHASE_OF_SPEECH = ("until", "rate", "weights", "crop")
+
+
+class SpeechDataOptions(DataOptions):
+    """What a run of speech reads, with the pauses between sentences that a reader makes."""
+
+    gaps: tuple[tuple[float, float], ...] = ((0.1, 0.8),)
+    gap_shares: tuple[Weight, ...] = (1.0,)
 
 
 class TTSRun(Options):
     """`slipstream train tts`: a model that reads a text aloud, from packs of codec tokens whose words have times.
 
     condition_dropout: share of rows without text and conditions, for guidance.
+    phase: takes `until`, `rate`, `weights` and `crop`.
     """
 
     run: RunOptions
     model: TTSModelOptions
-    data: DataOptions
+    data: SpeechDataOptions
     loss: TTSLossOptions = TTSLossOptions()
     condition_dropout: Share = 0.1
+    phase: Phases = ()
 
     @model_validator(mode="after")
     def _reads_whole_recordings(self) -> TTSRun:
         if unused := sorted(self.data.model_fields_set - set(_OF_SPEECH)):
             raise ValueError(f"data.{unused[0]} is not for speech: [data] takes {', '.join(_OF_SPEECH)}")
+        of_phases = {key for phase in self.phase for key in phase.model_fields_set}
+        if unused := sorted(of_phases - set(_PHASE_OF_SPEECH)):
+            raise ValueError(f"phase.{unused[0]} is not for speech: [[phase]] takes {', '.join(_PHASE_OF_SPEECH)}")
         if self.data.valid is not None and self.data.valid.manifest is not None:
             raise ValueError("data.valid.manifest measures word errors of a transcription: give data.valid.packs")
         return self

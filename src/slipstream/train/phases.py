@@ -8,6 +8,7 @@ from typing import Any
 
 from slipstream.data.options import DataOptions
 from slipstream.data.rows import Sampler
+from slipstream.errors import ConfigError
 from slipstream.train.options import PhaseOptions
 
 
@@ -40,11 +41,22 @@ class Phases:
 
 
 def plan(options: Sequence[PhaseOptions], sampler: Sampler, data: DataOptions) -> Phases | None:
-    """The phases of a run whose rows come from `sampler`, or None for a run without phases."""
+    """The phases of a run whose rows come from `sampler`, or None for a run without phases.
+
+    Raises `ConfigError` for datasets that are not drawn, or not there.
+    """
     phases, start = [], 0.0
     for phase in options:
         changes = phase.data_changes()
-        rows = sampler.changed(DataOptions.model_validate(dict(data) | changes)) if changes else sampler
+        rows = sampler
+        if changes:
+            changed = data.model_copy(update=changes)
+            if unknown := sorted((phase.crop or {}).keys() - changed.weights.keys()):
+                raise ConfigError(f"phase.crop names {', '.join(unknown)}, which weights do not draw from")
+            try:
+                rows = sampler.changed(changed)
+            except ConfigError as error:
+                raise ConfigError(f"the phase until {phase.until:g}: {error}") from error
         phases.append(Phase(phase, start, rows.batch))
         start = phase.until
     return Phases(phases) if phases else None

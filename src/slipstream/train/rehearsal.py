@@ -15,6 +15,7 @@ import torch
 
 from slipstream.arrays import FloatArray, IntArray
 from slipstream.data.rows import Sampler
+from slipstream.data.speech_rows import SpeechSampler
 from slipstream.data.wave import write_wave
 from slipstream.data.waves import WaveBatch
 from slipstream.model.config import PAD_ID, WORD_ID
@@ -38,9 +39,10 @@ class Rehearsal(RunOptions):
 
 
 def rehearse(options: Any, folder: Path, first_row: int, run: Callable[[Any], object]) -> str:
-    """Run two steps of a `CodecRun` or an `LMRun` by `run`, write rows into `folder`, and describe the whole run.
+    """Run two steps of a run by `run`, write rows into `folder`, and describe the whole run.
 
     Args:
+        options: a `CodecRun`, an `LMRun` or a `TTSRun`.
         first_row: number of the first row to write, such as one that an error names.
     """
     whole: RunOptions = options.run
@@ -62,21 +64,35 @@ def write_rows(sampler: Sampler, folder: Path, first_row: int) -> None:
         name = folder / f"row-{first_row + n}"
         if samples is not None:
             write_wave(name.with_suffix(".wav"), samples, round(sampler.kind.rate))
-        targets = batch.targets
-        drawing = draw(sampler.tokenizer, targets.text_BT[n], targets.seen_BT[n], samples, int(targets.delay_B[n]))
+        drawing = draw(sampler.tokenizer, *_streams(sampler, batch, n), samples)
         name.with_suffix(".svg").write_text(drawing, encoding="utf-8")
 
 
-def draw(tokenizer: Tokenizer, text_T: IntArray, seen_T: IntArray, samples: FloatArray | None, delay: int) -> str:
-    """Draw a row as SVG: its waveform, the text stream below it, and in red what the LM reads instead.
+def _streams(sampler: Sampler, batch: Any, n: int) -> tuple[str, IntArray, IntArray]:
+    """What `draw` takes of a row: a title, the text of each frame, and what is below it."""
+    if isinstance(sampler, SpeechSampler):
+        second_T, first_T = np.divmod(batch.text_BT[n], sampler.config.lm.text_vocab + 1)
+        title = f"audio {_frames(sampler.config.delay_steps)} behind the text; red: the second text stream"
+        return title, first_T, np.where(second_T == 0, PAD_ID, second_T - 1)
+    targets = batch.targets
+    title = f"text {_frames(int(targets.delay_B[n]))} behind the audio; red: what the LM reads instead"
+    return title, targets.text_BT[n], targets.seen_BT[n]
 
-    One frame is 16 pixels wide. The text is `delay` frames behind the audio.
+
+def _frames(delay: int) -> str:
+    return f"{delay} frames ({delay / 12.5:.2f} s)"
+
+
+def draw(tokenizer: Tokenizer, title: str, text_T: IntArray, below_T: IntArray, samples: FloatArray | None) -> str:
+    """Draw a row as SVG: its waveform, the text stream below it, and in red what differs from it in another stream.
+
+    One frame is 16 pixels wide.
     """
     frames = len(text_T)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{frames * _FRAME_WIDTH}" height="{_HEIGHT}" '
         'font-family="monospace" font-size="11">',
-        f'<text x="2" y="12">text {delay} frames ({delay / 12.5:.2f} s) behind the audio</text>',
+        f'<text x="2" y="12">{title}</text>',
     ]
     if samples is not None:
         bars = frames * 4
@@ -88,7 +104,7 @@ def draw(tokenizer: Tokenizer, text_T: IntArray, seen_T: IntArray, samples: Floa
         x = t * _FRAME_WIDTH
         if t % 25 == 0:
             parts.append(f'<path d="M{x} 105V{_HEIGHT}" stroke="#ccc"/><text x="{x + 2}" y="148">{t / 12.5:g} s</text>')
-        for token, y, colour in ((int(text_T[t]), 118, "#000"), (int(seen_T[t]), 132, "#c00")):
+        for token, y, colour in ((int(text_T[t]), 118, "#000"), (int(below_T[t]), 132, "#c00")):
             if token != PAD_ID and (y == 118 or token != text_T[t]):
                 parts.append(f'<text x="{x}" y="{y}" fill="{colour}">{html.escape(_name(tokenizer, token))}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
