@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,18 @@ from slipstream.nn.lm import LM
 from slipstream.train.joint import WhisperJointTask
 from slipstream.train.loop import Trainer
 from slipstream.train.model import SpeechModel
-from slipstream.train.options import LossOptions, PhaseOptions, Phases, QuantiserOptions, RunOptions
-from slipstream.train.phases import plan
+from slipstream.train.optim import trapezoid
+from slipstream.train.options import (
+    LMRun,
+    LossOptions,
+    PhaseOptions,
+    Phases,
+    QuantiserOptions,
+    RunOptions,
+    read_run,
+)
+from slipstream.train.phases import Phase, plan
+from slipstream.train.phases import Phases as GivenPhases
 from slipstream.train.tasks import TextTask
 
 
@@ -32,6 +43,21 @@ def phases(*given: dict[str, object]) -> tuple[PhaseOptions, ...]:
 def test_the_phases_end_one_after_the_other(ends: tuple[float, ...]) -> None:
     with pytest.raises(ValidationError, match="it must rise, to 1 in the last phase"):
         phases(*({"until": end} for end in ends))
+
+
+def test_the_run_in_the_guide_holds_its_rate_and_then_lowers_it(tmp_path: Path) -> None:
+    page = Path("docs/guides/training.md").read_text(encoding="utf-8")
+    whole, changes = re.findall(r"```toml\n(.*?)```", page.partition("## Phases")[2].partition("\n## ")[0], re.DOTALL)
+    path = tmp_path / "run.toml"
+    path.write_text(whole, encoding="utf-8")
+    run: LMRun = read_run(path, LMRun)
+    path.write_text(whole.partition("[[phase]]")[0] + changes, encoding="utf-8")
+    assert read_run(path, LMRun).phase[1].weights == {"own": 1.0}
+    starts = (0.0, *(phase.until for phase in run.phase))
+    given = GivenPhases([Phase(phase, start, lambda *_: None) for phase, start in zip(run.phase, starts, strict=False)])
+    for progress in (0.0, 0.01, 0.3, 0.5, 0.75, 0.99):
+        rate = trapezoid(progress, run.run.warmup, run.run.decay) * given.at(progress).rate(progress)
+        assert rate == pytest.approx(trapezoid(progress, run.run.warmup, 0.5))
 
 
 def trainer(folder: Path, out: Path) -> tuple[Trainer, list[tuple[int, set[int]]]]:
