@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,6 +12,7 @@ from typing import cast
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from slipstream.bundle import ModelBundle
 from slipstream.checkpoints.checkpoint import Checkpoint, read_codec
@@ -355,9 +357,7 @@ def _run(
             if isinstance(module, Transformer | WhisperEncoder):
                 module.checkpointing = True
     if options.compile:
-        for module in task.module.modules():
-            if isinstance(module, TransformerLayer | WhisperLayer | WhisperDecoderLayer):
-                module.compile()
+        compile_layers(task.module)
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f'run.device = "{options.device}", but PyTorch finds no CUDA device here; there is "cpu"')
     trainer = Trainer(task, options, report if _first() else _silent, check, phases)
@@ -367,6 +367,22 @@ def _run(
         write_rows(sampler, options.folder, options.first_row)
     trainer.report(str(estimate(task, options, trainer.share)))
     return trainer.run()
+
+
+def compile_layers(module: nn.Module, backend: str = "inductor") -> None:
+    """Compile each layer of a module's Transformers and Whisper models when it is first called.
+
+    Raises `ConfigError` if there is no C++ compiler, which `inductor` needs.
+    """
+    names = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
+    if backend == "inductor" and not any(shutil.which(name) for name in names):
+        raise ConfigError(
+            "run.compile = true needs a C++ compiler, and neither g++, clang++ nor cl is in PATH: install one, or set "
+            "run.compile = false"
+        )
+    for layer in module.modules():
+        if isinstance(layer, TransformerLayer | WhisperLayer | WhisperDecoderLayer):
+            layer.compile(backend=backend)
 
 
 @contextmanager

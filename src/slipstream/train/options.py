@@ -32,7 +32,8 @@ class RunOptions(Options):
     accumulate: batches whose gradients are summed before a step; divides `rows` by processes.
     dtype: what the modules compute in; the optimiser's weights are always float32. "auto": bfloat16 on devices with
     fast products of it (GPUs, CPUs with AVX-512 BF16 or AMX), else float32.
-    compile: compile the layers of Transformers and Whisper encoders with `torch.compile`, in the first steps.
+    compile: compile the layers of Transformers and Whisper models with `torch.compile`, in the first steps. It needs a
+    C++ compiler.
     checkpoint_layers: recompute the Transformers' activations in the backward pass, for less memory.
     learning_rate, warmup, decay: peak rate; the shares of the run over which it rises, and falls to zero.
     encoder_rate: factor on the rate of a codec's encoder trained with an LM; 0 keeps the encoder as it is.
