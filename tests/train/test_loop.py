@@ -22,7 +22,7 @@ from tests.models import load_checkpoint
 from tests.train import world
 
 from slipstream.data.options import DataOptions
-from slipstream.data.packs import Pack
+from slipstream.data.packs import Clip, Pack, PackKind, write_pack
 from slipstream.data.sampler import TokenSampler
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.text import Tokenizer
@@ -221,6 +221,27 @@ def test_a_finished_run_reports_it(folder: Path, tmp_path: Path) -> None:
 def test_rows_must_divide_among_processes(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="rows=4 must be a multiple"):
         trainer(folder, options(tmp_path, accumulate=3))
+
+
+@pytest.mark.parametrize(("width", "rate"), [(2, 12.5), (4, 25.0)])
+def test_tokens_of_another_codec_are_refused(folder: Path, tmp_path: Path, width: int, rate: float) -> None:
+    clip = Clip(0, 0, "one", "en", "chords", "s", (("one", 0.1, 0.4),))
+    kind = PackKind("tokens", width, rate, (0.0,) * width)
+    write_pack(tmp_path / "pack", kind, [(np.zeros((30, width)), clip)])
+    data = DataOptions(packs=(tmp_path / "pack",), weights={"chords": 1.0}, seconds=4.0)
+    run = LMRun(run=options(tmp_path / "run"), model=ModelOptions(base=str(folder / "base")), data=data)
+    with pytest.raises(ConfigError, match=rf"hold {width} codebooks at {rate:g} Hz, the model reads 4 at 12.5 Hz"):
+        run_lm(run, lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("pack.json", "{"), ("pack.json", '{"kind": "tokens"}'), ("clips.jsonl", "{}")]
+)
+def test_a_damaged_pack_is_named(folder: Path, tmp_path: Path, name: str, content: str) -> None:
+    shutil.copytree(folder / "pack", tmp_path / "pack")
+    (tmp_path / "pack" / name).write_text(content, encoding="utf-8")
+    with pytest.raises(CheckpointError, match="pack is a damaged pack"):
+        Pack(tmp_path / "pack")
 
 
 @pytest.fixture(scope="module")

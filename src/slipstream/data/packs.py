@@ -68,14 +68,17 @@ class Pack:
         try:
             about = json.loads((folder / "pack.json").read_text(encoding="utf-8"))
             index = (folder / "clips.jsonl").read_text(encoding="utf-8")
+            self.coding = about.pop("coding", None)
+            self.kind = PackKind(**(about | {"silence": tuple(about["silence"])}))
+            self.clips = [_clip(line) for line in index.splitlines()]
+            if not self.clips:
+                raise CheckpointError(f"{folder} is a pack without clips")
+            self._bytes = np.memmap(folder / "rows.bin", np.uint8, "r")
         except OSError as error:
             raise CheckpointError(f"{folder} is not a pack; `slipstream data pack` makes one") from error
-        self.coding = about.pop("coding", None)
-        self.kind = PackKind(**(about | {"silence": tuple(about["silence"])}))
-        self.clips = [_clip(line) for line in index.splitlines()]
-        if not self.clips:
-            raise CheckpointError(f"{folder} is a pack without clips")
-        self._bytes = np.memmap(folder / "rows.bin", np.uint8, "r")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"{folder} is a damaged pack ({problem}); `slipstream data pack` makes it") from error
 
     def rows(self, clip: Clip) -> npt.NDArray[Any]:
         """The clip's rows `[N, width]`: float32 in the front end's scale, int64 tokens, or samples of 16 bits."""

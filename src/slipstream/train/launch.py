@@ -330,6 +330,11 @@ def _run_text(options: LMRun, report: Report, measure: Measure | None) -> Path:
     packs = [Pack(path) for path in options.data.packs]
     rows = row_options(options.data, text, config.lm)
     sampler = TokenSampler(packs, open_tokenizer(text.tokenizer, config.lm), rows, seed=options.run.seed)
+    if sampler.kind.width < config.lm.num_codebooks or sampler.kind.rate != config.codec.frame_rate:
+        raise ConfigError(
+            f"data.packs hold {sampler.kind.width} codebooks at {sampler.kind.rate:g} Hz, the model reads "
+            f"{config.lm.num_codebooks} at {config.codec.frame_rate:g} Hz: pack with `slipstream data pack --model`"
+        )
     old = old_lm(lm, options.loss, text.growth)
     task = TextTask(lm, sampler, options.loss, options.quantiser.codebook_dropout, old)
 
