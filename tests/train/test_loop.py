@@ -67,6 +67,16 @@ def test_a_killed_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path, 
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_a_file_that_is_no_checkpoint_is_named(folder: Path, tmp_path: Path) -> None:
+    path = trainer(folder, options(tmp_path, steps=1)).run()
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"last\.pt cannot be read: resume from a copy"):
+        trainer(folder, options(tmp_path, steps=2))
+    torch.save({"model": 1}, path)
+    with pytest.raises(CheckpointError, match=r"last\.pt is no checkpoint of a training run"):
+        trainer(folder, options(tmp_path, steps=2))
+
+
 def test_weights_that_do_not_learn_any_more_stay_in_the_checkpoint(folder: Path, tmp_path: Path) -> None:
     name = "text_linear.weight"
     learned = weights(trainer(folder, options(tmp_path, steps=2)).run())

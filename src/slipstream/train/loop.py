@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import shutil
 import signal
 import threading
@@ -118,8 +119,7 @@ class Trainer:
         self.unread: Taken | None = None
         """The last step. Its numbers are read after the next one was begun, so that a GPU always has work."""
         if self.path.exists():
-            # Mapped, so that a process reads no more than its part of a large model.
-            self._restore(torch.load(self.path, weights_only=True, mmap=True))
+            self._restore(_read(self.path))
 
     def run(self) -> Path:
         if self.check is not None and self._from_first(self.rank == 0 and self.check.exhausted()):
@@ -398,6 +398,17 @@ class Trainer:
             for name in self.average.keys() & averages.keys():
                 self.average[name].copy_(part_of(averages[name], self.average[name]))
         self.report(f"{self.path}: going on from step {self.step}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint, mapped, so that a process reads no more than its part of a large model."""
+    try:
+        state: Any = torch.load(path, weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} cannot be read: resume from a copy of it, or give another run.out") from error
+    if not isinstance(state, dict) or not {"weights", "optimizer", "step", "elapsed"} <= state.keys():
+        raise CheckpointError(f"{path} is no checkpoint of a training run: give this run another run.out")
+    return state
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
