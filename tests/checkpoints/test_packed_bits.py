@@ -94,6 +94,13 @@ def test_a_file_holds_the_shape_and_the_8_bit_form(shape: tuple[int, ...]) -> No
     np.testing.assert_array_equal(quantize(floats["a.weight"])[0], found["a.weight"])
 
 
+@pytest.mark.parametrize(("bits", "table"), [(7, 6), (5, 4), (4, 4)])
+def test_embedding_tables_have_one_bit_less(bits: int, table: int) -> None:
+    names = ("text_emb.weight", "emb.3.weight", "depformer_text_emb.weight", "text_linear.weight", "member.weight")
+    stored = packed({name: gaussian(4, 64) for name in names}, bits)
+    assert [stored[f"{name}_shape"][0] for name in names] == [table, table, table, bits, bits]
+
+
 def test_tensors_that_do_not_fit_are_refused_by_name() -> None:
     stored = packed({"a": gaussian(4, 320)}, 5)
     high = stored["a_groups"].copy()

@@ -17,6 +17,7 @@ from tests.speaking import continuing_config
 from tests.train import world
 from tests.train.test_waves import WHISPER
 from tests.train.test_waves import config as whisper_config
+from tests.train.whispers import VOCABULARY, decoder
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from slipstream.data.options import SampleAugment
@@ -36,6 +37,7 @@ from slipstream.train.optim import MasterWeights, Optimizer
 from slipstream.train.options import LossOptions, QuantiserOptions, TTSLossOptions
 from slipstream.train.reconstruction import Crops, ReconstructionTask, WaveCodec
 from slipstream.train.tasks import JointTask, PhoneTask, TextTask
+from slipstream.train.text_teacher import TextTeacher
 from slipstream.train.transfer import Receipt
 from slipstream.train.tts import SpeakTask
 
@@ -102,8 +104,11 @@ def whisper_joint() -> Any:
     model, old = (SpeechModel(whisper_config(), PHONES) for _ in range(2))
     rows = sampler(wave_rows)
     taught = Teacher(teacher(), WHISPER, model.codec.mel, rows.clean, torch.float32)
+    pieces = [None] * 4 + [(b"", b"hello"), (b"lo",)]
+    tokenizer: Any = SimpleNamespace(vocab_size=6, segments=pieces.__getitem__)
+    writer = TextTeacher(decoder(dim=32, heads=2), VOCABULARY, tokenizer, ["en"], torch.float32), 0.5
     return WhisperJointTask(
-        model, rows, LossOptions(base=1.0), NOW, True, taught, OldModel(old.requires_grad_(False), 60)
+        model, rows, LossOptions(base=1.0), NOW, True, taught, OldModel(old.requires_grad_(False), 60), writer
     )
 
 
@@ -133,7 +138,9 @@ def speak() -> Any:
 def given(task: Any) -> list[torch.nn.Module]:
     """The other models of a task."""
     teacher, old = getattr(task, "teacher", None), getattr(task, "old", None)
-    return [*([teacher._encoder] if teacher else []), *([old.module] if old else [])]
+    writer = getattr(task, "text_teacher", None)
+    others = [*([teacher._encoder] if teacher else []), *([writer[0]._decoder] if writer else [])]
+    return [*others, *([old.module] if old else [])]
 
 
 def move_buffers(module: torch.nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from slipstream.train.lora import add_lora
 from slipstream.train.model import SpeechModel, text_hidden
 from slipstream.train.optim import freeze
 from slipstream.train.options import LoraOptions, LossOptions, QuantiserOptions, RunOptions
+from slipstream.train.text_teacher import TextTeacher
 from slipstream.train.whisper_start import start_spread
 
 WHISPER = WhisperConfig(n_mels=80, dim=32, num_heads=2, num_layers=2, ffn_dim=64, context=20, lookahead=4)
@@ -264,6 +266,30 @@ def test_an_encoder_that_learns_with_the_lm_keeps_to_its_teacher(pack: Pack, tmp
     assert "cosine" in numbers
     task.encoder_learns = False
     assert "cosine" not in task.loss(rows.batch(0, 2), 0, 0.0)[1]
+
+
+def test_the_text_follows_the_decoder_of_the_teacher(pack: Pack, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, rows = SpeechModel(config(), 3), sampler(pack, tmp_path, {"chords": 1.0})
+    tensors = {f"encoder.{n}": w.numpy().copy() for n, w in model.codec.encoder.state_dict().items()}
+    teacher = Teacher((WHISPER, tensors), WHISPER, model.codec.mel, rows.clean, torch.float32)
+    batch, heard = rows.batch(0, 2), []
+
+    class Decoder:
+        def loss(self, logits_BTV: torch.Tensor, text_BT: Any, mask_BT: Any, features_BPD: torch.Tensor) -> Any:
+            heard.append((text_BT, mask_BT, features_BPD))
+            return -logits_BTV.sum()
+
+    alone = LossOptions(spoken=0, pause=0, commitment=0, frame_phones=0, distil=0)
+    task = WhisperJointTask(
+        model, rows, alone, QuantiserOptions(start=0), True, teacher, text_teacher=(cast(TextTeacher, Decoder()), 0.5)
+    )
+    total, numbers = task.loss(batch, 0, 0.0)
+    torch.testing.assert_close(total, numbers["text"] + numbers["taught"])
+    assert numbers["taught"] != 0
+    np.testing.assert_array_equal(heard[0][0], batch.targets.text_BT)
+    np.testing.assert_array_equal(heard[0][1], batch.targets.mask_BT)
+    torch.testing.assert_close(heard[0][2], teacher.features(batch.clean_BS))
 
 
 @pytest.mark.parametrize("learns", [True, False])

@@ -10,12 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.numpy import save_file
+from tests.train.whispers import FFN, HEADS, LAYERS, PROMPT, VOCABULARY, D, decoder, whispers
 
-from slipstream.checkpoints.whisper import WhisperDecoderWeights
 from slipstream.data.whisper_vocabulary import whisper_tokenizer
 from slipstream.errors import ConfigError
-from slipstream.model.config import PAD_ID, WORD_ID, LMConfig, STTConfig, TransformerConfig, WhisperDecoderConfig
-from slipstream.model.names import whisper_decoder_shapes
+from slipstream.model.config import PAD_ID, WORD_ID, LMConfig, STTConfig, WhisperDecoderConfig
 from slipstream.model.text import Tokenizer
 from slipstream.nn.decoder import WhisperDecoderLayer
 from slipstream.testing import small_config
@@ -30,12 +29,7 @@ from slipstream.train.whisper_start import (
     start_spread,
 )
 
-D, HEADS, LAYERS, FFN = 24, 3, 3, 40
-PROMPT = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
 V_BIAS = "transformer.layers.0.cross.v_proj.bias"
-LETTERS = {letter: i for i, letter in enumerate(["Ġ", *"abcdehlo"])}
-VOCABULARY = LETTERS | {"Ġh": 9, "el": 10, "Ġhel": 11, "lo": 12, "Ġhello": 13}
-VOCABULARY |= {token: 14 + i for i, token in enumerate(["<|endoftext|>", *PROMPT])}
 
 
 @pytest.fixture(scope="module")
@@ -45,46 +39,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer(path)
 
 
-def decoder(layers: int = LAYERS) -> WhisperDecoderWeights:
-    shape = TransformerConfig(
-        dim=D, num_heads=HEADS, num_layers=layers, ffn_dim=FFN, context=1, max_period=10_000.0, norm="layer_norm",
-        gated=False, positions="none",
-    )  # fmt: skip
-    shapes = whisper_decoder_shapes(shape, 30) | {"embedding": (len(VOCABULARY), D)}
-    shapes |= {"out_norm.weight": (D,), "out_norm.bias": (D,)}
-    rng = np.random.default_rng(0)
-    tensors = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
-    return WhisperDecoderWeights(layers, HEADS, tensors)
-
-
 def config(tokenizer: Tokenizer, layers: int = LAYERS, vectors: int = 1) -> STTConfig:
     whisper = WhisperDecoderConfig(audio_context=8, prefix=4, num_positions=30, vectors=vectors)
     small = small_config(codec="whisper", decoder=True)
     shape = small.lm.transformer.model_copy(update={"num_layers": layers, "context": 12})
     changes = {"transformer": shape, "whisper": whisper, "text_vocab": tokenizer.vocab_size}
     return small.model_copy(update={"lm": LMConfig.model_validate(dict(small.lm) | changes)})
-
-
-def whispers(weights: WhisperDecoderWeights, ids: list[int], audio_D: torch.Tensor) -> torch.Tensor:
-    """What Whisper's decoder computes for tokens, over audio of one vector: scores `[T, V]`."""
-    w = {name: torch.from_numpy(array) for name, array in weights.tensors.items()}
-
-    def linear(name: str, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, w[name + ".weight"], w.get(name + ".bias"))
-
-    def normed(name: str, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, (D,), w[name + ".weight"], w[name + ".bias"])
-
-    x = w["embedding"][ids] + w["positions"][: len(ids)]
-    for i in range(weights.num_layers):
-        at = f"layers.{i}."
-        h = normed(at + "norm1", x)
-        q, k, v = (linear(f"{at}attn.{part}_proj", h).view(-1, HEADS, D // HEADS).transpose(0, 1) for part in "qkv")
-        y = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)[0].transpose(0, 1).flatten(1)
-        x = x + linear(at + "attn.out_proj", y)
-        x = x + linear(at + "cross.out_proj", linear(at + "cross.v_proj", audio_D))
-        x = x + linear(at + "ffn.linear_out", F.gelu(linear(at + "ffn.linear_in", normed(at + "norm3", x))))
-    return normed("out_norm", x) @ w["embedding"].T
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ multipliers `name_groups`, scales `name_scale`, and `name_shape` of int32, the n
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 
@@ -20,11 +21,14 @@ SCALE = "_scale"
 GROUPS = "_groups"
 SHAPE = "_shape"
 
+_EMBEDDING = re.compile(r"(^|_)emb\.")
+
 
 def packed(tensors: Tensors, bits: int = 8) -> dict[str, Array]:
     """Quantise every matrix and convolution to 4 to 8 bits.
 
-    Except in the codec's quantiser, whose codebooks become bfloat16, and the scores and prefixes of Whisper's decoder.
+    With 5 to 7 bits, embedding tables get one bit less: rounding errors of a row that is looked up do not add up.
+    The scores and prefixes of Whisper's decoder stay as they are, and the codebooks of the codec become bfloat16.
     Raises `CheckpointError` for another number of bits, and that names a tensor with values that are not finite.
     """
     out: dict[str, Array] = {}
@@ -37,8 +41,9 @@ def packed(tensors: Tensors, bits: int = 8) -> dict[str, Array]:
         elif bits == 8:
             out[name], out[name + SCALE] = quantize(array)
         else:
-            out[name], out[name + GROUPS], out[name + SCALE] = pack(_rows(array), bits)
-            out[name + SHAPE] = np.array([bits, *array.shape], np.int32)
+            own = max(4, bits - 1) if _EMBEDDING.search(name) else bits
+            out[name], out[name + GROUPS], out[name + SCALE] = pack(_rows(array), own)
+            out[name + SHAPE] = np.array([own, *array.shape], np.int32)
     return out
 
 

@@ -102,15 +102,16 @@ class Teacher:
         self._encoder.to(dtype).requires_grad_(False)
         self._mean: Tensor | None = None
 
-    def loss(self, x_BTD: Tensor, clean_BS: FloatArray) -> tuple[Tensor, Tensor]:
-        """How far a student's features are from the teacher's of clean samples, and their cosine similarity."""
-        self._encoder.to(x_BTD.device)
-        student, target_BTD = x_BTD.float(), self._features(clean_BS) - self._means()[: x_BTD.shape[1]]
+    def loss(self, x_BTD: Tensor, features_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """How far a student's features are from the teacher's (`features`), and their cosine similarity."""
+        student, target_BTD = x_BTD.float(), features_BTD - self._means()[: x_BTD.shape[1]]
         cosine = F.cosine_similarity(student, target_BTD, dim=-1).mean()
         return F.smooth_l1_loss(student, target_BTD, beta=0.5) + 1 - cosine, cosine.detach()
 
     @torch.no_grad()
-    def _features(self, clean_BS: FloatArray) -> Tensor:
+    def features(self, clean_BS: FloatArray) -> Tensor:
+        """The teacher's features of clean samples, `[B, T, D]`, with what their position adds."""
+        self._encoder.to(self._front_end.fourier.device)
         power = _power(self._front_end, clean_BS).clamp(min=1e-10).log10()
         floor = power.amax(dim=(1, 2), keepdim=True) - _RANGE
         mel = (torch.maximum(power, floor) + 4) / 4
@@ -127,7 +128,7 @@ class Teacher:
         """
         if self._mean is None:
             firsts = range(0, MEAN_ROWS, _AT_ONCE)
-            parts = [self._features(self._rows(n, _AT_ONCE)).mean(dim=0) for n in firsts]
+            parts = [self.features(self._rows(n, _AT_ONCE)).mean(dim=0) for n in firsts]
             mean_1DT = torch.stack(parts).mean(dim=0).T[None]
             half = _SMOOTHING // 2
             self._mean = F.avg_pool1d(F.pad(mean_1DT, (half, half), mode="replicate"), _SMOOTHING, 1)[0].T
@@ -166,7 +167,7 @@ class DistilTask:
         mel = self._frames(batch.heard_BS)
         start_B = torch.randint(WHISPER_POSITIONS, (len(mel),), device=mel.device)
         x_BTD = cast(WhisperEncoder, model.codec.encoder).hidden(mel, start_B=start_B)[-1]
-        total, cosine = self.teacher.loss(x_BTD, batch.clean_BS)
+        total, cosine = self.teacher.loss(x_BTD, self.teacher.features(batch.clean_BS))
         numbers = {"cosine": cosine}
         if self.weights.ctc and batch.labelled_B.any():
             ctc = self._ctc(x_BTD, batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -23,6 +24,7 @@ from slipstream.train.keep import OldModel
 from slipstream.train.model import SpeechModel
 from slipstream.train.options import LossOptions, QuantiserOptions
 from slipstream.train.tasks import hear, text_losses
+from slipstream.train.text_teacher import TextTeacher
 from slipstream.train.transfer import Numbers, send
 from slipstream.train.whisper_start import start_audio_input
 
@@ -41,6 +43,7 @@ class WhisperJointTask:
         train_encoder: whether the encoder learns.
         teacher: what the encoder also learns from, by `loss.distil`, so that it keeps what it knows.
         old: the model before the run, for `loss.base`.
+        text_teacher: the text decoder of `teacher`, and its share of the loss of the text's tokens.
     """
 
     def __init__(
@@ -52,7 +55,9 @@ class WhisperJointTask:
         train_encoder: bool,
         teacher: Teacher | None = None,
         old: OldModel | None = None,
+        text_teacher: tuple[TextTeacher, float] | None = None,
     ) -> None:
+        self.text_teacher = text_teacher
         self.teacher, self.old, self.train_encoder = teacher, old, train_encoder
         self.module, self.sampler, self.weights, self.quantiser = model, sampler, loss, quantiser
         self.row_seconds = sampler.data.seconds
@@ -101,17 +106,19 @@ class WhisperJointTask:
         if self.old is not None:
             self.old.follow(mel)
             old_BTD = self._with_silence(self._old_audio(self.old, mel, start_A, x_APD), batch, audible_B)
+        given_APD = None if self.teacher is None else self.teacher.features(batch.clean_BS[audible_B])
+        taught = self._taught(batch, audible_B, given_APD)
         rate = self.sampler.frame_rate
-        total, numbers = text_losses(model.lm, audio_BTD, batch.targets, weights, rate, self.old, old_BTD)
+        total, numbers = text_losses(model.lm, audio_BTD, batch.targets, weights, rate, self.old, old_BTD, taught)
         numbers["commitment"] = commitment.detach()
         total = total + weights.commitment * commitment
         if weights.spoken:
             spoken = self._spoken(torch.cat(heard, dim=-1), batch.spoken_BT[audible_B])
             total = total + weights.spoken * spoken
             numbers["spoken"] = spoken.detach()
-        if self.teacher is not None and weights.distil and self.encoder_learns:
-            taught, cosine = self.teacher.loss(x_APD, batch.clean_BS[audible_B])
-            total = total + weights.distil * taught
+        if self.teacher is not None and given_APD is not None and weights.distil and self.encoder_learns:
+            distance, cosine = self.teacher.loss(x_APD, given_APD)
+            total = total + weights.distil * distance
             numbers["cosine"] = cosine
         phones_AP = batch.phones_BP[audible_B]
         if weights.frame_phones and (phones_AP != UNKNOWN).any():
@@ -121,6 +128,21 @@ class WhisperJointTask:
             total = total + weights.frame_phones * frame
             numbers["frame"] = frame.detach()
         return total, numbers
+
+    def _taught(
+        self, batch: WaveBatch, audible_B: BoolArray, given_APD: Tensor | None
+    ) -> Callable[[Tensor], Tensor] | None:
+        """What the teacher's text decoder adds to the loss of the text, a frame, from the LM's scores."""
+        if self.text_teacher is None or given_APD is None:
+            return None
+        (teacher, share), targets, features_APD = self.text_teacher, batch.targets, given_APD
+        text_AT, mask_AT = targets.text_BT[audible_B], targets.mask_BT[audible_B]
+
+        def added(logits_BTV: Tensor) -> Tensor:
+            heard = logits_BTV[send(audible_B.nonzero()[0], logits_BTV.device)]
+            return share * teacher.loss(heard, text_AT, mask_AT, features_APD) / targets.text_BT.size
+
+        return added
 
     def _silence(self, batch: WaveBatch) -> Tensor:
         """What the LM reads of rows of text alone."""

@@ -67,6 +67,7 @@ from slipstream.train.speech import (
     write_training_part,
 )
 from slipstream.train.tasks import JointTask, PhoneTask, TextTask
+from slipstream.train.text_teacher import read_text_teacher
 from slipstream.train.tts import SpeakTask, start_speech
 from slipstream.train.validation import Check, Measure, Validation, held_out_loss
 from slipstream.train.whisper_start import start_from
@@ -260,18 +261,21 @@ def _run_whisper_joint(options: LMRun, report: Report, measure: Measure | None) 
     write_phones(phones, options.run.out)
     rates = [options.run.encoder_rate if p.encoder_rate is None else p.encoder_rate for p in options.phase]
     train_encoder = max(rates, default=options.run.encoder_rate) > 0
-    teacher = None
+    teacher = text_teacher = None
+    tokenizer = open_tokenizer(text.tokenizer, model.config.lm)
+    languages = sorted({clip.language for pack in packs for clip in pack.clips})
     if options.distil is not None:
         front_end, whisper = cast(LogMel, model.codec.mel), model.config.codec.whisper
         given = read_whisper(options.distil.teacher)
         teacher = Teacher(given, whisper, front_end, sampler.clean, dtype_of(options.run))
+        if share := options.distil.text:
+            name, dtype = options.distil.teacher, dtype_of(options.run)
+            text_teacher = read_text_teacher(name, tokenizer, languages, dtype), share
     if options.model.decoder is not None:
-        tokenizer = open_tokenizer(text.tokenizer, model.config.lm)
-        languages = sorted({clip.language for pack in packs for clip in pack.clips})
         features, mean = partial(frame_features, model, sampler), teacher.mean() if teacher else None
         start_from(model, options.model.decoder, tokenizer, languages, features, mean)
     old = old_model(model, options.loss, text.growth)
-    task = WhisperJointTask(model, sampler, options.loss, options.quantiser, train_encoder, teacher, old)
+    task = WhisperJointTask(model, sampler, options.loss, options.quantiser, train_encoder, teacher, old, text_teacher)
 
     def export(folder: Path) -> None:
         export_model(model, model.config, text.tokenizer, folder)

@@ -173,10 +173,12 @@ class LoraOptions(Options):
 class DistilOptions(Options):
     """Distillation of a Whisper encoder into the codec's, alone (`train codec`) or next to the text (`train lm`).
 
-    teacher: a Whisper checkpoint, as in `model.init`.
+    teacher: a Whisper checkpoint, as in `model.init`. text: share of the loss of the text's tokens that the teacher's
+    text decoder gives in `train lm`, instead of the labels; `data.tokenizer` has then Whisper's pieces.
     """
 
     teacher: str
+    text: Share = 0.0
 
 
 class DiscriminatorOptions(Options):
@@ -244,6 +246,8 @@ class CodecRun(Options):
     def _starts_from_what_is_read(self) -> CodecRun:
         if self.model.base is not None:
             raise ValueError("model.base keeps a codec as it is, for `train lm`: to train one from there, model.init")
+        if self.distil is not None and self.distil.text:
+            raise ValueError("distil.text teaches an LM: leave it out, or use it in `train lm`")
         return self
 
 

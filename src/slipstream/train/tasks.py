@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -152,10 +154,12 @@ def text_losses(
     frame_rate: float,
     old: OldModel | None = None,
     old_audio_BTD: Tensor | None = None,
+    taught: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Numbers]:
     """The losses of the text stream and the pause heads, given the embedded audio of each position.
 
-    `old_audio_BTD`: that of `old`, if it has other audio embeddings.
+    `old_audio_BTD`: that of `old`, if it has other audio embeddings. `taught`: what a teacher adds to the loss of the
+    text, from its scores `[B, T, V]`.
     """
     text, mask, pause = (
         send(array, audio_BTD.device) for array in (targets.text_BT, targets.mask_BT, targets.pause_BTH)
@@ -165,6 +169,9 @@ def text_losses(
     written = text_loss(logits_BTV, text, mask, weights.pad)
     numbers = {"text": written.detach()}
     total = weights.text * written
+    if taught is not None:
+        numbers["taught"] = (added := taught(logits_BTV)).detach()
+        total = total + weights.text * added
     if old is not None:
         old.follow(audio_BTD)
         heard = audio_BTD if old_audio_BTD is None else old_audio_BTD

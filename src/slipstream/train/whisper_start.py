@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slipstream.arrays import IntArray
 from slipstream.checkpoints.sources import find_place
 from slipstream.checkpoints.tensors import Array
 from slipstream.checkpoints.whisper import WhisperDecoderWeights, read_whisper_decoder
@@ -60,19 +61,28 @@ def start_from(
     start_model(model, decoder_start(config.lm, decoder, vocabulary, tokenizer, max(0, age)), mean)
     if vectors > 1:
         start_spread(model, features(), mean)
-    prompts = [[token.format(language=language) for token in _PROMPT] for language in languages]
-    known = [[vocabulary[token] for token in prompt if token in vocabulary] for prompt in prompts]
-    ids = torch.tensor([prompt for prompt in known if len(prompt) == len(_PROMPT)])
-    if not len(ids):
-        raise ConfigError(f"model.decoder: Whisper has none of the languages {', '.join(languages)}")
+    ids = prompts(vocabulary, languages, "model.decoder")
     positions = torch.from_numpy(decoder.tensors["positions"][: len(_PROMPT)])
-    start_prefix(model.lm, torch.from_numpy(decoder.tensors["embedding"])[ids] + positions)
+    start_prefix(model.lm, torch.from_numpy(decoder.tensors["embedding"][ids]) + positions)
 
 
 END_OF_TEXT = "<|endoftext|>"
 _PROMPT = ("<|startoftranscript|>", "<|{language}|>", "<|transcribe|>", "<|notimestamps|>")
 _AGE_FALL = 0.04
 """By how much each frame of distance from the usual age of a word lowers its score, before training."""
+
+
+def prompts(vocabulary: Mapping[str, int], languages: Sequence[str], option: str) -> IntArray:
+    """The tokens of Whisper's prompt for each of the languages that it has, `[L, 4]`.
+
+    Raises `ConfigError` that names `option` if it has none of them.
+    """
+    wanted = [[token.format(language=language) for token in _PROMPT] for language in languages]
+    known = [[vocabulary[token] for token in prompt if token in vocabulary] for prompt in wanted]
+    ids = np.array([prompt for prompt in known if len(prompt) == len(_PROMPT)])
+    if not len(ids):
+        raise ConfigError(f"{option}: Whisper has none of the languages {', '.join(languages)}")
+    return ids
 
 
 def decoder_start(
@@ -122,16 +132,20 @@ def chosen_layers(given: int, wanted: int) -> Sequence[int]:
 def _embeddings(table: Array, vocabulary: Mapping[str, int], tokenizer: Tokenizer) -> Array:
     """A row for each piece: that of Whisper's token, or the mean over the letters of a piece that Whisper lacks."""
     rows = np.zeros((tokenizer.vocab_size, table.shape[1]), np.float32)
-    for token in range(tokenizer.vocab_size):
-        segments = tokenizer.segments(token)
-        if segments is None:
+    for token, name in enumerate(piece_tokens(tokenizer)):
+        if name is None:
             continue
-        name = spelled(b" ".join(segments))
         ids = [vocabulary[name]] if name in vocabulary else [vocabulary[c] for c in name if c in vocabulary]
         rows[token] = table[ids].mean(axis=0) if ids else 0
     rows[PAD_ID] = table[vocabulary[END_OF_TEXT]]
     rows[WORD_ID] = table[vocabulary[spelled(b" ")]]
     return rows
+
+
+def piece_tokens(tokenizer: Tokenizer) -> list[str | None]:
+    """Each piece as Whisper's tokenizer writes it; None for a special token."""
+    pieces = map(tokenizer.segments, range(tokenizer.vocab_size))
+    return [None if segments is None else spelled(b" ".join(segments)) for segments in pieces]
 
 
 @torch.no_grad()
