@@ -8,6 +8,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -73,7 +74,11 @@ def test_python_blocks_run(
     monkeypatch.setattr(slipstream, "load_runner", lambda *arguments, **options: None, raising=False)
     monkeypatch.setattr(slipstream.Transcriber, "close", lambda self: None)
     monkeypatch.setattr(slipstream.audio, "microphone", lambda: slipstream.audio.decode("talk.mp3"))
-    exec(compile(code.replace("http://127.0.0.1:8080", server.http), "block", "exec"), {"__name__": "__main__"})
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(code.replace("http://127.0.0.1:8080", server.http), "block", "exec"), names)
+    for client in names.values():
+        if type(client).__name__ == "OpenAI":
+            client.close()  # a script ends here; in a cycle, its sockets may be collected before it closes them
 
 
 def commands(block: str) -> Iterator[list[str]]:

@@ -50,7 +50,7 @@ def heard_language(audio_D: torch.Tensor) -> str:
     return "en" if scores[FRENCH["<|en|>"]] > scores[FRENCH["<|fr|>"]] else "fr"
 
 
-def test_tokens_follow_whispers_probabilities_in_the_language_that_it_hears(tokenizer: Tokenizer) -> None:
+def test_tokens_follow_whispers_probabilities_in_the_language_that_it_detects(tokenizer: Tokenizer) -> None:
     torch.manual_seed(1)
     rows = [["hello", "hel", "hello"], ["h", "hello"]]
     audio = [torch.randn(D) for _ in range(40)]

@@ -1,7 +1,7 @@
 """Distillation of Whisper's text decoder into the text stream of an LM.
 
 For each token of a row's text, the teacher reads the whole row's clean audio and the text before the token. The LM
-learns its probabilities next to the label, so that it also learns what else could have been said.
+learns its probabilities next to the label, so that it also learns which other words the audio could be.
 Shapes: B rows, T frames, P positions at 50 Hz, N tokens of a row, L languages, V pieces, D width.
 """
 

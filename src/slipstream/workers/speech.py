@@ -126,8 +126,8 @@ class SpeechHost:
         with self._lock:
             hosted.session = session
             errors = [_call(session, kind, values) for kind, values in hosted.early]
-        if error := next(filter(None, errors), None):
-            self._fail(id, hosted, error)
+        if failure := next(filter(None, errors), None):
+            self._fail(id, hosted, failure)
         self._woken.put(id)  # what woke it before this is not lost
 
     def _take(self, id: int, hosted: _Hosted, kind: str, values: tuple[Any, ...]) -> None:
