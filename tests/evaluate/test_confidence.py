@@ -53,6 +53,7 @@ def test_the_normalised_cross_entropy_is_0_for_the_share_itself_and_1_for_certai
     assert reliability(np.full(4, 0.75), happened).nce == pytest.approx(0)
     assert reliability(happened.astype(float), happened).nce == pytest.approx(1, abs=1e-4)
     assert reliability(1 - happened.astype(float), happened).nce < -5
+    assert reliability(np.full(4, 0.1), np.zeros(4, np.bool_)).nce == 0
 
 
 def test_average_precision_counts_equal_scores_together() -> None:

@@ -79,6 +79,12 @@ def test_data_that_cannot_be_drawn_is_an_error(data: dict[str, object], message:
         ({"train_codec": True, "model": {"init": "tiny", "pause_heads": 4}}, "leave train_codec out"),
         ({"model": {"base": "tiny"}, "lora": {}, "pause_heads_only": True}, "leave lora out"),
         ({"train_codec": True, "model": {"init": "tiny"}}, "quantiser.start = 200, but the run has 4 steps"),
+        (
+            {"run": {"out": "x", "steps": 4, "encoder_rate": 0.5}, "model": {"base": "tiny"}},
+            "encoder_rate is for train_codec",
+        ),
+        ({"phase": [{"until": 1, "encoder_rate": 0}], "model": {"base": "tiny"}}, "encoder_rate is for train_codec"),
+        ({"run": {"out": "x", "steps": 4, "device": "gpu"}}, "'gpu' is not a device of PyTorch"),
     ],
 )
 def test_a_run_that_would_ignore_a_part_of_its_file_is_refused(run: dict[str, object], message: str) -> None:

@@ -57,7 +57,8 @@ class Reliability:
         events: number of events.
         share: of the events that happened.
         ece: expected calibration error: the mean distance of predicted and actual share in bins of equal width.
-        nce: normalised cross entropy: 1 for certain and right, 0 for no better than `share` itself, below 0 for worse.
+        nce: normalised cross entropy: 1 for certain and right, 0 for no better than `share` itself, below 0 for worse;
+            0 where all or no events happened.
         precision: average precision (area under precision and recall) of what the probability should find: for words
             the errors, for omissions the missing words. A random order has that of their share.
         bins: of equal width, without empty ones.
@@ -147,7 +148,7 @@ def reliability(predicted_N: Floats, happened_N: Flags) -> Reliability:
     share = float(happened_N.mean())
     ece = sum(one.count * abs(one.predicted - one.happened) for one in bins) / len(predicted_N)
     entropy = cross_entropy(np.full(len(predicted_N), share), happened_N)
-    nce = (entropy - cross_entropy(predicted_N, happened_N)) / entropy if entropy > _LEAST else 0.0
+    nce = (entropy - cross_entropy(predicted_N, happened_N)) / entropy if 0 < share < 1 else 0.0
     return Reliability(len(predicted_N), share, ece, nce, average_precision(predicted_N, happened_N), bins)
 
 

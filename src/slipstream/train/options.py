@@ -22,6 +22,16 @@ def _in_order(phases: tuple[PhaseOptions, ...]) -> tuple[PhaseOptions, ...]:
     return phases
 
 
+def _device(name: str) -> str:
+    import torch  # not needed to import this module
+
+    try:
+        torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"{name!r} is not a device of PyTorch: give cpu, cuda, cuda:1 or mps") from None
+    return name
+
+
 class RunOptions(Options):
     """How a run goes, whatever it trains.
 
@@ -77,7 +87,7 @@ class RunOptions(Options):
     keep: Annotated[int, Field(ge=0)] = 0
     workers: Annotated[int, Field(ge=0)] = 0
     trackers: tuple[str, ...] = ("tensorboard",)
-    device: str = "cpu"
+    device: Annotated[str, AfterValidator(_device)] = "cpu"
 
     @model_validator(mode="after")
     def _one_length(self) -> RunOptions:
@@ -285,6 +295,9 @@ class LMRun(Options):
             )
         if not self.train_codec and model.init is not None:
             raise ValueError("model.init is for runs with train_codec = true: this one starts from model.base")
+        phases = any(phase.encoder_rate is not None for phase in self.phase)
+        if not self.train_codec and (phases or self.run.encoder_rate != 1):
+            raise ValueError("encoder_rate is for train_codec = true: this run keeps the codec of model.base")
         if self.lora is not None and self.pause_heads_only:
             raise ValueError("pause_heads_only leaves all else as it is: leave lora out")
         if (self.lora is not None or self.pause_heads_only) and model.lm is not None:
