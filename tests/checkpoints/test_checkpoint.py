@@ -162,7 +162,8 @@ def test_kyutais_layout_keeps_weights_in_few_bits(bits: int, tmp_path: Path) -> 
                 np.testing.assert_array_equal(theirs[name], array)
             else:
                 error = np.sqrt(np.square(theirs[name] - array).sum() / np.square(array).sum())
-                assert error < 2.0 ** (1 - bits), name
+                own = max(4, bits - 1) if "emb." in name else bits
+                assert error < 2.0 ** (1 - own), name
     saved = read_tensors(tmp_path / "packed" / loaded.config.files.codec)
     assert saved["encoder.conv1.weight"].dtype == np.uint8
     # An 8-bit file of the loaded model holds the same integers.

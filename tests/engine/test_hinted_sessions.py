@@ -105,6 +105,6 @@ def test_sessions_take_and_free_as_many_slots_as_hypotheses() -> None:
         scheduler.add(waiting[0], 0.0)
     for session in waiting:
         scheduler.add(session, 0.0, wait=9.0)
-    assert scheduler.remove(narrow, 0.0) == []  # one slot is not enough for the first in the queue
-    assert scheduler.remove(wide, 0.0) == waiting
-    assert (waiting[0].slots, waiting[1].slots) == ((0, 1), (2,))
+    assert scheduler.remove(narrow, 0.0) == [waiting[1]]  # one slot is not enough for the first in the queue
+    assert scheduler.remove(wide, 0.0) == [waiting[0]]
+    assert (waiting[0].slots, waiting[1].slots) == ((0, 1), (3,))

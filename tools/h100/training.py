@@ -31,6 +31,7 @@ from slipstream.checkpoints.presets import PRESETS
 from slipstream.data.packs import Pack
 from slipstream.errors import BackendError
 from slipstream.model.config import LMConfig
+from slipstream.model.text import Tokenizer
 from slipstream.nn.lm import LM
 from slipstream.testing import LEXICON, small_config
 from slipstream.train.launch import run_lm
@@ -165,6 +166,7 @@ def configuration(options: argparse.Namespace, packs: list[Path], rows: int, fol
     data["augment_samples"].pop("sounds", None)
     if importlib.util.find_spec("av") is None:  # telephone lines are encoded by FFmpeg
         data["augment_samples"]["telephone"] = 0.0
+    settings["model"]["lm"]["text_vocab"] = Tokenizer(TOKENIZER).vocab_size
     settings["quantiser"] = {"start": 2 if options.small else 50, "share": 1.0}
     if options.small:
         shapes = {"dim": 32, "num_heads": 2, "num_layers": 2, "ffn_dim": 64}
