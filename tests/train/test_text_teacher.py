@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.train.whispers import VOCABULARY, D, decoder, whispers
+from tests.train.whispers import VOCABULARY, D, decoder, small_tokenizer, whispers
 
-from slipstream.data.whisper_vocabulary import whisper_tokenizer
 from slipstream.errors import ConfigError
 from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.text import Tokenizer
@@ -21,9 +20,7 @@ PROMPT = "<|startoftranscript|> <|{}|> <|transcribe|> <|notimestamps|>"
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    path = tmp_path_factory.mktemp("vocabulary") / "tokenizer.model"
-    whisper_tokenizer(VOCABULARY, ["hello abcde hello hel"], path, 18)
-    return Tokenizer(path)
+    return small_tokenizer(tmp_path_factory.mktemp("vocabulary"))
 
 
 def teacher(tokenizer: Tokenizer, *languages: str) -> TextTeacher:

@@ -10,9 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.numpy import save_file
-from tests.train.whispers import FFN, HEADS, LAYERS, PROMPT, VOCABULARY, D, decoder, whispers
+from tests.train.whispers import FFN, HEADS, LAYERS, PROMPT, VOCABULARY, D, decoder, small_tokenizer, whispers
 
-from slipstream.data.whisper_vocabulary import whisper_tokenizer
 from slipstream.errors import ConfigError
 from slipstream.model.config import PAD_ID, WORD_ID, LMConfig, STTConfig, WhisperDecoderConfig
 from slipstream.model.text import Tokenizer
@@ -34,9 +33,7 @@ V_BIAS = "transformer.layers.0.cross.v_proj.bias"
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    path = tmp_path_factory.mktemp("vocabulary") / "tokenizer.model"
-    whisper_tokenizer(VOCABULARY, ["hello abcde hello hel"], path, 18)
-    return Tokenizer(path)
+    return small_tokenizer(tmp_path_factory.mktemp("vocabulary"))
 
 
 def config(tokenizer: Tokenizer, layers: int = LAYERS, vectors: int = 1) -> STTConfig:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from slipstream.checkpoints.whisper import WhisperDecoderWeights
+from slipstream.data.whisper_vocabulary import whisper_tokenizer
 from slipstream.model.config import TransformerConfig
 from slipstream.model.names import whisper_decoder_shapes
+from slipstream.model.text import Tokenizer
 
 D, HEADS, LAYERS, FFN = 24, 3, 3, 40
 PROMPT = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
 LETTERS = {letter: i for i, letter in enumerate(["Ġ", *"abcdehlo"])}
 VOCABULARY = LETTERS | {"Ġh": 9, "el": 10, "Ġhel": 11, "lo": 12, "Ġhello": 13}
 VOCABULARY |= {token: 14 + i for i, token in enumerate(["<|endoftext|>", *PROMPT])}
+
+
+def small_tokenizer(folder: Path) -> Tokenizer:
+    """A tokenizer of some of Whisper's pieces."""
+    path = folder / "tokenizer.model"
+    whisper_tokenizer(VOCABULARY, ["hello abcde hello hel"], path, 18)
+    return Tokenizer(path)
 
 
 def decoder(

@@ -110,6 +110,19 @@ class WhisperDecoderWeights(NamedTuple):
     num_heads: int
     tensors: dict[str, Array]
 
+    @property
+    def transformer(self) -> TransformerConfig:
+        """The shape of the layers."""
+        ffn_dim, dim = self.tensors["layers.0.ffn.linear_in.weight"].shape
+        return _decoder_shape(dim, self.num_heads, self.num_layers, ffn_dim)
+
+
+def _decoder_shape(dim: int, heads: int, layers: int, ffn_dim: int) -> TransformerConfig:
+    return TransformerConfig(
+        dim=dim, num_heads=heads, num_layers=layers, ffn_dim=ffn_dim, context=1,
+        max_period=10_000.0, norm="layer_norm", gated=False, positions="none",
+    )  # fmt: skip
+
 
 def read_whisper(name: str) -> WhisperEncoderWeights:
     """Read the encoder of a Whisper checkpoint.
@@ -147,10 +160,7 @@ def read_whisper_decoder(name: str) -> WhisperDecoderWeights:
         raise CheckpointError(f"{where} does not contain a Whisper decoder")
     dim, layers = embedding.shape[1], _num_layers(tensors, "decoder")
     heads = _num_heads("decoder", dim, place, where)
-    transformer = TransformerConfig(
-        dim=dim, num_heads=heads, num_layers=layers, ffn_dim=len(linear), context=1,
-        max_period=10_000.0, norm="layer_norm", gated=False, positions="none",
-    )  # fmt: skip
+    transformer = _decoder_shape(dim, heads, layers, len(linear))
     shapes = {"embedding": embedding.shape, "out_norm.weight": (dim,), "out_norm.bias": (dim,)}
     shapes |= whisper_decoder_shapes(transformer, len(positions))
     # The output is that of the embedding.

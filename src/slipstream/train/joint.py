@@ -106,7 +106,10 @@ class WhisperJointTask:
         if self.old is not None:
             self.old.follow(mel)
             old_BTD = self._with_silence(self._old_audio(self.old, mel, start_A, x_APD), batch, audible_B)
-        given_APD = None if self.teacher is None else self.teacher.features(batch.clean_BS[audible_B])
+        follows = bool(weights.distil) and self.encoder_learns
+        given_APD = None
+        if self.teacher is not None and (follows or self.text_teacher is not None):
+            given_APD = self.teacher.features(batch.clean_BS[audible_B])
         taught = self._taught(batch, audible_B, given_APD)
         rate = self.sampler.frame_rate
         total, numbers = text_losses(model.lm, audio_BTD, batch.targets, weights, rate, self.old, old_BTD, taught)
@@ -116,7 +119,7 @@ class WhisperJointTask:
             spoken = self._spoken(torch.cat(heard, dim=-1), batch.spoken_BT[audible_B])
             total = total + weights.spoken * spoken
             numbers["spoken"] = spoken.detach()
-        if self.teacher is not None and given_APD is not None and weights.distil and self.encoder_learns:
+        if self.teacher is not None and given_APD is not None and follows:
             distance, cosine = self.teacher.loss(x_APD, given_APD)
             total = total + weights.distil * distance
             numbers["cosine"] = cosine

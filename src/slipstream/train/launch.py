@@ -262,7 +262,6 @@ def _run_whisper_joint(options: LMRun, report: Report, measure: Measure | None) 
     rates = [options.run.encoder_rate if p.encoder_rate is None else p.encoder_rate for p in options.phase]
     train_encoder = max(rates, default=options.run.encoder_rate) > 0
     teacher = text_teacher = None
-    tokenizer = open_tokenizer(text.tokenizer, model.config.lm)
     languages = sorted({clip.language for pack in packs for clip in pack.clips})
     if options.distil is not None:
         front_end, whisper = cast(LogMel, model.codec.mel), model.config.codec.whisper
@@ -270,10 +269,10 @@ def _run_whisper_joint(options: LMRun, report: Report, measure: Measure | None) 
         teacher = Teacher(given, whisper, front_end, sampler.clean, dtype_of(options.run))
         if share := options.distil.text:
             name, dtype = options.distil.teacher, dtype_of(options.run)
-            text_teacher = read_text_teacher(name, tokenizer, languages, dtype), share
+            text_teacher = read_text_teacher(name, sampler.tokenizer, languages, dtype), share
     if options.model.decoder is not None:
         features, mean = partial(frame_features, model, sampler), teacher.mean() if teacher else None
-        start_from(model, options.model.decoder, tokenizer, languages, features, mean)
+        start_from(model, options.model.decoder, sampler.tokenizer, languages, features, mean)
     old = old_model(model, options.loss, text.growth)
     task = WhisperJointTask(model, sampler, options.loss, options.quantiser, train_encoder, teacher, old, text_teacher)
 

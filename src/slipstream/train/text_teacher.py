@@ -8,6 +8,7 @@ Shapes: B rows, T frames, P positions at 50 Hz, N tokens of a row, L languages, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,16 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slipstream.arrays import BoolArray, IntArray
-from slipstream.checkpoints.sources import find_place
 from slipstream.checkpoints.whisper import WhisperDecoderWeights, read_whisper_decoder
-from slipstream.data.whisper_vocabulary import read_whisper_vocabulary
 from slipstream.errors import ConfigError
 from slipstream.model.config import PAD_ID, WORD_ID, TransformerConfig
 from slipstream.model.numerics import LAYER_NORM_EPS
 from slipstream.model.text import Tokenizer
 from slipstream.nn.whisper import WhisperAttention, WhisperFeedForward
 from slipstream.train.transfer import send
-from slipstream.train.whisper_start import piece_tokens, prompts
+from slipstream.train.whisper_start import piece_tokens, prompts, vocabulary_beside
 
 
 class _Layer(nn.Module):
@@ -34,37 +33,36 @@ class _Layer(nn.Module):
         self.attn, self.cross = WhisperAttention(config), WhisperAttention(config)
         self.ffn = WhisperFeedForward(config)
 
-    def forward(self, x_BND: Tensor, features_BPD: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, audio_keys: tuple[Tensor, Tensor]) -> Tensor:
         x = self.norm1(x_BND)
         keys = self.attn.keys(x)
         x_BND = x_BND + self.attn.output(F.scaled_dot_product_attention(self.attn.queries(x), *keys, is_causal=True))
         queries = self.cross.queries(self.norm2(x_BND))
-        x_BND = x_BND + self.cross.output(F.scaled_dot_product_attention(queries, *self.cross.keys(features_BPD)))
+        x_BND = x_BND + self.cross.output(F.scaled_dot_product_attention(queries, *audio_keys))
         ffn: Tensor = self.ffn(self.norm3(x_BND))
         return x_BND + ffn
 
 
 class _Decoder(nn.Module):
-    """Whisper's decoder for whole sequences: `[B, N]` tokens and `[B, P, D]` features to `[B, N, D]`."""
+    """Whisper's decoder for whole sequences: `[B, N]` tokens and the keys of `[B, P, D]` features to `[B, N, D]`."""
 
     def __init__(self, weights: WhisperDecoderWeights) -> None:
         super().__init__()
         tensors = {name: torch.from_numpy(array) for name, array in weights.tensors.items()}
-        dim, ffn = tensors["embedding"].shape[1], len(tensors["layers.0.ffn.linear_in.weight"])
-        config = TransformerConfig(
-            dim=dim, num_heads=weights.num_heads, num_layers=weights.num_layers, ffn_dim=ffn, context=1,
-            max_period=10_000.0, norm="layer_norm", gated=False, positions="none",
-        )  # fmt: skip
         self.embedding = nn.Parameter(torch.zeros(tensors["embedding"].shape))
         self.positions = nn.Parameter(torch.zeros(tensors["positions"].shape))
-        self.layers = nn.ModuleList(_Layer(config) for _ in range(weights.num_layers))
-        self.out_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.layers = nn.ModuleList(_Layer(weights.transformer) for _ in range(weights.num_layers))
+        self.out_norm = nn.LayerNorm(weights.transformer.dim, eps=LAYER_NORM_EPS)
         self.load_state_dict(tensors)
 
-    def forward(self, tokens_BN: Tensor, features_BPD: Tensor) -> Tensor:
+    def audio_keys(self, features_BPD: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The keys and values of the audio in each layer."""
+        return [cast(_Layer, layer).cross.keys(features_BPD) for layer in self.layers]
+
+    def forward(self, tokens_BN: Tensor, audio_keys: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         x = self.embedding[tokens_BN] + self.positions[: tokens_BN.shape[1]]
-        for layer in self.layers:
-            x = layer(x, features_BPD)
+        for layer, keys in zip(self.layers, audio_keys, strict=True):
+            x = layer(x, keys)
         normed: Tensor = self.out_norm(x)
         return normed
 
@@ -140,17 +138,16 @@ class TextTeacher:
     def _probabilities(self, tokens_BN: Tensor, features_BPD: Tensor, rows: Tensor, places: Tensor) -> Tensor:
         """The teacher's probabilities of pieces at some places of its text."""
         prompts_L4 = send(self._prompts_L4, tokens_BN.device)
-        features = features_BPD.to(self._decoder.embedding.dtype)
+        keys = self._decoder.audio_keys(features_BPD.to(self._decoder.embedding.dtype))
         start_B1 = prompts_L4[0, :1].expand(len(tokens_BN), 1)
-        heard_BD = self._decoder(start_B1, features)[:, 0]
+        heard_BD = self._decoder(start_B1, keys)[:, 0]
         language_B = (heard_BD @ self._decoder.embedding[prompts_L4[:, 1]].T).argmax(dim=-1)
         read_BN = torch.cat([prompts_L4[language_B], tokens_BN[:, :-1]], dim=1)
-        hidden_BND = self._decoder(read_BN, features)[:, prompts_L4.shape[1] - 1 :]
+        hidden_BND = self._decoder(read_BN, keys)[:, prompts_L4.shape[1] - 1 :]
         scores: Tensor = hidden_BND[rows, places] @ self._decoder.embedding[send(self._ids, tokens_BN.device)].T
         return scores.float().softmax(dim=-1)
 
 
 def read_text_teacher(name: str, tokenizer: Tokenizer, languages: Sequence[str], dtype: torch.dtype) -> TextTeacher:
     """Read the text decoder of the checkpoint `name` (see `read_whisper`), with the `tokenizer.json` next to it."""
-    vocabulary = read_whisper_vocabulary(find_place(name.removeprefix("whisper:"), None).get("tokenizer.json"))
-    return TextTeacher(read_whisper_decoder(name), vocabulary, tokenizer, languages, dtype)
+    return TextTeacher(read_whisper_decoder(name), vocabulary_beside(name), tokenizer, languages, dtype)

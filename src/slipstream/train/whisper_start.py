@@ -54,8 +54,7 @@ def start_from(
             f"model.lm.whisper.vectors={vectors}: a run with model.decoder needs 1 vector per frame, or "
             f"{config.codec.stride}, the number of the encoder's features in a frame"
         )
-    place = find_place(name.removeprefix("whisper:"), None)
-    vocabulary = read_whisper_vocabulary(place.get("tokenizer.json"))
+    vocabulary = vocabulary_beside(name)
     age = config.delay_frames - 1 - math.ceil(config.codec.delay_frames)
     decoder = read_whisper_decoder(name)
     start_model(model, decoder_start(config.lm, decoder, vocabulary, tokenizer, max(0, age)), mean)
@@ -70,6 +69,11 @@ END_OF_TEXT = "<|endoftext|>"
 _PROMPT = ("<|startoftranscript|>", "<|{language}|>", "<|transcribe|>", "<|notimestamps|>")
 _AGE_FALL = 0.04
 """By how much each frame of distance from the usual age of a word lowers its score, before training."""
+
+
+def vocabulary_beside(name: str) -> dict[str, int]:
+    """Id by token, of the `tokenizer.json` next to the checkpoint `name` (see `read_whisper`)."""
+    return read_whisper_vocabulary(find_place(name.removeprefix("whisper:"), None).get("tokenizer.json"))
 
 
 def prompts(vocabulary: Mapping[str, int], languages: Sequence[str], option: str) -> IntArray:
