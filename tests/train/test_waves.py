@@ -91,6 +91,20 @@ def test_another_speaker_talks_under_a_row_and_is_not_transcribed(pack: Pack, tm
     assert 0.15 < np.sqrt(np.square(other[speaking]).mean()) / level < 0.6
 
 
+def test_some_rows_have_sounds_without_speech(pack: Pack, tmp_path: Path) -> None:
+    spoken = sampler(pack, tmp_path, {"chords": 1.0})
+    augment = SampleAugment(**CLEAN.model_dump(), speed=1.0, sounds_alone=0.5)
+    batch = spoken.changed(spoken.data.model_copy(update={"augment_samples": augment})).batch(0, 24)
+    alone = ~batch.clean_BS.any(axis=1)
+    assert 5 < alone.sum() < 19
+    assert batch.heard_BS.any(axis=1).all()
+    assert not np.abs(batch.heard_BS).max() > 1
+    assert np.array_equal((batch.targets.text_BT == PAD_ID).all(axis=1), alone)
+    assert np.array_equal(batch.labelled_B, ~alone)
+    assert not batch.targets.pause_BTH[alone].any()
+    assert batch.targets.mask_BT.all()
+
+
 def test_noise_is_in_the_input_and_not_in_the_target(pack: Pack, tmp_path: Path) -> None:
     sounds = np.random.default_rng(0).integers(-999, 999, 400_000).astype(np.int16)
     clean = sampler(pack, tmp_path, {"chords": 1.0}).batch(0, 1).heard_BS

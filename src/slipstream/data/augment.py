@@ -92,6 +92,10 @@ class RowNoise:
         noisy: FloatArray = samples + noise * np.float32(level / power * 10 ** (-rng.uniform(*self.snr_db) / 20))
         return noisy
 
+    def alone(self, length: int, rng: np.random.Generator) -> FloatArray:
+        """A row of noise without speech, at a level between a quiet room and a loud one, `[S]`."""
+        return with_level(self._draw(length, rng), rng.uniform(-55, -12))
+
     def _draw(self, length: int, rng: np.random.Generator) -> FloatArray:
         if self.sounds is None or len(self.sounds) <= length or rng.random() < 0.5:
             return coloured_noise(length, rng.uniform(0, 2), rng)

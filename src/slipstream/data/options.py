@@ -19,6 +19,7 @@ class SampleAugment(WaveAugment):
     """Augmentation of samples, for a waveform codec and for distillation: `WaveAugment`, and in distillation:
 
     speed: the largest factor of tempo and pitch. sounds: a pack of recorded sounds, which are half of the noise.
+    sounds_alone: share of rows that hold sounds or noise without speech, so that the LM learns to write nothing there.
     overlap: how often another speaker talks under a row, `overlap_db` below it; that speech is not transcribed.
     frequency_masks, time_masks: largest number of masked bands and of masked stretches of time of what a Whisper
     encoder reads of a row (SpecAugment, arXiv:1904.08779), when it learns together with the LM.
@@ -26,6 +27,7 @@ class SampleAugment(WaveAugment):
 
     speed: Annotated[float, Field(ge=1)] = 1.18
     sounds: Path | None = None
+    sounds_alone: Share = 0.0
     overlap: Share = 0.0
     overlap_db: tuple[float, float] = (6.0, 20.0)
     frequency_masks: Annotated[int, Field(ge=0)] = 0

@@ -135,6 +135,10 @@ class WaveSampler(Sampler):
         if self.options.sentences and rng.random() < self.data.text_share:
             silent = _Row(clean, heard, [], False, labels, self._spoken([]), textual=True)
             return silent, self._targets(self._read(rng), (), self._delay(rng), rng)
+        augment = self.data.augment_samples
+        if augment is not None and augment.sounds_alone and rng.random() < augment.sounds_alone:
+            sounds = _Row(clean, self.noise.alone(length, rng), [], False, labels, self._spoken([]))
+            return sounds, self._targets([], (), self._delay(rng), rng)
         labelled = True
         spoken = 0
         clips = self._clips(rng)
