@@ -69,7 +69,7 @@ def captions(
         ),
     ] = None,
     segment: Annotated[
-        float, typer.Option("--segment", min=1, metavar="SECONDS", help="Length of a segment, as of the video.")
+        float, typer.Option("--segment", min=1, metavar="SECONDS", help="Length of a segment; use that of the video.")
     ] = 6.0,
     window: Annotated[
         int | None,

@@ -100,12 +100,12 @@ def split(
     manifest: Manifest,
     out: Annotated[Path, typer.Option("--out", "-o", help="A folder for train.jsonl, valid.jsonl and test.jsonl.")],
     by: Annotated[
-        str, typer.Option(help="Keep together what has the same value of this key: speaker, dataset, lang, recording.")
+        str, typer.Option(help="Key that keeps recordings together: speaker, dataset, lang or recording.")
     ] = "speaker",
     valid: Annotated[float, typer.Option(min=0, max=1, help="Share of the audio for validation.")] = 0.05,
     test: Annotated[float, typer.Option(min=0, max=1, help="Share of the audio for tests.")] = 0.05,
     no_shared_text: Annotated[
-        bool, typer.Option("--no-shared-text", help="Leave out what a test or validation recording has the text of.")
+        bool, typer.Option("--no-shared-text", help="Leave out recordings whose text is in test or validation.")
     ] = False,
     exclude: Exclude = None,
     seed: int = 0,

@@ -191,15 +191,13 @@ def import_words(
     words: Annotated[
         Path | None,
         typer.Option(
-            help="The folder with a file for each recording, named as its audio (default: that of the audio), or one "
-            "CTM file of all."
+            help="Folder with a file for each recording, named like its audio, or one CTM file for all. Default: the "
+            "folder of the audio."
         ),
     ] = None,
-    kind: Annotated[
-        Kind | None, typer.Option("--format", help="What wrote them; by default recognised by the names of the files.")
-    ] = None,
+    kind: Annotated[Kind | None, typer.Option("--format", help="Format of the files. Default: by their names.")] = None,
     least: Annotated[
-        float, typer.Option(min=0, max=1, help="Leave out recordings of whose text a smaller share has times.")
+        float, typer.Option(min=0, max=1, help="Leave out recordings if a smaller share of their text has times.")
     ] = 0.8,
 ) -> None:
     """Import word times: JSON of Whisper or WhisperX, TextGrid of MFA or Praat, CTM of Kaldi and NeMo.

@@ -42,7 +42,7 @@ def say(
     seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 0,
     words: Annotated[bool, typer.Option("--words", help="Print each word and its times as a line of JSON.")] = False,
 ) -> None:
-    """Read a text aloud, with the time of each word."""
+    """Convert text to speech, with the time of each word."""
     from slipstream.engine.reading import SpeechOptions
     from slipstream.speaker import load_speaker
 

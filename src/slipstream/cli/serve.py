@@ -144,7 +144,7 @@ def serve(
     call_webhook: Annotated[
         list[str] | None,
         typer.Option(
-            "--call-webhook", metavar="URL", help="Webhook that telephone calls may name, with all addresses below it."
+            "--call-webhook", metavar="URL", help="Webhook that telephone calls may use, with all addresses below it."
         ),
     ] = None,
     workers: Annotated[
@@ -153,7 +153,7 @@ def serve(
             "--workers",
             min=0,
             max=64,
-            help="Processes for the connections, with the models in processes of their own; 0 does all in one process. "
+            help="Processes for the connections, with each model in its own process; 0 runs all in one process. "
             "Default: one for each 256 slots if there are more than 256, at most one less than there are cores.",
             show_default=False,
         ),

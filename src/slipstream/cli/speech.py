@@ -15,10 +15,10 @@ Speech = Annotated[
     str | None,
     typer.Option("--speech", metavar="MODEL", help="Also offer text to speech, with this repository or folder."),
 ]
-SpeechSlots = Annotated[int, typer.Option("--speech-slots", min=1, help="Texts to read at the same time.")]
-Voices = Annotated[str, typer.Option("--voices", help="Folder or Hub repository of the voices that clients may name.")]
+SpeechSlots = Annotated[int, typer.Option("--speech-slots", min=1, help="Texts to speak at the same time.")]
+Voices = Annotated[str, typer.Option("--voices", help="Folder or Hub repository of voices that clients may select.")]
 DefaultVoice = Annotated[
-    str | None, typer.Option("--voice", help="Voice of clients that name none, or one that there is not.")
+    str | None, typer.Option("--voice", help="Voice for clients that select none, or an unknown one.")
 ]
 
 

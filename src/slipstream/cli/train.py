@@ -134,7 +134,7 @@ def calibrate(
     device: Device = "auto",
     slots: Annotated[int, typer.Option(min=1, help="Number of recordings to transcribe concurrently.")] = 8,
 ) -> None:
-    """Fit what the confidences of a model mean, and write it to its config.json.
+    """Calibrate the confidences of a model, and write the curve to its config.json.
 
     Measure the result with `slipstream evaluate` on recordings of other speakers.
     """

@@ -42,7 +42,7 @@ def wyoming(
         ),
     ] = None,
     vad: Annotated[
-        bool, typer.Option("--vad/--no-vad", help="Whether this server finds the end of a command, or the client.")
+        bool, typer.Option("--vad/--no-vad", help="Detect the end of a command on the server, or in the client.")
     ] = True,
     device: Device = "auto",
     backend: Backend = "auto",

@@ -94,7 +94,7 @@ def transcribe(
     ] = 1,
     lm: Annotated[
         list[Path] | None,
-        typer.Option("--lm", metavar="FILE", help="Text like the speech, for --beam: its word sequences are likelier."),
+        typer.Option("--lm", metavar="FILE", help="Text like the speech, for --beam: makes its word sequences likely."),
     ] = None,
     channels: Annotated[
         Literal["mix", "separate"],
@@ -123,7 +123,7 @@ def transcribe(
             "--ray",
             metavar="ADDRESS",
             help="Transcribe on a Ray cluster: its address, auto, or local for one on this machine. -o is a .jsonl "
-            "file, or a folder for Parquet files, with a row per input; a second run does the rest.",
+            "file, or a folder for Parquet files, with a row per input; a second run skips finished inputs.",
         ),
     ] = None,
     actors: Annotated[int, typer.Option("--actors", min=1, help="With --ray: engines, of --slots each.")] = 1,
