@@ -11,6 +11,10 @@ class ConfigError(SlipstreamError, ValueError):
     """A configuration or an option has an invalid key or value."""
 
 
+class TextError(ConfigError):
+    """A text to be spoken has an invalid part."""
+
+
 class CheckpointError(SlipstreamError):
     """A checkpoint cannot be found or read, or does not match its configuration."""
 

@@ -7,7 +7,7 @@ import random
 import pytest
 from tests.fakes import tiny_tokenizer
 
-from slipstream.errors import ConfigError
+from slipstream.errors import TextError
 from slipstream.model.script import ScriptMachine, ScriptReader, TokenIds, script_to_entries
 
 IDS = TokenIds(card=401)
@@ -59,7 +59,7 @@ def test_breaks_are_padding_in_steps() -> None:
 def test_a_break_that_is_too_long_is_refused(seconds: str) -> None:
     script = reader()
     assert script.feed('<break time="60s"/>')[0].padding == 750
-    with pytest.raises(ConfigError, match="a <break> is at most 60 s long"):
+    with pytest.raises(TextError, match="a <break> is at most 60 s long"):
         script.feed(f'one <break time="{seconds}s"/> two')
     assert [entry.text for entry in script.feed("three ")] == ["three"]
 

@@ -32,7 +32,7 @@ from tests.server.harness import (
     words_received,
 )
 from tests.server.spoken import speaker_of, speaking
-from tests.speaking import save_model, voice
+from tests.speaking import continuing_config, make_runner, save_model, tiny_tokenizer, voice
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
@@ -41,7 +41,9 @@ from slipstream.audio.encode import ENCODINGS, StreamEncoder
 from slipstream.connections.keys import KeyRing
 from slipstream.connections.limits import Limits
 from slipstream.errors import AudioError
+from slipstream.server.speaking import ServedSpeaker
 from slipstream.server.streams.speech import SpeechStream
+from slipstream.speaker import Speaker
 
 TEXT = "the fox"
 SPEECH = "/v1/audio/speech"
@@ -95,24 +97,34 @@ def test_events_of_openai(server: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "status", "message"),
+    ("fields", "param", "message"),
     [
-        ({"input": ""}, 400, "input"),
-        ({"input": "x" * 5000}, 400, "input"),
-        ({}, 400, "lacks input"),
-        ({"input": TEXT, "voice": "carl"}, 400, "unknown voice 'carl'"),
-        ({"input": TEXT, "voice": "../ann"}, 400, "unknown voice"),
-        ({"input": TEXT, "voice": "/etc/passwd"}, 400, "unknown voice"),
-        ({"input": TEXT, "speed": 2}, 400, "speed"),
-        ({"input": 'one <break time="61s"/> two', "voice": "ann"}, 400, "a <break> is at most 60 s long"),
-        ({"input": f'<break time="{"9" * 400}s"/>', "voice": "ann"}, 400, "a <break> is at most 60 s long"),
-        ({"input": TEXT, "response_format": "midi"}, 400, "response_format"),
+        ({"input": ""}, None, "input"),
+        ({"input": "x" * 5000}, None, "input"),
+        ({}, None, "lacks input"),
+        ({"input": TEXT, "voice": "carl"}, "voice", "unknown voice 'carl'"),
+        ({"input": TEXT, "voice": "../ann"}, "voice", "unknown voice"),
+        ({"input": TEXT, "voice": "/etc/passwd"}, "voice", "unknown voice"),
+        ({"input": TEXT, "voice": "<break>"}, "voice", "unknown voice '<break>'"),
+        ({"input": TEXT, "speed": 2}, None, "speed"),
+        ({"input": 'one <break time="61s"/> two', "voice": "ann"}, "input", "a <break> is at most 60 s long"),
+        ({"input": f'<break time="{"9" * 400}s"/>', "voice": "ann"}, "input", "a <break> is at most 60 s long"),
+        ({"input": TEXT, "response_format": "midi"}, None, "response_format"),
     ],
 )
-def test_requests_that_are_refused(server: Running, fields: dict[str, object], status: int, message: str) -> None:
-    found, body, _ = post(server, **fields)
-    assert found == status
-    assert message in json.loads(body)["error"]["message"]
+def test_requests_that_are_refused(server: Running, fields: dict[str, object], param: str | None, message: str) -> None:
+    status, body, _ = post(server, **fields)
+    error = json.loads(body)["error"]
+    assert (status, error.get("param")) == (400, param)
+    assert message in error["message"]
+
+
+def test_a_recording_of_a_voice_that_cannot_be_decoded(tmp_path: Path) -> None:
+    (tmp_path / "ann.wav").write_bytes(b"no audio")
+    speaker = Speaker(make_runner(continuing_config()), tiny_tokenizer(), voices=tmp_path)
+    with speaker, serving(speaker=ServedSpeaker(speaker)) as server:
+        status, body, _ = post(server, input=TEXT, voice="ann.wav")
+        assert (status, json.loads(body)["error"]["param"]) == (400, "voice")
 
 
 def test_a_body_that_is_not_json_or_too_long(server: Running) -> None:

@@ -88,6 +88,7 @@ def test_a_voice_of_the_client(server: Serving, alone: dict[str, np.ndarray]) ->
 def test_a_voice_that_there_is_not(server: Serving) -> None:
     status, body = post(server, voice="carl")
     assert (status, "unknown voice 'carl'" in json.loads(body)["error"]["message"]) == (400, True)
+    assert json.loads(post(server, voice="<break>")[1])["error"]["param"] == "voice"
     assert asyncio.run(speak(server, "carl"))[1] == 1007
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from slipstream.errors import ConfigError
+from slipstream.errors import TextError
 from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.numerics import NO_TOKEN, UNGENERATED
 
@@ -232,7 +232,7 @@ class ScriptReader:
     def feed(self, text: str) -> list[Entry]:
         """Add text, and return the entries that are complete: a word ends with white space or a tag.
 
-        Raises `ConfigError` for a break of more than `MAX_BREAK_SECONDS`; the text is not added then.
+        Raises `TextError` for a break of more than `MAX_BREAK_SECONDS`; the text is not added then.
         """
         begin = max(0, len(self._rest) - _LONGEST_TAG)  # before that, the rest has no white space and no tag
         return list(self._complete(self._rest + readable(text), last=False, begin=begin))
@@ -263,7 +263,7 @@ class ScriptReader:
             if event[1]:
                 seconds = float(event[1])
                 if seconds > MAX_BREAK_SECONDS:
-                    raise ConfigError(f"{event[0]!r:.60}: a <break> is at most {MAX_BREAK_SECONDS:g} s long")
+                    raise TextError(f"{event[0]!r:.60}: a <break> is at most {MAX_BREAK_SECONDS:g} s long")
                 yield Entry([], "", padding=round(seconds * self.frame_rate))
             start = event.end()
         self._rest = text[start:]

@@ -175,7 +175,8 @@ class SpeechHost:
 
     def _end(self, id: int, events: list[SpeechEvent], error: Exception | None) -> None:
         self._sessions.pop(id, None)
-        kind = "ConfigError" if isinstance(error, ValueError) else type(error).__name__
+        name = type(error).__name__
+        kind = "ConfigError" if isinstance(error, ValueError) and not hasattr(errors, name) else name
         self._put(id, events, True, error and (kind, str(error)))
 
     def _put(self, *message: Any) -> None:

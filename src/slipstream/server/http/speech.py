@@ -19,7 +19,7 @@ from slipstream.audio.encode import ENCODINGS, StreamEncoder
 from slipstream.connections.access import Access
 from slipstream.dialects.texts import parse_json
 from slipstream.engine.reading import Audio, SpeechEvent
-from slipstream.errors import AudioError, ConfigError, Overloaded
+from slipstream.errors import AudioError, ConfigError, Overloaded, TextError
 from slipstream.schema import Section, parse
 from slipstream.server.http.requests import Guarded
 from slipstream.server.speaking import AnySession, AnySpeaker
@@ -60,16 +60,19 @@ def speech_routes(speaker: AnySpeaker | None, access: Access) -> list[BaseRoute]
             loop.call_soon_threadsafe(ready.set)
 
         try:
-            voice = await run_in_threadpool(speaker.voice, name)
             encoder = StreamEncoder(asked.response_format, speaker.sample_rate)
+        except AudioError as error:
+            raise UploadError(400, str(error), "response_format") from error
+        try:
+            voice = await run_in_threadpool(speaker.voice, name)
             session = speaker.open(voice, wake)
             first = await _begin(session, asked.input, ready)
         except Overloaded as error:
             raise unavailable(str(error)) from error
-        except AudioError as error:
-            raise UploadError(400, str(error), "response_format") from error
-        except ConfigError as error:
-            raise UploadError(400, str(error), "input" if "<break" in str(error) else "voice") from error
+        except TextError as error:
+            raise UploadError(400, str(error), "input") from error
+        except (AudioError, ConfigError) as error:
+            raise UploadError(400, str(error), "voice") from error
         body = _audio(session, first, encoder, ready)
         if asked.stream_format == "sse":
             return SpeechResponse(session, _events(body), media_type="text/event-stream")
