@@ -167,6 +167,24 @@ def test_a_session_that_waits_for_several_slots_keeps_those_of_one_engine_only()
         assert [device.free for device in engine.devices] == [0, 0]
 
 
+def test_a_session_for_which_no_engine_would_keep_slots_does_not_wait() -> None:
+    with hosting(ScriptRunner(slots=3), ScriptRunner(slots=2), max_waiting=1) as hosted, hosted.worker() as engine:
+        held = []
+        for number in range(3):
+            held.append(engine.open())
+            wait_for(lambda number=number: engine.active == number + 1)
+        assert [device.free for device in engine.devices] == [1, 1]
+        widest = engine.open(SessionOptions(hints=Hints(beam=3)), wait=60.0)  # only the first engine has the slots
+        wait_for(lambda: widest.queue_position == 1)
+        with pytest.raises(Overloaded, match=r"needs 2 slots of one device, .* are free; 1 sessions wait already$"):
+            list(engine.open(SessionOptions(hints=Hints(beam=2)), wait=2.0))
+        narrow = [engine.open(wait=60.0), engine.open(wait=60.0), engine.open(wait=60.0)]
+        wait_for(lambda: engine.active == 5)
+        wait_for(lambda: narrow[2].queue_position == 1)  # at the second engine
+        held[2].cancel()
+        assert isinstance(next(iter(narrow[2])), Ready)
+
+
 def test_a_step_that_fails_ends_every_session() -> None:
     with hosting(ScriptRunner(crash_after=2)) as hosted, hosted.worker() as engine:
         session = engine.open()

@@ -302,13 +302,16 @@ class RemoteEngine(OpenSessions):
 
     def _refuse(self, remote: _Remote, device: Device, refusal: Refusal, waiting: int) -> None:
         remote.asked.pop(device, None)
-        if remote.asked or remote.device is not None:
+        width = remote.mailbox.session.width
+        # Elsewhere, any number of narrower sessions could pass one that needs several slots.
+        unkept = width > 1 and device is self._keeper and refusal is Refusal.QUEUE_FULL
+        if remote.device is not None or (remote.asked and not unkept):
             return
         if remote.untried or (remote.wait > 0 and not remote.queued):
             self._ask(remote)
             return
         devices = [(free, device.slots) for device, free in remote.free.items()]
-        full = describe_shortage(remote.mailbox.session.width, devices)
+        full = describe_shortage(width, devices)
         if refusal is Refusal.QUEUE_FULL:
             full = f"{full}; {waiting} sessions wait already"
         elif refusal is Refusal.TIMED_OUT:
