@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.train import world
 from typer.testing import CliRunner, Result
 
 from slipstream.cli.data import app
+from slipstream.data.pack_codec import check_tokens
+from slipstream.data.packs import Pack
 from slipstream.data.wave import write_wave
 from slipstream.errors import BackendError, SlipstreamError
+from slipstream.train.launch import load_codec
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "sample.opus"
 
@@ -115,6 +119,17 @@ def test_packing_reports_what_is_left_out(tmp_path: Path) -> None:
     empty = _manifest(tmp_path / "empty.jsonl")
     assert "empty.jsonl: has no recordings" in _refused("pack", empty, "-o", tmp_path / "other", "--samples")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_pack_of_tokens_names_its_codec(tmp_path: Path) -> None:
+    model = str(world.base_folder(tmp_path) / "base")
+    write_wave(tmp_path / "good.wav", np.zeros(24_000, np.float32))
+    manifest = _manifest(tmp_path / "all.jsonl", {"audio": "good.wav", "text": ""})
+    assert _run("pack", manifest, "-o", tmp_path / "made", "--model", model).exit_code == 0
+    pack = Pack(tmp_path / "made")
+    assert pack.codec is not None
+    assert pack.codec.model == model
+    check_tokens([pack], load_codec(model), model, 64)
 
 
 def test_validation_reports_invalid_lines_and_silence(tmp_path: Path) -> None:

@@ -244,6 +244,20 @@ def test_tokens_of_another_codec_are_refused(folder: Path, tmp_path: Path, width
         run_lm(run, lambda line: None)
 
 
+@pytest.mark.parametrize("held_out", [False, True])
+def test_tokens_that_the_model_does_not_have_are_refused_at_the_start(
+    folder: Path, tmp_path: Path, held_out: bool
+) -> None:
+    clip = Clip(0, 0, "one", "en", "chords", "s", (("one", 0.1, 0.4),))
+    write_pack(tmp_path / "pack", PackKind("tokens", 4, 12.5, (0.0,) * 4), [(np.full((60, 4), 70), clip)])
+    data: dict[str, object] = {"packs": [tmp_path / "pack"], "weights": {"chords": 1.0}, "seconds": 4.0}
+    if held_out:
+        data |= {"packs": [folder / "pack"], "valid": {"packs": [tmp_path / "pack"]}}
+    run = {"run": options(tmp_path / "run"), "model": {"base": str(folder / "base")}, "data": data}
+    with pytest.raises(ConfigError, match=r"pack: row 0 \('one'\) has the token 70 in codebook 0"):
+        run_lm(LMRun.model_validate(run), lambda line: None)
+
+
 @pytest.mark.parametrize(
     ("name", "content"), [("pack.json", "{"), ("pack.json", '{"kind": "tokens"}'), ("clips.jsonl", "{}")]
 )

@@ -21,7 +21,7 @@ from slipstream.arrays import IntArray
 from slipstream.checkpoints.kyutai_tts import dump_tts, parse_tts
 from slipstream.checkpoints.speech import read_speech, resolve_speech
 from slipstream.cli import train as train_cli
-from slipstream.data.packs import Clip, Pack, PackKind, write_pack
+from slipstream.data.packs import Clip, Pack, PackCodec, PackKind, write_pack
 from slipstream.data.speech_rows import SpeechBatch, SpeechSampler
 from slipstream.engine.reading import Reading, SpeechOptions
 from slipstream.errors import ConfigError
@@ -269,6 +269,13 @@ def test_a_model_learns_two_recordings_and_speaks_them(config: TTSConfig, pack: 
         common = min(len(speech.samples), samples.shape[-1]) - 1920
         assert common > 1920 * 4
         np.testing.assert_allclose(speech.samples[:common], samples[0, :common].clip(-1, 1), atol=1e-3)
+
+
+def test_a_pack_of_another_codec_is_refused(tmp_path: Path) -> None:
+    made_with = PackCodec("other", "0123456789abcdef")
+    write_pack(tmp_path / "pack", PackKind("tokens", 4, 12.5, SILENCE), [(codes(0), CLIPS[0])], codec=made_with)
+    with pytest.raises(ConfigError, match="pack was made with the codec of other"):
+        run_tts(read_run(toml(tmp_path, one_stream()), TTSRun), lambda line: None)
 
 
 def test_a_check_draws_rows_and_trains_nothing(pack: Pack, tmp_path: Path) -> None:

@@ -200,8 +200,9 @@ def pack(
     """Pack recordings for training, as log-mel frames, codec tokens or samples."""
     with needs_extra("train", "preparing data"):
         from slipstream.data.manifest import matching
+        from slipstream.data.pack_codec import codec_fingerprint
         from slipstream.data.packing import mel_items, sample_items, token_items
-        from slipstream.data.packs import write_pack
+        from slipstream.data.packs import PackCodec, write_pack
         from slipstream.data.sources import stream_recordings
         from slipstream.data.texts import excluded
         from slipstream.data.tokenizer import plain_text
@@ -218,7 +219,9 @@ def pack(
     first = next(wanted, None)  # fails before a folder is made
     recordings = chain([] if first is None else [first], wanted)
     if model is not None:
-        count = write_pack(out, *token_items(recordings, load_codec(model), device, left_out))
+        codec = load_codec(model)
+        made_with = PackCodec(model, codec_fingerprint(codec))
+        count = write_pack(out, *token_items(recordings, codec, device, left_out), codec=made_with)
     elif config is not None:
         count = write_pack(out, *mel_items(recordings, mel_config(config), on_error=left_out))
     else:

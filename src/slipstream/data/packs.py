@@ -61,14 +61,26 @@ class PackKind:
         return np.float16 if self.kind == "mel" else np.int16
 
 
+@dataclass(frozen=True, slots=True)
+class PackCodec:
+    """The codec that made the tokens of a pack: the name or folder of its model, and `codec_fingerprint`."""
+
+    model: str
+    fingerprint: str
+
+
 class Pack:
-    """A folder with `rows.bin`, all rows `[N, width]` one after the other, `clips.jsonl` and `pack.json`."""
+    """A folder with `rows.bin`, all rows `[N, width]` one after the other, `clips.jsonl` and `pack.json`.
+
+    `codec`: what made the tokens; None for other packs, and for those of versions that did not record it.
+    """
 
     def __init__(self, folder: Path) -> None:
         try:
             about = json.loads((folder / "pack.json").read_text(encoding="utf-8"))
             index = (folder / "clips.jsonl").read_text(encoding="utf-8")
-            self.coding = about.pop("coding", None)
+            self.folder, self.coding, codec = folder, about.pop("coding", None), about.pop("codec", None)
+            self.codec = None if codec is None else PackCodec(**codec)
             self.kind = PackKind(**(about | {"silence": tuple(about["silence"])}))
             self.clips = [_clip(line) for line in index.splitlines()]
             if not self.clips:
@@ -105,13 +117,15 @@ def write_pack(
     kind: PackKind,
     items: Iterable[tuple[npt.NDArray[Any], Clip]],
     *,
+    codec: PackCodec | None = None,
     opus: bool = False,
     bit_rate: int = BIT_RATE,
 ) -> int:
     """Write rows and clips (whose `start` and `length` are set here); gives how many clips.
 
-    With `opus`, samples are encoded at `bit_rate`, to a twelfth of their size, and decoded when they are drawn.
-    A pack that was there is replaced at the end, or stays as it was. Raises `CheckpointError` when there are no items.
+    `codec` is what made the tokens. With `opus`, samples are encoded at `bit_rate`, to a twelfth of their size, and
+    decoded when they are drawn. A pack that was there is replaced at the end, or stays as it was. Raises
+    `CheckpointError` when there are no items.
     """
     folder.mkdir(parents=True, exist_ok=True)
     position = count = 0
@@ -137,7 +151,7 @@ def write_pack(
                 count += 1
         if not count:
             raise CheckpointError(f"{folder}: a pack must have recordings, and none is left")
-        about = asdict(kind) | ({"coding": "opus"} if opus else {})
+        about = asdict(kind) | ({"coding": "opus"} if opus else {}) | ({"codec": asdict(codec)} if codec else {})
         (aside / "pack.json").write_text(json.dumps(about), encoding="utf-8")
         # Without pack.json it is no pack: the old one goes first, the new one comes last.
         (folder / "pack.json").unlink(missing_ok=True)

@@ -17,6 +17,8 @@ from torch import nn
 from slipstream.bundle import ModelBundle
 from slipstream.checkpoints.checkpoint import Checkpoint, read_codec
 from slipstream.checkpoints.whisper import read_whisper
+from slipstream.data.options import DataOptions
+from slipstream.data.pack_codec import check_tokens
 from slipstream.data.packs import Pack
 from slipstream.data.phones import PhoneInventory
 from slipstream.data.rows import RowOptions, Sampler
@@ -121,13 +123,14 @@ def run_tts(options: TTSRun, report: Report = print) -> Path:
     """
     with _processes(options.run):
         lm, beside = start_speech(options)
-        packs = [Pack(path) for path in options.data.packs]
+        start = options.model.base or options.model.codec
+        codec = build_codec(beside.config.codec, beside.codec)
+        packs = _token_packs(options.data, codec, str(start), beside.config.lm.audio_vocab)
         tokenizer = open_tokenizer(beside.tokenizer, beside.config.lm)
         delay = beside.config.delay_steps
         rows = RowOptions(options.data, (delay, delay))
         sampler = SpeechSampler(packs, tokenizer, rows, beside.config, seed=options.run.seed)
         task = SpeakTask(lm, sampler, options.loss, options.condition_dropout)
-        start = options.model.base or options.model.codec
 
         def export(folder: Path) -> None:
             export_speech(lm, beside, folder)
@@ -324,13 +327,14 @@ def _run_text(options: LMRun, report: Report, measure: Measure | None) -> Path:
     if options.model.pause_heads is not None:
         lm_config = lm_config.model_copy(update={"pause_heads": options.model.pause_heads})
     config = delayed(config.model_copy(update={"lm": lm_config}), text.delay)
+    codec = build_codec(config.codec, base.codec)
+    packs = _token_packs(options.data, codec, str(options.model.base), config.lm.audio_vocab)
     torch.manual_seed(options.run.seed)
     if options.model.lm is None:
         lm = based_lm(base, config.lm, options, text.growth)
     else:
         lm = LM(config.lm)
-        start_audio_embeddings(lm, build_codec(config.codec, base.codec))
-    packs = [Pack(path) for path in options.data.packs]
+        start_audio_embeddings(lm, codec)
     rows = row_options(options.data, text, config.lm)
     sampler = TokenSampler(packs, open_tokenizer(text.tokenizer, config.lm), rows, seed=options.run.seed)
     if sampler.kind.width < config.lm.num_codebooks or sampler.kind.rate != config.codec.frame_rate:
@@ -350,6 +354,14 @@ def _run_text(options: LMRun, report: Report, measure: Measure | None) -> Path:
             copy_training_part(str(options.model.base), folder)
 
     return _export_at_end(task, sampler, options, report, sampler.remarks(), export, measure)
+
+
+def _token_packs(data: DataOptions, codec: Mimi, model: str, vocabulary: int) -> list[Pack]:
+    """The packs of a run on the tokens of a model's codec. Those of `data.valid` are checked, too."""
+    packs = [Pack(path) for path in data.packs]
+    held_out = [Pack(path) for path in data.valid.packs] if data.valid else []
+    check_tokens([*packs, *held_out], codec, model, vocabulary)
+    return packs
 
 
 def _run(
