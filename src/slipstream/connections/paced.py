@@ -63,6 +63,7 @@ class PacedConnection(asyncio.Protocol):
         self._turns = turns
         self._connections = connections
         self._lost = lost
+        self._listener: Listener | None = None
         self._transport: asyncio.Transport
         now = time.monotonic()
         self._byte_pace = Pace(limits.bytes_per_second, now)
@@ -86,14 +87,6 @@ class PacedConnection(asyncio.Protocol):
     @abstractmethod
     def _process_part(self) -> bool:
         """Process the next part of the bytes. Returns False if there is none."""
-
-    @abstractmethod
-    def _notify_writable(self) -> None:
-        """Report to the listener, if any, that it may send."""
-
-    @abstractmethod
-    def _end(self, code: int | None) -> None:
-        """Report to the listener, if any, that the connection has ended."""
 
     # --------------------------------------------------------------------------------------- what the listener calls
 
@@ -175,13 +168,22 @@ class PacedConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.congested = False
-        self._notify_writable()
+        if self._listener is not None:
+            self._listener.writable()
 
     def shutdown(self) -> None:
         """Close for uvicorn's stop. A connection that is closing already keeps its `CLOSE_SECONDS`."""
         self.close(Close(CloseCode.RESTARTING))
 
     # ------------------------------------------------------------------------------------------------------ in detail
+
+    def _end(self, code: int | None) -> None:
+        """Report to the listener, if any, that the connection has ended."""
+        listener, self._listener = self._listener, None
+        if self._paused and not self._transport.is_closing():
+            self.resume()  # what ends the connection follows the client's unread data
+        if listener is not None:
+            listener.closed(code)
 
     def _work_directly(self, now: float) -> bool:
         """Take a turn now. Returns whether there is more to do."""

@@ -42,6 +42,8 @@ class TcpConnection(PacedConnection):
         lost: Called when the connection is over.
     """
 
+    _listener: Listener | None
+
     def __init__(
         self,
         accept: Accept,
@@ -52,7 +54,6 @@ class TcpConnection(PacedConnection):
     ) -> None:
         super().__init__(limits, turns, connections, lost)
         self._accept = accept
-        self._listener: Listener | None = None
         self._unread = bytearray()
         self._input_ended = False
         self._sent_close: Close | None = None
@@ -141,14 +142,3 @@ class TcpConnection(PacedConnection):
         del self._unread[:PIECE_BYTES]
         self._listener.receive(piece)
         return True
-
-    def _notify_writable(self) -> None:
-        if self._listener is not None:
-            self._listener.writable()
-
-    def _end(self, code: int | None) -> None:
-        listener, self._listener = self._listener, None
-        if self._paused and not self._transport.is_closing():
-            self.resume()  # the client's end follows its unread data
-        if listener is not None:
-            listener.closed(code)

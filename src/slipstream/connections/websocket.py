@@ -59,6 +59,8 @@ class WebSocket(PacedConnection):
         lost: Called when the connection is over.
     """
 
+    _listener: Listener | None
+
     def __init__(
         self,
         accept: Accept,
@@ -72,7 +74,6 @@ class WebSocket(PacedConnection):
         self._accept = accept
         self._scope = scope
         self._protocol = ServerProtocol(select_subprotocol=_select_subprotocol, max_size=limits.message_bytes)
-        self._listener: Listener | None = None
         self._frames = FrameCutter()
         self._fragments: list[bytes] = []
         self._fragments_are_text = False
@@ -141,10 +142,6 @@ class WebSocket(PacedConnection):
         if frame is not None:
             self._take(frame)
         return frame is not None
-
-    def _notify_writable(self) -> None:
-        if self._listener is not None:
-            self._listener.writable()
 
     def _take(self, frame: FramePart) -> None:
         """Count a frame, or a part of one, and parse it."""
@@ -234,13 +231,6 @@ class WebSocket(PacedConnection):
                 self._transport.close()
         if self._protocol.close_expected():
             self.cut_off_later()
-
-    def _end(self, code: int | None) -> None:
-        listener, self._listener = self._listener, None
-        if self._paused and not self._transport.is_closing():
-            self.resume()  # the client's answer to the close follows its unread data
-        if listener is not None:
-            listener.closed(code)
 
 
 def _select_subprotocol(protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:

@@ -224,9 +224,11 @@ class Sampler(ABC):
     def batch(self, first_row: int, rows: int) -> Any:
         """Rows `first_row` to `first_row + rows`."""
 
-    @abstractmethod
     def _unusable(self, clip: Clip) -> str | None:
-        """Why the clip cannot be drawn, if it cannot."""
+        """Why the clip cannot be drawn, if it cannot; by default that it does not fit into a row."""
+        if clip.length <= self.length:
+            return None
+        return f"longer than a row of {self.data.seconds:g} s; `slipstream data cut` cuts them at pauses"
 
     def _clips(self, rng: np.random.Generator) -> Iterator[tuple[Pack, Clip]]:
         """Clips without end, mostly in the language of the one before."""

@@ -60,11 +60,6 @@ class RowSampler(Sampler):
         super().__init__(packs, tokenizer, options, seed, "mel", frame_rate)
         self.phones, self.phone_rate = phones, phone_rate
 
-    def _unusable(self, clip: Clip) -> str | None:
-        seconds = self.data.seconds
-        too_long = f"longer than a row of {seconds:g} s; `slipstream data cut` cuts them at pauses"
-        return too_long if clip.length > self.length else None
-
     def batch(self, first_row: int, rows: int) -> Batch:
         """Rows `first_row` to `first_row + rows`."""
         drawn = [self._row(np.random.default_rng((self.seed, n))) for n in range(first_row, first_row + rows)]

@@ -99,11 +99,6 @@ class WaveSampler(Sampler):
     def _augment_by(self, data: DataOptions) -> None:
         self.effects, self.noise, self.speed = wave_effects(data.augment_samples or SampleAugment())
 
-    def _unusable(self, clip: Clip) -> str | None:
-        seconds = self.data.seconds
-        too_long = f"longer than a row of {seconds:g} s; `slipstream data cut` cuts them at pauses"
-        return too_long if clip.length > self.length else None
-
     def batch(self, first_row: int, rows: int) -> WaveBatch:
         """Rows `first_row` to `first_row + rows`."""
         drawn = [self._row(np.random.default_rng((self.seed, n))) for n in range(first_row, first_row + rows)]

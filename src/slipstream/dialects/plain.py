@@ -18,7 +18,6 @@ that was written, and its `history` continues the numbers; times count from its 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -39,7 +38,7 @@ from slipstream.dialects.protocol import (
     Send,
     make_hints,
 )
-from slipstream.dialects.texts import parse_json
+from slipstream.dialects.texts import dump, parse_json
 from slipstream.engine.history import Continuation
 from slipstream.engine.options import SessionOptions
 from slipstream.errors import ConfigError
@@ -160,28 +159,28 @@ class PlainDialect(ResumableDialect):
         if isinstance(event, Step):
             time = round(event.index * self._info.frame_seconds, 3)
             pause = [round(p, 4) for p in event.pause]
-            return _json("step", index=event.index, time=time, pause=pause, buffered=event.buffered)
+            return dump(type="step", index=event.index, time=time, pause=pause, buffered=event.buffered)
         if isinstance(event, (PartialWord, OpenWord)):
-            return _json("partial", text=event.text, start=event.start)
+            return dump(type="partial", text=event.text, start=event.start)
         if isinstance(event, Word):
             fields = {"text": event.text, "start": event.start, "end": event.end, "confidence": event.confidence}
             missing = {"omission": event.omission} if event.omission else {}
             others = {"alternatives": [asdict(other) for other in event.alternatives]} if event.alternatives else {}
-            return _json("word", **fields, **missing, **_language(event), **others)
+            return dump(type="word", **fields, **missing, **_language(event), **others)
         if isinstance(event, EndOfTurn):
-            return _json("end_of_turn", time=event.time)
+            return dump(type="end_of_turn", time=event.time)
         if isinstance(event, Turn):
-            return _json("turn", start=event.start, end=event.end, **_language(event))
+            return dump(type="turn", start=event.start, end=event.end, **_language(event))
         if isinstance(event, MarkerReached):
-            return _json("flushed", id=event.id)
+            return dump(type="flushed", id=event.id)
         if isinstance(event, Recovered):
-            return _json("recovered", time=event.time, reason=event.reason)
+            return dump(type="recovered", time=event.time, reason=event.reason)
         if isinstance(event, History):
-            return _json("history", end=event.end, text=event.text)
+            return dump(type="history", end=event.end, text=event.text)
         if isinstance(event, Ready):
             return self._ready(resumed=False)
         if isinstance(event, Final):
-            return _json("done", duration=event.duration, flush_seconds=event.flush_seconds)
+            return dump(type="done", duration=event.duration, flush_seconds=event.flush_seconds)
         return None
 
     def _ready(self, resumed: bool) -> str:
@@ -189,13 +188,13 @@ class PlainDialect(ResumableDialect):
         if self.session:
             fields = {"session": self.session, "resumed": resumed, "position": self.position if resumed else 0}
         delay = self._hints.delay or info.delay_seconds
-        return _json("ready", model=info.model, delay=delay, request_id=self._id, **fields)
+        return dump(type="ready", model=info.model, delay=delay, request_id=self._id, **fields)
 
     def queued(self, position: int) -> str:
-        return _json("queued", position=position, request_id=self._id)
+        return dump(type="queued", position=position, request_id=self._id)
 
     def error(self, message: str, code: CloseCode) -> str:
-        return _json("error", message=message, code=int(code))
+        return dump(type="error", message=message, code=int(code))
 
 
 def parse_format(query: Mapping[str, str]) -> RawFormat:
@@ -245,10 +244,6 @@ def _language(event: Word | Turn) -> dict[str, Any]:
     if event.language is None:
         return {}
     return {"language": event.language, "language_confidence": event.language_confidence}
-
-
-def _json(type: str, **fields: Any) -> str:
-    return json.dumps({"type": type, **fields}, ensure_ascii=False, separators=(",", ":"))
 
 
 def _control(text: str) -> tuple[Any, int]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from slipstream.dialects.protocol import ProtocolError
+from slipstream.events import Word
 
 _PIECE_CHARACTERS = 8192
 """A multiple of 4, so that a piece is whole bytes."""
@@ -46,6 +47,17 @@ def parse_object(text: str) -> dict[str, Any]:
 def dump(**fields: Any) -> str:
     """Return a message with these fields."""
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+
+
+def word_fields(word: Word) -> dict[str, Any]:
+    """Return a word with its times, confidence and language, as several services write it."""
+    return {
+        "word": word.text,
+        "start": round(word.start, 3),
+        "end": round(word.end, 3),
+        "confidence": round(word.confidence, 4),
+        **({} if word.language is None else {"language": word.language}),
+    }
 
 
 def decode_base64(text: Any, name: str) -> Iterator[bytes]:

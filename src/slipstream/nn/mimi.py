@@ -205,7 +205,26 @@ class DecoderStage(nn.Module):
         return x, new
 
 
-class SEANetEncoder(nn.Module):
+class _SEANet(nn.Module):
+    """A convolution, the stages, and another convolution."""
+
+    conv_in: CausalConv1d
+    stages: nn.ModuleList
+    conv_out: CausalConv1d
+
+    def init_state(self, batch: int) -> list[State]:
+        return [_init(part, batch) for part in (self.conv_in, *self.stages, self.conv_out)]
+
+    def forward(self, x: Tensor, state: list[State] | None = None) -> tuple[Tensor, list[State]]:
+        old: list[State] | list[None] = [None] * (len(self.stages) + 2) if state is None else state
+        new: list[State] = []
+        for i, part in enumerate((self.conv_in, *self.stages, self.conv_out)):
+            x, tail = part(x, old[i], elu=True) if part is self.conv_out else part(x, old[i])
+            new.append(tail)
+        return x, new
+
+
+class SEANetEncoder(_SEANet):
     """`[B, 1 or mel bands, S] -> [B, D, S / hop]`."""
 
     def __init__(self, config: CodecConfig) -> None:
@@ -218,14 +237,8 @@ class SEANetEncoder(nn.Module):
             width *= 2
         self.conv_out = CausalConv1d(width, config.dim, config.last_kernel_size)
 
-    def init_state(self, batch: int) -> list[State]:
-        return [_init(part, batch) for part in (self.conv_in, *self.stages, self.conv_out)]
 
-    def forward(self, x: Tensor, state: list[State] | None = None) -> tuple[Tensor, list[State]]:
-        return _chain(x, state, self.conv_in, self.stages, self.conv_out)
-
-
-class SEANetDecoder(nn.Module):
+class SEANetDecoder(_SEANet):
     """`[B, D, T] -> [B, 1, T * hop]`."""
 
     def __init__(self, config: CodecConfig) -> None:
@@ -237,23 +250,6 @@ class SEANetDecoder(nn.Module):
             self.stages.append(DecoderStage(width, ratio, config))
             width //= 2
         self.conv_out = CausalConv1d(width, 1, config.last_kernel_size)
-
-    def init_state(self, batch: int) -> list[State]:
-        return [_init(part, batch) for part in (self.conv_in, *self.stages, self.conv_out)]
-
-    def forward(self, x: Tensor, state: list[State] | None = None) -> tuple[Tensor, list[State]]:
-        return _chain(x, state, self.conv_in, self.stages, self.conv_out)
-
-
-def _chain(
-    x: Tensor, state: list[State] | None, first: nn.Module, stages: nn.ModuleList, last: nn.Module
-) -> tuple[Tensor, list[State]]:
-    old: list[State] | list[None] = [None] * (len(stages) + 2) if state is None else state
-    new: list[State] = []
-    for i, part in enumerate((first, *stages, last)):
-        x, tail = part(x, old[i], elu=True) if part is last else part(x, old[i])
-        new.append(tail)
-    return x, new
 
 
 def _residuals(width: int, config: CodecConfig) -> nn.ModuleList:

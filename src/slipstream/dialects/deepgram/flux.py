@@ -20,7 +20,6 @@ from slipstream.dialects.deepgram.parameters import (
     check_texts,
     request_id,
 )
-from slipstream.dialects.deepgram.results import word_fields
 from slipstream.dialects.deepgram.turns import AskFlush, Found, Thresholds, TurnInfo, Turns
 from slipstream.dialects.formats import LiveDecoder
 from slipstream.dialects.models import StreamInfo, StreamRequest
@@ -38,7 +37,7 @@ from slipstream.dialects.protocol import (
     Send,
     SetHints,
 )
-from slipstream.dialects.texts import parse_json
+from slipstream.dialects.texts import parse_json, word_fields
 from slipstream.engine.options import SessionOptions
 from slipstream.events import EndOfTurn, Event, Final, Flushed, OpenWord, Step, Word
 from slipstream.transcript import languages_of

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import string
 import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from slipstream import __version__
+from slipstream.dialects.texts import dump, word_fields
 from slipstream.events import Word
 from slipstream.transcript import languages_of, likely_texts
 
@@ -35,18 +35,17 @@ class Results:
 
     def message(self, found: Found, channel: int, channels: int) -> str:
         """Return the message for a range."""
-        fields = {
-            "type": "Results",
-            "channel_index": [channel, channels],
-            "duration": round(found.end - found.start, 3),
-            "start": round(found.start, 3),
-            "is_final": found.is_final,
-            "speech_final": found.speech_final,
-            "channel": {"alternatives": alternatives(found.words, self._punctuate, self._most)},
-            "metadata": self._metadata,
-            "from_finalize": found.from_finalize,
-        }
-        return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+        return dump(
+            type="Results",
+            channel_index=[channel, channels],
+            duration=round(found.end - found.start, 3),
+            start=round(found.start, 3),
+            is_final=found.is_final,
+            speech_final=found.speech_final,
+            channel={"alternatives": alternatives(found.words, self._punctuate, self._most)},
+            metadata=self._metadata,
+            from_finalize=found.from_finalize,
+        )
 
 
 def alternatives(words: Sequence[Word], punctuate: bool, most: int) -> list[dict[str, Any]]:
@@ -68,17 +67,6 @@ def alternative(words: Sequence[Word], punctuate: bool) -> dict[str, Any]:
     languages = languages_of(words)
     found = {"languages": languages} if languages else {}
     return {"transcript": " ".join(texts), "confidence": mean_confidence(words), **found, "words": written}
-
-
-def word_fields(word: Word) -> dict[str, Any]:
-    """Return a word as it is written."""
-    return {
-        "word": word.text,
-        "start": round(word.start, 3),
-        "end": round(word.end, 3),
-        "confidence": round(word.confidence, 4),
-        **({} if word.language is None else {"language": word.language}),
-    }
 
 
 def bare(text: str) -> str:

@@ -7,7 +7,6 @@ In: audio, `KeepAlive`, `Finalize`, `Configure`, `CloseStream`. Out: `Results`, 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -35,7 +34,7 @@ from slipstream.dialects.protocol import (
     Send,
     SetHints,
 )
-from slipstream.dialects.texts import parse_json
+from slipstream.dialects.texts import dump, parse_json
 from slipstream.engine.options import SessionOptions
 from slipstream.events import EndOfTurn, Event, Final, Flushed, OpenWord, Step, Word
 
@@ -215,14 +214,14 @@ class DeepgramDialect(Dialect):
             if kind == "Finalize":
                 yield from self._finalize(message.get("channel"))
             elif kind == "Configure":
-                yield Send(_json("ConfigureSuccess", request_id=self._id, **self._configured(message)))
+                yield Send(dump(type="ConfigureSuccess", request_id=self._id, **self._configured(message)))
                 for number in range(len(self._channels)):
                     yield SetHints(self._options.hints.for_session(), number)
             elif kind == "CloseStream":
                 yield from self._close()
         except (ValueError, RecursionError, ProtocolError) as error:
             reason = str(error) if isinstance(error, ProtocolError) else f"not a JSON message: {error}"
-            yield Send(_json("Error", variant="SchemaError", description=reason, message=text[:200]))
+            yield Send(dump(type="Error", variant="SchemaError", description=reason, message=text[:200]))
 
     def _finalize(self, channel: Any) -> Iterator[Action]:
         if channel is not None and not (type(channel) is int and 0 <= channel < len(self._channels)):
@@ -255,9 +254,9 @@ class DeepgramDialect(Dialect):
         if found.kind == "Flush":
             return Flush(channel, buffered=False)
         if found.kind == "SpeechStarted":
-            return Send(_json("SpeechStarted", channel=[channel, len(self._channels)], timestamp=found.end))
+            return Send(dump(type="SpeechStarted", channel=[channel, len(self._channels)], timestamp=found.end))
         if found.kind == "UtteranceEnd":
-            return Send(_json("UtteranceEnd", channel=[channel, len(self._channels)], last_word_end=found.end))
+            return Send(dump(type="UtteranceEnd", channel=[channel, len(self._channels)], last_word_end=found.end))
         return Send(self._results.message(found, channel, len(self._channels)), droppable=not found.is_final)
 
     def _final(self, event: Final, channel: int) -> Iterator[Action]:
@@ -269,8 +268,8 @@ class DeepgramDialect(Dialect):
             yield Send(self._metadata())
 
     def _metadata(self) -> str:
-        return _json(
-            "Metadata",
+        return dump(
+            type="Metadata",
             transaction_key="deprecated",
             request_id=self._id,
             sha256=self._digest.hexdigest(),
@@ -278,7 +277,3 @@ class DeepgramDialect(Dialect):
             duration=round(self._duration, 3),
             channels=len(self._channels) or 1,
         )
-
-
-def _json(type: str, **fields: Any) -> str:
-    return json.dumps({"type": type, **fields}, ensure_ascii=False, separators=(",", ":"))

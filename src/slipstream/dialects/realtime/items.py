@@ -85,17 +85,6 @@ class Segment:
         return self.boundary is Boundary.CLEAR and not (self.item is not None and self.item.committed)
 
 
-def word_fields(word: Word) -> dict[str, Any]:
-    """Return a word as `completed` has it."""
-    return {
-        "word": word.text,
-        "start": round(word.start, 3),
-        "end": round(word.end, 3),
-        "confidence": round(word.confidence, 4),
-        **({} if word.language is None else {"language": word.language}),
-    }
-
-
 def logprob_fields(text: str, confidence: float) -> dict[str, Any]:
     """Return the log-probability of a word in OpenAI's format, whose tokens are words here."""
     return {"token": text, "bytes": list(text.encode()), "logprob": round(math.log(max(confidence, 1e-10)), 5)}

@@ -32,9 +32,10 @@ from slipstream.dialects.protocol import (
     SetHints,
     SetTurns,
 )
-from slipstream.dialects.realtime.items import Boundary, Item, Segment, logprob_fields, word_fields
+from slipstream.dialects.realtime.items import Boundary, Item, Segment, logprob_fields
 from slipstream.dialects.realtime.messages import AudioInput, InvalidMessage, read_message
 from slipstream.dialects.realtime.settings import Configuration
+from slipstream.dialects.texts import word_fields
 from slipstream.engine.options import SessionOptions
 from slipstream.events import EndOfTurn, Event, Final, Flushed, MarkerReached, OpenWord, StartOfTurn, Step, Word
 from slipstream.transcript import languages_of
