@@ -35,12 +35,12 @@ def equal_weights(channels: int) -> tuple[float, ...]:
     return (1.0 / channels,) * channels
 
 
-def check_rate(rate: Any, name: str = "sample_rate") -> int:
+def check_rate(rate: Any) -> int:
     """Return a sample rate in Hz as an integer. Raises `AudioError` unless it is from 1000 to 768000."""
     low, high = 1_000, 768_000
     number = isinstance(rate, (int, float, np.integer, np.floating)) and not isinstance(rate, bool)
     if not (number and low <= rate <= high and rate == int(rate)):  # false for NaN
-        raise AudioError(f"{name}={rate!r}: expected a whole number of Hz between {low} and {high}")
+        raise AudioError(f"sample_rate={rate!r}: expected a whole number of Hz between {low} and {high}")
     return int(rate)
 
 

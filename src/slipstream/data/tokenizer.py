@@ -111,9 +111,7 @@ def _is_letter(character: str) -> bool:
     return unicodedata.category(character)[0] in "LM"
 
 
-def train_tokenizer(
-    sentences: Iterable[str], path: Path, vocab_size: int, *, coverage: float = 0.99999, hard_limit: bool = True
-) -> None:
+def train_tokenizer(sentences: Iterable[str], path: Path, vocab_size: int, *, hard_limit: bool = True) -> None:
     """Train a unigram SentencePiece model on `sentences` and write it to `path`.
 
     Ids 0 (unknown, which the text stream reads as: a word comes), 1, 2 and 3 (PAD) are reserved.
@@ -134,7 +132,7 @@ def train_tokenizer(
             model_writer=proto,
             vocab_size=vocab_size,
             model_type="unigram",
-            character_coverage=coverage,
+            character_coverage=0.99999,
             unk_id=WORD_ID,
             bos_id=1,
             eos_id=2,

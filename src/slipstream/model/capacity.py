@@ -72,9 +72,7 @@ class Plan:
         return max(0, min(self.slots, int((80 - self.fixed_ms) / self.stream_ms)))
 
 
-def plan(
-    config: STTConfig, gpu: Gpu, *, int8_cache: bool = True, int8_weights: bool = False, tf32: bool = False
-) -> Plan:
+def plan(config: STTConfig, gpu: Gpu, *, int8_cache: bool = True, tf32: bool = False) -> Plan:
     """Calculate what a GPU could do with this model."""
     lm_numbers = sum(math.prod(shape) for shape in lm_shapes(config.lm).values())
     codec_bytes = 4 * sum(math.prod(shape) for shape in codec_shapes(config.codec).values())

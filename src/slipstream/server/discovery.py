@@ -22,15 +22,12 @@ class Announcement:
         host: Address of its listener; one for all addresses announces all that other machines may reach.
         port: Of its listener.
         interfaces: Addresses of the interfaces on which it is announced. Default: all.
-        kind: Type of the service.
 
     Raises:
         ConfigError: Other machines cannot reach the address.
     """
 
-    def __init__(
-        self, name: str, host: str, port: int, *, interfaces: Sequence[str] | None = None, kind: str = WYOMING
-    ) -> None:
+    def __init__(self, name: str, host: str, port: int, *, interfaces: Sequence[str] | None = None) -> None:
         from ifaddr import get_adapters
         from zeroconf import ServiceInfo
 
@@ -41,7 +38,7 @@ class Announcement:
         if not addresses or (address.is_loopback and interfaces is None):
             raise ConfigError(f"--zeroconf: other machines cannot reach {host}: listen on 0.0.0.0")
         self._interfaces = interfaces
-        self._info = ServiceInfo(kind, f"{name}.{kind}", port=port, parsed_addresses=addresses)
+        self._info = ServiceInfo(WYOMING, f"{name}.{WYOMING}", port=port, parsed_addresses=addresses)
         self._zeroconf: AsyncZeroconf | None = None
 
     async def start(self) -> None:

@@ -22,22 +22,14 @@ from slipstream.train.model import SpeechModel, start_audio_embeddings
 _AVERAGES = ("embedding_sum", "cluster_usage")
 
 
-def export_model(
-    model: SpeechModel,
-    config: STTConfig,
-    tokenizer: Path,
-    folder: Path,
-    *,
-    dtype: str = "bfloat16",
-    layout: str = "kyutai",
-) -> None:
-    """Fold the tied embeddings into tables and write the codec and the LM into `folder`, in a published layout.
+def export_model(model: SpeechModel, config: STTConfig, tokenizer: Path, folder: Path) -> None:
+    """Fold the tied embeddings into tables and write the codec and the LM into `folder`, in Kyutai's layout.
 
-    `dtype` is that of both, but for the quantiser's averages, which stay float32.
+    Both are in bfloat16, but for the quantiser's averages, which stay float32.
     """
     model.fold()
-    codec, lm = _arrays(model.codec, dtype), _arrays(model.lm, dtype)
-    save_checkpoint(Checkpoint(config, lm, codec, tokenizer), folder, layout)
+    codec, lm = _arrays(model.codec, "bfloat16"), _arrays(model.lm, "bfloat16")
+    save_checkpoint(Checkpoint(config, lm, codec, tokenizer), folder, "kyutai")
 
 
 def export_distilled(model: Distilled, tokenizer: Path, folder: Path) -> None:
@@ -49,11 +41,9 @@ def export_distilled(model: Distilled, tokenizer: Path, folder: Path) -> None:
     save_checkpoint(Checkpoint(model.config, _arrays(lm, "bfloat16"), codec, tokenizer), folder, "kyutai")
 
 
-def export_lm(
-    weights: Mapping[str, Tensor], beside: Checkpoint, folder: Path, *, dtype: str = "bfloat16", layout: str = "kyutai"
-) -> None:
+def export_lm(weights: Mapping[str, Tensor], beside: Checkpoint, folder: Path, *, dtype: str = "bfloat16") -> None:
     """Write an LM's weights with the configuration, codec and tokenizer of `beside` into `folder`."""
-    save_checkpoint(replace(beside, lm=_cast(weights, dtype)), folder, layout)
+    save_checkpoint(replace(beside, lm=_cast(weights, dtype)), folder, "kyutai")
 
 
 def export_speech(lm: LM, beside: SpeechCheckpoint, folder: Path) -> None:

@@ -61,11 +61,11 @@ class Parameters:
     def __init__(self, request: StreamRequest) -> None:
         self._request = request
 
-    def flag(self, name: str, default: bool = False) -> bool:
-        """Return a parameter that is `true` or `false`."""
+    def flag(self, name: str) -> bool:
+        """Return a parameter that is `true` or `false`, and false if it is absent."""
         value = self._request.get(name)
         if value is None:
-            return default
+            return False
         if value.lower() not in ("true", "false"):
             raise ProtocolError(f"{name}={value!r:.40}: expected true or false")
         return value.lower() == "true"
