@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, BinaryIO, Literal, cast, overload
 
 import numpy.typing as npt
@@ -268,9 +267,7 @@ class Transcriber:
     def __enter__(self) -> Transcriber:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def _transcribe(

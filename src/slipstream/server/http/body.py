@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from types import TracebackType
 
 _MEMORY_BYTES = 1 << 20
 
@@ -78,7 +77,5 @@ class Body:
     def __enter__(self) -> Body:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._file.close()
