@@ -33,6 +33,8 @@ class DialectClient(ABC):
     headers: ClassVar[Mapping[str, str]] = {}
     rate: ClassVar[int] = 24_000
     """Of the audio, in Hz."""
+    encoding: ClassVar[str] = "pcm_s16le"
+    """Of the audio, as the plain dialect names it."""
 
     def begin(self) -> Iterable[Message]:
         """Return the messages before the audio."""
@@ -79,6 +81,7 @@ class Plain(DialectClient):
     """Our own dialect."""
 
     path = "/v1/stream?encoding=pcm_f32le&sample_rate=24000"
+    encoding = "pcm_f32le"
 
     def audio(self, pcm_S: FloatArray) -> Iterable[Message]:
         return (pcm_S.astype("<f4").tobytes(),)
@@ -96,6 +99,7 @@ class Kyutai(DialectClient):
     """The dialect of Kyutai's server."""
 
     path = "/api/asr-streaming"
+    encoding = "pcm_f32le"
 
     def audio(self, pcm_S: FloatArray) -> Iterable[Message]:
         return (_pack(type="Audio", pcm=pcm_S.tolist()),)
@@ -297,6 +301,7 @@ class DeepgramV1(DialectClient):
     """Deepgram's dialect `/v1/listen`."""
 
     path = "/v1/listen?encoding=linear32&sample_rate=24000&punctuate=true&interim_results=true"
+    encoding = "pcm_f32le"
 
     def audio(self, pcm_S: FloatArray) -> Iterable[Message]:
         return (pcm_S.astype("<f4").tobytes(),)
@@ -330,6 +335,7 @@ class Twilio(DialectClient):
 
     path = "/v1/twilio"
     rate = 8_000
+    encoding = "mulaw"
 
     def __init__(self) -> None:
         self._id = f"CA{uuid.uuid4().hex}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from slipstream.arrays import FloatArray
-from slipstream.audio.samples import SAMPLE_RATE, Piece, check_rate, equal_weights, frame_samples, logger
+from slipstream.audio.samples import SAMPLE_RATE, Piece, check_rate, equal_weights, frame_samples, from_integers, logger
 from slipstream.errors import AudioError
 
 if TYPE_CHECKING:
@@ -39,18 +40,20 @@ class RawFormat:
         return {"pcm_s16le": 2, "pcm_s24le": 3, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}[self.encoding]
 
 
+_ARRAYS: dict[Encoding, str] = {"pcm_s16le": "<i2", "pcm_f32le": "<f4"}
+"""Encodings whose bytes NumPy reads as they are."""
+
+
 class PcmDecoder:
-    """Decodes headerless audio from a stream of bytes, wherever the bytes are cut."""
+    """Decodes headerless audio from a stream of bytes, wherever the bytes are cut.
+
+    Servers decode every chunk of every client with it. FFmpeg decodes what is no array of NumPy's types.
+    """
 
     def __init__(self, format: RawFormat) -> None:
-        import av
-
         self.format = format
         self._rest = b""
-        name = {"mulaw": "pcm_mulaw", "alaw": "pcm_alaw"}.get(format.encoding, format.encoding)
-        # FFmpeg sees one channel, at any rate: interleaved samples are separated here.
-        self._codec = cast("AudioCodecContext", av.CodecContext.create(name, "r"))
-        self._codec.sample_rate, self._codec.layout = SAMPLE_RATE, "mono"
+        self._codec = None if format.encoding in _ARRAYS else _codec(format.encoding)
 
     @property
     def buffered(self) -> int:
@@ -59,16 +62,32 @@ class PcmDecoder:
 
     def push(self, data: bytes) -> FloatArray:
         """Take bytes. Returns the samples they complete, `[C, S]`."""
-        import av
-
-        data = self._rest + data
+        data = self._rest + data if self._rest else data
         whole = len(data) - len(data) % (self.format.sample_bytes * self.format.channels)
         self._rest = data[whole:]
-        if not whole:  # an empty packet would end the stream
+        if not whole:  # an empty packet would end FFmpeg's stream
             return np.zeros((self.format.channels, 0), np.float32)
-        frames = self._codec.decode(av.Packet(data[:whole]))
-        samples_S = np.concatenate([piece[0] for frame in frames for piece in frame_samples(frame)])
+        samples_S = self._samples(data[:whole])
         return np.ascontiguousarray(samples_S.reshape(-1, self.format.channels).T)
+
+    def _samples(self, data: bytes) -> FloatArray:
+        if self._codec is None:
+            array: npt.NDArray[Any] = np.frombuffer(data, _ARRAYS[self.format.encoding])
+            return array.astype(np.float32) if array.dtype.kind == "f" else from_integers(array)
+        import av
+
+        frames = self._codec.decode(av.Packet(data))
+        return np.concatenate([piece[0] for frame in frames for piece in frame_samples(frame)])
+
+
+def _codec(encoding: Encoding) -> AudioCodecContext:
+    import av
+
+    name = {"mulaw": "pcm_mulaw", "alaw": "pcm_alaw"}.get(encoding, encoding)
+    codec = cast("AudioCodecContext", av.CodecContext.create(name, "r"))
+    # FFmpeg sees one channel, at any rate: interleaved samples are separated by `PcmDecoder`.
+    codec.sample_rate, codec.layout = SAMPLE_RATE, "mono"
+    return codec
 
 
 def raw_pieces(file: BinaryIO, format: RawFormat, name: str) -> Iterator[Piece]:

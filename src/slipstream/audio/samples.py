@@ -54,8 +54,9 @@ def check_finite(audio_CS: npt.NDArray[Any], name: str, seconds: float = 0.0, ra
 
 
 def from_integers(array: npt.NDArray[Any]) -> FloatArray:
-    full_scale = -float(np.iinfo(array.dtype).min)
-    return (array / full_scale).astype(np.float32)
+    # The factor is a power of two, so the product is exact.
+    scaled: FloatArray = array.astype(np.float32) * np.float32(-1 / np.iinfo(array.dtype).min)
+    return scaled
 
 
 def frame_samples(frame: AudioFrame) -> Iterator[FloatArray]:

@@ -14,8 +14,8 @@ _PIECE_CHARACTERS = 8192
 """A multiple of 4, so that a piece is whole bytes."""
 
 
-_SURROGATES = "\\ud", "\\uD", "\xed"
-"""A text with halves of surrogate pairs has one of these: the escapes, and the first byte of their UTF-8."""
+to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""Return a value as JSON."""
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -25,7 +25,8 @@ def parse_json(text: str | bytes) -> Any:
     """
     value = json.loads(text)
     searched = text if isinstance(text, str) else text.decode("latin-1")
-    if any(part in searched for part in _SURROGATES):
+    # A half is an escape, or begins with this byte in UTF-8. One character is found faster than several.
+    if "\\" in searched or "\xed" in searched:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -46,7 +47,7 @@ def parse_object(text: str) -> dict[str, Any]:
 
 def dump(**fields: Any) -> str:
     """Return a message with these fields."""
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+    return to_json(fields)
 
 
 def word_fields(word: Word) -> dict[str, Any]:

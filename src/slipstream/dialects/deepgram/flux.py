@@ -7,7 +7,6 @@ the events `StartOfTurn`, `Update`, `EagerEndOfTurn`, `TurnResumed` and `EndOfTu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -37,7 +36,7 @@ from slipstream.dialects.protocol import (
     Send,
     SetHints,
 )
-from slipstream.dialects.texts import parse_json, word_fields
+from slipstream.dialects.texts import parse_json, to_json, word_fields
 from slipstream.engine.options import SessionOptions
 from slipstream.events import EndOfTurn, Event, Final, Flushed, OpenWord, Step, Word
 from slipstream.transcript import languages_of
@@ -194,7 +193,7 @@ class FluxDialect(Dialect):
             while same < min(len(info.words), len(self._words)) and info.words[same] == self._words[same]:
                 same += 1
             self._words = info.words
-            self._written[same:] = [_dumps(word_fields(word)) for word in info.words[same:]]
+            self._written[same:] = [to_json(word_fields(word)) for word in info.words[same:]]
         head = self._json(
             "TurnInfo",
             event=info.event,
@@ -210,12 +209,12 @@ class FluxDialect(Dialect):
             tail["languages"] = languages
         if self._hints.languages:
             tail["languages_hinted"] = self._hints.languages
-        return f'{head[:-1]},"words":[{",".join(self._written)}],{_dumps(tail)[1:]}'
+        return f'{head[:-1]},"words":[{",".join(self._written)}],{to_json(tail)[1:]}'
 
     def _json(self, type: str, **fields: Any) -> str:
         message = {"type": type, "request_id": self._id, "sequence_id": self._sequence, **fields}
         self._sequence += 1
-        return _dumps(message)
+        return to_json(message)
 
 
 def _changed(thresholds: Thresholds, given: dict[str, Any]) -> Thresholds:
@@ -240,7 +239,3 @@ def _changed(thresholds: Thresholds, given: dict[str, Any]) -> Thresholds:
             f"eager_eot_threshold={changed.eager:g}: expected at most eot_threshold, which is {changed.end:g}"
         )
     return changed
-
-
-def _dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
