@@ -219,6 +219,17 @@ def test_an_unknown_layout_is_refused_before_anything_is_written(tmp_path: Path)
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("layout", ["candle", "mlx", "transformers"])
+def test_layouts_without_whispers_decoder_refuse_it_in_one_line(layout: str, tmp_path: Path) -> None:
+    checkpoint = make(stt_config(decoder=True), tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        save_checkpoint(checkpoint, tmp_path / "x", layout)
+    assert str(caught.value) == (
+        f"the layout {layout} cannot hold Whisper's text decoder: use the layout kyutai or onnx"
+    )
+    assert not (tmp_path / "x").exists()
+
+
 def test_conversion_takes_parts_from_elsewhere_and_never_writes_over_a_folder(tmp_path: Path) -> None:
     checkpoint = make(stt_config(), tmp_path)
     save_checkpoint(checkpoint, tmp_path / "source", "kyutai")

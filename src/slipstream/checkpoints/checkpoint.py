@@ -108,6 +108,8 @@ def save_checkpoint(
     if dtype is not None and dtype not in DTYPES:
         raise CheckpointError(f"dtype={dtype!r} is unknown: expected {', '.join(DTYPES)}")
     config = checkpoint.config
+    if tables not in layouts_of(config.lm):
+        raise CheckpointError(f"the layout {layout} cannot hold Whisper's text decoder: use the layout kyutai or onnx")
     lm: Tensors = tables.lm(config.lm).write(_cast(checkpoint.lm, dtype))
     codec = tables.codec(config.codec).write(checkpoint.codec)
     if quantize is not None and layout == "kyutai":
