@@ -43,7 +43,7 @@ def test_plain() -> None:
     for name, value, problem in (
         ("keyword", "Poirot:99", "weight=99"),
         ("alternatives", "many", "alternatives='many': expected a whole number"),
-        ("alternatives", "0", "alternatives=0 must be 1 to 8"),
+        ("alternatives", "0", "alternatives=0 must be a whole number from 1 to 8"),
         ("delay", "1", "delay='1': the model tiny has one delay, 0.5 s"),
     ):
         with pytest.raises(ProtocolError, match=problem):

@@ -41,14 +41,25 @@ def test_only_hints_that_need_candidates_steer() -> None:
         ({"keywords": [" "]}, "1 to 200 characters"),
         ({"keywords": ["x"] * (MAX_KEYWORDS + 1)}, "1001 keywords: at most 1000"),
         ({"prompt": "x" * 4001}, "4001 characters: at most 4000"),
-        ({"beam": 0}, "beam=0 must be 1 to 8"),
-        ({"alternatives": 9}, "alternatives=9 must be 1 to 8"),
+        ({"beam": 0}, "beam=0 must be a whole number from 1 to 8"),
+        ({"alternatives": 9}, "alternatives=9 must be a whole number from 1 to 8"),
+        ({"beam": 2.5}, "beam=2.5 must be a whole number from 1 to 8"),
         ({"delay": 0.0}, "delay=0 must be above 0"),
+        ({"prompt": 5}, "prompt must be text, not 5"),
+        ({"prompt": "caf\udce9"}, r"prompt: character 4, '\\udce9', is half of a surrogate pair"),
+        ({"lm": "\ud800", "beam": 2}, r"lm: character 1, '\\ud800', is half of a surrogate pair"),
     ],
 )
 def test_invalid_hints_are_refused(fields: dict[str, object], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         Hints(**fields)  # type: ignore[arg-type]
+
+
+def test_keywords_that_are_no_text_are_refused() -> None:
+    with pytest.raises(ConfigError, match="keyword must be text, not 5"):
+        _ = Hints(keywords=[5]).phrases  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match=r"keyword: character 1, '\\ud800', is half of a surrogate pair"):
+        Keyword("\ud800")
 
 
 def test_invalid_weights_are_refused() -> None:

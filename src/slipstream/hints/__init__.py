@@ -32,6 +32,7 @@ class Keyword:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        _check_text("keyword", self.text)
         if not self.text.strip() or len(self.text) > MAX_KEYWORD_LENGTH:
             raise ConfigError(f"keyword {self.text!r:.120}: expected 1 to {MAX_KEYWORD_LENGTH} characters")
         if not 0 < self.weight <= MAX_WEIGHT:
@@ -87,13 +88,16 @@ class Hints:
             raise ConfigError("keywords and languages are lists of strings")
         object.__setattr__(self, "keywords", tuple(self.keywords))
         object.__setattr__(self, "languages", tuple(self.languages))
+        for name in ("prompt", "lm"):
+            _check_text(name, getattr(self, name))
         if len(self.phrases) > MAX_KEYWORDS:
             raise ConfigError(f"{len(self.phrases)} keywords: at most {MAX_KEYWORDS} are possible")
         if len(self.prompt) > MAX_PROMPT_LENGTH:
             raise ConfigError(f"the prompt has {len(self.prompt)} characters: at most {MAX_PROMPT_LENGTH} are possible")
         for name in ("beam", "alternatives"):
-            if not 1 <= (number := getattr(self, name)) <= MAX_BEAM:
-                raise ConfigError(f"{name}={number} must be 1 to {MAX_BEAM}")
+            number = getattr(self, name)
+            if not isinstance(number, int) or not 1 <= number <= MAX_BEAM:
+                raise ConfigError(f"{name}={number!r} must be a whole number from 1 to {MAX_BEAM}")
         if self.lm and self.beam == 1:
             raise ConfigError("lm needs a beam of at least 2: with one hypothesis there is nothing to choose from")
         if self.delay is not None and not 0 < self.delay <= 10:
@@ -129,3 +133,14 @@ class Hints:
     def steers(self) -> bool:
         """Whether the model's steps must return candidates."""
         return bool(tuple(self.keywords)) or self.width > 1
+
+
+def _check_text(name: str, text: object) -> None:
+    """Raise `ConfigError` for what is no text, such as an argument of the command line that is not UTF-8."""
+    if not isinstance(text, str):
+        raise ConfigError(f"{name} must be text, not {text!r:.40}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        place = f"character {error.start + 1}, {text[error.start]!a}"
+        raise ConfigError(f"{name}: {place}, is half of a surrogate pair: give valid Unicode text") from error
