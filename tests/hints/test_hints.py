@@ -41,6 +41,8 @@ def test_only_hints_that_need_candidates_steer() -> None:
         ({"keywords": [" "]}, "1 to 200 characters"),
         ({"keywords": ["x"] * (MAX_KEYWORDS + 1)}, "1001 keywords: at most 1000"),
         ({"prompt": "x" * 4001}, "4001 characters: at most 4000"),
+        ({"languages": ["en", "english"]}, "language 'english': expected an ISO 639-1 code such as 'en', or 'auto'"),
+        ({"languages": ["../en"]}, "language '../en': expected an ISO 639-1 code"),
         ({"beam": 0}, "beam=0 must be a whole number from 1 to 8"),
         ({"alternatives": 9}, "alternatives=9 must be a whole number from 1 to 8"),
         ({"beam": 2.5}, "beam=2.5 must be a whole number from 1 to 8"),

@@ -105,6 +105,7 @@ def test_events_of_openai(server: Running) -> None:
         ({"input": TEXT, "voice": "carl"}, "voice", "unknown voice 'carl'"),
         ({"input": TEXT, "voice": "../ann"}, "voice", "unknown voice"),
         ({"input": TEXT, "voice": "/etc/passwd"}, "voice", "unknown voice"),
+        ({"input": TEXT, "voice": "a" * 300}, "voice", "unknown voice"),
         ({"input": TEXT, "voice": "<break>"}, "voice", "unknown voice '<break>'"),
         ({"input": TEXT, "speed": 2}, None, "speed"),
         ({"input": 'one <break time="61s"/> two', "voice": "ann"}, "input", "a <break> is at most 60 s long"),

@@ -148,9 +148,9 @@ def find_place(ref: Ref, revision: str | None) -> Place:
     name = os.fspath(ref)
     if name in built_in_models():
         return _Folder(BUILT_IN / name)
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return _Folder(Path(name))
-    if Path(name).is_file():
+    if os.path.isfile(name):
         raise CheckpointError(f"{name} is a file: give its folder")
     repository = name.removeprefix("hf://")
     if repository == name and (name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1):
@@ -222,7 +222,7 @@ class _Folder:
 
     def get(self, name: str) -> Path:
         path = self.path / name
-        if not path.is_file():
+        if not os.path.isfile(path):  # False, too, for a name that is too long
             gguf = next(self.path.glob("*.gguf"), None) if path.suffix == ".safetensors" else None
             hint = f"; {gguf.name} is there, but GGUF files are not supported: use the safetensors file" if gguf else ""
             raise _NotThereError(f"{path}: no such file{hint}")

@@ -39,7 +39,7 @@ def find_voice(name: Ref, config: TTSConfig, voices: Ref = VOICES, *, anywhere: 
         CheckpointError: There is no such file.
     """
     text = os.fspath(name)
-    if anywhere and Path(text).is_file():
+    if anywhere and os.path.isfile(text):
         return Path(text)
     place = find_place(voices, None)
     suffix = voice_suffix(config) if config.speakers_by_condition and not text.endswith(".safetensors") else ""

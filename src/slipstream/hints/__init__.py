@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from slipstream.errors import ConfigError
+from slipstream.language.identify import AUTO
 
 MAX_KEYWORDS = 1000
 MAX_KEYWORD_LENGTH = 200
@@ -14,6 +16,8 @@ MAX_PROMPT_LENGTH = 4000
 MAX_BEAM = 8
 MAX_WEIGHT = 10.0
 """Ten times the bonus of a keyword without a weight."""
+LANGUAGE = re.compile(r"[a-z]{2,3}([-_][a-z0-9]{1,8})*", re.IGNORECASE)
+"""A code of a language, which may have a region, such as `fr` or `fr-CA`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,9 @@ class Hints:
         object.__setattr__(self, "languages", tuple(self.languages))
         for name in ("prompt", "lm"):
             _check_text(name, getattr(self, name))
+        for language in self.languages:
+            if language != AUTO and not (isinstance(language, str) and LANGUAGE.fullmatch(language)):
+                raise ConfigError(f"language {language!r:.40}: expected an ISO 639-1 code such as 'en', or 'auto'")
         if len(self.phrases) > MAX_KEYWORDS:
             raise ConfigError(f"{len(self.phrases)} keywords: at most {MAX_KEYWORDS} are possible")
         if len(self.prompt) > MAX_PROMPT_LENGTH:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,6 +80,14 @@ def test_errors_are_deepgrams(running: Running, query: str, body: bytes, headers
     status, answer, _ = post(running, query, body, **headers)
     assert (status, answer["err_code"]) == (400, "INVALID_REQUEST")
     assert reason in answer["err_msg"]
+
+
+def test_a_wrong_method_is_an_error_of_the_client(running: Running) -> None:
+    request = urllib.request.Request(f"{running.http}/v1/listen", method="DELETE")
+    with pytest.raises(urllib.error.HTTPError) as caught, urllib.request.urlopen(request, timeout=20):
+        pass
+    with caught.value as error:
+        assert (error.code, json.loads(error.read())["err_code"]) == (405, "INVALID_REQUEST")
 
 
 def test_a_wrong_key_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -30,13 +31,15 @@ def make_hints(
 
 
 def _keywords(given: str) -> list[Keyword]:
-    path = Path(given)
-    lines = _read(path, "--keywords").splitlines() if path.is_file() else given.split(",")
+    is_file = os.path.isfile(given)  # False, too, for a list that is too long for a name
+    if not is_file and given.endswith(".txt") and "," not in given:
+        raise typer.BadParameter(f"{given}: no such file", param_hint="--keywords")
+    lines = _read(Path(given), "--keywords").splitlines() if is_file else given.split(",")
     return [Keyword.parse(line) for line in lines if line.strip()]
 
 
 def _read(path: Path, option: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{path}: cannot read it as text: {error}", param_hint=option) from error

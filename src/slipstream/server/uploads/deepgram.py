@@ -90,7 +90,8 @@ class DeepgramUpload(UploadDialect):
     def refuse(error: Refused) -> Response:
         """Return Deepgram's error object. What cannot be decoded is an invalid request there."""
         status = 400 if error.status == 422 else error.status
-        described = {"err_code": _CODES.get(status, "INTERNAL_SERVER_ERROR"), "err_msg": error.reason}
+        code = _CODES.get(status, "INVALID_REQUEST" if status < 500 else "INTERNAL_SERVER_ERROR")
+        described = {"err_code": code, "err_msg": error.reason}
         return JSONResponse(described, status, error.headers)
 
     def _turns(self, transcripts: Sequence[Transcript]) -> list[dict[str, Any]]:

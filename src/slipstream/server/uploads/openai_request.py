@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
@@ -11,14 +10,13 @@ from typing import Any, Literal, cast, get_args
 from slipstream.dialects.models import Models, StreamInfo, UnknownModel
 from slipstream.engine.options import SessionOptions
 from slipstream.errors import ConfigError
-from slipstream.hints import MAX_PROMPT_LENGTH
+from slipstream.hints import LANGUAGE, MAX_PROMPT_LENGTH
 from slipstream.hints import Hints as SessionHints
 from slipstream.language.identify import AUTO
 from slipstream.server.uploads.protocol import OPTIONS, UploadError
 
 ResponseFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
 MAX_SPEAKERS = 4
-_LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z0-9]{1,8})*", re.IGNORECASE)
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -162,7 +160,7 @@ class _Form:
     def hints(self) -> Hints:
         languages = (*filter(None, [self.one("language")]), *self.all("languages"))
         for language in languages:
-            if not _LANGUAGE.fullmatch(language):
+            if not LANGUAGE.fullmatch(language):
                 reason = f"{language!r:.80} is no language: expected an ISO 639-1 code such as 'en'"
                 raise UploadError(400, reason, "language" if language == self.one("language") else "languages")
         hotwords = [word.strip() for word in self.one("hotwords").split(",")]  # of faster-whisper's servers
