@@ -26,6 +26,7 @@ from slipstream.cli.options import (
     Server,
     Threads,
     Track,
+    check_remote,
     raw_format_of,
 )
 from slipstream.cli.output import write_file
@@ -96,8 +97,8 @@ def captions(
     raw_format = raw_format_of(raw, raw_rate, raw_channels, track)
     if output.exists() and not output.is_dir():
         raise typer.BadParameter(f"{output} is not a folder", param_hint="--output")
-    if server and model != DEFAULT_MODEL:
-        raise typer.BadParameter("--server uses the model of the server", param_hint="--model")
+    if server:
+        check_remote(model, device, backend, quantize, threads)
     if input is not None and microphone is not None:
         raise typer.BadParameter(f"the input is {input}: omit it to use a microphone", param_hint="--microphone")
     if input is None and (raw or track):

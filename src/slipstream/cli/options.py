@@ -59,6 +59,20 @@ RawChannels = Annotated[
 ]
 
 
+def check_remote(model: str, device: str, backend: str, quantize: str | None, threads: int | None) -> None:
+    """Raise `BadParameter` for an option of a local model, which `--server` does not use."""
+    options = {
+        "--model": model != DEFAULT_MODEL,
+        "--device": device != "auto",
+        "--backend": backend != "auto",
+        "--quantize": quantize is not None,
+        "--threads": threads is not None,
+    }
+    for option, given in options.items():
+        if given:
+            raise typer.BadParameter("--server uses the model of the server", param_hint=option)
+
+
 def raw_format_of(raw: _Encoding | None, rate: int | None, channels: int | None, track: int | None) -> RawFormat | None:
     """Return the format that `--raw` and its options describe. Raises `BadParameter` for options that contradict."""
     for option, value in (("--raw-rate", rate), ("--raw-channels", channels)):

@@ -24,6 +24,7 @@ from slipstream.cli.options import (
     Server,
     Threads,
     Track,
+    check_remote,
     raw_format_of,
 )
 from slipstream.cli.output import has_text, render, write_file, write_stdout
@@ -139,12 +140,15 @@ def transcribe(
     if layout and format not in SUBTITLES:
         option = f"--{next(iter(layout)).replace('_', '-')}"
         raise typer.BadParameter(f"it applies to subtitles (srt, vtt) only, not to {format}", param_hint=option)
-    if server and model != DEFAULT_MODEL:
-        raise typer.BadParameter("--server uses the model of the server", param_hint="--model")
+    if server:
+        check_remote(model, device, backend, quantize, threads)
     if ray:
         from slipstream.cli.transcribe.on_ray import transcribe_on_ray
 
-        if raw or track or server or channels != "mix" or quantize or output is None:
+        hinted = bool(keywords or prompt or lm or language or beam > 1 or alternatives > 1)
+        written = words or layout or format != "txt" or resume or delay_report
+        local = raw or track or server or channels != "mix" or quantize or threads
+        if hinted or written or local or output is None:
             allowed = "--model, --device, --backend, --slots, --actors"
             raise typer.BadParameter(f"it needs -o, and takes only {allowed}", param_hint="--ray")
         transcribe_on_ray(files, ray, output, model=model, slots=slots, actors=actors, backend=backend, device=device)
