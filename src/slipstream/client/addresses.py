@@ -12,6 +12,9 @@ from urllib.request import Request, urlopen
 from slipstream.errors import SlipstreamError
 from slipstream.hints import Hints
 
+MAX_TARGET_BYTES = 8000
+"""Path and parameters of an address, which a server reads as one line."""
+
 
 class ServerError(SlipstreamError):
     """The server cannot be reached, refused, or closed the stream. `code`: its HTTP status or close code, if any."""
@@ -42,9 +45,11 @@ class Resumption:
 def stream_address(
     url: str, sample_rate: int, model: str | None, resumption: Resumption | None, hints: Hints | None
 ) -> str:
-    """Return the address of a stream in the plain protocol."""
+    """Return the address of a stream in the plain protocol. Raises `ServerError` if it is no address of a server."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
+    if scheme not in ("ws", "wss"):
+        raise ServerError(f"{url}: expected an address that begins with http://, https://, ws:// or wss://")
     query: list[tuple[str, Any]] = [("encoding", "pcm_f32le"), ("sample_rate", sample_rate)]
     if model:
         query.append(("model", model))
@@ -53,7 +58,11 @@ def stream_address(
     if resumption and resumption.first_frame is not None:
         query.append(("history", ".".join([str(resumption.first_frame), *resumption.pieces])))
     query += hints.query() if hints is not None else []
-    return urlunsplit((scheme, parts.netloc, f"{parts.path.rstrip('/')}/v1/stream", urlencode(query), ""))
+    path, parameters = f"{parts.path.rstrip('/')}/v1/stream", urlencode(query)
+    if (size := len(path) + len(parameters)) > MAX_TARGET_BYTES:
+        reason = f"the address of the stream would have {size:,} bytes, and a server takes {MAX_TARGET_BYTES:,}"
+        raise ServerError(f"{reason}: give fewer keywords or a shorter prompt", 431)
+    return urlunsplit((scheme, parts.netloc, path, parameters, ""))
 
 
 def key_headers(key: str | None) -> dict[str, str]:
