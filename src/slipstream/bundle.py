@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, get_args
 from slipstream.backends import BACKENDS, KVCache, Progress, Quantize, RunnerOptions
 from slipstream.backends.choice import choose
 from slipstream.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from slipstream.checkpoints.rust import RustConfig, read_rust_config
 from slipstream.checkpoints.sources import Origin, Ref, Sources, resolve, resolve_files
 from slipstream.engine.engine import Engine, StepReport
 from slipstream.engine.options import StreamFormat
@@ -26,6 +25,8 @@ from slipstream.model.text import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from slipstream.checkpoints.rust import RustConfig
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ class ModelBundle:
         if isinstance(model, ModelBundle):
             return model
         if is_toml:
+            from slipstream.checkpoints.rust import read_rust_config
+
             return cls.of_rust(read_rust_config(Path(model)))
         return cls(os.fspath(model), resolve(model, **origin))
 

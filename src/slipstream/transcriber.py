@@ -11,11 +11,10 @@ import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, BinaryIO, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast, overload
 
 import numpy.typing as npt
 
-from slipstream.aio import AsyncSession
 from slipstream.arrays import FloatArray
 from slipstream.audio import Converter, decode
 from slipstream.audio.arrays import SampleConverter, check_range, refuse_single
@@ -33,6 +32,9 @@ from slipstream.model.confidence import Calibration
 from slipstream.model.runner import Runner
 from slipstream.model.text import Tokenizer
 from slipstream.transcript import Transcript, TranscriptBuilder
+
+if TYPE_CHECKING:
+    from slipstream.aio import AsyncSession
 
 Source = str | os.PathLike[str] | bytes | BinaryIO | npt.ArrayLike
 """A recording: the path of a file, the bytes of one, a binary file object, or samples as an array `[S]` or `[C, S]`."""
@@ -258,6 +260,8 @@ class Transcriber:
             ...         _, words = await asyncio.gather(session.feed(chunks), read())
             ...     return words
         """
+        from slipstream.aio import AsyncSession
+
         return AsyncSession(lambda wake: self.engine.open(options, wait=wait, wake=wake))
 
     def close(self) -> None:

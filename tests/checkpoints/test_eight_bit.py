@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from slipstream.backends.onnx import quantization as onnx_quantization
+from slipstream.backends.onnx.quantization import Bits
 from slipstream.checkpoints import mlx
-from slipstream.checkpoints.eight_bit import BLOCK, dequantize, packed, quantize, unpacked
+from slipstream.checkpoints.eight_bit import BLOCK, dequantize, kept, packed, quantize, unpacked
 from slipstream.checkpoints.tensors import DTYPES
 from slipstream.errors import CheckpointError
 
@@ -40,6 +41,26 @@ def test_onnx_runtime_gets_the_stored_integers() -> None:
     theirs, scales = onnx_quantization.quantize(dequantize(integers, scale), 8)
     np.testing.assert_array_equal(theirs.reshape(8, -1).astype(int) - 128, integers)
     np.testing.assert_allclose(scales, scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [5, 8])
+@pytest.mark.parametrize(
+    ("shape", "target"), [((8, 384), 8), ((8, 384), 4), ((4, 100), 8), ((4, 100), 4), ((6, 80, 3), 8)]
+)
+def test_onnx_runtime_needs_no_floats_for_the_stored_integers(shape: tuple[int, ...], bits: int, target: Bits) -> None:
+    weight = np.random.default_rng(2).standard_normal(shape).astype(np.float32)
+    stored = kept(packed({"weight": weight}, bits), {})["weight"]
+    rows = np.moveaxis(np.asarray(stored)[..., None], 1, -1).reshape(shape[0], -1)
+    for ours, theirs in zip(
+        onnx_quantization.quantize(stored, target), onnx_quantization.quantize(rows, target), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_scales_that_are_not_finite_become_floats() -> None:
+    stored = packed({"weight": np.ones((4, 64), np.float32)})
+    stored["weight_scale"][1] = np.inf
+    assert not np.isfinite(kept(stored, {})["weight"][1]).any()
 
 
 def test_vectors_and_the_quantiser_are_not_rounded_to_8_bits() -> None:

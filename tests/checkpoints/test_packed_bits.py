@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slipstream.backends.onnx import quantization as onnx_quantization
-from slipstream.checkpoints.eight_bit import dequantize, expanded, packed, quantize, unpacked
+from slipstream.checkpoints.eight_bit import EightBit, dequantize, kept, packed, quantize, unpacked
 from slipstream.checkpoints.packed_bits import BITS, BLOCK, GROUP, Packed, expand, pack
 from slipstream.checkpoints.tensors import Array
 from slipstream.errors import CheckpointError
@@ -82,16 +82,15 @@ def test_a_file_holds_the_shape_and_the_8_bit_form(shape: tuple[int, ...]) -> No
     weight = gaussian(*shape)
     stored = packed({"a.weight": weight, "a.bias": np.ones(5, np.float32)}, 5)
     assert stored.keys() == {"a.weight", "a.weight_groups", "a.weight_scale", "a.weight_shape", "a.bias"}
-    found = expanded(stored)
-    assert found.keys() == {"a.weight", "a.weight_scale", "a.bias"}
-    integers, scale = quantize(weight)
-    for ours, usual in ((found["a.weight"], integers), (found["a.weight_scale"], scale)):
-        assert ours.shape == usual.shape
-    assert found["a.weight"].dtype == np.int8
-    floats = unpacked(stored, {})
-    assert floats.keys() == {"a.weight", "a.bias"}
+    found, floats = kept(stored, {}), unpacked(stored, {})
+    assert found.keys() == floats.keys() == {"a.weight", "a.bias"}
+    matrix = found["a.weight"]
+    assert isinstance(matrix, EightBit)
+    assert (matrix.shape, matrix.size, matrix.scale.shape) == (shape, weight.size, quantize(weight)[1].shape)
     assert np.sqrt(np.square(floats["a.weight"] - weight).mean()) < 0.05
-    np.testing.assert_array_equal(quantize(floats["a.weight"])[0], found["a.weight"])
+    np.testing.assert_array_equal(matrix, floats["a.weight"])
+    rows = np.moveaxis(quantize(floats["a.weight"])[0], 1, -1).reshape(shape[0], -1)
+    np.testing.assert_array_equal(matrix.rows(), rows)
 
 
 @pytest.mark.parametrize(("bits", "table"), [(7, 6), (5, 4), (4, 4)])

@@ -38,7 +38,7 @@ class Checkpoint:
     tokenizer: Path
 
 
-def read_checkpoint(sources: Sources, *, keep_quantized: bool = False) -> Checkpoint:
+def read_checkpoint(sources: Sources, *, keep_quantized: bool = False, keep_int8: bool = False) -> Checkpoint:
     """Read the tensors of a checkpoint of any layout.
 
     A LoRA adapter is added to the weights that it adapts, which become floats.
@@ -46,13 +46,14 @@ def read_checkpoint(sources: Sources, *, keep_quantized: bool = False) -> Checkp
     Args:
         sources: The configuration and the files.
         keep_quantized: Keep quantised matrices as they are (see `mlx.packed_table`); otherwise they become floats.
+        keep_int8: Leave matrices in 8 bits or fewer in the layout `kyutai` as `EightBit`, not floats.
 
     Raises:
         CheckpointError: A file cannot be read, or tensors do not fit the configuration; the message names them all.
     """
     config, adapter = sources.config, sources.adapter
     if adapter is None:
-        lm = read_lm(sources.lm, config.lm, keep_quantized=keep_quantized)
+        lm = read_lm(sources.lm, config.lm, keep_quantized=keep_quantized, keep_int8=keep_int8)
     else:
         changes = read_tensors(adapter.path)
         base = _before_growth(config.lm, sources.lm) if "text_linear.weight" in changes else config.lm
@@ -61,25 +62,28 @@ def read_checkpoint(sources: Sources, *, keep_quantized: bool = False) -> Checkp
     return Checkpoint(
         config=config,
         lm=lm,
-        codec=read_codec(sources.codec, config.codec),
+        codec=read_codec(sources.codec, config.codec, keep_int8=keep_int8),
         tokenizer=sources.tokenizer,
     )
 
 
-def read_lm(paths: Sequence[Path], config: LMConfig, *, keep_quantized: bool = False) -> dict[str, Array]:
+def read_lm(
+    paths: Sequence[Path], config: LMConfig, *, keep_quantized: bool = False, keep_int8: bool = False
+) -> dict[str, Array]:
     """Read the LM's tensors from files of any layout. Arguments and errors are those of `read_checkpoint`."""
     tensors, where = _read(paths)
     layouts = layouts_of(config)
     tables = [layout.lm(config) for layout in layouts]
     if keep_quantized and LAYOUTS["mlx"] in layouts:
         tables.append(mlx.packed_table(config, tensors))
-    return fitting(tables, tensors, where).read(tensors, where)
+    return fitting(tables, tensors, where).read(tensors, where, keep_int8=keep_int8)
 
 
-def read_codec(paths: Sequence[Path], config: CodecConfig) -> dict[str, Array]:
+def read_codec(paths: Sequence[Path], config: CodecConfig, *, keep_int8: bool = False) -> dict[str, Array]:
     """Read the codec's tensors from files of any layout. Raises `CheckpointError` as `read_checkpoint` does."""
     tensors, where = _read(paths)
-    return fitting([layout.codec(config) for layout in LAYOUTS.values()], tensors, where).read(tensors, where)
+    table = fitting([layout.codec(config) for layout in LAYOUTS.values()], tensors, where)
+    return table.read(tensors, where, keep_int8=keep_int8)
 
 
 def save_checkpoint(

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from slipstream.checkpoints.packed_bits import BLOCK, Packed, expand, pack
-from slipstream.checkpoints.tensors import DTYPES, Array, Tensors, check_finite
+from slipstream.checkpoints.tensors import DTYPES, Array, Tensors, check_finite, is_finite
 from slipstream.errors import CheckpointError
 from slipstream.model.names import Shapes
 
@@ -22,6 +25,46 @@ GROUPS = "_groups"
 SHAPE = "_shape"
 
 _EMBEDDING = re.compile(r"(^|_)emb\.")
+
+
+@dataclass(frozen=True, slots=True)
+class EightBit:
+    """A matrix `[N, K]` or convolution `[O, I, K]` in 8 bits or fewer, which is expanded when it is used.
+
+    `np.asarray` gives its floats. Without `groups`, `codes` are the integers int8; otherwise see `Packed`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    codes: Array
+    scale: Array
+    groups: Array | None = None
+    bits: int = 8
+
+    dtype: ClassVar[np.dtype[Any]] = np.dtype(np.float32)
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    def rows(self) -> Array:
+        """The integers int8 `[N, K]`; a row of a convolution is all inputs of the first tap, then of the next.
+
+        Raises `CheckpointError` if the arrays do not fit each other.
+        """
+        if self.groups is None:
+            return _rows(self.codes)
+        try:
+            return expand(Packed(self.codes, self.groups, self.scale), self.bits, self.size // self.shape[0])
+        except CheckpointError as error:
+            raise _broken(self.name, error) from error
+
+    def reshape(self, shape: tuple[int, ...]) -> EightBit | Array:
+        return self if shape == self.shape else np.asarray(self).reshape(shape)
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        return dequantize(_shaped(self.rows(), self.shape), self.scale).astype(dtype or self.dtype, copy=False)
 
 
 def packed(tensors: Tensors, bits: int = 8) -> dict[str, Array]:
@@ -47,37 +90,29 @@ def packed(tensors: Tensors, bits: int = 8) -> dict[str, Array]:
     return out
 
 
-def unpacked(tensors: Tensors, _: Shapes) -> dict[str, Array]:
+def unpacked(tensors: Tensors, shapes: Shapes) -> dict[str, Array]:
     """Replace each matrix and its scales by a float32 matrix. Those that do not fit each other stay as they are.
 
     Raises `CheckpointError` for a matrix in 4 to 7 bits whose tensors do not fit each other.
     """
-    integers = expanded(tensors)
-    out = dict(integers)
-    for name, weight in integers.items():
-        scale = integers.get(name + SCALE)
-        if scale is not None and _fits(weight, scale):
-            out[name] = dequantize(weight, scale)
-            del out[name + SCALE]
-    return out
+    return {name: np.asarray(array) for name, array in kept(tensors, shapes).items()}
 
 
-def expanded(tensors: Tensors) -> dict[str, Array]:
-    """Replace each matrix in 4 to 7 bits by its integers int8, next to the scales. Other tensors stay as they are.
-
-    Raises `CheckpointError` that names a matrix whose tensors do not fit each other.
-    """
+def kept(tensors: Tensors, _: Shapes) -> dict[str, Array]:
+    """Replace each matrix and its scales by an `EightBit`, or by floats if these are not finite; see `unpacked`."""
     out = dict(tensors)
     for name, codes in tensors.items():
-        if name + GROUPS not in tensors and (codes.dtype != np.uint8 or name + SHAPE not in tensors):
+        scale, groups = tensors.get(name + SCALE), tensors.get(name + GROUPS)
+        if groups is not None or (codes.dtype == np.uint8 and name + SHAPE in tensors):
+            if missing := [name + part for part in (GROUPS, SCALE, SHAPE) if name + part not in tensors]:
+                raise CheckpointError(f"{name} is packed, but {', '.join(missing)} is missing: write the file again")
+            matrix = _few_bits(name, *(out.pop(name + part) for part in ("", GROUPS, SCALE, SHAPE)))
+        elif scale is not None and _fits(codes, scale):
+            matrix = EightBit(name, codes.shape, codes, out.pop(name + SCALE))
+        else:
             continue
-        if missing := [name + part for part in (GROUPS, SCALE, SHAPE) if name + part not in tensors]:
-            raise CheckpointError(f"{name} is packed, but {', '.join(missing)} is missing: write the file again")
-        try:
-            out[name] = _expanded(Packed(codes, tensors[name + GROUPS], tensors[name + SCALE]), tensors[name + SHAPE])
-        except CheckpointError as error:
-            raise CheckpointError(f"{name} cannot be expanded: {error}; download or write the file again") from error
-        del out[name + GROUPS], out[name + SHAPE]
+        # It has what a checkpoint uses of an array.
+        out[name] = cast("Array", matrix) if is_finite(matrix.scale) else np.asarray(matrix)
     return out
 
 
@@ -87,7 +122,7 @@ def quantize(weight: Array) -> tuple[Array, Array]:
     A row of a convolution is all inputs of the first tap, then of the next.
     """
     rows = _rows(weight.astype(np.float32))
-    blocks = np.pad(rows, [(0, 0), (0, -rows.shape[1] % BLOCK)]).reshape(len(rows), -1, BLOCK)
+    blocks = _blocks(rows)
     # The weight of largest magnitude becomes -128, the one integer without a positive counterpart.
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1)[..., None], axis=-1)
     scale = largest / np.float32(-128)
@@ -98,18 +133,26 @@ def quantize(weight: Array) -> tuple[Array, Array]:
 def dequantize(weight: Array, scale: Array) -> Array:
     """The weights that `quantize` stored, float32."""
     rows = _rows(weight)
-    spread = np.repeat(scale.astype(np.float32), BLOCK, axis=1)[:, : rows.shape[1]]
-    return _shaped(rows * spread, weight.shape)
+    with np.errstate(invalid="ignore", over="ignore"):  # a file can hold any numbers: readers check the result
+        blocks = _blocks(rows) * scale.astype(np.float32)[..., None]
+    return _shaped(blocks.reshape(len(rows), -1)[:, : rows.shape[1]], weight.shape)
 
 
-def _expanded(matrix: Packed, form: Array) -> Array:
-    if form.ndim != 1 or form.dtype != np.int32 or len(form) < 3 or form.min() < 1:
-        raise CheckpointError(f"its {SHAPE} is {form.tolist()}, expected the number of bits and a shape in int32")
-    bits, *shape = map(int, form)
-    if matrix.codes.shape[:1] != (shape[0],):
-        found = f"{len(matrix.codes)} rows of codes" if matrix.codes.ndim else "a single code"
-        raise CheckpointError(f"{found}, expected {shape[0]} rows for the shape {shape}")
-    return _shaped(expand(matrix, bits, math.prod(shape[1:])), tuple(shape))
+def _few_bits(name: str, codes: Array, groups: Array, scale: Array, form: Array) -> EightBit:
+    try:
+        if form.ndim != 1 or form.dtype != np.int32 or len(form) < 3 or form.min() < 1:
+            raise CheckpointError(f"its {SHAPE} is {form.tolist()}, expected the number of bits and a shape in int32")
+        bits, *shape = map(int, form)
+        if codes.shape[:1] != (shape[0],):
+            found = f"{len(codes)} rows of codes" if codes.ndim else "a single code"
+            raise CheckpointError(f"{found}, expected {shape[0]} rows for the shape {shape}")
+    except CheckpointError as error:
+        raise _broken(name, error) from error
+    return EightBit(name, tuple(shape), codes, scale, groups, bits)
+
+
+def _broken(name: str, error: CheckpointError) -> CheckpointError:
+    return CheckpointError(f"{name} cannot be expanded: {error}; download or write the file again")
 
 
 def _fits(weight: Array, scale: Array) -> bool:
@@ -120,6 +163,13 @@ def _fits(weight: Array, scale: Array) -> bool:
 def _rows(weight: Array) -> Array:
     rows: Array = np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
     return rows
+
+
+def _blocks(rows: Array) -> Array:
+    """Rows `[N, K]` as blocks `[N, blocks, BLOCK]`, the last one filled with zeros."""
+    if padding := -rows.shape[1] % BLOCK:
+        rows = np.pad(rows, [(0, 0), (0, padding)])
+    return rows.reshape(len(rows), -1, BLOCK)
 
 
 def _shaped(rows: Array, shape: tuple[int, ...]) -> Array:

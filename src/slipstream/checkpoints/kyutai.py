@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from slipstream.checkpoints.depth import depth_entries, joined, rust_depth_entries
-from slipstream.checkpoints.eight_bit import unpacked
+from slipstream.checkpoints.eight_bit import kept, unpacked
 from slipstream.checkpoints.mimi import ATTENTION_ALIASES, dump_codec, parse_codec
 from slipstream.checkpoints.tables import Entries, Same, Stacked, Table, make_rules
 from slipstream.checkpoints.tensors import Array, Tensors
@@ -410,8 +410,7 @@ def _table(config: LMConfig, depth: Entries) -> Table:
     skipped = r"(?!)" if config.depth else r"depformer_in\."
 
     def decode(tensors: Tensors, shapes: Shapes) -> dict[str, Array]:
-        plain = unpacked(tensors, shapes)
-        return joined(plain) if config.depth else plain
+        return joined(unpacked(tensors, shapes)) if config.depth else kept(tensors, shapes)
 
     aliases = ATTENTION_ALIASES + _CROSS_ALIASES
     return Table(rules, aliases=aliases, skipped=skipped, surplus=_SURPLUS, decode=decode)

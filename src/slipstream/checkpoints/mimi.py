@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from slipstream.checkpoints.eight_bit import unpacked
+from slipstream.checkpoints.eight_bit import kept
 from slipstream.checkpoints.tables import Entries, Rule, Same, Table, make_rules
 from slipstream.checkpoints.tensors import Array
 from slipstream.model.config import CodecConfig
@@ -187,7 +187,7 @@ def codec_table(config: CodecConfig) -> Table:
         }
     rules = make_rules(codec_shapes(config), entries, spell=lambda name: numbered(name, config))
     aliases, flags = ATTENTION_ALIASES + _CODEBOOK_ALIASES, codebook_flags(rules, "_initialized")
-    return Table(rules, constants=flags, aliases=aliases, decode=unpacked)
+    return Table(rules, constants=flags, aliases=aliases, decode=kept)
 
 
 def numbered(name: str, config: CodecConfig) -> str:

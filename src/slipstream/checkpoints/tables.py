@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from slipstream.checkpoints.eight_bit import EightBit
 from slipstream.checkpoints.tensors import Array, Tensors, is_finite
 from slipstream.errors import CheckpointError
 from slipstream.model.names import Shapes
@@ -162,12 +163,13 @@ class Table:
             name = re.sub(pattern, usual, name)
         return name
 
-    def read(self, tensors: Tensors, where: str) -> dict[str, Array]:
+    def read(self, tensors: Tensors, where: str, *, keep_int8: bool = False) -> dict[str, Array]:
         """Turn a file's tensors into canonical ones.
 
         Args:
             tensors: The file's tensors.
             where: What to call the file in messages.
+            keep_int8: Leave matrices in 8 bits or fewer as `EightBit`; otherwise they become floats.
 
         Raises:
             CheckpointError: The message names every tensor that is missing, unknown, of a wrong shape or type, or holds
@@ -198,7 +200,11 @@ class Table:
                 for name in shapes
                 if name in found and name not in self.packed and found[name].dtype.kind in "biu"
             ],
-            "not finite (NaN or infinity)": [name for name in shapes if name in found and not is_finite(found[name])],
+            "not finite (NaN or infinity)": [
+                name
+                for name in shapes
+                if name in found and not isinstance(found[name], EightBit) and not is_finite(found[name])
+            ],
         }
         if any(problems.values()):
             raise CheckpointError(_report(problems, where))
@@ -206,7 +212,7 @@ class Table:
         for rule in self.rules:
             arrays = rule.form.read([found[name] for name in rule.theirs], list(rule.ours.values()))
             out |= zip(rule.ours, arrays, strict=True)
-        return out
+        return out if keep_int8 else {name: np.asarray(array) for name, array in out.items()}
 
     def write(self, tensors: Tensors) -> dict[str, Array]:
         """Turn canonical tensors into the layout's, including its constants."""

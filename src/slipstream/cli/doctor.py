@@ -8,7 +8,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
@@ -107,6 +106,8 @@ def _section(title: str, lines: Iterator[tuple[str, str]]) -> None:
 
 
 def _versions() -> Iterator[tuple[str, str]]:
+    from importlib import metadata
+
     from slipstream import __version__
 
     yield "slipstream", __version__

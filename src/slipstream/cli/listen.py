@@ -8,9 +8,6 @@ from threading import Event as StopEvent
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from slipstream.cli.console import first_signal_stops, notice
 from slipstream.cli.models import open_transcriber
@@ -66,6 +63,10 @@ def record(microphone: str | None, stop: StopEvent) -> Iterator[FloatArray]:
 
 def show_live(events: Iterable[Event]) -> None:
     """Print words as they are recognised, one line per turn; on a terminal also the word that is not complete."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
     from slipstream.events import OpenWord, PartialWord, Turn, Word
 
     console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -118,12 +118,13 @@ def known_models() -> Iterator[KnownModel]:
 
 
 def _published() -> Iterator[KnownModel]:
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.constants import HF_HUB_CACHE
 
     from slipstream.checkpoints.presets import PRESETS
 
     for name, config in PRESETS.items():
-        cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
+        snapshots = Path(HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
+        cached = any(snapshots.glob("*/config.json"))
         yield KnownModel(name, config, "cached" if cached else "on the hub")
 
 

@@ -8,9 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
 from slipstream.cli.console import console
 
 Report = Callable[[str, float], None]
@@ -26,13 +23,15 @@ def progress_bar(durations: Iterable[float | None]) -> Iterator[Report]:
     if not console.is_terminal:
         yield lambda name, seconds: None
         return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
     seconds = list(durations)
     total = None if None in seconds else sum(filter(None, seconds))
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
-        _SpeedColumn(),
+        TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
         console=console,
         transient=True,
@@ -40,14 +39,16 @@ def progress_bar(durations: Iterable[float | None]) -> Iterator[Report]:
         redirect_stdout=sys.stdout.isatty(),
     )
     done: dict[str, float] = {}
-    lock = threading.Lock()
+    lock, started = threading.Lock(), time.perf_counter()
     with bar:
-        task = bar.add_task("", total=total, started=time.perf_counter())
+        task = bar.add_task("", total=total, speed="")
 
         def report(name: str, seconds: float) -> None:
             with lock:
                 done[name] = seconds
-                bar.update(task, completed=sum(done.values()), description=name)
+                completed = sum(done.values())
+                speed = f"{completed / (time.perf_counter() - started):.1f}x real time"
+                bar.update(task, completed=completed, description=name, speed=speed)
 
         yield report
 
@@ -58,14 +59,8 @@ def counting_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     if not console.is_terminal:
         yield lambda done, total: None
         return
+    from rich.progress import Progress
+
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-class _SpeedColumn(ProgressColumn):
-    """Seconds of audio processed per second."""
-
-    def render(self, task: Task) -> Text:
-        elapsed = time.perf_counter() - task.fields["started"]
-        return Text(f"{task.completed / elapsed:.1f}x real time" if task.completed else "")

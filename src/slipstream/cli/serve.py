@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -286,6 +285,8 @@ def serve(
                 for one in on_devices(model, device_names)
             ]
             listeners = Listeners(listener, operations[0] if operations else None, list(tcp.values()))
+            import asyncio
+
             asyncio.run(Parent(opened, processes, settings, listeners, max_waiting, show, open_speech).run())
             return
         with counting_bar("Converting") as progress:

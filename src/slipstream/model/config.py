@@ -28,7 +28,9 @@ _WHISPER_SHAPE = ("layer_norm", False, "none")
 class Config(BaseModel):
     """A frozen, strict part of a configuration."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
+    )
 
 
 class TransformerConfig(Config):

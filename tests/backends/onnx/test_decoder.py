@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from tests.models import load_checkpoint, random_model, random_weights, stt_config
 
+from slipstream.backends.onnx.codec import codec_model
+from slipstream.backends.onnx.graph import Model
 from slipstream.backends.onnx.inference import open_session
 from slipstream.backends.onnx.lm import lm_model
 from slipstream.backends.onnx.quantization import BLOCK, Bits, dequantize
@@ -16,7 +18,7 @@ from slipstream.backends.onnx.quantization import quantize as quantized
 from slipstream.backends.onnx.runner import OnnxRunner
 from slipstream.backends.onnx.streams import DecoderStreams, TextStreams, text_streams
 from slipstream.backends.onnx.transformer import Quantize
-from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from slipstream.checkpoints.checkpoint import Checkpoint, read_codec, read_lm, save_checkpoint
 from slipstream.checkpoints.tensors import read_tensors
 from slipstream.errors import ConfigError
 from slipstream.model.config import PAD_ID, WORD_ID, LMConfig
@@ -163,6 +165,29 @@ def test_a_pause_of_any_length_changes_no_key_of_the_text():
     older = config.transformer.context - 1
     np.testing.assert_array_equal(before["text"][..., :older, :], after["text"][..., :older, :])
     assert not np.array_equal(before["audio"], after["audio"])
+
+
+@pytest.mark.parametrize("bits", [5, 8])
+def test_stored_weights_give_the_same_graphs_without_floats(tmp_path: Path, bits: int):
+    config = stt_config(codec="whisper", decoder=True, vectors=2)
+    tokenizer = tmp_path / "tokenizer.model"
+    tokenizer.write_bytes(b"a tokenizer")
+    save_checkpoint(Checkpoint(config, *random_model(config), tokenizer), tmp_path / "out", "kyutai", quantize=bits)
+    files = load_checkpoint(tmp_path / "out").config.files
+    lm, codec = ([tmp_path / "out" / name] for name in (files.lm, files.codec))
+
+    def models(keep_int8: bool) -> tuple[Model, Model]:
+        K = config.lm.num_codebooks
+        codec_weights = read_codec(codec, config.codec, keep_int8=keep_int8)
+        return (
+            lm_model(config.lm, read_lm(lm, config.lm, keep_int8=keep_int8), {}, quantize="int8"),
+            codec_model(config.codec, codec_weights, num_codebooks=K, quantize="int8"),
+        )
+
+    for ours, through_floats in zip(models(keep_int8=True), models(keep_int8=False), strict=True):
+        assert ours.proto == through_floats.proto
+        assert ours.weights.keys() == through_floats.weights.keys()
+        assert all((array == through_floats.weights[name]).all() for name, array in ours.weights.items())
 
 
 @vectors_per_frame

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from slipstream.backends.onnx import whisper
 from slipstream.backends.onnx.graph import Graph, Model
 from slipstream.backends.onnx.quantization import Bits
@@ -93,7 +95,9 @@ def _residual_vq(graph: Graph, x_BD: str, weights: Weights, prefix: str, num_cod
     codes = []
     for k in range(num_codebooks):
         book = f"{prefix}codebooks.{k}."
-        vectors, half_norms = codebook_vectors(weights[book + "embedding_sum"], weights[book + "cluster_usage"])
+        vectors, half_norms = codebook_vectors(
+            *(np.asarray(weights[book + part]) for part in ("embedding_sum", "cluster_usage"))
+        )
         table = graph.constant(vectors)
         nearness = graph.op("Gemm", residual, table, graph.constant(-half_norms), transB=1)
         code = graph.op("ArgMax", nearness, axis=1, keepdims=1)

@@ -14,6 +14,7 @@ from slipstream.backends.onnx.protobuf import DATA_TYPES
 from slipstream.backends.onnx.quantization import Bits
 from slipstream.backends.onnx.transformer import (
     CONTRIB,
+    Weight,
     Weights,
     float32,
     linear,
@@ -39,7 +40,7 @@ def decoder(
     """
     layers = range(config.transformer.num_layers)
     position = graph.input("position", "int64", ["B"])
-    table = graph.constant(weights["transformer.positions"].astype(dtype))
+    table = graph.constant(np.asarray(weights["transformer.positions"]).astype(dtype))
     position_B1D = graph.reshape(graph.op("Gather", table, position), [-1, 1, config.transformer.dim])
     x_B1D = _sum(graph, graph.op("Concat", text_B2D, position_B1D, axis=1))
     parts = _Parts(graph, config, weights, bits)
@@ -47,7 +48,7 @@ def decoder(
     keys = parts.heads(
         parts.vectors(_sum(graph, audio_BKD)), [f"{i}.cross.{name}_proj" for i in layers for name in "kv"]
     )
-    ages = _ages(graph, config, [weights[f"transformer.layers.{i}.age"] for i in layers])
+    ages = _ages(graph, config, [float32(weights[f"transformer.layers.{i}.age"]) for i in layers])
     attend = CachedAttention(graph, config.transformer, "float32")
     cross = CachedAttention(graph, config.transformer, "float32", "cross.", parts.num_vectors)
     for i in layers:
@@ -59,7 +60,7 @@ def decoder(
         x_B1D = graph.op("Add", x_B1D, parts.out_proj(y, f"{i}.cross.out_proj"))
         h = parts.linear(parts.norm(x_B1D, f"{i}.norm3"), f"{i}.ffn.linear_in")
         x_B1D = graph.op("Add", x_B1D, parts.linear(graph.op("Gelu", h, domain=CONTRIB), f"{i}.ffn.linear_out"))
-    _prefix(graph, config, [weights[f"transformer.layers.{i}.prefix"] for i in layers])
+    _prefix(graph, config, [float32(weights[f"transformer.layers.{i}.prefix"]) for i in layers])
     return x_B1D
 
 
@@ -75,31 +76,31 @@ class _Parts:
         if self.num_vectors == 1:
             return audio_B1D
         weight, bias = (self.weights[f"transformer.spread.{leaf}"] for leaf in ("weight", "bias"))
-        y = self._linear(audio_B1D, weight, float32(bias))
+        y = self._linear(audio_B1D, [weight], float32(bias))
         return self.graph.reshape(y, [0, self.num_vectors, self.config.dim])
 
     def norm(self, x: str, name: str) -> str:
         return norm(self.graph, x, self.weights, f"transformer.layers.{name}", self.config)
 
     def linear(self, x: str, name: str) -> str:
-        return self._linear(x, self._weight(name), self._bias(name))
+        return self._linear(x, [self._weight(name)], self._bias(name))
 
     def out_proj(self, x: str, name: str) -> str:
-        return self._linear(x, pad_out_proj(self._weight(name), self.config), self._bias(name))
+        return self._linear(x, [pad_out_proj(self._weight(name), self.config)], self._bias(name))
 
     def heads(self, x: str, names: list[str]) -> list[str]:
         """Several layers over one input, each `[..., H * d]`. Those of keys have no bias."""
-        weight = np.concatenate([pad_heads(self._weight(name), self.config) for name in names])
+        weights = [pad_heads(self._weight(name), self.config) for name in names]
         none = np.zeros(self.config.dim, np.float32)
         biases = [none if name.endswith("k_proj") else self._bias(name) for name in names]
-        y = self._linear(x, weight, np.concatenate([pad_heads(bias, self.config) for bias in biases]))
-        return self.graph.split(y, [len(weight) // len(names)] * len(names)) if len(names) > 1 else [y]
+        y = self._linear(x, weights, np.concatenate([np.asarray(pad_heads(bias, self.config)) for bias in biases]))
+        return self.graph.split(y, [weights[0].shape[0]] * len(names)) if len(names) > 1 else [y]
 
-    def _linear(self, x: str, weight: Array, bias: Array) -> str:
-        y = linear(self.graph, x, weight, self.bits)
+    def _linear(self, x: str, weights: list[Weight], bias: Array) -> str:
+        y = linear(self.graph, x, *weights, bits=self.bits)
         return self.graph.op("Add", y, self.graph.constant(bias))
 
-    def _weight(self, name: str) -> Array:
+    def _weight(self, name: str) -> Weight:
         return self.weights[f"transformer.layers.{name}.weight"]
 
     def _bias(self, name: str) -> Array:
@@ -116,7 +117,7 @@ def _sum(graph: Graph, vectors_BND: str) -> str:
 def _ages(graph: Graph, config: LMConfig, scores_HN: list[Array]) -> list[str]:
     """What each layer adds to the scores of the audio's columns, `[B, H, 1, C]`."""
     H = config.transformer.num_heads
-    table = graph.constant(float32(np.concatenate(scores_HN)).T)
+    table = graph.constant(np.concatenate(scores_HN).T)
     scores_BCG = graph.op("Gather", table, graph.input("age", "int64", ["B", "A"]))
     scores_BG1C = graph.op("Unsqueeze", graph.op("Transpose", scores_BCG, perm=[0, 2, 1]), graph.constant([2]))
     outputs = [f"age.{layer}" for layer in range(len(scores_HN))]
@@ -127,6 +128,6 @@ def _ages(graph: Graph, config: LMConfig, scores_HN: list[Array]) -> list[str]:
 def _prefix(graph: Graph, config: LMConfig, prefixes: list[Array]) -> None:
     shape = config.transformer
     padding = padded_head_dim(shape) - shape.head_dim
-    prefix = np.pad(float32(np.stack(prefixes)), [(0, 0)] * 4 + [(0, padding)])
+    prefix = np.pad(np.stack(prefixes), [(0, 0)] * 4 + [(0, padding)])
     graph.op("Identity", graph.constant(prefix), output="prefix")
     graph.output("prefix", "float32", list(prefix.shape))

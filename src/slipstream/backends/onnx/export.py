@@ -9,12 +9,10 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from filelock import FileLock
-
 from slipstream.backends.onnx.codec import codec_model
-from slipstream.backends.onnx.graph import VERSION, Array
+from slipstream.backends.onnx.graph import VERSION
 from slipstream.backends.onnx.lm import lm_model
-from slipstream.backends.onnx.transformer import Quantize
+from slipstream.backends.onnx.transformer import Quantize, Weight, Weights
 from slipstream.checkpoints.checkpoint import Checkpoint, write_folder
 from slipstream.checkpoints.kyutai import dump_files
 from slipstream.checkpoints.sources import Sources
@@ -44,6 +42,8 @@ def export(
     Raises:
         CheckpointError: The folder cannot be written.
     """
+    from filelock import FileLock
+
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
@@ -95,14 +95,14 @@ def _sync(file: Path) -> None:
         os.close(descriptor)
 
 
-class _Watched(Mapping[str, Array]):
+class _Watched(Mapping[str, Weight]):
     """Weights that report progress each time a tensor is read."""
 
-    def __init__(self, weights: Mapping[str, Array], done: int, total: int, progress: Progress | None) -> None:
+    def __init__(self, weights: Weights, done: int, total: int, progress: Progress | None) -> None:
         self.done = done
         self._weights, self._total, self._progress = weights, total, progress
 
-    def __getitem__(self, name: str) -> Array:
+    def __getitem__(self, name: str) -> Weight:
         array = self._weights[name]
         self.done += array.size
         if self._progress is not None:

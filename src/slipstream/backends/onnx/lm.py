@@ -57,11 +57,11 @@ def lm_model(config: LMConfig, weights: Weights, condition: Mapping[str, float |
         x = transformer(graph, x, weights, config.transformer, prefix="transformer.", attend=attend, bits=bits)
     x = norm(graph, x, weights, "out_norm", config.transformer)
     x = graph.reshape(x, [-1, config.transformer.dim])
-    logits = linear(graph, x, weights["text_linear.weight"], 8 if bits else None)
+    logits = linear(graph, x, weights["text_linear.weight"], bits=8 if bits else None)
     graph.op("Identity", logits, output="logits")
     graph.output("logits", "float32", ["B", config.text_vocab])
     if config.pause_heads:
-        _pause_heads(graph, x, config, weights["pause_heads.weight"])
+        _pause_heads(graph, x, config, float32(weights["pause_heads.weight"]))
     return graph.finish()
 
 
@@ -79,7 +79,7 @@ def condition_vector(config: LMConfig, weights: Weights, values: Mapping[str, fl
             continue
         value = values[conditioner.name]
         if conditioner.kind == "lut":
-            embedded = float32(weights[prefix + "embed.weight"][condition_row(conditioner, value)])
+            embedded = float32(weights[prefix + "embed.weight"])[condition_row(conditioner, value)]
         else:
             embedded = condition_sines(conditioner, value)
         total += float32(weights[prefix + "output_proj.weight"]) @ embedded
@@ -96,9 +96,11 @@ def _vectors(graph: Graph, config: LMConfig, weights: Weights, dtype: str) -> tu
     text = graph.input("text", "int64", ["B", 2] if config.whisper else ["B"])
     codes = graph.input("codes", "int64", ["B", K])
     first_rows = graph.constant(np.arange(K) * (config.audio_vocab + 1))
-    text_table = graph.constant(np.pad(weights["text_emb.weight"].astype(dtype), [(0, texts - 1), (0, 0)]))
-    audio_table = graph.constant(weights["audio_emb.weight"].astype(dtype).reshape(-1, D))
-    text_BND = graph.reshape(graph.op("Gather", text_table, text), [-1, texts, D])
+    embedding = np.asarray(weights["text_emb.weight"])
+    text_table = np.zeros((len(embedding) + texts - 1, D), dtype)
+    text_table[: len(embedding)] = embedding
+    audio_table = graph.constant(np.asarray(weights["audio_emb.weight"]).astype(dtype).reshape(-1, D))
+    text_BND = graph.reshape(graph.op("Gather", graph.constant(text_table), text), [-1, texts, D])
     return text_BND, graph.op("Gather", audio_table, graph.op("Add", codes, first_rows))
 
 

@@ -40,7 +40,7 @@ def open_runner(sources: Sources, load: Callable[..., Checkpoint], options: Runn
     default = "int8" if large or config.codec.whisper else None
     bits: Any = default if quantize is None else None if quantize == "none" else quantize
     if not large:
-        checkpoint = load()
+        checkpoint = load(keep_int8=bits == "int8")
         return OnnxRunner(config, checkpoint.lm, checkpoint.codec, quantize=bits, **common)
     folder = cache_folder(_cache_root() / "onnx", sources, bits)
     export(load, folder, quantize=bits, progress=options.progress)

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from slipstream.backends.onnx.graph import Array
+from slipstream.checkpoints.eight_bit import EightBit
 
 Bits = Literal[4, 8]
 
@@ -16,12 +17,17 @@ BLOCK: dict[Bits, int] = {8: 128, 4: 32}
 _ROWS_AT_ONCE = 1024
 
 
-def quantize(weight_NK: Array, bits: Bits) -> tuple[Array, Array]:
+def quantize(weight_NK: Array | EightBit, bits: Bits) -> tuple[Array, Array]:
     """Round `[N, K]` to whole multiples of one scale for each block of K.
 
     Returns the packed integers, uint8 `[N, blocks, BLOCK * bits / 8]`, and the scales, float32 `[N, blocks]`. The
     integers are offset by `2 ** (bits - 1)`; K is padded with zeros to whole blocks.
+    Weights that are stored in 8 bits keep their integers.
     """
+    if isinstance(weight_NK, EightBit):
+        if bits == 8:
+            return _stored(weight_NK)
+        weight_NK = np.asarray(weight_NK)
     starts = range(0, len(weight_NK), _ROWS_AT_ONCE)
     pieces = [_quantize(weight_NK[start : start + _ROWS_AT_ONCE], bits) for start in starts]
     packed, scales = zip(*pieces, strict=True)
@@ -36,6 +42,13 @@ def dequantize(packed: Array, scales: Array, bits: Bits, columns: int) -> Array:
     weight = (integers.astype(np.float32) - 2 ** (bits - 1)) * scales[..., None]
     kept: Array = weight.reshape(len(weight), -1)[:, :columns]
     return kept
+
+
+def _stored(weight: EightBit) -> tuple[Array, Array]:
+    rows = weight.rows()
+    if padding := -rows.shape[1] % BLOCK[8]:
+        rows = np.pad(rows, [(0, 0), (0, padding)])
+    return (rows.view(np.uint8) ^ np.uint8(128)).reshape(len(rows), -1, BLOCK[8]), weight.scale.astype(np.float32)
 
 
 def _quantize(weight_NK: Array, bits: Bits) -> tuple[Array, Array]:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slipstream.backends.onnx.graph import Array, Graph
+from slipstream.backends.onnx.graph import Graph
 from slipstream.backends.onnx.protobuf import Shape
 from slipstream.backends.onnx.quantization import Bits
-from slipstream.backends.onnx.transformer import float32, linear
+from slipstream.backends.onnx.transformer import Weight, float32, linear
+from slipstream.checkpoints.eight_bit import EightBit
 from slipstream.model.numerics import MelFrontEnd
 
 
@@ -30,8 +31,8 @@ def causal_conv(
     graph: Graph,
     x: Rows,
     name: str,
-    weight_OIK: Array,
-    bias: Array | None,
+    weight_OIK: Weight,
+    bias: Weight | None,
     *,
     stride: int = 1,
     dilation: int = 1,
@@ -46,13 +47,16 @@ def causal_conv(
     tailed = with_tail(graph, x, name, (kernel - 1) * dilation + 1 - stride, first)
     seen = patches(graph, tailed, kernel, stride, dilation)
     flat = graph.reshape(seen.name, [-1, seen.channels])
-    weight_OKI = weight_OIK.transpose(0, 2, 1).reshape(out_channels, -1)
+    if bits == 8 and isinstance(weight_OIK, EightBit):
+        weight: Weight = weight_OIK  # whose rows are in this order
+    else:
+        weight = np.asarray(weight_OIK).transpose(0, 2, 1).reshape(out_channels, -1)
     if bits is not None or bias is None:
-        y = linear(graph, flat, weight_OKI, bits)
+        y = linear(graph, flat, weight, bits=bits)
         if bias is not None:
             y = graph.op("Add", y, graph.constant(float32(bias)))
     else:
-        y = graph.op("Gemm", flat, graph.constant(float32(weight_OKI).T), graph.constant(float32(bias)))
+        y = graph.op("Gemm", flat, graph.constant(float32(weight).T), graph.constant(float32(bias)))
     return Rows(graph.reshape(y, [-1, seen.length, out_channels]), seen.length, out_channels)
 
 

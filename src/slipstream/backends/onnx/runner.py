@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from onnxruntime import InferenceSession
 
 from slipstream.arrays import BoolArray, FloatArray
 from slipstream.backends.onnx.codec import codec_model
-from slipstream.backends.onnx.graph import Array, Model
+from slipstream.backends.onnx.graph import Array
 from slipstream.backends.onnx.inference import open_session, physical_cores
 from slipstream.backends.onnx.lm import lm_model
 from slipstream.backends.onnx.sampling import candidates, logprob, pick, steered
@@ -67,15 +69,22 @@ class OnnxRunner(BaseRunner):
         super().__init__(config, slots, sampling)
         self._random = np.random.default_rng(seed)
         K = config.lm.num_codebooks
-        codec_graph: Path | Model
-        if isinstance(codec, Path):
-            codec_graph = codec
-        else:
-            codec_graph = codec_model(config.codec, codec, num_codebooks=K, quantize=quantize)
-        lm_graph = lm if isinstance(lm, Path) else lm_model(config.lm, lm, config.condition_values, quantize=quantize)
         threads = physical_cores() if threads is None else threads
-        codec_session = open_session(codec_graph, threads=threads)
-        lm_session = open_session(lm_graph, threads=threads)
+
+        def open_codec() -> InferenceSession:
+            if isinstance(codec, Path):
+                return open_session(codec, threads=threads)
+            return open_session(codec_model(config.codec, codec, num_codebooks=K, quantize=quantize), threads=threads)
+
+        def open_lm() -> InferenceSession:
+            if isinstance(lm, Path):
+                return open_session(lm, threads=threads)
+            return open_session(lm_model(config.lm, lm, config.condition_values, quantize=quantize), threads=threads)
+
+        with ThreadPoolExecutor(1) as pool:  # each expands and packs its weights
+            opening = pool.submit(open_codec)
+            lm_session = open_lm()
+            codec_session = opening.result()
         self.codec = CodecStreams(config.codec, codec_session, slots, K)
         self.lm = text_streams(config.lm, lm_session, slots, self.codec.codes_BK)
         self._frames_B = np.zeros(slots, np.int64)

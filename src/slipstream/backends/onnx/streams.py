@@ -275,7 +275,12 @@ class DecoderStreams(TextStreams):
                 outputs |= _layers(caches.cache, ".earlier", kind)
             shared[f"{kind}longest"] = np.full(1, caches.columns, np.int32)
         self._bound = Bound(session, inputs, outputs, shared)
-        feeds = shared | {name: array[:1] for name, array in inputs.items()}
+        # Few columns: this run copies its caches.
+        feeds = {name: array[:1] for name, array in inputs.items()} | {"age": self._age_BC[:1, : self._audio.step + 1]}
+        for kind, caches in (("", self._text), ("cross.", self._audio)):
+            columns = caches.step + 1
+            feeds |= _layers(caches.cache[:, :, :1, :, :columns], prefix=kind)
+            feeds[f"{kind}longest"] = np.full(1, columns, np.int32)
         (learnt,) = session.run(["prefix"], feeds)
         self._text.cache[:, :, :, :, :prefix] = np.asarray(learnt)[:, :, None]
 

@@ -5,17 +5,20 @@ Shapes: B slots, T positions of one step, D width, H heads, d head width, C colu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
 from slipstream.backends.onnx.graph import Array, Graph
 from slipstream.backends.onnx.quantization import BLOCK, Bits, quantize
+from slipstream.checkpoints.eight_bit import EightBit
 from slipstream.model.config import TransformerConfig
 from slipstream.model.numerics import LAYER_NORM_EPS, RMS_EPS
 
-Weights = Mapping[str, Array]
+Weight = Array | EightBit
+Weights = Mapping[str, Weight]
 Quantize = Literal["int8", "int4"] | None
 
 CONTRIB = "com.microsoft"
@@ -34,37 +37,41 @@ def padded_head_dim(config: TransformerConfig) -> int:
     return -(-config.head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
 
 
-def pad_heads(rows: Array, config: TransformerConfig) -> Array:
+def pad_heads(rows: Weight, config: TransformerConfig) -> Weight:
     """Add zeros to each head of the output of a linear layer, weight or bias: `[heads * head_dim, ...]`."""
+    if config.head_dim == padded_head_dim(config):
+        return rows
     heads = float32(rows).reshape(-1, config.head_dim, *rows.shape[1:])
     width = [(0, 0)] * heads.ndim
     width[1] = (0, padded_head_dim(config) - config.head_dim)
     return np.pad(heads, width).reshape(-1, *rows.shape[1:])
 
 
-def pad_out_proj(weight: Array, config: TransformerConfig) -> Array:
+def pad_out_proj(weight: Weight, config: TransformerConfig) -> Weight:
     """The weight of a linear layer that reads padded heads."""
-    padded: Array = pad_heads(weight.T, config).T
+    if config.head_dim == padded_head_dim(config):
+        return weight
+    padded: Array = np.asarray(pad_heads(np.asarray(weight).T, config)).T
     return padded
 
 
-def float32(array: Array) -> Array:
+def float32(array: Weight) -> Array:
     return np.asarray(array, np.float32)
 
 
-def linear(graph: Graph, x: str, weight_NK: Array, bits: Bits | None = None) -> str:
-    """`[..., K] -> [..., N]`, the weight in float32 or quantised."""
+def linear(graph: Graph, x: str, *weights_NK: Weight, bits: Bits | None = None) -> str:
+    """`[..., K] -> [..., N]`, the weight in float32 or quantised. N is that of all weights, one after another."""
     if bits is None:
-        return graph.op("MatMul", x, graph.constant(float32(weight_NK).T))
-    packed, scales = quantize(weight_NK, bits)
+        return graph.op("MatMul", x, graph.constant(_joined([float32(weight) for weight in weights_NK]).T))
+    packed, scales = map(_joined, zip(*(quantize(weight, bits) for weight in weights_NK), strict=True))
     return graph.op(
         "MatMulNBits",
         x,
         graph.constant(packed),
         graph.constant(scales),
         domain=CONTRIB,
-        N=weight_NK.shape[0],
-        K=weight_NK.shape[1],
+        N=len(packed),
+        K=math.prod(weights_NK[0].shape[1:]),
         bits=bits,
         block_size=BLOCK[bits],
         accuracy_level=_INT8_ACTIVATIONS,
@@ -87,11 +94,11 @@ def transformer(
         layer = {name: weights[f"{prefix}layers.{i}.{name}"] for name in _layer_names(config)}
         h = norm(graph, x_BTD, layer, "norm1", config)
         width = config.num_heads * padded_head_dim(config)
-        qkv = linear(graph, h, pad_heads(layer["attn.in_proj.weight"], config), bits)
+        qkv = linear(graph, h, pad_heads(layer["attn.in_proj.weight"], config), bits=bits)
         qk, v = graph.split(qkv, [2 * width, width])
         q, k = graph.split(rope.rotate(qk), [width, width])
         y = attend(graph, i, q, k, v)
-        y = linear(graph, y, pad_out_proj(layer["attn.out_proj.weight"], config), bits)
+        y = linear(graph, y, pad_out_proj(layer["attn.out_proj.weight"], config), bits=bits)
         x_BTD = graph.op("Add", x_BTD, _scale(graph, y, layer.get("scale1")))
         h = norm(graph, x_BTD, layer, "norm2", config)
         y = feed_forward(graph, h, layer, config, bits)
@@ -108,13 +115,13 @@ def norm(graph: Graph, x: str, weights: Weights, name: str, config: TransformerC
 
 
 def feed_forward(graph: Graph, x: str, layer: Weights, config: TransformerConfig, bits: Bits | None) -> str:
-    x = linear(graph, x, layer["ffn.linear_in.weight"], bits)
+    x = linear(graph, x, layer["ffn.linear_in.weight"], bits=bits)
     if config.gated:
         gate, value = graph.split(x, [config.ffn_dim, config.ffn_dim])
         x = graph.op("Mul", graph.op("QuickGelu", gate, domain=CONTRIB, alpha=1.0), value)  # SiLU at alpha 1
     else:
         x = graph.op("Gelu", x, domain=CONTRIB)
-    return linear(graph, x, layer["ffn.linear_out.weight"], bits)
+    return linear(graph, x, layer["ffn.linear_out.weight"], bits=bits)
 
 
 class _RotaryInputs:
@@ -143,6 +150,10 @@ class _RotaryInputs:
         )
 
 
+def _joined(arrays: Sequence[Array]) -> Array:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
 def _layer_names(config: TransformerConfig) -> list[str]:
     names = ["attn.in_proj.weight", "attn.out_proj.weight", "ffn.linear_in.weight", "ffn.linear_out.weight"]
     parts = ["weight"] if config.norm == "rms_norm" else ["weight", "bias"]
@@ -150,5 +161,5 @@ def _layer_names(config: TransformerConfig) -> list[str]:
     return names + (["scale1", "scale2"] if config.layer_scale else [])
 
 
-def _scale(graph: Graph, y: str, scale: Array | None) -> str:
+def _scale(graph: Graph, y: str, scale: Weight | None) -> str:
     return y if scale is None else graph.op("Mul", y, graph.constant(float32(scale)))

@@ -47,7 +47,7 @@ def _layer(
     prefix = f"encoder.layers.{layer}."
 
     def project(x: str, name: str) -> str:
-        y = linear(graph, x, weights[f"{prefix}{name}.weight"], bits)
+        y = linear(graph, x, weights[f"{prefix}{name}.weight"], bits=bits)
         bias = f"{prefix}{name}.bias"
         return graph.op("Add", y, graph.constant(float32(weights[bias]))) if name != "attn.k_proj" else y
 
