@@ -35,6 +35,7 @@ __all__ = [
     "SpeechOptions",
     "StartOfTurn",
     "Step",
+    "TextError",
     "Transcriber",
     "Transcript",
     "Turn",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
         Overloaded,
         SessionClosed,
         SlipstreamError,
+        TextError,
     )
     from slipstream.events import (
         Alternative,
@@ -93,7 +95,8 @@ _MODULES = {
     "engine.turns": "TurnOptions",
     "engine.watchdog": "WatchdogOptions",
     "errors": (
-        "AudioError BackendError CheckpointError ConfigError EngineError Overloaded SessionClosed SlipstreamError"
+        "AudioError BackendError CheckpointError ConfigError EngineError Overloaded SessionClosed SlipstreamError "
+        "TextError"
     ),
     "events": (
         "Alternative EndOfTurn Event Final Flushed History MarkerReached OpenWord PartialWord Ready Recovered "
