@@ -214,6 +214,8 @@ def _manifest(path: Path, dataset: str | None, lang: str, limit: int | None) -> 
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if row["split"] == "dev" and row["lang"] == lang]
     rows = [row for row in rows if dataset is None or row["dataset"] == dataset]
+    if not rows:
+        raise SystemExit(f"{path} has no development recordings in {lang}" + (f" of {dataset}" if dataset else ""))
     chosen = np.random.default_rng(0).permutation(len(rows))[:limit]
     folder = path.parent if (path.parent / rows[0]["audio"]).exists() else path.parent.parent
     return [(folder / rows[i]["audio"], rows[i]["text"]) for i in chosen]

@@ -174,7 +174,7 @@ class CodecConfig(Config):
 
     @property
     def delay_frames(self) -> float:
-        """Frames by which the encoder's output lags behind the audio (Whisper base: 6.0), a part of the text delay."""
+        """Frames by which the encoder's output lags behind the audio (`tiny`: 9.0), a part of the text delay."""
         return self.whisper.delay / self.stride if self.whisper else 0.0
 
     @model_validator(mode="after")
