@@ -50,10 +50,10 @@ from slipstream.server.http.app import Service
 from slipstream.server.run import TcpListener, listen, serve
 from slipstream.testing import tiny_tokenizer
 
-COSTS = Models({"cost": StreamInfo("cost", 0.5, 0.08)}, accept_any=True)
 Ports: TypeAlias = dict[str, int]
 """Of the dialects on TCP by their names, and of the WebSockets by an empty one."""
 FRAME_SECONDS = 0.08
+COSTS = Models({"cost": StreamInfo("cost", 0.5, FRAME_SECONDS)}, accept_any=True)
 WAIT_SECONDS = 2.0
 QUEUE_SECONDS = 10.0
 """How long a session waits for the slot of the round before."""

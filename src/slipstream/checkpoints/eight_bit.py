@@ -122,7 +122,7 @@ def quantize(weight: Array) -> tuple[Array, Array]:
     A row of a convolution is all inputs of the first tap, then of the next.
     """
     rows = _rows(weight.astype(np.float32))
-    blocks = _blocks(rows)
+    blocks = blocks_of(rows)
     # The weight of largest magnitude becomes -128, the one integer without a positive counterpart.
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1)[..., None], axis=-1)
     scale = largest / np.float32(-128)
@@ -134,7 +134,7 @@ def dequantize(weight: Array, scale: Array) -> Array:
     """The weights that `quantize` stored, float32."""
     rows = _rows(weight)
     with np.errstate(invalid="ignore", over="ignore"):  # a file can hold any numbers: readers check the result
-        blocks = _blocks(rows) * scale.astype(np.float32)[..., None]
+        blocks = blocks_of(rows) * scale.astype(np.float32)[..., None]
     return _shaped(blocks.reshape(len(rows), -1)[:, : rows.shape[1]], weight.shape)
 
 
@@ -165,8 +165,8 @@ def _rows(weight: Array) -> Array:
     return rows
 
 
-def _blocks(rows: Array) -> Array:
-    """Rows `[N, K]` as blocks `[N, blocks, BLOCK]`, the last one filled with zeros."""
+def blocks_of(rows: Array) -> Array:
+    """Return rows `[N, K]` as blocks `[N, blocks, BLOCK]`, the last one filled with zeros."""
     if padding := -rows.shape[1] % BLOCK:
         rows = np.pad(rows, [(0, 0), (0, padding)])
     return rows.reshape(len(rows), -1, BLOCK)

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from slipstream.backends.onnx.graph import Array
-from slipstream.checkpoints.eight_bit import EightBit
+from slipstream.checkpoints.eight_bit import EightBit, blocks_of
 
 Bits = Literal[4, 8]
 
@@ -45,10 +45,7 @@ def dequantize(packed: Array, scales: Array, bits: Bits, columns: int) -> Array:
 
 
 def _stored(weight: EightBit) -> tuple[Array, Array]:
-    rows = weight.rows()
-    if padding := -rows.shape[1] % BLOCK[8]:
-        rows = np.pad(rows, [(0, 0), (0, padding)])
-    return (rows.view(np.uint8) ^ np.uint8(128)).reshape(len(rows), -1, BLOCK[8]), weight.scale.astype(np.float32)
+    return blocks_of(weight.rows()).view(np.uint8) ^ np.uint8(128), weight.scale.astype(np.float32)
 
 
 def _quantize(weight_NK: Array, bits: Bits) -> tuple[Array, Array]:
