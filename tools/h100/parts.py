@@ -16,7 +16,7 @@ from benchmarks.gpu.bench import noise
 from benchmarks.gpu.exact import transformer
 from benchmarks.gpu.traffic import arrivals, flush, live
 from tools.h100.checks import check
-from tools.h100.making import LARGE, Row, bench, models, timed
+from tools.h100.making import LARGE, Row, bench, models, on_device, timed
 from tools.h100.training import train
 
 from slipstream.nn import attention, fused
@@ -50,8 +50,10 @@ def profile(options: argparse.Namespace) -> Iterator[Row]:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
-    streams = 2 if options.small else 64
-    for model in models(options):
+    sizes = [(model, 2 if options.small else 64) for model in models(options)]
+    if not options.small:
+        sizes.append((LARGE[0], 512))
+    for model, streams in sizes:
         made = bench(options, model, "--kv-cache", "int8")
         runner, pcm_BS, active_B = (
             made.full_runner(streams, (streams,)),
@@ -68,6 +70,7 @@ def profile(options: argparse.Namespace) -> Iterator[Row]:
         for event in events[:40]:
             yield {
                 "model": model,
+                "streams": streams,
                 "kernel": event.key[:70],
                 "calls": event.count // 3,
                 "us": getattr(event, column) / 3,
@@ -76,22 +79,25 @@ def profile(options: argparse.Namespace) -> Iterator[Row]:
 
 def tune(options: argparse.Namespace) -> Iterator[Row]:
     """Milliseconds of the attention of one layer, with full rings, and the share of the bandwidth that this is."""
-    device, rows = torch.device(options.device), (2,) if options.small else (1, 64, 400, 1200)
-    for dim, heads, int8, R in itertools.product((128, 64), (16,), (True, False), rows):
-        config, dtype = transformer(dim, heads, 30 if options.small else 750), torch.bfloat16
-        form = RingFormat(int8=int8, align=64, kernels=fused.available(device))
-        ring = Ring.empty((1, R, heads, config.context, dim), device=device, dtype=dtype, format=form)
-        position_RT = torch.full((R, 1), 10_000, device=device)
-        about: Row = {"head": dim, "keys": "int8" if int8 else "bfloat16", "rows": R}
-        moved = sum(buffer.nbytes for buffer in ring.tensors)
-        q = torch.randn(R, heads, 1, dim, device=device, dtype=dtype)
-        layer = ring.layer(0)
-        with torch.inference_mode():
-            mask = locate(config, position_RT, ring.capacity, dtype).mask
-            if not int8:
-                yield from tune_pytorch(q, layer, mask, about, moved)
-            if fused.available(device):
-                yield from tune_kernel(q, layer, position_RT, config.context, about, moved)
+    device, sizes = torch.device(options.device), (2,) if options.small else (64, 512)
+    kinds: tuple[tuple[int, str, int], ...] = ((128, "int8", 1), (64, "float32", 2), (128, "bfloat16", 1))
+    for dim, keys, step in kinds:
+        config = transformer(dim, 8 if dim == 64 else 16, 30 if options.small else 250 if dim == 64 else 750)
+        dtype = torch.float32 if keys == "float32" else torch.bfloat16
+        form = RingFormat(int8=keys == "int8", align=64, kernels=fused.available(device))
+        for R in sizes:
+            ring = Ring.empty((1, R, config.num_heads, config.context, dim), device=device, dtype=dtype, format=form)
+            position_RT = torch.arange(step, device=device).repeat(R, 1) + 10_000
+            about: Row = {"head": dim, "keys": keys, "queries": step, "rows": R}
+            moved = sum(buffer.nbytes for buffer in ring.tensors)
+            q = torch.randn(R, config.num_heads, step, dim, device=device, dtype=dtype)
+            layer = ring.layer(0)
+            with torch.inference_mode():
+                if keys != "int8":
+                    mask = locate(config, position_RT, ring.capacity, dtype).mask
+                    yield from tune_pytorch(q, layer, mask, about, moved)
+                if fused.available(device):
+                    yield from tune_kernel(q, layer, position_RT, config.context, about, moved)
 
 
 def tune_pytorch(q: torch.Tensor, layer: Any, mask: torch.Tensor, about: Row, moved: int) -> Iterator[Row]:
@@ -110,8 +116,10 @@ def tune_kernel(
 ) -> Iterator[Row]:
     from slipstream.nn import kernels
 
-    natural = kernels.split_count(q.shape[0] * q.shape[1])
-    for columns, warps, stages, splits in itertools.product((16, 32, 64), (2, 4, 8), (2, 3, 4), {1, natural}):
+    R, H, _, _ = q.shape
+    several = (1, 2) if R * H <= kernels.PROGRAMS else (1,)
+    depths = (2, 3, 4) if layer.format.int8 else (kernels.STAGES,)
+    for columns, warps, stages, splits in itertools.product((32, 64), (2, 4, 8), depths, several):
         settings = {"columns": columns, "warps": warps, "stages": stages, "splits": splits}
         run = partial(kernels.attend, q, layer, position_RT, context, **settings)
         try:
@@ -121,7 +129,7 @@ def tune_kernel(
 
 
 def rate(run: Callable[[], object], moved: int, device: torch.device) -> Row:
-    ms = timed(run, device)
+    ms = on_device(run, device)
     return {"ms": ms, "TB/s": moved / ms / 1e9}
 
 
@@ -171,15 +179,19 @@ def goals(options: argparse.Namespace) -> Iterator[Row]:
     row = latency(dict(made.contenders())["slipstream"](1), made.options.steps, made.config.codec.frame_rate)
     yield {"goal": "one stream in 3 ms", "model": LARGE[1], "streams": 1, **row}
     del made
-    seconds, load = ("1", "2") if options.small else ("30", "1000")
+
+
+def sessions(options: argparse.Namespace) -> Iterator[Row]:
+    """Streams on the engine, in real time, with everything that the host does for them."""
+    seconds, load = ("1", "2") if options.small else ("20", "1000")
     more = ("--kv-cache", "int8", "--no-peer", "--seconds", seconds, "--streams", load, "--load", "0.9")
     made = bench(options, LARGE[0], *more)
     made.options.busy = [2] if options.small else [64, 512]
-    for part in (arrivals, live, flush):
+    for part in (flush, live, arrivals):
         for found in part(made):
-            yield {"goal": part.__name__, "model": LARGE[0], **found}
+            yield {"part": part.__name__, "model": LARGE[0], **found}
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
-    part.__name__: part for part in (facts, check, profile, tune, steps, peer, goals, train)
+    part.__name__: part for part in (facts, check, profile, tune, steps, peer, goals, sessions, train)
 }

@@ -10,7 +10,8 @@
     tune     the attention kernel by block, warps, stages, splits, type and rows; PyTorch's kernels as rows
     steps    the time of a step by number of streams, with each format of keys and values
     peer     the same of the `moshi` package
-    goals    1,200 and 800 streams, live sessions, arrivals, flushes, one stream of the larger model
+    goals    1,200 and 800 streams, and one stream of the larger model
+    sessions flushes, live sessions and arrivals
     train    decoded and synthesised speech, then training of the built-in model with batches of 64 and 128 rows
 
 A part that fails or takes too long leaves the rows it had, and a row with the error.
@@ -35,7 +36,8 @@ LIMITS = {
     "tune": 240,
     "steps": 240,
     "peer": 240,
-    "goals": 420,
+    "goals": 120,
+    "sessions": 200,
     "train": 540,
 }
 """Seconds for each part."""

@@ -99,12 +99,12 @@ def append(qkv_RT3HD: Tensor, rotation_R1TP: Tensor, ring: LayerRing, position_R
 
 
 @triton.jit
-def _merge(scores, largest, total, mean):
-    """Take one more block of columns into a running softmax (arXiv:2112.05682)."""
-    new = tl.maximum(largest, tl.max(scores, axis=0))
+def _merge(scores, units, values, largest, total, mean):
+    """Take one more column into each of N running softmaxes (arXiv:2112.05682). Nothing is summed across threads."""
+    new = tl.maximum(largest, scores)
     base = tl.where(new == float("-inf"), 0.0, new)
     scale, weight = tl.exp2(largest - base), tl.exp2(scores - base)
-    return new, total * scale + tl.sum(weight, axis=0), mean * scale, weight
+    return new, total * scale + weight, mean * scale[:, None] + (weight * units)[:, None] * values
 
 
 @triton.jit
@@ -132,8 +132,9 @@ def attend_kernel(
     q_0 = tl.load(queries + d).to(tl.float32) * scale
     q_1 = tl.load(queries + (T - 1) * D + d).to(tl.float32) * scale
     none = float("-inf")
-    largest_0, total_0, mean_0 = none, 0.0, tl.zeros([D], tl.float32)
-    largest_1, total_1, mean_1 = none, 0.0, tl.zeros([D], tl.float32)
+    units = tl.full([N], 1.0, tl.float32)
+    largest_0, total_0, mean_0 = tl.full([N], none, tl.float32), tl.zeros([N], tl.float32), tl.zeros([N, D], tl.float32)
+    largest_1, total_1, mean_1 = largest_0, total_0, mean_0
     for start in tl.range(low, high, N, num_stages=STAGES):
         column = start + n
         inside = column < high
@@ -148,15 +149,13 @@ def attend_kernel(
             unit = tl.load(k_scale + column, mask=inside, other=0.0)
             scores_0 *= unit
             scores_1 *= unit
-            values *= tl.load(v_scale + column, mask=inside, other=0.0)[:, None]
+            units = tl.load(v_scale + column, mask=inside, other=0.0)
         visible = inside & (age >= T - 1) & (age < CONTEXT + T - 1)
         scores_0 = tl.where(visible, scores_0, none)
-        largest_0, total_0, mean_0, weight = _merge(scores_0, largest_0, total_0, mean_0)
-        mean_0 += tl.sum(weight[:, None] * values, axis=0)
+        largest_0, total_0, mean_0 = _merge(scores_0, units, values, largest_0, total_0, mean_0)
         if T == 2:
             scores_1 = tl.where(inside & (age < CONTEXT), scores_1, none)
-            largest_1, total_1, mean_1, weight = _merge(scores_1, largest_1, total_1, mean_1)
-            mean_1 += tl.sum(weight[:, None] * values, axis=0)
+            largest_1, total_1, mean_1 = _merge(scores_1, units, values, largest_1, total_1, mean_1)
     _finish(out, partial, weights, row, head, split, 0, largest_0, total_0, mean_0, H, T, D, SPLITS)
     if T == 2:
         _finish(out, partial, weights, row, head, split, 1, largest_1, total_1, mean_1, H, T, D, SPLITS)
@@ -167,13 +166,17 @@ def _finish(
     out, partial, weights, row, head, split, t, largest, total, mean,
     H: tl.constexpr, T: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
+    """Merge the N softmaxes of a program, and store their mean, or what `combine_kernel` needs."""
     d = tl.arange(0, D)
     at = (row * T + t) * H + head
+    most = tl.max(largest, axis=0)
+    share = tl.exp2(largest - tl.where(most == float("-inf"), 0.0, most))
+    total, mean = tl.sum(total * share, axis=0), tl.sum(mean * share[:, None], axis=0)
     if SPLITS == 1:
         tl.store(out + at * D + d, (mean / total).to(out.dtype.element_ty))
     else:
         tl.store(partial + (at * SPLITS + split) * D + d, mean)
-        tl.store(weights + (at * SPLITS + split) * 2, largest)
+        tl.store(weights + (at * SPLITS + split) * 2, most)
         tl.store(weights + (at * SPLITS + split) * 2 + 1, total)
 
 
