@@ -11,7 +11,7 @@ from slipstream.testing import small_config
 SMALL, LARGE = PRESETS["kyutai/stt-1b-en_fr"], PRESETS["kyutai/stt-2.6b-en"]
 
 
-@pytest.mark.parametrize(("config", "full", "int8"), [(SMALL, 730, 1320), (LARGE, 479, 862)])
+@pytest.mark.parametrize(("config", "full", "int8"), [(SMALL, 693, 1254), (LARGE, 454, 816)])
 def test_streams_that_fit_on_an_h100(config, full: int, int8: int) -> None:
     assert plan(config, GPUS["h100"], int8_cache=False).slots == full
     assert plan(config, GPUS["h100"]).slots == int8

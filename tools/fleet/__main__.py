@@ -1,6 +1,6 @@
 """How many devices a load needs, and how long its clients wait.
 
-    python -m tools.fleet --steps 1:1.3,64:4.0,400:18.1,800:35.0,1200:51.9 --memory 1320
+    python -m tools.fleet --steps 1:3.6,64:6.7,400:23.0,800:42.5,1200:61.9 --memory 1200
     python -m tools.fleet --steps 8:9.5,64:34 --streams 1000,10000 --start-seconds 600 --surge 0.5
 
 `--steps` is the cost of a step, measured on your device: streams and milliseconds. `slipstream doctor`, `python -m
