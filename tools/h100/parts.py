@@ -80,10 +80,10 @@ def profile(options: argparse.Namespace) -> Iterator[Row]:
 def tune(options: argparse.Namespace) -> Iterator[Row]:
     """Milliseconds of the attention of one layer, with full rings, and the share of the bandwidth that this is."""
     device, sizes = torch.device(options.device), (2,) if options.small else (64, 512)
-    kinds: tuple[tuple[int, str, int], ...] = ((128, "int8", 1), (64, "float32", 2), (128, "bfloat16", 1))
-    for dim, keys, step in kinds:
-        config = transformer(dim, 8 if dim == 64 else 16, 30 if options.small else 250 if dim == 64 else 750)
-        dtype = torch.float32 if keys == "float32" else torch.bfloat16
+    lm, codec = (transformer(128, 16, 30 if options.small else 750), transformer(64, 8, 30 if options.small else 250))
+    kinds = (("int8", lm, 1), ("float32", codec, 2), ("bfloat16", lm, 1))
+    for keys, config, step in kinds:
+        dim, dtype = config.head_dim, torch.float32 if keys == "float32" else torch.bfloat16
         form = RingFormat(int8=keys == "int8", align=64, kernels=fused.available(device))
         for R in sizes:
             ring = Ring.empty((1, R, config.num_heads, config.context, dim), device=device, dtype=dtype, format=form)
@@ -178,7 +178,6 @@ def goals(options: argparse.Namespace) -> Iterator[Row]:
     made = bench(options, LARGE[1], "--weights", "none")
     row = latency(dict(made.contenders())["slipstream"](1), made.options.steps, made.config.codec.frame_rate)
     yield {"goal": "one stream in 3 ms", "model": LARGE[1], "streams": 1, **row}
-    del made
 
 
 def sessions(options: argparse.Namespace) -> Iterator[Row]:

@@ -32,9 +32,11 @@ GPUS = {
     "l4": Gpu(23.6e9, 0.27e12, 28e12, 100e12, 120e12),
 }
 
-# Fitted to steps of 1 to 1,200 streams of both published models on an H100, which they describe to within 11 %.
 RESERVED_BYTES = 7e9
-"""CUDA context, workspaces, graphs and activations."""
+"""CUDA context, workspaces, graphs and activations: at most as much as 1,200 streams of the 1B model had on an H100."""
+
+# Fitted to steps of 1 to 1,200 streams of both published models on an H100, which they describe to within 11 %.
+# The rates of other devices are not measured.
 RING_EFFICIENCY = 0.97
 """Share of the bandwidth at which the attention kernel reads rings."""
 CODEC_EFFICIENCY = 0.6
