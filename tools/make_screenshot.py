@@ -19,8 +19,9 @@ from tests.server.harness import wait_for
 from slipstream.audio import decode
 
 ROOT = Path(__file__).parent.parent
-SIZE = (1000, 657)
-WORDS = 16
+SIZE = (1000, 800)
+SCALE = 2
+WORDS = 20
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def _take(port: int, folder: Path) -> None:
         out.setparams((1, 2, 24_000, 0, "NONE", ""))
         out.writeframes((audio_S * 32767).astype("<i2").tobytes())
     with open_browser(microphone, folder / "profile") as browser, browser.open_tab(f"http://127.0.0.1:{port}") as tab:
-        tab.resize(*SIZE)
+        tab.resize(*SIZE, SCALE)
         tab.click("summary")
         tab.click("#primary")
         tab.wait_for(f"document.querySelectorAll('.word').length >= {WORDS}")

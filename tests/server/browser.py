@@ -104,9 +104,10 @@ class Tab:
         )
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
-    def resize(self, width: int, height: int) -> None:
+    def resize(self, width: int, height: int, scale: int = 1) -> None:
+        """Set the size of the window in CSS pixels, and how many pixels of a screenshot each of them is wide."""
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=width < 500
         )
 
     def set_scheme(self, scheme: str) -> None:
