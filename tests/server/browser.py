@@ -107,7 +107,11 @@ class Tab:
     def resize(self, width: int, height: int, scale: int = 1) -> None:
         """Set the size of the window in CSS pixels, and how many pixels of a screenshot each of them is wide."""
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=width < 500
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=scale,
+            mobile=width < 500,
         )
 
     def set_scheme(self, scheme: str) -> None:

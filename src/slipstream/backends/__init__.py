@@ -7,9 +7,10 @@ text). The package provides:
    the backend does not support, and `BackendError` for a device that it cannot use.
 2. **`devices.find_devices()`**, which lists the devices of this machine that the backend runs on, fastest first. Its
    module imports the backend's library only inside the function.
-3. **A `Runner`** (`slipstream.model.runner`), a subclass of `BaseRunner`, with `reset`, `step`, `snapshot` and
-   `restore`. `step` calls `check_step` first and returns numpy arrays. `BaseRunner` supplies `launch` and `savepoint`
-   through `StepwiseRunner`; replace them if the device can compute while the host does other work.
+3. **A `Runner`** (`slipstream.model.runner`), a subclass of `BaseRunner`, with `reset`, `step`, `force`, `snapshot` and
+   `restore`. `step` calls `check_step` first and returns numpy arrays, with a `Steering` also `Candidates`.
+   `BaseRunner` supplies `launch` and `savepoint` through `StepwiseRunner`; replace them if the device can compute while
+   the host does other work.
 
 The runner computes the codec and the LM from tensors with canonical names (`slipstream.model.names`), in the shapes
 that follow from the configuration. `load()` returns them in a `Checkpoint`.
@@ -23,7 +24,9 @@ A backend must meet these requirements, which `tests/laws` checks for every back
 - A stream cut into frames gives the output of the whole sequence.
 - A slot's output depends on that slot's audio only. Inactive slots keep their state bit for bit.
 - `snapshot` copies a slot's state, and `restore` accepts it in any slot.
-- Tokens equal those of the PyTorch backend with float32 weights; probabilities differ by rounding only.
+
+Its own tests check that tokens equal those of the PyTorch backend with float32 weights, and that probabilities differ
+by rounding only.
 
 Two parts are easy to get wrong:
 

@@ -5,12 +5,14 @@ Sockets, limits, keys, sessions, metrics and logs are the same for all dialects.
 
 1. Write a module here with `PATH`, a subclass of `Dialect` (`open`, `receive`, `handle`, `error`, `queued`), and
    `open_dialect`, which opens it for a connection. `order.Order` checks the order of messages by a table of states.
-2. Add one line to `DIALECTS`, or to `TCP_DIALECTS` for a protocol on TCP connections of its own.
+2. Add one line to `DIALECTS`, or to `TCP_DIALECTS` for a protocol on TCP connections of its own, which also needs an
+   option in `slipstream.cli.serve`.
 3. Describe its messages in `server/api/asyncapi.yaml` and its route in `server/api/openapi.yaml`, with cases in
    `tests/server/test_asyncapi.py`.
 4. Add a client to `CLIENTS` in `benchmarks/dialects.py`, which `tests/dialects/test_every_dialect.py` runs.
-5. Add the address to the routes in the server guide, and a page for users. A module here imports neither
-   `slipstream.connections` nor `slipstream.server`: the import contracts check it.
+5. Add the address to the routes in the server guide, a page for users, and its tests to the page of tested clients.
+
+A module here imports neither `slipstream.connections` nor `slipstream.server`: the import contracts check it.
 """
 
 from __future__ import annotations
