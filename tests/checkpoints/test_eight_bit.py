@@ -32,6 +32,14 @@ def test_a_convolutions_rows_are_its_taps_one_after_the_other() -> None:
     np.testing.assert_allclose(np.abs(scale[0]), [1 / 128, 100 / 128])
 
 
+def test_a_codecs_decoder_stays_as_it_is() -> None:
+    weight = np.random.default_rng(0).standard_normal((8, 4, 3)).astype(np.float32)
+    names = ["decoder.model.0.conv.conv.weight", "decoder_transformer.transformer.layers.0.linear1.weight"]
+    found = packed(dict.fromkeys([*names, "encoder.conv1.weight"], weight), 5)
+    assert all(found[name] is weight for name in names)
+    assert found["encoder.conv1.weight"].dtype == np.uint8
+
+
 def test_a_row_of_zeros_stays_zero() -> None:
     assert (dequantize(*quantize(np.zeros((2, 130), np.float32))) == 0).all()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from tests.models import codec_config, lm_config, mel_codec_config
+from tests.models import codec_config, lm_config, mel_codec_config, whisper_codec_config, with_decoder
 
 from slipstream.checkpoints import kyutai, mimi, mlx, transformers
 from slipstream.checkpoints.layouts import LAYOUTS, fitting, get_layout
@@ -60,6 +60,12 @@ def test_an_lm_round_trip_is_exact(layout: str, config: LMConfig, dtype: type) -
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("config", [*CODECS.values(), mel_codec_config()], ids=[*CODECS, "log-mel"])
 def test_a_codec_round_trip_is_exact(layout: str, config: CodecConfig) -> None:
+    assert_back_again(LAYOUTS[layout].codec(config), codec_shapes(config), np.dtype(np.float32))
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS.keys() - {"transformers"}))  # which has no such codec
+def test_a_round_trip_of_a_decoder_of_its_own_shape_is_exact(layout: str) -> None:
+    config = with_decoder(whisper_codec_config(), dim=36, num_residual_layers=2)
     assert_back_again(LAYOUTS[layout].codec(config), codec_shapes(config), np.dtype(np.float32))
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 from tests.checkpoints.published import PUBLISHED_MIMI, changed
-from tests.models import codec_config, lm_config, mel_codec_config, stt_config
+from tests.models import codec_config, lm_config, mel_codec_config, stt_config, whisper_codec_config, with_decoder
 
 from slipstream.checkpoints.mimi import dump_codec, parse_codec
-from slipstream.errors import ConfigError
+from slipstream.checkpoints.transformers import dump_config
+from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import (
     CodecConfig,
     STTConfig,
@@ -64,12 +65,23 @@ def test_a_whisper_encoder_sets_width_rate_and_delay() -> None:
         ({"whisper": {"dim": 512, "num_heads": 7}}, "dim=512 must be a multiple of num_heads=7"),
         ({"whisper": {"lookahed": 4}}, "lookahed"),
         ({"whisper": {}, "mel": {}}, "mel and whisper exclude each other"),
+        ({"decoder": {}}, "decoder is for a codec with mel or whisper"),
+        ({"whisper": {}, "decoder": {"ratios": [7, 5]}}, r"ratios \(7, 5\) do not make a divisor of a frame of 1920"),
         ({"whisper": {}, "sample_rate": 8000}, "sample rate of at least 16000"),
     ],
 )
 def test_an_error_in_a_whisper_encoder_is_named(raw: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_codec(raw)
+
+
+def test_the_decoder_of_a_whisper_encoder_has_its_own_shape() -> None:
+    codec = with_decoder(whisper_codec_config(), dim=36)
+    assert (codec.has_decoder, codec.dim, codec.output_dim, codec.stride, codec.decoder_stride) == (True, 24, 36, 4, 2)
+    assert "decoder" not in dump_codec(whisper_codec_config())
+    assert parse_codec(dump_codec(codec)) == codec
+    with pytest.raises(CheckpointError, match="a codec with a Whisper encoder"):
+        dump_config(stt_config(codec="whisper").model_copy(update={"codec": codec}), "float32")
 
 
 def test_own_form_of_a_codec_is_checked_too() -> None:

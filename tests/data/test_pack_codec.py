@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
+from tests.models import with_decoder
 from tests.train import world
 
 from slipstream.data.pack_codec import check_tokens, codec_fingerprint
@@ -44,6 +45,21 @@ def test_a_fingerprint_is_that_of_the_weights_that_tokens_depend_on() -> None:
     changed = codec()
     changed.quantizer.acoustic.codebooks[0].embedding_sum[3, 5] += 0.1
     assert codec_fingerprint(changed) != first
+
+
+def test_a_fingerprint_does_not_depend_on_the_decoder() -> None:
+    first = codec()
+    with_one = Mimi(with_decoder(first.config, dim=24))
+    own = with_one.state_dict()
+    with_one.load_state_dict({n: t for n, t in first.state_dict().items() if own[n].shape == t.shape}, strict=False)
+    assert codec_fingerprint(with_one) == codec_fingerprint(first)
+
+
+def test_a_pack_whose_fingerprint_has_the_output_projections_is_accepted(tmp_path: Path) -> None:
+    ours = codec()
+    earlier = codec_fingerprint(ours, projections=True)
+    assert earlier != codec_fingerprint(ours)
+    check_tokens([pack(tmp_path, made_with=PackCodec("runs/ours", earlier))], ours, "base", 64)
 
 
 def test_a_pack_of_another_codec_is_refused(tmp_path: Path) -> None:

@@ -8,13 +8,27 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from tests.models import CODECS, codec_config, mel_codec_config, noise_and_tones, random_weights  # noqa: E402
+from tests.models import (  # noqa: E402
+    CODECS,
+    codec_config,
+    mel_codec_config,
+    noise_and_tones,
+    random_weights,
+    whisper_codec_config,
+    with_decoder,
+)
 
 from slipstream.checkpoints.presets import PRESETS  # noqa: E402
 from slipstream.model.names import codec_shapes  # noqa: E402
 from slipstream.nn.build import build_codec  # noqa: E402
 from slipstream.nn.mimi import Mimi  # noqa: E402
 
+DECODERS = {
+    "of a Whisper encoder": with_decoder(whisper_codec_config(), dim=36),
+    "of log-mel frames": with_decoder(mel_codec_config(), num_residual_layers=2),
+    "four positions a frame": with_decoder(whisper_codec_config(), ratios=(6, 5, 4, 4)),
+    "one position a frame": with_decoder(whisper_codec_config(), ratios=(8, 8, 6, 5)),
+}
 FRAMES = 20  # 40 Transformer positions, past the wrap of a ring of 12
 
 
@@ -48,8 +62,7 @@ def test_encoding_a_stream_equals_encoding_the_whole(config, pieces):
     assert codes.unique().numel() > 8, "random weights that always give the same code prove nothing"
 
 
-def test_decoding_a_stream_equals_decoding_the_whole():
-    config = codec_config()
+def decode_whole_and_in_pieces(config):
     codec = make(config)
     codes = torch.randint(0, config.codebook_size, (2, config.num_codebooks, FRAMES))
     whole, _ = codec.decode(codes)
@@ -58,7 +71,18 @@ def test_decoding_a_stream_equals_decoding_the_whole():
     for piece in codes.split([1, 2, 7, 10], dim=-1):
         y, state = codec.decode(piece, state)
         pieces.append(y)
-    torch.testing.assert_close(torch.cat(pieces, -1), whole, atol=1e-5, rtol=1e-4)
+    return whole, torch.cat(pieces, -1)
+
+
+def test_decoding_a_stream_equals_decoding_the_whole():
+    whole, streamed = decode_whole_and_in_pieces(codec_config())
+    torch.testing.assert_close(streamed, whole, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("config", DECODERS.values(), ids=DECODERS)
+def test_a_stream_of_a_decoder_of_its_own_shape_equals_the_whole(config):
+    whole, streamed = decode_whole_and_in_pieces(config)
+    torch.testing.assert_close(streamed, whole, atol=1e-6 * whole.abs().max().item(), rtol=1e-4)
 
 
 def test_fewer_codebooks_are_the_first_ones():
@@ -92,7 +116,9 @@ def test_decoding_with_a_log_mel_codec_is_an_error():
         codec.decode(torch.zeros(1, 6, 1, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("config", [codec_config(), mel_codec_config(), codec_config(num_residual_layers=2)])
+@pytest.mark.parametrize(
+    "config", [codec_config(), mel_codec_config(), codec_config(num_residual_layers=2), *DECODERS.values()]
+)
 def test_state_dict_is_the_canon(config):
     with torch.device("meta"):
         shapes = {name: tuple(t.shape) for name, t in Mimi(config).state_dict().items()}

@@ -10,10 +10,10 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from slipstream.data.options import DataOptions
-from slipstream.model.config import CodecConfig, LMConfig
+from slipstream.model.config import CodecConfig, LMConfig, SEANetConfig
 from slipstream.train.options import CodecRun, LMRun, TTSRun
 
-ELSEWHERE = (CodecConfig, LMConfig)
+ELSEWHERE = (CodecConfig, LMConfig, SEANetConfig)
 """Tables whose keys the documents leave to the classes."""
 
 

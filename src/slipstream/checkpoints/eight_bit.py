@@ -18,7 +18,7 @@ import numpy.typing as npt
 from slipstream.checkpoints.packed_bits import BLOCK, Packed, expand, pack
 from slipstream.checkpoints.tensors import DTYPES, Array, Tensors, check_finite, is_finite
 from slipstream.errors import CheckpointError
-from slipstream.model.names import Shapes
+from slipstream.model.names import Shapes, is_decoder
 
 SCALE = "_scale"
 GROUPS = "_groups"
@@ -71,7 +71,8 @@ def packed(tensors: Tensors, bits: int = 8) -> dict[str, Array]:
     """Quantise every matrix and convolution to 4 to 8 bits.
 
     With 5 to 7 bits, embedding tables get one bit less: rounding errors of a row that is looked up do not add up.
-    The scores and prefixes of Whisper's decoder stay as they are, and the codebooks of the codec become bfloat16.
+    The scores and prefixes of Whisper's decoder and the codec's decoder stay as they are, and the codebooks of the
+    codec become bfloat16.
     Raises `CheckpointError` for another number of bits, and that names a tensor with values that are not finite.
     """
     out: dict[str, Array] = {}
@@ -79,7 +80,7 @@ def packed(tensors: Tensors, bits: int = 8) -> dict[str, Array]:
         check_finite(name, array)
         if name.startswith("quantizer."):
             out[name] = array.astype(DTYPES["bfloat16"]) if array.ndim > 1 else array
-        elif array.ndim < 2 or len(array) == 1 or name.endswith((".age", ".prefix")):
+        elif is_decoder(name) or array.ndim < 2 or len(array) == 1 or name.endswith((".age", ".prefix")):
             out[name] = array
         elif bits == 8:
             out[name], out[name + SCALE] = quantize(array)

@@ -117,8 +117,9 @@ def parse_codec(raw: Mapping[str, Any]) -> CodecConfig:
 
 def dump_codec(config: CodecConfig) -> dict[str, Any]:
     """The inverse of `parse_codec`: Kyutai's form if it can describe the codec, else the fields of `CodecConfig`."""
-    if not config.has_decoder or config.transformer.norm != "layer_norm" or config.transformer.gated:
-        dumped: dict[str, Any] = json.loads(config.model_dump_json(exclude=_SEANET_ONLY if config.whisper else set()))
+    if not config.reads_samples or config.transformer.norm != "layer_norm" or config.transformer.gated:
+        left_out = (_SEANET_ONLY if config.whisper else set()) | (set() if config.decoder else {"decoder"})
+        dumped: dict[str, Any] = json.loads(config.model_dump_json(exclude=left_out))
         return dumped
     width, transformer = config.dim, config.transformer
     seanet = _Seanet.model_construct(**_shared(_Seanet, config), dimension=width)
@@ -200,10 +201,11 @@ def numbered(name: str, config: CodecConfig) -> str:
     if match is None:
         return name
     side, stage, residual, conv, end, leaf = match.group("side", "stage", "residual", "conv", "end", "leaf")
-    R = config.num_residual_layers
+    shape = config if side == "encoder" else config.decoder_shape
+    R = shape.num_residual_layers
     length = R + 2  # of a stage: residual blocks, an activation, a convolution that changes the rate
     if end:
-        last = 1 + length * len(config.ratios) + 1
+        last = 1 + length * len(shape.ratios) + 1
         return f"{side}.{0 if end == 'conv_in' else last}.{leaf}"
     first = 1 + length * int(stage)
     if conv is None:

@@ -401,7 +401,7 @@ def codec_table(config: CodecConfig) -> Table:
         "upsample.weight": Same(_CODEC + "upsample.conv.weight"),
         "decoder.{n}.resample.{leaf}": Same(_CODEC + "decoder.layers.{n}.conv.{leaf}"),
     }
-    for side in ("encoder", "decoder"):
+    for side, shape in (("encoder", config), ("decoder", config.decoder_shape)):
         ours = f"{side}_transformer.layers.{{i}}."
         layer = f"{_CODEC}{side}_transformer.layers.{{i}}."
         attention = layer + "self_attn.{}_proj.weight"
@@ -409,7 +409,7 @@ def codec_table(config: CodecConfig) -> Table:
             f"{side}.{{n}}.{{leaf}}": Same(f"{_CODEC}{side}.layers.{{n}}.conv.{{leaf}}"),
             f"{side}.{{n}}.block.{{b}}.{{leaf}}": Same(f"{_CODEC}{side}.layers.{{n}}.block.{{b}}.conv.{{leaf}}"),
             ours + "norm1.{leaf}": Same(layer + "input_layernorm.{leaf}"),
-            ours + "attn.in_proj.weight": Rotated(attention, config.transformer.num_heads),
+            ours + "attn.in_proj.weight": Rotated(attention, shape.transformer.num_heads),
             ours + "attn.out_proj.weight": Same(attention.replace("{}", "o")),
             ours + "scale1": Same(layer + "self_attn_layer_scale.scale"),
             ours + "norm2.{leaf}": Same(layer + "post_attention_layernorm.{leaf}"),

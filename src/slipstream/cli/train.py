@@ -81,7 +81,7 @@ def tokenizer(
 
 @app.command()
 def codec(config: Config, check: Check = False, row: Row = 0) -> None:
-    """Train a codec, or resume the run in the file's `out` folder."""
+    """Train a codec or its decoder, or resume the run in the file's `out` folder."""
     with needs_extra("train", "training"):
         from slipstream.train.launch import run_codec
         from slipstream.train.options import CodecRun, read_run

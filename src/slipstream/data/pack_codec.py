@@ -11,20 +11,23 @@ import torch
 
 from slipstream.data.packs import Pack
 from slipstream.errors import ConfigError
+from slipstream.model.names import is_decoder
 from slipstream.nn.mimi import Mimi
 
-_IRRELEVANT = re.compile(r"decoder|upsample|.*codebooks\.[1-9]")
-"""Weights that are not in the fingerprint. A codec with more codebooks writes the same tokens for the first ones."""
+_LATER_CODEBOOK = re.compile(r".*codebooks\.[1-9]")
+"""Not in the fingerprint: a codec with more codebooks writes the same tokens for the first ones."""
 
 
-def codec_fingerprint(codec: Mimi) -> str:
+def codec_fingerprint(codec: Mimi, *, projections: bool = False) -> str:
     """Return a hash of the weights that tokens depend on, in the precision of bfloat16: 16 hexadecimal digits.
 
-    It is the same for each layout and precision of a checkpoint, and for any number of codebooks.
+    It is the same for each layout and precision of a checkpoint, for any number of codebooks, and with any decoder.
+    `projections`: include the quantiser's output projections, as packs of Slipstream 0.1 do.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(codec.state_dict().items()):
-        if not _IRRELEVANT.match(name):
+        included = not is_decoder(name) or (projections and name.startswith("quantizer."))
+        if included and not _LATER_CODEBOOK.match(name):
             digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy())
     return digest.hexdigest()[:16]
@@ -43,11 +46,12 @@ def check_tokens(packs: Iterable[Pack], codec: Mimi, model: str, vocabulary: int
         ConfigError: A pack was made with another codec, or has a token that is not in the vocabulary.
     """
     fingerprint = codec_fingerprint(codec)
+    fingerprints = {fingerprint, codec_fingerprint(codec, projections=True)}
     for pack in packs:
         if pack.kind.kind != "tokens":
             continue
         repack = f"pack its recordings again with `slipstream data pack MANIFEST --model {model} --out {pack.folder}`"
-        if pack.codec is not None and pack.codec.fingerprint != fingerprint:
+        if pack.codec is not None and pack.codec.fingerprint not in fingerprints:
             raise ConfigError(
                 f"{pack.folder} was made with the codec of {pack.codec.model} (fingerprint {pack.codec.fingerprint}), "
                 f"the codec of {model} is another (fingerprint {fingerprint}): {repack}"

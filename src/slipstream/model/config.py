@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from slipstream.errors import ConfigError
 from slipstream.model.confidence import Calibration
+from slipstream.model.config_parts import Config as Config
+from slipstream.model.config_parts import MelConfig as MelConfig
+from slipstream.model.config_parts import Positive as Positive
+from slipstream.model.config_parts import SEANetConfig as SEANetConfig
+from slipstream.model.config_parts import TransformerConfig as TransformerConfig
 
 PAD_ID = 3
 """Text token of a frame without text."""
@@ -21,60 +26,7 @@ SPEAKER_CONDITION = "speaker_wavs"
 END_OF_TURN_ABOVE = 0.6
 """Probability of the pause head above which a turn ends, for the published models."""
 
-Positive = Annotated[int, Field(gt=0)]
 _WHISPER_SHAPE = ("layer_norm", False, "none")
-
-
-class Config(BaseModel):
-    """A frozen, strict part of a configuration."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
-    )
-
-
-class TransformerConfig(Config):
-    """A causal Transformer whose queries see the last `context` positions, including their own.
-
-    `ffn_dim`: width between the two feed-forward layers; a gated one computes `2 * ffn_dim` and multiplies the halves.
-    `layer_scale`: a learnt scale on each residual branch. `positions`: how a layer knows the order: by rotation of
-    queries and keys, by sines added to the input, or not at all. `cross_attention`: after its self-attention, each
-    layer attends to a sequence of conditions.
-    """
-
-    dim: Positive
-    num_heads: Positive
-    num_layers: Positive
-    ffn_dim: Positive
-    context: Positive
-    max_period: Annotated[float, Field(gt=1)]
-    norm: Literal["rms_norm", "layer_norm"]
-    gated: bool
-    layer_scale: bool = False
-    positions: Literal["rope", "sin", "none"] = "rope"
-    cross_attention: bool = False
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.num_heads
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> TransformerConfig:
-        if self.dim % self.num_heads or self.head_dim % 2:
-            raise ValueError(
-                f"dim={self.dim} must be num_heads={self.num_heads} times an even head width (rotary pairs)"
-            )
-        return self
-
-
-class MelConfig(Config):
-    """A fixed log-mel front end: `n_mels` bands every `hop` samples, from a causal window of `window` samples."""
-
-    n_mels: Positive = 80
-    window: Positive = 600
-    hop: Positive = 240
-    f_min: Annotated[float, Field(ge=0)] = 20.0
-    f_max: Annotated[float, Field(gt=0)] = 8000.0
 
 
 class WhisperConfig(Config):
@@ -110,46 +62,33 @@ class WhisperConfig(Config):
         return self
 
 
-class CodecConfig(Config):
+class CodecConfig(SEANetConfig):
     """Mimi: SEANet, a Transformer, a strided convolution to the frame rate, a split residual quantiser.
 
-    The defaults are the published Mimi (24 kHz, 12.5 frames/s). `ratios` are in the decoder's order; the encoder
-    uses them in reverse. With `mel` set, SEANet's encoder reads log-mel frames instead of samples and there is
-    no decoder. With `whisper` set, Whisper's encoder replaces SEANet and the Transformer, and there is no decoder.
+    The defaults are the published Mimi (24 kHz, 12.5 frames/s), whose decoder mirrors its encoder. With `mel` set,
+    SEANet's encoder reads log-mel frames instead of samples. With `whisper` set, Whisper's encoder replaces SEANet and
+    the Transformer. Such a codec has a decoder if `decoder` is set, which gives its shape.
     """
 
     sample_rate: Positive = 24_000
     frame_rate: Annotated[float, Field(gt=0)] = 12.5
-    num_filters: Positive = 64
-    ratios: tuple[Positive, ...] = (8, 6, 5, 4)
-    kernel_size: Positive = 7
-    last_kernel_size: Positive = 3
-    residual_kernel_size: Positive = 3
-    num_residual_layers: Positive = 1
-    dilation_base: Positive = 2
-    compress: Positive = 2
-    transformer: TransformerConfig = TransformerConfig(
-        dim=512,
-        num_heads=8,
-        num_layers=8,
-        ffn_dim=2048,
-        context=250,
-        max_period=10_000.0,
-        norm="layer_norm",
-        gated=False,
-        layer_scale=True,
-    )
     codebook_dim: Positive = 256
     codebook_size: Positive = 2048
     num_codebooks: Positive = 32
     num_semantic: Positive = 1
     mel: MelConfig | None = None
     whisper: WhisperConfig | None = None
+    decoder: SEANetConfig | None = None
 
     @property
     def dim(self) -> int:
         """Width of the latent between the encoder and the quantiser."""
         return self.whisper.dim if self.whisper else self.transformer.dim
+
+    @property
+    def output_dim(self) -> int:
+        """Width of the latent between the quantiser and the decoder."""
+        return self.decoder.transformer.dim if self.decoder else self.dim
 
     @property
     def hop_samples(self) -> int:
@@ -169,8 +108,23 @@ class CodecConfig(Config):
         return self.frame_samples // self.hop_samples
 
     @property
-    def has_decoder(self) -> bool:
+    def reads_samples(self) -> bool:
+        """Whether the encoder is SEANet on samples, without a log-mel front end."""
         return self.mel is None and self.whisper is None
+
+    @property
+    def has_decoder(self) -> bool:
+        return self.reads_samples or self.decoder is not None
+
+    @property
+    def decoder_shape(self) -> SEANetConfig:
+        """The shape of the decoder of a codec that has one."""
+        return self.decoder or self
+
+    @property
+    def decoder_stride(self) -> int:
+        """Positions of the decoder's Transformer in one frame (2)."""
+        return self.frame_samples // math.prod(self.decoder_shape.ratios)
 
     @property
     def delay_frames(self) -> float:
@@ -183,6 +137,19 @@ class CodecConfig(Config):
             raise ValueError("mel and whisper exclude each other: whisper has a log-mel front end of its own")
         if self.whisper and (self.sample_rate % 200 or self.sample_rate < 16_000):
             raise ValueError(f"whisper needs a sample rate of at least 16000 and a multiple of 200: {self.sample_rate}")
+        return self
+
+    @model_validator(mode="after")
+    def _decoder_fits(self) -> CodecConfig:
+        if self.decoder is None:
+            return self
+        if self.reads_samples:
+            raise ValueError("decoder is for a codec with mel or whisper: that of a waveform codec mirrors its encoder")
+        if self.frame_samples % math.prod(self.decoder.ratios):
+            raise ValueError(
+                f"the decoder's ratios {self.decoder.ratios} do not make a divisor of a frame of {self.frame_samples} "
+                "samples"
+            )
         return self
 
     @model_validator(mode="after")
@@ -389,8 +356,8 @@ class STTConfig(Config):
     silence_prefix_seconds: Annotated[float, Field(ge=0)] = 0.0
     sampling: SamplingConfig = SamplingConfig()
     files: FileNames = FileNames()
-    model_id: dict[str, Any] = {}
-    condition_values: dict[str, float | str] = {}
+    model_id: dict[str, Any] = Field(default_factory=dict)
+    condition_values: dict[str, float | str] = Field(default_factory=dict)
     end_of_turn_above: Annotated[float, Field(ge=0, le=1)] = END_OF_TURN_ABOVE
     confidence: Calibration | None = None
 

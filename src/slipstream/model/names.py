@@ -6,7 +6,7 @@ Shapes: V text vocabulary, D width, K codebooks, F feed-forward width, H pause h
 
 from __future__ import annotations
 
-from slipstream.model.config import CodecConfig, LMConfig, TransformerConfig, WhisperConfig
+from slipstream.model.config import CodecConfig, LMConfig, SEANetConfig, TransformerConfig, WhisperConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -65,6 +65,11 @@ def depth_shapes(config: LMConfig) -> Shapes:
     return shapes
 
 
+def is_decoder(name: str) -> bool:
+    """Whether a codec's tensor is used by decoding alone."""
+    return name.startswith(("decoder.", "decoder_transformer.", "upsample.")) or name.endswith("output_proj.weight")
+
+
 def codec_shapes(config: CodecConfig) -> Shapes:
     """Names and shapes of the codec's tensors, in the order of the forward pass: encode, then decode."""
     shapes: Shapes = {}
@@ -84,12 +89,12 @@ def codec_shapes(config: CodecConfig) -> Shapes:
         for k in range(count):
             shapes[f"{prefix}codebooks.{k}.embedding_sum"] = (config.codebook_size, config.codebook_dim)
             shapes[f"{prefix}codebooks.{k}.cluster_usage"] = (config.codebook_size,)
-        shapes[prefix + "output_proj.weight"] = (config.dim, config.codebook_dim)
+        shapes[prefix + "output_proj.weight"] = (config.output_dim, config.codebook_dim)
     if config.has_decoder:
-        if config.stride > 1:
-            shapes["upsample.weight"] = (config.dim, 1, 2 * config.stride)
-        shapes |= _transformer("decoder_transformer.", config.transformer)
-        _seanet_decoder(shapes, config)
+        if config.decoder_stride > 1:
+            shapes["upsample.weight"] = (config.output_dim, 1, 2 * config.decoder_stride)
+        shapes |= _transformer("decoder_transformer.", config.decoder_shape.transformer)
+        _seanet_decoder(shapes, config.decoder_shape)
     return shapes
 
 
@@ -180,7 +185,7 @@ def _conv(shapes: Shapes, name: str, out_channels: int, in_channels: int, kernel
     shapes[name + ".bias"] = (out_channels,)
 
 
-def _residuals(shapes: Shapes, stage: str, width: int, config: CodecConfig) -> None:
+def _residuals(shapes: Shapes, stage: str, width: int, config: SEANetConfig) -> None:
     hidden = width // config.compress
     for j in range(config.num_residual_layers):
         _conv(shapes, f"{stage}.residuals.{j}.conv1", hidden, width, config.residual_kernel_size)
@@ -197,9 +202,9 @@ def _seanet_encoder(shapes: Shapes, config: CodecConfig) -> None:
     _conv(shapes, "encoder.conv_out", config.dim, width, config.last_kernel_size)
 
 
-def _seanet_decoder(shapes: Shapes, config: CodecConfig) -> None:
+def _seanet_decoder(shapes: Shapes, config: SEANetConfig) -> None:
     width = config.num_filters * 2 ** len(config.ratios)
-    _conv(shapes, "decoder.conv_in", width, config.dim, config.kernel_size)
+    _conv(shapes, "decoder.conv_in", width, config.transformer.dim, config.kernel_size)
     for i, ratio in enumerate(config.ratios):
         # A transposed convolution keeps its input channels first.
         shapes[f"decoder.stages.{i}.resample.weight"] = (width, width // 2, 2 * ratio)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slipstream.model.config import CodecConfig
+from slipstream.model.config import CodecConfig, SEANetConfig
 from slipstream.model.numerics import CODEBOOK_EPS, WHISPER_POSITIONS
 from slipstream.nn.layers import CausalConv1d, CausalConvTranspose1d, Transformer
 from slipstream.nn.mel import LogMel
@@ -41,12 +41,11 @@ class Mimi(nn.Module):
                 config.dim, config.dim, 2 * config.stride, stride=config.stride, bias=False, replicate=True
             )
         if config.has_decoder:
-            if config.stride > 1:
-                self.upsample = CausalConvTranspose1d(
-                    config.dim, config.dim, 2 * config.stride, stride=config.stride, groups=config.dim, bias=False
-                )
-            self.decoder_transformer = Transformer(config.transformer)
-            self.decoder = SEANetDecoder(config)
+            shape, width, stride = config.decoder_shape, config.output_dim, config.decoder_stride
+            if stride > 1:
+                self.upsample = CausalConvTranspose1d(width, width, 2 * stride, stride=stride, groups=width, bias=False)
+            self.decoder_transformer = Transformer(shape.transformer)
+            self.decoder = SEANetDecoder(shape)
 
     def encoder_state(self, batch: int, rings: RingFormat | None = None) -> State:
         """State of `batch` fresh streams to encode."""
@@ -71,10 +70,10 @@ class Mimi(nn.Module):
     def decoder_state(self, batch: int) -> State:
         """State of `batch` fresh streams to decode."""
         state: dict[str, State] = {
-            "transformer": self.decoder_transformer.init_state(batch, self.config.stride),
+            "transformer": self.decoder_transformer.init_state(batch, self.config.decoder_stride),
             "decoder": self.decoder.init_state(batch),
         }
-        if self.config.stride > 1:
+        if self.config.decoder_stride > 1:
             state["upsample"] = self.upsample.init_state(batch)
         return state
 
@@ -119,21 +118,22 @@ class Mimi(nn.Module):
     def decode(self, codes_BKT: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
         """Codes `[B, K, T]` to samples `[B, S]`, S = T frames. K may be fewer than all codebooks."""
         if not self.config.has_decoder:
-            raise ValueError("this codec reads log-mel frames and has no decoder")
+            raise ValueError("this codec reads log-mel frames and has no decoder: `slipstream train codec` trains one")
         x_BDT = self.quantizer.decode(codes_BKT)
         if state is None:
-            y, _ = self._decode(x_BDT, None)
+            y, _ = self.synthesise(x_BDT)
             return y, None
         pieces = []
         for piece_BD1 in x_BDT.split(1, dim=-1):
-            y, state = self._decode(piece_BD1, state)
+            y, state = self.synthesise(piece_BD1, state)
             pieces.append(y)
         return torch.cat(pieces, dim=-1), state
 
-    def _decode(self, x_BDT: Tensor, state: State | None) -> tuple[Tensor, State | None]:
+    def synthesise(self, x_BDT: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
+        """A quantised latent `[B, D, T]` to samples `[B, S]`; with a state, T is 1."""
         old = cast("dict[str, State | None]", state) if state is not None else dict.fromkeys(_DECODER_PARTS)
         new: dict[str, State | None] = {}
-        if self.config.stride > 1:
+        if self.config.decoder_stride > 1:
             x_BDT, new["upsample"] = self.upsample(x_BDT, old["upsample"])
         x, new["transformer"] = self.decoder_transformer(x_BDT.transpose(1, 2), old["transformer"])
         x, new["decoder"] = self.decoder(x.transpose(1, 2), old["decoder"])
@@ -150,7 +150,7 @@ _DECODER_PARTS = ("upsample", "transformer", "decoder")
 class Residual(nn.Module):
     """`x + conv2(elu(conv1(elu(x))))`, the inner width compressed."""
 
-    def __init__(self, width: int, config: CodecConfig, dilation: int) -> None:
+    def __init__(self, width: int, config: SEANetConfig, dilation: int) -> None:
         super().__init__()
         hidden = width // config.compress
         self.conv1 = CausalConv1d(width, hidden, config.residual_kernel_size, dilation=dilation)
@@ -168,7 +168,7 @@ class Residual(nn.Module):
 class EncoderStage(nn.Module):
     """Residual blocks, then a strided convolution that doubles the width."""
 
-    def __init__(self, width: int, ratio: int, config: CodecConfig) -> None:
+    def __init__(self, width: int, ratio: int, config: SEANetConfig) -> None:
         super().__init__()
         self.residuals = _residuals(width, config)
         self.resample = CausalConv1d(width, 2 * width, 2 * ratio, stride=ratio)
@@ -188,7 +188,7 @@ class EncoderStage(nn.Module):
 class DecoderStage(nn.Module):
     """A transposed convolution that halves the width, then residual blocks."""
 
-    def __init__(self, width: int, ratio: int, config: CodecConfig) -> None:
+    def __init__(self, width: int, ratio: int, config: SEANetConfig) -> None:
         super().__init__()
         self.resample = CausalConvTranspose1d(width, width // 2, 2 * ratio, stride=ratio)
         self.residuals = _residuals(width // 2, config)
@@ -241,10 +241,10 @@ class SEANetEncoder(_SEANet):
 class SEANetDecoder(_SEANet):
     """`[B, D, T] -> [B, 1, T * hop]`."""
 
-    def __init__(self, config: CodecConfig) -> None:
+    def __init__(self, config: SEANetConfig) -> None:
         super().__init__()
         width = config.num_filters * 2 ** len(config.ratios)
-        self.conv_in = CausalConv1d(config.dim, width, config.kernel_size)
+        self.conv_in = CausalConv1d(config.transformer.dim, width, config.kernel_size)
         self.stages = nn.ModuleList()
         for ratio in config.ratios:
             self.stages.append(DecoderStage(width, ratio, config))
@@ -252,7 +252,7 @@ class SEANetDecoder(_SEANet):
         self.conv_out = CausalConv1d(width, 1, config.last_kernel_size)
 
 
-def _residuals(width: int, config: CodecConfig) -> nn.ModuleList:
+def _residuals(width: int, config: SEANetConfig) -> nn.ModuleList:
     return nn.ModuleList(Residual(width, config, config.dilation_base**j) for j in range(config.num_residual_layers))
 
 
@@ -309,7 +309,7 @@ class ResidualVQ(nn.Module):
         self.codebooks = nn.ModuleList(
             Codebook(config.codebook_size, config.codebook_dim) for _ in range(num_codebooks)
         )
-        self.output_proj = nn.Linear(config.codebook_dim, config.dim, bias=False)
+        self.output_proj = nn.Linear(config.codebook_dim, config.output_dim, bias=False)
 
     def encode(self, x_BTD: Tensor, num_codebooks: int) -> Tensor:
         """Latent `[B, T, D]` to codes `[B, T, K]`."""

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.parametrizations import weight_norm
 
+from slipstream.train.options import DiscriminatorOptions
+
 Judged = list[tuple[Tensor, list[Tensor]]]
 """For each scale: a score, high for the original, at each place in time and frequency; and every layer's output."""
 
@@ -55,6 +57,11 @@ class _Scale(nn.Module):
             x = F.leaky_relu(conv(x), 0.2)
             features.append(x)
         return self.score(x), features
+
+
+def discriminator_of(options: DiscriminatorOptions | None) -> Discriminator | None:
+    """What a codec learns against, if anything."""
+    return Discriminator(options.windows, options.filters) if options else None
 
 
 def _conv(inputs: int, outputs: int, kernel: tuple[int, int], *, dilation: int = 1, stride: int = 1) -> nn.Module:

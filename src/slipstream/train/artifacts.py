@@ -13,9 +13,11 @@ from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint, write
 from slipstream.checkpoints.mimi import codec_table, dump_codec
 from slipstream.checkpoints.speech import SpeechCheckpoint, save_speech
 from slipstream.checkpoints.tensors import DTYPES, Array
-from slipstream.model.config import STTConfig
+from slipstream.model.config import CodecConfig, STTConfig
+from slipstream.model.names import is_decoder
 from slipstream.nn.lm import LM
 from slipstream.nn.mimi import Mimi
+from slipstream.train.decoder import TrainedDecoder
 from slipstream.train.distil import Distilled
 from slipstream.train.model import SpeechModel, start_audio_embeddings
 
@@ -53,8 +55,26 @@ def export_speech(lm: LM, beside: SpeechCheckpoint, folder: Path) -> None:
 
 def export_codec(codec: Mimi, folder: Path) -> None:
     """Write a codec alone, in Kyutai's layout: `mimi.safetensors` and `mimi.json`."""
-    tensors = codec_table(codec.config).write(_arrays(codec, "float32"))
-    write_folder(folder, {"mimi.json": dump_codec(codec.config)}, {"mimi.safetensors": tensors})
+    _save_codec(codec.config, _arrays(codec, "float32"), folder)
+
+
+def export_decoder(
+    decoder: TrainedDecoder, frozen: Mapping[str, Array], beside: Checkpoint | None, folder: Path
+) -> None:
+    """Write a codec with its decoder, and the model `beside` it if there is one; the rest is as in `frozen`."""
+    config = decoder.codec.config
+    kept = {name: array for name, array in frozen.items() if not is_decoder(name)}
+    codec = kept | _cast(decoder.tensors(), "float32")
+    if beside is None:
+        _save_codec(config, codec, folder)
+        return
+    changed = beside.config.model_copy(update={"codec": config})
+    save_checkpoint(replace(beside, config=changed, codec=codec), folder, "kyutai")
+
+
+def _save_codec(config: CodecConfig, tensors: Mapping[str, Array], folder: Path) -> None:
+    written = codec_table(config).write(tensors)
+    write_folder(folder, {"mimi.json": dump_codec(config)}, {"mimi.safetensors": written})
 
 
 def _arrays(module: torch.nn.Module, dtype: str) -> dict[str, Array]:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from slipstream.arrays import FloatArray
 from slipstream.checkpoints.tensors import Array
+from slipstream.checkpoints.whisper import read_whisper
 from slipstream.data.packs import mel_power
 from slipstream.data.waves import WaveBatch, WaveSampler
-from slipstream.errors import ConfigError
+from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import STTConfig, WhisperConfig
 from slipstream.model.numerics import WHISPER_POSITIONS
 from slipstream.nn.mel import LogMel
@@ -28,6 +29,7 @@ from slipstream.nn.mimi import Mimi
 from slipstream.nn.whisper import WhisperEncoder
 from slipstream.train.codebooks import start_codebooks
 from slipstream.train.options import LossOptions
+from slipstream.train.speech import read_speech_weights
 from slipstream.train.transfer import Numbers, send
 
 MEAN_ROWS = 64
@@ -133,6 +135,21 @@ class Teacher:
             half = _SMOOTHING // 2
             self._mean = F.avg_pool1d(F.pad(mean_1DT, (half, half), mode="replicate"), _SMOOTHING, 1)[0].T
         return self._mean
+
+
+def start_distilled(model: Distilled, init: str | None) -> None:
+    """Take the weights of a Whisper checkpoint, or of another run's `last.pt`."""
+    if init is None:
+        raise ConfigError('model.init: give a Whisper checkpoint, "whisper:FOLDER_OR_NAME", or a run\'s last.pt')
+    if init.startswith("whisper:"):
+        given = {f"codec.{name}": torch.from_numpy(a) for name, a in read_whisper(init).tensors.items()}
+    else:
+        given = read_speech_weights(init)
+    ours = model.state_dict()
+    taken = {name: w for name, w in given.items() if name in ours and ours[name].shape == w.shape}
+    if not taken:
+        raise CheckpointError(f"{init}: none of its weights fits model.codec")
+    model.load_state_dict(taken, strict=False)
 
 
 class DistilTask:

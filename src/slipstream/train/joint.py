@@ -16,6 +16,7 @@ from slipstream.data.phones import UNKNOWN
 from slipstream.data.waves import WaveBatch, WaveSampler
 from slipstream.errors import ConfigError
 from slipstream.model.config import PAD_ID
+from slipstream.model.names import is_decoder
 from slipstream.model.numerics import WHISPER_POSITIONS
 from slipstream.nn.whisper import WhisperEncoder
 from slipstream.train.codebooks import CodebookStart, moving_buffers, quantise, refresh, start_projections
@@ -63,7 +64,7 @@ class WhisperJointTask:
         self.row_seconds = sampler.data.seconds
         self.positions_per_second = sampler.phone_rate
         for name, parameter in model.named_parameters():
-            unused = name.startswith(("lm.audio_emb", "ctc_head")) or "output_proj" in name
+            unused = name.startswith(("lm.audio_emb", "ctc_head")) or is_decoder(name.removeprefix("codec."))
             frozen = name.startswith("codec.encoder") and not train_encoder
             parameter.requires_grad_(not (unused or frozen))
         self.encoder_learns = train_encoder

@@ -24,7 +24,7 @@ from slipstream.data.phones import PhoneInventory
 from slipstream.data.rows import RowOptions, Sampler
 from slipstream.data.sampler import RowSampler, TokenSampler
 from slipstream.data.speech_rows import SpeechSampler
-from slipstream.errors import CheckpointError, ConfigError
+from slipstream.errors import ConfigError
 from slipstream.model.config import CodecConfig
 from slipstream.nn.build import build_codec
 from slipstream.nn.decoder import WhisperDecoderLayer
@@ -33,17 +33,25 @@ from slipstream.nn.lm import LM
 from slipstream.nn.mel import LogMel
 from slipstream.nn.mimi import Mimi
 from slipstream.nn.whisper import WhisperEncoder, WhisperLayer
-from slipstream.train.adversary import Discriminator
-from slipstream.train.artifacts import export_codec, export_distilled, export_lm, export_model, export_speech
+from slipstream.train.adversary import discriminator_of
+from slipstream.train.artifacts import (
+    export_codec,
+    export_decoder,
+    export_distilled,
+    export_lm,
+    export_model,
+    export_speech,
+)
 from slipstream.train.card import write_card
-from slipstream.train.distil import Distilled, DistilTask, Teacher
+from slipstream.train.decoder import DecoderTask, model_around, start_decoder
+from slipstream.train.distil import Distilled, DistilTask, Teacher, start_distilled
 from slipstream.train.estimate import estimate
 from slipstream.train.joint import WhisperJointTask, frame_features
 from slipstream.train.keep import old_lm, old_model
 from slipstream.train.loop import Trainer
 from slipstream.train.lora import based_lm, merged_weights, write_adapter
 from slipstream.train.model import SpeechModel, start_audio_embeddings
-from slipstream.train.options import CodecRun, DistilOptions, LMRun, RunOptions, TTSRun
+from slipstream.train.options import CodecRun, DecoderOptions, DistilOptions, LMRun, RunOptions, TTSRun
 from slipstream.train.parallel import Task, dtype_of
 from slipstream.train.phases import Phases, plan
 from slipstream.train.reconstruction import CropSampler, ReconstructionTask, WaveCodec
@@ -61,13 +69,7 @@ from slipstream.train.setup import (
     undelayed,
     wave_sampler,
 )
-from slipstream.train.speech import (
-    copy_training_part,
-    find_codec,
-    read_speech_weights,
-    write_phones,
-    write_training_part,
-)
+from slipstream.train.speech import copy_training_part, find_codec, write_phones, write_training_part
 from slipstream.train.tasks import JointTask, PhoneTask, TextTask
 from slipstream.train.text_teacher import read_text_teacher
 from slipstream.train.tts import SpeakTask, start_speech
@@ -78,7 +80,8 @@ Report = Callable[[str], None]
 
 
 def run_codec(options: CodecRun, report: Report = print) -> Path:
-    """Train a log-mel codec by its phones, or a waveform codec by reconstruction; gives the last checkpoint's path.
+    """Train a log-mel codec by its phones, a waveform codec by reconstruction, or a decoder; gives the last
+    checkpoint's path.
 
     Resumes what is in `run.out`.
     """
@@ -86,11 +89,14 @@ def run_codec(options: CodecRun, report: Report = print) -> Path:
         packs = [Pack(path) for path in options.data.packs]
         if options.distil is not None:
             return _run_distil(options, options.distil, packs, report)
-        if options.model.codec is not None and options.model.codec.has_decoder:
+        if options.decoder is not None:
+            return _run_decoder(options, options.decoder, packs, report)
+        if options.model.codec is not None and options.model.codec.reads_samples:
             return _run_reconstruction(options, options.model.codec, packs, report)
         if options.discriminator is not None or options.data.augment_samples is not None:
             raise ConfigError(
-                "discriminator and data.augment_samples are for a waveform codec: this one takes log-mel frames"
+                "discriminator and data.augment_samples are for a waveform codec or a decoder: this one takes log-mel "
+                "frames"
             )
         model, sampler, _ = _speech(options, packs)
         write_phones(sampler.phones, options.run.out)
@@ -147,7 +153,7 @@ def run_tts(options: TTSRun, report: Report = print) -> Path:
 def _check(
     options: CodecRun | LMRun | TTSRun,
     task: Task,
-    sampler: Sampler,
+    sampler: Sampler | CropSampler,
     measure: Measure | None = None,
     export: Callable[[Path], None] | None = None,
 ) -> Check | None:
@@ -179,20 +185,43 @@ def _all_weights(options: LMRun | TTSRun) -> dict[str, float]:
 
 
 def _run_reconstruction(options: CodecRun, config: CodecConfig, packs: list[Pack], report: Report) -> Path:
-    if options.data.valid is not None or options.phase:
-        raise ConfigError("data.valid, phase: not for a waveform codec: leave them out")
+    if options.phase:
+        raise ConfigError("phase: not for a waveform codec: leave it out")
     if options.model.init is not None:
         raise ConfigError("model.init: a waveform codec starts from scratch, or resumes the run in run.out")
     phones = phones_of_run(options.run, options.model, packs)
     torch.manual_seed(options.run.seed)
     data, seed = options.data, options.run.seed
     sampler = CropSampler(packs, phones, config, data.weights, data.seconds, seed, data.augment_samples)
-    judge = Discriminator(**options.discriminator.model_dump()) if options.discriminator else None
+    start = options.discriminator.start if options.discriminator else 0
+    module = WaveCodec(config, len(phones), discriminator_of(options.discriminator))
     write_phones(phones, options.run.out)
-    task = ReconstructionTask(WaveCodec(config, len(phones), judge), sampler, options.loss, options.quantiser)
-    path = _run(task, options.run, report)
+    task = ReconstructionTask(module, sampler, options.loss, options.quantiser, start)
+    path = _run(task, options.run, report, check=_check(options, task, sampler))
     if _first():
         export_codec(task.module.codec, options.run.out / "codec")
+    return path
+
+
+def _run_decoder(options: CodecRun, decoder: DecoderOptions, packs: list[Pack], report: Report) -> Path:
+    data, base = options.data, str(options.model.base)
+    start = options.discriminator.start if options.discriminator else 0
+    module, frozen, tensors = start_decoder(options, decoder)
+    beside = model_around(base)
+    sampler = CropSampler(
+        packs, None, frozen.config, data.weights, data.seconds, options.run.seed, data.augment_samples
+    )
+    task = DecoderTask(module, frozen, sampler, options.loss, options.quantiser, start)
+
+    def export(folder: Path) -> None:
+        export_decoder(module, tensors, beside, folder)
+        if beside is not None:
+            copy_training_part(base, folder)
+        write_card(folder, packs, data.weights, base)
+
+    path = _run(task, options.run, report, check=_check(options, task, sampler, export=export))
+    if _first():
+        export(options.run.out / ("codec" if beside is None else "model"))
     return path
 
 
@@ -204,7 +233,7 @@ def _run_distil(options: CodecRun, distil: DistilOptions, packs: list[Pack], rep
     config = delayed(undelayed(codec, lm, text), text.delay)
     torch.manual_seed(options.run.seed)
     model = Distilled(config)
-    _start_distilled(model, options.model.init)
+    start_distilled(model, options.model.init)
     sampler = wave_sampler(options, packs, text, lm)
     task = DistilTask(model, read_whisper(distil.teacher), sampler, options.loss, dtype_of(options.run))
     phones = PhoneInventory.of(clip for pack in packs for clip in pack.clips)
@@ -215,21 +244,6 @@ def _run_distil(options: CodecRun, distil: DistilOptions, packs: list[Pack], rep
         folder = options.run.out / "model"
         export_distilled(model, text.tokenizer, folder)
     return path
-
-
-def _start_distilled(model: Distilled, init: str | None) -> None:
-    """Take the weights of a Whisper checkpoint, or of another run's `last.pt`."""
-    if init is None:
-        raise ConfigError('model.init: give a Whisper checkpoint, "whisper:FOLDER_OR_NAME", or a run\'s last.pt')
-    if init.startswith("whisper:"):
-        given = {f"codec.{name}": torch.from_numpy(a) for name, a in read_whisper(init).tensors.items()}
-    else:
-        given = read_speech_weights(init)
-    ours = model.state_dict()
-    taken = {name: w for name, w in given.items() if name in ours and ours[name].shape == w.shape}
-    if not taken:
-        raise CheckpointError(f"{init}: none of its weights fits model.codec")
-    model.load_state_dict(taken, strict=False)
 
 
 def _run_joint(options: LMRun, report: Report, measure: Measure | None) -> Path:
@@ -383,7 +397,8 @@ def _run(
     trainer = Trainer(task, options, report if _first() else _silent, check, phases)
     for remark in remarks:
         trainer.report(remark)
-    if isinstance(options, Rehearsal) and isinstance(sampler := getattr(task, "sampler", None), Sampler):
+    if isinstance(options, Rehearsal):
+        sampler: Sampler | CropSampler = task.sampler  # type: ignore[attr-defined]
         write_rows(sampler, options.folder, options.first_row)
     trainer.report(str(estimate(task, options, trainer.share)))
     return trainer.run()

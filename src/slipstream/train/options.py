@@ -11,7 +11,7 @@ from slipstream.data.augment import Share
 from slipstream.data.options import DataOptions, SampleAugment, Weight
 from slipstream.data.spectral import SpectralAugment
 from slipstream.errors import ConfigError
-from slipstream.model.config import CodecConfig, LMConfig, Positive
+from slipstream.model.config import CodecConfig, LMConfig, Positive, SEANetConfig
 from slipstream.schema import Options, parse, read_toml
 
 
@@ -111,7 +111,8 @@ class LossOptions(Options):
     text: of the text stream, in which PAD weighs `pad`. pause: of the pause heads. commitment: of the quantiser.
     phones_to: share to which the two phone losses fall by the middle of the run.
     base: of the divergence from what the model that the run starts from would write, on the datasets `data.replay`.
-    adversarial, features: of a waveform codec against its discriminator: hinge loss, and feature matching.
+    spectral, waveform: of what a decoder writes: log-mel bands at several resolutions, and samples.
+    adversarial, features: of a decoder against its discriminator: hinge loss, and feature matching.
     """
 
     frame_phones: float = 1.0
@@ -124,6 +125,8 @@ class LossOptions(Options):
     commitment: float = 0.1
     phones_to: Share = 1.0
     base: Annotated[float, Field(ge=0)] = 0.0
+    spectral: Annotated[float, Field(ge=0)] = 1.0
+    waveform: Annotated[float, Field(ge=0)] = 1.0
     adversarial: float = 1.0
     features: float = 1.0
 
@@ -194,11 +197,24 @@ class DistilOptions(Options):
 class DiscriminatorOptions(Options):
     """A multi-scale STFT discriminator (arXiv:2210.13438).
 
-    windows: of its spectrograms, in samples. filters: channels of its convolutions.
+    windows: of its spectrograms, in samples. filters: channels of its convolutions. start: step from which the codec
+    learns against it.
     """
 
     windows: tuple[Positive, ...] = (2048, 1024, 512, 256, 128)
     filters: Positive = 32
+    start: Annotated[int, Field(ge=0)] = 0
+
+
+class DecoderOptions(Options):
+    """The decoder of the codec of `model.base`, whose encoder and codebooks stay as they are.
+
+    shape: for a codec with a log-mel front end: SEANet and the Transformer of a new decoder; by default those of the
+    published Mimi, or the decoder that the codec has. fresh: start from random weights, not those of `model.base`.
+    """
+
+    shape: SEANetConfig | None = None
+    fresh: bool = False
 
 
 class PhaseOptions(Options):
@@ -236,11 +252,12 @@ class AnyRun(BaseModel):
 
 
 class CodecRun(Options):
-    """`slipstream train codec`: Whisper's encoder by distillation, a log-mel codec by its phones, or a waveform codec
-    by reconstruction.
+    """`slipstream train codec`: Whisper's encoder by distillation, a log-mel codec by its phones, a waveform codec by
+    reconstruction, or the decoder of a codec.
 
     distil: what a codec with Whisper's encoder learns from.
-    discriminator: a judge that the waveform codec learns against.
+    decoder: train only the decoder of the codec of `model.base`.
+    discriminator: a judge that the waveform codec or the decoder learns against.
     """
 
     run: RunOptions
@@ -249,13 +266,20 @@ class CodecRun(Options):
     loss: LossOptions = LossOptions()
     quantiser: QuantiserOptions = QuantiserOptions()
     distil: DistilOptions | None = None
+    decoder: DecoderOptions | None = None
     discriminator: DiscriminatorOptions | None = None
     phase: Phases = ()
 
     @model_validator(mode="after")
     def _starts_from_what_is_read(self) -> CodecRun:
-        if self.model.base is not None:
-            raise ValueError("model.base keeps a codec as it is, for `train lm`: to train one from there, model.init")
+        if self.decoder is not None and (self.model.model_fields_set != {"base"} or self.model.base is None):
+            raise ValueError("decoder: [model] takes base alone, the model or codec whose tokens it decodes")
+        if self.decoder is not None and (self.distil is not None or self.phase):
+            raise ValueError("decoder: leave out distil and phase")
+        if self.decoder is None and self.model.base is not None:
+            raise ValueError(
+                "model.base keeps a codec as it is, for `train lm` and [decoder]: to train one from there, model.init"
+            )
         if self.distil is not None and self.distil.text:
             raise ValueError("distil.text teaches an LM: leave it out, or use it in `train lm`")
         return self

@@ -9,6 +9,7 @@ Shapes: B rows, S samples, T frames, D latent width.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,12 +46,15 @@ class Crops:
 
 
 class CropSampler:
-    """Crops of recordings, augmented if asked for, with the phones of their frames where these are known."""
+    """Crops of recordings, augmented if asked for, with the phones of their frames where these are known.
+
+    Without an inventory of phones none is known.
+    """
 
     def __init__(
         self,
         packs: Sequence[Pack],
-        phones: PhoneInventory,
+        phones: PhoneInventory | None,
         codec: CodecConfig,
         weights: dict[str, float],
         seconds: float,
@@ -59,7 +63,7 @@ class CropSampler:
     ) -> None:
         if any(pack.kind.kind != "samples" for pack in packs):
             raise ConfigError("a waveform codec is trained on packs of samples: `slipstream data pack --samples`")
-        self.phones, self.seed, self.frame_rate, self.augment = phones, seed, codec.frame_rate, augment
+        self.phones, self.codec, self.seed, self.augment = phones, codec, seed, augment
         self.frames = max(1, round(seconds * codec.frame_rate))
         self.length = self.frames * codec.frame_samples
         self.seconds = self.frames / codec.frame_rate
@@ -70,6 +74,12 @@ class CropSampler:
         counts = {d: sum(clip.dataset == d for _, clip in self._clips) for d in weights}
         each = each / np.array([counts[clip.dataset] for _, clip in self._clips])
         self._probabilities = each / each.sum()
+
+    def held_out(self, packs: Sequence[Pack]) -> CropSampler:
+        """The same kind of rows from other packs, in which each recording is as likely as another; not augmented."""
+        counts = Counter(clip.dataset for pack in packs for clip in pack.clips)
+        weights = {dataset: float(count) for dataset, count in counts.items()}
+        return CropSampler(packs, self.phones, self.codec, weights, self.seconds, seed=0)
 
     def batch(self, first_row: int, rows: int) -> Crops:
         """Rows `first_row` to `first_row + rows`."""
@@ -88,9 +98,9 @@ class CropSampler:
 
     def _phones_from(self, clip: Clip, start: float) -> IntArray:
         labels = np.full(self.frames, UNKNOWN, np.int64)
-        if clip.phones:
+        if clip.phones and self.phones is not None:
             starts = np.array([time for _, time in clip.phones])
-            middles = start + (np.arange(self.frames) + 0.5) / self.frame_rate
+            middles = start + (np.arange(self.frames) + 0.5) / self.codec.frame_rate
             places = np.searchsorted(starts, middles, side="right") - 1
             numbers = np.array([self.phones.number(name) for name, _ in clip.phones])
             labels = np.where(places >= 0, numbers[places], 0)
@@ -108,19 +118,26 @@ class WaveCodec(nn.Module):
 
     def decode(self, latent_BTD: Tensor) -> Tensor:
         """The quantised latent to samples `[B, S]`, in one call."""
-        x = latent_BTD.transpose(1, 2)
-        if self.codec.config.stride > 1:
-            x, _ = self.codec.upsample(x)
-        x, _ = self.codec.decoder_transformer(x.transpose(1, 2))
-        samples, _ = self.codec.decoder(x.transpose(1, 2))
-        return torch.as_tensor(samples)[:, 0]
+        samples_BS, _ = self.codec.synthesise(latent_BTD.transpose(1, 2))
+        return samples_BS
 
 
 class ReconstructionTask:
-    """A codec learns to reconstruct its input from any number of its acoustic codebooks."""
+    """A codec learns to reconstruct its input from any number of its acoustic codebooks.
 
-    def __init__(self, module: WaveCodec, sampler: CropSampler, loss: LossOptions, quantiser: QuantiserOptions) -> None:
+    `discriminator_start`: the step from which it learns against the discriminator.
+    """
+
+    def __init__(
+        self,
+        module: WaveCodec,
+        sampler: CropSampler,
+        loss: LossOptions,
+        quantiser: QuantiserOptions,
+        discriminator_start: int = 0,
+    ) -> None:
         self.module, self.sampler, self.weights, self.quantiser = module, sampler, loss, quantiser
+        self.discriminator_start = discriminator_start
         self.row_seconds = sampler.seconds
         self.positions_per_second = module.codec.config.sample_rate / module.codec.config.hop_samples
         self._start = CodebookStart(module.codec.quantizer, quantiser.start)
@@ -139,7 +156,8 @@ class ReconstructionTask:
             parts = [F.linear(latent.float(), half.input_proj.weight.float()) for half in halves]
             commitment = latent.new_zeros((), dtype=torch.float32)
         else:
-            kept_B = self._kept(send(batch.draw_B, weight.device))
+            draw_B = send(batch.draw_B, weight.device)
+            kept_B = kept_codebooks(draw_B, module.codec.config, self.quantiser.codebook_dropout)
             _, parts, commitment = quantise(quantizer, latent, update=torch.is_grad_enabled(), kept_B=kept_B)
         semantic, acoustic = (half.output_proj(part.to(weight.dtype)) for half, part in zip(halves, parts, strict=True))
         labels = send(batch.phones_BT, weight.device)
@@ -147,21 +165,11 @@ class ReconstructionTask:
             module.phone_head(semantic).float().flatten(0, 1), labels.flatten(), ignore_index=UNKNOWN, reduction="sum"
         )
         said_BS = module.decode(semantic + acoustic).float()
-        spectral = multi_resolution(said_BS, heard_BS.float(), module.codec.config)
-        waveform = F.l1_loss(said_BS, heard_BS.float())
-        numbers = {
-            "spectral": spectral,
-            "waveform": waveform,
-            "phones": phones / labels.numel(),
-            "commitment": commitment,
-        }
-        total = spectral + waveform + self.weights.frame_phones * numbers["phones"]
-        total = total + self.weights.commitment * commitment
-        if module.discriminator is not None:
-            judged = adversarial_losses(module.discriminator, said_BS, heard_BS.float())
-            numbers |= {"adversarial": judged.codec, "features": judged.features, "discriminator": judged.discriminator}
-            total = total + self.weights.adversarial * judged.codec + self.weights.features * judged.features
-            total = total + judged.discriminator
+        judge = module.discriminator if step >= self.discriminator_start else None
+        rate = module.codec.config.sample_rate
+        total, numbers = output_losses(said_BS, heard_BS.float(), rate, self.weights, judge)
+        numbers |= {"phones": phones / labels.numel(), "commitment": commitment}
+        total = total + self.weights.frame_phones * numbers["phones"] + self.weights.commitment * commitment
         return total, {name: value.detach() for name, value in numbers.items()}
 
     def _heard(self, batch: Crops) -> Tensor:
@@ -179,19 +187,34 @@ class ReconstructionTask:
     def after_step(self) -> None:
         refresh(self.module.codec.quantizer)
 
-    def _kept(self, draw_B: Tensor) -> Tensor:
-        """How many acoustic codebooks each row keeps: all, but for the share of rows that drop some."""
-        config, share = self.module.codec.config, self.quantiser.codebook_dropout
-        count = config.num_codebooks - config.num_semantic
-        fewer = (draw_B / max(share, 1e-9) * (count + 1)).long()
-        return torch.where(draw_B < share, fewer, count)
+
+def kept_codebooks(draw_B: Tensor, config: CodecConfig, share: float) -> Tensor:
+    """How many acoustic codebooks each row keeps: all, but for the `share` of rows that drop some."""
+    count = config.num_codebooks - config.num_semantic
+    fewer = (draw_B / max(share, 1e-9) * (count + 1)).long()
+    return torch.where(draw_B < share, fewer, count)
 
 
-def multi_resolution(said_BS: Tensor, heard_BS: Tensor, config: CodecConfig) -> Tensor:
+def output_losses(
+    said_BS: Tensor, heard_BS: Tensor, sample_rate: int, weights: LossOptions, discriminator: Discriminator | None
+) -> tuple[Tensor, Numbers]:
+    """The weighted loss of a decoder's output, given the original, and its parts; against a discriminator if any."""
+    spectral = multi_resolution(said_BS, heard_BS, sample_rate)
+    numbers = {"spectral": spectral, "waveform": F.l1_loss(said_BS, heard_BS)}
+    total = weights.spectral * spectral + weights.waveform * numbers["waveform"]
+    if discriminator is not None:
+        judged = adversarial_losses(discriminator, said_BS, heard_BS)
+        numbers |= {"adversarial": judged.codec, "features": judged.features, "discriminator": judged.discriminator}
+        total = total + weights.adversarial * judged.codec + weights.features * judged.features
+        total = total + judged.discriminator
+    return total, numbers
+
+
+def multi_resolution(said_BS: Tensor, heard_BS: Tensor, sample_rate: int) -> Tensor:
     """Mean absolute difference of log-mel spectra, over the windows of `RESOLUTIONS`."""
     losses = []
     for window in RESOLUTIONS:
-        bands = _bands(window, config.sample_rate, said_BS.device)
+        bands = _bands(window, sample_rate, said_BS.device)
         hann = torch.hann_window(window, device=said_BS.device)
         spectra = [
             (bands @ torch.stft(x, window, window // 4, window=hann, return_complex=True).abs().square() + 1e-4).log10()

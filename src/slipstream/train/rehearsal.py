@@ -22,6 +22,7 @@ from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.numerics import NO_TOKEN
 from slipstream.model.text import Tokenizer
 from slipstream.train.options import RunOptions
+from slipstream.train.reconstruction import CropSampler
 
 ROWS = 3
 _STEPS = 2
@@ -55,10 +56,14 @@ def rehearse(options: Any, folder: Path, first_row: int, run: Callable[[Any], ob
     return f"{_length(whole, step_seconds)}; memory: {_memory()}; rows {first_row} to {first_row + ROWS - 1}: {folder}"
 
 
-def write_rows(sampler: Sampler, folder: Path, first_row: int) -> None:
-    """Write `ROWS` rows: a drawing of each stream, and its audio if the rows are samples."""
+def write_rows(sampler: Sampler | CropSampler, folder: Path, first_row: int) -> None:
+    """Write `ROWS` rows: a drawing of each stream if there are streams, and its audio if the rows are samples."""
     folder.mkdir(parents=True, exist_ok=True)
     batch = sampler.batch(first_row, ROWS)
+    if isinstance(sampler, CropSampler):
+        for n, samples in enumerate(batch.samples_BS):
+            write_wave(folder / f"row-{first_row + n}.wav", samples, sampler.codec.sample_rate)
+        return
     for n in range(ROWS):
         samples = batch.heard_BS[n] if isinstance(batch, WaveBatch) else None
         name = folder / f"row-{first_row + n}"

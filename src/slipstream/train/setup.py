@@ -36,7 +36,7 @@ DEFAULT_DELAY = 6
 def new_speech_model(model: ModelOptions, text: TextOptions, phones: int, seed: int) -> SpeechModel:
     """A codec, an LM and heads of `phones` phones, with the weights of `model.init` where they fit."""
     codec, lm = shapes_of(model, text.growth)
-    if codec.has_decoder:
+    if codec.reads_samples:
         raise ConfigError(
             "model.codec.mel or model.codec.whisper: one of these front ends is required to train with an LM"
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from slipstream.data.rows import Targets
 from slipstream.data.sampler import Batch, RowSampler, TokenBatch, TokenSampler
+from slipstream.model.names import is_decoder
 from slipstream.nn.lm import LM
 from slipstream.nn.mimi import SplitResidualVQ
 from slipstream.train.codebooks import CodebookStart, moving_buffers, quantise, refresh
@@ -52,7 +53,7 @@ class JointTask:
         self.row_seconds = sampler.data.seconds
         self.positions_per_second = sampler.phone_rate
         for name, parameter in model.named_parameters():
-            unused = name.startswith("lm.audio_emb") or ("quantizer" in name and "output_proj" in name)
+            unused = name.startswith("lm.audio_emb") or is_decoder(name.removeprefix("codec."))
             parameter.requires_grad_(not unused)
         self._start = CodebookStart(model.codec.quantizer, quantiser.start)
 

@@ -8,7 +8,14 @@ import pytest
 mx = pytest.importorskip("mlx.core", reason="MLX is not installed: pip install 'slipstream-stt[mlx]'")
 torch = pytest.importorskip("torch", reason="the offline forward is the PyTorch model's")
 
-from tests.models import codec_config, mel_codec_config, noise_and_tones, random_weights, whisper_codec_config  # noqa: E402
+from tests.models import (  # noqa: E402
+    codec_config,
+    mel_codec_config,
+    noise_and_tones,
+    random_weights,
+    whisper_codec_config,
+    with_decoder,
+)
 
 from slipstream.backends.mlx.build import build_codec  # noqa: E402
 from slipstream.model.config import CodecConfig  # noqa: E402
@@ -20,6 +27,7 @@ CONFIGS = {
     "waveform": codec_config(),
     "log-mel": mel_codec_config(),
     "whisper": whisper_codec_config(),
+    "whisper with a decoder": with_decoder(whisper_codec_config(), dim=36),
     "whisper without lookahead": whisper_codec_config(lookahead=0),
     "several residual blocks": codec_config(num_residual_layers=2, residual_kernel_size=5),
     "two semantic codebooks": codec_config(num_semantic=2),

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.models import codec_config, mel_codec_config, noise_and_tones, random_weights, whisper_codec_config
+from tests.models import (
+    codec_config,
+    mel_codec_config,
+    noise_and_tones,
+    random_weights,
+    whisper_codec_config,
+    with_decoder,
+)
 
 from slipstream.backends.onnx.codec import codec_model
 from slipstream.backends.onnx.inference import open_session
@@ -18,6 +25,7 @@ CODECS = {
     "two semantic": codec_config(num_semantic=2),
     "log-mel": mel_codec_config(),
     "whisper": whisper_codec_config(),
+    "whisper with a decoder": with_decoder(whisper_codec_config(), dim=36),
     "whisper without lookahead": whisper_codec_config(lookahead=0),
     "one position a frame": codec_config(mel=MelConfig(n_mels=20), ratios=(4, 2)),
     "four positions a frame": codec_config(mel=MelConfig(n_mels=20), ratios=(2,)),
