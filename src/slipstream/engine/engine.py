@@ -216,8 +216,7 @@ class Engine:
         self._step_began = time.monotonic()
         self._operator.run(step.ops)
         active_B = np.zeros(self.slots, np.bool_)
-        for _, session in step.rows:
-            active_B[list(session.slots)] = True
+        active_B[step.slots] = True
         step.began = time.monotonic()
         if step.steering is None:
             step.collect = self._runner.launch(self._pcm_BS, active_B)
@@ -230,21 +229,23 @@ class Engine:
 
     def _fill(self, sessions: list[Session], lag: float) -> _Step:
         ops = self._take_ops(sessions)
-        rows = []
+        rows, slots = [], []
         for session in sessions:
-            slot = _slot(session)
+            slot, *others = session.slots
             session.fill(self._pcm_BS[slot])
-            for other in session.slots[1:]:
-                self._pcm_BS[other] = self._pcm_BS[slot]
             rows.append((slot, session))
-        return _Step(rows, ops, lag, len(rows), steering_of(self.slots, sessions))
+            slots.append(slot)
+            if others:
+                self._pcm_BS[others] = self._pcm_BS[slot]
+                slots += others
+        return _Step(rows, slots, ops, lag, len(rows), steering_of(self.slots, sessions))
 
     def _advance(self, step: _Step, rows: list[_Row]) -> None:
         """Pass the output to the sessions of these rows, once."""
         if not rows:
             return
         # Only these rows: converting all of them would make a step for one session as slow as for all.
-        slots = [slot if session.lead is None else session.lead for slot, session in rows]
+        slots = [slot if (lead := session.lead) is None else lead for slot, session in rows]
         found = step.output.candidates
         tokens = step.output.token_B[slots].tolist()
         logprobs = step.output.logprob_B[slots].tolist()
@@ -284,12 +285,13 @@ class Engine:
 
 @dataclass(slots=True)
 class _Step:
-    """One step: its sessions by slot, the operations before it, and the seconds the oldest frame has waited.
+    """One step: its sessions by first slot, all slots, the operations before it, and how long the oldest frame waited.
 
     Its owner sets when it `began` and how to `collect` its output, and removes the `rows` whose session has the output.
     """
 
     rows: list[_Row]
+    slots: list[int]
     ops: list[SessionOp]
     lag: float
     sessions: int
@@ -303,11 +305,6 @@ class _Step:
         """Wait for the output."""
         self.output = self.collect()
         self.seconds = time.monotonic() - self.began
-
-
-def _slot(session: Session) -> int:
-    assert session.slot is not None, "only admitted sessions are stepped"
-    return session.slot
 
 
 def _closed() -> SessionClosed:

@@ -118,9 +118,10 @@ class Scheduler:
             self._ready.pop(session, None)
         if ready and session.urgent:
             self._urgent.add(session)
-        else:
+        elif self._urgent:
             self._urgent.discard(session)
-        self._markers.pop(session, None)
+        if self._markers:
+            self._markers.pop(session, None)
         if not ready and session.awaits_marker:
             self._markers[session] = now + self.marker_wait
 
@@ -153,7 +154,7 @@ class Scheduler:
         batch = self._next(now)
         for session in batch:
             del self._ready[session]
-            self._urgent.discard(session)
+        self._urgent.difference_update(batch)
         self._step = (len(batch), now)
         return batch
 

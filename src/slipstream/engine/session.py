@@ -174,6 +174,8 @@ class Session:
 
     def _take_options(self) -> None:
         self.options, self._next_options = self._next_options or self.options, None
+        # Whether a frame that the model has processed may cause a flush before the next one.
+        self._reacts = self.options.low_latency or self.options.flush_after_silence is not None
 
     def _check_open(self, what: str) -> None:
         if self._closing:
@@ -184,9 +186,9 @@ class Session:
     @property
     def ready(self) -> bool:
         """Whether it has a frame for the model, of audio or of silence."""
-        if self._in_model and not self.predictable:
+        if not (self._frames or self._flush is not None or (self._writer.prefix_left > 0 and not self.done)):
             return False
-        return bool(self._frames) or self._flush is not None or (self._writer.prefix_left > 0 and not self.done)
+        return not self._in_model or self.predictable
 
     @property
     def in_model(self) -> int:
@@ -201,11 +203,9 @@ class Session:
             or self._writer.prefix_left
             or self._barriers
             or self._ops
-            or self.options.low_latency
             or self._next_options is not None
-            or self._writer.searches
-            or self._writer.follows
-            or self.options.flush_after_silence is not None
+            or self._reacts
+            or self._writer.decides
             or (self._watchdog is not None and not self._watchdog.calm)
         )
 
@@ -269,7 +269,7 @@ class Session:
     @property
     def steered(self) -> bool:
         """Whether its steps must return candidates."""
-        return self._writer.searches or self.options.hints.steers
+        return self._writer.searches
 
     def biases(self, row: int) -> Biases:
         """Return what to add to the scores of a row in the next step."""
@@ -324,8 +324,10 @@ class Session:
             return
         mean_square = self._in_model.popleft()
         token, events = self._writer.advance(token, logprob, choices)
-        self._ops += self._writer.take_ops()
-        self._emit(events)
+        if self._writer.ops:
+            self._ops += self._writer.take_ops()
+        if events:
+            self._emit(events)
         if self._flush is not None:
             self._flush.frames_left -= 1
             if self._flush.frames_left <= 0:
@@ -336,7 +338,8 @@ class Session:
             self._writer.prefix_left -= 1
         else:
             self._count_frame(token, pause_H, mean_square)
-        self.events += self._writer.take_history()
+        if self.options.continues is not None:
+            self.events += self._writer.take_history()
         if self._next_options is not None and not self._in_model:
             self._take_options()
             self._turn_detector.set_options(self.options.turns or self.format.turns)

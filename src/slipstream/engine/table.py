@@ -134,10 +134,10 @@ class SessionTable(OpenSessions):
             super().__exit__(*raised)
 
     def _wake_if_due(self) -> None:
-        now = time.monotonic()
-        if now < self._sleeps_until:
+        if self._sleeps_until and (now := time.monotonic()) < self._sleeps_until:
             delay = self.scheduler.delay(now)
             if delay is not None and now + delay < self._sleeps_until:
+                self._sleeps_until = 0.0  # one call is enough, however long the thread takes to wake
                 self._work.notify()
 
     def _sleep(self, delay: float | None, now: float) -> None:

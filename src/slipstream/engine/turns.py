@@ -82,8 +82,11 @@ class VoiceLevel:
     def push(self, mean_square: float) -> float:
         """Return how much louder the next frame is than the background, in dB, by the mean of its squared samples."""
         level = 10 * math.log10(mean_square) if mean_square > 1e-12 else -120.0
-        self._floor = max(self.FLOOR_DB, min(level, self._floor + self.RISE_DB))
-        return level - self._floor
+        floor = self._floor + self.RISE_DB
+        if level < floor:
+            floor = level if level > self.FLOOR_DB else self.FLOOR_DB
+        self._floor = floor
+        return level - floor
 
 
 class TurnDetector:

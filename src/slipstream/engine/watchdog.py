@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from slipstream.errors import ConfigError
@@ -51,14 +52,12 @@ class Watchdog:
         self._delay = delay_frames
         self._pause_limit = round(options.pause_seconds * frame_rate)
         self._patience = round(options.patience_seconds * frame_rate)
-        self._mute_factor = 1
-        self._least_mute = options.mute_seconds * frame_rate
-        """Frames of speech without text below which a model cannot have failed."""
+        self._set_mute_factor(1)
         self._longest_gap = round(LONGEST_GAP_SECONDS * frame_rate)
         self._silent_speech = self._quiet = self._blank = self._waited = 0
-        self._recent: list[int] = []
-        self._matches = [0] * (LONGEST_LOOP + 1)
+        self._loop_limits = [max(n * options.loop_repeats, MIN_LOOP_TOKENS) for n in range(LONGEST_LOOP + 1)]
         self._near_loop = False
+        self._forget_tokens()
         self._loop: str | None = None
 
     @property
@@ -79,14 +78,15 @@ class Watchdog:
         self._quiet = 0 if voiced else self._quiet + 1
         if text_token is not None:
             if self._blank > self._longest_gap:
-                self._recent.clear()
-            self._mute_factor = 1
+                self._forget_tokens()
+            if self._mute_factor != 1:
+                self._set_mute_factor(1)
             self._blank = self._silent_speech = 0
             self._loop = self._find_loop(text_token)
         else:
             self._blank += 1
             self._silent_speech += voiced
-        reason = self._loop or (self._find_mute() if self._silent_speech > self._least_mute else None)
+        reason = self._loop or (self._mute() if self._silent_speech > self._mute_limit else None)
         if reason is None:
             self._waited = 0
             return None
@@ -94,33 +94,35 @@ class Watchdog:
         if self._quiet < self._pause_limit and self._waited <= self._patience:
             return None
         if self._loop is None:
-            self._mute_factor *= 2
+            self._set_mute_factor(2 * self._mute_factor)
         self._silent_speech = self._waited = 0
-        self._recent.clear()
+        self._forget_tokens()
         self._loop = None
         return reason
 
-    def _find_mute(self) -> str | None:
-        if self._silent_speech <= self._mute_limit:
-            return None
-        return f"no text for {self._options.mute_seconds * self._mute_factor:g} s of speech"
+    def _set_mute_factor(self, factor: int) -> None:
+        self._mute_factor = factor
+        self._mute_limit = self._options.mute_seconds * factor * self._rate + self._delay
 
-    @property
-    def _mute_limit(self) -> float:
-        return self._options.mute_seconds * self._mute_factor * self._rate + self._delay
+    def _mute(self) -> str:
+        return f"no text for {self._options.mute_seconds * self._mute_factor:g} s of speech"
 
     def _find_loop(self, token: int) -> str | None:
         found = None
         self._near_loop = False
-        for n in range(1, LONGEST_LOOP + 1):
-            # Number of consecutive tokens that equal the one n places before them.
-            matches = len(self._recent) >= n and self._recent[-n] == token
-            self._matches[n] = self._matches[n] + 1 if matches else 0
-            repeated = self._matches[n] + n
-            limit = max(n * self._options.loop_repeats, MIN_LOOP_TOKENS)
+        for n, earlier in enumerate(self._recent, start=1):
+            if earlier != token:
+                self._matches[n] = 0
+                continue
+            self._matches[n] += 1
+            repeated, limit = self._matches[n] + n, self._loop_limits[n]
             self._near_loop |= repeated + 1 >= limit
             if found is None and repeated >= limit:
                 found = f"the same {n} tokens {repeated // n} times in a row"
-        self._recent.append(token)
-        del self._recent[:-LONGEST_LOOP]
+        self._recent.appendleft(token)
         return found
+
+    def _forget_tokens(self) -> None:
+        self._recent: deque[int] = deque(maxlen=LONGEST_LOOP)  # the newest first
+        self._matches = [0] * (LONGEST_LOOP + 1)
+        """For each n, the number of consecutive tokens that equal the one n places before them."""

@@ -61,13 +61,13 @@ class Writer:
 
     @property
     def searches(self) -> bool:
-        """Whether the next token depends on what is written here."""
+        """Whether the next token is chosen by a search."""
         return self._search is not None
 
     @property
-    def follows(self) -> bool:
-        """Whether the next tokens are given."""
-        return bool(self._given)
+    def decides(self) -> bool:
+        """Whether the next token is chosen here, by a search or because it is given."""
+        return self._search is not None or bool(self._given)
 
     def biases(self, row: int) -> Biases:
         """Return what to add to the scores of a row in the next step."""

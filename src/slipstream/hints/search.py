@@ -238,7 +238,7 @@ class Search:
 
 def new_search(hints: Hints, tokenizer: Tokenizer) -> Search | None:
     """Return the search of a session; None where the greedy choice is enough."""
-    if not hints.phrases and hints.width == 1:
+    if not hints.steers:
         return None
     trie = _trie(hints.phrases, tokenizer) if hints.phrases else None
     return Search(hints.width, tokenizer, trie, _ngram(hints.lm, tokenizer) if hints.lm else None)

@@ -179,6 +179,7 @@ class WordDecoder:
         self._start_frame: int | None = None
         self._start = 0.0
         self._text = b""
+        self._shown = ""  # of it, by the last partial word
         self._tokens = 0
         self._nats = 0.0
         self._pad_nats = 0.0  # of the last pad
@@ -240,12 +241,10 @@ class WordDecoder:
 
     def _piece(self, segments: tuple[bytes, ...], logprob: float) -> list[WordEvent]:
         events: list[WordEvent] = []
-        before = self._word_text() if self._partials else ""
         frame = self._frame(self._index)
         for number, segment in enumerate(segments):
             if (number and self._text) or self._tokens >= MAX_WORD_TOKENS:
                 events += self._close(frame)
-                before = ""
             if self._start_frame is None:
                 self._start_frame = frame
             if not self._text:
@@ -257,7 +256,8 @@ class WordDecoder:
         self._pad_nats = self._gap_nats = 0.0
         self._tokens += 1
         self._nats -= logprob
-        if self._partials and (text := self._word_text()) and text != before:
+        if self._partials and (text := self._word_text()) != self._shown:
+            self._shown = text
             events.append(PartialWord(text, self._start))
         return events
 
@@ -272,7 +272,7 @@ class WordDecoder:
             events.append(Word(text, opened.start, self._last_end, opened.confidence, self._omission()))
         self._start_frame = None
         self._pads = self._tokens = 0
-        self._text = b""
+        self._text, self._shown = b"", ""
         self._nats = 0.0
         return events
 
