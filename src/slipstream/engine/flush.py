@@ -105,6 +105,22 @@ class Flush:
         return decoder.writing_frame is None or self.frames_left <= -MAX_EXTRA_FLUSH_FRAMES
 
 
+class Silence:
+    """Finds where speech is followed by silence."""
+
+    def __init__(self) -> None:
+        self._quiet_frames, self._spoke = 0, False
+
+    def push(self, voiced: bool, frames: float) -> bool:
+        """Process the next frame. Returns whether `frames` without voice follow speech; once for each silence."""
+        self._quiet_frames = 0 if voiced else self._quiet_frames + 1
+        self._spoke |= voiced
+        if not self._spoke or self._quiet_frames < frames:
+            return False
+        self._spoke = False
+        return True
+
+
 def next_tail(frames: Sequence[FloatArray], framer: Framer, samples: int) -> FloatArray | None:
     """Return the first `samples` of the next frame, followed by silence; None if `samples` is 0.
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from slipstream.arrays import FloatArray
 from slipstream.audio import Framer
 from slipstream.audio.arrays import SampleConverter, check_range
-from slipstream.engine.flush import Barrier, Flush, Marker, Op, Prefix, SetState, SlotOp, next_tail
+from slipstream.engine.flush import Barrier, Flush, Marker, Op, Prefix, SetState, Silence, SlotOp, next_tail
 from slipstream.engine.history import Continuation
 from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.reconcile import Reconciler
@@ -70,7 +70,7 @@ class Session:
         self._ops: list[Op] = [SlotOp.RESET, *self._writer.take_ops()]
         self._reconciler = Reconciler()
         self._voice = VoiceLevel()
-        self._quiet_frames, self._spoke = 0, False
+        self._silence = Silence()
         self._turn_detector = TurnDetector(options.turns or format.turns, format.delay_frames, format.frame_rate)
         self._languages = LanguageTracker(options.hints.languages)
         self._turn_builder = TurnBuilder(self._languages)
@@ -174,8 +174,6 @@ class Session:
 
     def _take_options(self) -> None:
         self.options, self._next_options = self._next_options or self.options, None
-        # Whether a frame that the model has processed may cause a flush before the next one.
-        self._reacts = self.options.low_latency or self.options.flush_after_silence is not None
 
     def _check_open(self, what: str) -> None:
         if self._closing:
@@ -204,7 +202,8 @@ class Session:
             or self._barriers
             or self._ops
             or self._next_options is not None
-            or self._reacts
+            or self.options.low_latency
+            or self.options.flush_after_silence is not None
             or self._writer.decides
             or (self._watchdog is not None and not self._watchdog.calm)
         )
@@ -364,18 +363,12 @@ class Session:
             self._turn_builder.end(self.clock)
             if self.options.low_latency:
                 self._barriers.appendleft(Barrier(self._processed, final=False))
-        if self.options.flush_after_silence is not None:
-            self._flush_if_silent(voiced, self.options.flush_after_silence)
+        seconds = self.options.flush_after_silence
+        if seconds is not None and self._silence.push(voiced, seconds * self.format.frame_rate):
+            self._barriers.appendleft(Barrier(self._processed, final=False))
         text = None if token in (PAD_ID, WORD_ID) else token
         if self._watchdog is not None and (reason := self._watchdog.push(text, voiced)):
             self._recover(reason)
-
-    def _flush_if_silent(self, voiced: bool, seconds: float) -> None:
-        self._quiet_frames = 0 if voiced else self._quiet_frames + 1
-        self._spoke |= voiced
-        if self._spoke and self._quiet_frames >= seconds * self.format.frame_rate:
-            self._spoke = False
-            self._barriers.appendleft(Barrier(self._processed, final=False))
 
     def _recover(self, reason: str) -> None:
         self._emit(self._writer.end())
