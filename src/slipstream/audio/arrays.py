@@ -36,8 +36,6 @@ class SampleConverter:
 
         Raises `AudioError` for another shape or type.
         """
-        if type(samples) is np.ndarray and samples.dtype == np.float32 and samples.ndim == 1:
-            return samples[None]  # the checks below cost more than the rest of a short chunk
         array = _as_array(samples)
         if array.dtype.kind not in "fi" and array.dtype != np.uint8:
             raise AudioError(f"audio of type {array.dtype}: expected floats within [-1, 1], signed integers or uint8")
@@ -57,6 +55,8 @@ class SampleConverter:
 
     def convert_mono(self, samples: npt.ArrayLike) -> FloatArray:
         """Convert `[S]` or `[1, S]` to `[S]`, as `convert` does. Raises `AudioError` for more channels."""
+        if type(samples) is np.ndarray and samples.dtype == np.float32 and samples.ndim == 1:
+            return samples  # the checks of `convert` cost more than the rest of a short chunk
         audio_CS = self.convert(samples)
         if len(audio_CS) != 1:
             raise AudioError(f"audio has shape {audio_CS.shape}: a stream takes one channel, [samples]")
