@@ -32,10 +32,10 @@ class Rivals:
         if self._most:
             self._found.update({(start, rival.text): rival.nats for start, rival in rivals})
 
-    def attach(self, events: Sequence[WordEvent]) -> list[WordEvent]:
+    def attach(self, events: Sequence[WordEvent]) -> Sequence[WordEvent]:
         """Return the events, with alternatives for complete words."""
         if not self._most:
-            return list(events)
+            return events
         return [self._with_alternatives(event) if isinstance(event, Word) else event for event in events]
 
     def copy(self) -> Rivals:

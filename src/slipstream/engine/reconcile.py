@@ -40,7 +40,7 @@ class Reconciler:
 
     def pass_on(self, event: WordEvent) -> WordEvent | None:
         """Return the event with its times within the audio and in order, or None if it was emitted before."""
-        if (emitted := self._find(event)) is not None:
+        if self._repeated and (emitted := self._find(event)) is not None:
             if isinstance(event, Word):
                 self._repeated.remove(emitted)
             return None
@@ -60,9 +60,6 @@ class Reconciler:
         return max(self._last_end, time if self._audio_end is None else min(time, self._audio_end))
 
     def _find(self, event: WordEvent) -> Word | None:
-        if not self._repeated:
-            return None
-
         def distance(emitted: Word) -> float:
             return abs(emitted.start - event.start)
 

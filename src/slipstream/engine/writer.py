@@ -94,7 +94,7 @@ class Writer:
             if self._history is not None:
                 return token, self._read([(token, logprob)])
             events = self.decoder.push(token, logprob)
-            return token, self._rivals.attach(events) if events else events
+            return token, self._rivals.attach(events)
         decision = self._search.advance(choices)
         self.lead = decision.best
         self.ops += [CopyRow(*rows) for rows in decision.copies]
@@ -118,9 +118,9 @@ class Writer:
         elif hints.width == 1:
             self._search = None
 
-    def settle(self) -> list[WordEvent]:
+    def settle(self) -> Sequence[WordEvent]:
         """Choose the best hypothesis. Returns the events of its text."""
-        return [] if self._search is None else self._read(self._search.end())
+        return () if self._search is None else self._read(self._search.end())
 
     def end(self) -> list[WordEvent]:
         """Choose the best hypothesis and close its last word."""
@@ -145,14 +145,14 @@ class Writer:
         ops, self.ops = self.ops, []
         return ops
 
-    def _follow(self, token: int, logprob: float) -> tuple[int, list[WordEvent]]:
+    def _follow(self, token: int, logprob: float) -> tuple[int, Sequence[WordEvent]]:
         """Write the token that is given for this frame, if one is, in the first row."""
         given = self._given.pop(self.decoder.frames, token)
         if given != token:
             self.ops.append(ForceToken(0, given))
         return given, self._read([(given, logprob if given == token else 0.0)], record=False)
 
-    def _pass_prefix(self) -> list[WordEvent]:
+    def _pass_prefix(self) -> Sequence[WordEvent]:
         place = len(self.prompt) - self.prefix_left
         if place >= 0:
             self.ops.append(ForceToken(0, self.prompt[place]))
@@ -160,7 +160,7 @@ class Writer:
             self.ops.append(SlotOp.KEEP_PREFIX)
         return self._read([(PAD_ID, 0.0)])
 
-    def _read(self, written: Sequence[tuple[int, float]], *, record: bool = True) -> list[WordEvent]:
+    def _read(self, written: Sequence[tuple[int, float]], *, record: bool = True) -> Sequence[WordEvent]:
         events = [event for one in written for event in self.decoder.push(*one)]
         if self._history is not None and record:
             self._history.add([token for token, _ in written], self.decoder.frames)
