@@ -3,8 +3,10 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from slipstream.engine.watchdog import LONGEST_LOOP, Watchdog, WatchdogOptions
+from slipstream.engine.watchdog import LONGEST_LOOP, MIN_LOOP_TOKENS, Watchdog, WatchdogOptions
 from slipstream.errors import ConfigError
 
 DELAY = 6
@@ -70,6 +72,39 @@ def test_the_same_answer_to_every_question_is_no_failure() -> None:
 def test_pads_inside_a_loop_do_not_hide_it() -> None:
     frames = [(10, True), (None, True), (None, False)] * 30
     assert first_reason(watchdog(patience_seconds=0), frames) is not None
+
+
+def loop_reason(tokens: list[int], repeats: int) -> str | None:
+    """The reason for which the newest of these tokens ends a loop, by the definition of a loop."""
+    for n in range(1, LONGEST_LOOP + 1):
+        equal = [later == earlier for earlier, later in zip(tokens, tokens[n:], strict=False)]
+        repeated = n + len(list(itertools.takewhile(bool, reversed(equal))))
+        if repeated >= max(n * repeats, MIN_LOOP_TOKENS):
+            return f"the same {n} tokens {repeated // n} times in a row"
+    return None
+
+
+RUNS = st.tuples(st.lists(st.sampled_from([10, 11, 12]), min_size=1, max_size=9), st.integers(1, 30), st.integers(0, 14))
+
+
+@given(st.lists(RUNS, max_size=4), st.sampled_from([3, 5, 10]))
+def test_loops_are_those_of_their_definition_and_none_comes_in_calm(
+    runs: list[tuple[list[int], int, int]], repeats: int
+) -> None:
+    dog = watchdog(loop_repeats=repeats, mute_seconds=1000, patience_seconds=0)
+    tokens: list[int] = []
+    for run, times, pads in runs:
+        for token in run * times:
+            tokens.append(token)
+            calm, expected = dog.calm, loop_reason(tokens, repeats)
+            assert dog.push(token, True) == expected
+            assert not (calm and expected)
+            if expected:
+                tokens.clear()
+        for _ in range(pads):
+            assert dog.push(None, True) is None
+        if pads > 12:
+            tokens.clear()
 
 
 @pytest.mark.parametrize("options", [{"mute_seconds": 0}, {"loop_repeats": 2}, {"pause_seconds": -1}])

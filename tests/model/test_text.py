@@ -215,6 +215,12 @@ def test_a_character_that_never_ends_is_left_out() -> None:
     assert [word.text for word in words_of(decode(half, delay=1))] == ["fox"]
 
 
+def test_a_partial_word_comes_with_each_token_that_adds_text_also_if_the_word_before_was_the_same() -> None:
+    word = [WORD_ID, *pieces("▁", "fo", "<0xC3>", "x")]
+    partial = [event.text for event in decode([PAD_ID, *word, *word], delay=1) if isinstance(event, PartialWord)]
+    assert partial == ["fo", "fox"] * 2
+
+
 def test_the_text_is_emitted_at_the_first_pad_and_the_word_at_the_pause() -> None:
     decoder = WordDecoder(TOKENIZER, 1, partials=False)
     for token in [WORD_ID, *pieces("▁fo", "x")]:
