@@ -42,3 +42,28 @@ def test_half_a_header_waits(head: bytes) -> None:
     cutter = FrameCutter()
     cutter.push(head)
     assert cutter.next() is None
+
+
+@given(
+    st.sampled_from([Opcode.BINARY, Opcode.TEXT, Opcode.CONT, Opcode.PING]),
+    st.one_of(
+        st.binary(max_size=125), st.integers(126, 70_000).map(lambda size: bytes(range(256)) * (size // 256 + 1))
+    ),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([0, 0x40, 0x20, 0x10]),
+    st.booleans(),
+)
+def test_a_whole_message_is_one_masked_frame_without_extensions(
+    opcode: Opcode, payload: bytes, fin: bool, mask: bool, extension: int, whole: bool
+) -> None:
+    payload = payload[:125] if opcode is Opcode.PING else payload
+    data = bytearray(Frame(opcode, payload, fin or opcode is Opcode.PING).serialize(mask=mask))
+    data[0] |= extension
+    cutter = FrameCutter()
+    cutter.push(bytes(data if whole else data[:-1]))
+    part = cutter.next()
+    # Without its last byte, a short frame may be an incomplete header.
+    message = None if part is None else part.message
+    passes = whole and fin and mask and not extension and opcode in (Opcode.BINARY, Opcode.TEXT)
+    assert message == (payload if passes else None)

@@ -84,7 +84,9 @@ def loop_reason(tokens: list[int], repeats: int) -> str | None:
     return None
 
 
-RUNS = st.tuples(st.lists(st.sampled_from([10, 11, 12]), min_size=1, max_size=9), st.integers(1, 30), st.integers(0, 14))
+RUNS = st.tuples(
+    st.lists(st.sampled_from([10, 11, 12]), min_size=1, max_size=9), st.integers(1, 30), st.integers(0, 14)
+)
 
 
 @given(st.lists(RUNS, max_size=4), st.sampled_from([3, 5, 10]))

@@ -96,8 +96,22 @@ def test_a_message_may_come_in_fragments(pieces: int) -> None:
         ([b"\x81\xfe\x10\x01\0\0\0\0" + b" " * 4097], 1009),
         ([b"\x01\xfe\x10\0\0\0\0\0" + b" " * 4096, b"\x80\x81\0\0\0\0x"], 1009),
         ([b"\x82\xff" + (1 << 40).to_bytes(8, "big") + bytes(4)], 1009),
+        ([b"\x81\x81\0\0\0\0\xff"], 1007),
+        ([b"\x82\x01x"], 1002),
+        ([b"\xc2\x81\0\0\0\0x"], 1002),
+        ([b"\x02\x81\0\0\0\0x", b"\x82\x81\0\0\0\0x"], 1002),
     ],
-    ids=["many fragments", "an empty fragment", "a long text", "a long text in fragments", "a terabyte"],
+    ids=[
+        "many fragments",
+        "an empty fragment",
+        "a long text",
+        "a long text in fragments",
+        "a terabyte",
+        "no UTF-8",
+        "no mask",
+        "an extension",
+        "a message between fragments",
+    ],
 )
 def test_useless_frames_close_the_connection(frames: list[bytes], code: int) -> None:
     with serving() as running:

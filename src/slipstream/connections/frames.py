@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from websockets.frames import Opcode
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # a build of websockets without its extension
+    from websockets.utils import apply_mask
+
 
 @dataclass(frozen=True, slots=True)
 class FrameHead:
@@ -20,6 +27,17 @@ class FramePart:
 
     head: FrameHead | None
     data: bytes
+
+    @property
+    def message(self) -> bytes | None:
+        """The payload, if these bytes are a whole message of a client: one masked frame without extensions."""
+        head, data = self.head, self.data
+        if head is None or not head.fin or head.opcode not in (Opcode.TEXT, Opcode.BINARY):
+            return None
+        start = {126: 8, 127: 14}.get(data[1] & 0x7F, 6)
+        if data[0] & 0x70 or not data[1] & 0x80 or len(data) != start + head.length:
+            return None
+        return apply_mask(memoryview(data)[start:], data[start - 4 : start])
 
 
 class FrameCutter:
