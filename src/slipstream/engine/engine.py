@@ -250,6 +250,7 @@ class Engine:
         tokens = step.output.token_B[slots].tolist()
         logprobs = step.output.logprob_B[slots].tolist()
         pauses = step.output.pause_BH[slots].tolist()
+        changed = []
         with self._sessions:
             now = time.monotonic()
             for (_, session), token, logprob, pause_H in zip(rows, tokens, logprobs, pauses, strict=True):
@@ -262,8 +263,10 @@ class Engine:
                     self._sessions.remove(session, error)
                 else:
                     self._sessions.update(session)
-            # Not of sessions in the step that has begun meanwhile: their slots must not change before it is over.
-            ops = self._take_ops([session for _, session in rows if not session.in_step])
+                # Not if it is in the step that has begun meanwhile: its slots must not change before that is over.
+                if session.has_ops and not session.in_step:
+                    changed.append(session)
+            ops = self._take_ops(changed)
         self._operator.run(ops)
         if len(rows) < len(step.rows):
             done = {session for _, session in rows}
