@@ -22,7 +22,7 @@ def codec_fingerprint(codec: Mimi, *, projections: bool = False) -> str:
     """Return a hash of the weights that tokens depend on, in the precision of bfloat16: 16 hexadecimal digits.
 
     It is the same for each layout and precision of a checkpoint, for any number of codebooks, and with any decoder.
-    `projections`: include the quantiser's output projections, as packs of Slipstream 0.1 do.
+    `projections`: include the quantiser's output projections, as older packs have it.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(codec.state_dict().items()):
