@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosedOK
 from slipstream.dialects.gradium import ORDER, GradiumDialect
 from slipstream.dialects.models import Models, StreamInfo, StreamRequest
 from slipstream.dialects.protocol import Action, Audio, Finish, Flush, Marker, Open, ProtocolError, Send
-from slipstream.events import OpenWord
+from slipstream.events import OpenWord, Step
 
 SAMPLES = {
     "setup": '{"type": "setup", "model_name": "default", "input_format": "pcm", "json_config": {"language": "fr"}}',
@@ -63,6 +63,18 @@ def test_what_the_model_adds_to_a_word() -> None:
         if isinstance(action, Send)
     ]
     assert [json.loads(message)["text"] for message in sent] == ["hel", "lo", "you"]
+
+
+@given(st.integers(1, 10**9), st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_a_step_has_the_rounded_probability_of_each_horizon(index: int, pause: list[float]) -> None:
+    (action,) = dialect().handle(Step(index, tuple(pause), 0), 0)
+    assert isinstance(action, Send)
+    assert action.droppable
+    vad = [
+        {"horizon_s": horizon, "inactivity_prob": round(p, 4)}
+        for horizon, p in zip((0.5, 1.0, 2.0, 3.0), pause, strict=False)
+    ]
+    assert json.loads(action.message) == {"type": "step", "step_idx": index, "step_duration": 0.08, "vad": vad}
 
 
 @pytest.mark.parametrize(

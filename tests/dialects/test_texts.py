@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
+from collections.abc import Callable
+from functools import partial
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.fakes import ScriptRunner, sound_of
 from tests.server.harness import serving
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from slipstream.dialects.texts import parse_json
+from slipstream.dialects.texts import b64decode, parse_json
 
 HALF = r"\uD800"
 RAW = "encoding=linear16&sample_rate=24000"
@@ -30,6 +35,41 @@ MESSAGES: dict[str, list[str | bytes]] = {
 @pytest.mark.parametrize("text", [r'"\ud83d\ude00"', '"\U0001f600 í"', '"í \U0001f600"'.encode(), r'["\\ud800"]'])
 def test_whole_characters_are_parsed(text: str | bytes) -> None:
     assert parse_json(text) == json.loads(text)
+
+
+def outcome(read: Callable[[str], object], text: str) -> str:
+    """Return the value that a function reads, or its error, as text: NaN is not equal to itself."""
+    try:
+        return repr(read(text))
+    except ValueError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+@given(
+    st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists),
+    st.text('"\\{}[],:eu0 -+.N', max_size=2),
+    st.data(),
+)
+def test_json_is_parsed_as_by_the_standard_library(value: object, change: str, data: st.DataObject) -> None:
+    text = json.dumps(value, ensure_ascii=False)
+    start = data.draw(st.integers(0, len(text)))
+    text = text[:start] + change + text[start + data.draw(st.integers(0, 1)) :]
+    assert outcome(parse_json, text) == outcome(json.loads, text)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": "í"}'.encode("utf-16"), '["í"]'.encode("utf-8-sig"), "[" * 300 + "]" * 300, "1" * 4000]
+)
+def test_other_encodings_and_deep_lists_are_parsed(text: str | bytes) -> None:
+    assert parse_json(text) == json.loads(text)
+
+
+@given(st.binary(max_size=60), st.text("A+/=-_ é\n", max_size=3), st.data())
+def test_base64_is_decoded_as_by_the_standard_library(given_bytes: bytes, change: str, data: st.DataObject) -> None:
+    text = base64.b64encode(given_bytes).decode()
+    start = data.draw(st.integers(0, len(text)))
+    text = text[:start] + change + text[start + data.draw(st.integers(0, 2)) :]
+    assert outcome(b64decode, text) == outcome(partial(base64.b64decode, validate=True), text)
 
 
 @pytest.mark.parametrize("text", [r'{"a":["\ud800"]}', rf'{{"{HALF}":1}}', '"\ud800"'.encode("utf-8", "surrogatepass")])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any
 
 from slipstream.dialects.models import StreamRequest, UnknownModel
@@ -132,11 +133,8 @@ class GradiumDialect(Dialect):
         return None
 
     def _step(self, event: Step) -> str:
-        vad = [
-            {"horizon_s": horizon, "inactivity_prob": round(p, 4)}
-            for horizon, p in zip(HORIZONS, event.pause, strict=False)
-        ]
-        return dump(type="step", step_idx=event.index, step_duration=self._model.frame_seconds, vad=vad)
+        pause = event.pause[: len(HORIZONS)]
+        return _step_format(self._model.frame_seconds, len(pause)) % (event.index, *pause)
 
     def _text(self, opened: OpenWord) -> str:
         """Return a word, or what the model has added to the last one."""
@@ -186,3 +184,11 @@ class GradiumDialect(Dialect):
 
 
 _FLUSH_ID_CHARACTERS = 64
+
+
+@cache
+def _step_format(frame_seconds: float, heads: int) -> str:
+    """Return a `step` with gaps for the index and the probabilities: only they differ from frame to frame."""
+    vad = [{"horizon_s": horizon, "inactivity_prob": 0} for horizon in HORIZONS[:heads]]
+    message = dump(type="step", step_idx=0, step_duration=frame_seconds, vad=vad)
+    return message.replace('"step_idx":0', '"step_idx":%d').replace('"inactivity_prob":0', '"inactivity_prob":%.4f')

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +12,7 @@ from slipstream.arrays import FloatArray
 from slipstream.audio import Converter, PcmDecoder, RawFormat
 from slipstream.audio.samples import equal_weights
 from slipstream.dialects.protocol import PIECE_SAMPLES
-from slipstream.dialects.texts import parse_json
+from slipstream.dialects.texts import b64decode, parse_json
 from slipstream.errors import SlipstreamError
 
 PARSED_CHARACTERS = 1 << 16
@@ -30,13 +28,12 @@ class InvalidMessage(SlipstreamError):
 
 
 def read_message(text: str) -> dict[str, Any]:
-    """Read a JSON object. Its audio, however long, is cut out before the rest is parsed.
+    """Read a JSON object. The audio of a long one is cut out before the rest is parsed.
 
     Raises `InvalidMessage`.
     """
     audio = None
-    key = text.find('"audio"')
-    if key >= 0 and (found := _AUDIO.match(text, key)):
+    if len(text) > PARSED_CHARACTERS and (found := _AUDIO.search(text)):
         start, end = found.end(), text.find('"', found.end())
         if end >= 0 and text.find("\\", start, end) < 0:
             audio, text = text[start:end], f"{text[:start]}{_CUT}{text[end:]}"
@@ -78,8 +75,8 @@ class AudioInput:
         for start in range(0, len(audio), self._piece_characters):
             piece = audio[start : start + self._piece_characters]
             try:
-                data = base64.b64decode(piece, validate=True)
-            except (binascii.Error, ValueError) as error:  # ValueError: a character that is not ASCII
+                data = b64decode(piece)
+            except ValueError as error:
                 raise InvalidMessage(
                     f"audio: not base64 in the {len(piece)} characters from {start} on; those before it were taken",
                     "invalid_value",
