@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from itertools import islice
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pytest
@@ -72,6 +73,20 @@ def test_a_flush_brings_what_the_resampler_holds() -> None:
 
 def test_the_session_opens_with_the_connection() -> None:
     assert list(dialect().open()) == [Open(SessionOptions(steps=True), "tiny")]
+
+
+def test_parameters_that_are_unknown_or_repeated_are_refused() -> None:
+    query = "encoding=mulaw&sample_rate=8000&channels=2&model=tiny&prompt=a&resume=a&received=1&history=0"
+    pairs = [*parse_qsl(query), ("keyword", "b"), ("keyword", "c"), ("language", "en"), ("language", "fr")]
+    open_dialect(StreamRequest(Models({"tiny": INFO}), [*pairs, ("auth_id", "secret")]))
+    expected = "encoding, sample_rate, channels, resume, received, history, model, prompt, delay, alternatives, "
+    with pytest.raises(
+        ProtocolError, match=f"unknown parameter 'samplerate': expected {expected}keyword, language, auth_id"
+    ):
+        open_dialect(StreamRequest(Models({"tiny": INFO}), [("samplerate", "8000")]))
+    for name, _ in parse_qsl(query):
+        with pytest.raises(ProtocolError, match=f"{name}: expected one value, got 2"):
+            open_dialect(StreamRequest(Models({"tiny": INFO}), [*pairs, (name, "1")]))
 
 
 def test_languages_are_those_of_the_address() -> None:

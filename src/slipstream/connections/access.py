@@ -14,11 +14,10 @@ from starlette.requests import HTTPConnection
 
 from slipstream.connections.keys import Key, KeyRing
 from slipstream.connections.tally import LocalTally, Tally
+from slipstream.dialects.models import KEY_PARAMETER
 from slipstream.errors import ConfigError, SlipstreamError
 
 KEY_HEADER = "kyutai-api-key"
-KEY_PARAMETER = "auth_id"
-"""For browsers, which cannot set a header on a WebSocket."""
 ID_HEADER = "x-request-id"
 SUBPROTOCOLS = ("realtime", "token", "bearer")
 """WebSocket subprotocols that clients of OpenAI and Deepgram offer. A browser's key follows, as another one."""

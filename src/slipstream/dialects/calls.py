@@ -72,7 +72,8 @@ class Call:
 
 
 def open_dialect(request: StreamRequest) -> CallsDialect:
-    """Open the dialect for one connection. Raises `ProtocolError` without the ID of a call."""
+    """Open the dialect for one connection. Raises `ProtocolError` without the ID of a call, or with more than that."""
+    request.check_names("id")
     return CallsDialect(check_id(request.get("id")))
 
 

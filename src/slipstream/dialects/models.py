@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
+from slipstream.dialects.protocol import ProtocolError
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import SlipstreamError
 
@@ -93,13 +94,20 @@ class Models(Generic[_Model]):
         return self._models[self.name(name)]
 
 
+Query: TypeAlias = Sequence[tuple[str, str]]
+"""Parameters of an address, in their order; a name may occur several times."""
+
+KEY_PARAMETER = "auth_id"
+"""The parameter of every address that holds the API key: browsers cannot set a header on a WebSocket."""
+
+
 @dataclass(frozen=True, slots=True)
 class StreamRequest:
     """The request that opens a connection.
 
     Args:
         models: What each model's streams have in common.
-        query: Parameters of the address, in their order; a name may occur several times.
+        query: Parameters of the address.
         headers: Headers of the request, names in lower case.
         id: Identifies the request in the server's log.
         time: When it came, in seconds since 1970.
@@ -109,7 +117,7 @@ class StreamRequest:
     """
 
     models: Models[StreamInfo]
-    query: Sequence[tuple[str, str]] = ()
+    query: Query = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     id: str = ""
     time: int = 0
@@ -118,9 +126,33 @@ class StreamRequest:
     speech: SpeechInfo | None = None
 
     def get(self, name: str, default: str | None = None) -> str | None:
-        """Return the last value of a query parameter."""
-        return next((value for key, value in reversed(self.query) if key == name), default)
+        """Return the value of a query parameter. Raises `ProtocolError` if it occurs several times."""
+        check_single(self.query, name)
+        return dict(self.query).get(name, default)
 
     def all(self, name: str) -> list[str]:
         """Return all values of a query parameter."""
         return [value for key, value in self.query if key == name]
+
+    def check_names(self, *names: str, repeatable: Sequence[str] = ()) -> None:
+        """Refuse unknown parameters, for addresses that no other product's clients use.
+
+        Args:
+            names: Of the parameters with one value, without that of the key.
+            repeatable: Of those that may occur several times.
+
+        Raises:
+            ProtocolError: Names a parameter that is unknown, with the known ones, or one that occurs several times.
+        """
+        known = (*names, *repeatable, KEY_PARAMETER)
+        for name, _ in self.query:
+            if name not in known:
+                raise ProtocolError(f"unknown parameter {name!r:.40}: expected {', '.join(known)}")
+            if name not in repeatable:
+                check_single(self.query, name)
+
+
+def check_single(query: Query, name: str) -> None:
+    """Raise `ProtocolError` if a parameter occurs several times."""
+    if (count := sum(key == name for key, _ in query)) > 1:
+        raise ProtocolError(f"{name}: expected one value, got {count}")

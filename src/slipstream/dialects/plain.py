@@ -61,13 +61,21 @@ from slipstream.hints import MAX_BEAM, Hints, Keyword
 PATH = "/v1/stream"
 DEFAULT_RATE = 24_000
 """Sample rate of audio whose address gives none, in Hz."""
+CONNECTION_PARAMETERS = ("resume", "received", "history")
+"""Parameters of a connection, which differ between those of one stream."""
 
 
 def open_dialect(request: StreamRequest) -> PlainDialect:
-    """Open the dialect for one connection. Raises `ProtocolError` that names an invalid parameter."""
+    """Open the dialect for one connection. Raises `ProtocolError` that names an unknown or invalid parameter."""
+    check_names(request, "encoding", "sample_rate", "channels", *CONNECTION_PARAMETERS)
     format, info = parse_format(dict(request.query)), request.models[request.get("model")]
     hints, continues = parse_hints(request, info), parse_history(request.get("history"))
     return PlainDialect(format, info, request.id, request.session, hints, continues)
+
+
+def check_names(request: StreamRequest, *names: str) -> None:
+    """Refuse parameters other than `names`, the model and the hints: see `StreamRequest.check_names`."""
+    request.check_names(*names, "model", "prompt", "delay", "alternatives", repeatable=("keyword", "language"))
 
 
 def parse_hints(request: StreamRequest, info: StreamInfo) -> Hints:

@@ -18,7 +18,8 @@ RAW = (("encoding", "linear16"), ("sample_rate", "16000"))
 
 def opened(*query: tuple[str, str]) -> FluxDialect:
     models = Models({"script": StreamInfo("script", 0.5, 0.08)})
-    return open_dialect(StreamRequest(models, (*RAW, *query), id="3f2a"))
+    usual = [one for one in RAW if one[0] not in dict(query)]
+    return open_dialect(StreamRequest(models, (*usual, *query), id="3f2a"))
 
 
 def sent(actions: list[Action]) -> list[dict[str, Any]]:

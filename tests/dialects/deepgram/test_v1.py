@@ -26,7 +26,8 @@ RAW = (("encoding", "linear16"), ("sample_rate", "16000"))
 
 def opened(*query: tuple[str, str], raw: bool = True) -> DeepgramDialect:
     models = Models({"script": StreamInfo("script", 0.5, 0.08)})
-    return open_dialect(StreamRequest(models, (*(RAW if raw else ()), *query), id="3f2a"))
+    usual = [one for one in RAW if raw and one[0] not in dict(query)]
+    return open_dialect(StreamRequest(models, (*usual, *query), id="3f2a"))
 
 
 def sent(actions: Any) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ from tests.server.harness import (
     words_received,
 )
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from slipstream.arrays import FloatArray
 from slipstream.client import Queued, ServerError, open_async_stream, open_stream, transcribe
@@ -140,6 +140,26 @@ def test_a_wrong_format_is_refused_before_the_socket_opens() -> None:
     ):
         pass
     assert refused.value.code == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/v1/stream?sampel_rate=8000", b"unknown parameter 'sampel_rate': expected encoding, sample_rate, "),
+        ("/v1/stream?channels=1&channels=2", b"channels: expected one value, got 2"),
+        ("/v1/calls?id=CA1&track=inbound", b"unknown parameter 'track': expected id, auth_id"),
+        ("/v1/realtime?model=a&model=b", b"model: expected one value, got 2"),
+    ],
+)
+def test_unknown_and_repeated_parameters_are_refused_before_the_socket_opens(path: str, reason: bytes) -> None:
+    async def talk(url: str) -> None:
+        with pytest.raises(InvalidStatus) as refused:
+            async with connect(url):
+                pass
+        assert (refused.value.response.status_code, refused.value.response.body[: len(reason)]) == (400, reason)
+
+    with serving() as running:
+        asyncio.run(talk(f"{running.ws}{path}"))
 
 
 @pytest.mark.parametrize("late", [bytes(960), b"\1", "not JSON", '{"type": "flush"}', '{"type": "close"}'])

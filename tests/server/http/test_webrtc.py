@@ -240,6 +240,8 @@ def test_whip_takes_the_hints_of_its_address(monkeypatch: pytest.MonkeyPatch) ->
             400,
             b"keyword 'Poirot': weight=99 must be above 0 and up to 10",
         )
+        status, reason, _ = get(f"{address}Poirot&encoding=mulaw", b"v=0", **offer)
+        assert (status, reason[:46]) == (400, b"unknown parameter 'encoding': expected model, ")
     (options,) = opened
     assert (options.hints.phrases, options.hints.languages) == ((Keyword("Poirot", 2.0),), ("fr",))
 

@@ -13,6 +13,7 @@ import pytest
 from tests.fakes import ScriptRunner, silence, sound_of
 from tests.server.harness import RATE, Running, get, serving, solo, wait_for
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
 
 from slipstream.connections.keys import KeyRing, new_key
 
@@ -30,7 +31,8 @@ def server():
 @asynccontextmanager
 async def stream(server: Running, query: str = "", key: str = "") -> AsyncIterator[ClientConnection]:
     headers = {"kyutai-api-key": key} if key else {}
-    address = f"{server.ws}/v1/stream?encoding=pcm_f32le&sample_rate={RATE}{query}"
+    rate = "" if "sample_rate=" in query else f"&sample_rate={RATE}"
+    address = f"{server.ws}/v1/stream?encoding=pcm_f32le{rate}{query}"
     async with connect(address, additional_headers=headers) as socket:
         yield socket
 
@@ -106,7 +108,9 @@ def test_a_client_that_notices_the_loss_first_takes_over(server) -> None:
     run(talk)
 
 
-@pytest.mark.parametrize("change", ["&sample_rate=16000", "&channels=2", "&received=2000", "&received=x", ""])
+@pytest.mark.parametrize(
+    "change", ["&sample_rate=16000", "&channels=2", "&keyword=a", "&received=2000", "&received=x", ""]
+)
 def test_another_request_begins_a_new_stream(change) -> None:
     async def talk(server: Running) -> None:
         _, session, _ = await begin(server)
@@ -118,6 +122,21 @@ def test_another_request_begins_a_new_stream(change) -> None:
 
     with serving(ScriptRunner(slots=2), resume_seconds=20) as server:
         run(lambda: talk(server))
+
+
+def test_a_request_with_repeated_parameters_is_refused_and_ends_no_stream(server) -> None:
+    async def talk() -> None:
+        _, session, _ = await begin(server)
+        for more, name in (("&received=2", "received"), (f"&resume={session}", "resume")):
+            with pytest.raises(InvalidStatus) as refused:
+                async with stream(server, f"&resume={session}&received=1{more}"):
+                    pass
+            body = f"{name}: expected one value, got 2".encode()
+            assert (refused.value.response.status_code, refused.value.response.body) == (400, body)
+        async with stream(server, f"&resume={session}&received=1") as socket:
+            assert json.loads(await socket.recv())["resumed"] is True
+
+    run(talk)
 
 
 def test_another_key_does_not_continue_a_stream(tmp_path) -> None:

@@ -6,16 +6,14 @@ Those of WebSockets are in `SPEECH_DIALECTS`: to add one, write its module here 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
-from slipstream.dialects.models import SpeechInfo
+from slipstream.dialects.models import Query, SpeechInfo, check_single
 from slipstream.dialects.speech import elevenlabs, kyutai
 from slipstream.dialects.speech.protocol import SpeechDialect
 
-Query: TypeAlias = Sequence[tuple[str, str]]
-"""Parameters of an address, in their order."""
 OpenSpeechDialect: TypeAlias = Callable[[Query, SpeechInfo], SpeechDialect]
 
 SPEECH_DIALECTS: dict[str, Callable[[dict[str, str], SpeechInfo], SpeechDialect]] = {
@@ -43,4 +41,6 @@ def _open(
     query: Query,
     info: SpeechInfo,
 ) -> SpeechDialect:
+    for name, _ in query:
+        check_single(query, name)
     return opened({**dict(query), **parameters}, info)

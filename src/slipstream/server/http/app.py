@@ -136,14 +136,16 @@ class Streams:
     def accept(self, request: HTTPConnection, socket: Socket) -> Listener:
         """Make the stream of a new connection. Raises `Refused`."""
         access, metrics = self._service.access, self._service.metrics
-        query = request.query_params
+        query = request.query_params.multi_items()
         try:
             if self._speech is not None and (opened := find_speech_dialect(request.scope["path"])):
                 self._refuse_while_draining()
                 return self._speech.accept(opened, request, socket, access)
-            if "resume" in query and (resumed := self._resume(request, socket)) is not None:
-                return resumed
             dialect, client = self._open(request)
+            resumable = dialect if isinstance(dialect, ResumableDialect) and self._held.seconds else None
+            if resumable and (resumed := self._held.resume(query, client, socket)) is not None:
+                return resumed
+            access.enter(client)
         except Refused as refused:
             metrics.refuse(refused.status, refused.reason, scope_client(request.scope))
             raise
@@ -154,8 +156,8 @@ class Streams:
         def new_stream(socket: Socket) -> LiveStream:
             return self._stream(dialect, socket, client, lambda: access.leave(client), request.headers)
 
-        if isinstance(dialect, ResumableDialect) and dialect.session and self._held.seconds:
-            return self._held.open(dialect, client, query, socket, new_stream)
+        if resumable:
+            return self._held.open(resumable, client, query, socket, new_stream)
         return new_stream(socket)
 
     def accept_tcp(self, open_dialect: OpenDialect, socket: TcpConnection, address: str) -> LiveStream:
@@ -219,15 +221,7 @@ class Streams:
         if (open_dialect := self._dialects.get(request.scope["path"])) is None:
             raise Refused(404, f"streams are at {' and '.join(self._dialects)}")
         client = request.scope["sender"] = self._service.access.check(request)
-        dialect = self._dialect(request, open_dialect)
-        self._service.access.enter(client)
-        return dialect, client
-
-    def _resume(self, request: HTTPConnection, socket: Socket) -> Listener | None:
-        """Return the listener of the stream that a request continues; None if it is not held here."""
-        self._refuse_while_draining()
-        client = request.scope["sender"] = self._service.access.check(request)
-        return self._held.resume(request.query_params, client, socket)
+        return self._dialect(request, open_dialect), client
 
     def _refuse_while_draining(self) -> None:
         if self._registry.draining:

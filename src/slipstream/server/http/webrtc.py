@@ -21,7 +21,7 @@ from slipstream.audio import RawFormat
 from slipstream.connections.access import Access, Refused
 from slipstream.connections.paced import CLOSE_SECONDS, LOST
 from slipstream.dialects.models import StreamRequest
-from slipstream.dialects.plain import PlainDialect, parse_hints
+from slipstream.dialects.plain import PlainDialect, check_names, parse_hints
 from slipstream.dialects.protocol import Close, Dialect, Message
 from slipstream.dialects.realtime.transcription import TranscriptionDialect
 from slipstream.server.http.requests import Guarded
@@ -273,6 +273,7 @@ class Calls:
         offer, _ = await _offer(request)
 
         def plain(opening: StreamRequest) -> Dialect:
+            check_names(opening)
             info = opening.models[opening.get("model")]
             return PlainDialect(FORMAT, info, opening.id, hints=parse_hints(opening, info))
 

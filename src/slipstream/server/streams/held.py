@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from slipstream.connections.access import Client
 from slipstream.connections.paced import LOST
 from slipstream.connections.websocket import Listener
+from slipstream.dialects.models import KEY_PARAMETER, Query
+from slipstream.dialects.plain import CONNECTION_PARAMETERS
 from slipstream.dialects.protocol import Close, CloseCode, Message, ResumableDialect
 from slipstream.server.metrics import Metrics
 from slipstream.server.streams.outbox import Socket
@@ -18,9 +20,6 @@ from slipstream.server.streams.stream import LiveStream
 
 KEPT_MESSAGES = 2000
 """Messages of a stream that are kept for a client that has not received them."""
-_PARAMETERS = ("resume", "received", "history", "auth_id")
-"""Of a connection, not of the stream."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -41,21 +40,22 @@ class HeldStreams:
         self,
         dialect: ResumableDialect,
         client: Client,
-        query: Mapping[str, str],
+        query: Query,
         socket: Socket,
         new_stream: Callable[[Socket], LiveStream],
     ) -> Listener:
         """Open a stream that can continue. Returns the listener of its first connection."""
         self._metrics.held.set_function(lambda: sum(stream.waits for stream in self._streams.values()))
-        held = HeldStream(dialect, client, _format(query), self)
+        held = HeldStream(dialect, client, _shared(query), self)
         held.stream = new_stream(held)
         self._streams[dialect.session] = held
         return held.attach(socket)
 
-    def resume(self, query: Mapping[str, str], client: Client, socket: Socket) -> Listener | None:
+    def resume(self, query: Query, client: Client, socket: Socket) -> Listener | None:
         """Continue the stream that a request names. Returns None if it is not held, or not for this client."""
-        held, received = self._streams.get(query.get("resume", "")), query.get("received", "")
-        if held is None or held.client.key != client.key or held.format != _format(query):
+        values = dict(query)
+        held, received = self._streams.get(values.get("resume", "")), values.get("received", "")
+        if held is None or held.client.key != client.key or held.query != _shared(query):
             return None
         if not (received.isascii() and received.isdecimal() and len(received) < 10 and held.has(int(received))):
             held.end()  # the client will begin again elsewhere in its audio
@@ -78,8 +78,8 @@ class HeldStream(Socket):
 
     stream: LiveStream
 
-    def __init__(self, dialect: ResumableDialect, client: Client, format: dict[str, str], streams: HeldStreams) -> None:
-        self.dialect, self.client, self.format = dialect, client, format
+    def __init__(self, dialect: ResumableDialect, client: Client, query: Query, streams: HeldStreams) -> None:
+        self.dialect, self.client, self.query = dialect, client, query
         self._streams = streams
         self._leg: _Leg | None = None
         self._log: deque[Message] = deque(maxlen=KEPT_MESSAGES)
@@ -245,6 +245,6 @@ class _Leg(Listener):
         self._held.lost(self, code)
 
 
-def _format(query: Mapping[str, str]) -> dict[str, str]:
+def _shared(query: Query) -> Query:
     """Return the parameters that all connections of a stream share."""
-    return {name: value for name, value in query.items() if name not in _PARAMETERS}
+    return sorted((name, value) for name, value in query if name not in (*CONNECTION_PARAMETERS, KEY_PARAMETER))
