@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,6 +29,55 @@ def test_resampled_stream_does_not_depend_on_its_chunks(rate: int, channels: int
 
     np.testing.assert_array_equal(got, np.concatenate([whole.push(samples), whole.flush()], axis=1))
     assert got.shape[1] == pytest.approx(samples.shape[1] * audio.SAMPLE_RATE / rate, abs=1)
+
+
+@given(
+    rates=st.sampled_from([(rate, 24_000) for rate in (4_000, *RATES)] + [(8_000, 16_000), (24_000, 16_000)]),
+    channels=st.integers(1, 2),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_drained_stream_continues_as_without(rates: tuple[int, int], channels: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    samples_CS = rng.uniform(-1, 1, (channels, int(rng.integers(1, rates[0])))).astype(np.float32)
+    cuts = np.sort(rng.integers(0, samples_CS.shape[1] + 1, int(rng.integers(1, 20))))
+    whole, stream = Resampler(*rates, channels), Resampler(*rates, channels)
+    pieces, drained, end = [np.zeros((channels, 0), np.float32)], [], 0
+
+    for chunk_CS in np.split(samples_CS, cuts, axis=1):
+        pieces.append(stream.push(chunk_CS))
+        end += chunk_CS.shape[1]
+        if rng.random() < 0.5:
+            start = sum(piece.shape[1] for piece in pieces)
+            pieces.append(stream.drain())
+            drained.append((start, start + pieces[-1].shape[1], end))
+    got_CS = np.concatenate([*pieces, stream.flush()], axis=1)
+
+    expected_CS = np.concatenate([whole.push(samples_CS), whole.flush()], axis=1)
+    assert got_CS.shape == expected_CS.shape
+    same = np.ones(got_CS.shape[1], bool)
+    for start, stop, end in drained:
+        same[start:stop] = False
+        ended = Resampler(*rates, channels)
+        ended_CS = np.concatenate([ended.push(samples_CS[:, :end]), ended.flush()], axis=1)
+        assert ended_CS.shape[1] == stop
+        np.testing.assert_allclose(got_CS[:, start:stop], ended_CS[:, start:], atol=2e-6)
+        known = max(start, stop - math.ceil(72 * max(1.0, rates[1] / rates[0])))  # what depends on no later audio
+        np.testing.assert_allclose(got_CS[:, start:known], expected_CS[:, start:known], atol=1e-3)
+    np.testing.assert_array_equal(got_CS[:, same], expected_CS[:, same])
+
+
+def test_audio_that_comes_next_may_be_drained_with_the_rest() -> None:
+    for rate in (16_000, 24_000):
+        samples_CS = tones(1.0, rate)
+        stream, whole = Resampler(rate), Resampler(rate)
+        first_CS = stream.push(samples_CS[:, :8000])
+        drained_CS = stream.drain(samples_CS[:, 8000:9000])
+        rest_CS = [stream.push(samples_CS[:, 8000:]), stream.flush()]
+        got_CS = np.concatenate([first_CS, drained_CS, *rest_CS], axis=1)
+        assert first_CS.shape[1] + drained_CS.shape[1] == 9000 * audio.SAMPLE_RATE // rate
+        np.testing.assert_allclose(
+            got_CS, np.concatenate([whole.push(samples_CS), whole.flush()], axis=1), atol=0.3 if rate < 24_000 else 0
+        )
 
 
 @pytest.mark.parametrize("rate", RATES)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slipstream.audio import RawFormat, decode
+from slipstream.audio import Channels, RawFormat, decode
 from slipstream.dialects import formats
 from slipstream.dialects.formats import Container, LiveDecoder
 from slipstream.dialects.protocol import ProtocolError
@@ -86,6 +86,20 @@ def test_a_container_is_decoded_live_as_its_file_is(name: str, channels: int) ->
     assert error < 0.05
     if shift == 0:
         np.testing.assert_allclose(first_CS[0], file_S, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", ["mix", "separate"])
+@pytest.mark.parametrize("name", ["wav", "flac", "webm"])
+def test_a_flush_within_a_container_changes_nothing_after_it(name: str, channels: Channels) -> None:
+    data = encoded(*FILES[name], channels=2)
+    flushed, half = Container(RATE, channels), len(data) // 2
+    before = [*flushed.push(data[:half]), *flushed.flush(last=False)]
+    after = [*flushed.push(data[half:]), *flushed.flush(last=True)]
+    got_CS = np.concatenate([piece_CS for piece_CS in (*before, *after) if piece_CS.shape[1]], axis=1)
+    expected_CS = live(Container(RATE, channels), [data])
+    begin = sum(piece_CS.shape[1] for piece_CS in before)
+    assert got_CS.shape == expected_CS.shape
+    np.testing.assert_array_equal(got_CS[:, begin:], expected_CS[:, begin:])
 
 
 def test_channels_stay_separate() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from itertools import islice
+from itertools import islice, pairwise
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -69,6 +69,33 @@ def test_a_flush_brings_what_the_resampler_holds() -> None:
     assert commands[-1] == Marker(5)
     again = [*stream.receive(b"\xff" * 4_000), *stream.receive('{"type": "close"}')]
     assert len(decoded(again)) == 12_000
+
+
+@given(rate=st.sampled_from([8_000, 16_000, 44_100, 48_000]), channels=st.integers(1, 2), seed=st.integers(0, 2**32))
+def test_the_frames_after_a_flush_are_those_without_it(rate: int, channels: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    format = RawFormat("pcm_f32le", rate, channels)
+    data = rng.uniform(-1, 1, (int(rng.integers(1, rate)), channels)).astype("<f4").tobytes()
+    cuts = [0, *sorted(rng.integers(0, len(data) + 1, 12)), len(data)]
+    flushed, whole = PlainDialect(format, INFO), PlainDialect(format, INFO)
+    got, changed = [np.zeros(0)], []
+    for start, end in pairwise(cuts):
+        got += [np.array(decoded(flushed.receive(data[start:end])))]
+        if rng.random() < 0.5:
+            first = sum(map(len, got))
+            got += [np.array(decoded(flushed.receive('{"type":"flush"}')))]
+            changed.append((first, sum(map(len, got))))
+    got_S = np.concatenate([*got, decoded(flushed.receive('{"type":"close"}'))])
+    close = [*whole.receive(data), *whole.receive('{"type":"close"}')]
+    expected_S = np.array(decoded(close))
+    assert len(got_S) == len(expected_S)
+    same = np.ones(len(got_S), bool)
+    for first, end in changed:
+        same[first:end] = False
+        assert end - first < 0.12 * 24_000
+    np.testing.assert_array_equal(got_S[same], expected_S[same])
+    clear = [frame for frame in range(0, len(same), 1920) if same[frame : frame + 1920].all()]
+    assert all(np.array_equal(got_S[at : at + 1920], expected_S[at : at + 1920]) for at in clear)
 
 
 def test_the_session_opens_with_the_connection() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 
 from slipstream.arrays import FloatArray
@@ -41,6 +43,10 @@ class Converter:
         rest_CS = self._resampler.push(self._mixer.flush()) if self._mixer else None
         last_CS = self._resampler.flush()
         return last_CS if rest_CS is None else np.concatenate([rest_CS, last_CS], axis=1)
+
+    def drain(self) -> FloatArray:
+        """Return the remaining samples within a stream, which continues as without this call: see `Resampler.drain`."""
+        return self._resampler.drain(copy.copy(self._mixer).flush() if self._mixer else None)
 
 
 def warn_of_cancellation(name: str, seconds: float) -> None:

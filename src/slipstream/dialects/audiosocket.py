@@ -96,12 +96,12 @@ class AudioSocketDialect(Dialect):
                 yield self._call.publish("dtmf", track=TRACK, digit=payload[:1].decode("ascii", "replace"))
         else:
             if self._pcm is not None:
-                yield from self._pcm.flush()
+                yield from self._pcm.flush(last=True)
             yield Finish()
 
     def _audio(self, rate: int, payload: bytes) -> Iterator[Action]:
         if self._pcm is None or self._pcm.format.sample_rate != rate:
             if self._pcm is not None:
-                yield from self._pcm.flush()
+                yield from self._pcm.flush(last=True)
             self._pcm = PcmInput(check_format("pcm_s16le", rate), self._model.sample_rate)
         yield from self._pcm.push(payload)

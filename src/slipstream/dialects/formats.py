@@ -51,7 +51,11 @@ class LiveDecoder(ABC):
 
     @abstractmethod
     def flush(self, *, last: bool) -> Iterator[FloatArray]:
-        """Yield the samples that are held back. `last`: whether the stream ends here."""
+        """Yield the samples that are held back.
+
+        Args:
+            last: Whether the stream ends here. Otherwise it continues as without this call (`Converter.drain`).
+        """
 
 
 class PcmStream(LiveDecoder):
@@ -64,25 +68,24 @@ class PcmStream(LiveDecoder):
         self._pcm = PcmDecoder(format)
         piece_frames = max(1, format.sample_rate * PIECE_SAMPLES // sample_rate)
         self._piece_bytes = min(piece_frames * format.channels * format.sample_bytes, _PIECE_BYTES)
-        self._new_converter()
+        self._converter = self._new_converter()
 
     def push(self, data: bytes) -> Iterator[FloatArray]:
         for start in range(0, len(data), self._piece_bytes):
-            self._lags = True
             samples_CS = self._pcm.push(data[start : start + self._piece_bytes])
             check_audio(samples_CS.reshape(-1))
             yield self._converter.push(samples_CS)
 
     def flush(self, *, last: bool) -> Iterator[FloatArray]:
-        if self._lags:
-            yield self._converter.flush()
-            self._new_converter()
+        rest_CS = self._converter.flush() if last else self._converter.drain()
+        if last:
+            self._converter = self._new_converter()
+        if rest_CS.shape[1]:
+            yield rest_CS
 
-    def _new_converter(self) -> None:
+    def _new_converter(self) -> Converter:
         format = self._pcm.format
-        weights = equal_weights(format.channels)
-        self._converter = Converter(format.sample_rate, weights, self.sample_rate, self.channels)
-        self._lags = False  # whether it holds back audio
+        return Converter(format.sample_rate, equal_weights(format.channels), self.sample_rate, self.channels)
 
 
 Packets: TypeAlias = "Iterator[tuple[AudioCodecContext, av.Packet[Any]] | None]"
@@ -114,9 +117,14 @@ class PacketStream(LiveDecoder):
     def flush(self, *, last: bool) -> Iterator[FloatArray]:
         if last:
             yield from self.push(None)
-        if self._converter is not None:
-            yield self._converter.flush()
-            self._converter = None
+            yield from self._end_converter()
+        elif self._converter is not None:
+            yield self._converter.drain()
+
+    def _end_converter(self) -> Iterator[FloatArray]:
+        converter, self._converter = self._converter, None
+        if converter is not None:
+            yield converter.flush()
 
     def _decode(self, codec: AudioCodecContext, packet: av.Packet[Any]) -> Iterator[FloatArray]:
         import av
@@ -141,7 +149,7 @@ class PacketStream(LiveDecoder):
         if self._layout is not None and (count, rate) != self._layout:
             if self.channels == "separate" and count != self._layout[0]:
                 raise ProtocolError(f"the stream changes from {self._layout[0]} to {count} channels")
-            yield from self.flush(last=False)
+            yield from self._end_converter()
         self._layout = count, rate
         if self._converter is None:
             if count > MAX_CHANNELS:

@@ -89,13 +89,13 @@ class GradiumDialect(Dialect):
             flush_id = fields.get("flush_id")
             if not isinstance(flush_id, (str, int)) or len(str(flush_id)) > _FLUSH_ID_CHARACTERS:
                 raise ProtocolError(f"flush_id={flush_id!r:.40}: expected at most {_FLUSH_ID_CHARACTERS} characters")
-            yield from self._rest()
+            yield from self._rest(last=False)
             marker = next(self._markers)
             self._flush_ids[marker] = flush_id
             yield Marker(marker)
             yield Flush()  # the marker would wait for more audio
         else:
-            yield from self._rest()
+            yield from self._rest(last=True)
             yield Finish()
 
     def handle(self, event: Event, channel: int) -> Iterable[Action]:
@@ -175,12 +175,12 @@ class GradiumDialect(Dialect):
             for piece_S in self._opus.push(data):
                 yield Audio(piece_S)
 
-    def _rest(self) -> Iterator[Audio]:
+    def _rest(self, *, last: bool) -> Iterator[Audio]:
         """The audio that decoders still hold."""
         if self._pcm is not None:
-            yield from self._pcm.flush()
+            yield from self._pcm.flush(last=last)
         elif self._opus is not None:
-            yield Audio(self._opus.flush())
+            yield Audio(self._opus.flush(last=last))
 
 
 _FLUSH_ID_CHARACTERS = 64

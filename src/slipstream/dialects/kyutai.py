@@ -77,10 +77,9 @@ class KyutaiDialect(Dialect):
         elif kind == "Marker":
             marker = Marker(_int64(value))
             if self._opus is not None:
-                yield Audio(self._opus.flush())
+                yield Audio(self._opus.flush(last=False))
             elif self._sample_rate != PCM_RATE:
-                yield Audio(self._resampler.flush()[0])
-                self._resampler = Resampler(PCM_RATE, self._sample_rate)
+                yield Audio(self._resampler.drain()[0])
             yield marker
         else:
             self._opus = None

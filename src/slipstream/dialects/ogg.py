@@ -35,7 +35,6 @@ class OggOpusDecoder:
     """
 
     def __init__(self, sample_rate: int) -> None:
-        self._sample_rate = sample_rate
         self._packets = OggPackets()
         self._codec: AudioCodecContext | None = None
         self._resampler = Resampler(OPUS_RATE, sample_rate)
@@ -67,10 +66,15 @@ class OggOpusDecoder:
                 decoded, samples, cost = [], 0, 0
         yield self._resampled(decoded)
 
-    def flush(self) -> FloatArray:
-        """Return the samples `[S]` that were held back; the stream may continue."""
-        rest_S: FloatArray = self._resampler.flush()[0]
-        self._resampler = Resampler(OPUS_RATE, self._sample_rate)
+    def flush(self, *, last: bool) -> FloatArray:
+        """Return the samples `[S]` that were held back.
+
+        Args:
+            last: Whether the audio ends here. Otherwise it continues as without this call (`Resampler.drain`).
+        """
+        rest_S: FloatArray = (self._resampler.flush() if last else self._resampler.drain())[0]
+        if last:
+            self._resampler = Resampler(OPUS_RATE, self._resampler.to_rate)
         return rest_S
 
     def _resampled(self, decoded: list[FloatArray]) -> FloatArray:

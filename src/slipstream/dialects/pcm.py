@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, get_args
 
+from slipstream.arrays import FloatArray
 from slipstream.audio import Converter, Encoding, PcmDecoder, RawFormat
 from slipstream.audio.samples import equal_weights
 from slipstream.dialects.protocol import PIECE_SAMPLES, Audio, ProtocolError, check_audio
@@ -34,25 +35,26 @@ class PcmInput:
     def push(self, data: bytes) -> Iterator[Audio]:
         """Take bytes. Yields the audio that is ready, in pieces; the rest is at most 0.12 s behind."""
         for start in range(0, len(data), self._piece_bytes):
-            self._lags = True
             samples_CS = self._decoder.push(data[start : start + self._piece_bytes])
             check_audio(samples_CS.reshape(-1))
             yield Audio(self._converter.push(samples_CS)[0], self._channel)
 
-    def flush(self) -> Iterator[Audio]:
-        """Yield the audio that the conversion still holds, if any. More may follow."""
-        if self._lags:
-            yield Audio(self._converter.flush()[0], self._channel)
-            self._new_converter()
+    def flush(self, *, last: bool) -> Iterator[Audio]:
+        """Yield the audio that the conversion still holds, if any.
+
+        Args:
+            last: Whether the stream ends here. Otherwise it continues as without this call (`Converter.drain`).
+        """
+        rest_S: FloatArray = (self._converter.flush() if last else self._converter.drain())[0]
+        if last:
+            self.restart()
+        if len(rest_S):
+            yield Audio(rest_S, self._channel)
 
     def restart(self) -> None:
         """Drop what was pushed."""
         self._decoder = PcmDecoder(self.format)
-        self._new_converter()
-
-    def _new_converter(self) -> None:
         self._converter = Converter(self.format.sample_rate, equal_weights(self.format.channels), self._sample_rate)
-        self._lags = False  # whether it holds back audio
 
 
 def check_format(encoding: Any, sample_rate: int, channels: int = 1) -> RawFormat:

@@ -155,7 +155,7 @@ class PlainDialect(ResumableDialect):
             return
         if kind not in ("flush", "close"):
             raise ProtocolError(f"unknown type {kind!r:.40}: expected flush, restart or close")
-        yield from self._pcm.flush()
+        yield from self._pcm.flush(last=kind == "close")
         yield Marker(id) if kind == "flush" else Finish()
 
     def handle(self, event: Event, channel: int) -> Iterable[Action]:

@@ -87,7 +87,7 @@ class TwilioDialect(Dialect):
             )
         elif event == "stop":
             for pcm in self._pcm.values():
-                yield from pcm.flush()
+                yield from pcm.flush(last=True)
             yield Finish()
 
     def handle(self, event: Event, channel: int) -> Iterable[Action]:

@@ -82,7 +82,7 @@ class VoskDialect(Dialect):
         if self._pcm is None:
             yield Send(self._result([]))
         else:
-            yield from self._pcm.flush()
+            yield from self._pcm.flush(last=kind == "eof")
             if kind == "reset":
                 yield Marker(0)
                 yield Flush()  # the marker would wait for more audio

@@ -144,7 +144,7 @@ class WyomingDialect(Dialect):
             yield from self._take_format(data)
         elif event.type == "audio-stop":
             if self._pcm is not None:
-                yield from self._pcm.flush()
+                yield from self._pcm.flush(last=True)
             elif before == "idle":
                 yield from self._transcript()
             yield Finish()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slipstream.audio import RawFormat
+from slipstream.audio import Encoding, RawFormat
 from slipstream.dialects.protocol import PIECE_SAMPLES
 from slipstream.dialects.realtime.messages import AudioInput, InvalidMessage, read_message
 
@@ -64,6 +64,20 @@ def test_a_half_sample_before_a_flush_is_dropped() -> None:
     list(decoder.decode("AEAB"))
     decoder.flush()
     assert np.concatenate(list(decoder.decode("AEA="))).tolist() == [0.5]
+
+
+@pytest.mark.parametrize("encoding", ["mulaw", "pcm_s16le"])
+def test_the_audio_after_a_flush_is_that_without_it(encoding: Encoding) -> None:
+    data = np.random.default_rng(1).bytes(32_000)
+    flushed, whole = (AudioInput(RawFormat(encoding, 8_000), 24_000) for _ in range(2))
+    first_S, rest_S = flushed.convert(data[:12_000]), flushed.flush()
+    got_S = np.concatenate([first_S, rest_S, flushed.convert(data[12_000:]), flushed.flush()])
+    expected_S = np.concatenate([whole.convert(data), whole.flush()])
+    assert len(rest_S) > 0
+    after = len(first_S) + len(rest_S)
+    assert len(got_S) == len(expected_S)
+    np.testing.assert_allclose(got_S[after:], expected_S[after:], atol=1e-6)
+    assert np.array_equal(got_S[after:-2400], expected_S[after:-2400])
 
 
 @pytest.mark.parametrize("audio", ["A" * 20_000 + "!", "AA==" * 10_000, "AAA", "AA A", "=AAA"])

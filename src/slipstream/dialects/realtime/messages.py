@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from slipstream.arrays import FloatArray
 from slipstream.audio import Converter, PcmDecoder, RawFormat
 from slipstream.audio.samples import equal_weights
@@ -62,10 +60,11 @@ class AudioInput:
     """
 
     def __init__(self, format: RawFormat, sample_rate: int) -> None:
-        self.format, self._sample_rate = format, sample_rate
+        self.format = format
         samples = PIECE_SAMPLES * format.sample_rate // sample_rate
         self._piece_characters = samples * format.sample_bytes // 3 * 4
-        self._begin()
+        self._decoder = PcmDecoder(format)
+        self._converter = Converter(format.sample_rate, equal_weights(format.channels), sample_rate)
 
     def decode(self, audio: str) -> Iterator[FloatArray]:
         """Yield the samples of a message, `[S]`, in pieces; a sample may be cut between messages.
@@ -90,22 +89,17 @@ class AudioInput:
 
     def convert(self, data: bytes) -> FloatArray:
         """Return the samples of some bytes, `[S]`."""
-        self._lags = True
         pcm_S: FloatArray = self._converter.push(self._decoder.push(data))[0]
         return pcm_S
 
     def flush(self) -> FloatArray:
-        """Return the samples that the conversion has held back, `[S]`, and reset it."""
-        if not self._lags:
-            return np.zeros(0, np.float32)
-        rest_S: FloatArray = self._converter.flush()[0]
-        self._begin()
-        return rest_S
+        """Return the samples that the conversion has held back, `[S]`, and drop an incomplete one.
 
-    def _begin(self) -> None:
+        What follows is converted as without this call (`Converter.drain`).
+        """
         self._decoder = PcmDecoder(self.format)
-        self._converter = Converter(self.format.sample_rate, equal_weights(self.format.channels), self._sample_rate)
-        self._lags = False
+        rest_S: FloatArray = self._converter.drain()[0]
+        return rest_S
 
 
 _AUDIO = re.compile(r'"audio"\s*:\s*"')
