@@ -79,6 +79,17 @@ def test_a_model_can_set_its_end_of_turn_threshold() -> None:
         parse_kyutai(raw)
 
 
+def test_a_model_can_set_the_least_confidence_of_its_words() -> None:
+    assert parse_kyutai(PUBLISHED_1B).min_confidence == 0
+    raw = {**PUBLISHED_1B, "stt_config": {**PUBLISHED_1B["stt_config"], "min_confidence": 0.35}}
+    config = parse_kyutai(raw)
+    assert config.min_confidence == 0.35
+    assert parse_kyutai(dump_kyutai(config)) == config
+    raw["stt_config"]["min_confidence"] = 1
+    with pytest.raises(ConfigError, match="min_confidence"):
+        parse_kyutai(raw)
+
+
 def test_a_model_can_have_a_calibration() -> None:
     assert parse_kyutai(PUBLISHED_1B).confidence is None
     raw = {**PUBLISHED_1B, "stt_config": {**PUBLISHED_1B["stt_config"]}}

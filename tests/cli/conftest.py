@@ -30,6 +30,7 @@ class FakeTranscriber:
     sample_rate: int = 24_000
     on_step: Callable[[int], None] = lambda index: None
     closed: bool = False
+    options: Any = None
 
     def __enter__(self) -> FakeTranscriber:
         return self
@@ -37,8 +38,9 @@ class FakeTranscriber:
     def __exit__(self, *_: object) -> None:
         self.closed = True
 
-    def stream(self, chunks: Iterable[np.ndarray], sample_rate: int, **_: Any) -> Iterator[Event]:
+    def stream(self, chunks: Iterable[np.ndarray], sample_rate: int, options: Any = None) -> Iterator[Event]:
         assert sample_rate == 24_000
+        self.options = options
         yield Ready()
         audio = np.zeros(0, np.float32)
         frames = words = 0

@@ -97,6 +97,7 @@ class _Stt(Section):
     delay_frames: Natural | None = None
     condition_values: dict[str, Any] | None = None
     end_of_turn_above: NonNegativeNumber | None = None
+    min_confidence: NonNegativeNumber | None = None
     confidence: Calibration | None = None
 
 
@@ -290,6 +291,8 @@ def dump_kyutai(config: STTConfig) -> dict[str, Any]:
         stt["condition_values"] = dict(config.condition_values)
     if threshold != END_OF_TURN_ABOVE:
         stt["end_of_turn_above"] = threshold
+    if config.min_confidence:
+        stt["min_confidence"] = config.min_confidence
     if config.confidence is not None:
         stt["confidence"] = config.confidence.model_dump(mode="json", exclude_none=True)
     return {

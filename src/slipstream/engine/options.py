@@ -68,6 +68,11 @@ class StreamFormat:
         return round(self.frame_samples * self.frame_rate)
 
     @property
+    def min_confidence(self) -> float:
+        """The threshold of sessions that do not set `SessionOptions.min_confidence`."""
+        return 0.0 if self.config is None else self.config.min_confidence
+
+    @property
     def delays(self) -> bool:
         """Whether sessions may have delays of their own."""
         return self.config is not None and self.config.delay_condition is not None
@@ -102,6 +107,8 @@ class SessionOptions:
         max_buffered_seconds: Most audio that may wait to be processed.
         flush_after_silence: Flush the text once after this many seconds without voice, so that the last word comes
             without a marker.
+        min_confidence: Words are withheld while the running mean of their confidence is lower, as it is for words
+            that a model writes in noise. 0 emits all words; None uses the model's configuration.
         hints: What is known about the speech, and how much to search.
         continues: Where the session begins in a longer stream, and the text of that stream; it then emits `History`.
     """
@@ -113,11 +120,14 @@ class SessionOptions:
     watchdog: WatchdogOptions | None = field(default_factory=WatchdogOptions)
     max_buffered_seconds: float = 30.0
     flush_after_silence: float | None = None
+    min_confidence: float | None = None
     hints: Hints = field(default_factory=Hints)
     continues: Continuation | None = None
 
     def __post_init__(self) -> None:
         if self.flush_after_silence is not None and not self.flush_after_silence > 0:
             raise ConfigError(f"flush_after_silence={self.flush_after_silence} must be more than 0 seconds")
+        if self.min_confidence is not None and not 0 <= self.min_confidence < 1:
+            raise ConfigError(f"min_confidence={self.min_confidence} must be at least 0 and below 1")
         if self.max_buffered_seconds < 1:
             raise ConfigError(f"max_buffered_seconds={self.max_buffered_seconds} must be at least 1")

@@ -13,6 +13,7 @@ from slipstream.arrays import FloatArray
 from slipstream.audio import Framer
 from slipstream.audio.arrays import SampleConverter, check_range
 from slipstream.engine.flush import Barrier, Flush, Marker, Op, Prefix, SetState, Silence, SlotOp, next_tail
+from slipstream.engine.gate import ConfidenceGate
 from slipstream.engine.history import Continuation
 from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.reconcile import Reconciler
@@ -69,6 +70,7 @@ class Session:
         self._writer = Writer(format, options, 0)
         self._ops: list[Op] = [SlotOp.RESET, *self._writer.take_ops()]
         self._reconciler = Reconciler()
+        self._gate = ConfidenceGate(format.min_confidence if options.min_confidence is None else options.min_confidence)
         self._voice = VoiceLevel()
         self._silence = Silence()
         self._turn_detector = TurnDetector(options.turns or format.turns, format.delay_frames, format.frame_rate)
@@ -379,7 +381,7 @@ class Session:
     def _emit(self, events: Sequence[WordEvent]) -> None:
         for event in events:
             passed = self._reconciler.pass_on(event)
-            if passed is None:
+            if passed is None or not self._gate.passes(passed):
                 continue
             if isinstance(passed, Word):
                 passed = self._languages.tag(passed)

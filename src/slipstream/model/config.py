@@ -346,6 +346,7 @@ class STTConfig(Config):
         condition_values: Values by the name of the conditioner; one without a value uses its learnt padding.
         end_of_turn_above: Default probability of the pause head above which a turn ends. It is our own key of
             `stt_config`, which other readers ignore.
+        min_confidence: Words are withheld while the running mean of their confidence is lower. Our own key, too.
         confidence: What the model's probabilities mean; None where that was not measured. Our own key, too.
     """
 
@@ -359,6 +360,7 @@ class STTConfig(Config):
     model_id: dict[str, Any] = Field(default_factory=dict)
     condition_values: dict[str, float | str] = Field(default_factory=dict)
     end_of_turn_above: Annotated[float, Field(ge=0, le=1)] = END_OF_TURN_ABOVE
+    min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
     confidence: Calibration | None = None
 
     @property

@@ -243,6 +243,12 @@ def test_an_error_in_the_middle_of_a_file_keeps_the_words_before_it(
     assert cli("transcribe", paths[0]).out == ""
 
 
+def test_the_least_confidence_is_an_option_of_the_session(cli: Cli, sound: Sound, loaded: Loaded) -> None:
+    for options, expected in ([], None), (["--min-confidence", "0.5"], 0.5):
+        assert cli("transcribe", sound("a.wav", [0.1]), *options).code == 0
+        assert loaded.transcriber.options.min_confidence == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -254,6 +260,8 @@ def test_an_error_in_the_middle_of_a_file_keeps_the_words_before_it(
         (["--ray", "local", "-o", "out", "-f", "json"], "takes only --model"),
         (["--server", "http://127.0.0.1:9", "--device", "cuda"], "--server uses the model of the server"),
         (["--server", "http://127.0.0.1:9", "--threads", "2"], "--server uses the model of the server"),
+        (["--server", "http://127.0.0.1:9", "--min-confidence", "0.5"], "not available with --server"),
+        (["--min-confidence", "1.5"], "min-confidence"),
         (["-f", "docx"], "docx"),
         (["--slots", "0"], "slots"),
         (["--raw-rate", "8000"], "add --raw"),

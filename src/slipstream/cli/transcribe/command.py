@@ -93,6 +93,16 @@ def transcribe(
             "--alternatives", min=1, max=8, help="Texts for each doubtful word in JSON; searches as --beam does."
         ),
     ] = 1,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(
+            "--min-confidence",
+            min=0,
+            max=0.99,
+            help="Withhold words while the mean confidence of the latest ones is lower, as in noise; 0 writes all. "
+            "Default: as the model's configuration says.",
+        ),
+    ] = None,
     lm: Annotated[
         list[Path] | None,
         typer.Option("--lm", metavar="FILE", help="Text like the speech, for --beam: makes its word sequences likely."),
@@ -145,7 +155,7 @@ def transcribe(
     if ray:
         from slipstream.cli.transcribe.on_ray import transcribe_on_ray
 
-        hinted = bool(keywords or prompt or lm or language or beam > 1 or alternatives > 1)
+        hinted = bool(keywords or prompt or lm or language or beam > 1 or alternatives > 1 or min_confidence is not None)
         written = words or layout or format != "txt" or resume or delay_report
         local = raw or track or server or channels != "mix" or quantize or threads
         if hinted or written or local or output is None:
@@ -157,6 +167,8 @@ def transcribe(
     hints = make_hints(keywords or (), prompt, beam, lm or (), language, alternatives)
     if server and (hints.beam > 1 or hints.lm):
         raise typer.BadParameter("it is not available with --server", param_hint="--beam")
+    if server and min_confidence is not None:
+        raise typer.BadParameter("it is not available with --server", param_hint="--min-confidence")
     if output and output.exists() and not output.is_dir():
         raise typer.BadParameter(f"{output} is not a folder", param_hint="--output")
     if resume and not output:
@@ -185,7 +197,7 @@ def transcribe(
             transcriber = open_transcriber(
                 model, device=device, backend=backend, quantize=quantize, threads=threads, slots=slots * hints.width
             )
-            recogniser = LocalRecogniser(stack.enter_context(transcriber), hints)
+            recogniser = LocalRecogniser(stack.enter_context(transcriber), hints, min_confidence)
         deliver = _Delivery(
             format, words, SubtitleLayout(**layout) if layout else None, output, len(jobs) > 1, delay_report
         )

@@ -41,7 +41,9 @@ class Recogniser(Protocol):
 class LocalRecogniser:
     """A model in this process."""
 
-    def __init__(self, transcriber: Transcriber, hints: Hints | None = None) -> None:
+    def __init__(
+        self, transcriber: Transcriber, hints: Hints | None = None, min_confidence: float | None = None
+    ) -> None:
         from slipstream.engine.options import SessionOptions
         from slipstream.hints import Hints
 
@@ -49,7 +51,9 @@ class LocalRecogniser:
         self.model, self.delay = transcriber.model, transcriber.delay
         self._transcriber = transcriber
         # A short buffer keeps the progress bar accurate, and lets an interrupt end soon.
-        self._options = SessionOptions(steps=True, max_buffered_seconds=2.0, hints=hints or Hints())
+        self._options = SessionOptions(
+            steps=True, max_buffered_seconds=2.0, min_confidence=min_confidence, hints=hints or Hints()
+        )
 
     def stream(self, chunks: Iterable[FloatArray]) -> Iterator[Event]:
         return self._transcriber.stream(chunks, self.sample_rate, options=self._options)
