@@ -148,7 +148,7 @@ def calibrate(
     bundle = ModelBundle.resolve(model).uncalibrated()
     recordings = list(read_manifest(manifest))
     with load(bundle, backend=backend, device=device, slots=slots) as transcriber:
-        hypotheses, _ = transcribe_recordings(transcriber, recordings)
+        hypotheses, _ = transcribe_recordings(transcriber, recordings, min_confidence=0)
     fitted = fit_calibration(judge(hypotheses))
     for name, trials in (("words", fitted.words), ("omissions", fitted.omissions)):
         for trial in trials:

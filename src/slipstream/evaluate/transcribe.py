@@ -15,7 +15,7 @@ from slipstream.audio import load
 from slipstream.data.manifest import Recording, each
 from slipstream.engine.options import SessionOptions
 from slipstream.errors import SlipstreamError
-from slipstream.events import PartialWord, Step, Word
+from slipstream.events import OpenWord, PartialWord, Step, Word
 from slipstream.model.text import PAUSE_FRAMES
 from slipstream.transcriber import Transcriber
 
@@ -32,7 +32,8 @@ class Hypothesis:
         seconds: length of the recording.
         voiced_until: seconds until which the recording is louder than its background.
         words: in the recording's time.
-        emitted: for each word, the seconds of audio that were processed when its last token was written.
+        emitted: for each word, the seconds of audio that were processed when its whole text was out: at its last token,
+            or a frame later where the gate of `SessionOptions.min_confidence` waits for its confidence.
         pause_TH: the pause heads' probabilities after each frame, those of the silence after the end included.
     """
 
@@ -66,11 +67,13 @@ def transcribe_recordings(
     recordings: Iterable[Recording],
     *,
     on_error: Callable[[Recording, SlipstreamError], None] | None = None,
+    min_confidence: float | None = None,
 ) -> tuple[list[Hypothesis], Speed]:
     """Transcribe recordings, as many concurrently as the transcriber has slots.
 
     Args:
         on_error: called with each recording whose audio cannot be read. Without it, that raises `AudioError`.
+        min_confidence: See `SessionOptions`; None uses the model's configuration.
 
     Returns:
         The hypotheses, in the order of `recordings`, and the speed.
@@ -84,10 +87,11 @@ def transcribe_recordings(
             raise error
         on_error(pending[0], error)
 
+    options = SessionOptions(steps=True, min_confidence=min_confidence)
     before = time.perf_counter()
     pool = ThreadPoolExecutor(transcriber.slots, "slipstream-evaluate")
     try:
-        submitted = [(recording, pool.submit(_transcribe, transcriber, recording)) for recording in recordings]
+        submitted = [(recording, pool.submit(_transcribe, transcriber, recording, options)) for recording in recordings]
         hypotheses = list(each(submitted, result, report))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -97,10 +101,10 @@ def transcribe_recordings(
 
 def transcribe_samples(transcriber: Transcriber, samples: FloatArray) -> list[Word]:
     """Transcribe one stream of samples `[S]` at the transcriber's sample rate."""
-    return _run(transcriber, samples)[0]
+    return _run(transcriber, samples, SessionOptions(steps=True))[0]
 
 
-def _transcribe(transcriber: Transcriber, recording: Recording) -> Hypothesis:
+def _transcribe(transcriber: Transcriber, recording: Recording, options: SessionOptions) -> Hypothesis:
     rate = transcriber.sample_rate
     samples = load(recording.audio, rate)
     frame = round(rate / transcriber.frame_rate)
@@ -109,29 +113,33 @@ def _transcribe(transcriber: Transcriber, recording: Recording) -> Hypothesis:
         round(transcriber.delay * transcriber.frame_rate) + PAUSE_FRAMES + 1,
     )
     padded = np.pad(samples, (0, -len(samples) % frame + tail * frame))
-    words, emitted, pause_TH = _run(transcriber, padded)
+    words, emitted, pause_TH = _run(transcriber, padded, options)
     return Hypothesis(recording, len(samples) / rate, _voiced_until(samples, rate), words, emitted, pause_TH)
 
 
-def _run(transcriber: Transcriber, samples: FloatArray) -> tuple[list[Word], list[float], FloatArray]:
+def _run(
+    transcriber: Transcriber, samples: FloatArray, options: SessionOptions
+) -> tuple[list[Word], list[float], FloatArray]:
     """The words of one session, when each was written, and the pause probabilities after each frame."""
     words: list[Word] = []
     emitted: list[float] = []
     pauses: list[tuple[float, ...]] = []
-    last_token = 0.0
+    shown: float | None = None
 
     def read(events: Iterable[object]) -> None:
-        nonlocal last_token
+        nonlocal shown
         for event in events:
+            now = (len(pauses) + 1) / transcriber.frame_rate  # events come before the `Step` of their frame
             if isinstance(event, Step):
                 pauses.append(event.pause)
-            elif isinstance(event, PartialWord):  # comes before the `Step` of its frame
-                last_token = (len(pauses) + 1) / transcriber.frame_rate
+            elif isinstance(event, PartialWord) or (isinstance(event, OpenWord) and shown is None):
+                shown = now
             elif isinstance(event, Word):
                 words.append(event)
-                emitted.append(last_token)
+                emitted.append(now if shown is None else shown)
+                shown = None
 
-    with transcriber.session(SessionOptions(steps=True), wait=math.inf) as session:
+    with transcriber.session(options, wait=math.inf) as session:
         size = _PIECE_SECONDS * transcriber.sample_rate
         for start in range(0, len(samples), size):
             session.send(samples[start : start + size])

@@ -131,7 +131,8 @@ def delayed(config: STTConfig, bounds: tuple[int, int]) -> STTConfig:
     if low != high and not conditioned:
         raise ConfigError('data.delay is drawn, so the LM needs a continuous conditioner named "delay"')
     values: dict[str, float | str] = {"delay": seconds} if conditioned else {}
-    changed = {"delay_frames": frames, "delay_seconds": seconds, "condition_values": values, "confidence": None}
+    changed = {"delay_frames": frames, "delay_seconds": seconds, "condition_values": values}
+    changed |= {"confidence": None, "min_confidence": 0.0}  # chosen for the weights before
     return config.model_copy(update=changed)
 
 
