@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fakes import ScriptRunner, drive, new_session, speech, words_of
 
+from slipstream.checkpoints.presets import PRESETS
 from slipstream.engine.gate import ConfidenceGate
 from slipstream.engine.options import SessionOptions
+from slipstream.engine.session import Session
 from slipstream.errors import ConfigError
 from slipstream.events import OpenWord, PartialWord, Word
 
@@ -58,5 +63,28 @@ def test_a_threshold_of_0_passes_all(confidences: list[float]) -> None:
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
 def test_a_threshold_out_of_range_is_refused(value: float) -> None:
-    with pytest.raises(ConfigError, match="min_confidence=.* must be at least 0 and below 1"):
+    with pytest.raises(ConfigError, match=r"min_confidence=.* must be at least 0 and below 1"):
         SessionOptions(min_confidence=value)
+
+
+def test_words_below_the_least_confidence_are_withheld_with_all_their_events() -> None:
+    audio_S = speech(3, words=40)
+    plain = words_of(drive(new_session(runner := ScriptRunner()), runner, [audio_S]))
+    gate = ConfidenceGate(0.6)
+    kept = [word for word in plain if gate.passes(word)]
+    assert 0 < len(kept) < len(plain)
+    events = drive(new_session(runner := ScriptRunner(), min_confidence=0.6), runner, [audio_S])
+    assert words_of(events) == kept
+    opened = [(event.text, event.start) for event in events if isinstance(event, OpenWord)]
+    assert opened == [(word.text, word.start) for word in kept]
+
+
+def test_the_least_confidence_of_the_session_replaces_that_of_the_model() -> None:
+    audio_S = speech(3, words=40)
+    format = new_session(runner := ScriptRunner()).format
+    format = replace(format, config=PRESETS["kyutai/stt-1b-en_fr"].model_copy(update={"min_confidence": 0.9}))
+    counts = [
+        len(words_of(drive(Session(format, SessionOptions(min_confidence=least)), runner, [audio_S])))
+        for least in (None, 0.0)
+    ]
+    assert counts[0] < counts[1] == 40

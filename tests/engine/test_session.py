@@ -18,8 +18,6 @@ from tests.fakes import (
     words_of,
 )
 
-from slipstream.checkpoints.presets import PRESETS
-from slipstream.engine.gate import ConfidenceGate
 from slipstream.engine.options import SessionOptions
 from slipstream.engine.session import Session
 from slipstream.engine.turns import TurnOptions
@@ -168,29 +166,6 @@ def test_turns_span_their_words(low_latency: bool) -> None:
     ]
     ends = [event.time for event in events if isinstance(event, EndOfTurn)]
     assert ends == [25 / FRAME_RATE, 55 / FRAME_RATE]  # after five silent frames the pause heads give 0.625
-
-
-def test_words_below_the_least_confidence_are_withheld_with_all_their_events() -> None:
-    audio_S = speech(3, words=40)
-    plain = words_of(drive(new_session(runner := ScriptRunner()), runner, [audio_S]))
-    gate = ConfidenceGate(0.6)
-    kept = [word for word in plain if gate.passes(word)]
-    assert 0 < len(kept) < len(plain)
-    events = drive(new_session(runner := ScriptRunner(), min_confidence=0.6), runner, [audio_S])
-    assert words_of(events) == kept
-    opened = [(event.text, event.start) for event in events if isinstance(event, OpenWord)]
-    assert opened == texts_and_starts(kept)
-
-
-def test_the_least_confidence_of_the_session_replaces_that_of_the_model() -> None:
-    audio_S = speech(3, words=40)
-    format = new_session(runner := ScriptRunner()).format
-    format = replace(format, config=PRESETS["kyutai/stt-1b-en_fr"].model_copy(update={"min_confidence": 0.9}))
-    counts = [
-        len(words_of(drive(Session(format, SessionOptions(min_confidence=least)), runner, [audio_S])))
-        for least in (None, 0.0)
-    ]
-    assert counts[0] < counts[1] == 40
 
 
 def test_turn_options_of_the_session_replace_those_of_the_model() -> None:

@@ -17,7 +17,7 @@ class ConfidenceGate:
     """Passes words while the running mean of their confidence is at least `threshold`; 0 passes all.
 
     Words that a model writes in noise have a low confidence one after the other. In speech, a doubtful word has
-    confident ones beside it, and passes. The text of a word that is being written passes if the word will, whatever
+    confident ones next to it, and passes. The text of a word that is being written passes if the word will, whatever
     its confidence, so that nothing that was shown is withheld later.
     """
 

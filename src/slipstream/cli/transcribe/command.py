@@ -100,7 +100,7 @@ def transcribe(
             min=0,
             max=0.99,
             help="Withhold words while the mean confidence of the latest ones is lower, as in noise; 0 writes all. "
-            "Default: as the model's configuration says.",
+            "Default: that of the model's configuration.",
         ),
     ] = None,
     lm: Annotated[
@@ -155,7 +155,9 @@ def transcribe(
     if ray:
         from slipstream.cli.transcribe.on_ray import transcribe_on_ray
 
-        hinted = bool(keywords or prompt or lm or language or beam > 1 or alternatives > 1 or min_confidence is not None)
+        hinted = bool(
+            keywords or prompt or lm or language or beam > 1 or alternatives > 1 or min_confidence is not None
+        )
         written = words or layout or format != "txt" or resume or delay_report
         local = raw or track or server or channels != "mix" or quantize or threads
         if hinted or written or local or output is None:
