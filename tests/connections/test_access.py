@@ -105,3 +105,10 @@ def test_only_pages_of_this_server_and_those_allowed_may_connect() -> None:
     assert status(access, host="localhost:8080", origin="https://app.example") is None
     assert status(access, host="localhost:8080", origin="https://evil.example") == 403
     assert status(Access("127.0.0.1", origins=["*"]), host="localhost:8080", origin="https://any.example") is None
+
+
+@pytest.mark.parametrize("origin", ["app.example", "https://app.example/", "https://app.example/page", ""])
+def test_an_origin_that_no_page_has_is_refused(origin: str) -> None:
+    Access("127.0.0.1", origins=["null", "http://[::1]:3000", "chrome-extension://abcdef"])
+    with pytest.raises(ConfigError, match="expected \\*, or scheme://host:port without a path"):
+        Access("127.0.0.1", origins=[origin])

@@ -161,6 +161,12 @@ def test_a_reload_while_the_model_loads_waits(model: Path) -> None:
         (["--config", "no-such.toml"], "no-such.toml"),
         (["--api-keys", "no-such-keys"], "no-such-keys: cannot be read"),
         (["--tls-cert", "cert.pem"], "must be used together"),
+        (["--tls-cert", "no.pem", "--tls-key", "key.pem", "--port", "0"], "No such file or directory: 'no.pem'"),
+        (
+            ["--tls-cert", __file__, "--tls-key", __file__, "--port", "0"],
+            "a certificate chain and its private key in PEM",
+        ),
+        (["--allow-origin", "app.example"], "expected *, or scheme://host:port"),
         (["--kv-cache", "int8", "--backend", "onnx", "--port", "0"], "only the torch backend has it, not onnx"),
         (["--devices", "cpu,cpu", "--workers", "0"], "needs --workers of at least 1"),
         (["--devices", "cpu,", "--workers", "1"], "expected names with commas between them"),

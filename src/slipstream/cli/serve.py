@@ -187,7 +187,7 @@ def serve(
         from slipstream.dialects.wyoming import WyomingOptions, open_wyoming
         from slipstream.server.http.app import Service
         from slipstream.server.metrics import Metrics
-        from slipstream.server.run import Tls, listen, log_to_stderr
+        from slipstream.server.run import Tls, check_certificate, listen, log_to_stderr, naming_files
         from slipstream.server.run import serve as run
         from slipstream.server.served import (
             ServedModel,
@@ -229,6 +229,9 @@ def serve(
     if processes and sys.platform == "win32":
         raise ConfigError("--workers: Windows has no worker processes: use --workers 0")
     tls = Tls(tls_cert, tls_key) if tls_cert and tls_key else None
+    if tls is not None:
+        with naming_files(tls):
+            check_certificate(tls)
     kyutai_path = rust.path if rust else KYUTAI_PATH
     metrics, tracer = Metrics(), None
     with ExitStack() as stack:

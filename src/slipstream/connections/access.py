@@ -73,6 +73,9 @@ class Access:
                 f"{host} can be reached from other machines, so the server needs keys: create them with "
                 "`slipstream api-key NAME >> FILE` and add --api-keys FILE, or listen on 127.0.0.1"
             )
+        for origin in origins:
+            if origin not in {"*", "null"} and _ORIGIN.fullmatch(origin) is None:
+                raise ConfigError(f"origin {origin!r}: expected *, or scheme://host:port without a path")
         self.keys, self.origins = keys, tuple(origins)
         self.tally: Tally = tally or LocalTally()
 

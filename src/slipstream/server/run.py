@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import math
@@ -12,7 +13,7 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -315,8 +316,22 @@ def reload_on_sighup(reload: Callable[[], None]) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])  # which the command line blocks at its start
 
 
+@contextlib.contextmanager
+def naming_files(tls: Tls) -> Iterator[None]:
+    """Turn an `OSError` about the certificate or its key into a `ConfigError` that names both files."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"cannot use {tls.certificate} with the key {tls.key}: {error}: expected a certificate chain and its "
+            "private key in PEM"
+        ) from error
+
+
 def check_certificate(tls: Tls) -> None:
     """Raise `OSError` unless the certificate and the key can be read and belong together."""
+    for file in (tls.certificate, tls.key):
+        file.read_bytes()  # an error of `load_cert_chain` does not name the file
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate, tls.key)
 
 

@@ -20,7 +20,7 @@ from slipstream.dialects import OpenDialect
 from slipstream.engine.remote.memory import Shape, SharedMemory, Stat, create_file
 from slipstream.errors import BackendError, CheckpointError, ConfigError, EngineError, SlipstreamError
 from slipstream.server import systemd
-from slipstream.server.run import HUNG_SECONDS, TcpListener, reload_on_sighup, share
+from slipstream.server.run import HUNG_SECONDS, TcpListener, naming_files, reload_on_sighup, share
 from slipstream.workers.certificate import Certificate
 from slipstream.workers.engine import EngineJob, OpenModel
 from slipstream.workers.link import Link, Message, start
@@ -135,10 +135,8 @@ class Parent:
     async def run(self) -> None:
         """Run. Raises what kept a process from starting, and `EngineError` when an engine failed or hung."""
         if (tls := self._settings.tls) is not None:
-            try:
+            with naming_files(tls):
                 self._certificate = Certificate.read(tls)
-            except OSError as error:
-                raise ConfigError(f"cannot use {tls.certificate} with the key {tls.key}: {error}") from error
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
