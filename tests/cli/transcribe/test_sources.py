@@ -51,7 +51,10 @@ def test_each_input_is_transcribed_once(folder: Path) -> None:
     assert list(outputs("a.mp3", "*.mp3", "a.mp3")) == ["a.mp3"]
 
 
-@pytest.mark.parametrize(("argument", "message"), [("*.aiff", "no file matches"), ("empty", "no audio files")])
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [("*.aiff", "no file matches"), ("empty", "no audio files"), ("", "empty: expected a file")],
+)
 def test_nothing_found_is_an_error(folder: Path, argument: str, message: str) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(AudioError, match=message):

@@ -172,6 +172,8 @@ def duration(job: Job, raw: RawFormat | None) -> float | None:
 
 
 def _expand(argument: str) -> Iterator[Job]:
+    if not argument:  # `Path` would make it the current folder
+        raise AudioError("the name of an input is empty: expected a file, a folder, a pattern or -")
     path = Path(argument)
     try:
         path.exists()
