@@ -195,6 +195,22 @@ def test_an_error_ends_the_playlist(cli: Cli, loaded: Loaded, sound: Sound, tmp_
     assert found.last_words[-1] == WORDS[6]
 
 
+def test_an_input_or_a_server_that_fails_at_the_start_keeps_earlier_captions(
+    cli: Cli, loaded: Loaded, sound: Sound, tmp_path: Path
+) -> None:
+    talk, folder = sound("talk.wav", LEVELS), tmp_path / "out"
+    (tmp_path / "damaged.wav").write_bytes(b"RIFF")
+    cli("captions", talk, "-o", folder)
+    before = (folder / "captions.m3u8").read_text()
+    for arguments in [("gone.wav",), (tmp_path / "damaged.wav",), (talk, "--server", "http://127.0.0.1:9")]:
+        outcome = cli("captions", *arguments, "-o", folder)
+        assert outcome.code == 1
+        assert "replaces earlier captions" not in outcome.err
+        assert (folder / "captions.m3u8").read_text() == before
+    assert cli("captions", "gone.wav", "-o", tmp_path / "new").code == 1
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_server(cli: Cli, tmp_path: Path) -> None:
     pcm_S = np.concatenate([silence(4), sound_of("fox", 5), silence(10), sound_of("dog", 5), silence(60)])
     (tmp_path / "audio").write_bytes(pcm_S.astype("<f4").tobytes())

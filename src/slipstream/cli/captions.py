@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from itertools import chain, islice
 from pathlib import Path
 from threading import Event as StopEvent
 from typing import TYPE_CHECKING, Annotated
@@ -128,9 +129,9 @@ def captions(
             )
 
         chunks = record(microphone, stop) if job is None else _decode(job, raw_format, track, recogniser, stop)
+        first = list(islice(chunks, 1))  # an input that cannot be read leaves earlier captions as they are
         folder = _Folder(output, playlist, start_time)
-        folder.begin()
-        _write(recogniser.stream(chunks), segments, folder)
+        _write(recogniser.stream(chain(first, chunks)), segments, folder)
     notice(f"{folder.path}: {folder.written} segments")
     if stop.is_set() and job is not None:
         notice("Interrupted. The captions so far are written.")
@@ -201,13 +202,16 @@ def _write(events: Iterator[Event], open_segments: Callable[[], CaptionSegments]
     segments: CaptionSegments | None = None
     try:
         for event in events:
-            segments = segments or open_segments()  # a server reports its delay with the first event
+            if segments is None:
+                folder.begin()
+                segments = open_segments()  # a server reports its delay with the first event
             for segment in segments.add(event):
                 folder.add(segment)
     except SlipstreamError:
-        with suppress(OutputError):  # the error may be of the disk
-            for segment in segments.finish(segments.position) if segments else ():
-                folder.add(segment)
-            folder.end()
+        if segments is not None:
+            with suppress(OutputError):  # the error may be of the disk
+                for segment in segments.finish(segments.position):
+                    folder.add(segment)
+                folder.end()
         raise
     folder.end()
