@@ -9,6 +9,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from tests.models import lm_config, load_checkpoint, random_model, random_weights, stt_config
 
 from slipstream.checkpoints.checkpoint import Checkpoint, convert, save_checkpoint
@@ -242,6 +243,19 @@ def test_conversion_takes_parts_from_elsewhere_and_never_writes_over_a_folder(tm
     for taken in (tmp_path / "made", other):
         with pytest.raises(CheckpointError, match=f"{taken.name} is not an empty folder: choose a new one"):
             convert(tmp_path / "source", taken, "mlx")
+
+
+def test_a_conversion_that_fails_leaves_no_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise SafetensorError("disk full")
+
+    save_checkpoint(make(stt_config(), tmp_path), tmp_path / "source", "kyutai")
+    with monkeypatch.context() as patch:
+        patch.setattr("slipstream.checkpoints.tensors.save_file", fail)
+        with pytest.raises(CheckpointError, match="cannot be written: disk full"):
+            convert(tmp_path / "source", tmp_path / "made", "mlx")
+    assert list((tmp_path / "made").iterdir()) == []
+    convert(tmp_path / "source", tmp_path / "made", "mlx")
 
 
 def test_a_checkpoint_can_be_saved_where_it_was_loaded_from(tmp_path: Path) -> None:

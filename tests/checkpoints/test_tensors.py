@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import signal
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,20 @@ def test_a_failed_write_keeps_the_old_file(path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match="disk full"):
         write_tensors(path, {})
     assert read_tensors(path).keys() == TENSORS.keys()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_is_reported_with_the_name_of_the_file(path: Path) -> None:
+    resource = pytest.importorskip("resource")  # not on Windows
+    limits, action = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=rf"{path}: cannot be written: .*File too large"):
+            write_tensors(path, {"a": np.zeros(1000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, action)
     assert list(path.parent.iterdir()) == [path]
 
 

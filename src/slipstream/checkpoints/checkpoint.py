@@ -188,7 +188,12 @@ def convert(
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise CheckpointError(f"{destination} is not an empty folder: choose a new one")
     sources = source if isinstance(source, Sources) else resolve(source, **origin)
-    save_checkpoint(read_checkpoint(sources), destination, layout, quantize=quantize, dtype=dtype)
+    try:
+        save_checkpoint(read_checkpoint(sources), destination, layout, quantize=quantize, dtype=dtype)
+    except BaseException:
+        for part in destination.glob("*"):  # so that the same command can be repeated
+            part.unlink()
+        raise
 
 
 def _before_growth(config: LMConfig, paths: Sequence[Path]) -> LMConfig:

@@ -18,6 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from slipstream.errors import CheckpointError
@@ -77,7 +78,10 @@ def read_tensors(path: Path) -> dict[str, Array]:
 
 
 def write_tensors(path: Path, tensors: Tensors) -> None:
-    """Write a safetensors file. It replaces an older file atomically, so that no reader sees a part of it."""
+    """Write a safetensors file. It replaces an older file atomically, so that no reader sees a part of it.
+
+    Raises `CheckpointError` when it cannot be written, such as on a full disk.
+    """
     # transformers checks "format" before it loads a file.
     contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
@@ -88,6 +92,8 @@ def write_tensors(path: Path, tensors: Tensors) -> None:
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)  # mkstemp creates files that only their owner can read
         Path(temporary).replace(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error}") from error
     finally:
         Path(temporary).unlink(missing_ok=True)
 
