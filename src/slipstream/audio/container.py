@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
 from slipstream.audio.channels import downmix_weights
-from slipstream.audio.samples import Piece, frame_samples, logger
+from slipstream.audio.samples import Piece, Warn, frame_samples, log_warning
 from slipstream.audio.source import Pipe, Readable, can_seek
 from slipstream.audio.timeline import Timeline, has_clocks, timeline
-from slipstream.audio.wav import wav_parts
+from slipstream.audio.truncation import ends_ogg
+from slipstream.audio.wav import WavPart, wav_parts
 from slipstream.errors import AudioError
 
 if TYPE_CHECKING:
@@ -123,17 +125,25 @@ def is_longer(file: BinaryIO, name: str, seconds: float) -> bool:
     return False
 
 
-def container_pieces(
-    file: BinaryIO, name: str, track: int | None = None, max_gap_seconds: float = math.inf
-) -> Iterator[Piece]:
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a file is read: see `slipstream.audio.decode`. `name`: of the file in errors and warnings."""
+
+    name: str
+    track: int | None = None
+    max_gap_seconds: float = math.inf
+    warn: Warn = log_warning
+
+
+def container_pieces(file: BinaryIO, reading: Reading) -> Iterator[Piece]:
     """Decode a file of any format. A pipe is copied to disk where its format turns out to need seeking."""
     if can_seek(file):
-        yield from _all_pieces(file, name, track, max_gap_seconds)
+        yield from _all_pieces(file, reading)
         return
     started = False
-    with closing(Pipe(file, name)) as pipe:
+    with closing(Pipe(file, reading.name)) as pipe:
         try:
-            for piece in _all_pieces(pipe, name, track, max_gap_seconds):
+            for piece in _all_pieces(pipe, reading):
                 started = True
                 pipe.close()
                 yield piece
@@ -142,42 +152,44 @@ def container_pieces(
                 raise
         if not started:
             with pipe.rest_on_disk() as copy:
-                yield from _all_pieces(copy, name, track, max_gap_seconds)
+                yield from _all_pieces(copy, reading)
 
 
-def _all_pieces(file: Readable, name: str, track: int | None, max_gap_seconds: float) -> Iterator[Piece]:
+def _all_pieces(file: Readable, reading: Reading) -> Iterator[Piece]:
     parts = 0
-    for part in wav_parts(file, name):
+    for part in wav_parts(file, reading.name):
         parts += 1
-        yield from _part_pieces(part, name, track, max_gap_seconds)
+        yield from _part_pieces(part, reading)
     if parts > 1:
-        logger.warning("%s: holds %d WAV files one after the other; all of them are read", name, parts)
+        reading.warn(f"{reading.name}: holds {parts} WAV files one after the other; all of them are read")
 
 
-def _part_pieces(file: Readable, name: str, track: int | None, max_gap_seconds: float) -> Iterator[Piece]:
+def _part_pieces(file: WavPart, reading: Reading) -> Iterator[Piece]:
+    name, warn = reading.name, reading.warn
     with open_container(file, name) as container:
-        stream = audio_stream(container, name, track)
-        if track is None:
-            _warn_of_other_tracks(container, stream, name)
+        stream = audio_stream(container, name, reading.track)
+        if reading.track is None:
+            _warn_of_other_tracks(container, stream, reading)
         time, damaged = timeline(container), 0
         for packet, frames in _decoded_packets(container, stream, name):
             if frames is None:
                 damaged += 1
                 time.damage(float(packet.duration * packet.time_base) if packet and packet.duration else 0.0)
             for frame in frames or ():
-                yield from _frame_pieces(frame, time, name, max_gap_seconds)
+                yield from _frame_pieces(frame, time, reading)
         if damaged and not time.seconds:
             raise AudioError(f"{name}: its audio cannot be decoded")
         if damaged:
-            logger.warning("%s: %d damaged packets are left out", name, damaged)
-        _warn_of_timestamps(time, declared_seconds(stream, container), name)
+            warn(f"{name}: {damaged} damaged packets are left out")
+        _warn_of_timestamps(time, reading)
+        _warn_of_truncation(time, container, stream, file, reading)
 
 
-def _frame_pieces(frame: AudioFrame, time: Timeline, name: str, max_gap_seconds: float) -> Iterator[Piece]:
+def _frame_pieces(frame: AudioFrame, time: Timeline, reading: Reading) -> Iterator[Piece]:
     rate, weights = frame.sample_rate, downmix_weights(frame.layout.name, frame.layout.nb_channels)
     silence = round(time.gap(frame.time) * rate)
-    if time.late + time.missing > max_gap_seconds:
-        raise AudioError(f"{name}: the gaps between its timestamps add up to more than {max_gap_seconds:g} s")
+    if time.late + time.missing > (most := reading.max_gap_seconds):
+        raise AudioError(f"{reading.name}: the gaps between its timestamps add up to more than {most:g} s")
     for start in range(0, silence, rate):
         yield Piece(np.zeros((len(weights), min(rate, silence - start)), np.float32), rate, weights)
     for samples_CS in frame_samples(frame):
@@ -185,26 +197,36 @@ def _frame_pieces(frame: AudioFrame, time: Timeline, name: str, max_gap_seconds:
     time.advance(frame.time, frame.samples / rate)
 
 
-def _warn_of_other_tracks(container: av.container.InputContainer, stream: AudioStream, name: str) -> None:
+def _warn_of_other_tracks(container: av.container.InputContainer, stream: AudioStream, reading: Reading) -> None:
     tracks = container.streams.audio
     if len(tracks) > 1:
         chosen = next(number for number, other in enumerate(tracks, 1) if other.index == stream.index)
         described = _describe_tracks(tracks)
-        logger.warning("%s: has %d audio tracks: %s; track %d is read", name, len(tracks), described, chosen)
+        reading.warn(f"{reading.name}: has {len(tracks)} audio tracks: {described}; track {chosen} is read")
 
 
-def _warn_of_timestamps(time: Timeline, declared: float | None, name: str) -> None:
+def _warn_of_timestamps(time: Timeline, reading: Reading) -> None:
     if time.missing >= 0.05:
-        logger.warning("%s: %.1f s of audio are missing and are replaced by silence", name, time.missing)
+        reading.warn(f"{reading.name}: {time.missing:.1f} s of audio are missing and are replaced by silence")
     if time.jumps:
-        logger.warning(
-            "%s: its timestamps jump at %.1f s%s: the audio after it is read without a gap",
-            name,
-            time.jumps[0],
-            f" and {len(time.jumps) - 1} more times" if len(time.jumps) > 1 else "",
-        )
-    if time.seconds and declared is not None and declared - time.end > _TRUNCATION_SECONDS:
-        logger.warning("%s: its header states %.1f s of audio, but only %.1f s were found", name, declared, time.end)
+        more = f" and {len(time.jumps) - 1} more times" if len(time.jumps) > 1 else ""
+        at = f"{time.jumps[0]:.1f} s{more}"
+        reading.warn(f"{reading.name}: its timestamps jump at {at}: the audio after it is read without a gap")
+
+
+def _warn_of_truncation(
+    time: Timeline, container: av.container.InputContainer, stream: AudioStream, file: WavPart, reading: Reading
+) -> None:
+    """Warn of a file that was cut: it has less audio than its header states, or no mark of its end."""
+    declared = declared_seconds(stream, container)
+    if container.format.name == "matroska,webm" and len(container.streams) == 1:  # else the duration of all tracks
+        declared = file_seconds(container)
+    stated = [seconds for seconds in (declared, file.declared_seconds) if seconds is not None]
+    if time.seconds and stated and max(stated) - time.end > _TRUNCATION_SECONDS:
+        found = f"its header states {max(stated):.1f} s of audio, but only {time.end:.1f} s were found"
+        reading.warn(f"{reading.name}: {found}")
+    elif container.format.name == "ogg" and not ends_ogg(file.last):
+        reading.warn(f"{reading.name}: its last Ogg page is not marked as the end: the file may be cut off")
 
 
 def _decoded_packets(

@@ -9,7 +9,7 @@ import numpy as np
 from slipstream.arrays import FloatArray
 from slipstream.audio.channels import Channels, Mixer
 from slipstream.audio.resample import Resampler
-from slipstream.audio.samples import SAMPLE_RATE, logger
+from slipstream.audio.samples import SAMPLE_RATE, Warn, log_warning
 
 
 class Converter:
@@ -49,13 +49,12 @@ class Converter:
         return self._resampler.drain(copy.copy(self._mixer).flush() if self._mixer else None)
 
 
-def warn_of_cancellation(name: str, seconds: float) -> None:
-    """Log that channels of `name` cancelled each other out, if for a second or more."""
+def warn_of_cancellation(name: str, seconds: float, warn: Warn = log_warning) -> None:
+    """Warn that channels of `name` cancelled each other out, if for a second or more."""
     if seconds >= _REPORTED_SECONDS:
-        logger.warning(
-            "%s: its channels have opposite phase and cancel out when mixed, for %.1f s; the louder one is used there",
-            name,
-            seconds,
+        warn(
+            f"{name}: its channels have opposite phase and cancel out when mixed, for {seconds:.1f} s; "
+            "the louder one is used there"
         )
 
 

@@ -11,10 +11,17 @@ import numpy as np
 
 from slipstream.arrays import FloatArray
 from slipstream.audio.channels import Channels
-from slipstream.audio.container import audio_stream, container_pieces, declared_seconds, file_seconds, open_container
+from slipstream.audio.container import (
+    Reading,
+    audio_stream,
+    container_pieces,
+    declared_seconds,
+    file_seconds,
+    open_container,
+)
 from slipstream.audio.convert import Converter, warn_of_cancellation
 from slipstream.audio.pcm import RawFormat, raw_pieces
-from slipstream.audio.samples import SAMPLE_RATE, Piece, check_finite
+from slipstream.audio.samples import SAMPLE_RATE, Piece, Warn, check_finite, log_warning
 from slipstream.audio.source import Source, check_file, is_pipe, opened, source_name
 from slipstream.errors import AudioError
 
@@ -37,11 +44,13 @@ def decode(
     track: int | None = None,
     sample_rate: int = SAMPLE_RATE,
     max_gap_seconds: float = math.inf,
+    warn: Warn = log_warning,
 ) -> Iterator[FloatArray]:
     """Decode a file, or a binary file object such as a pipe, as a stream.
 
-    Damaged audio is left out. Missing audio is replaced by silence where the file's timestamps give its length. The
-    log has a warning for both, for several tracks when `track` is None, and for stereo in opposite phase.
+    Damaged audio is left out. Missing audio is replaced by silence where the file's timestamps give its length. There
+    is a warning for both, for a file that is cut off, for several tracks when `track` is None, and for stereo in
+    opposite phase.
 
     Args:
         source: A path, or a binary file object. A pipe is read once, from its current position.
@@ -50,6 +59,7 @@ def decode(
         track: The audio track to read, counted from 1. None is the one that players choose.
         sample_rate: Of the output, in Hz.
         max_gap_seconds: The most silence that may be inserted in total.
+        warn: Called with each warning; by default they are logged.
 
     Returns:
         Pieces `[C, S]` of any length.
@@ -67,8 +77,11 @@ def decode(
     if raw and track is not None:
         raise AudioError(f"{name}: raw audio has no tracks: leave out track")
     with opened(source, name) as file:
-        pieces = raw_pieces(file, raw, name) if raw else container_pieces(file, name, track, max_gap_seconds)
-        yield from _resampled(pieces, channels, sample_rate, name)
+        if raw:
+            pieces = raw_pieces(file, raw, name, warn)
+        else:
+            pieces = container_pieces(file, Reading(name, track, max_gap_seconds, warn))
+        yield from _resampled(pieces, channels, sample_rate, name, warn)
 
 
 def load(source: Source, sample_rate: int = SAMPLE_RATE) -> FloatArray:
@@ -127,7 +140,9 @@ def probe(source: Source, *, track: int | None = None) -> AudioInfo:
             file.seek(position)
 
 
-def _resampled(pieces: Iterable[Piece], channels: Channels, sample_rate: int, name: str) -> Iterator[FloatArray]:
+def _resampled(
+    pieces: Iterable[Piece], channels: Channels, sample_rate: int, name: str, warn: Warn
+) -> Iterator[FloatArray]:
     """Mix and resample a stream whose format may change."""
     converter: Converter | None = None
     seconds = cancelled = 0.0
@@ -150,4 +165,4 @@ def _resampled(pieces: Iterable[Piece], channels: Channels, sample_rate: int, na
     if converter is None:
         raise AudioError(f"{name}: holds no audio samples")
     yield converter.flush()
-    warn_of_cancellation(name, cancelled + converter.cancelled_seconds)
+    warn_of_cancellation(name, cancelled + converter.cancelled_seconds, warn)

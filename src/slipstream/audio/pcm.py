@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slipstream.arrays import FloatArray
-from slipstream.audio.samples import SAMPLE_RATE, Piece, check_rate, equal_weights, frame_samples, from_integers, logger
+from slipstream.audio.samples import SAMPLE_RATE, Piece, Warn, check_rate, equal_weights, frame_samples, from_integers
 from slipstream.errors import AudioError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _codec(encoding: Encoding) -> AudioCodecContext:
     return codec
 
 
-def raw_pieces(file: BinaryIO, format: RawFormat, name: str) -> Iterator[Piece]:
+def raw_pieces(file: BinaryIO, format: RawFormat, name: str, warn: Warn) -> Iterator[Piece]:
     """Decode raw audio, as it arrives if `file` is a pipe."""
     decoder = PcmDecoder(format)
     read_some = getattr(file, "read1", file.read)  # read1 returns what is available, read waits for all
@@ -98,7 +98,7 @@ def raw_pieces(file: BinaryIO, format: RawFormat, name: str) -> Iterator[Piece]:
     while data := read_some(_READ_BYTES):
         yield Piece(decoder.push(data), format.sample_rate, weights)
     if decoder.buffered:
-        logger.warning("%s: ends in the middle of a sample: is it %s?", name, format.encoding)
+        warn(f"{name}: ends in the middle of a sample: is it {format.encoding}?")
 
 
 _READ_BYTES = 1 << 16

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,14 @@ FRAME_SAMPLES = 1920
 """One frame of Mimi: 80 ms."""
 
 logger = logging.getLogger("slipstream.audio")
+
+Warn: TypeAlias = Callable[[str], None]
+"""Takes a warning about audio, which names its source."""
+
+
+def log_warning(warning: str) -> None:
+    """Log a warning about audio."""
+    logger.warning("%s", warning)
 
 
 class Piece(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from slipstream.audio.source import Readable, can_seek
+from slipstream.audio.truncation import LAST_BYTES, wav_seconds
 
 _HEADER_BYTES = 12  # "RIFF", four bytes of size, "WAVE"
 _READ_BYTES = 1 << 16
@@ -28,6 +29,11 @@ class WavPart:
         self._position = 0
         self._end: int | None = None
         self._is_wav = False
+        self.last = b""
+        """The bytes before the furthest position that was read: `LAST_BYTES` or more, if the file has as many."""
+        self._furthest = 0
+        self.declared_seconds: float | None = None
+        """What a WAV header states about the length of its audio; None without one."""
 
     def read(self, size: int) -> bytes:
         if self._position == self._end:
@@ -39,6 +45,7 @@ class WavPart:
             more = bool(data)
         if self._position == 0:
             self._is_wav = _find_header(self._ahead[:_HEADER_BYTES], 0) == 0
+            self.declared_seconds = wav_seconds(self._ahead) if self._is_wav else None
         ready, ends = len(self._ahead), False
         if self._is_wav:
             header = _find_header(self._ahead, 1 if self._position == 0 else 0)
@@ -47,6 +54,7 @@ class WavPart:
             ready = header if header is not None else ready - (_HEADER_BYTES - 1) * more
         data, self._ahead = self._ahead[: min(size, ready)], self._ahead[min(size, ready) :]
         self._position += len(data)
+        self._keep_last(data)
         if ends and len(data) == ready:
             self._end = self._position
         return data
@@ -61,6 +69,12 @@ class WavPart:
         self._file.seek(self._start + offset)
         self._ahead, self._position = b"", offset
         return offset
+
+    def _keep_last(self, data: bytes) -> None:
+        if self._position > self._furthest:  # FFmpeg may read the end first, and never again
+            known = len(self.last) - (self._furthest - (self._position - len(data)))
+            self.last = (self.last[:known] if 0 <= known <= len(self.last) else b"")[-LAST_BYTES:] + data
+            self._furthest = self._position
 
     def tell(self) -> int:
         return self._position

@@ -65,7 +65,9 @@ class Plain(UploadDialect):
         if isinstance(event, Word):
             yield compact([channel, event.text])
 
-    def respond(self, transcripts: Sequence[Transcript], incomplete: UploadError | None) -> Response:
+    def respond(
+        self, transcripts: Sequence[Transcript], warnings: Sequence[str], incomplete: UploadError | None
+    ) -> Response:
         if incomplete:
             raise incomplete
         return JSONResponse([[word.text for word in transcript.words] for transcript in transcripts])

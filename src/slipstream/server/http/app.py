@@ -50,7 +50,7 @@ from slipstream.server.streams.registry import StreamRegistry
 from slipstream.server.streams.speech import SpeechStreams
 from slipstream.server.streams.stream import INTERNAL_ERROR, LiveStream
 from slipstream.server.uploads import UPLOADS
-from slipstream.server.uploads.protocol import UploadDialect
+from slipstream.server.uploads.protocol import WARNING_HEADER, UploadDialect
 
 if TYPE_CHECKING:
     from slipstream.server.tracing import Tracer
@@ -297,7 +297,7 @@ def create_app(service: Service, registry: StreamRegistry) -> Requests:
         allow_origins=list(service.access.origins),
         allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
-        expose_headers=[ID_HEADER, "location"],
+        expose_headers=[ID_HEADER, WARNING_HEADER, "location"],
     )
     handlers = failure_handlers(service.metrics)
     app = Starlette(routes=routes, middleware=[cors], lifespan=lifespan, exception_handlers=handlers)

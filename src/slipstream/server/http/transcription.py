@@ -71,6 +71,8 @@ class Transcription:
         self._work: asyncio.Future[Any] | None = None  # what runs in the pool
         self._channels: list[_Channel] = []
         self._samples = 0
+        self.warnings: list[str] = []
+        """What the decoder found wrong with the file."""
         self.whole = False
         """Whether all audio is sent to the sessions."""
 
@@ -206,6 +208,7 @@ class Transcription:
             channels=self._job.channels,
             sample_rate=self._sample_rate,
             max_gap_seconds=self._limits.upload_gap_seconds,
+            warn=self.warnings.append,
         )
         return next(pieces), cast("Generator[FloatArray]", pieces)
 

@@ -24,7 +24,7 @@ from slipstream.server.http.events import EventSender
 from slipstream.server.http.transcription import Transcription
 from slipstream.server.metrics import Metrics
 from slipstream.server.streams.registry import StreamRegistry
-from slipstream.server.uploads.protocol import UploadDialect, UploadError, unavailable
+from slipstream.server.uploads.protocol import WARNING_HEADER, UploadDialect, UploadError, unavailable
 from slipstream.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ BODY_GRACE_SECONDS, BODY_BYTES_PER_SECOND = 20.0, 16_384
 transcribed while it arrives may be as slow as speech: `Limits.body_bytes_per_second` applies alone."""
 
 logger = logging.getLogger(__name__)
+
+_LONGEST_WARNING = 1000
+"""Characters of warnings in a header: clients and proxies limit its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ class Upload:
             incomplete = self._incomplete(transcription)
             # In the pool: the JSON of hours would block the event loop.
             self._response = await self._loop.run_in_executor(
-                self._shared.pool, self._dialect.respond, self._transcripts(transcription), incomplete
+                self._shared.pool, self._respond, self._transcripts(transcription), transcription.warnings, incomplete
             )
             status, reason = self._response.status_code, incomplete.reason if incomplete else ""
         except UploadError as error:
@@ -269,6 +272,14 @@ class Upload:
         info = self._shared.models[self._dialect.job.model]
         return [builder.build(info.model, info.delay_seconds) for builder in transcription.transcripts]
 
+    def _respond(self, transcripts: list[Transcript], warnings: list[str], incomplete: UploadError | None) -> Response:
+        response = self._dialect.respond(transcripts, warnings, incomplete)
+        if warnings:
+            text = "; ".join(warnings)[:_LONGEST_WARNING].encode("ascii", "replace").decode()
+            # A track's name may contain line breaks.
+            response.headers[WARNING_HEADER] = "".join(each if each.isprintable() else " " for each in text)
+        return response
+
     def _record(self, status: int, reason: str) -> None:
         self._shared.metrics.uploads.labels(status or "disconnected").inc()
         done = self._transcription
@@ -291,6 +302,7 @@ class Upload:
                 "audio_seconds": round(done.seconds, 3) if done else 0.0,
                 "frames": done.frames if done else 0,
                 "words": sum(len(transcript.words) for transcript in done.transcripts) if done else 0,
+                "warnings": done.warnings if done else [],
             },
         )
 

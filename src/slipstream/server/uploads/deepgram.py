@@ -62,7 +62,9 @@ class DeepgramUpload(UploadDialect):
         self._digest.update(data)
         return data
 
-    def respond(self, transcripts: Sequence[Transcript], incomplete: UploadError | None) -> Response:
+    def respond(
+        self, transcripts: Sequence[Transcript], warnings: Sequence[str], incomplete: UploadError | None
+    ) -> Response:
         """Return the transcripts; an incomplete one is an error, which clients retry."""
         if incomplete:
             raise incomplete
@@ -83,6 +85,7 @@ class DeepgramUpload(UploadDialect):
             "channels": len(transcripts),
             "models": [model_uuid(self._model)],
             "model_info": {model_uuid(self._model): model_info(self._model)},
+            **({"warnings": [{"type": "audio", "message": warning} for warning in warnings]} if warnings else {}),
         }
         return JSONResponse({"metadata": metadata, "results": results}, headers={"dg-request-id": self._id})
 

@@ -25,7 +25,9 @@ class KyutaiUpload(UploadDialect):
         super().__init__(request)
         self.job = Job(request.models.default)
 
-    def respond(self, transcripts: Sequence[Transcript], incomplete: UploadError | None) -> Response:
+    def respond(
+        self, transcripts: Sequence[Transcript], warnings: Sequence[str], incomplete: UploadError | None
+    ) -> Response:
         """Return the words, with a header if they are incomplete."""
         (transcript,) = transcripts
         messages: list[dict[str, Any]] = []

@@ -65,24 +65,28 @@ class OpenAIUpload(UploadDialect):
                 delta["logprobs"] = [_logprob(replace(event, text=delta["delta"]))]
             yield bytes(JSONResponse(delta).body)
 
-    def respond(self, transcripts: Sequence[Transcript], incomplete: UploadError | None) -> Response:
+    def respond(
+        self, transcripts: Sequence[Transcript], warnings: Sequence[str], incomplete: UploadError | None
+    ) -> Response:
         """Return the transcript in the format of the request; an incomplete one is an error, which clients retry."""
         if incomplete:
             raise incomplete
         (transcript,), asked = transcripts, self._asked
         assert asked is not None
+        warned = {"warnings": list(warnings)} if warnings else {}
         if asked.stream:
             return JSONResponse(
                 {"type": "transcript.text.done", "text": transcript.text}
                 | _logprobs(transcript, asked)
                 | _languages(transcript)
+                | warned
             )
         usage = {"usage": {"type": "duration", "seconds": round(transcript.duration, 3)}}
         if asked.format == "json":
             body = {"text": transcript.text} | _logprobs(transcript, asked)
-            return JSONResponse(body | _languages(transcript) | usage)
+            return JSONResponse(body | _languages(transcript) | usage | warned)
         if asked.format == "verbose_json":
-            return JSONResponse(_verbose(transcript, asked) | usage)
+            return JSONResponse(_verbose(transcript, asked) | usage | warned)
         if asked.format == "vtt":
             return Response(transcript.to_vtt(), media_type="text/vtt")
         return PlainTextResponse(transcript.to_srt() if asked.format == "srt" else f"{transcript.text}\n")

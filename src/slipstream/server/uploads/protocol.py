@@ -18,6 +18,8 @@ from slipstream.transcript import Transcript
 BUFFERED_SECONDS = 4.0
 """How much decoded audio waits for the model: a graceful shutdown transcribes it before the upload ends."""
 RETRY_AFTER_SECONDS = 5
+WARNING_HEADER = "transcript-warning"
+"""Response header: what is wrong with the audio."""
 OPTIONS = SessionOptions(partials=False, max_buffered_seconds=BUFFERED_SECONDS)
 """Of an upload's sessions, unless its dialect needs others."""
 
@@ -88,11 +90,14 @@ class UploadDialect(ABC):
         return ()
 
     @abstractmethod
-    def respond(self, transcripts: Sequence[Transcript], incomplete: UploadError | None) -> Response:
+    def respond(
+        self, transcripts: Sequence[Transcript], warnings: Sequence[str], incomplete: UploadError | None
+    ) -> Response:
         """Return the response. That of a live job is sent as the data of its last event.
 
         Args:
             transcripts: One per channel.
+            warnings: What is wrong with the file, such as that it is cut off. The server adds `WARNING_HEADER`.
             incomplete: Why the transcripts end before the audio; None for complete ones.
         """
 
