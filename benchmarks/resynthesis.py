@@ -8,7 +8,6 @@ codec`). `--out` keeps the decoded audio. It needs the extras `train` and `whisp
 from __future__ import annotations
 
 import argparse
-import math
 import tempfile
 from dataclasses import replace
 from itertools import islice
@@ -65,12 +64,10 @@ def main() -> None:
 def resynthesise(codec: Mimi, samples: FloatArray, codebooks: int | None = None) -> FloatArray:
     """The audio of a recording's tokens, as long as the recording."""
     config = codec.config
-    late = math.ceil(config.delay_frames)
-    offset = round((late - config.delay_frames) * config.frame_samples)
-    padded = np.pad(samples, (0, late * config.frame_samples))
+    padded = np.pad(samples, (0, config.blank_frames * config.frame_samples))
     codes, _ = codec.encode(torch.from_numpy(padded)[None], num_codebooks=codebooks)
-    decoded, _ = codec.decode(codes[..., late:])
-    whole = np.pad(decoded[0].clamp(-1, 1).numpy(), (offset, 0))
+    decoded, _ = codec.decode(codes[..., config.blank_frames :])
+    whole = np.pad(decoded[0].clamp(-1, 1).numpy(), (config.first_sample, 0))
     said: FloatArray = whole[: len(samples)]
     return said
 

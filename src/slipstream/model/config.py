@@ -131,6 +131,16 @@ class CodecConfig(SEANetConfig):
         """Frames by which the encoder's output lags behind the audio (`tiny`: 9.0), a part of the text delay."""
         return self.whisper.delay / self.stride if self.whisper else 0.0
 
+    @property
+    def blank_frames(self) -> int:
+        """Frames at the start of a stream that hold no audio, because the encoder's output is late (`tiny`: 9)."""
+        return math.ceil(self.delay_frames)
+
+    @property
+    def first_sample(self) -> int:
+        """The sample of the audio at which the frame after the `blank_frames` begins."""
+        return round((self.blank_frames - self.delay_frames) * self.frame_samples)
+
     @model_validator(mode="after")
     def _one_encoder(self) -> CodecConfig:
         if self.whisper and self.mel:

@@ -7,7 +7,6 @@ Shapes: B rows, S samples, T frames, D latent width.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import cast
 
@@ -70,11 +69,8 @@ class DecoderTask:
         config = frozen.config
         self.row_seconds = sampler.seconds
         self.positions_per_second = module.codec.config.decoder_stride * config.frame_rate
-        # The first frames of a late encoder hold nothing; the frame after them may begin within a frame of samples.
-        self._late = math.ceil(config.delay_frames)
-        self._offset = round((self._late - config.delay_frames) * config.frame_samples)
-        if sampler.frames <= self._late:
-            late = self._late / config.frame_rate
+        if sampler.frames <= config.blank_frames:
+            late = config.blank_frames / config.frame_rate
             raise ConfigError(f"data.seconds = {sampler.seconds:g}: the codec's tokens are {late:g} s late; use more")
 
     def batch(self, first_row: int, rows: int) -> Crops:
@@ -86,12 +82,12 @@ class DecoderTask:
         heard_BS = send(batch.samples_BS, weight.device)
         kept_B = kept_codebooks(send(batch.draw_B, weight.device), codec.config, self.quantiser.codebook_dropout)
         with torch.no_grad():
-            latent_BTD = self._latent(heard_BS)[:, self._late :]
+            latent_BTD = self._latent(heard_BS)[:, self.frozen.config.blank_frames :]
             _, parts, _ = quantise(self.frozen.quantizer, latent_BTD, update=False, kept_B=kept_B)
         halves = (codec.quantizer.semantic, codec.quantizer.acoustic)
         quantised = [half.output_proj(part.to(weight.dtype)) for half, part in zip(halves, parts, strict=True)]
         said_BS, _ = codec.synthesise((quantised[0] + quantised[1]).transpose(1, 2))
-        heard_BS = heard_BS[:, self._offset :][:, : said_BS.shape[1]]
+        heard_BS = heard_BS[:, self.frozen.config.first_sample :][:, : said_BS.shape[1]]
         said_BS = said_BS[:, : heard_BS.shape[1]].float()
         learns = torch.is_grad_enabled() and step >= self.discriminator_start  # a held-out loss is comparable to others
         judge = self.module.discriminator if learns else None

@@ -7,7 +7,6 @@ starts as what the quantiser keeps of the latents.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
@@ -55,7 +54,7 @@ def start_from(
             f"{config.codec.stride}, the number of the encoder's features in a frame"
         )
     vocabulary = vocabulary_beside(name)
-    age = config.delay_frames - 1 - math.ceil(config.codec.delay_frames)
+    age = config.delay_frames - 1 - config.codec.blank_frames
     decoder = read_whisper_decoder(name)
     start_model(model, decoder_start(config.lm, decoder, vocabulary, tokenizer, max(0, age)), mean)
     if vectors > 1:
