@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 
-from slipstream.connections.frames import FrameCutter, FrameHead
+from slipstream.connections.frames import FrameCutter, FrameHead, message_frame
 
 FRAMES = st.lists(
     st.tuples(
@@ -67,3 +67,20 @@ def test_a_whole_message_is_one_masked_frame_without_extensions(
     message = None if part is None else part.message
     passes = whole and fin and mask and not extension and opcode in (Opcode.BINARY, Opcode.TEXT)
     assert message == (payload if passes else None)
+
+
+@pytest.mark.parametrize("length", [0, 1, 125, 126, 65_535, 65_536, 70_000])
+def test_a_message_is_written_as_the_protocol_writes_it(length: int) -> None:
+    assert message_frame(b"\xff" * length) == Frame(Opcode.BINARY, b"\xff" * length).serialize(mask=False)
+    text = "é" * (length // 2) + "e" * (length % 2)
+    assert message_frame(text) == Frame(Opcode.TEXT, text.encode()).serialize(mask=False)
+
+
+def test_a_frame_that_arrives_alone_is_not_copied() -> None:
+    data = Frame(Opcode.BINARY, bytes(7689)).serialize(mask=True)
+    cutter = FrameCutter()
+    cutter.push(data)
+    part = cutter.next()
+    assert part is not None
+    assert part.data is data
+    assert cutter.next() is None

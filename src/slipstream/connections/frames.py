@@ -1,8 +1,9 @@
-"""Find the frames in WebSocket data (RFC 6455, section 5.2), to count them before they are parsed."""
+"""WebSocket frames (RFC 6455, section 5.2): find a client's before they are parsed, to count them; write a server's."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import struct
+from typing import NamedTuple
 
 from websockets.frames import Opcode
 
@@ -12,8 +13,7 @@ except ImportError:  # a build of websockets without its extension
     from websockets.utils import apply_mask
 
 
-@dataclass(frozen=True, slots=True)
-class FrameHead:
+class FrameHead(NamedTuple):
     """The header of a frame. `length`: of its payload, in bytes."""
 
     fin: bool
@@ -21,8 +21,7 @@ class FrameHead:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class FramePart:
+class FramePart(NamedTuple):
     """Bytes of one frame, possibly incomplete. `head`: of the frame, None if the bytes are not its first ones."""
 
     head: FrameHead | None
@@ -44,27 +43,27 @@ class FrameCutter:
     """Cuts a stream of bytes, however it arrives, into frames."""
 
     def __init__(self) -> None:
-        self._bytes = bytearray()
+        self._bytes = b""
         self._position = 0
         self._left = 0
 
     def push(self, data: bytes) -> None:
-        """Take bytes."""
-        del self._bytes[: self._position]
+        """Take bytes. Those that arrive as one frame are never copied."""
+        rest = self._bytes[self._position :]
+        self._bytes = rest + data if rest else data
         self._position = 0
-        self._bytes += data
 
     def next(self) -> FramePart | None:
         """Return the next bytes, of one frame only; None when there are none, or its header is incomplete."""
+        if self._position == len(self._bytes):
+            return None
         head = None
         if not self._left:
             head, self._left = self._head()
             if head is None:
                 return None
         end = min(self._position + self._left, len(self._bytes))
-        if end == self._position:
-            return None
-        data = bytes(self._bytes[self._position : end])
+        data = self._bytes[self._position : end]
         self._left -= len(data)
         self._position = end
         return FramePart(head, data)
@@ -81,3 +80,13 @@ class FrameCutter:
             return None, 0
         length = int.from_bytes(held[start + 2 : start + 2 + wide], "big") if wide else short
         return FrameHead(bool(held[start] & 0x80), held[start] & 0x0F, length), size + length
+
+
+def message_frame(message: str | bytes) -> bytes:
+    """Return a server's frame with a whole message: unmasked, without extensions."""
+    opcode, data = (Opcode.TEXT, message.encode()) if isinstance(message, str) else (Opcode.BINARY, message)
+    first, length = 0x80 | opcode, len(data)
+    if length < 126:
+        return bytes((first, length)) + data
+    head = struct.pack("!BBH", first, 126, length) if length < 1 << 16 else struct.pack("!BBQ", first, 127, length)
+    return head + data

@@ -20,7 +20,7 @@ from websockets.typing import Subprotocol
 from slipstream.connections import paced
 from slipstream.connections.access import ID_HEADER, SUBPROTOCOLS, Refused
 from slipstream.connections.fairness import RoundRobin
-from slipstream.connections.frames import FrameCutter, FrameHead, FramePart
+from slipstream.connections.frames import FrameCutter, FrameHead, FramePart, message_frame
 from slipstream.connections.limits import Limits, Pace
 from slipstream.connections.paced import LOST, PacedConnection
 from slipstream.dialects.protocol import Close, Message
@@ -84,13 +84,9 @@ class WebSocket(PacedConnection):
 
     def send(self, message: Message) -> None:
         """Send a message. Does nothing after the end."""
-        if self._protocol.state is not State.OPEN:
-            return
-        if isinstance(message, str):
-            self._protocol.send_text(message.encode())
-        else:
-            self._protocol.send_binary(message)
-        self._write()
+        if self._protocol.state is State.OPEN:
+            # Nothing of the protocol waits to be written, and it keeps no state of whole messages.
+            self._transport.write(message_frame(message))
 
     def ping(self) -> None:
         """Send a ping, so that proxies keep the connection open."""
@@ -158,7 +154,8 @@ class WebSocket(PacedConnection):
             ):
                 # The protocol would only pass it on, which takes it twice as long.
                 self._complete(message)
-                self._follow()
+                if self._protocol.state is not State.OPEN:
+                    self._follow()
                 return
             ping = head.opcode == Opcode.PING and self._protocol.state is State.OPEN
         self._feed(frame.data, ping)
