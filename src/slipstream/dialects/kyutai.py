@@ -160,13 +160,13 @@ def error(message: str) -> bytes:
 _STEP = b"\x84\xa4type\xa4Step\xa8step_idx"
 _PRS = b"\xa3prs"
 _BUFFERED_PCM = b"\xacbuffered_pcm"
-_SINGLE = msgpack.Packer(use_single_float=True)
+_PACKER, _SINGLE = msgpack.Packer(), msgpack.Packer(use_single_float=True)  # a new one for each value takes longer
 
 _KEY_OF = {"Init": None, "Audio": "pcm", "OggOpus": "data", "Marker": "id"}
 
 
 def _pack(value: Any) -> bytes:
-    packed: bytes = msgpack.packb(value)
+    packed: bytes = _PACKER.pack(value)
     return packed
 
 

@@ -130,7 +130,8 @@ _MAX_LISTED_BYTES = 65_536
 # How many bytes hold the length of an array or of binary data, by the first byte (the msgpack specification).
 _ARRAYS, _BINARIES = {0xDC: 2, 0xDD: 4}, {0xC4: 1, 0xC5: 2, 0xC6: 4}
 _FIXARRAY = range(0x90, 0xA0)
-_FLOATS = [(tag, np.dtype([("tag", "u1"), ("value", value)])) for tag, value in ((b"\xca", ">f4"), (b"\xcb", ">f8"))]
+_SINGLE, _DOUBLE = b"\xca", b"\xcb"
+_FLOATS = [(tag, np.dtype([("tag", "u1"), ("value", value)])) for tag, value in ((_SINGLE, ">f4"), (_DOUBLE, ">f8"))]
 
 
 def _value(data: bytes, position: int, end: int) -> tuple[Any, int]:
@@ -166,6 +167,8 @@ def _floats(pcm: Listed, position: int, size: int) -> tuple[FloatArray, int]:
         # As bytes: a comparison in numpy takes four times as long.
         if stop <= pcm.end and pcm.data[position : stop : dtype.itemsize] == tag * size:
             values = np.frombuffer(pcm.data, dtype, size, position)["value"]
+            if tag == _SINGLE:  # of the same width: `errstate` would take longer than the copy
+                return values.astype(np.float32), stop
             with np.errstate(over="ignore"):  # larger values become infinite, which is refused
                 return values.astype(np.float32), stop
     listed, position = _elements(pcm, position, size)
