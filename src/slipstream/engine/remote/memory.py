@@ -121,9 +121,7 @@ class SharedMemory:
         return int(self.token_BF[slot, place]), float(self.logprob_BF[slot, place]), pause_H.tolist()
 
     def choices(self, slots: Sequence[int], place: int) -> list[Choice]:
-        """Return the choice of each of these slots for a frame of their session; nothing for one without steering."""
-        if not self.biases_BF[slots[0], place]:
-            return []
+        """Return the choice of each of these slots for a frame of their session, which must have steering."""
         return [
             Choice(
                 int(self.token_BF[slot, place]),

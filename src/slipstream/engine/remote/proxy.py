@@ -254,8 +254,10 @@ class RemoteEngine(OpenSessions):
         tokens = memory.token_BF[slots, places].tolist()
         logprobs = memory.logprob_BF[slots, places].tolist()
         pauses = memory.pause_BFH[slots, places, :heads].tolist()
+        steered = memory.biases_BF[slots, places].tolist()
         now = time.monotonic()
-        for slot, place, token, logprob, pause_H in zip(slots, places, tokens, logprobs, pauses, strict=True):
+        outputs = zip(slots, places, tokens, logprobs, pauses, steered, strict=True)
+        for slot, place, token, logprob, pause_H, has_choices in outputs:
             read_B[slot] += 1
             if (remote := device.sessions.get(slot)) is None:  # another slot of a session, or it has closed meanwhile
                 continue
@@ -265,7 +267,7 @@ class RemoteEngine(OpenSessions):
             if (lead := session.lead) is not None and lead != slot:
                 output = memory.output(lead, place)
             try:
-                session.advance(*output, now, memory.choices(session.slots, place))
+                session.advance(*output, now, memory.choices(session.slots, place) if has_choices else ())
             except Exception as error:  # a defect in one session must not end the others
                 self.remove(session, error)
             else:
