@@ -11,6 +11,9 @@ a busy machine can show: a hundred clients send at the same time, and the next h
 
 `--workers 0,1,2` compares a server of one process with servers of an engine process and one or two workers. The
 processor time of each is shown apart: `server` is all of it, `engine` and `workers` are its parts.
+
+`--pin 1,1,0` keeps the clients, the engine's process and each worker on one core each, here the only worker on core 0
+and the rest on core 1. Without workers, `--pin 1,0` is for the clients and the server.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from pathlib import Path
 
 import msgpack
 import numpy as np
+from benchmarks.common import numbers
 
 from slipstream.arrays import BoolArray, FloatArray
 from slipstream.bundle import ModelBundle
@@ -75,13 +79,14 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sessions", type=lambda text: [int(n) for n in text.split(",")], default=[100, 500, 1000])
-    parser.add_argument("--workers", type=lambda text: [int(n) for n in text.split(",")], default=[0])
+    parser.add_argument("--sessions", type=numbers, default=[100, 500, 1000])
+    parser.add_argument("--workers", type=numbers, default=[0])
     parser.add_argument("--step-ms", type=float, default=0.0)
     parser.add_argument("--slot-ms", type=float, default=0.0)
     parser.add_argument("--model", help="a model instead of the stand-in")
     parser.add_argument("--seconds", type=float, default=20.0, help="of measurement, after a warm-up")
     parser.add_argument("--lockstep", type=int, metavar="FRAMES", help="measure only the processor time a frame")
+    parser.add_argument("--pin", type=numbers, metavar="CORES", help="of the clients, the engine and each worker")
     parser.add_argument("--serve", type=int, metavar="SLOTS", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -221,7 +226,10 @@ def server_process(sessions: int, workers: int, arguments: argparse.Namespace) -
     with subprocess.Popen(command + costs, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
-            yield int(server.stdout.readline()), server.pid
+            port = int(server.stdout.readline())
+            if arguments.pin:
+                pin([os.getpid(), *(children(server.pid) or [server.pid])], arguments.pin)
+            yield port, server.pid
         finally:
             server.terminate()
 
@@ -344,6 +352,15 @@ AUDIO_FRAME = websocket_frame(msgpack.packb({"type": "Audio", "pcm": [0.01] * FR
 def children(process: int) -> list[int]:
     """The processes that a process has started, oldest first (proc(5))."""
     return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def pin(processes: Sequence[int], cores: Sequence[int]) -> None:
+    """Keep each process, with all its threads, on one core (Linux)."""
+    if len(processes) != len(cores):
+        raise SystemExit(f"--pin: expected {len(processes)} cores, for the clients and the processes of the server")
+    for process, core in zip(processes, cores, strict=True):
+        for thread in os.listdir(f"/proc/{process}/task"):
+            os.sched_setaffinity(int(thread), {core})
 
 
 def cpu_seconds(process: int) -> float:
