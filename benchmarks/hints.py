@@ -1,21 +1,26 @@
-"""Keywords and beam search: recall of rare names, false insertions, word error rates, delay and cost.
+"""Hints: recall of rare names, false insertions, word error rates, the delay of words, and the cost.
 
     python benchmarks/hints.py make build/names            # needs espeak-ng and flite
-    python benchmarks/hints.py names build/names --beam 1 4
-    python benchmarks/hints.py beam manifest.jsonl --dataset omnilingo_cv61 --beam 1 2 4
+    python benchmarks/hints.py names build/names --list 10 50 100 1000 --silent manifest.jsonl
+    python benchmarks/hints.py names build/names --prompt "A letter from {name}."
+    python benchmarks/hints.py compare manifest.jsonl --dataset omnilingo_cv61 --beam 1 2 4 --lm notes.txt
+    python benchmarks/hints.py compare manifest.jsonl --lang fr --language fr en --prompt "Bonjour à tous."
     python benchmarks/hints.py cost
 
 `make` speaks 200 sentences with 50 names in three voices. The names are those of a longer list that the model writes
-wrong without a sentence. `names` transcribes them without and with the names as keywords.
+wrong without a sentence. `names` transcribes them without and with the names as keywords. `compare` transcribes the
+development recordings of a manifest (`split` is `dev`) with each beam, each beam of at least 2 with the text of `--lm`,
+and the prompts and languages one by one. The first beam is what the others are compared with.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,7 +32,9 @@ from benchmarks.names import CANDIDATES, OTHERS, SENTENCES
 import slipstream
 from slipstream import Hints, Keyword, SessionOptions, Transcriber, Transcript
 from slipstream.bundle import ModelBundle
+from slipstream.data.manifest import Recording
 from slipstream.evaluate.scores import BOOTSTRAP_DRAWS, normalise
+from slipstream.evaluate.transcribe import TAIL_SECONDS, transcribe_recordings
 from slipstream.hints.search import new_search
 from slipstream.model.runner import Choice, Steering
 
@@ -48,26 +55,31 @@ def main() -> None:
     making.add_argument("folder", type=Path)
     names = modes.add_parser("names")
     names.add_argument("folder", type=Path)
-    names.add_argument("--limit", type=int)
-    names.add_argument("--beam", type=int, nargs="+", default=[1])
-    names.add_argument("--list", type=int, nargs="+", default=[NAMES], help="keywords, filled up with other names")
+    names.add_argument("--limit", type=int, help="sentences, chosen at random")
+    names.add_argument("--beam", type=int, default=1)
+    names.add_argument("--list", type=int, nargs="*", default=[NAMES], help="keywords, filled up with other names")
     names.add_argument("--weight", type=float, default=1.0)
+    names.add_argument("--prompt", help="text before each sentence, in which {name} is its name")
     names.add_argument("--silent", type=Path, help="a manifest of speech without the names")
     names.add_argument("--dataset", help="which of its datasets")
-    beams = modes.add_parser("beam")
-    beams.add_argument("manifest", type=Path)
-    beams.add_argument("--dataset", required=True)
-    beams.add_argument("--lang", default="en")
-    beams.add_argument("--limit", type=int)
-    beams.add_argument("--beam", type=int, nargs="+", default=[1, 2, 4])
+    compared = modes.add_parser("compare")
+    compared.add_argument("manifest", type=Path)
+    compared.add_argument("--dataset")
+    compared.add_argument("--lang", default="en")
+    compared.add_argument("--limit", type=int, help="recordings, chosen at random")
+    compared.add_argument("--beam", type=int, nargs="+", default=[1])
+    compared.add_argument("--lm", type=Path, help="text for the beams; sentences of the recordings are left out")
+    compared.add_argument("--prompt", nargs="+", default=[])
+    compared.add_argument("--language", nargs="+", default=[])
+    compared.add_argument("--min-confidence", type=float)
     modes.add_parser("cost")
     arguments = parser.parse_args()
     if arguments.mode == "make":
         make(arguments.folder, arguments.model)
     elif arguments.mode == "names":
         run_names(arguments)
-    elif arguments.mode == "beam":
-        run_beams(arguments)
+    elif arguments.mode == "compare":
+        run_comparison(arguments)
     else:
         run_cost(arguments.model)
 
@@ -81,7 +93,7 @@ def make(folder: Path, model: str) -> None:
         for number, name in enumerate(CANDIDATES)
     ]
     with slipstream.load(model, slots=4) as transcriber:
-        texts = _transcribe(transcriber, paths, Hints())
+        texts = _transcribe(transcriber, [(path, Hints()) for path in paths])
     for path in paths:
         path.unlink()
     wrong = [name for name, text in zip(CANDIDATES, texts, strict=True) if not _has(text.text, name)]
@@ -103,18 +115,33 @@ def run_names(arguments: argparse.Namespace) -> None:
         rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[: arguments.limit]]
     names = list(dict.fromkeys(json.loads(line)["name"] for line in lines))
     silent = _manifest(arguments.silent, arguments.dataset, "en", None) if arguments.silent else []
-    with slipstream.load(arguments.model, slots=max(4, *arguments.beam)) as transcriber:
-        for beam in arguments.beam:
-            for size in [0, *arguments.list]:
-                keywords = [*names, *OTHERS][:size] if size >= len(names) else names[:size]
-                hints = Hints(keywords=[Keyword(word, arguments.weight) for word in keywords], beam=beam)
-                texts = _transcribe(transcriber, [arguments.folder / row["audio"] for row in rows], hints)
-                print(f"beam {beam}, {size:4} keywords: {_score(rows, texts)}", flush=True)
-                if silent and size:
-                    heard = _transcribe(transcriber, [path for path, _ in silent], hints)
-                    false = sum(_has(text.text, word) for text in heard for word in keywords)
-                    hours = sum(text.duration for text in heard) / 3600
-                    print(f"  {false} false insertions in {hours:.2f} h without the names", flush=True)
+    beam = arguments.beam
+    with slipstream.load(arguments.model, slots=max(4, beam)) as transcriber:
+
+        def transcribe(hints: Callable[[dict[str, str]], Hints]) -> list[Transcript]:
+            return _transcribe(transcriber, [(arguments.folder / row["audio"], hints(row)) for row in rows])
+
+        free = transcribe(lambda row: Hints(beam=beam))
+        print(f"beam {beam}, no keywords: {_score(rows, free)}", flush=True)
+        if arguments.prompt:
+            found = transcribe(lambda row: Hints(prompt=arguments.prompt.format(name=row["name"]), beam=beam))
+            print(f"beam {beam}, prompt {arguments.prompt!r}: {_score(rows, found)}", flush=True)
+        for size in arguments.list:
+            words = [*names, *OTHERS][:size]
+            hints = Hints(keywords=[Keyword(word, arguments.weight) for word in words], beam=beam)
+            found = transcribe(lambda row, hints=hints: hints)  # type: ignore[misc]
+            listed = [i for i, row in enumerate(rows) if row["name"] in words]
+            with_them, without = (
+                _score([rows[i] for i in listed], [each[i] for i in listed]) for each in (found, free)
+            )
+            print(f"beam {beam}, {size} keywords of weight {arguments.weight:g}: {with_them}", flush=True)
+            if len(listed) < len(rows):
+                print(f"  the same sentences without: {without}", flush=True)
+            if silent:
+                heard = _transcribe(transcriber, [(recording.audio, hints) for recording in silent])
+                false = sum(_has(text.text, word) for text in heard for word in words)
+                hours = sum(text.duration for text in heard) / 3600
+                print(f"  {false} false insertions in {hours:.2f} h without the names", flush=True)
 
 
 def _score(rows: Sequence[dict[str, str]], texts: Sequence[Transcript]) -> str:
@@ -137,24 +164,35 @@ def _score(rows: Sequence[dict[str, str]], texts: Sequence[Transcript]) -> str:
     return f"recall {100 * found / len(rows):.1f} % of {len(rows)}, WER of the other words {100 * errors / words:.1f} %"
 
 
-def run_beams(arguments: argparse.Namespace) -> None:
-    rows = _manifest(arguments.manifest, arguments.dataset, arguments.lang, arguments.limit)
+def run_comparison(arguments: argparse.Namespace) -> None:
+    recordings = _manifest(arguments.manifest, arguments.dataset, arguments.lang, arguments.limit)
+    first, *others = arguments.beam
+    compared = {f"beam {first}": Hints(beam=first)} | {f"beam {beam}": Hints(beam=beam) for beam in others}
+    if arguments.lm:
+        text = _without(arguments.lm, recordings, arguments.lang)
+        compared |= {f"beam {beam} with the text": Hints(beam=beam, lm=text) for beam in arguments.beam if beam > 1}
+    compared |= {f"prompt {prompt!r}": Hints(prompt=prompt, beam=first) for prompt in arguments.prompt}
+    compared |= {f"language {code}": Hints(languages=[code], beam=first) for code in arguments.language}
     before: np.ndarray | None = None
     with slipstream.load(arguments.model, slots=max(4, *arguments.beam)) as transcriber:
-        for beam in arguments.beam:
+        for name, hints in compared.items():
             began = time.process_time()
-            texts = _transcribe(transcriber, [path for path, _ in rows], Hints(beam=beam))
+            found, speed = transcribe_recordings(
+                transcriber, recordings, min_confidence=arguments.min_confidence, hints=hints
+            )
             seconds = time.process_time() - began
-            counts = np.array(
-                [_errors(text, one.text, arguments.lang) for (_, text), one in zip(rows, texts, strict=True)]
+            counts = np.array([_errors(one.recording.text, one.text, arguments.lang) for one in found])
+            low, high = _interval(counts[:, :2])
+            rate, omitted, letters = (
+                100 * counts[:, i].sum() / counts[:, j].sum() for i, j in ((0, 1), (2, 1), (3, 4))
             )
-            low, high = _interval(counts)
-            rate = counts[:, 0].sum() / counts[:, 1].sum()
-            audio = sum(text.duration for text in texts)
-            line = (
-                f"beam {beam}: WER {100 * rate:.1f} % ({100 * low:.1f} to {100 * high:.1f}) on {len(rows)} recordings"
-            )
-            line += f", {1e3 * seconds / audio * 0.08:.1f} ms of CPU per frame"
+            frames = 12.5 * (speed.audio + TAIL_SECONDS * len(found))
+            line = f"{name}: WER {rate:.1f} % ({100 * low:.1f} to {100 * high:.1f}), omitted {omitted:.0f} %, "
+            line += f"CER {letters:.1f} % on {len(found)} recordings, {1e3 * seconds / frames:.1f} ms of CPU per frame"
+            delays = [out - word.end for one in found for word, out in zip(one.words, one.emitted, strict=True)]
+            if delays:
+                median, late = np.quantile(delays, [0.5, 0.95])
+                line += f", words {median:.2f} s after their end (95 %: {late:.2f} s)"
             if before is not None:
                 difference = np.stack([counts[:, 0] - before[:, 0], counts[:, 1]], axis=1)
                 low, high = _interval(difference)
@@ -163,6 +201,13 @@ def run_beams(arguments: argparse.Namespace) -> None:
             else:
                 before = counts
             print(line, flush=True)
+
+
+def _without(path: Path, recordings: Sequence[Recording], lang: str) -> str:
+    """Return the lines of a text, `.gz` or not, that are not the text of a recording."""
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    spoken = {normalise(recording.text, lang) for recording in recordings}
+    return "\n".join(line for line in data.decode().splitlines() if normalise(line, lang) not in spoken)
 
 
 def run_cost(model: str) -> None:
@@ -204,13 +249,15 @@ def run_cost(model: str) -> None:
         print(f"{size:4} keywords: {1e3 * row['median_ms']:.0f} us per frame, built in {1e3 * built:.0f} ms")
 
 
-def _transcribe(transcriber: Transcriber, paths: Sequence[Path], hints: Hints) -> list[Transcript]:
-    options = SessionOptions(partials=False, hints=hints)
-    with ThreadPoolExecutor(max(1, transcriber.slots // hints.beam)) as pool:
-        return list(pool.map(lambda path: transcriber.transcribe(path, options=options), paths))
+def _transcribe(transcriber: Transcriber, jobs: Sequence[tuple[Path, Hints]]) -> list[Transcript]:
+    def transcribe(job: tuple[Path, Hints]) -> Transcript:
+        return transcriber.transcribe(job[0], options=SessionOptions(partials=False, hints=job[1]))
+
+    with ThreadPoolExecutor(max(1, transcriber.slots // jobs[0][1].beam)) as pool:
+        return list(pool.map(transcribe, jobs))
 
 
-def _manifest(path: Path, dataset: str | None, lang: str, limit: int | None) -> list[tuple[Path, str]]:
+def _manifest(path: Path, dataset: str | None, lang: str, limit: int | None) -> list[Recording]:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if row["split"] == "dev" and row["lang"] == lang]
     rows = [row for row in rows if dataset is None or row["dataset"] == dataset]
@@ -218,13 +265,15 @@ def _manifest(path: Path, dataset: str | None, lang: str, limit: int | None) -> 
         raise SystemExit(f"{path} has no development recordings in {lang}" + (f" of {dataset}" if dataset else ""))
     chosen = np.random.default_rng(0).permutation(len(rows))[:limit]
     folder = path.parent if (path.parent / rows[0]["audio"]).exists() else path.parent.parent
-    return [(folder / rows[i]["audio"], rows[i]["text"]) for i in chosen]
+    return [Recording(folder / rows[i]["audio"], rows[i]["text"]) for i in chosen]
 
 
-def _errors(reference: str, text: str, lang: str) -> tuple[int, int]:
-    reference = normalise(reference, lang)
-    output = jiwer.process_words(reference, normalise(text, lang) or "-")
-    return output.substitutions + output.deletions + output.insertions, len(reference.split())
+def _errors(reference: str, text: str, lang: str) -> tuple[int, int, int, int, int]:
+    """Return word errors, words, omitted words, character errors and characters."""
+    reference, text = normalise(reference, lang), normalise(text, lang) or "-"
+    words, letters = jiwer.process_words(reference, text), jiwer.process_characters(reference, text)
+    errors, wrong = (one.substitutions + one.deletions + one.insertions for one in (words, letters))
+    return errors, len(reference.split()), words.deletions, wrong, len(reference)
 
 
 def _interval(counts_N2: np.ndarray) -> tuple[float, float]:

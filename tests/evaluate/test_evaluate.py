@@ -12,8 +12,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from tests.fakes import tiny_tokenizer
+from tests.models import random_model, stt_config
 
 from slipstream.arrays import BoolArray, FloatArray
+from slipstream.backends.onnx.runner import OnnxRunner
 from slipstream.data.manifest import Recording
 from slipstream.errors import AudioError, SlipstreamError
 from slipstream.evaluate.datasets import read_recordings
@@ -23,6 +25,7 @@ from slipstream.evaluate.report import evaluate, to_json, to_text
 from slipstream.evaluate.scores import ends_of_turn, error_rates, groups, need_words, normalise, word_times
 from slipstream.evaluate.transcribe import Hypothesis, Speed, transcribe_recordings
 from slipstream.events import Word
+from slipstream.hints import Hints
 from slipstream.model.config import PAD_ID
 from slipstream.model.runner import State, StepOutput, StepwiseRunner
 from slipstream.model.text import encode_stream
@@ -157,6 +160,18 @@ def test_every_recording_is_transcribed_from_its_start_to_its_last_word(recordin
     assert json.loads(to_json(evaluation))["overall"]["words"]["recordings"] == 3
     assert "baseline" not in json.loads(to_json(evaluation))
     assert "x real time" in to_text(evaluation)
+
+
+def test_a_beam_takes_several_slots_for_each_recording(recordings: list[Recording]) -> None:
+    spm = tiny_tokenizer()
+    config = stt_config(text_vocab=spm.vocab_size)
+    lm, codec = random_model(config)
+    with Transcriber(OnnxRunner(config, lm, codec, slots=4, threads=1), spm, model="m") as transcriber:
+        hypotheses, speed = transcribe_recordings(transcriber, recordings, hints=Hints(beam=2))
+        alone, _ = transcribe_recordings(transcriber, recordings[:1], hints=Hints(beam=2))
+        greedy, _ = transcribe_recordings(transcriber, recordings[:1])
+    assert speed.streams == 2
+    assert hypotheses[0].words == alone[0].words != greedy[0].words
 
 
 def test_json_has_each_rate_with_its_interval() -> None:

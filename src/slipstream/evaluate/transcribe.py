@@ -16,6 +16,7 @@ from slipstream.data.manifest import Recording, each
 from slipstream.engine.options import SessionOptions
 from slipstream.errors import SlipstreamError
 from slipstream.events import OpenWord, PartialWord, Step, Word
+from slipstream.hints import Hints
 from slipstream.model.text import PAUSE_FRAMES
 from slipstream.transcriber import Transcriber
 
@@ -68,12 +69,14 @@ def transcribe_recordings(
     *,
     on_error: Callable[[Recording, SlipstreamError], None] | None = None,
     min_confidence: float | None = None,
+    hints: Hints | None = None,
 ) -> tuple[list[Hypothesis], Speed]:
-    """Transcribe recordings, as many concurrently as the transcriber has slots.
+    """Transcribe recordings, as many concurrently as the transcriber has slots for.
 
     Args:
         on_error: called with each recording whose audio cannot be read. Without it, that raises `AudioError`.
         min_confidence: See `SessionOptions`; None uses the model's configuration.
+        hints: those of every recording.
 
     Returns:
         The hypotheses, in the order of `recordings`, and the speed.
@@ -87,16 +90,17 @@ def transcribe_recordings(
             raise error
         on_error(pending[0], error)
 
-    options = SessionOptions(steps=True, min_confidence=min_confidence)
+    options = SessionOptions(steps=True, min_confidence=min_confidence, hints=hints or Hints())
+    streams = max(1, transcriber.slots // options.hints.width)
     before = time.perf_counter()
-    pool = ThreadPoolExecutor(transcriber.slots, "slipstream-evaluate")
+    pool = ThreadPoolExecutor(streams, "slipstream-evaluate")
     try:
         submitted = [(recording, pool.submit(_transcribe, transcriber, recording, options)) for recording in recordings]
         hypotheses = list(each(submitted, result, report))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     seconds = sum(hypothesis.seconds for hypothesis in hypotheses)
-    return hypotheses, Speed(seconds, time.perf_counter() - before, transcriber.slots)
+    return hypotheses, Speed(seconds, time.perf_counter() - before, streams)
 
 
 def transcribe_samples(transcriber: Transcriber, samples: FloatArray) -> list[Word]:
