@@ -312,11 +312,12 @@ def lm_config(**changes: object) -> LMConfig:
     return LMConfig.model_validate(fields | changes)
 
 
-def decoder_lm_config(vectors: int = 1, **changes: object) -> LMConfig:
+def decoder_lm_config(vectors: int = 1, languages: Sequence[str] = (), **changes: object) -> LMConfig:
     """Return a small Whisper decoder as the LM, whose text and audio rings wrap early.
 
     Args:
         vectors: Vectors per frame that it attends to.
+        languages: Codes of those that a stream can be set to.
         changes: Fields of `LMConfig`.
     """
     fields: dict[str, object] = {
@@ -333,7 +334,9 @@ def decoder_lm_config(vectors: int = 1, **changes: object) -> LMConfig:
         ),
         "text_vocab": 8,  # so few that PAD and the mark of a word come often
         "conditioners": (),
-        "whisper": WhisperDecoderConfig(audio_context=7, prefix=2, num_positions=11, vectors=vectors),
+        "whisper": WhisperDecoderConfig(
+            audio_context=7, prefix=2, num_positions=11, vectors=vectors, languages=tuple(languages)
+        ),
     }
     return lm_config(**fields | changes)
 
@@ -348,7 +351,7 @@ def small_config(*, codec: str = "waveform", decoder: bool = False, **lm_changes
     Args:
         codec: A name in `CODECS`.
         decoder: Whether the LM is a Whisper decoder.
-        lm_changes: Fields of `LMConfig`; of a decoder also `vectors`.
+        lm_changes: Fields of `LMConfig`; of a decoder also `vectors` and `languages`.
     """
     return STTConfig(
         codec=CODECS[codec],

@@ -118,6 +118,16 @@ def test_a_whisper_decoder_is_read_back_as_it_was_written(heads: int, half: int,
         assert parse_kyutai(*raw) == config
 
 
+def test_the_languages_of_a_whisper_decoder_are_read_back() -> None:
+    config = stt_config(codec="whisper", decoder=True, languages=("en", "fr"))
+    raw = json.loads(json.dumps(dump_kyutai(config)))
+    assert raw["whisper"]["languages"] == ["en", "fr"]
+    assert parse_kyutai(raw, dump_codec(config.codec)) == config
+    assert config.lm.languages == ("en", "fr")
+    assert [config.lm.language_number(code) for code in ("fr", "en", "de")] == [2, 1, 0]
+    assert stt_config().lm.language_number("fr") == 0
+
+
 def test_errors_in_a_whisper_decoder_are_named() -> None:
     raw = dump_kyutai(stt_config(decoder=True))
     for wrong, message in (

@@ -89,6 +89,31 @@ def test_a_stream_may_have_a_delay_of_its_own(transcriber: Transcriber) -> None:
     assert all(word.end <= 3.0 for word in later)
 
 
+@pytest.fixture(scope="module")
+def bilingual() -> Iterator[Transcriber]:
+    tokenizer = tiny_tokenizer()
+    config = stt_config(codec="whisper", decoder=True, languages=("en", "fr"), text_vocab=tokenizer.vocab_size)
+    lm, codec = random_model(config)
+    with Transcriber(OnnxRunner(config, lm, codec, slots=4, threads=1), tokenizer, model="random") as transcriber:
+        yield transcriber
+
+
+def test_one_language_changes_the_text_of_a_model_that_can_be_set_to_it(bilingual: Transcriber) -> None:
+    def text(*languages: str, prompt: str = "") -> list[tuple[str, float]]:
+        found = words(bilingual, Hints(languages=languages, prompt=prompt))
+        return [(word.text, word.start) for word in found]
+
+    assert text("fr") == text("fr-CA") != text("en")
+    assert text("en") != text() == text("en", "fr") == text("auto") == text("de")
+    assert text("fr", prompt="bonjour") == text("fr", prompt="bonjour") != text("en", prompt="bonjour")
+
+
+def test_a_language_only_tags_words_of_other_models(transcriber: Transcriber) -> None:
+    plain, tagged = words(transcriber), words(transcriber, Hints(languages=["fr"]))
+    assert [word.text for word in plain] == [word.text for word in tagged]
+    assert {word.language for word in tagged} == {"fr"}
+
+
 def test_a_beam_of_more_hypotheses_than_slots_is_refused(transcriber: Transcriber) -> None:
     with pytest.raises(ConfigError, match="a beam of 5 needs 5 slots of one device: expected 1 to 4"):
         transcriber.session(SessionOptions(hints=Hints(beam=5)))

@@ -23,6 +23,7 @@ from slipstream.train.whisper_start import (
     decoder_start,
     start_audio_input,
     start_from,
+    start_languages,
     start_model,
     start_prefix,
     start_spread,
@@ -36,8 +37,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return small_tokenizer(tmp_path_factory.mktemp("vocabulary"))
 
 
-def config(tokenizer: Tokenizer, layers: int = LAYERS, vectors: int = 1) -> STTConfig:
-    whisper = WhisperDecoderConfig(audio_context=8, prefix=4, num_positions=30, vectors=vectors)
+def config(tokenizer: Tokenizer, layers: int = LAYERS, vectors: int = 1, languages: tuple[str, ...] = ()) -> STTConfig:
+    whisper = WhisperDecoderConfig(audio_context=8, prefix=4, num_positions=30, vectors=vectors, languages=languages)
     small = small_config(codec="whisper", decoder=True)
     shape = small.lm.transformer.model_copy(update={"num_layers": layers, "context": 12})
     changes = {"transformer": shape, "whisper": whisper, "text_vocab": tokenizer.vocab_size}
@@ -63,6 +64,23 @@ def test_before_training_it_predicts_what_whisper_predicts(tokenizer: Tokenizer,
     ours = model.lm.text_logits(hidden)[0][:, text]
     expected = whispers(weights, ids + theirs, mean)[4:][:, theirs]
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_in_a_language_the_prefix_is_that_of_its_prompt(tokenizer: Tokenizer):
+    weights, whole = decoder(), config(tokenizer, languages=("en", "fr"))
+    model = SpeechModel(whole, phones=3)
+    start_model(model, decoder_start(whole.lm, weights, VOCABULARY, tokenizer, age=2), None)
+    prompt_LPD = torch.randn(2, 4, D)
+    start_prefix(model.lm, prompt_LPD)
+    start_languages(model.lm, prompt_LPD, prompt_LPD)
+    layers = [layer for layer in model.lm.transformer.layers if isinstance(layer, WhisperDecoderLayer)]
+    both = [layer.prefix + layer.languages for layer in layers]
+    for number in range(2):
+        start_prefix(model.lm, prompt_LPD[[number]])
+        for layer, prefix_L2HPd in zip(layers, both, strict=True):
+            torch.testing.assert_close(prefix_L2HPd[number], layer.prefix)
+    assert both[0][0].ne(both[0][1]).any()
 
 
 def test_pieces_take_the_rows_of_whispers_tokens(tokenizer: Tokenizer):
@@ -192,3 +210,6 @@ def test_a_checkpoints_files_are_read(tokenizer: Tokenizer, tmp_path: Path, vect
     torch.testing.assert_close(kept @ kept.T, torch.eye(D) / (1 if vectors == 4 else 4), atol=1e-4, rtol=1e-4)
     with pytest.raises(ConfigError, match="none of the languages xx"):
         start_from(model, f"whisper:{tmp_path}", tokenizer, ["xx"], take)
+    several = SpeechModel(config(tokenizer, layers=2, vectors=vectors, languages=("en", "xx")), phones=3)
+    with pytest.raises(ConfigError, match=r"model\.lm\.whisper\.languages: Whisper does not have xx"):
+        start_from(several, f"whisper:{tmp_path}", tokenizer, ["en"], take)

@@ -80,7 +80,7 @@ def packed(tensors: Tensors, bits: int = 8) -> dict[str, Array]:
         check_finite(name, array)
         if name.startswith("quantizer."):
             out[name] = array.astype(DTYPES["bfloat16"]) if array.ndim > 1 else array
-        elif is_decoder(name) or array.ndim < 2 or len(array) == 1 or name.endswith((".age", ".prefix")):
+        elif is_decoder(name) or array.ndim < 2 or len(array) == 1 or name.endswith((".age", ".prefix", ".languages")):
             out[name] = array
         elif bits == 8:
             out[name], out[name + SCALE] = quantize(array)

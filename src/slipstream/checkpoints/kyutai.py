@@ -282,6 +282,8 @@ def dump_kyutai(config: STTConfig) -> dict[str, Any]:
         **{f"{name}_file": getattr(config.files, name) for name in FILES},
     )
     written = file.model_dump(by_alias=True, exclude_none=True, exclude={"conditioners", "fuser", "sampling", "stt"})
+    if lm.whisper and not lm.languages:
+        del written["whisper"]["languages"]
     stt: dict[str, Any] = {
         "audio_delay_seconds": config.delay_seconds,
         "audio_silence_prefix_seconds": config.silence_prefix_seconds,

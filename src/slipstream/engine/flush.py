@@ -18,8 +18,9 @@ from slipstream.model.text import WordDecoder
 if TYPE_CHECKING:
     from slipstream.engine.writer import Writer
 
-Prefix = tuple[float | None, int, tuple[int, ...]]
-"""What a model has read before the audio: its delay, the number of the first frame, and the tokens of a prompt."""
+Prefix = tuple[float | None, int, int, tuple[int, ...]]
+"""What a model starts with: the delay, the number of the first frame, the number of the language, and the tokens of a
+prompt."""
 MAX_EXTRA_FLUSH_FRAMES = 25
 """After the delay, a flush continues while the model writes: fast speech leaves a queue of tokens."""
 

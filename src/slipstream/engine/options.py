@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from slipstream.engine.history import Continuation
@@ -10,6 +11,7 @@ from slipstream.engine.turns import TurnOptions
 from slipstream.engine.watchdog import WatchdogOptions
 from slipstream.errors import ConfigError
 from slipstream.hints import Hints
+from slipstream.language.identify import candidates
 from slipstream.model.confidence import Calibration
 from slipstream.model.config import STTConfig
 from slipstream.model.runner import BaseRunner, Runner
@@ -76,6 +78,14 @@ class StreamFormat:
     def delays(self) -> bool:
         """Whether sessions may have delays of their own."""
         return self.config is not None and self.config.delay_condition is not None
+
+    def language_number(self, languages: Iterable[str]) -> int:
+        """Return the number of the language that a stream of these languages is in, for `Runner.reset`.
+
+        It is 0, which leaves the language open, with several languages, or with one that the model cannot be set to.
+        """
+        codes = candidates(languages)
+        return self.config.lm.language_number(codes[0]) if self.config is not None and len(codes) == 1 else 0
 
     @property
     def text_vocab(self) -> int:

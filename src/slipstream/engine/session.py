@@ -290,8 +290,9 @@ class Session:
 
     @property
     def prefix(self) -> Prefix:
-        """What its model reads before the audio."""
-        return self.options.hints.delay, self._writer.first_frame, self._writer.prompt
+        """What its model starts with."""
+        language = self.format.language_number(self.options.hints.languages)
+        return self.options.hints.delay, self._writer.first_frame, language, self._writer.prompt
 
     def fill(self, row_S: FloatArray) -> None:
         """Write the next frame for the model into `row_S`.

@@ -40,12 +40,12 @@ class SlotOperator:
 
     def run(self, ops: Sequence[SessionOp]) -> None:
         """Run the operations: resets first, then the others in their order."""
-        resets: dict[tuple[float | None, int], list[int]] = {}
+        resets: dict[tuple[float | None, int, int], list[int]] = {}
         for op in ops:
             if op.kind is SlotOp.RESET:
-                resets.setdefault(op.session.prefix[:2], []).extend(op.slots)
-        for (delay, first_frame), slots in resets.items():
-            reset(self._runner, slots, delay, first_frame)
+                resets.setdefault(op.session.prefix[:3], []).extend(op.slots)
+        for kind, slots in resets.items():
+            reset(self._runner, slots, *kind)
         for op in ops:
             if isinstance(op.kind, CopyRow):
                 self._runner.restore(op.slots[op.kind.target], self._runner.snapshot(op.slots[op.kind.source]))
@@ -66,11 +66,13 @@ class SlotOperator:
                 op.session.saved = []
 
 
-def reset(runner: Runner, slots: Sequence[int], delay: float | None, first_frame: int) -> None:
+def reset(runner: Runner, slots: Sequence[int], delay: float | None, first_frame: int, language: int) -> None:
     """Start new streams in some slots: see `Runner.reset`. A runner for tests may lack what a stream does not need."""
     changes: dict[str, Any] = {"first_frame": first_frame} if first_frame else {}
     if delay is not None:
         changes["delay"] = delay
+    if language:
+        changes["language"] = language
     runner.reset(slots, **changes)
 
 

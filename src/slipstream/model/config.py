@@ -242,12 +242,14 @@ class WhisperDecoderConfig(Config):
         num_positions: Learnt positions of prefix and text; a stream repeats those after the prefix.
         vectors: Vectors per frame that a step attends to, all of the frame's age. With more than one, a linear layer
             computes them from the frame's embedded audio.
+        languages: Codes of the languages that a stream can be set to. Each has tensors that are added to the prefix.
     """
 
     audio_context: Positive = 150
     prefix: Positive = 4
     num_positions: Positive = 448
     vectors: Annotated[int, Field(ge=1, le=16)] = 1
+    languages: tuple[str, ...] = ()
 
     @property
     def audio_columns(self) -> int:
@@ -293,6 +295,15 @@ class LMConfig(Config):
     depth: DepthConfig | None = None
     cross_position_scale: Annotated[float, Field(ge=0)] = 0.0
     whisper: WhisperDecoderConfig | None = None
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes of the languages that a stream can be set to."""
+        return self.whisper.languages if self.whisper else ()
+
+    def language_number(self, language: str) -> int:
+        """Return the place of a language in `languages`, from 1; 0 for one that a stream cannot be set to."""
+        return self.languages.index(language) + 1 if language in self.languages else 0
 
     @property
     def text_initial_id(self) -> int:

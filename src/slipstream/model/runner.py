@@ -19,7 +19,7 @@ State = Any
 CANDIDATES = 8
 """K, the number of candidates that a steered step returns for each slot."""
 MAX_DELAYS = 8
-"""Delays of streams whose fresh state a runner keeps. Clients choose delays, and each state is as large as a slot."""
+"""Kinds of streams whose fresh state a runner keeps. Clients choose delays, and each state is as large as a slot."""
 MAX_BIASED = 1024
 """The most tokens of one slot whose scores a step may change. Their buffers on a device have a fixed size."""
 
@@ -135,7 +135,7 @@ class Runner(Protocol):
         """
         ...
 
-    def reset(self, slots: Sequence[int], delay: float | None = None, first_frame: int = 0) -> None:
+    def reset(self, slots: Sequence[int], delay: float | None = None, first_frame: int = 0, language: int = 0) -> None:
         """Start a new stream in some slots. The other slots do not change.
 
         Args:
@@ -144,9 +144,11 @@ class Runner(Protocol):
                 model's own.
             first_frame: The number of the first frame, for streams that continue longer ones: sinusoidal positions
                 start there. Rotary positions are relative, so nothing else depends on it.
+            language: Their language, for a model that streams can be set to one: see `LMConfig.language_number`.
 
         Raises:
             ConfigError: The model does not have this delay.
+            ValueError: The model does not have this language.
         """
         ...
 
@@ -250,15 +252,17 @@ class StepwiseRunner:
 
 
 _Fresh = TypeVar("_Fresh")
+StreamKind = tuple[float | None, int]
+"""The delay and the language of a stream, as `Runner.reset` takes them."""
 
 
-def fresh_state(kept: dict[float, _Fresh], delay: float, make: Callable[[], _Fresh]) -> _Fresh:
-    """Return the fresh state of a stream with this delay, from the `MAX_DELAYS` newest ones or made and kept there."""
-    if delay not in kept:
+def fresh_state(kept: dict[StreamKind, _Fresh], kind: StreamKind, make: Callable[[], _Fresh]) -> _Fresh:
+    """Return the fresh state of a stream of this kind, from the `MAX_DELAYS` newest ones or made and kept there."""
+    if kind not in kept:
         if len(kept) >= MAX_DELAYS:
             del kept[next(iter(kept))]
-        kept[delay] = make()
-    return kept[delay]
+        kept[kind] = make()
+    return kept[kind]
 
 
 class BaseRunner(StepwiseRunner):
@@ -282,11 +286,20 @@ class BaseRunner(StepwiseRunner):
         """Return the frames by which the text of a stream with this delay lags. Raises `ConfigError`."""
         return self.config.with_delay(delay).delay_frames
 
+    def with_delay(self, delay: float | None) -> STTConfig:
+        """Return the configuration of streams with this delay; None is the model's own. Raises `ConfigError`."""
+        return self.config if delay is None else self.config.with_delay(delay)
+
     def check_slots(self, slots: Sequence[int]) -> None:
         """Raise `ValueError` for a slot that the runner does not have."""
         for slot in slots:
             if not 0 <= slot < self.slots:
                 raise ValueError(f"slot {slot}: this runner has slots 0 to {self.slots - 1}")
+
+    def check_language(self, language: int) -> None:
+        """Raise `ValueError` for the number of a language that a stream cannot be set to."""
+        if not 0 <= language <= len(self.config.lm.languages):
+            raise ValueError(f"language {language}: this model has {len(self.config.lm.languages)} to set")
 
     def check_force(self, slots: Sequence[int], tokens: Sequence[int]) -> None:
         """Raise `ValueError` for slots and tokens that `force` cannot use."""

@@ -52,15 +52,23 @@ class WhisperDecoderLayer(nn.Module):
         self.cross = WhisperAttention(transformer)
         self.age = nn.Parameter(torch.zeros(transformer.num_heads, config.whisper.audio_context))
         self.prefix = nn.Parameter(torch.zeros(2, transformer.num_heads, config.whisper.prefix, transformer.head_dim))
+        if languages := len(config.languages):
+            self.languages = nn.Parameter(torch.zeros(languages, *self.prefix.shape))
         self.norm3 = nn.LayerNorm(transformer.dim, eps=LAYER_NORM_EPS)
         self.ffn = WhisperFeedForward(transformer)
 
     def forward(
-        self, x_BTD: Tensor, audio_BTD: Tensor, at: _Places, text_ring: LayerRing | None, audio_ring: LayerRing | None
+        self,
+        x_BTD: Tensor,
+        audio_BTD: Tensor,
+        at: _Places,
+        text_ring: LayerRing | None,
+        audio_ring: LayerRing | None,
+        language_B: Tensor | None = None,
     ) -> Tensor:
         x = self.norm1(x_BTD)
         keys = _keys(self.attn, x, at.text_columns_BT, text_ring)
-        prefix_2BHPD = self.prefix[:, None].expand(-1, len(x), -1, -1, -1).to(x.dtype)
+        prefix_2BHPD = self._prefixes(language_B, len(x)).to(x.dtype)
         k, v = (torch.cat(pair, dim=2) for pair in zip(prefix_2BHPD, keys, strict=True))
         mask = F.pad(at.text_mask, (self.prefix.shape[2], 0))
         x_BTD = x_BTD + self.attn.output(attend(self.attn.queries(x), k, v, mask))
@@ -72,11 +80,18 @@ class WhisperDecoderLayer(nn.Module):
         x_BTD = x_BTD + self.cross.output(attend(self.cross.queries(self.norm2(x_BTD)), *keys, mask))
         return x_BTD + cast(Tensor, self.ffn(self.norm3(x_BTD)))
 
+    def _prefixes(self, language_B: Tensor | None, batch: int) -> Tensor:
+        if language_B is None:
+            return self.prefix[:, None].expand(-1, batch, -1, -1, -1)
+        added = F.pad(self.languages, (0, 0) * 4 + (1, 0))  # number 0 is no language
+        return (self.prefix + added[language_B]).transpose(0, 1)
+
 
 class WhisperDecoder(nn.Module):
     """A stack of layers.
 
-    The state is the last text, the ring of text with the position of that text, and that of audio with the next vector.
+    The state is the last text, the ring of text with the position of that text, and that of audio with the next vector;
+    for a model with languages also the number of the stream's language, 0 for none.
     A stream that is not to advance must read text: the step then writes the next column, which nothing sees yet.
     """
 
@@ -107,7 +122,8 @@ class WhisperDecoder(nn.Module):
         # A step writes the column of the last text position, or the next one, which a spare column keeps free.
         text = ring(-1, config.context + 1, step=2)
         audio = ring(0, self.whisper.audio_columns, step=self.whisper.vectors)
-        return {"held": number(PAD_ID), "text": text, "audio": audio}
+        language = {"language": number(0)} if self.whisper.languages else {}
+        return {"held": number(PAD_ID), "text": text, "audio": audio, **language}
 
     def forward(
         self,
@@ -174,14 +190,16 @@ class WhisperDecoder(nn.Module):
             1,
         )
         audio_BVD = self._vectors(audio_B1D)
+        language_B = cast("Tensor | None", state.get("language"))
         x_B1D = self._embed(text_B1, held_B1, position_B1, embedding, audio_B1D.dtype)
         for i, layer in enumerate(self.layers):
-            x_B1D = layer(x_B1D, audio_BVD, places, text.layer(i), audio.layer(i))
+            x_B1D = layer(x_B1D, audio_BVD, places, text.layer(i), audio.layer(i), language_B)
         rings: dict[str, State] = {
             "text": {"position": position_B1[:, 0], "ring": text},
             "audio": {"position": next_B + V, "ring": audio},
         }
-        return x_B1D, {"held": held_B1[:, 0], **rings}
+        language: dict[str, State] = {} if language_B is None else {"language": language_B}
+        return x_B1D, {"held": held_B1[:, 0], **rings, **language}
 
     def _vectors(self, audio_BTD: Tensor) -> Tensor:
         """What the layers attend to, `[B, T * V, D]`, from the embedded audio of T frames."""

@@ -7,7 +7,7 @@ starts as what the quantiser keeps of the latents.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -42,7 +42,8 @@ def start_from(
         model: The codec and the LM.
         name: See `read_whisper`.
         tokenizer: The LM's.
-        languages: Codes of those that the model will write; the prefix is the mean of their prompts.
+        languages: Codes of those that the model will write; the prefix is the mean of their prompts, and what a stream
+            in one of `LMConfig.languages` adds is the difference of its prompt.
         features: Computes what `start_spread` needs; called only for several vectors per frame.
         mean: The mean feature of Whisper's encoder, `[D]`, which a distilled encoder's features lack.
     """
@@ -59,9 +60,11 @@ def start_from(
     start_model(model, decoder_start(config.lm, decoder, vocabulary, tokenizer, max(0, age)), mean)
     if vectors > 1:
         start_spread(model, features(), mean)
-    ids = prompts(vocabulary, languages, "model.decoder")
-    positions = torch.from_numpy(decoder.tensors["positions"][: len(_PROMPT)])
-    start_prefix(model.lm, torch.from_numpy(decoder.tensors["embedding"][ids]) + positions)
+    all_NPD = embedded_prompts(decoder, prompts(vocabulary, languages, "model.decoder"))
+    start_prefix(model.lm, all_NPD)
+    if config.lm.languages:
+        ids = prompts(vocabulary, config.lm.languages, "model.lm.whisper.languages", every=True)
+        start_languages(model.lm, embedded_prompts(decoder, ids), all_NPD)
 
 
 END_OF_TEXT = "<|endoftext|>"
@@ -75,14 +78,17 @@ def vocabulary_beside(name: str) -> dict[str, int]:
     return read_whisper_vocabulary(find_place(name.removeprefix("whisper:"), None).get("tokenizer.json"))
 
 
-def prompts(vocabulary: Mapping[str, int], languages: Sequence[str], option: str) -> IntArray:
+def prompts(vocabulary: Mapping[str, int], languages: Sequence[str], option: str, *, every: bool = False) -> IntArray:
     """The tokens of Whisper's prompt for each of the languages that it has, `[L, 4]`.
 
-    Raises `ConfigError` that names `option` if it has none of them.
+    Raises `ConfigError` that names `option` if it has none of them, or with `every` if it lacks one.
     """
     wanted = [[token.format(language=language) for token in _PROMPT] for language in languages]
     known = [[vocabulary[token] for token in prompt if token in vocabulary] for prompt in wanted]
     ids = np.array([prompt for prompt in known if len(prompt) == len(_PROMPT)])
+    if every and len(ids) < len(languages):
+        missing = [code for code, prompt in zip(languages, known, strict=True) if len(prompt) < len(_PROMPT)]
+        raise ConfigError(f"{option}: Whisper does not have {', '.join(missing)}")
     if not len(ids):
         raise ConfigError(f"{option}: Whisper has none of the languages {', '.join(languages)}")
     return ids
@@ -205,16 +211,36 @@ def start_spread(model: SpeechModel, features_NF: Tensor, mean: Tensor | None = 
     spread.bias.copy_(bias_F if mean is None else bias_F + mean.to(bias_F).repeat(stride))
 
 
+def embedded_prompts(decoder: WhisperDecoderWeights, ids_NP: IntArray) -> Tensor:
+    """What Whisper's decoder reads for some prompts, `[N, P, D]`."""
+    positions = torch.from_numpy(decoder.tensors["positions"][: ids_NP.shape[1]])
+    return torch.from_numpy(decoder.tensors["embedding"][ids_NP]) + positions
+
+
 @torch.no_grad()
 def start_prefix(lm: LM, prompt_NPD: Tensor) -> None:
     """Let the prefix be the keys and values of a prompt, the mean of N of them, over audio that is zero."""
+    for layer, keys_N2HPd in _prompt_keys(lm, prompt_NPD):
+        layer.prefix.copy_(keys_N2HPd.mean(dim=0))
+
+
+@torch.no_grad()
+def start_languages(lm: LM, prompt_LPD: Tensor, all_NPD: Tensor) -> None:
+    """Let each of the languages add the difference of its prompt to the mean of all prompts: see `start_prefix`."""
+    own, every = _prompt_keys(lm, prompt_LPD), _prompt_keys(lm, all_NPD)
+    for (layer, keys_L2HPd), (_, keys_N2HPd) in zip(own, every, strict=True):
+        layer.languages.copy_(keys_L2HPd - keys_N2HPd.mean(dim=0))
+
+
+def _prompt_keys(lm: LM, prompt_NPD: Tensor) -> Iterator[tuple[WhisperDecoderLayer, Tensor]]:
+    """Each layer, with its keys and values of the prompts `[N, 2, H, P, d]`."""
     x, spread = prompt_NPD, cast(WhisperDecoder, lm.transformer).spread
     audio_D = x.new_zeros(x.shape[-1]) if spread is None else spread.bias.view(-1, x.shape[-1]).mean(dim=0)
     for module in lm.transformer.layers:
         layer = cast(WhisperDecoderLayer, module)
         normed = layer.norm1(x)
         keys = layer.attn.keys(normed)
-        layer.prefix.copy_(torch.stack([part.mean(dim=0) for part in keys]))
+        yield layer, torch.stack(list(keys), dim=1)
         x = x + layer.attn.output(F.scaled_dot_product_attention(layer.attn.queries(normed), *keys, is_causal=True))
         x = x + layer.cross.out_proj(layer.cross.v_proj(audio_D))
         x = x + layer.ffn(layer.norm3(x))

@@ -22,8 +22,8 @@ from slipstream.model.numerics import LAYER_NORM_EPS, is_text, ring_capacity, ri
 class DecoderState(TypedDict):
     """The last text `[B]` of each stream and its position `[B]`, and the rings of each layer.
 
-    The text positions depend on the tokens that were picked, so they are on the device. The last columns of the text
-    rings are the prefix, which nothing overwrites.
+    The text positions depend on the tokens that were picked, so they are on the device. The first columns of the text
+    rings are the prefix in the language of the stream, which nothing overwrites.
     """
 
     position: mx.array
@@ -57,6 +57,8 @@ class WhisperDecoderLayer(nn.Module):
         self.cross = WhisperAttention(transformer)
         self.age = mx.zeros((transformer.num_heads, config.whisper.audio_context))
         self.prefix = mx.zeros((2, transformer.num_heads, config.whisper.prefix, transformer.head_dim))
+        if languages := len(config.languages):
+            self.languages = mx.zeros((languages, *self.prefix.shape))
         self.norm3 = nn.LayerNorm(transformer.dim, LAYER_NORM_EPS)
         self.ffn = WhisperFeedForward(transformer)
 
@@ -98,13 +100,14 @@ class WhisperDecoder(nn.Module):
             self.spread = nn.Linear(dim, vectors * dim)
         self.layers = [WhisperDecoderLayer(config) for _ in range(config.transformer.num_layers)]
 
-    def init_state(self, batch: int, dtype: mx.Dtype) -> DecoderState:
+    def init_state(self, batch: int, dtype: mx.Dtype, language: int = 0) -> DecoderState:
         shape = batch, self.config.num_heads
 
         def text(layer: WhisperDecoderLayer) -> Ring:
             ring = Ring.empty(*shape, self.text_capacity, self.config.head_dim, dtype)
-            prefix_2BHPD = mx.repeat(layer.prefix[:, None].astype(dtype), batch, axis=1)
-            return Ring(*(mx.concatenate([*parts], axis=2) for parts in zip(ring, prefix_2BHPD, strict=True)))
+            prefix = layer.prefix + layer.languages[language - 1] if language else layer.prefix
+            prefix_2BHPD = mx.repeat(prefix[:, None].astype(dtype), batch, axis=1)
+            return Ring(*(mx.concatenate([*parts], axis=2) for parts in zip(prefix_2BHPD, ring, strict=True)))
 
         return {
             "position": mx.full((batch,), -1, mx.int64),
@@ -136,8 +139,8 @@ class WhisperDecoder(nn.Module):
         key_BC = ring_keys(position_B[:, None], mx.arange(self.text_capacity))
         seen_BC = sees(position_B[:, None], key_BC, self.config.context)
         prefix_BP = mx.ones((len(text_B), self.whisper.prefix), mx.bool_)
-        mask = mx.concatenate([seen_BC, prefix_BP], axis=1)[:, None, None]
-        columns_BT = (position_B % self.text_capacity)[:, None]
+        mask = mx.concatenate([prefix_BP, seen_BC], axis=1)[:, None, None]
+        columns_BT = (self.whisper.prefix + position_B % self.text_capacity)[:, None]
         # A step without a new token adds the vector of PAD or of the start of a word to that of the last token.
         x_BD = embedding(held_B) + self.positions[self.whisper.position(position_B)]
         x_BD = x_BD + mx.where(new_B[:, None], 0, embedding(text_B))

@@ -45,8 +45,10 @@ class LM(nn.Module):
         dtype: mx.Dtype = self.out_norm.weight.dtype
         return dtype
 
-    def init_state(self, batch: int) -> LMState:
-        """State of `batch` fresh streams."""
+    def init_state(self, batch: int, language: int = 0) -> LMState:
+        """State of `batch` fresh streams in a language, by its number; see `LMConfig.language_number`."""
+        if isinstance(self.transformer, WhisperDecoder):
+            return self.transformer.init_state(batch, self.dtype, language)
         return self.transformer.init_state(batch, self.dtype)
 
     def __call__(

@@ -16,7 +16,16 @@ from slipstream.backends.mlx.lm import LMPositions, LMState
 from slipstream.backends.mlx.state import commit, read_slot, write_slots
 from slipstream.backends.mlx.whisper import WhisperPositions
 from slipstream.model.config import PAD_ID, SamplingConfig, STTConfig
-from slipstream.model.runner import CANDIDATES, MAX_BIASED, BaseRunner, Candidates, Steering, StepOutput, fresh_state
+from slipstream.model.runner import (
+    CANDIDATES,
+    MAX_BIASED,
+    BaseRunner,
+    Candidates,
+    Steering,
+    StepOutput,
+    StreamKind,
+    fresh_state,
+)
 
 
 @dataclass(frozen=True)
@@ -76,20 +85,20 @@ class MLXRunner(BaseRunner):
         self.lm = build_lm(config.lm, lm, dtype=dtype, quantize=quantize)
         self._random = np.random.default_rng(seed)
         self._fresh = self._prime(config)
-        self._fresh_of: dict[float, RunnerState] = {}
+        self._fresh_of: dict[StreamKind, RunnerState] = {}
         self._state = write_slots(self._empty(slots), range(slots), self._fresh)
         self._frames_B = np.zeros(slots, dtype=np.int64)
         self._first_B = np.zeros(slots, dtype=np.int64)
         mx.eval(self._fresh, self._state)
         self._compiled = mx.compile(self._step)
 
-    def reset(self, slots: Sequence[int], delay: float | None = None, first_frame: int = 0) -> None:
+    def reset(self, slots: Sequence[int], delay: float | None = None, first_frame: int = 0, language: int = 0) -> None:
         """Start a new stream in each of `slots`, whose first frame has the number `first_frame`."""
         self.check_slots(slots)
-        fresh = self._fresh
-        if delay is not None:
-            config = self.config.with_delay(delay)
-            fresh = fresh_state(self._fresh_of, delay, lambda: self._prime(config))
+        self.check_language(language)
+        config, fresh, kind = self.with_delay(delay), self._fresh, (delay, language)
+        if kind != (None, 0):
+            fresh = fresh_state(self._fresh_of, kind, lambda: self._prime(config, language))
         self._write(slots, fresh)
         self._frames_B[list(slots)] = 0
         self._first_B[list(slots)] = first_frame
@@ -160,16 +169,16 @@ class MLXRunner(BaseRunner):
         self._state = write_slots(self._state, slots, saved)
         mx.eval(self._state)
 
-    def _empty(self, batch: int) -> RunnerState:
+    def _empty(self, batch: int, language: int = 0) -> RunnerState:
         return {
             "codec": self.codec.init_state(batch),
-            "lm": self.lm.init_state(batch),
+            "lm": self.lm.init_state(batch, language),
             "text": mx.full((batch,), PAD_ID, mx.int32),
             "condition": mx.zeros((batch, self.config.lm.transformer.dim), self.lm.dtype),
         }
 
-    def _prime(self, config: STTConfig) -> RunnerState:
-        state = self._empty(1)
+    def _prime(self, config: STTConfig, language: int = 0) -> RunnerState:
+        state = self._empty(1, language)
         state["condition"] = self.lm.condition(config.condition_values)[None]
         text_B = mx.array([self.config.lm.text_initial_id])
         audio_BK = mx.full((1, self.config.lm.num_codebooks), self.config.lm.audio_initial_id)
@@ -177,7 +186,7 @@ class MLXRunner(BaseRunner):
         hidden_BD, state["lm"] = self.lm(text_B, audio_BK, state["lm"], at, state["condition"])
         state["text"] = mx.argmax(self.lm.text_logits(hidden_BD), axis=-1).astype(mx.int32)
         whisper = self.config.lm.whisper
-        return read_slot(state, 0, columns=whisper.vectors if whisper else 1)
+        return read_slot(state, 0, columns=max(whisper.vectors, whisper.prefix + 1) if whisper else 1)
 
     def _step(self, state: RunnerState, inputs: Inputs) -> tuple[tuple[mx.array, ...], RunnerState]:
         """One step to token `[B]`, log-probability `[B]`, pause probability `[B, H]`, and the new state.

@@ -35,7 +35,8 @@ def decoder(
     more than the initial token; `position` `[B]`, the row of the last text token in the table of positions; `age`
     `[B, C]`, frames since that of each column of the audio's cache. The caches of the text are those of
     `CachedAttention`, and the audio's are named `cross.k.i`.
-    Output: `prefix` `[L, 2, H, P, d]`, the same in all steps: what the first P columns of the text's caches hold.
+    Output: `prefix` `[N, L, 2, H, P, d]`, the same in all steps: what the first P columns of the text's caches hold in
+    a stream without a language, and in one in each language.
     Caches are float32 with quantised weights, too: in half precision, eight slots take a quarter longer.
     """
     layers = range(config.transformer.num_layers)
@@ -60,7 +61,7 @@ def decoder(
         x_B1D = graph.op("Add", x_B1D, parts.out_proj(y, f"{i}.cross.out_proj"))
         h = parts.linear(parts.norm(x_B1D, f"{i}.norm3"), f"{i}.ffn.linear_in")
         x_B1D = graph.op("Add", x_B1D, parts.linear(graph.op("Gelu", h, domain=CONTRIB), f"{i}.ffn.linear_out"))
-    _prefix(graph, config, [float32(weights[f"transformer.layers.{i}.prefix"]) for i in layers])
+    _prefix(graph, config, weights)
     return x_B1D
 
 
@@ -125,9 +126,13 @@ def _ages(graph: Graph, config: LMConfig, scores_HN: list[Array]) -> list[str]:
     return outputs
 
 
-def _prefix(graph: Graph, config: LMConfig, prefixes: list[Array]) -> None:
+def _prefix(graph: Graph, config: LMConfig, weights: Weights) -> None:
     shape = config.transformer
+    prefixes = [float32(weights[f"transformer.layers.{i}.prefix"])[None] for i in range(shape.num_layers)]
+    if config.languages:
+        added = [float32(weights[f"transformer.layers.{i}.languages"]) for i in range(shape.num_layers)]
+        prefixes = [np.concatenate([own, own + more]) for own, more in zip(prefixes, added, strict=True)]
     padding = padded_head_dim(shape) - shape.head_dim
-    prefix = np.pad(np.stack(prefixes), [(0, 0)] * 4 + [(0, padding)])
+    prefix = np.pad(np.stack(prefixes, axis=1), [(0, 0)] * 5 + [(0, padding)])
     graph.op("Identity", graph.constant(prefix), output="prefix")
     graph.output("prefix", "float32", list(prefix.shape))

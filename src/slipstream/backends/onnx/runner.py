@@ -19,7 +19,7 @@ from slipstream.backends.onnx.sampling import candidates, logprob, pick, steered
 from slipstream.backends.onnx.streams import CodecStreams, text_streams
 from slipstream.backends.onnx.transformer import Quantize, Weights
 from slipstream.model.config import SamplingConfig, STTConfig
-from slipstream.model.runner import BaseRunner, Candidates, Steering, StepOutput, fresh_state
+from slipstream.model.runner import BaseRunner, Candidates, Steering, StepOutput, StreamKind, fresh_state
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,18 @@ class OnnxRunner(BaseRunner):
         self._logprob_B = np.zeros(slots, np.float32)
         self._first = text_streams(config.lm, lm_session, 1, np.full((1, K), config.lm.audio_initial_id))
         self._fresh_codec = self.codec.read(0, frames=0)
+        self._unprimed = self._first.read(0, position=0)
         self._fresh = self._prime(np.nan)
-        self._fresh_of: dict[float, SlotState] = {}
+        self._fresh_of: dict[StreamKind, SlotState] = {}
         self.reset(range(slots))
 
-    def reset(self, slots: Sequence[int], delay: float | None = None, first_frame: int = 0) -> None:
+    def reset(self, slots: Sequence[int], delay: float | None = None, first_frame: int = 0, language: int = 0) -> None:
         """Start a new stream in each of `slots`, whose first frame has the number `first_frame`."""
-        fresh = self._fresh
-        if delay is not None:
-            value = float(self.config.with_delay(delay).condition_values["delay"])
-            fresh = fresh_state(self._fresh_of, delay, lambda: self._prime(value))
+        value = np.nan if delay is None else float(self.with_delay(delay).condition_values["delay"])
+        self.check_language(language)
+        fresh, kind = self._fresh, (delay, language)
+        if kind != (None, 0):
+            fresh = fresh_state(self._fresh_of, kind, lambda: self._prime(value, language))
         for slot in slots:
             self.restore(slot, fresh)
         self.codec.first_B[list(slots)] = first_frame
@@ -164,8 +166,9 @@ class OnnxRunner(BaseRunner):
         self._frames_B += active_B
         return None if steering is None else candidates(logits_BV, scores_BV)
 
-    def _prime(self, delay: float) -> SlotState:
+    def _prime(self, delay: float, language: int = 0) -> SlotState:
         lm = self._first
+        lm.write(0, {**self._unprimed, "language": np.array(language)})
         lm.delay_B[:] = delay
         lm.text_B[:] = self.config.lm.text_initial_id
         lm.step(np.zeros(1, np.int64), np.ones(1, np.bool_))

@@ -281,8 +281,15 @@ class DecoderStreams(TextStreams):
             columns = caches.step + 1
             feeds |= _layers(caches.cache[:, :, :1, :, :columns], prefix=kind)
             feeds[f"{kind}longest"] = np.full(1, columns, np.int32)
-        (learnt,) = session.run(["prefix"], feeds)
-        self._text.cache[:, :, :, :, :prefix] = np.asarray(learnt)[:, :, None]
+        self._language_B = np.zeros(slots, np.int64)
+        self._prefix_NL2HPd = np.asarray(session.run(["prefix"], feeds)[0])
+        self._text.cache[:, :, :, :, :prefix] = self._prefix_NL2HPd[0][:, :, None]
+
+    def set_language(self, slot: int, number: int) -> None:
+        """Give a slot the prefix of a language by its number; see `LMConfig.language_number`."""
+        if self._language_B[slot] != number:
+            self._language_B[slot] = number
+            self._text.cache[:, :, slot, :, : self._whisper.prefix] = self._prefix_NL2HPd[number]
 
     def step(self, position_B: IntArray, active_B: BoolArray) -> None:
         """Read the tokens of the first slots, and the frames number `position_B`, and advance the active ones."""
@@ -305,6 +312,7 @@ class DecoderStreams(TextStreams):
     def read(self, slot: int, position: int) -> Mapping[str, Array]:
         """Copy the last text token of a slot, its number, and the keys and values, before frame `position`."""
         return {
+            "language": self._language_B[slot].copy(),
             "count": self._count_B[slot].copy(),
             "held": self._held_B[slot].copy(),
             "text": self._text.read(slot, int(self._count_B[slot])),
@@ -313,6 +321,7 @@ class DecoderStreams(TextStreams):
 
     def write(self, slot: int, saved: Mapping[str, Array]) -> None:
         """Put a copy into a slot."""
+        self.set_language(slot, int(saved["language"]))
         self._count_B[slot] = saved["count"]
         self._held_B[slot] = saved["held"]
         self._text.write(slot, saved["text"])

@@ -18,7 +18,16 @@ from slipstream.arrays import BoolArray, FloatArray, IntArray
 from slipstream.backends.torch.buckets import Bucket, Buckets
 from slipstream.backends.torch.graphs import capture
 from slipstream.model.config import PAD_ID, SamplingConfig, STTConfig, TransformerConfig
-from slipstream.model.runner import CANDIDATES, MAX_BIASED, BaseRunner, Candidates, Steering, StepOutput, fresh_state
+from slipstream.model.runner import (
+    CANDIDATES,
+    MAX_BIASED,
+    BaseRunner,
+    Candidates,
+    Steering,
+    StepOutput,
+    StreamKind,
+    fresh_state,
+)
 from slipstream.nn import fused
 from slipstream.nn.attention import chosen_sdpa, kernels_fit, kernels_work, sdpa_name
 from slipstream.nn.layers import RMSNorm
@@ -121,7 +130,7 @@ class TorchRunner(BaseRunner):
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with self._on_device():
             self._fresh = self._prime(config)
-            self._fresh_of: dict[float, State] = {}  # by the delay
+            self._fresh_of: dict[StreamKind, State] = {}
             self._state = self._empty(slots)
             self._pending_B = np.zeros(slots, np.bool_)  # slots that their next step resets
             entries = min(slots, max(8, slots // SLOTS_PER_SAVEPOINT))
@@ -138,14 +147,15 @@ class TorchRunner(BaseRunner):
             self._biased = False  # whether the device's buffers hold a bias
             self.captured = {} if self._stream is None else self._capture(self._stream)
 
-    def reset(self, slots: Sequence[int], delay: float | None = None, first_frame: int = 0) -> None:
+    def reset(self, slots: Sequence[int], delay: float | None = None, first_frame: int = 0, language: int = 0) -> None:
         """Start a new stream in each of `slots`, whose first frame has the number `first_frame`."""
         self.check_slots(slots)
-        self._pending_B[list(slots)] = delay is None
-        if delay is not None:
+        self.check_language(language)
+        config, kind = self.with_delay(delay), (delay, language)
+        self._pending_B[list(slots)] = kind == (None, 0)
+        if kind != (None, 0):
             with self._on_device():
-                config = self.config.with_delay(delay)
-                fresh = fresh_state(self._fresh_of, delay, lambda: self._prime(config))
+                fresh = fresh_state(self._fresh_of, kind, lambda: self._prime(config, language))
                 write_slots(self._state, self._index(slots), fresh)
         if first_frame and self.config.codec.whisper:
             with self._on_device():
@@ -322,8 +332,13 @@ class TorchRunner(BaseRunner):
             "text": torch.full((batch,), PAD_ID, dtype=torch.int64, device=self.device),
         }
 
-    def _prime(self, config: STTConfig) -> State:
+    def _prime(self, config: STTConfig, language: int = 0) -> State:
+        """The state after position 0."""
         state = self._empty(1)
+        if language:
+            lm = state["lm"]
+            assert isinstance(lm, dict)
+            lm["language"] = self._index([language])
         if (condition_1D := self.lm.condition(config.condition_values)) is not None:
             state["condition"] = condition_1D
         hidden, state["lm"] = self.lm(*self.lm.initial_tokens(1), state["lm"], condition_1D)

@@ -52,11 +52,13 @@ class SlotCommand:
         operation: What to do.
         number: The number of the first frame, for a reset; the most steps until it is restored, for a snapshot.
         delay: The text delay in seconds, for a reset; None is the model's own.
+        language: The number of the language, for a reset.
     """
 
     operation: SlotOp | CopyRow | ForceToken
     number: int = 0
     delay: float | None = None
+    language: int = 0
 
     def pack(self, slot: int) -> bytes:
         """Return the payload of an `OPERATION` message for the session with this first slot."""
@@ -65,7 +67,7 @@ class SlotCommand:
             return _COMMAND.pack(slot, _COPY, operation.source, operation.target, 0, 0.0)
         if isinstance(operation, ForceToken):
             return _COMMAND.pack(slot, _FORCE, operation.row, 0, operation.token, 0.0)
-        return _COMMAND.pack(slot, operation.value, 0, 0, self.number, self.delay or 0.0)
+        return _COMMAND.pack(slot, operation.value, self.language, 0, self.number, self.delay or 0.0)
 
     @classmethod
     def unpack(cls, payload: bytes) -> tuple[int, SlotCommand]:
@@ -75,7 +77,7 @@ class SlotCommand:
             return slot, cls(CopyRow(row, other))
         if code == _FORCE:
             return slot, cls(ForceToken(row, number))
-        return slot, cls(SlotOp(code), number, delay or None)
+        return slot, cls(SlotOp(code), number, delay or None, row)
 
     @property
     def rows(self) -> tuple[int, ...]:

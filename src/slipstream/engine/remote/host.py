@@ -24,7 +24,7 @@ from slipstream.engine.remote.slots import Slots
 from slipstream.engine.slots import reset
 from slipstream.engine.waiting import WaitingSessions
 from slipstream.errors import ConfigError, EngineError
-from slipstream.model.runner import Runner, State
+from slipstream.model.runner import BaseRunner, Runner, State
 
 UNSENT_SECONDS = 0.005
 """How soon a full socket is tried again."""
@@ -153,12 +153,13 @@ class EngineHost:
 
     def _run(self, commands: list[tuple[int, SlotCommand]]) -> None:
         """Run operations, each with the first slot of its session, as `SlotOperator` does."""
-        resets: dict[tuple[float | None, int], list[int]] = {}
+        resets: dict[tuple[float | None, int, int], list[int]] = {}
         for first, command in commands:
             if command.operation is SlotOp.RESET:
-                resets.setdefault((command.delay, command.number), []).extend(self._slots.rows[first])
-        for (delay, first_frame), reset_slots in resets.items():
-            reset(self._runner, reset_slots, delay, first_frame)
+                kind = command.delay, command.number, command.language
+                resets.setdefault(kind, []).extend(self._slots.rows[first])
+        for kind, reset_slots in resets.items():
+            reset(self._runner, reset_slots, *kind)
         for first, command in commands:
             slots, operation = self._slots.rows[first], command.operation
             if isinstance(operation, CopyRow):
@@ -231,8 +232,11 @@ class EngineHost:
                 raise ValueError(f"an operation on slot {slot} of another")
             if any(row >= len(self._slots.rows[slot]) for row in command.rows):
                 raise ValueError(f"an operation on rows {command.rows} of a session of {len(self._slots.rows[slot])}")
+            # A step that fails would end all sessions.
             if command.delay is not None:
-                self._runner.delay_frames_of(command.delay)  # a step that fails would end all sessions
+                self._runner.delay_frames_of(command.delay)
+            if command.language and isinstance(self._runner, BaseRunner):
+                self._runner.check_language(command.language)
             self._slots.operate(slot, command)
         elif kind is Kind.OPEN:
             session, width, wait, keeps = struct.unpack("<IId?", payload)

@@ -385,8 +385,8 @@ def _command(operation: Op, session: Session) -> SlotCommand | None:
         return None
     assert not isinstance(operation, SetState), "a session has no state of another one"
     if operation is SlotOp.RESET:
-        delay, first_frame, _ = session.prefix
-        return SlotCommand(operation, first_frame, delay)
+        delay, first_frame, language, _ = session.prefix
+        return SlotCommand(operation, first_frame, delay, language)
     if operation is SlotOp.SNAPSHOT:
         return SlotCommand(operation, flush_steps(session.format.delay_frames))
     return SlotCommand(operation)
