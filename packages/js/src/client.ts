@@ -25,6 +25,10 @@ export interface ClientOptions {
   prompt?: string;
   /** Languages that may be spoken, as ISO 639-1 codes. */
   languages?: string[];
+  /** Text delay in seconds, for a model that has several. */
+  delay?: number;
+  /** Texts for each doubtful word, at most what the server allows; 1 by default. */
+  alternatives?: number;
   /** What is sent; `pcm_s16le` by default. */
   encoding?: Encoding;
   /** Of the audio, in Hz; 24000 by default. */
@@ -99,6 +103,8 @@ export class SlipstreamClient extends Emitter<ClientEvents> {
       ...(options.keywords ?? []).map((word): [string, string] => ["keyword", word]),
       ...(options.languages ?? []).map((language): [string, string] => ["language", language]),
       ...(options.prompt ? [["prompt", options.prompt] as [string, string]] : []),
+      ...(options.delay === undefined ? [] : [["delay", String(options.delay)] as [string, string]]),
+      ...((options.alternatives ?? 1) > 1 ? [["alternatives", String(options.alternatives)] as [string, string]] : []),
     ];
     this.#encoding = options.encoding ?? "pcm_s16le";
     this.#rate = whole("sampleRate", options.sampleRate ?? 24_000, 4000, 768_000);

@@ -52,6 +52,13 @@ export interface Word {
   end: number;
   /** 0 to 1. */
   confidence: number;
+  /** The probability that words are missing before it, if it is above 0. */
+  omission?: number;
+  /** Other texts of a doubtful word, if the client asks for alternatives. */
+  alternatives?: { text: string; confidence: number }[];
+  /** Its language and the probability of it, if the client names languages. */
+  language?: string;
+  language_confidence?: number;
 }
 
 /** The speaker has finished. Text of the audio before `time` may still follow, for up to the model's delay. */

@@ -26,6 +26,31 @@ test("a tape is read from any position that is kept", () => {
   assert.deepEqual([tape.first, tape.length], [9, 9]);
 });
 
+test("hints are parameters of the address", () => {
+  const addresses = [];
+  const before = globalThis.WebSocket;
+  globalThis.WebSocket = class extends EventTarget {
+    constructor(address) {
+      super();
+      addresses.push(new URL(address));
+    }
+    close() {}
+  };
+  try {
+    const send = (hints) => new SlipstreamClient({ url: SERVER, ...hints }).send(new Int16Array(8));
+    send({ keywords: ["Ngaio Marsh", "Poirot:2"], prompt: "Dear", languages: ["en", "fr"], delay: 1.5, alternatives: 3 });
+    send({ keywords: [], prompt: "", languages: [], alternatives: 1 });
+  } finally {
+    globalThis.WebSocket = before;
+  }
+  const [all, none] = addresses.map(({ searchParams }) => searchParams);
+  assert.deepEqual(all.getAll("keyword"), ["Ngaio Marsh", "Poirot:2"]);
+  assert.deepEqual(all.getAll("language"), ["en", "fr"]);
+  assert.deepEqual([all.get("prompt"), all.get("delay"), all.get("alternatives")], ["Dear", "1.5", "3"]);
+  const hints = ["keyword", "language", "prompt", "delay", "alternatives"];
+  assert.deepEqual(hints.map((name) => none.has(name)), [false, false, false, false, false]);
+});
+
 test("samples become bytes of the encoding", () => {
   const floats = Float32Array.of(0, 1, -1, 2);
   assert.deepEqual([...toInt16(floats)], [0, 32767, -32767, 32767]);

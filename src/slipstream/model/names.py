@@ -30,9 +30,10 @@ def lm_shapes(config: LMConfig) -> Shapes:
         for i in range(config.transformer.num_layers):
             heads, head_dim = config.transformer.num_heads, config.transformer.head_dim
             shapes[f"transformer.layers.{i}.age"] = (heads, config.whisper.audio_context)
-            shapes[f"transformer.layers.{i}.prefix"] = prefix = (2, heads, config.whisper.prefix, head_dim)
+            shapes[f"transformer.layers.{i}.prefix"] = (2, heads, config.whisper.prefix, head_dim)
             if config.languages:
-                shapes[f"transformer.layers.{i}.languages"] = (len(config.languages), *prefix)
+                languages = len(config.languages)
+                shapes[f"transformer.layers.{i}.languages"] = (languages, 2, heads, config.whisper.prefix, head_dim)
     else:
         shapes |= _transformer("transformer.", config.transformer)
     shapes |= _norm("out_norm.", config.transformer.norm, D)

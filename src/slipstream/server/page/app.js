@@ -51,9 +51,12 @@ async function start(open, isFile) {
 }
 
 const valueOf = (id) => document.getElementById(id).value.trim();
+const listOf = (id) => valueOf(id).split(",").map((word) => word.trim()).filter(Boolean);
 const hints = () => ({
-  keywords: valueOf("keywords").split(",").map((word) => word.trim()).filter(Boolean),
+  keywords: listOf("keywords"),
   prompt: valueOf("prompt"),
+  languages: listOf("languages"),
+  alternatives: Number(valueOf("alternatives")) || 1,
 });
 
 const aborted = (signal) => new Promise((resolve) => signal.addEventListener("abort", () => resolve(null)));
@@ -196,8 +199,9 @@ function step(event, mine) {
   }
 }
 
-function put({ text, start, end, confidence }, origin) {
-  const word = { text, start: origin + start, end: end === undefined ? end : origin + end, confidence };
+function put({ text, start, end, confidence, language, alternatives }, origin) {
+  const word = { text, start: origin + start, end, confidence, language, alternatives };
+  if (end !== undefined) word.end += origin;
   view.drawWord(transcript, transcript.put(word));
   saved = false;
 }

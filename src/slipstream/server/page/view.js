@@ -21,19 +21,25 @@ const unread = [];
 export function drawWord(transcript, word) {
   noteScrolling();
   const element = drawn.get(word) ?? newWord(transcript.turns.at(-1), word);
-  const { text, start, end, confidence } = word;
+  const { text, start, end, confidence, language } = word;
   const final = end !== undefined;
   element.firstChild.data = text;
   element.classList.toggle("partial", !final);
   element.classList.toggle("unsure", final && confidence < UNSURE);
   element.dataset.start = clock(start, 1);
-  element.dataset.tip = final
-    ? `${clock(start, 2)} – ${clock(end, 2)} · ${Math.round(confidence * 100)} % confident`
-    : `${clock(start, 2)} · still being written`;
+  element.dataset.tip = final ? describe(word) : `${clock(start, 2)} · still being written`;
+  if (language) element.lang = language;
   if (final) announce(text);
   showTranscript(true);
   $("count").textContent = transcript.words.length;
   if (following) scrollToEnd();
+}
+
+function describe({ start, end, confidence, language, alternatives = [] }) {
+  const about = [`${clock(start, 2)} – ${clock(end, 2)}`, `${Math.round(confidence * 100)} % confident`];
+  if (language) about.push(language);
+  if (alternatives.length) about.push(`or ${alternatives.map((other) => other.text).join(", ")}`);
+  return about.join(" · ");
 }
 
 export function eraseWord(word) {

@@ -1,4 +1,4 @@
-// Built by "npm run build" from packages/js/src/client.ts: edit that file. 072ae52068e868f380e9829506b27dda20515a26527b941755b0b06d3f6f7e2f
+// Built by "npm run build" from packages/js/src/client.ts: edit that file. 3e4707915859eb26001f5973853f05aaf458c1d3cef0fe66c19c2252c807ac7f
 // A stream on a Slipstream server, over as many connections as it takes.
 import { CLOSE, converse } from "./connection.js";
 import { Continuity } from "./continuity.js";
@@ -58,6 +58,8 @@ export class SlipstreamClient extends Emitter {
             ...(options.keywords ?? []).map((word) => ["keyword", word]),
             ...(options.languages ?? []).map((language) => ["language", language]),
             ...(options.prompt ? [["prompt", options.prompt]] : []),
+            ...(options.delay === undefined ? [] : [["delay", String(options.delay)]]),
+            ...((options.alternatives ?? 1) > 1 ? [["alternatives", String(options.alternatives)]] : []),
         ];
         this.#encoding = options.encoding ?? "pcm_s16le";
         this.#rate = whole("sampleRate", options.sampleRate ?? 24_000, 4000, 768_000);

@@ -1,4 +1,4 @@
-// Built by "npm run build" from packages/js/src/events.ts: edit that file. 137e2c3c934a9c26ffdaec231a5b6176f084485ceb61a5dacfb8f264a81028dc
+// Built by "npm run build" from packages/js/src/events.ts: edit that file. 724539548390f30d07ae0adf02ce2578e0d4af5716c51060a259d7dba5f0e2e3
 // What a client emits. All times are seconds of the audio that was sent, also after a reconnection.
 /** Calls listeners by the name of the event. */
 export class Emitter {
