@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.numpy import save_file
-from tests.train.whispers import FFN, HEADS, LAYERS, PROMPT, VOCABULARY, D, decoder, small_tokenizer, whispers
+from tests.train.whispers import (
+    LAYERS,
+    PROMPT,
+    VOCABULARY,
+    D,
+    decoder,
+    small_tokenizer,
+    whispers,
+    write_checkpoint,
+)
 
 from slipstream.errors import ConfigError
 from slipstream.model.config import PAD_ID, WORD_ID, LMConfig, STTConfig, WhisperDecoderConfig
@@ -181,23 +188,7 @@ def no_features() -> torch.Tensor:
 @pytest.mark.parametrize("vectors", [1, 4])
 def test_a_checkpoints_files_are_read(tokenizer: Tokenizer, tmp_path: Path, vectors: int):
     weights, whole = decoder(), config(tokenizer, layers=2, vectors=vectors)
-    names = {"norm1": "self_attn_layer_norm", "norm2": "encoder_attn_layer_norm", "norm3": "final_layer_norm"}
-    names |= {"attn": "self_attn", "cross": "encoder_attn", "ffn.linear_in": "fc1", "ffn.linear_out": "fc2"}
-    hugging_face = {}
-    for name, array in weights.tensors.items():
-        for ours, theirs in names.items():
-            name = name.replace(f".{ours}.", f".{theirs}.")
-        name = name.replace("out_norm", "layer_norm")
-        name = {"embedding": "embed_tokens.weight", "positions": "embed_positions.weight"}.get(name, name)
-        hugging_face[f"model.decoder.{name}"] = array
-    hugging_face |= {"model.encoder.conv1.weight": np.zeros((D, 20, 3), np.float32)}
-    hugging_face |= {"model.encoder.layers.0.fc1.weight": np.zeros((FFN, D), np.float32)}
-    save_file(hugging_face, tmp_path / "model.safetensors")
-    heads = {"encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS}
-    (tmp_path / "config.json").write_text(json.dumps(heads))
-    special = [{"content": token, "id": i} for token, i in VOCABULARY.items() if token.startswith("<|")]
-    plain = {token: i for token, i in VOCABULARY.items() if not token.startswith("<|")}
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": plain}, "added_tokens": special}))
+    write_checkpoint(weights, VOCABULARY, tmp_path)
     model = SpeechModel(whole, phones=3)
     features = torch.randn(50, 4 * D)
     take = no_features if vectors == 1 else lambda: features

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.numpy import save_file
 
 from slipstream.checkpoints.whisper import WhisperDecoderWeights
 from slipstream.data.whisper_vocabulary import whisper_tokenizer
@@ -62,3 +64,24 @@ def whispers(weights: WhisperDecoderWeights, ids: list[int], audio_D: torch.Tens
         x = x + linear(at + "cross.out_proj", linear(at + "cross.v_proj", audio_D))
         x = x + linear(at + "ffn.linear_out", F.gelu(linear(at + "ffn.linear_in", normed(at + "norm3", x))))
     return normed("out_norm", x) @ w["embedding"].T
+
+
+def write_checkpoint(weights: WhisperDecoderWeights, vocabulary: dict[str, int], folder: Path) -> None:
+    """Write a decoder as Hugging Face's files, with an encoder of one layer."""
+    names = {"norm1": "self_attn_layer_norm", "norm2": "encoder_attn_layer_norm", "norm3": "final_layer_norm"}
+    names |= {"attn": "self_attn", "cross": "encoder_attn", "ffn.linear_in": "fc1", "ffn.linear_out": "fc2"}
+    hugging_face: dict[str, np.ndarray] = {}
+    for name, array in weights.tensors.items():
+        for ours, theirs in names.items():
+            name = name.replace(f".{ours}.", f".{theirs}.")
+        name = name.replace("out_norm", "layer_norm")
+        name = {"embedding": "embed_tokens.weight", "positions": "embed_positions.weight"}.get(name, name)
+        hugging_face[f"model.decoder.{name}"] = array
+    hugging_face |= {"model.encoder.conv1.weight": np.zeros((D, 20, 3), np.float32)}
+    hugging_face |= {"model.encoder.layers.0.fc1.weight": np.zeros((FFN, D), np.float32)}
+    save_file(hugging_face, folder / "model.safetensors")
+    heads = {"encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS}
+    (folder / "config.json").write_text(json.dumps(heads))
+    special = [{"content": token, "id": i} for token, i in vocabulary.items() if token.startswith("<|")]
+    plain = {token: i for token, i in vocabulary.items() if not token.startswith("<|")}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": plain}, "added_tokens": special}))

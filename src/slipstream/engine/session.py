@@ -74,6 +74,7 @@ class Session:
         self._voice = VoiceLevel()
         self._silence = Silence()
         self._turn_detector = TurnDetector(options.turns or format.turns, format.delay_frames, format.frame_rate)
+        self._language = format.language_number(options.hints.languages)
         self._languages = LanguageTracker(options.hints.languages)
         self._turn_builder = TurnBuilder(self._languages)
         self._watchdog = (
@@ -152,7 +153,7 @@ class Session:
             self._turn_detector.set_options(turns)
 
     def set_hints(self, hints: Hints) -> None:
-        """Change the keywords and languages, for what follows. The other hints hold from the start of the text."""
+        """Change the keywords and the languages of tags, for what follows. The rest holds from the start of the text."""
         hints = replace(self.options.hints, keywords=hints.keywords, languages=hints.languages)
         self._languages.set_languages(hints.languages)
         self.options = replace(self.options, hints=hints)
@@ -291,8 +292,7 @@ class Session:
     @property
     def prefix(self) -> Prefix:
         """What its model starts with."""
-        language = self.format.language_number(self.options.hints.languages)
-        return self.options.hints.delay, self._writer.first_frame, language, self._writer.prompt
+        return self.options.hints.delay, self._writer.first_frame, self._language, self._writer.prompt
 
     def fill(self, row_S: FloatArray) -> None:
         """Write the next frame for the model into `row_S`.

@@ -249,7 +249,7 @@ class WhisperDecoderConfig(Config):
     prefix: Positive = 4
     num_positions: Positive = 448
     vectors: Annotated[int, Field(ge=1, le=16)] = 1
-    languages: tuple[str, ...] = ()
+    languages: Annotated[tuple[str, ...], Field(strict=False)] = ()  # a list in a file
 
     @property
     def audio_columns(self) -> int:

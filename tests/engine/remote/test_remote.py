@@ -322,6 +322,20 @@ def test_hints_that_the_model_cannot_serve_are_refused_as_in_one_process() -> No
         assert message(remote, Hints(delay=1.6)) == "delay=1.6: this model has one delay, 0.48 s"
 
 
+def test_the_language_of_a_stream_reaches_the_engine() -> None:
+    config = stt_config(codec="whisper", decoder=True, languages=("en", "fr"), text_vocab=tiny_tokenizer().vocab_size)
+
+    def bilingual() -> OnnxRunner:
+        return OnnxRunner(config, *random_model(config), slots=2, threads=1)
+
+    options = [SessionOptions(hints=Hints(languages=languages)) for languages in ((), ("en",), ("fr",))]
+    with Engine(bilingual(), tiny_tokenizer()) as engine:
+        expected = [[word.text for word in model_events(engine, one)] for one in options]
+    assert len({tuple(texts) for texts in expected}) == 3
+    with hosting(bilingual()) as hosted, hosted.worker() as remote:
+        assert [[word.text for word in model_events(remote, one)] for one in options] == expected
+
+
 def test_hints_and_the_text_of_a_lost_stream_reach_the_engine() -> None:
     with Engine(random_runner(), tiny_tokenizer()) as engine:
         plain = model_events(engine, SessionOptions(continues=Continuation()))
