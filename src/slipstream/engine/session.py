@@ -153,7 +153,7 @@ class Session:
             self._turn_detector.set_options(turns)
 
     def set_hints(self, hints: Hints) -> None:
-        """Change the keywords and the languages of tags, for what follows. The rest holds from the start of the text."""
+        """Change the keywords and the languages of tags, for what follows. The rest holds from the start."""
         hints = replace(self.options.hints, keywords=hints.keywords, languages=hints.languages)
         self._languages.set_languages(hints.languages)
         self.options = replace(self.options, hints=hints)
