@@ -312,12 +312,11 @@ def lm_config(**changes: object) -> LMConfig:
     return LMConfig.model_validate(fields | changes)
 
 
-def decoder_lm_config(vectors: int = 1, languages: Sequence[str] = (), **changes: object) -> LMConfig:
+def decoder_lm_config(vectors: int = 1, languages: tuple[str, ...] = (), **changes: object) -> LMConfig:
     """Return a small Whisper decoder as the LM, whose text and audio rings wrap early.
 
     Args:
-        vectors: Vectors per frame that it attends to.
-        languages: Codes of those that a stream can be set to.
+        vectors, languages: As for `WhisperDecoderConfig`.
         changes: Fields of `LMConfig`.
     """
     fields: dict[str, object] = {
@@ -335,7 +334,7 @@ def decoder_lm_config(vectors: int = 1, languages: Sequence[str] = (), **changes
         "text_vocab": 8,  # so few that PAD and the mark of a word come often
         "conditioners": (),
         "whisper": WhisperDecoderConfig(
-            audio_context=7, prefix=2, num_positions=11, vectors=vectors, languages=tuple(languages)
+            audio_context=7, prefix=2, num_positions=11, vectors=vectors, languages=languages
         ),
     }
     return lm_config(**fields | changes)

@@ -18,16 +18,7 @@ from slipstream.arrays import BoolArray, FloatArray, IntArray
 from slipstream.backends.torch.buckets import Bucket, Buckets
 from slipstream.backends.torch.graphs import capture
 from slipstream.model.config import PAD_ID, SamplingConfig, STTConfig, TransformerConfig
-from slipstream.model.runner import (
-    CANDIDATES,
-    MAX_BIASED,
-    BaseRunner,
-    Candidates,
-    Steering,
-    StepOutput,
-    StreamKind,
-    fresh_state,
-)
+from slipstream.model.runner import CANDIDATES, MAX_BIASED, BaseRunner, Candidates, Steering, StepOutput, fresh_state
 from slipstream.nn import fused
 from slipstream.nn.attention import chosen_sdpa, kernels_fit, kernels_work, sdpa_name
 from slipstream.nn.layers import RMSNorm
@@ -130,7 +121,7 @@ class TorchRunner(BaseRunner):
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with self._on_device():
             self._fresh = self._prime(config)
-            self._fresh_of: dict[StreamKind, State] = {}
+            self._fresh_of: dict[tuple[float | None, int], State] = {}  # by delay and language
             self._state = self._empty(slots)
             self._pending_B = np.zeros(slots, np.bool_)  # slots that their next step resets
             entries = min(slots, max(8, slots // SLOTS_PER_SAVEPOINT))
