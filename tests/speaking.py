@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 from tests.fakes import tiny_tokenizer, tokenizer_path
+from tests.models import with_decoder
 
 from slipstream.checkpoints.speech import SpeechCheckpoint, save_speech
 from slipstream.checkpoints.tensors import write_tensors
-from slipstream.model.config import ConditionerConfig, SamplingConfig
+from slipstream.model.config import CodecConfig, ConditionerConfig, SamplingConfig
 from slipstream.model.speech import Voice
 from slipstream.model.tts_config import SpeechSampling, TTSConfig
-from slipstream.testing import Arrays, random_model, small_tts_config, tts_lm_config
+from slipstream.testing import Arrays, random_model, small_tts_config, tts_lm_config, whisper_codec_config
 
 DRAWN = SpeechSampling(text=SamplingConfig(temperature=0.6), audio=SamplingConfig(temperature=0.6, top_k=8))
 
@@ -22,6 +23,11 @@ def continuing_config() -> TTSConfig:
     transformer = tts_lm_config().transformer.model_copy(update={"cross_attention": False})
     control = ConditionerConfig(name="control", kind="lut", dim=42, num_bins=1, possible_values=("ok",))
     return small_tts_config(transformer=transformer, conditioners=(control,), cross_position_scale=0.0, text_outputs=5)
+
+
+def late_codec(lookahead: int = 4) -> CodecConfig:
+    """A codec with Whisper's encoder and a decoder: tokens are three frames late, or 1.5 with a look-ahead of 2."""
+    return with_decoder(whisper_codec_config(lookahead).model_copy(update={"num_codebooks": 4}))
 
 
 def speaking_model(config: TTSConfig, seed: int = 5) -> tuple[Arrays, Arrays]:
@@ -60,4 +66,4 @@ def save_model(folder: Path, config: TTSConfig | None = None) -> Path:
     return folder
 
 
-__all__ = ["continuing_config", "make_runner", "save_model", "speaking_model", "tiny_tokenizer", "voice"]
+__all__ = ["continuing_config", "late_codec", "make_runner", "save_model", "speaking_model", "tiny_tokenizer", "voice"]

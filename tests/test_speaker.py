@@ -15,7 +15,7 @@ from tests.speaking import continuing_config, save_model
 
 import slipstream
 from slipstream.data.wave import write_wave
-from slipstream.errors import CheckpointError, ConfigError
+from slipstream.errors import AudioError, CheckpointError, ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,9 @@ def test_a_model_that_continues_a_recording(tmp_path: Path) -> None:
         speech = speaker.say("fox", voice="me.wav")
         with pytest.raises(ConfigError, match="has one voice"):
             speaker.voice(["me.wav", "me.wav"])
+        write_wave(tmp_path / "brief.wav", noise_and_tones(0.1), 24_000)
+        with pytest.raises(AudioError, match=r"brief\.wav is too short for a voice: .* at least 0\.24 s"):
+            speaker.voice("brief.wav")
     assert [word.text for word in speech.words] == ["fox"]
     assert 0 <= speech.words[0].start < len(speech.samples) / 24_000
 

@@ -15,7 +15,7 @@ from slipstream.checkpoints.sources import Ref
 from slipstream.checkpoints.voices import VOICES, find_voice, read_embedding, voice_names
 from slipstream.engine.reading import Audio, SpeechOptions
 from slipstream.engine.speech import SpeechEngine, SpeechSession, SpeechSnapshot
-from slipstream.errors import BackendError, ConfigError
+from slipstream.errors import AudioError, BackendError, ConfigError
 from slipstream.events import Word
 from slipstream.model.config import SamplingConfig
 from slipstream.model.speech import SpeechRunner, Voice
@@ -122,7 +122,7 @@ class Speaker:
 
         Raises:
             CheckpointError: There is no such voice, or the file is not one of a voice.
-            AudioError: The recording cannot be decoded.
+            AudioError: The recording cannot be decoded, or is too short.
             ConfigError: The model has no dialogues.
         """
         if isinstance(name, Voice):
@@ -163,8 +163,11 @@ class Speaker:
         path = find_voice(name, config, self.voices, anywhere=anywhere)
         if config.speakers_by_condition:
             return replace(read_embedding(path), name=str(name))
-        codes = self._runner.encode(load(path, config.codec.sample_rate))
-        return Voice(str(name), prefix=codes[:, :-CUT_FRAMES])
+        codes = self._runner.encode(load(path, config.codec.sample_rate))[:, :-CUT_FRAMES]
+        if not codes.shape[1]:
+            least = (config.codec.blank_frames + CUT_FRAMES + 1) / config.codec.frame_rate
+            raise AudioError(f"{path} is too short for a voice: give 10 s of speech, and at least {least:g} s")
+        return Voice(str(name), prefix=codes)
 
     def open(
         self,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.models import whisper_codec_config
 from tests.train import world
 from typer.testing import CliRunner, Result
 
@@ -16,6 +17,8 @@ from slipstream.data.pack_codec import check_tokens
 from slipstream.data.packs import Pack
 from slipstream.data.wave import write_wave
 from slipstream.errors import BackendError, SlipstreamError
+from slipstream.nn.mimi import Mimi
+from slipstream.train.artifacts import export_codec
 from slipstream.train.launch import load_codec
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "sample.opus"
@@ -129,7 +132,14 @@ def test_a_pack_of_tokens_names_its_codec(tmp_path: Path) -> None:
     pack = Pack(tmp_path / "made")
     assert pack.codec is not None
     assert pack.codec.model == model
+    assert pack.codec.tail == 0
     check_tokens([pack], load_codec(model), model, 64)
+    export_codec(Mimi(whisper_codec_config()), tmp_path / "late")
+    assert _run("pack", manifest, "-o", tmp_path / "made", "--model", tmp_path / "late").exit_code == 0
+    late = Pack(tmp_path / "made")
+    assert late.codec is not None
+    assert late.codec.tail == 3  # so that its tokens hold the end of the recording
+    assert late.clips[0].length == 13 + 3
 
 
 def test_validation_reports_invalid_lines_and_silence(tmp_path: Path) -> None:

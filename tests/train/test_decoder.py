@@ -14,7 +14,6 @@ torch = pytest.importorskip("torch")
 from tests.models import codec_config, random_model, whisper_codec_config, with_decoder  # noqa: E402
 from tests.models import stt_config as small_config  # noqa: E402
 from tests.train import world  # noqa: E402
-from tests.train.test_tts import one_stream  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from slipstream.bundle import ModelBundle  # noqa: E402
@@ -28,9 +27,9 @@ from slipstream.nn.build import build_codec  # noqa: E402
 from slipstream.nn.mimi import Mimi  # noqa: E402
 from slipstream.train.artifacts import export_codec  # noqa: E402
 from slipstream.train.decoder import DecoderTask, start_decoder  # noqa: E402
-from slipstream.train.launch import load_codec, run_codec, run_tts  # noqa: E402
+from slipstream.train.launch import load_codec, run_codec  # noqa: E402
 from slipstream.train.loop import Trainer  # noqa: E402
-from slipstream.train.options import CodecRun, DecoderOptions, TTSRun, read_run  # noqa: E402
+from slipstream.train.options import CodecRun, DecoderOptions, read_run  # noqa: E402
 from slipstream.train.reconstruction import CropSampler  # noqa: E402
 
 TRANSFORMER = dict(codec_config().transformer.model_copy(update={"layer_scale": False}))
@@ -220,16 +219,6 @@ def test_the_run_in_configs_is_one() -> None:
     assert (config.decoder_stride, config.output_dim) == (2, 256)
     assert run.discriminator is not None
     assert run.discriminator.start < (run.run.steps or 0)
-
-
-def test_text_to_speech_on_late_tokens_is_refused(folder: Path, tmp_path: Path) -> None:
-    export_codec(Mimi(with_decoder(whisper_codec_config())), tmp_path / "codec")
-    lm = one_stream().lm.model_copy(update={"audio_vocab": 32})
-    model = {"codec": str(tmp_path / "codec"), "lm": lm}
-    data = {"packs": [folder / "pack"], "weights": DATASETS, "tokenizer": world.tokenizer(tmp_path)}
-    run = TTSRun.model_validate({"run": {"out": tmp_path / "run", "steps": 1}, "model": model, "data": data})
-    with pytest.raises(ConfigError, match=r"the tokens of this codec are 0.24 s late"):
-        run_tts(run, lambda line: None)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from tests.fakes import tiny_tokenizer, tokenizer_path
-from tests.speaking import continuing_config, make_runner, save_model, speaking_model
+from tests.speaking import continuing_config, late_codec, make_runner, save_model, speaking_model
 from tests.train.world import rows
 from typer.testing import CliRunner
 
@@ -21,6 +22,7 @@ from slipstream.arrays import IntArray
 from slipstream.checkpoints.kyutai_tts import dump_tts, parse_tts
 from slipstream.checkpoints.speech import read_speech, resolve_speech
 from slipstream.cli import train as train_cli
+from slipstream.data.pack_codec import codec_fingerprint
 from slipstream.data.packs import Clip, Pack, PackCodec, PackKind, write_pack
 from slipstream.data.speech_rows import SpeechBatch, SpeechSampler
 from slipstream.engine.reading import Reading, SpeechOptions
@@ -62,6 +64,10 @@ def one_codebook() -> TTSConfig:
     return config.model_copy(update={"lm": config.lm.model_copy(update={"depth": depth})})
 
 
+def late(lookahead: int = 4) -> TTSConfig:
+    return one_stream().model_copy(update={"codec": late_codec(lookahead)})
+
+
 CONFIGS = pytest.mark.parametrize("config", [two_streams(), one_stream()], ids=["two-streams", "one-stream"])
 
 
@@ -82,6 +88,15 @@ def pack(tmp_path: Path) -> Pack:
     kind = PackKind("tokens", 4, 12.5, SILENCE)
     write_pack(tmp_path / "pack", kind, [(codes(n), one) for n, one in enumerate(CLIPS)])
     return Pack(tmp_path / "pack")
+
+
+def late_pack(folder: Path, config: TTSConfig, clips: Sequence[Clip] = CLIPS) -> Pack:
+    """The same tokens, after those that hold no audio."""
+    blank = config.codec.blank_frames
+    made_with = PackCodec("c", codec_fingerprint(build_codec(config.codec, speaking_model(config)[1])), blank)
+    items = [(np.vstack([codes(9, blank), codes(n)]), one) for n, one in enumerate(clips)]
+    write_pack(folder, PackKind("tokens", 4, 12.5, SILENCE), items, codec=made_with)
+    return Pack(folder)
 
 
 def sampler_of(config: TTSConfig, pack: Pack, **data: object) -> SpeechSampler:
@@ -169,6 +184,29 @@ def test_audio_is_late_by_the_delays_and_begins_with_the_words(config: TTSConfig
         assert any(np.array_equal(heard, one) for one in expected)
 
 
+@pytest.mark.parametrize("cropped", [0.0, 1.0])
+@pytest.mark.parametrize(("lookahead", "sooner"), [(4, 0.0), (2, 0.04)])
+def test_late_tokens_are_moved_to_the_audio_that_they_hold(
+    lookahead: int, sooner: float, cropped: float, tmp_path: Path
+) -> None:
+    """Where the encoder is 1.5 frames late, frames begin half a frame after the recording: words are as much sooner."""
+    config = late(lookahead)
+    moved = [replace(one, words=tuple((w, a - sooner, b - sooner) for w, a, b in one.words)) for one in CLIPS]
+    write_pack(tmp_path / "p", PackKind("tokens", 4, 12.5, SILENCE), [(codes(n), one) for n, one in enumerate(moved)])
+    expected = sampler_of(one_stream(), Pack(tmp_path / "p"), crop={"read": cropped}).batch(0, 8)
+    found = sampler_of(config, late_pack(tmp_path / "late", config), crop={"read": cropped}).batch(0, 8)
+    for field in SpeechBatch.__slots__:
+        np.testing.assert_array_equal(getattr(found, field), getattr(expected, field))
+
+
+def test_a_pack_without_the_late_tokens_of_the_ends_is_refused(pack: Pack, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"lacks the ends .* 0\.24 s late: make it again with `slipstream data pack"):
+        sampler_of(late(), pack)
+    sampler = sampler_of(late(), late_pack(tmp_path / "late", late()))
+    with pytest.raises(ConfigError, match="lacks the ends"):
+        sampler.held_out([pack])
+
+
 def recording_generator(lm: LM, batch: SpeechBatch, guidance: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores of text `[B, T, V]` and audio `[B, K, T, V]` from steps in which each token is the row's."""
     scores: list[list[torch.Tensor]] = []
@@ -246,8 +284,10 @@ def toml(folder: Path, config: TTSConfig, **more: Any) -> Path:
     return path
 
 
-@CONFIGS
+@pytest.mark.parametrize("config", [two_streams(), one_stream(), late()], ids=["two-streams", "one-stream", "late"])
 def test_a_model_learns_two_recordings_and_speaks_them(config: TTSConfig, pack: Pack, tmp_path: Path) -> None:
+    if config.codec.blank_frames:
+        late_pack(pack.folder, config)
     folder = run_tts(read_run(toml(tmp_path, config), TTSRun), lambda line: None)
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in log if "loss" in line]

@@ -220,7 +220,7 @@ def pack(
     recordings = chain([] if first is None else [first], wanted)
     if model is not None:
         codec = load_codec(model)
-        made_with = PackCodec(model, codec_fingerprint(codec))
+        made_with = PackCodec(model, codec_fingerprint(codec), codec.config.blank_frames)
         count = write_pack(out, *token_items(recordings, codec, device, left_out), codec=made_with)
     elif config is not None:
         count = write_pack(out, *mel_items(recordings, mel_config(config), on_error=left_out))

@@ -51,8 +51,12 @@ def sample_items(
 def token_items(
     recordings: Iterable[Recording], codec: Mimi, device: str = "cpu", on_error: LeftOut | None = None
 ) -> tuple[PackKind, Iterator[tuple[npt.NDArray[np.int64], Clip]]]:
-    """The kind and content of a pack of codec tokens, for `write_pack`."""
+    """The kind and content of a pack of codec tokens, for `write_pack`.
+
+    A recording that is encoded by a late encoder is followed by silence, so that its tokens hold all of it.
+    """
     config: CodecConfig = codec.config
+    tail = config.blank_frames * config.frame_samples
     codec = codec.eval().to(device)
 
     @torch.inference_mode()
@@ -61,10 +65,13 @@ def token_items(
         tokens: npt.NDArray[np.int64] = codes[0].T.cpu().numpy()
         return tokens
 
+    def item(recording: Recording) -> tuple[npt.NDArray[np.int64], Clip]:
+        return encode(np.pad(load(recording.audio, config.sample_rate), (0, tail))), _clip(recording)
+
     # The codec has a context of some seconds: only a long silence ends with the tokens of silence.
     silence = encode(np.zeros(10 * config.sample_rate, np.float32))[-1]
     kind = PackKind("tokens", config.num_codebooks, config.frame_rate, tuple(map(float, silence)))
-    return kind, each(recordings, lambda r: (encode(load(r.audio, config.sample_rate)), _clip(r)), on_error)
+    return kind, each(recordings, item, on_error)
 
 
 def _clip(recording: Recording) -> Clip:

@@ -63,10 +63,14 @@ class PackKind:
 
 @dataclass(frozen=True, slots=True)
 class PackCodec:
-    """The codec that made the tokens of a pack: the name or folder of its model, and `codec_fingerprint`."""
+    """The codec that made the tokens of a pack: the name or folder of its model, and `codec_fingerprint`.
+
+    `tail`: frames of silence that were encoded after each recording, for an encoder whose tokens are late.
+    """
 
     model: str
     fingerprint: str
+    tail: int = 0
 
 
 class Pack:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 
 import numpy as np
 
 from slipstream.arrays import BoolArray, FloatArray, IntArray
 from slipstream.data.packs import Clip, Pack
-from slipstream.data.rows import RowOptions, Sampler
+from slipstream.data.rows import HOW_TO_PACK, RowOptions, Sampler
 from slipstream.errors import ConfigError
 from slipstream.events import Word
 from slipstream.model.numerics import NO_TOKEN, UNGENERATED
@@ -77,6 +77,8 @@ class SpeechSampler(Sampler):
 
     A row holds as many recordings of one dataset, language and speaker as fit, with pauses between them. One without a
     speaker is alone in its row.
+
+    Tokens of a late encoder are moved to the audio that they hold: those before the first audio are left out.
     """
 
     def __init__(
@@ -117,10 +119,24 @@ class SpeechSampler(Sampler):
         return f"{too_long}; `slipstream data cut` cuts them at pauses" if clip.length > room else None
 
     def _admit_all(self, packs: Sequence[Pack]) -> None:
+        late = self.config.codec.blank_frames
+        for pack in packs:
+            if (pack.codec.tail if pack.codec else 0) < late:
+                raise ConfigError(
+                    f"{pack.folder} lacks the ends of its recordings, because the tokens of this codec are "
+                    f"{late / self.kind.rate:g} s late: make it again with {HOW_TO_PACK['tokens']}"
+                )
         super()._admit_all(packs)
         self._voices: dict[tuple[str, str, str], list[tuple[Pack, Clip]]] = defaultdict(list)
         for pack, clip in (drawn for pool in self._pools.values() for drawn in pool):
             self._voices[clip.dataset, clip.language, clip.speaker].append((pack, clip))
+
+    def _admit(self, pack: Pack, clip: Clip) -> None:
+        codec = self.config.codec
+        first = codec.first_sample / codec.sample_rate
+        words = tuple((text, start - first, end - first) for text, start, end in clip.words)
+        late = codec.blank_frames
+        super()._admit(pack, replace(clip, start=clip.start + late, length=clip.length - late, words=words))
 
     def _following(self, clip: Clip, room: int, rng: np.random.Generator) -> tuple[Pack, Clip] | None:
         """A recording that continues a row after `clip`, of at most `room` frames."""

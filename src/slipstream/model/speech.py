@@ -102,5 +102,8 @@ class SpeechRunner(Protocol):
         ...
 
     def encode(self, pcm_S: FloatArray) -> IntArray:
-        """Encode a recording, whole: codes `[K, T]`. Safe in any thread."""
+        """Encode a recording: codes `[K, T]` of its frames. Safe in any thread.
+
+        With a late encoder, the last frames are missing: their codes depend on audio after the recording.
+        """
         ...

@@ -132,11 +132,6 @@ def _tokenizer_of(start: str) -> Path:
 
 
 def _check_trainable(config: TTSConfig) -> None:
-    if late := config.codec.delay_frames / config.codec.frame_rate:
-        raise ConfigError(
-            f"the tokens of this codec are {late:g} s late, because its encoder looks ahead: text to speech needs a "
-            "codec without such a delay, such as that of kyutai/stt-1b-en_fr"
-        )
     if config.multistream or any(c.fuse == "cross" for c in config.lm.conditioners):
         raise ConfigError(
             "a model with voices by embeddings (cross-attention), or with the codebooks of two speakers, cannot be "

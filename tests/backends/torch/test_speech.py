@@ -7,7 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tests.speaking import continuing_config, make_runner, tiny_tokenizer, voice  # noqa: E402
+from tests.models import noise_and_tones  # noqa: E402
+from tests.speaking import continuing_config, late_codec, make_runner, tiny_tokenizer, voice  # noqa: E402
 
 from slipstream.engine.reading import Audio, Reading, SpeechOptions  # noqa: E402
 from slipstream.errors import ConfigError  # noqa: E402
@@ -16,7 +17,8 @@ from slipstream.nn.sampling import row_noise  # noqa: E402
 from slipstream.testing import small_tts_config  # noqa: E402
 
 TEXTS = ["the fox", 'sea <break time="0.2s"/> sea', "l'été"]
-CONFIGS = {"voices": small_tts_config(), "recordings": continuing_config()}
+LATE = continuing_config().model_copy(update={"codec": late_codec()})
+CONFIGS = {"voices": small_tts_config(), "recordings": continuing_config(), "a late encoder": LATE}
 
 
 class Batch:
@@ -163,6 +165,16 @@ def test_noise_of_a_row_is_exponential_and_does_not_depend_on_the_batch() -> Non
     assert abs(float(noise.var()) - 1) < 0.05
     assert abs(float(torch.corrcoef(noise[:2])[0, 1])) < 0.1
     assert not row_noise(seeds, counts + 1, 2000).equal(noise)
+
+
+def test_codes_of_a_recording_are_those_of_its_own_frames() -> None:
+    """The tokens of a late encoder belong to earlier frames, and the last of them to audio that is not there."""
+    runner = make_runner(LATE)
+    pcm_S = noise_and_tones(20 * 0.08)
+    with torch.inference_mode():
+        codes, _ = runner.codec.encode(torch.from_numpy(pcm_S)[None], None, 4)
+    assert runner.encode(pcm_S).tolist() == codes[0, :, 3:].tolist()
+    assert runner.encode(pcm_S[: 16 * 1920]).tolist() == codes[0, :, 3:16].tolist()
 
 
 @pytest.mark.parametrize(

@@ -159,10 +159,10 @@ class TorchSpeechRunner:
         self._step_B[slot] = state.step
 
     def encode(self, pcm_S: FloatArray) -> IntArray:
-        """Encode a recording, whole."""
+        """Encode a recording; see `SpeechRunner.encode`."""
         with torch.inference_mode():
             codes, _ = self.codec.encode(torch.from_numpy(pcm_S)[None].to(self.device), None, self.codebooks)
-        return codes[0].cpu().numpy()
+        return codes[0, :, self.config.codec.blank_frames :].cpu().numpy()
 
     def _check(self, slot: int) -> None:
         if not 0 <= slot < self.slots:
