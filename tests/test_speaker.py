@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import wave
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from tests.models import noise_and_tones
 from tests.speaking import continuing_config, save_model
 
 import slipstream
+from slipstream.checkpoints.tensors import write_tensors
 from slipstream.data.wave import write_wave
+from slipstream.engine.reading import SpeechOptions
+from slipstream.engine.speech import SpeechEngine
 from slipstream.errors import AudioError, CheckpointError, ConfigError
 
 
@@ -61,6 +65,25 @@ def test_names_of_voices(speaker: slipstream.Speaker, folder: Path, tmp_path: Pa
         speaker.voice(tmp_path / "voice.wav")
     with pytest.raises(CheckpointError, match="has no tensor speaker_wavs"):
         speaker.voice(folder / "mimi.safetensors")
+    write_tensors(tmp_path / "nan.safetensors", {"speaker_wavs": np.full((1, 8, 6), np.nan, np.float32)})
+    with pytest.raises(CheckpointError, match=r"nan\.safetensors: .* not finite"):
+        speaker.voice(tmp_path / "nan.safetensors")
+    with pytest.raises(ConfigError, match="voice has no names"):
+        speaker.say("fox", voice=[])  # style: allow
+
+
+def test_a_text_is_read_to_its_end(speaker: slipstream.Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[SpeechOptions] = []
+
+    def open_(voice: None, options: SpeechOptions, **more: object):
+        opened.append(options)
+        return SpeechEngine.open(speaker.engine, voice, options, **more)
+
+    monkeypatch.setattr(speaker.engine, "open", open_)
+    speaker.say("fox")  # style: allow
+    assert opened[0] == SpeechOptions(max_seconds=math.inf)
+    cut = speaker.say("the quick brown fox jumps", options=SpeechOptions(max_seconds=0.4))  # style: allow
+    assert len(cut.samples) == 5 * 1920
 
 
 def test_a_model_that_continues_a_recording(tmp_path: Path) -> None:

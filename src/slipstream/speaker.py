@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 import wave
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,11 +55,17 @@ class Speech:
         Args:
             path: Where to write.
         """
-        with wave.open(str(path), "wb") as out:
+        Path(path).write_bytes(self.to_wav())
+
+    def to_wav(self) -> bytes:
+        """Return a WAV file of 16 bits."""
+        file = io.BytesIO()
+        with wave.open(file, "wb") as out:
             out.setnchannels(1)
             out.setsampwidth(2)
             out.setframerate(self.sample_rate)
             out.writeframes(to_pcm16(self.samples))
+        return file.getvalue()
 
 
 def to_pcm16(samples: FloatArray) -> bytes:
@@ -129,6 +137,8 @@ class Speaker:
             return name
         if not isinstance(name, str | Path):
             parts = [self.voice(one) for one in name]  # type: ignore[union-attr]
+            if not parts:
+                raise ConfigError("voice has no names: give one, or None")
             if not all(part.embeddings for part in parts):
                 raise ConfigError("this model has one voice: it continues a recording")
             embeddings = tuple(embedding for part in parts for embedding in part.embeddings)
@@ -209,7 +219,7 @@ class Speaker:
         Args:
             text: The text, or the turns of a dialogue. `<break time="0.5s"/>` is a pause, of 60 s at most.
             voice: As for `open`.
-            options: How the text is read.
+            options: How the text is read. By default the audio is as long as the text needs.
 
         Returns:
             The audio, and the time of each word.
@@ -217,7 +227,7 @@ class Speaker:
         Raises:
             SlipstreamError: As for `open`.
         """
-        with self.open(voice, options) as session:
+        with self.open(voice, options or SpeechOptions(max_seconds=math.inf)) as session:
             turns = [text] if isinstance(text, str) else list(text)
             for turn in turns:
                 session.feed(turn)

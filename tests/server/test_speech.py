@@ -102,6 +102,7 @@ def test_events_of_openai(server: Running) -> None:
         ({"input": ""}, None, "input"),
         ({"input": "x" * 5000}, None, "input"),
         ({}, None, "lacks input"),
+        ({"input": " ( : )\n", "voice": "ann"}, "input", "input has no word to speak"),
         ({"input": TEXT, "voice": "carl"}, "voice", "unknown voice 'carl'"),
         ({"input": TEXT, "voice": "../ann"}, "voice", "unknown voice"),
         ({"input": TEXT, "voice": "/etc/passwd"}, "voice", "unknown voice"),

@@ -72,4 +72,7 @@ def read_embedding(path: Path) -> Voice:
     found = read_tensors(path).get(SPEAKER_CONDITION)
     if found is None or found.ndim != 3 or len(found) != 1:
         raise CheckpointError(f"{path} has no tensor {SPEAKER_CONDITION} of shape [1, width, frames]")
-    return Voice(path.name, embeddings=(np.asarray(found[0], np.float32),))
+    embedding = np.asarray(found[0], np.float32)
+    if not np.isfinite(embedding).all():
+        raise CheckpointError(f"{path}: the tensor {SPEAKER_CONDITION} has numbers that are not finite")
+    return Voice(path.name, embeddings=(embedding,))

@@ -37,12 +37,19 @@ def has_text(path: Path, format: Format) -> bool:
         return False
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write a file completely or not at all. Raises `OutputError` when the disk is full or read-only."""
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file completely or not at all. Raises `OutputError` when the disk is full or read-only.
+
+    A device or a named pipe is written to, not replaced.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_bytes(data)
         unfinished.replace(path)
     except OSError as error:
         with suppress(OSError):

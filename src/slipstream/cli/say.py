@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from slipstream.audio.suffixes import audio_suffixes
 from slipstream.cli.options import Device
+from slipstream.cli.output import write_file
 
 
 def say(
@@ -44,11 +47,17 @@ def say(
 ) -> None:
     """Convert text to speech, with the time of each word."""
     from slipstream.engine.reading import SpeechOptions
+    from slipstream.model.script import readable
     from slipstream.speaker import load_speaker
 
+    _check_output(output)
     if text == "-":
-        text = sys.stdin.read()
-    if not text.strip():
+        text = "" if sys.stdin is None else sys.stdin.buffer.read().decode("utf-8-sig", "surrogateescape")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise typer.BadParameter("the text is not UTF-8", param_hint="TEXT") from error
+    if not readable(text).strip():
         raise typer.BadParameter("there is no text", param_hint="TEXT")
     dialogue = voice is not None and len(voice) > 1
     turns = [line for line in text.splitlines() if line.strip()] if dialogue else [text]
@@ -56,9 +65,22 @@ def say(
         model, device=device, voices=voices, guidance=guidance, codebooks=codebooks, temperature=temperature
     ) as speaker:
         chosen = None if not voice else (voice if dialogue else voice[0])
-        speech = speaker.say(turns, chosen, SpeechOptions(seed=seed))
-    speech.save(output)
+        speech = speaker.say(turns, chosen, SpeechOptions(seed=seed, max_seconds=math.inf))
+    write_file(output, speech.to_wav())
     if words:
         for word in speech.words:
             line = {"text": word.text, "start": round(word.start, 3), "end": round(word.end, 3)}
             typer.echo(json.dumps(line, ensure_ascii=False))
+
+
+def _check_output(path: Path) -> None:
+    """Raise an error of usage before the model is loaded, for an output that cannot be a WAV file."""
+    problem = None
+    if str(path) == "-":
+        problem = "the audio is written to a file, not to standard output"
+    elif path.is_dir():
+        problem = f"{path} is a folder"
+    elif path.suffix.lower() in audio_suffixes() - {".wav", ".wave"}:
+        problem = f"{path} would be a WAV file: name it {path.with_suffix('.wav')}"
+    if problem is not None:
+        raise typer.BadParameter(problem, param_hint="--output")

@@ -182,6 +182,8 @@ def test_codes_of_a_recording_are_those_of_its_own_frames() -> None:
     [
         ({"guidance": 3.0}, "this model takes 1.0, 2.0"),
         ({"codebooks": 5}, "this model has up to 4"),
+        ({"codebooks": 1}, "this model has up to 4, and needs 2"),
+        ({"config": continuing_config(), "guidance": float("nan")}, "guidance=nan: expected a finite number"),
     ],
 )
 def test_settings_that_the_model_does_not_have(options, message) -> None:

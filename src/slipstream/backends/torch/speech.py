@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -73,7 +74,10 @@ class TorchSpeechRunner:
         if config.multistream:
             raise ConfigError("models with the codebooks of two speakers (multistream) cannot be run here")
         if not config.codec.num_semantic < self.codebooks <= config.lm.depth.num_codebooks:
-            raise ConfigError(f"codebooks={codebooks}: this model has up to {config.lm.depth.num_codebooks}")
+            least, most = config.codec.num_semantic + 1, config.lm.depth.num_codebooks
+            raise ConfigError(f"codebooks={codebooks}: this model has up to {most}, and needs {least}")
+        if not math.isfinite(guidance):
+            raise ConfigError(f"guidance={guidance}: expected a finite number")
         self.codec, self.lm = codec.eval().requires_grad_(False), lm.eval().requires_grad_(False)
         self.device = lm.text_linear.weight.device
         self._voice_frames, self._bonus = voice_frames, padding_bonus

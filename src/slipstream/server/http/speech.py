@@ -20,6 +20,7 @@ from slipstream.connections.access import Access
 from slipstream.dialects.texts import parse_json
 from slipstream.engine.reading import Audio, SpeechEvent
 from slipstream.errors import AudioError, ConfigError, Overloaded, TextError
+from slipstream.model.script import readable
 from slipstream.schema import Section, parse
 from slipstream.server.http.requests import Guarded
 from slipstream.server.speaking import AnySession, AnySpeaker
@@ -53,6 +54,8 @@ def speech_routes(speaker: AnySpeaker | None, access: Access) -> list[BaseRoute]
         if speaker is None:
             raise UploadError(404, "this server has no text to speech: start it with --speech MODEL")
         asked = await _parse(request)
+        if not readable(asked.input).strip():
+            raise UploadError(400, "input has no word to speak", "input")
         name = asked.voice.get("id") if isinstance(asked.voice, dict) else asked.voice
         ready, loop = asyncio.Event(), asyncio.get_running_loop()
 
