@@ -62,7 +62,7 @@ class Reading:
         config = runner.config
         self.voice, self.options = voice, options
         self._rate = config.codec.frame_rate
-        self._delay_steps, self._latency = config.delay_steps, runner.latency_steps
+        self._latency = runner.latency_steps
         self._lookahead = config.second_stream_ahead
         ids = TokenIds(card=config.lm.text_vocab + 1)
         self._machine = ScriptMachine(ids, self._lookahead, options.max_padding, options.initial_padding)

@@ -20,7 +20,6 @@ from slipstream.backends.onnx.transformer import (
     linear,
     norm,
     pad_heads,
-    pad_out_proj,
     padded_head_dim,
 )
 from slipstream.model.config import LMConfig
@@ -87,7 +86,7 @@ class _Parts:
         return self._linear(x, [self._weight(name)], self._bias(name))
 
     def out_proj(self, x: str, name: str) -> str:
-        return self._linear(x, [pad_out_proj(self._weight(name), self.config)], self._bias(name))
+        return self._linear(x, [pad_heads(self._weight(name), self.config, axis=1)], self._bias(name))
 
     def heads(self, x: str, names: list[str]) -> list[str]:
         """Several layers over one input, each `[..., H * d]`. Those of keys have no bias."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from onnxruntime import InferenceSession
 
 from slipstream.arrays import BoolArray, FloatArray
 from slipstream.backends.onnx.codec import codec_model
-from slipstream.backends.onnx.graph import Array
+from slipstream.backends.onnx.graph import Array, Model
 from slipstream.backends.onnx.inference import open_session, physical_cores
 from slipstream.backends.onnx.lm import lm_model
 from slipstream.backends.onnx.sampling import candidates, logprob, pick, steered
@@ -71,19 +72,14 @@ class OnnxRunner(BaseRunner):
         K = config.lm.num_codebooks
         threads = physical_cores() if threads is None else threads
 
-        def open_codec() -> InferenceSession:
-            if isinstance(codec, Path):
-                return open_session(codec, threads=threads)
-            return open_session(codec_model(config.codec, codec, num_codebooks=K, quantize=quantize), threads=threads)
+        def open_part(part: Weights | Path, graph: Callable[[Weights], Model]) -> InferenceSession:
+            return open_session(part if isinstance(part, Path) else graph(part), threads=threads)
 
-        def open_lm() -> InferenceSession:
-            if isinstance(lm, Path):
-                return open_session(lm, threads=threads)
-            return open_session(lm_model(config.lm, lm, config.condition_values, quantize=quantize), threads=threads)
-
+        codec_graph = partial(codec_model, config.codec, num_codebooks=K, quantize=quantize)
+        lm_graph = partial(lm_model, config.lm, condition=config.condition_values, quantize=quantize)
         with ThreadPoolExecutor(1) as pool:  # each expands and packs its weights
-            opening = pool.submit(open_codec)
-            lm_session = open_lm()
+            opening = pool.submit(open_part, codec, codec_graph)
+            lm_session = open_part(lm, lm_graph)
             codec_session = opening.result()
         self.codec = CodecStreams(config.codec, codec_session, slots, K)
         self.lm = text_streams(config.lm, lm_session, slots, self.codec.codes_BK)

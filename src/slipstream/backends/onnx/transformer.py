@@ -37,22 +37,19 @@ def padded_head_dim(config: TransformerConfig) -> int:
     return -(-config.head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
 
 
-def pad_heads(rows: Weight, config: TransformerConfig) -> Weight:
-    """Add zeros to each head of the output of a linear layer, weight or bias: `[heads * head_dim, ...]`."""
-    if config.head_dim == padded_head_dim(config):
-        return rows
-    heads = float32(rows).reshape(-1, config.head_dim, *rows.shape[1:])
-    width = [(0, 0)] * heads.ndim
-    width[1] = (0, padded_head_dim(config) - config.head_dim)
-    return np.pad(heads, width).reshape(-1, *rows.shape[1:])
+def pad_heads(weight: Weight, config: TransformerConfig, axis: int = 0) -> Weight:
+    """Add zeros to each head of a weight or bias, along the axis of size heads * head_dim.
 
-
-def pad_out_proj(weight: Weight, config: TransformerConfig) -> Weight:
-    """The weight of a linear layer that reads padded heads."""
-    if config.head_dim == padded_head_dim(config):
+    Axis 0 is the output of a linear layer, axis 1 its input.
+    """
+    padding = padded_head_dim(config) - config.head_dim
+    if padding == 0:
         return weight
-    padded: Array = np.asarray(pad_heads(np.asarray(weight).T, config)).T
-    return padded
+    before, after = weight.shape[:axis], weight.shape[axis + 1 :]
+    heads = float32(weight).reshape(*before, -1, config.head_dim, *after)
+    width = [(0, 0)] * heads.ndim
+    width[axis + 1] = (0, padding)
+    return np.pad(heads, width).reshape(*before, -1, *after)
 
 
 def float32(array: Weight) -> Array:
@@ -98,7 +95,7 @@ def transformer(
         qk, v = graph.split(qkv, [2 * width, width])
         q, k = graph.split(rope.rotate(qk), [width, width])
         y = attend(graph, i, q, k, v)
-        y = linear(graph, y, pad_out_proj(layer["attn.out_proj.weight"], config), bits=bits)
+        y = linear(graph, y, pad_heads(layer["attn.out_proj.weight"], config, axis=1), bits=bits)
         x_BTD = graph.op("Add", x_BTD, _scale(graph, y, layer.get("scale1")))
         h = norm(graph, x_BTD, layer, "norm2", config)
         y = feed_forward(graph, h, layer, config, bits)
