@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def measure(given: argparse.Namespace) -> dict[str, object]:
-    """Train as asked for, and measure before and after."""
+    """Train with the given options, and measure before and after."""
     bundle = ModelBundle.resolve(given.model)
     checkpoint, packs = bundle.checkpoint(), [Pack(path) for path in given.pack]
     vocabulary = given.tokenizer or bundle.sources.tokenizer

@@ -1,6 +1,6 @@
 """Abuse of a live server during honest use: `python -m benchmarks.chaos --sessions 2000 --minutes 3`.
 
-A server in a process of its own is visited by clients that vanish, fall silent, send garbage, speak out of turn or
+Clients connect to a server in a separate process, and vanish, stop sending, send garbage, send messages out of order or
 after the end, send giants, bombs or waste, never read, flood, or hang up in mid-word. At the same time honest clients
 transcribe recordings again and again, and must get, word for word, what a solo run gets. In the end every slot must be
 free, the server's memory flat, and its error log empty. The model is the tests' ScriptRunner, whose words follow from

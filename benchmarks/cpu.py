@@ -8,7 +8,7 @@
     python -m benchmarks.cpu idle                                 # what a waiting runner costs
 
 In `step`, `logits` and `idle` weights are random: the time of a step does not depend on them. In `step` each contender
-has a process of its own, and they take turns, a few frames each, so that whatever else the machine does falls on all of
+has its own process, and they alternate, a few frames each, so that whatever else the machine does falls on all of
 them. Ours run with every cache full, the case of a stream longer than the model's context. On a machine with other work
 to do, `chrt -f 1 python -m benchmarks.cpu step --rest 0.1` holds that off while a frame is timed.
 """
@@ -109,7 +109,7 @@ def compare_speed(model: str, contenders: list[str], frames: int, rest: float, a
 
 
 class Contender:
-    """One implementation in a process of its own, which runs frames on request."""
+    """One implementation in a separate process, which runs frames on request."""
 
     def __init__(self, name: str, model: str) -> None:
         self.name = name

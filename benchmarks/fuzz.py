@@ -7,7 +7,7 @@ the messages. A decoder may answer with commands or with `ProtocolError`, and ma
 it, and fails the run.
 
 `--workers N` sends the inputs to a live server with N worker processes instead (0: in one process), each on a
-connection of its own. The server must log no error, lose no process and free every slot.
+separate connection. The server must log no error, lose no process and free every slot.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def fuzz_server(inputs: int, seed: int, workers: int) -> int:
 
 
 def send(name: str, case: Any, target: Target) -> str:
-    """Send one input on a connection of its own, and read until the server closes it. Returns how that ended."""
+    """Send one input on a new connection, and read until the server closes it. Returns how that ended."""
     try:
         if name == "forms":
             kind, pieces = case

@@ -279,7 +279,7 @@ async def drive_in_lockstep(port: int, sessions: int, frames: int, server: int) 
 
 
 async def send_in_real_time(clients: Sequence[Client]) -> None:
-    """Every client its frame every 80 ms, each at a phase of its own."""
+    """Send a frame to every client every 80 ms, each at a different phase."""
     phases = random.Random(0)
     order = sorted((phases.uniform(0, FRAME_SECONDS), number) for number in range(len(clients)))
     began = time.perf_counter()

@@ -1,6 +1,6 @@
 """What clients and a supervisor see of a model that fails or hangs: `python -m benchmarks.model_failures`.
 
-Four streams send 80 ms of audio every 80 ms to a server in a process of its own, whose model raises an error, or waits
+Four streams send 80 ms of audio every 80 ms to a server in a separate process, whose model raises an error, or waits
 forever, in its 50th step. Seconds from that step: `closed` until the streams are closed, `exit` to the end of the
 process, `503` until `/healthz` reports it. `SIGTERM`: seconds from the signal, sent once `/healthz` reports it.
 """

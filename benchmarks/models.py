@@ -60,7 +60,7 @@ SMALL = STTConfig(
 
 
 class RandomWeights(Mapping[str, np.ndarray]):
-    """Random tensors, made each time one is asked for: a model of billions is never in memory as a whole."""
+    """Random tensors, made each time one is read: a model of billions is never in memory as a whole."""
 
     def __init__(self, shapes: Shapes) -> None:
         self.shapes = shapes

@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 
-os.environ.setdefault("NO_TORCH_COMPILE", "1")  # moshi would compile its norms on CUDA: a matter of its own settings
+os.environ.setdefault("NO_TORCH_COMPILE", "1")  # without this, moshi compiles its norms on CUDA
 
 import torch
 from benchmarks.common import Step, moshi_lm_arguments, race

@@ -75,7 +75,7 @@ def test_a_folder_gives_the_models_own_defaults(folder: Path) -> None:
     assert stream.calibration == CALIBRATION
 
 
-def test_an_uncalibrated_model_differs_in_nothing_else(folder: Path) -> None:
+def test_an_uncalibrated_model_is_otherwise_equal(folder: Path) -> None:
     bundle = ModelBundle.resolve(folder)
     plain = bundle.uncalibrated()
     assert plain.stream_format().calibration is None

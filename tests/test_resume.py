@@ -379,7 +379,7 @@ def test_partial_words_are_not_repeated(server) -> None:
     assert all(event.start > 0.5 for event in events if isinstance(event, PartialWord))
 
 
-def test_a_tape_returns_what_was_appended() -> None:
+def test_a_tape_returns_the_appended_audio() -> None:
     tape = Tape()
     for start in range(0, 100, 10):
         tape.append(np.arange(start, start + 10, dtype=np.float32))

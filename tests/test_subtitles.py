@@ -82,7 +82,7 @@ def test_a_layout_limits_columns_lines_and_words() -> None:
 
 
 @pytest.mark.parametrize("fields", [{"max_line_width": 1}, {"max_line_count": 0}, {"max_words": 0}])
-def test_a_layout_of_nothing_is_an_error(fields: dict[str, int]) -> None:
+def test_a_layout_below_its_minimum_is_an_error(fields: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(fields))}=.: must be at least"):
         SubtitleLayout(**fields)
     with pytest.raises(ConfigError, match="must be at least"):

@@ -102,7 +102,7 @@ def test_words_outside_any_turn_are_written_too() -> None:
     assert transcript(spoken("one two three"), [Turn(0.3, 0.6)]).to_txt() == "one\ntwo three\n"
 
 
-def test_json_has_what_is_known_of_languages_and_omissions() -> None:
+def test_json_has_languages_and_omissions_if_they_are_known() -> None:
     words = (Word("oui", 0.0, 1.0, 1.0, 0.25, "fr", 0.75), Word("no", 1.0, 2.0, 1.0, 0.0, "en", 0.5))
     transcript = Transcript((*words, words[0]), (Turn(0.0, 2.0, "fr", 0.6),), 2.0, "m", 0.5)
     body = json.loads(transcript.to_json())

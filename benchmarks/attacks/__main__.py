@@ -1,9 +1,9 @@
 """What an attack does to everyone else: `python -m benchmarks.attacks` runs them all, `... pings 'upload_*'` some.
 
-Each attack gets a fresh server in a process of its own, whose model costs `--step-ms` a step. Well-behaved clients
+Each attack gets a new server in a separate process, whose model costs `--step-ms` a step. Well-behaved clients
 stream 80 ms of audio every 80 ms and `/healthz` is polled, first without the attack, then with it. Latencies in ms: of
 a stream from the write of a frame to the arrival of its `Step`, of `/healthz` from connect to the end of the answer,
-on the attacked port. `--wide` adds the metrics port, which has a listening socket and connections of its own, medians,
+on the attacked port. `--wide` adds the metrics port, which has its own listening socket and connections, medians,
 the highest values, and the steps that were lost.
 Memory in MiB: before the attack, its peak, and at the end. `leaked`: slots in use when all clients have gone.
 `--workers N`: the server has N worker processes; memory is that of all its processes, where shared pages count once for

@@ -57,7 +57,7 @@ def too_many_connections(target: Target) -> None:
 
 
 def _hold(target: Target, begun: bytes, count: int) -> None:
-    """Hold connections from an address of its own, so that the limit per address is the attacker's alone."""
+    """Hold connections from a separate address, so that the limit per address is the attacker's alone."""
     held: list[socket.socket] = []
     try:
         while target.running:

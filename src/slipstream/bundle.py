@@ -106,7 +106,7 @@ class ModelBundle:
 
     @cached_property
     def turns(self) -> TurnOptions:
-        """When a turn ends, for sessions that set nothing of their own."""
+        """When a turn ends, for sessions without their own `TurnOptions`."""
         return TurnOptions.of(self.config)
 
     @cached_property

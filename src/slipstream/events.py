@@ -28,7 +28,7 @@ class Word:
             the probability that one of the pads in between should have been a word, by the pads' own probabilities.
         language: Its language, as a code of ISO 639-1; None where the session was given no languages.
         language_confidence: The probability of that language among those of the session.
-        alternatives: Other texts that it may be, the most likely first, if the session asked for them.
+        alternatives: Other texts that it may be, the most likely first, if the session requested them.
     """
 
     text: str
@@ -138,7 +138,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The model's text of the last frames, for a session that asks for it (`slipstream.engine.history`).
+    """The model's text of the last frames, for a session that requests it (`slipstream.engine.history`).
 
     Args:
         end: Number of the frame after them.

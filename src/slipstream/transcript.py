@@ -232,7 +232,7 @@ def likely_texts(words: Sequence[Word], most: int) -> list[tuple[Word, ...]]:
     compared. The confidence of an alternative is that of the word, times the ratio of their shares.
 
     Args:
-        words: Words, with the alternatives of a session that asked for them.
+        words: Words, with the alternatives if the session requested them.
         most: Texts to return; there are fewer where the model was in no doubt.
     """
     ranked: list[tuple[float, tuple[Word, ...]]] = [(1.0, ())]

@@ -40,7 +40,7 @@ from slipstream.errors import AudioError
         ("film.mp4", "aac", 48_000, "mpeg4"),
     ],
 )
-def test_decodes_what_ffmpeg_reads(tmp_path: Path, name: str, codec: str, rate: int, video: str) -> None:
+def test_decodes_formats_that_ffmpeg_reads(tmp_path: Path, name: str, codec: str, rate: int, video: str) -> None:
     path = write_encoded(tmp_path / name, codec, tones(2.0, rate), rate, video)
 
     samples = audio.load(path)

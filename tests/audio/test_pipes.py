@@ -57,7 +57,7 @@ def test_a_fifo_is_decoded_like_its_file(tmp_path: Path, suffix: str, codec: str
         np.testing.assert_array_equal(audio.load(pipe), audio.load(file))
 
 
-def test_audio_comes_before_the_pipe_ends() -> None:
+def test_audio_is_decoded_before_the_pipe_ends() -> None:
     read_end, write_end = os.pipe()
     with os.fdopen(read_end, "rb") as reader, os.fdopen(write_end, "wb", buffering=0) as writer:
         pieces = audio.decode(reader, raw=audio.RawFormat("pcm_s16le", audio.SAMPLE_RATE))
@@ -92,7 +92,7 @@ def test_wav_files_one_after_the_other_in_a_pipe(tmp_path: Path, caplog: pytest.
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
-def test_probing_consumes_nothing(tmp_path: Path) -> None:
+def test_probing_does_not_read_the_audio(tmp_path: Path) -> None:
     data = write_wav(tmp_path / "a.wav", tones(1.0, 16_000), 16_000).read_bytes()
     with fed(tmp_path / "pipe", data) as pipe:
         with pytest.raises(AudioError, match="is a pipe"):

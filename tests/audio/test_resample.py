@@ -66,7 +66,7 @@ def test_a_drained_stream_continues_as_without(rates: tuple[int, int], channels:
     np.testing.assert_array_equal(got_CS[:, same], expected_CS[:, same])
 
 
-def test_audio_that_comes_next_may_be_drained_with_the_rest() -> None:
+def test_the_next_audio_may_be_drained_with_the_rest() -> None:
     for rate in (16_000, 24_000):
         samples_CS = tones(1.0, rate)
         stream, whole = Resampler(rate), Resampler(rate)

@@ -11,7 +11,7 @@ READABLE = """
 """
 
 
-def test_what_ffmpeg_reads_is_audio() -> None:
+def test_a_suffix_that_ffmpeg_reads_is_audio() -> None:
     assert {f".{suffix}" for suffix in READABLE.split()} <= audio_suffixes()
 
 

@@ -49,7 +49,7 @@ def test_a_table_has_a_column_for_every_key() -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
-def test_resident_memory_counts_what_is_written() -> None:
+def test_resident_memory_counts_written_pages() -> None:
     block = mmap.mmap(-1, 50_000_000)  # pages that no earlier test has used
     before = resident_bytes()
     block.write(bytes([1]) * len(block))

@@ -51,7 +51,7 @@ def assert_same(left: Checkpoint, right: Checkpoint) -> None:
 @every_layout
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-def test_what_was_saved_is_loaded_bit_for_bit(layout: str, config: STTConfig, dtype: type, tmp_path: Path) -> None:
+def test_a_saved_checkpoint_is_loaded_bit_for_bit(layout: str, config: STTConfig, dtype: type, tmp_path: Path) -> None:
     checkpoint = make(config, tmp_path, dtype)
     save_checkpoint(checkpoint, tmp_path / "saved", layout)
     assert_same(load_checkpoint(tmp_path / "saved"), checkpoint)
@@ -82,7 +82,7 @@ def test_weights_are_views_of_their_files(tmp_path: Path) -> None:
     save_checkpoint(make(stt_config(), tmp_path), tmp_path / "saved", "kyutai")
     loaded = load_checkpoint(tmp_path / "saved")
     owned = {name for name, array in {**loaded.lm, **loaded.codec}.items() if array.base is None}
-    assert owned == {"audio_emb.weight", "pause_heads.weight"}  # stacked from tensors of their own
+    assert owned == {"audio_emb.weight", "pause_heads.weight"}  # stacked from separate tensors
 
 
 def test_files_have_the_names_that_the_configuration_gives(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_files_have_the_names_that_the_configuration_gives(tmp_path: Path) -> No
         assert {path.name for path in (tmp_path / layout).iterdir()} == {"config.json", *named}
 
 
-def test_the_published_codec_needs_no_file_of_its_own(tmp_path: Path) -> None:
+def test_the_published_codec_needs_no_configuration_file(tmp_path: Path) -> None:
     odd = make(stt_config(), tmp_path)
     lm = lm_config(audio_vocab=2048)
     codec = {name: np.zeros(shape, np.float16) for name, shape in codec_shapes(CodecConfig()).items()}

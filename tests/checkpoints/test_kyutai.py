@@ -41,7 +41,7 @@ def rust_model(tmp_path: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ the published files
 
 
-def test_presets_are_what_is_published() -> None:
+def test_presets_equal_the_published_configurations() -> None:
     assert parse_kyutai(PUBLISHED_1B) == PRESETS["kyutai/stt-1b-en_fr-candle"]
     assert parse_kyutai(PUBLISHED_2_6B) == PRESETS["kyutai/stt-2.6b-en"]
 

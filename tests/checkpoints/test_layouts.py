@@ -64,7 +64,7 @@ def test_a_codec_round_trip_is_exact(layout: str, config: CodecConfig) -> None:
 
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS.keys() - {"transformers"}))  # which has no such codec
-def test_a_round_trip_of_a_decoder_of_its_own_shape_is_exact(layout: str) -> None:
+def test_a_round_trip_of_a_decoder_with_another_shape_is_exact(layout: str) -> None:
     config = with_decoder(whisper_codec_config(), dim=36, num_residual_layers=2)
     assert_back_again(LAYOUTS[layout].codec(config), codec_shapes(config), np.dtype(np.float32))
 
@@ -224,7 +224,7 @@ def quantizable(**changes: object) -> LMConfig:
 
 @pytest.mark.parametrize("width", [4, 8])
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-def test_quantised_lm_comes_back_within_its_steps(width: int, dtype: type) -> None:
+def test_a_quantised_lm_is_read_back_within_a_quantisation_step(width: int, dtype: type) -> None:
     config = quantizable()
     ours = bits(lm_shapes(config), np.dtype(dtype))
     table = mlx.lm_table(config)
@@ -310,7 +310,7 @@ def test_tensors_without_a_place_in_transformers_are_separated() -> None:
     }
 
 
-def test_a_codec_of_its_own_is_read_without_the_prefix() -> None:
+def test_a_separate_codec_file_is_read_without_the_prefix() -> None:
     table = transformers.codec_table(codec_config())
     ours = bits(codec_shapes(codec_config()), np.dtype(np.float32))
     alone = {name.removeprefix("codec_model."): array for name, array in table.write(ours).items()}

@@ -19,7 +19,7 @@ bits = pytest.mark.parametrize("bits", sorted(GROUP_SIZES))
 @bits
 @given(data=st.data())
 def test_no_weight_moves_by_more_than_a_step(bits: int, data: st.DataObject) -> None:
-    # Half a step, but for numbers at the end that the codes do not count from: zero falls on a code for their sake.
+    # Half a step, except for numbers at the end that the codes do not count from: zero falls on a code for their sake.
     group = GROUP_SIZES[bits]
     matrix = data.draw(arrays(np.float32, (3, 2 * group), elements=floats))
     back = dequantize(quantize(matrix, bits), 2 * group)

@@ -125,7 +125,7 @@ def test_an_adapter_needs_both_of_its_keys(tmp_path: Path, half: dict[str, Any])
         resolve(fill(tmp_path / "model", **half))
 
 
-def test_an_unknown_name_lists_what_is_accepted(tmp_path: Path) -> None:
+def test_an_unknown_name_is_an_error_that_states_what_is_accepted(tmp_path: Path) -> None:
     file = fill(tmp_path / "model") / "lm.safetensors"
     with pytest.raises(CheckpointError, match="is a file: give its folder"):
         resolve(file)
@@ -220,7 +220,7 @@ def test_a_repository_in_the_cache(cached: Callable[..., Path]) -> None:
     assert resolve("owner/name") == resolve("hf://owner/name") == lying_in(snapshot)
 
 
-def test_a_revision_is_that_of_its_own_repository(cached: Callable[..., Path]) -> None:
+def test_a_revision_applies_to_its_repository_only(cached: Callable[..., Path]) -> None:
     cached("owner/name")
     old = cached("owner/name", revision="v1", commit="b" * 40, context=99)
     other = cached("owner/other")
@@ -267,7 +267,7 @@ def test_errors_of_the_hub_are_explained(error: str, message: str, monkeypatch: 
 
 
 def test_an_unreachable_hub_is_asked_once_and_the_message_has_the_close_matches(tmp_path: Path) -> None:
-    """In a process of its own: the hub library reads its settings when it is imported, and logs to standard error."""
+    """In a separate process: the hub library reads its settings when it is imported, and logs to standard error."""
     (tmp_path / "hub/models--someone--stt-1b-en_fr-mine").mkdir(parents=True)
     with socket.create_server(("127.0.0.1", 0)) as hub:
         asked = []

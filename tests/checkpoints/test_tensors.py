@@ -46,7 +46,7 @@ def rewritten(path: Path, change: Any) -> Path:
     return path
 
 
-def test_what_was_written_is_read_bit_for_bit(path: Path) -> None:
+def test_written_tensors_are_read_back_bit_for_bit(path: Path) -> None:
     read = read_tensors(path)
     assert read.keys() == TENSORS.keys()
     for name, array in TENSORS.items():
@@ -192,6 +192,6 @@ def test_one_number_that_is_not_finite_is_found(dtype: Any, size: int) -> None:
     assert is_finite(array)
 
 
-def test_whole_numbers_and_nothing_are_finite() -> None:
+def test_integers_and_empty_arrays_are_finite() -> None:
     assert is_finite(np.array([2**31], np.uint32))
     assert is_finite(np.zeros((0, 3), np.float32))

@@ -68,7 +68,7 @@ def test_a_published_file_is_read() -> None:
     ],
     ids=["odd", "bare", "full"],
 )
-def test_parsing_what_was_dumped_gives_the_same(config: STTConfig) -> None:
+def test_a_written_configuration_is_parsed_to_the_same_values(config: STTConfig) -> None:
     files = json.loads(json.dumps(dump_config(config, "bfloat16")))
     parsed = parse_config(files["config.json"], files["preprocessor_config.json"])
     assert parsed.files == FileNames(codec="model.safetensors", tokenizer=config.files.tokenizer)
@@ -121,7 +121,7 @@ def test_the_context_of_a_known_model_wins_over_a_wrong_sliding_window(caplog: p
     assert not caplog.text
     assert parse_config(PUBLISHED_2_6B | {"sliding_window": 3000}, DELAYS).lm.transformer.context == 375
     assert "sliding_window=3000 contradicts kyutai/stt-2.6b-en" in caplog.text
-    # A model of our own has its own context.
+    # A model trained with Slipstream has its own context.
     own = PUBLISHED_2_6B | {"sliding_window": 3000, "slipstream": {"model_id": {"sig": "own"}}}
     assert parse_config(own, DELAYS).lm.transformer.context == 3000
 

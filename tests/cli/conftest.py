@@ -62,7 +62,7 @@ class FakeTranscriber:
 
 @dataclass
 class Loaded:
-    """What `slipstream.load` was asked for, and what it gave."""
+    """The calls of `slipstream.load`, and their results."""
 
     transcriber: FakeTranscriber = field(default_factory=FakeTranscriber)
     model: str | None = None
@@ -106,7 +106,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 
 @pytest.fixture
 def sound(tmp_path: Path) -> Callable[..., Path]:
-    """Write a wav whose channels are loud as asked for: each level lasts a second."""
+    """Write a WAV file with these levels in each channel: each level lasts a second."""
 
     def write(name: str, *channels: list[float], rate: int = 24_000) -> Path:
         path = tmp_path / name

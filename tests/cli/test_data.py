@@ -74,7 +74,7 @@ def test_recordings_without_text_are_transcribed(transcribed: tuple[str, list[di
     assert "bad.wav" in output
 
 
-def test_cutting_goes_by_a_manifests_words(tmp_path: Path) -> None:
+def test_recordings_are_cut_at_the_words_of_the_manifest(tmp_path: Path) -> None:
     words = [["one", 0.5, 1.0], ["two", 3.0, 3.5], ["three", 4.0, 4.5]]
     write_wave(tmp_path / "long.wav", np.zeros(5 * 24_000, np.float32))
     manifest = _manifest(tmp_path / "all.jsonl", {"audio": "long.wav", "text": "one two three", "words": words})
@@ -107,7 +107,7 @@ def test_cutting_continues_after_a_recording_that_cannot_be_cut(tmp_path: Path) 
     assert _run("cut", manifest, "-o", tmp_path / "cut", "--seconds", "0.3").exit_code == 2
 
 
-def test_packing_reports_what_is_left_out(tmp_path: Path) -> None:
+def test_packing_reports_recordings_that_are_left_out(tmp_path: Path) -> None:
     write_wave(tmp_path / "good.wav", np.zeros(24_000, np.float32))
     lines: list[dict[str, object]] = [
         {"audio": f"{name}.wav", "text": "a", "split": "train"} for name in ("good", "bad")
@@ -149,7 +149,7 @@ def test_validation_reports_invalid_lines_and_silence(tmp_path: Path) -> None:
     assert "1 good recordings (1 of them without text), 1.5 min; 1 with bad line" in output
 
 
-def test_aligning_leaves_out_what_does_not_fit(tmp_path: Path) -> None:
+def test_aligning_leaves_out_recordings_whose_text_does_not_fit(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     if shutil.which("espeak-ng") is None:
         pytest.skip("phones need espeak-ng")
@@ -209,7 +209,7 @@ def test_parts_of_a_text_are_spoken_into_one_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("spoken")
-def test_synthesis_of_nothing_is_an_error(tmp_path: Path) -> None:
+def test_synthesis_without_sentences_is_an_error(tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("no\n")
     command = ("synthesise", texts, "-o", tmp_path / "out")

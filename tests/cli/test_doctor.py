@@ -19,7 +19,7 @@ Cli = Callable[..., Outcome]
 
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """A runner that needs 1 ms for each slot of audio that lasts 10 ms; the list is what was asked for."""
+    """A runner that needs 1 ms for each slot of audio that lasts 10 ms; the list contains the requested slots."""
     asked: list[dict[str, Any]] = []
     clock = [0.0]
 
@@ -50,7 +50,7 @@ def test_measures_until_it_is_too_slow(cli: Cli, runner: list[dict[str, Any]]) -
     assert runner[0] == expected
 
 
-def test_names_what_is_missing_and_how_to_get_it(
+def test_doctor_lists_missing_packages_and_how_to_install_them(
     cli: Cli, runner: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def version(package: str) -> str:
@@ -69,7 +69,7 @@ def test_names_what_is_missing_and_how_to_get_it(
     assert f"slipstream     {slipstream.__version__}" in out
 
 
-def test_a_plan_calculates_what_a_gpu_could_run(cli: Cli) -> None:
+def test_a_plan_calculates_the_streams_of_a_gpu(cli: Cli) -> None:
     outcome = cli("doctor", "--plan", "stt-2.6b", "--device", "h100")
     assert outcome.code == 0
     assert "stt-2.6b on h100, calculated, not measured" in outcome.out

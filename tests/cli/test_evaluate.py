@@ -40,7 +40,7 @@ def _evaluate(folder: Path, *arguments: str, **text_of: str) -> Result:
         ((), {"missing": "good morning"}, "without the 1 that cannot be read: of 0 recordings"),
     ],
 )
-def test_nothing_to_measure_is_an_error(
+def test_an_evaluation_without_recordings_is_an_error(
     arguments: tuple[str, ...], text_of: dict[str, str], message: str, tmp_path: Path
 ) -> None:
     result = _evaluate(tmp_path, *arguments, **text_of)

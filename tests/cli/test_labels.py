@@ -56,7 +56,7 @@ def test_files_next_to_the_audio_are_found_by_their_names(manifest: Path, tmp_pa
     assert len(_read(tmp_path / "out.jsonl")) == 1
 
 
-def test_a_folder_that_is_not_there_is_named(manifest: Path, tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(manifest: Path, tmp_path: Path) -> None:
     arguments = ["import", str(manifest), "--words", str(tmp_path / "none"), "--out", str(tmp_path / "out.jsonl")]
     error = CliRunner().invoke(app, arguments).exception
     assert isinstance(error, SlipstreamError)

@@ -22,7 +22,7 @@ BUILT_IN = InputDevice(index=2, name="Built-in", channels=1, sample_rate=48_000,
 
 @pytest.fixture
 def microphone(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A microphone that records noises, a second each, until Ctrl-C in the third; the list is what was asked for."""
+    """A microphone that records noises, a second each, until Ctrl-C in the third; the list has the requested ones."""
     asked: list[Any] = []
 
     def record(device: Any = None) -> Iterator[np.ndarray]:
@@ -49,7 +49,7 @@ def test_lists_microphones(cli: Cli, microphone: list[Any]) -> None:
     assert cli("listen", "--list-microphones").out == "  2  Built-in, 48000 Hz  (default)\n"
 
 
-def test_without_a_microphone_nothing_is_loaded(cli: Cli, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_model_is_loaded_without_a_microphone(cli: Cli, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audio, "input_devices", list)
     outcome = cli("listen")
     assert (outcome.code, outcome.err) == (1, "error: no microphone found: connect one, or see `slipstream doctor`\n")

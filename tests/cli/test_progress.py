@@ -43,7 +43,7 @@ def test_counts(screen: StringIO) -> None:
     assert " 25%" in screen.getvalue()
 
 
-def test_nothing_is_shown_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_progress_is_shown_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = StringIO()
     monkeypatch.setattr(progress, "console", Console(file=pipe, force_terminal=False))
     with progress.progress_bar([10.0]) as report, progress.counting_bar("Converting") as count:

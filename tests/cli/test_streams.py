@@ -215,7 +215,7 @@ def test_a_second_signal_ends_a_command_that_hangs(start: Callable[..., subproce
 
 
 def at_a_terminal(command: str) -> str:
-    """What a command of bash shows at a terminal of its own."""
+    """The output of a bash command in a pseudo-terminal."""
     import pty
 
     process, terminal = pty.fork()

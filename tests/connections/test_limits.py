@@ -1,4 +1,4 @@
-"""Pace: a token bucket with a clock of its own."""
+"""Pace: a token bucket with its own clock."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def test_too_little_audio_is_an_error() -> None:
         viterbi(np.zeros((2, 2), np.float32), np.array([0, 1, 1, 1, 0]))
 
 
-def test_words_come_out_where_their_phones_are() -> None:
+def test_aligned_words_start_at_their_phones() -> None:
     said = [0, 0, 1, 1, 2, 0, 0, 3, 3, 0]
     log_probs = np.log(np.full((10, 4), 0.01, np.float32))
     log_probs[np.arange(10), said] = np.log(0.97)

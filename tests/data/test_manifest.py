@@ -118,7 +118,7 @@ def test_added_recordings_replace_those_of_the_same_audio(tmp_path: Path) -> Non
     assert list(read_manifest(tmp_path / "all.jsonl")) == [second, again]
 
 
-def test_a_selection_that_matches_nothing_lists_what_is_available(tmp_path: Path) -> None:
+def test_a_selection_without_a_match_lists_the_available_values(tmp_path: Path) -> None:
     recordings = [Recording(tmp_path / "1.wav", "one", dataset=d, split=s) for d, s in ("ax", "by")]
     recordings.append(Recording(tmp_path / "1.wav", "one", dataset="b"))
     assert list(matching(recordings, "m", dataset="b", split="y")) == recordings[1:2]

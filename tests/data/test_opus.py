@@ -32,6 +32,6 @@ def test_a_pack_of_opus_has_the_same_recordings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 100, 24_001])
-def test_any_length_comes_back(length: int) -> None:
+def test_a_recording_of_any_length_keeps_its_length(length: int) -> None:
     samples = np.zeros(length, np.int16)
     assert decode_opus(encode_opus(samples, 24_000), 24_000, length).shape == (length,)

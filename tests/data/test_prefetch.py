@@ -42,7 +42,7 @@ def test_an_error_of_a_draw_reaches_the_reader(workers: int) -> None:
         next(steps)
 
 
-def test_what_is_drawn_may_change_on_the_way() -> None:
+def test_orders_may_change_while_rows_are_drawn() -> None:
     size = 4
     steps = prefetch(lambda order: order, ((n, size) for n in count()), 1)
     assert next(steps) == (0, 4)

@@ -92,7 +92,7 @@ def test_rows_depend_on_their_number_alone(mel_packs: list[Pack], tmp_path: Path
     assert np.array_equal(both.targets.text_BT[1], second.targets.text_BT[0])
 
 
-def test_a_dataset_that_is_not_there_is_named(mel_packs: list[Pack], tmp_path: Path) -> None:
+def test_a_missing_dataset_is_named(mel_packs: list[Pack], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="weights names c"):
         _sampler(mel_packs, tmp_path, {"a": 1.0, "c": 1.0})
 

@@ -45,7 +45,7 @@ def test_a_text_is_in_one_split_and_stays_with_the_test() -> None:
     assert left_out == 200 - sum(map(len, kept.values())) > 0
 
 
-def test_what_cannot_be_divided_is_named() -> None:
+def test_recordings_that_cannot_be_divided_are_named() -> None:
     with pytest.raises(ManifestError, match="2 values of speaker cannot be divided into 3 splits"):
         split_recordings(recordings(2), SHARES)
     with pytest.raises(ManifestError, match=r"0-0\.wav: has no mood"):

@@ -177,7 +177,9 @@ def test_a_recording_without_text_gets_that_of_the_import(tmp_path: Path) -> Non
         ("a.json", json.dumps(WHISPER), "quite another text", "only 0% of the text 'quite another text'"),
     ],
 )
-def test_what_cannot_be_imported_is_explained(name: str, content: str, text: str, message: str, tmp_path: Path) -> None:
+def test_recordings_that_cannot_be_imported_are_explained(
+    name: str, content: str, text: str, message: str, tmp_path: Path
+) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(SlipstreamError, match=message):
         import_times(Recording(tmp_path / "a.wav", text), tmp_path, "whisper")

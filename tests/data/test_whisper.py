@@ -65,7 +65,9 @@ def test_times_of_a_text_that_is_known(recording: Recording) -> None:
         Whisper("base").align(Recording(recording.audio, "etwas anderes", lang="de"))
 
 
-def test_what_is_wrong_is_named(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_language_or_package_that_cannot_be_used_is_named(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(CheckpointError, match="missing: faster-whisper cannot load it"):
         Whisper("missing")
     with pytest.raises(SlipstreamError, match="'xx' is not a valid language code"):

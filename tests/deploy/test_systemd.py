@@ -11,7 +11,7 @@ from slipstream.connections.limits import Limits
 FOLDER = Path(__file__).parents[2] / "deploy"
 
 
-def test_the_unit_asks_for_what_the_server_sends() -> None:
+def test_the_unit_requests_the_notifications_that_the_server_sends() -> None:
     unit = configparser.ConfigParser(interpolation=None, strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(FOLDER / "slipstream.service")

@@ -1,4 +1,4 @@
-"""Clients that ask for alternatives of doubtful words, on a server that allows them and on one that does not."""
+"""Clients that request alternatives of doubtful words, on a server that allows them and on one that does not."""
 
 from __future__ import annotations
 

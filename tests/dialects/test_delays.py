@@ -1,4 +1,4 @@
-"""Clients that ask for a text delay, on a server whose model has several."""
+"""Clients that request a text delay, on a server whose model has several."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def test_raw_samples_may_be_cut_within_a_sample() -> None:
         (b"\x1aE\xdf\xa3\x80" + b"\0" * 20, "begins with an invalid byte"),
     ],
 )
-def test_errors_name_what_is_wrong(data: bytes, reason: str) -> None:
+def test_errors_state_why_a_container_cannot_be_read(data: bytes, reason: str) -> None:
     if reason:
         with pytest.raises(ProtocolError, match=reason):
             list(Container(RATE).push(data))

@@ -54,7 +54,7 @@ def test_actions() -> None:
     assert decoded == [0.0, 32767 / 32768, -1.0]
 
 
-def test_what_the_model_adds_to_a_word() -> None:
+def test_the_model_adds_confidence_and_language_to_a_word() -> None:
     stream = dialect()
     sent = [
         action.message

@@ -30,7 +30,7 @@ def test_every_legal_sequence_passes_and_every_other_message_is_an_error(data: s
     assert order.state == state_after(TABLE, sequence)
 
 
-def test_an_error_names_what_is_legal() -> None:
+def test_an_error_lists_the_legal_actions() -> None:
     with pytest.raises(ProtocolError, match="'audio' in the state 'new': expected setup or ping"):
         Order(TABLE).follow("audio")
     ended = Order(TABLE)

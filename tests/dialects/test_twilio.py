@@ -217,7 +217,7 @@ def test_the_words_of_both_tracks_come_by_a_second_socket(pause: float) -> None:
     assert sorted(message["track"] for message in received if message["type"] == "done") == ["inbound", "outbound"]
 
 
-def test_who_comes_late_gets_the_words_so_far() -> None:
+def test_a_late_subscriber_gets_the_words_so_far() -> None:
     audio_S = at_8k(np.concatenate([speech(seed=1, words=5), silence(10)]))
 
     async def run(running: Running) -> list[dict[str, Any]]:
@@ -315,7 +315,7 @@ def test_another_keys_calls_are_not_visible() -> None:
     assert second == []
 
 
-def test_the_drain_sends_the_last_words_to_who_listens() -> None:
+def test_the_drain_sends_the_last_words_to_subscribers() -> None:
     audio_S = at_8k(np.concatenate([speech(seed=1, words=4), silence(10)]))
 
     async def run(running: Running) -> list[dict[str, Any]]:

@@ -41,11 +41,11 @@ def test_a_search_of_one_hypothesis_writes_what_the_model_picks(transcriber: Tra
     assert words(transcriber, Hints(keywords=[Keyword("zzyzx", 1e-6)])) == words(transcriber)
 
 
-def test_keywords_change_what_is_written(transcriber: Transcriber) -> None:
+def test_keywords_change_the_text(transcriber: Transcriber) -> None:
     assert words(transcriber, Hints(keywords=[Keyword("word", 10.0)])) != words(transcriber)
 
 
-def test_a_beam_finds_a_text_of_its_own_and_the_same_one_each_time(transcriber: Transcriber) -> None:
+def test_a_beam_finds_another_text_than_the_greedy_search_and_the_same_one_each_time(transcriber: Transcriber) -> None:
     beam = words(transcriber, Hints(beam=3))
     assert beam != words(transcriber)
     assert beam == words(transcriber, Hints(beam=3))
@@ -82,7 +82,7 @@ def test_a_prompt_is_not_written_and_its_state_is_kept(transcriber: Transcriber)
     assert all(0 <= word.start <= word.end <= 3.0 for word in first)
 
 
-def test_a_stream_may_have_a_delay_of_its_own(transcriber: Transcriber) -> None:
+def test_a_stream_may_have_its_own_delay(transcriber: Transcriber) -> None:
     later = words(transcriber, Hints(delay=1.6))
     assert [word.text for word in later] != [word.text for word in words(transcriber)]
     assert later == words(transcriber, Hints(delay=1.6))

@@ -28,7 +28,7 @@ TEXT = st.lists(st.one_of(st.just(PAD_ID), st.integers(0, 300)), max_size=80)
 
 
 @given(first=st.integers(0, 2**31 - 100), tokens=TEXT)
-def test_what_is_decoded_is_what_was_encoded(first: int, tokens: list[int]) -> None:
+def test_a_history_is_decoded_to_the_encoded_text(first: int, tokens: list[int]) -> None:
     assert decode(encode(first, tokens, tiny_tokenizer()), tiny_tokenizer()) == (first, tokens)
 
 

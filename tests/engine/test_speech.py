@@ -129,7 +129,7 @@ def test_a_reading_waits_only_for_words_that_it_needs() -> None:
     assert reading.finished
 
 
-def test_a_flush_speaks_what_there_is_and_more_may_follow(engine: SpeechEngine) -> None:
+def test_a_flush_speaks_the_text_so_far_and_more_may_follow(engine: SpeechEngine) -> None:
     session = engine.open()
     session.feed("the quick")
     session.flush()

@@ -171,7 +171,7 @@ def test_voice_is_detected_above_the_background() -> None:
     assert level.push(1e-7) < VOICE_DB
 
 
-def test_a_steady_hum_becomes_background_and_speech_is_detected_above_it() -> None:
+def test_speech_is_detected_above_a_steady_hum() -> None:
     level = VoiceLevel()
     hum = 10**-4.5
     judged = [level.push(hum) for _ in range(100)]

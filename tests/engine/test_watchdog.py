@@ -17,7 +17,7 @@ def watchdog(**options: float) -> Watchdog:
 
 
 def first_reason(dog: Watchdog, frames: list[tuple[int | None, bool]]) -> tuple[int, str] | None:
-    """At which frame, counted from 1, it asks for a fresh state, and why."""
+    """At which frame, counted from 1, it requests a fresh state, and why."""
     for frame, (token, voiced) in enumerate(frames, start=1):
         if reason := dog.push(token, voiced):
             return frame, reason
@@ -90,7 +90,7 @@ RUNS = st.tuples(
 
 
 @given(st.lists(RUNS, max_size=4), st.sampled_from([3, 5, 10]))
-def test_loops_are_those_of_their_definition_and_none_comes_in_calm(
+def test_loops_match_their_definition_and_none_is_found_while_calm(
     runs: list[tuple[list[int], int, int]], repeats: int
 ) -> None:
     dog = watchdog(loop_repeats=repeats, mute_seconds=1000, patience_seconds=0)

@@ -112,7 +112,7 @@ def test_two_queries_of_the_codec_share_what_they_read(splits: int):
         assert difference(*pair.advance(torch.tensor([1, 0]), splits)) < 1e-6
 
 
-def test_what_the_kernels_write_is_bit_for_bit_what_pytorch_writes():
+def test_the_kernels_write_the_same_bits_as_pytorch():
     torch.manual_seed(2)
     pair = Pair(slots=2, heads=2, dim=64, context=3, step=1, dtype=torch.float32, int8=True)
     for _ in range(5):

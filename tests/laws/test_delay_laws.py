@@ -1,4 +1,4 @@
-"""The laws of streams with delays of their own in one batch, for every backend."""
+"""The laws of streams with different delays in one batch, for every backend."""
 
 from __future__ import annotations
 

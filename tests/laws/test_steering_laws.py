@@ -83,7 +83,7 @@ def test_log_probabilities_are_those_of_the_model_without_the_bias(make: MakeRun
 
 @both_encoders
 @pytest.mark.parametrize("token", [PAD_ID, 6])
-def test_a_forced_token_is_what_the_next_step_reads(make: MakeRunner, codec: str, token: int):
+def test_the_next_step_reads_a_forced_token(make: MakeRunner, codec: str, token: int):
     """A slot whose token was picked by a bias and one where it was forced afterwards continue alike."""
     runner = runner_for(make, SLOTS, codec)
     first, *others = frames(3, 8)

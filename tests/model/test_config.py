@@ -101,7 +101,7 @@ def configs(draw: st.DrawFn) -> STTConfig:
 
 
 @given(configs())
-def test_parsing_what_was_dumped_gives_the_same(config: STTConfig) -> None:
+def test_a_written_configuration_is_parsed_to_the_same_values(config: STTConfig) -> None:
     raw = json.loads(json.dumps([dump_kyutai(config), dump_codec(config.codec)]))
     assert parse_kyutai(*raw) == config
 

@@ -27,7 +27,7 @@ def test_a_codec_with_a_log_mel_front_end_only_encodes() -> None:
     assert any(name.startswith("decoder") for name in codec_shapes(codec_config()))
 
 
-def test_parts_that_are_not_there_have_no_names() -> None:
+def test_missing_parts_have_no_names() -> None:
     assert "pause_heads.weight" in lm_shapes(lm_config())
     bare = lm_shapes(lm_config(pause_heads=0, conditioners=()))
     assert not any(name.startswith(("pause_heads", "conditioners")) for name in bare)

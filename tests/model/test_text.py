@@ -89,7 +89,7 @@ def test_decoding_undoes_encoding_however_dense_the_words(gaps: list[tuple[str, 
 
 
 @given(gaps=st.lists(st.tuples(word_texts, st.integers(0, 12)), max_size=20), delay=st.integers(1, 20))
-def test_what_was_decoded_encodes_to_the_same_stream(gaps: list[tuple[str, int]], delay: int) -> None:
+def test_decoded_text_encodes_to_the_same_stream(gaps: list[tuple[str, int]], delay: int) -> None:
     frames = np.cumsum([gap for _, gap in gaps])
     words = [Word(text, frame / 12.5, frame / 12.5) for (text, _), frame in zip(gaps, frames, strict=True)]
     num_frames = 400 + delay

@@ -98,7 +98,7 @@ def test_two_generators_share_one_model(lm, codes):
             assert other.step(codes[1:2, :, t : t + 1])[:, 0, 0].equal(expected[1:2, t])
 
 
-def test_hooks_change_what_is_generated_and_fed_back(lm, codes):
+def test_hooks_change_the_generated_tokens_and_those_read_next(lm, codes):
     def forbid(logits: torch.Tensor) -> None:
         assert logits.shape == (3, 1, 1, lm.text_card)
         logits[..., 10:] = -torch.inf

@@ -117,7 +117,7 @@ def test_unknown_conditions_and_values_are_named():
         table.condition({"lang": "de"})
 
 
-def test_a_model_without_pause_heads_has_none():
+def test_a_model_without_pause_heads_returns_no_pause_probabilities():
     lm = make(pause_heads=0)
     assert lm.pause_logits(torch.zeros(2, 3, 42)).shape == (2, 3, 0, 6)
     assert make().pause_logits(torch.zeros(2, 3, 42)).shape == (2, 3, 4, 6)

@@ -80,7 +80,7 @@ def test_decoding_a_stream_equals_decoding_the_whole():
 
 
 @pytest.mark.parametrize("config", DECODERS.values(), ids=DECODERS)
-def test_a_stream_of_a_decoder_of_its_own_shape_equals_the_whole(config):
+def test_a_stream_of_a_decoder_with_another_shape_equals_the_whole(config):
     whole, streamed = decode_whole_and_in_pieces(config)
     torch.testing.assert_close(streamed, whole, atol=1e-6 * whole.abs().max().item(), rtol=1e-4)
 

@@ -88,7 +88,7 @@ def test_quantisation_is_mlxs_bit_for_bit(bits: int, dtype: type, kind: str) -> 
 
 
 @pytest.mark.parametrize(("name", "bits"), [("odd", None), ("wide", None), ("wide", 8), ("wide", 4)])
-def test_its_loader_reads_what_we_write(name: str, bits: int | None, tmp_path: Path) -> None:
+def test_its_loader_reads_our_files(name: str, bits: int | None, tmp_path: Path) -> None:
     checkpoint = made(CONFIGS[name], tmp_path)
     save_checkpoint(checkpoint, tmp_path / "saved", "mlx", quantize=bits)
     raw = json.loads((tmp_path / "saved" / "config.json").read_text())

@@ -48,7 +48,7 @@ def published(folder: Path):
 
 @every_config
 @pytest.mark.parametrize("layout", ["kyutai", "candle"])
-def test_its_loaders_read_what_we_write(config: STTConfig, layout: str, tmp_path: Path) -> None:
+def test_its_loaders_read_our_files(config: STTConfig, layout: str, tmp_path: Path) -> None:
     checkpoint = made(config, tmp_path)
     save_checkpoint(checkpoint, tmp_path / "saved", layout)
     info = published(tmp_path / "saved")
@@ -81,7 +81,7 @@ def test_we_read_what_its_models_save(config: STTConfig, tmp_path: Path) -> None
         assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_model_of_its_own_is_read(tmp_path: Path) -> None:
+def test_a_model_with_another_shape_is_read(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     config = CONFIGS["odd"]

@@ -106,7 +106,7 @@ def test_we_read_what_it_saves(config: STTConfig, tmp_path: Path) -> None:
         assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_model_of_its_own_is_converted_with_its_logits(tmp_path: Path) -> None:
+def test_a_model_with_another_shape_is_converted_with_its_logits(tmp_path: Path) -> None:
     config = CONFIGS["small"]
     saved(config, tmp_path)
     its_config = transformers.AutoConfig.from_pretrained(tmp_path / "transformers")

@@ -12,7 +12,7 @@ from recipes.tiny.interpolate import main  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 
-def test_the_encoder_and_the_rest_have_shares_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_encoder_and_the_rest_have_separate_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("first", 0.0), ("second", 1.0)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(name)

@@ -363,6 +363,6 @@ def test_twenty_texts_and_twenty_streams(folder: Path) -> None:
     assert len(transcripts[0]) >= 3
 
 
-def test_encodings_that_there_are_not() -> None:
+def test_unknown_encodings_are_refused() -> None:
     with pytest.raises(AudioError, match="expected mp3, opus"):
         StreamEncoder("midi", 24_000)

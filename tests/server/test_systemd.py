@@ -39,7 +39,7 @@ def test_an_abstract_socket(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("address", ["", "vsock:2:1", "/nowhere/notify"])
-def test_without_a_socket_nothing_happens(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_sent_without_a_socket(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     systemd.notify("READY=1")
 

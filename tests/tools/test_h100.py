@@ -1,4 +1,4 @@
-"""The driver of the measurements on a GPU machine: parts in processes of their own, with rows and limits."""
+"""The driver of the measurements on a GPU machine: parts in separate processes, with rows and limits."""
 
 from __future__ import annotations
 

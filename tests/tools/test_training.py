@@ -45,7 +45,7 @@ def test_a_small_run_trains_and_prints_its_steps(
     assert math.isfinite(row["loss"])
 
 
-def test_texts_come_from_what_was_carried(tmp_path: Path) -> None:
+def test_texts_come_from_the_carried_files(tmp_path: Path) -> None:
     (tmp_path / speech.TEXTS).write_text("one two\n\nthree\n")
     assert training.texts_of(options(tmp_path, small=False)) == ["one two", "three"]
     assert len(training.texts_of(options(tmp_path / "none", small=True))) == 12

@@ -43,7 +43,7 @@ def test_each_loss_has_a_gradient_where_it_should() -> None:
     assert all(parameter.grad is not None for parameter in discriminator.parameters())
 
 
-def test_what_is_the_same_has_no_difference() -> None:
+def test_equal_features_have_no_difference() -> None:
     discriminator, _, heard = _pair()
     assert adversarial_losses(discriminator, heard, heard).features.item() == 0.0
 

@@ -116,7 +116,7 @@ def test_the_loss_falls_and_the_exported_model_speaks_its_tokens(folder: Path, t
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_is_not_the_decoder_does_not_change(folder: Path, tmp_path: Path, dtype: str) -> None:
+def test_weights_outside_the_decoder_do_not_change(folder: Path, tmp_path: Path, dtype: str) -> None:
     run = trainer(run_of(folder, tmp_path, {"dtype": dtype, "steps": 2, "warmup": 0}))
     task = run.task
     assert isinstance(task, DecoderTask)
@@ -237,7 +237,7 @@ def test_keys_that_do_not_go_with_a_decoder_are_refused(
         run_of(folder, tmp_path, **keys)
 
 
-def test_what_cannot_be_trained_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_invalid_decoder_options_are_refused(folder: Path, tmp_path: Path) -> None:
     export_codec(Mimi(codec_config()), tmp_path / "base")
     wrong = run_of(folder, tmp_path / "run", model={"base": str(tmp_path / "base")})
     with pytest.raises(ConfigError, match="decoder is for a codec with mel or whisper"):
@@ -247,7 +247,7 @@ def test_what_cannot_be_trained_is_refused(folder: Path, tmp_path: Path) -> None
         run_codec(short, lambda line: None)
 
 
-def test_a_check_writes_rows_as_audio_and_trains_nothing(folder: Path, tmp_path: Path) -> None:
+def test_a_check_writes_rows_as_audio_and_does_not_train(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "decoder.toml"
     transformer = "\n".join(f"{key} = {json.dumps(value)}" for key, value in TRANSFORMER.items())
     path.write_text(

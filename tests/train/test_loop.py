@@ -87,7 +87,9 @@ def test_weights_that_do_not_learn_any_more_stay_in_the_checkpoint(folder: Path,
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_weights_that_begin_to_learn_start_from_what_they_were(folder: Path, tmp_path: Path, optimizer: str) -> None:
+def test_weights_that_begin_to_learn_start_from_their_previous_values(
+    folder: Path, tmp_path: Path, optimizer: str
+) -> None:
     kind = {"optimizer": optimizer, "average": 0.5}
     name = "transformer.layers.0.ffn.linear_in.weight"
     kept = trainer(folder, options(tmp_path, steps=2, rates={"*.layers.*": 0.0}, **kind))

@@ -22,7 +22,7 @@ def test_norms_do_not_decay_and_the_encoder_has_its_own_rate() -> None:
     assert float(masters["codec.encoder.a"][0, 0]) == pytest.approx(1 - 0.01 * 0.5)
 
 
-def test_patterns_give_weights_rates_of_their_own() -> None:
+def test_patterns_give_weights_separate_rates() -> None:
     names = ("lm.layers.0.ffn", "lm.layers.0.cross", "codec.encoder.a", "lm.layers.0.age")
     rates = {"lm.*": 0.5, "*.cross": 0.25}
     for kind in ("adamw", "muon"):

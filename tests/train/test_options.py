@@ -47,7 +47,7 @@ def _documented() -> set[str]:
     return keys
 
 
-def test_cropping_what_is_not_drawn_is_an_error() -> None:
+def test_cropping_a_dataset_that_is_not_drawn_is_an_error() -> None:
     with pytest.raises(ValidationError, match="crop names other, which weights do not draw from"):
         DataOptions(packs=(Path("pack"),), weights={"own": 1.0}, crop={"own": 0.5, "other": 0.5})
 
@@ -93,7 +93,7 @@ def test_a_run_that_would_ignore_a_part_of_its_file_is_refused(run: dict[str, ob
         LMRun.model_validate(shared | run)
 
 
-def test_a_codec_does_not_start_from_what_is_kept() -> None:
+def test_a_codec_run_refuses_model_base() -> None:
     shared = {"run": {"out": "x", "steps": 4}, "data": {"packs": ["pack"], "weights": {"own": 1.0}}}
     with pytest.raises(ValidationError, match=r"model\.init"):
         CodecRun.model_validate(shared | {"model": {"base": "tiny"}})

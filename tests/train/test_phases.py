@@ -105,13 +105,13 @@ def test_rows_and_rate_follow_the_progress(tmp_path: Path) -> None:
         ({"crop": {"c": 0.5}}, r"phase\.crop names c, which weights do not draw from"),
     ],
 )
-def test_a_phase_reads_what_there_is(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_a_phase_may_only_use_existing_datasets(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     rows = trainer(tmp_path, tmp_path / "run")[0].task.sampler  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match=message):
         plan(phases({"until": 1, **changes}), rows, rows.data)
 
 
-def test_a_phase_may_leave_out_what_the_run_crops(tmp_path: Path) -> None:
+def test_a_phase_may_leave_out_a_cropped_dataset(tmp_path: Path) -> None:
     rows = trainer(tmp_path, tmp_path / "run")[0].task.sampler  # type: ignore[attr-defined]
     data = rows.data.model_copy(update={"crop": {"a": 0.5}, "replay": ("a",)})
     given = plan(phases({"until": 1, "weights": {"b": 1.0}}), rows, data)

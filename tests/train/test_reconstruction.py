@@ -129,7 +129,7 @@ def test_quantiser_dropout_keeps_the_first_codebooks() -> None:
     assert not torch.allclose(some[1], whole[1], atol=1e-3)
 
 
-def test_codebooks_follow_what_is_assigned_to_them() -> None:
+def test_codebooks_follow_the_vectors_assigned_to_them() -> None:
     torch.manual_seed(0)
     quantizer = SplitResidualVQ(CODEC)
     latent = torch.randn(8, 40, CODEC.dim)

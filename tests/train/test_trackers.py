@@ -16,7 +16,7 @@ from slipstream.train.trackers import Log, find_tracker
 
 
 class Recorded:
-    """A tracker of one's own."""
+    """A custom tracker."""
 
     opened: tuple[Path, Mapping[str, Any]]
     written: list[tuple[int, dict[str, float]]]
@@ -31,7 +31,7 @@ class Recorded:
         self.written.append((-1, {}))
 
 
-def test_a_tracker_of_ones_own_gets_the_numbers(tmp_path: Path) -> None:
+def test_a_custom_tracker_gets_the_numbers(tmp_path: Path) -> None:
     said: list[str] = []
     with Log(tmp_path, [f"{__name__}:Recorded"], {"rows": 4}) as log:
         log.write(3, 60.0, {"loss": 0.5}, said.append)

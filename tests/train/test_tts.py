@@ -115,7 +115,7 @@ def both(sampler: SpeechSampler) -> tuple[SpeechBatch, list[int]]:
 
 
 @CONFIGS
-def test_a_row_is_what_a_speaker_reads(config: TTSConfig, pack: Pack) -> None:
+def test_a_row_equals_the_text_that_a_speaker_gives_the_model(config: TTSConfig, pack: Pack) -> None:
     batch, _ = both(sampler_of(config, pack))
     runner = make_runner(config)
     texts = []
@@ -157,7 +157,7 @@ def test_a_row_has_recordings_of_one_speaker(config: TTSConfig, tmp_path: Path) 
 
 
 @CONFIGS
-def test_a_word_that_nobody_reads_takes_no_step(config: TTSConfig, tmp_path: Path) -> None:
+def test_a_word_that_is_not_read_takes_no_step(config: TTSConfig, tmp_path: Path) -> None:
     kind = PackKind("tokens", 4, 12.5, SILENCE)
     brackets = replace(CLIPS[0], words=(("(", 0.08, 0.16), *CLIPS[0].words))
     batches = []
@@ -318,7 +318,7 @@ def test_a_pack_of_another_codec_is_refused(tmp_path: Path) -> None:
         run_tts(read_run(toml(tmp_path, one_stream()), TTSRun), lambda line: None)
 
 
-def test_a_check_draws_rows_and_trains_nothing(pack: Pack, tmp_path: Path) -> None:
+def test_a_check_draws_rows_and_does_not_train(pack: Pack, tmp_path: Path) -> None:
     path = toml(tmp_path, two_streams(), phase=[{"until": 0.5}, {"until": 1, "rate": [1.0, 0.0]}])
     result = CliRunner().invoke(train_cli.app, ["tts", str(path), "--check", "--row", "2"], catch_exceptions=False)
     assert re.search(r"parameters, .* trained; memory about", result.output)
@@ -333,7 +333,7 @@ def test_a_check_draws_rows_and_trains_nothing(pack: Pack, tmp_path: Path) -> No
     assert 0 < drawing.count('fill="#c00"') <= second
 
 
-def test_phases_change_what_a_run_reads_and_its_rate(pack: Pack, tmp_path: Path) -> None:
+def test_phases_change_the_data_and_the_rate_of_a_run(pack: Pack, tmp_path: Path) -> None:
     told = [(codes(2), replace(CLIPS[0], dataset="told"))]
     write_pack(tmp_path / "told", PackKind("tokens", 4, 12.5, SILENCE), told)
     base = save_model(tmp_path / "base", one_stream())

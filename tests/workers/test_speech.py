@@ -1,4 +1,4 @@
-"""Text to speech of a server with two workers: the model is in a process of its own."""
+"""Text to speech of a server with two workers: the model is in a separate process."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def server(folder: Path) -> Iterator[Serving]:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> dict[str, np.ndarray]:
-    """The speech of each voice, on a model of its own."""
+    """The speech of each voice, each on a new model."""
     with open_small(folder).speaker as speaker:
         return {name: speaker.say(TEXT, name).samples for name in ("ann", "bob")}  # style: allow
 
@@ -85,7 +85,7 @@ def test_a_voice_of_the_client(server: Serving, alone: dict[str, np.ndarray]) ->
     np.testing.assert_allclose(samples, alone["bob"], atol=1e-4)
 
 
-def test_a_voice_that_there_is_not(server: Serving) -> None:
+def test_an_unknown_voice_is_refused(server: Serving) -> None:
     status, body = post(server, voice="carl")
     assert (status, "unknown voice 'carl'" in json.loads(body)["error"]["message"]) == (400, True)
     assert json.loads(post(server, voice="<break>")[1])["error"]["param"] == "voice"

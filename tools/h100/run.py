@@ -71,14 +71,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="small models and numbers, to try the code")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "speech", help="what tools.h100.speech wrote")
-    parser.add_argument("--limit", type=float, help="seconds for each part, instead of its own limit")
+    parser.add_argument("--limit", type=float, help="seconds for each part, instead of its default limit")
     parser.add_argument("--out", type=Path, default=Path("h100.jsonl"), help="file to append rows to")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def measure(part: str, options: argparse.Namespace) -> Any:
-    """Run a part in a process of its own, and yield its rows as they come."""
+    """Run a part in a separate process, and yield its rows as they come."""
     command = [sys.executable, __file__, part, "--child", "--device", options.device, "--data", str(options.data)]
     command += ["--small"] * options.small
     limit, began = options.limit or LIMITS[part], time.monotonic()

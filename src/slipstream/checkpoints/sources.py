@@ -303,7 +303,7 @@ def _beside(config_path: Path, given: Ref | None, name: str, place: Place) -> Pa
 
 
 def _feature_extractor(place: Place) -> Mapping[str, Any]:
-    """The feature extractor's configuration: in a file of its own, or (since version 5) in the processor's."""
+    """The feature extractor's configuration: in a separate file, or (since version 5) in the processor's."""
     try:
         return read_json(place.get("preprocessor_config.json"))
     except _NotThereError as missing:

@@ -71,7 +71,7 @@ class Same:
 
 @dataclass(frozen=True, slots=True)
 class Stacked:
-    """The rows of one canonical tensor, each a tensor of its own; `{k}` in the name is the row's number plus `first`.
+    """The rows of one canonical tensor, each a separate tensor; `{k}` in the name is the row's number plus `first`.
 
     `lead`: additional axes of length 1 of each.
     """
@@ -138,7 +138,7 @@ class Table:
         constants: Tensors without information: written, and skipped when they are read.
         aliases: Patterns of other spellings that are read too, with the usual spelling.
         skipped: A pattern of names that belong to other parts.
-        surplus: A pattern of names of which a file can have more than the configuration asks for: a model can run with
+        surplus: A pattern of names of which a file can have more than the configuration needs: a model can run with
             the first of its codebooks or pause heads.
         decode: Turns a file's tensors into plain ones (quantised weights), given the expected names and shapes.
         packed: Names of the tensors that hold whole numbers; the others are floats.

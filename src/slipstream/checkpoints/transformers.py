@@ -5,7 +5,7 @@ them under one more key, `slipstream`, in the form of Kyutai's `config.json`; `t
 
 Its tensors differ from the canonical ones in three ways. Queries and keys are stored for a rotation of halves instead
 of neighbouring pairs. All embeddings are one table, the audio codebooks after the text, with a row of zeros for
-padding at the end. The codec is in the same file. Pause heads and conditioners are in a file of their own
+padding at the end. The codec is in the same file. Pause heads and conditioners are in a separate file
 (`EXTRAS_FILE`), under their canonical names.
 """
 
@@ -394,7 +394,7 @@ def _read_codebooks(tensors: Tensors, shapes: Shapes) -> Tensors:
 
 
 def codec_table(config: CodecConfig) -> Table:
-    """Mimi's tensors, from the LM's file (`codec_model.`) or a repository of its own (without the prefix)."""
+    """Mimi's tensors, from the LM's file (`codec_model.`) or its own repository (without the prefix)."""
     entries: Entries = {
         **whisper_entries(config),
         "downsample.weight": Same(_CODEC + "downsample.conv.weight"),

@@ -25,7 +25,7 @@ DefaultVoice = Annotated[
 def open_speaker(model: str, device: str, slots: int, voices: str, voice: str | None) -> ServedSpeaker:
     """Load the text-to-speech model of a server.
 
-    Raises `CheckpointError` for a default voice that is not there.
+    Raises `CheckpointError` for a default voice that does not exist.
     """
     from slipstream.server.speaking import ServedSpeaker
     from slipstream.speaker import load_speaker
@@ -33,7 +33,7 @@ def open_speaker(model: str, device: str, slots: int, voices: str, voice: str | 
     loaded = load_speaker(model, device=device, slots=slots, voices=voices)
     try:
         speaker = ServedSpeaker(loaded, voice, offered_languages([model]))
-        speaker.voice(None)  # a default voice that is not there is an error now
+        speaker.voice(None)  # report a missing default voice now
     except BaseException:
         loaded.close()
         raise

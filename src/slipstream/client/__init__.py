@@ -211,7 +211,7 @@ class Stream(BaseStream[None]):
     You can send and iterate in two threads.
     """
 
-    # It runs an `AsyncStream` in the event loop of a thread of its own. The websockets library has a client without
+    # It runs an `AsyncStream` in the event loop of a separate thread. The websockets library has a client without
     # asyncio, but that reads and writes one TLS connection in two threads, which OpenSSL does not allow: 4 of 1,000
     # connections never sent their request (Python 3.11, TLS 1.3).
     def __init__(self, portal: BlockingPortal, stream: AsyncStream) -> None:

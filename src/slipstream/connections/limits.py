@@ -18,7 +18,7 @@ class Limits:
     An upload has at most `upload_bytes`, and `upload_seconds` of audio; the gaps between its timestamps, which become
     silence, add up to at most `upload_gap_seconds`. The server processes `uploads` of them in parallel.
 
-    A client may ask for at most `alternatives` texts of a doubtful word. Its stream takes as many slots, so the default
+    A client may request at most `alternatives` texts of a doubtful word. Its stream takes as many slots, so the default
     is 1: there are no alternatives.
 
     The server has at most `connections`, and `connections_per_address` of them from one IPv4 address or IPv6 /64

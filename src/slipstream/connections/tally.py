@@ -84,7 +84,7 @@ class LocalTally:
 class SharedTally:
     """The counts of several processes, in memory that they share.
 
-    Each process counts in a row of its own; the sum over the rows is what a limit applies to. The row of a process that
+    Each process counts in its own row. A limit applies to the sum over the rows. The row of a process that
     has died is cleared (`clear`). A lock of the kernel (fcntl(2)), which also ends with its process, guards the rest.
 
     Args:

@@ -54,7 +54,7 @@ class WebSocket(PacedConnection):
         accept: Makes the listener.
         limits: The limits of the connection.
         turns: Schedules connections that have more work than fits in one turn.
-        scope: The upgrade request as ASGI has it, with the request's ID as `id`.
+        scope: The upgrade request as an ASGI scope, with the request's ID as `id`.
         connections: The connections that uvicorn waits for before it stops; it calls `shutdown` on each.
         lost: Called when the connection is over.
     """

@@ -32,7 +32,7 @@ ESPEAK_ACCENTS: dict[str, tuple[str, ...]] = {
     ),
     "fr": ("fr", "fr-be", "fr-ch"),
 }
-"""Accents by language, the standard one first. A language that is not here has the voice of its own name."""
+"""Accents by language, the standard one first. A language that is not listed uses the voice of the same name."""
 
 # Without whispers, robots and other effects.
 ESPEAK_VARIANTS: tuple[str, ...] = (

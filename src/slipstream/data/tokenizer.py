@@ -185,7 +185,7 @@ def _read_vocabulary(path: Path) -> Any:
 
 
 def _candidates(sentences: Sequence[str], old: Any, vocab_size: int) -> list[str]:
-    """The pieces of a vocabulary of the sentences that `old` lacks, twice as many as asked for where there are."""
+    """The pieces of a vocabulary of the sentences that `old` lacks, up to twice as many as requested."""
     known = {piece.piece for piece in old.pieces}
     with tempfile.TemporaryDirectory() as folder:
         trained = Path(folder) / "new.model"

@@ -5,7 +5,7 @@ Sockets, limits, keys, sessions, metrics and logs are the same for all dialects.
 
 1. Write a module here with `PATH`, a subclass of `Dialect` (`open`, `receive`, `handle`, `error`, `queued`), and
    `open_dialect`, which opens it for a connection. `order.Order` checks the order of messages by a table of states.
-2. Add one line to `DIALECTS`, or to `TCP_DIALECTS` for a protocol on TCP connections of its own, which also needs an
+2. Add one line to `DIALECTS`, or to `TCP_DIALECTS` for a protocol with its own TCP port, which also needs an
    option in `slipstream.cli.serve`.
 3. Describe its messages in `server/api/asyncapi.yaml` and its route in `server/api/openapi.yaml`, with cases in
    `tests/server/test_asyncapi.py`.
@@ -46,4 +46,4 @@ TCP_DIALECTS: dict[str, OpenDialect] = {
     "wyoming": partial(wyoming.open_wyoming, wyoming.WyomingOptions()),
     "audiosocket": audiosocket.open_dialect,
 }
-"""The dialects on TCP connections of their own, by name."""
+"""The dialects with their own TCP port, by name."""

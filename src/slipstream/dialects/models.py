@@ -80,7 +80,7 @@ class Models(Generic[_Model]):
         return list(self._models.values())
 
     def name(self, name: str | None) -> str:
-        """Return the name of the model that a request asks for. Raises `UnknownModel`."""
+        """Return the name of the model that a request selects. Raises `UnknownModel`."""
         if not name:
             return self.default
         if name in self._models:
@@ -90,7 +90,7 @@ class Models(Generic[_Model]):
         raise UnknownModel(f"unknown model {name!r:.80}: this server has {', '.join(self._models)}")
 
     def __getitem__(self, name: str | None) -> _Model:
-        """Return the model that a request asks for. Raises `UnknownModel`."""
+        """Return the model that a request selects. Raises `UnknownModel`."""
         return self._models[self.name(name)]
 
 

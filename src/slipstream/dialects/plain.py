@@ -102,7 +102,7 @@ class PlainDialect(ResumableDialect):
         id: Identifies it in the server's log.
         session: Identifies it to a client that continues it on another connection.
         hints: What the client knows about the speech.
-        continues: The stream that the client continues, if it asks for the history of the text.
+        continues: The stream that the client continues, if it requests the history of the text.
     """
 
     name = "plain"

@@ -63,7 +63,7 @@ class Open:
 
     Args:
         options: Of the session; the server sets its limits.
-        model: Name of the model, as `Models` has it.
+        model: Name of the model in `Models`.
         channel: Number of the channel.
     """
 
@@ -102,7 +102,7 @@ class Flush:
     Args:
         channel: Number of the channel.
         buffered: Whether the audio that still waits for the model comes before the flush. Otherwise the flush covers
-            only what the model has processed, and is possible after `Finish`, too: for a flush that an event asks for.
+            only what the model has processed, and is possible after `Finish`, too: for a flush that an event requires.
     """
 
     channel: int = 0
@@ -192,7 +192,7 @@ Action: TypeAlias = Command | Send | Close | Publish | Subscribe | Forward | Han
 
 
 def make_hints(**fields: Any) -> Hints:
-    """Make the hints that a client asks for; `fields`: as for `Hints`. Raises `ProtocolError` for invalid ones."""
+    """Make the hints that a client requests; `fields`: as for `Hints`. Raises `ProtocolError` for invalid ones."""
     try:
         return Hints(**fields)
     except ConfigError as error:

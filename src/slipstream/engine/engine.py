@@ -139,7 +139,7 @@ class Engine:
 
         Raises:
             Overloaded: Too few slots are free and the session may not wait, or too many wait already.
-            ConfigError: The model does not have the delay or the slots that the hints ask for.
+            ConfigError: The model does not have the delay or the slots that the hints require.
             SessionClosed: The engine is closed.
             EngineError: The engine has failed.
         """

@@ -76,7 +76,7 @@ class StreamFormat:
 
     @property
     def delays(self) -> bool:
-        """Whether sessions may have delays of their own."""
+        """Whether sessions may have different delays."""
         return self.config is not None and self.config.delay_condition is not None
 
     def language_number(self, languages: Iterable[str]) -> int:
@@ -93,7 +93,7 @@ class StreamFormat:
         return self.tokenizer.vocab_size if self.config is None else self.config.lm.text_vocab
 
     def with_delay(self, delay: float | None) -> StreamFormat:
-        """Return the format of a session with a text delay of its own, in seconds; None is the model's.
+        """Return the format of a session with this text delay, in seconds; None is the model's.
 
         Raises `ConfigError` if the model does not have this delay.
         """

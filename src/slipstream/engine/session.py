@@ -93,7 +93,7 @@ class Session:
 
     @property
     def clock(self) -> float:
-        """Seconds of its own audio processed so far."""
+        """Seconds of the session's audio processed so far."""
         return self._seconds(self._processed)
 
     @property
@@ -265,7 +265,7 @@ class Session:
 
     @property
     def in_step(self) -> bool:
-        """Whether the model computes a frame of it, also one of before a restart."""
+        """Whether the model is computing a frame of this session, including one from before a restart."""
         return bool(self._in_model or self._stale)
 
     @property

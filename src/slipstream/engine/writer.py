@@ -1,4 +1,4 @@
-"""The text of a session: what its slots write, chosen by a search if its hints ask for one, as words."""
+"""The text of a session: what its slots write, chosen by a search if its hints request one, as words."""
 
 from __future__ import annotations
 

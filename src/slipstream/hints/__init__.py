@@ -128,12 +128,12 @@ class Hints:
         return query
 
     def with_at_most(self, alternatives: int) -> Hints:
-        """Return the hints, with `alternatives` as the most texts that they may ask for."""
+        """Return the hints, with `alternatives` as the maximum number of texts that they may request."""
         return self if self.alternatives <= alternatives else replace(self, alternatives=max(1, alternatives))
 
     @property
     def width(self) -> int:
-        """Hypotheses that the search keeps, each in a slot of its own."""
+        """Number of hypotheses that the search keeps, each in its own slot."""
         return max(self.beam, self.alternatives)
 
     @property

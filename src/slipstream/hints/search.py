@@ -84,7 +84,7 @@ class Search:
     hypotheses agree on it, or after `MAX_PENDING` frames as the best one has it.
 
     Args:
-        width: Hypotheses that are kept, each in a row of its own.
+        width: Number of hypotheses that are kept, each in its own row.
         tokenizer: The tokenizer of the model.
         trie: The keywords.
         lm: A model of the user's own text.

@@ -86,7 +86,7 @@ class LetterModel:
             before = max(followed, counts.get(text[first:at], 0))
             if not before:
                 break
-            # Rare sequences are not in the table: what they leave goes by the shorter ones, too.
+            # Rare sequences are not in the table: the remaining probability is divided by the shorter ones, too.
             rare = before - followed + (_FEW_LETTERS if first == at else _FEW_SEQUENCES)
             probability = (count + rare * probability) / (followed + rare)
         return probability

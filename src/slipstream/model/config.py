@@ -144,7 +144,7 @@ class CodecConfig(SEANetConfig):
     @model_validator(mode="after")
     def _one_encoder(self) -> CodecConfig:
         if self.whisper and self.mel:
-            raise ValueError("mel and whisper exclude each other: whisper has a log-mel front end of its own")
+            raise ValueError("mel and whisper exclude each other: whisper has its own log-mel front end")
         if self.whisper and (self.sample_rate % 200 or self.sample_rate < 16_000):
             raise ValueError(f"whisper needs a sample rate of at least 16000 and a multiple of 200: {self.sample_rate}")
         return self

@@ -1,6 +1,6 @@
 """The depth Transformer: writes the audio tokens of one frame, codebook after codebook.
 
-A frame is a sequence of its own, of K positions: position k reads the LM's output, the text token (k = 0) or the audio
+A frame is a separate sequence of K positions: position k reads the LM's output, the text token (k = 0) or the audio
 token of codebook k - 1, and gives the scores of codebook k. Its weights are those of set `schedule[k]`.
 Shapes: N frames (slots, or slots times steps), K codebooks, D width, W sets of weights, V audio vocabulary.
 """

@@ -19,7 +19,7 @@ class TextEmbedding(TokenEmbedding):
     """An embedding of text tokens `[...] -> [..., D]`, of one or two streams, with an optional narrower table.
 
     With two streams, a token is `(second + 1) * size + first`, where `second` can be `NO_TOKEN`. Both are looked up in
-    the same table, and projected by matrices of their own.
+    the same table, and projected by separate matrices.
     """
 
     def __init__(self, size: int, dim: int, demux: bool, low_rank: int | None = None) -> None:

@@ -83,7 +83,7 @@ class Generator:
         codebooks: Audio streams that are written, the first ones; the others are given to each step.
         text: How text tokens are picked.
         audio: How audio tokens are picked.
-        guidance: Factor of classifier-free guidance; 1 for none. The null half has a state of its own.
+        guidance: Factor of classifier-free guidance; 1 for none. The null half has its own state.
         no_text: With guidance, the null half reads no text, and the text scores are not guided.
         pick: Picks tokens from scores `[B, V]`; the number of the stream comes third.
     """

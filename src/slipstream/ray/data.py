@@ -5,7 +5,7 @@
     rows = slipstream.ray.transcribe(paths, model="kyutai/stt-2.6b-en", slots=64, actors=(1, 8), num_gpus=1)
     rows.write_parquet("s3://bucket/transcripts")
 
-Decoding is a stage on CPUs of its own. Each actor runs an engine with many slots and takes a file as soon as a slot is
+Decoding is a stage with its own CPUs. Each actor runs an engine with many slots and takes a file as soon as a slot is
 free, so a long file does not delay others. `save` writes the rows itself, and continues after a crash.
 """
 
@@ -267,7 +267,7 @@ class JsonLines:
 
 
 class ParquetFolder:
-    """A folder of Parquet files. A file appears when it is complete, under a name of its own."""
+    """A folder of Parquet files. A file appears when it is complete, under a unique name."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

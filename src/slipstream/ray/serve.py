@@ -49,7 +49,7 @@ LOAD = 0.7
 SPARE_REQUESTS = 16
 """Requests beyond one per slot that a replica takes: for information, and `POST /v1/sessions`."""
 ASKED_REPLICAS = 8
-"""How many replicas are asked for a free slot before a session is refused."""
+"""Number of replicas to try for a free slot before a session is refused."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def replicas_for_streams(context: AutoscalingContext) -> tuple[float, dict[str, 
 
 
 class Replica:
-    """One engine, with the server's routes on Serve's proxy and on a port of its own."""
+    """One engine, with the server's routes on Serve's proxy and on its own port."""
 
     async def __init__(self, options: Options) -> None:  # type: ignore[misc]
         self._options = options

@@ -55,8 +55,8 @@ class ServedSpeaker:
 
     Args:
         speaker: The model.
-        default_voice: The voice of a request that names none, or one that there is not; None refuses the latter.
-        languages: What it reports to clients that ask for them.
+        default_voice: The voice of a request that names none, or an unknown one; None refuses the latter.
+        languages: The languages that it reports to clients.
     """
 
     speaker: Speaker

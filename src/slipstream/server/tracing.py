@@ -113,7 +113,7 @@ class Trace:
         return {"trace_id": self.id, "span_id": trace.format_span_id(context.span_id)}
 
     def waiting(self, channel: int, sample_rate: int) -> None:
-        """Record that a session asks for a slot. `sample_rate`: of its audio, in Hz."""
+        """Record that a session requests a slot. `sample_rate`: of its audio, in Hz."""
         self._end_queue(channel)
         self._rates[channel] = sample_rate
         self._arrivals[channel] = deque(maxlen=ARRIVALS)

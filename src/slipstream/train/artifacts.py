@@ -27,7 +27,7 @@ _AVERAGES = ("embedding_sum", "cluster_usage")
 def export_model(model: SpeechModel, config: STTConfig, tokenizer: Path, folder: Path) -> None:
     """Fold the tied embeddings into tables and write the codec and the LM into `folder`, in Kyutai's layout.
 
-    Both are in bfloat16, but for the quantiser's averages, which stay float32.
+    Both are in bfloat16, except for the quantiser's averages, which stay float32.
     """
     model.fold()
     codec, lm = _arrays(model.codec, "bfloat16"), _arrays(model.lm, "bfloat16")

@@ -157,7 +157,7 @@ def _check(
     measure: Measure | None = None,
     export: Callable[[Path], None] | None = None,
 ) -> Check | None:
-    """What `data.valid` asks for; without `measure` or a manifest, the held-out loss alone."""
+    """The measurements of `data.valid`; without `measure` or a manifest, only the held-out loss."""
     valid, run = options.data.valid, options.run
     if valid is None:
         return None

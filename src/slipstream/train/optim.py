@@ -85,7 +85,7 @@ class Optimizer:
     """Muon (momentum, orthogonalised) for the Transformers' matrices, AdamW for everything else; or AdamW for all.
 
     Muon's updates are scaled to AdamW's size, so that one learning rate serves both. Norms and biases do not decay.
-    With `slow_encoder` a codec's encoder has a rate of its own, and its matrices learn by AdamW. `rates`: see
+    With `slow_encoder` a codec's encoder has its own rate, and its matrices learn by AdamW. `rates`: see
     `rate_of`.
     """
 

@@ -46,7 +46,7 @@ class Crops:
 
 
 class CropSampler:
-    """Crops of recordings, augmented if asked for, with the phones of their frames where these are known.
+    """Crops of recordings, augmented if the options request it, with the phones of their frames where these are known.
 
     Without an inventory of phones none is known.
     """
@@ -189,7 +189,7 @@ class ReconstructionTask:
 
 
 def kept_codebooks(draw_B: Tensor, config: CodecConfig, share: float) -> Tensor:
-    """How many acoustic codebooks each row keeps: all, but for the `share` of rows that drop some."""
+    """How many acoustic codebooks each row keeps: all, except in the `share` of rows that drop some."""
     count = config.num_codebooks - config.num_semantic
     fewer = (draw_B / max(share, 1e-9) * (count + 1)).long()
     return torch.where(draw_B < share, fewer, count)

@@ -30,7 +30,7 @@ _FRAME_WIDTH, _HEIGHT = 16, 150
 
 
 class Rehearsal(RunOptions):
-    """Two steps of a run in a folder of their own.
+    """Two steps of a run, in a separate folder.
 
     folder: where rows are written. first_row: the first of them.
     """

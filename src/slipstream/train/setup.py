@@ -1,4 +1,4 @@
-"""What a run's options ask for: its shapes, vocabulary and delay, its rows, and the model it starts from."""
+"""What the options of a run determine: its shapes, vocabulary and delay, its rows, and the model it starts from."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def new_speech_model(model: ModelOptions, text: TextOptions, phones: int, seed: 
 
 
 def shapes_of(model: ModelOptions, growth: Growth | None = None) -> tuple[CodecConfig, LMConfig]:
-    """The shapes that a run asks for, or else those of the model it starts from, with a grown vocabulary."""
+    """The shapes in the options of a run, or else those of the model it starts from, with a grown vocabulary."""
     if model.codec is not None and model.lm is not None:
         return model.codec, model.lm
     origin = origin_of(model)
@@ -86,7 +86,7 @@ class TextOptions:
 
 
 def text_options(data: DataOptions, model: ModelOptions) -> TextOptions:
-    """As asked for, or else as in the model that the run starts from."""
+    """The value in the options, or else that of the model that the run starts from."""
     origin = origin_of(model)
     tokenizer = data.tokenizer or (origin.sources.tokenizer if origin else None)
     if tokenizer is None:
@@ -97,7 +97,7 @@ def text_options(data: DataOptions, model: ModelOptions) -> TextOptions:
 
 
 def find_growth(old: Path, new: Path, model: ModelOptions) -> Growth | None:
-    """How the vocabulary grows, if it does; one of another size needs an LM of its own, `model.lm`."""
+    """How the vocabulary grows, if it does; one of another size needs a new LM, `model.lm`."""
     before, after = Tokenizer(old), Tokenizer(new)
     if after.vocab_size == before.vocab_size or (model.lm is not None and not extends(after, before)):
         return None
@@ -174,7 +174,7 @@ def wave_sampler(
 
 
 def mel_config(path: Path) -> MelConfig:
-    """The log-mel front end that a run's TOML file asks for, or that of the model it starts from."""
+    """The log-mel front end in a run's TOML file, or that of the model it starts from."""
     model: ModelOptions = read_run(path, AnyRun).model
     origin = origin_of(model)
     codec = model.codec or (origin.config.codec if origin else None)

@@ -71,7 +71,7 @@ class EngineJob:
 
 
 def _obey(end: socket.socket, host: EngineHost, metrics: Metrics) -> None:
-    """Do what the parent asks for: serve another worker, report metrics, or stop."""
+    """Run the commands of the parent: serve another worker, report metrics, or stop."""
     unread = b""
     descriptors: list[int] = []
     while True:

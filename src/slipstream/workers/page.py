@@ -60,7 +60,7 @@ def joined(processes: Iterable[Iterable[Family]]) -> list[Family]:
 
 
 def text_of(families: Iterable[Family], accept: str = "") -> tuple[bytes, str]:
-    """Return the text of metrics in the format that the header `Accept` asks for, and its media type."""
+    """Return the text of metrics in the format that the header `Accept` requests, and its media type."""
     registry = CollectorRegistry()
     registry.register(_Families(families))
     encode, media_type = choose_encoder(accept)

@@ -94,7 +94,7 @@ class Parent:
         listeners: Its sockets, which the workers share.
         max_waiting: Sessions that may wait for a slot of one engine.
         started: Called with the names of the models, once all processes work.
-        open_speaker: Opens the model of text to speech, in a process of its own; None offers none.
+        open_speaker: Opens the model of text to speech, in a separate process; None for no text to speech.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class Parent:
                 task.cancel()
 
     async def _start_worker(self, row: int) -> None:
-        """Start a worker, with a channel of its own to every engine."""
+        """Start a worker, with its own channel to every engine."""
         models: dict[str, tuple[str, list[EngineAddress]]] = {}
         channels = [_attach(engine) for engine in (*self._engines, *self._speech)]
         for engine, ours in zip(self._engines, channels, strict=False):
@@ -353,7 +353,7 @@ class Parent:
     # ------------------------------------------------------------------------------------------------------- metrics
 
     async def _send_page(self, worker: _Process, id: int, accept: str) -> None:
-        """Collect the metrics of all processes, and send the page to the worker that asked for it."""
+        """Collect the metrics of all processes, and send the page to the worker that requested it."""
         processes = [*self._workers.values(), *self._engines]
         waiting = []
         for process in processes:

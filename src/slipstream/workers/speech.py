@@ -99,7 +99,7 @@ class SpeechHost:
             threading.Thread(target=work, daemon=True).start()
 
     def _receive(self) -> None:
-        """Do what the worker asks for, until it is gone."""
+        """Run the commands of the worker until its channel closes."""
         try:
             while True:
                 kind, id, *values = self._connection.recv()

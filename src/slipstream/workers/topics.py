@@ -99,7 +99,7 @@ class TopicHub:
         return self._topics.busy
 
     def take(self, worker: int, message: Message, send: Callable[[Message], None]) -> None:
-        """Do what a connection of a worker asks for. `send`: sends a message to that worker."""
+        """Run the action of a connection of a worker. `send`: sends a message to that worker."""
         key = worker, message["member"]
         if message["topic"] == "leave":
             if (left := self._members.pop(key, None)) is not None:

@@ -52,7 +52,7 @@ def test_a_quantised_file_stays_so_and_is_what_quantising_on_load_makes(bits: in
     assert mx.array_equal(again.text_linear.weight, kept["text_linear.weight"])
 
 
-def test_without_asking_for_it_a_quantised_file_becomes_floats(tmp_path: Path):
+def test_a_quantised_file_becomes_floats_by_default(tmp_path: Path):
     config = wide()
     file = quantized(lm_table(config).write(random_weights(lm_shapes(config))), 8)
     assert lm_table(config).read(file, "file")["text_linear.weight"].dtype == np.float32
@@ -98,7 +98,7 @@ def test_rows_that_are_not_whole_groups_stay_floats():
     assert built["transformer.layers.0.ffn.linear_in.weight"].dtype == mx.uint32
 
 
-def test_settings_that_there_are_not_are_refused():
+def test_unsupported_settings_are_refused():
     config = lm_config()
     weights = random_weights(lm_shapes(config))
     with pytest.raises(ConfigError, match="float32 and bfloat16"):

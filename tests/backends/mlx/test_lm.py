@@ -104,5 +104,5 @@ def test_unknown_conditions_and_values_are_named():
         table.condition({"lang": "de"})
 
 
-def test_a_model_without_pause_heads_has_none():
+def test_a_model_without_pause_heads_returns_no_pause_probabilities():
     assert make(lm_config(pause_heads=0)).pause_logits(mx.zeros((2, 42))).shape == (2, 0, 6)

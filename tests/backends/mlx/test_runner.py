@@ -70,7 +70,7 @@ def test_the_compiled_step_is_the_step():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_runner_made_here_steps_on_another_thread(dtype: str):
-    # MLX computes on demand, and cannot compute on one thread what another asked for.
+    # MLX computes on demand, and cannot compute on one thread what another thread requested.
     audio = frames(12)
     expected = tokens(make(dtype=dtype), audio)
     runner = make(dtype=dtype)

@@ -56,7 +56,7 @@ def test_a_converted_folder_gives_the_results_of_its_weights(tmp_path: Path, qua
     assert outputs(from_files) == outputs(OnnxRunner(config, *random_model(config), threads=1, quantize=quantize))
 
 
-def test_what_is_there_is_not_made_again(tmp_path: Path):
+def test_an_existing_conversion_is_reused(tmp_path: Path):
     load = Loader(tmp_path)
     for _ in range(2):
         export(load, tmp_path / "out", quantize="int8")
@@ -73,7 +73,7 @@ def test_threads_that_want_the_same_folder_wait_for_one(tmp_path: Path):
     assert load.calls == 1
 
 
-def test_a_conversion_that_died_leaves_nothing_and_is_made_again(tmp_path: Path):
+def test_an_interrupted_conversion_leaves_nothing_and_is_repeated(tmp_path: Path):
     load = Loader(tmp_path)
 
     def die_in_the_codec(done: int, total: int) -> None:
@@ -130,7 +130,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str):
         OnnxRunner(stt_config(), graph, tmp_path / "out" / CODEC_FILE, threads=1)
 
 
-def test_a_changed_file_or_setting_has_a_place_of_its_own(tmp_path: Path):
+def test_a_changed_file_or_setting_has_another_cache_folder(tmp_path: Path):
     export(Loader(tmp_path), tmp_path / "out", quantize=None)
     sources = resolve(tmp_path / "out")
     first = cache_folder(tmp_path, sources, "int8")

@@ -41,7 +41,7 @@ def test_a_block_of_zeros_stays_zero(bits: Bits):
 
 
 @pytest.mark.parametrize("columns", [42, 256])
-def test_onnx_runtime_multiplies_by_what_we_dequantise(bits: Bits, columns: int):
+def test_onnx_runtime_multiplies_by_the_dequantised_weights(bits: Bits, columns: int):
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((24, columns)).astype(np.float32)
     x = rng.standard_normal((3, columns)).astype(np.float32)

@@ -59,7 +59,7 @@ def test_no_bit_of_a_slot_depends_on_how_many_others_are_active(quantize: str | 
     np.testing.assert_array_equal(*heard)
 
 
-def test_slots_after_the_last_active_one_cost_nothing(monkeypatch: pytest.MonkeyPatch):
+def test_slots_after_the_last_active_one_are_not_computed(monkeypatch: pytest.MonkeyPatch):
     runner = make(slots=6)
     rows: list[int] = []
     step = runner.lm.step
@@ -74,7 +74,7 @@ def test_condition_values_change_the_text():
     assert tokens(make(half), frames(15)) != tokens(make(four), frames(15))
 
 
-def test_what_a_step_gives_is_the_callers_to_keep():
+def test_the_caller_may_keep_the_output_of_a_step():
     runner = make()
     first, second = (runner.step(frame, ON) for frame in frames(2))
     again = make().step(frames(2)[0], ON)
@@ -87,7 +87,7 @@ def test_a_runner_without_slots_is_refused():
         make(slots=0)
 
 
-def test_a_slot_that_is_not_there_is_refused():
+def test_an_unknown_slot_is_refused():
     runner = make()
     for call in (lambda: runner.reset([1]), lambda: runner.snapshot(-1), lambda: runner.restore(2, runner.snapshot(0))):
         with pytest.raises(ValueError, match="this runner has slots 0 to 0"):

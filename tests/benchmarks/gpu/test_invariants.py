@@ -26,7 +26,7 @@ def test_a_runner_keeps_streams_apart() -> None:
     assert all(found[name] <= (1e-4 if name in ROUNDS_OTHERWISE else 0) for name in found)
 
 
-def test_a_savepoint_that_restores_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_savepoint_that_does_not_restore_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     restore = TorchRunner.restore
 
     def restored(runner: TorchRunner, slot: int, state: object) -> None:

@@ -93,7 +93,7 @@ def test_raw_audio(cli: Cli, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) ->
     assert len(outcome.out.split()) == 2
 
 
-def test_resume_skips_what_is_done(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
+def test_resume_skips_finished_inputs(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
     first, second = sound("a.wav", [0.1]), sound("b.wav", [0.2])
     (tmp_path / "out").mkdir()
     (tmp_path / "out/a.txt").write_text("kept\n")
@@ -121,7 +121,7 @@ def test_resume_skips_what_is_done(cli: Cli, sound: Sound, loaded: Loaded, tmp_p
         ("json", ""),
     ],
 )
-def test_resume_repeats_what_has_no_text(
+def test_resume_repeats_inputs_without_text(
     cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path, format: str, content: str
 ) -> None:
     path, done = sound("a.wav", [0.1]), tmp_path / f"out/a.{format}"

@@ -55,7 +55,7 @@ def test_each_input_is_transcribed_once(folder: Path) -> None:
     ("argument", "message"),
     [("*.aiff", "no file matches"), ("empty", "no audio files"), ("", "empty: expected a file")],
 )
-def test_nothing_found_is_an_error(folder: Path, argument: str, message: str) -> None:
+def test_a_folder_without_audio_is_an_error(folder: Path, argument: str, message: str) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(AudioError, match=message):
         find_jobs([argument])

@@ -57,7 +57,7 @@ class Laws:
 
 
 def follow(laws: Laws, found: Iterable[Found]) -> int:
-    """Check the messages; return how many flushes were asked for."""
+    """Check the messages; return how many flushes were requested."""
     flushes = 0
     for one in found:
         if isinstance(one, TurnInfo):

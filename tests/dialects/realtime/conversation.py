@@ -41,7 +41,7 @@ def update(**audio: Any) -> str:
 
 
 class Conversation:
-    """Runs a dialect on a session of its own, which processes audio when `run` is called."""
+    """Runs a dialect on its own session, which processes audio when `run` is called."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect

@@ -81,6 +81,6 @@ def test_the_audio_after_a_flush_is_that_without_it(encoding: Encoding) -> None:
 
 
 @pytest.mark.parametrize("audio", ["A" * 20_000 + "!", "AA==" * 10_000, "AAA", "AA A", "=AAA"])
-def test_what_is_not_base64_is_an_error(audio: str) -> None:
+def test_audio_that_is_not_base64_is_an_error(audio: str) -> None:
     with pytest.raises(InvalidMessage, match="audio: "):
         list(AudioInput(PCM16, 24_000).decode(audio))

@@ -146,7 +146,7 @@ def test_a_connection_without_text_ends_immediately(server: Running) -> None:
         ([{"text": "x" * 300_000}], "ann", "at most 200000 characters"),
     ],
 )
-def test_what_is_refused(server: Running, messages: list[Any], voice: str, says: str) -> None:
+def test_invalid_requests_are_refused(server: Running, messages: list[Any], voice: str, says: str) -> None:
     received, code = asyncio.run(talk(server, messages, voice=voice))
     assert code == 1007
     assert received[-1]["error"] == "invalid_payload"
@@ -156,7 +156,7 @@ def test_what_is_refused(server: Running, messages: list[Any], voice: str, says:
 
 
 @pytest.mark.parametrize("format", ["wav", "pcm_11000", "mp3_44100", "pcm_8000_3", "ulaw_16000", "opus_44100_64"])
-def test_formats_that_there_are_not(server: Running, format: str) -> None:
+def test_unknown_formats_are_refused(server: Running, format: str) -> None:
     with pytest.raises(InvalidStatus, match="400"):
         asyncio.run(talk(server, MESSAGES, format))
 

@@ -287,7 +287,7 @@ def test_the_searches_that_are_compared_differ(expected_searches: list[list[Even
     assert any(event.alternatives for event in with_alternatives if isinstance(event, Word))
 
 
-def test_wide_sessions_of_two_workers_wait_for_their_slots_and_change_nobody_else() -> None:
+def test_wide_sessions_of_two_workers_wait_for_their_slots_and_do_not_change_other_sessions() -> None:
     cases = [Hints(beam=3), Hints(), Hints(alternatives=2), Hints(beam=4), Hints(delay=0.8), Hints(beam=2)]
 
     def words(engine: AnyEngine, seed: int) -> list[tuple[str, float, float]]:
@@ -376,7 +376,7 @@ def test_keywords_change_in_mid_stream_and_only_of_their_session() -> None:
         assert words(remote.open(), changes=False) == plain  # in a slot that was steered
 
 
-def test_a_session_that_nobody_holds_is_freed() -> None:
+def test_an_unreferenced_session_is_freed() -> None:
     with hosting(ScriptRunner(slots=1)) as hosted, hosted.worker() as engine:
         session = engine.open()
         wait_for(lambda: engine.active == 1)

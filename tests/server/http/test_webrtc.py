@@ -217,7 +217,7 @@ def test_whip_without_a_data_channel_has_server_sent_events() -> None:
         (NESTED, "multipart/form-data; boundary=b0", 400),
     ],
 )
-def test_what_is_no_offer_is_refused(
+def test_a_body_that_is_not_an_offer_is_refused(
     path: str, body: bytes, kind: str, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with serving() as running:

@@ -121,7 +121,7 @@ def test_the_name_of_the_file_has_no_effect(filename: str) -> None:
     ("begun", "wrong"),
     [(f"--{BOUNDARY}\r\nX: ".encode(), "Maximum header size"), (part("prompt", "")[:-2], "more than 9000 bytes")],
 )
-def test_what_has_no_end_is_refused_early(begun: bytes, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_form_without_an_end_is_refused_early(begun: bytes, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multipart, "MAX_FIELD_BYTES", 9_000)
     reader = MultipartForm(CONTENT_TYPE)
     reader.receive(begun)

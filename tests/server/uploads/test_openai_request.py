@@ -123,7 +123,7 @@ def test_lists_without_brackets() -> None:
         ),
     ],
 )
-def test_what_is_refused(fields: list[tuple[str, str]], status: int, field: str, wrong: str) -> None:
+def test_invalid_requests_are_refused(fields: list[tuple[str, str]], status: int, field: str, wrong: str) -> None:
     with pytest.raises(UploadError) as raised:
         parse(*fields)
     error = raised.value

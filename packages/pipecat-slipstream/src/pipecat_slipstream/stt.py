@@ -154,7 +154,7 @@ class SlipstreamSTTService(EagerEndOfTurnSTTServiceMixin, WebsocketSTTService):
         await super().stop(frame)
 
     async def run_stt(self, audio: bytes) -> AsyncGenerator[Frame | None, None]:
-        """Add audio: 16-bit PCM. Its text comes as frames of their own."""
+        """Add audio: 16-bit PCM. Its text arrives as separate frames."""
         if self._stream is not None:
             try:
                 self._stream.send(np.frombuffer(audio, np.int16))

@@ -112,5 +112,5 @@ def _convolution(weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _compute(module: nn.Module) -> None:
-    # MLX computes lazily, on the thread that asks for a result, and another thread may call the runner.
+    # MLX computes lazily, on the thread that reads a result, and another thread may call the runner.
     mx.eval(module.parameters())

@@ -117,7 +117,7 @@ class WhisperDecoder(nn.Module):
         }
 
     def locate(self, first_B: IntArray) -> FramePositions:
-        """Where the next step of slots is whose frame has the number `first_B`."""
+        """The positions of the next step, for slots at frame number `first_B`."""
         frame_BT, vectors = first_B[:, None], self.whisper.vectors
         vector_BV = frame_BT * vectors + np.arange(vectors)
         key_BC = ring_keys(vector_BV[:, -1:], np.arange(self.audio_capacity)) // vectors

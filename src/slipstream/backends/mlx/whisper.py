@@ -119,7 +119,7 @@ class WhisperEncoder(nn.Module):
         }
 
     def locate(self, first_B: IntArray, start_B: IntArray) -> WhisperPositions:
-        """Where the next step of slots is whose first new position is `first_B`.
+        """The positions of the next step, for slots whose first new position is `first_B`.
 
         `start_B`: the sinusoidal position of each stream's first one.
         """

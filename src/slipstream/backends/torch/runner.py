@@ -278,7 +278,7 @@ class TorchRunner(BaseRunner):
         return formats
 
     def _transformers(self) -> dict[str, tuple[TransformerConfig | None, torch.dtype, int]]:
-        """Configuration, type and positions per step of the two; Whisper's parts have layers of their own."""
+        """Configuration, type and positions per step of the two; Whisper's parts have separate layers."""
         codec, lm = self.config.codec, self.config.lm
         return {
             "codec": (None if codec.whisper else codec.transformer, torch.float32, codec.stride),

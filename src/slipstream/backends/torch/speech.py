@@ -26,7 +26,7 @@ from slipstream.nn.state import State, commit, read_slot, write_slots
 VOICE_FRAMES = 125
 """Positions of a published voice: 10 s."""
 _STREAMS = 64
-"""More than a model has streams: the noise of a step has a number of its own for each."""
+"""More than the streams of any model: each of them has its own number in the noise of a step."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ _SAME = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What happened: a message to send, or a `Flush` to ask for.
+    """What happened: a message to send, or a `Flush` to request.
 
     Args:
         kind: What it is.
@@ -61,7 +61,7 @@ class Channel:
         self._last_end: float | None = None  # of the last word, until `UtteranceEnd`
         self._flushed_to = 0.0
         self._finalizes: list[float] = []
-        self._endpoint: float | None = None  # where a flush was asked for
+        self._endpoint: float | None = None  # where a flush was requested
 
     def step(self, step: Step) -> list[Found]:
         """Take a frame."""
@@ -118,7 +118,7 @@ class Channel:
         return [Found("Flush")]
 
     def finalize(self, time: float) -> None:
-        """Note that the client asked for all text of the audio up to `time`; the flush follows."""
+        """Note that the client requested all text of the audio up to `time`; the flush follows."""
         self._finalizes.append(time)
 
     def flushed(self, time: float) -> list[Found]:

@@ -1,7 +1,7 @@
 """Deepgram's dialect `/v1/listen`: audio in binary messages, JSON in text messages.
 
 In: audio, `KeepAlive`, `Finalize`, `Configure`, `CloseStream`. Out: `Results`, `SpeechStarted`, `UtteranceEnd`,
-`Metadata`, `ConfigureSuccess` and `Error`. With `multichannel`, each channel is a session of its own.
+`Metadata`, `ConfigureSuccess` and `Error`. With `multichannel`, each channel is a separate session.
 """
 
 from __future__ import annotations

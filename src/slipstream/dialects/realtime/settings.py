@@ -100,7 +100,7 @@ class Settings:
     """What a configuration means.
 
     Args:
-        model: Name of the model as the client has it; None for the default model.
+        model: Name by which the client selects the model; None for the default model.
         format: Of the audio.
         turns: When a turn ends; None where the client commits.
         prefix_seconds: How much audio before a turn's speech belongs to it.

@@ -1,1 +1,1 @@
-"""An engine in a process of its own: sessions stay in the processes of their connections, and only frames cross."""
+"""An engine in a separate process: sessions stay in the processes of their connections, and only frames cross."""

@@ -155,7 +155,7 @@ class RemoteEngine(OpenSessions):
         `Overloaded`.
 
         Raises:
-            ConfigError: The model does not have the delay, or no engine has the slots, that the hints ask for.
+            ConfigError: The model does not have the delay, or no engine has the slots, that the hints require.
             EngineError: The engine has failed.
         """
         options = options or SessionOptions()

@@ -14,7 +14,7 @@ _HEADERS = [
 
 
 class EventSender:
-    """Sends a response of server-sent events in a task of its own, however slowly the client reads.
+    """Sends a response of server-sent events in a separate task, however slowly the client reads.
 
     The response begins immediately. What is put waits in memory: a transcript is small.
     """

@@ -29,14 +29,14 @@ class Account:
     def __init__(self, client: Client, dialect: str, metrics: Metrics, trace: Trace | None) -> None:
         self._client, self._dialect, self._metrics, self.trace = client, dialect, metrics, trace
         self._began = time.monotonic()
-        self._asked: dict[int, float] = {}  # when each session asked for its slot
+        self._asked: dict[int, float] = {}  # when each session requested its slot
         self._slots: set[int] = set()
         self._had_slot = False
         self._frames = self._words = 0
         metrics.connects.inc()
 
     def ask(self, channel: int, sample_rate: int) -> None:
-        """Record that a session asks for a slot. `sample_rate`: of its audio, in Hz."""
+        """Record that a session requests a slot. `sample_rate`: of its audio, in Hz."""
         self._asked[channel] = time.monotonic()
         if self.trace is not None:
             self.trace.waiting(channel, sample_rate)

@@ -80,7 +80,7 @@ class StreamRegistry:
         """Sweep all connections, until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            self._sweep()  # in a frame of its own, which keeps no member until the next time
+            self._sweep()  # in a separate function, so that no member is referenced until the next time
 
     async def drain(self) -> bool:
         """Finish all connections. Returns whether they ended within `drain_seconds`."""

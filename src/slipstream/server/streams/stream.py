@@ -71,7 +71,7 @@ class LiveStream:
         over: Called once, when the connection has ended.
         flush_after_silence: Seconds without voice, or without audio, after which the text is flushed; 0 disables it.
         trace: Of this stream, on a server that writes traces.
-        speak: Continues the connection in a dialect of text to speech; None where no dialect asks for it.
+        speak: Continues the connection in a dialect of text to speech; None if no dialect needs it.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class LiveStream:
         return self._dialect.long_text
 
     def opened(self) -> None:
-        """Begin as the dialect does: most ask for a slot."""
+        """Run the first actions of the dialect: most request a slot."""
         try:
             for action in self._dialect.open():
                 self._do(action)
@@ -247,7 +247,7 @@ class LiveStream:
         return False
 
     def _do(self, action: Action) -> Command | None:
-        """Do what the dialect asks for. Returns the rest of a command for which there is no room."""
+        """Run the actions of the dialect. Returns the rest of a command for which there is no room."""
         if isinstance(action, Send):
             self._put(action.message, action.droppable)
         elif isinstance(action, Close):

@@ -62,7 +62,7 @@ class Topics:
         return any(topic is not None and topic.publishers and member in topic.subscribers for topic in topics)
 
     def do(self, action: Publish | Subscribe | Forward, member: Subscriber, owner: str) -> None:
-        """Do what a dialect asks for. Raises `ProtocolError` for a webhook that is not allowed."""
+        """Run the action of a dialect. Raises `ProtocolError` for a webhook that is not allowed."""
         key = (owner, action.topic)
         if isinstance(action, Forward) and not is_allowed(action.url, self._allowed):
             raise ProtocolError(

@@ -37,10 +37,10 @@ class Hints:
 
 @dataclass(frozen=True, slots=True)
 class TranscriptionRequest:
-    """What the fields ask for.
+    """The request of the fields.
 
     Args:
-        model: Name of the model, as `Models` has it.
+        model: Name of the model in `Models`.
         format: Of the response.
         stream: Whether the response is a stream of events.
         words: Whether a verbose response has words.
@@ -169,7 +169,7 @@ class _Form:
         return Hints(languages, self.one("prompt"), tuple(filter(None, keywords)))
 
     def check_chunking(self) -> None:
-        """Check `chunking_strategy`: `auto`, a JSON object, or its members as fields of their own."""
+        """Check `chunking_strategy`: `auto`, a JSON object, or its members as separate fields."""
         name = "chunking_strategy"
         strategy: Any = {
             key.removeprefix(f"{name}[").removesuffix("]"): self.one(key)

@@ -44,7 +44,7 @@ class Job:
     """How an upload is transcribed.
 
     Args:
-        model: Name of the model, as `Models` has it.
+        model: Name of the model in `Models`.
         options: Of the sessions.
         raw: The format of audio without a header; None for a file that has one.
         channels: `mix` for one session, `separate` for a session per channel.
