@@ -79,7 +79,7 @@ def test_a_pipe_is_written_to(cli: Cli, folder: Path, tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
-def test_text_and_voices_that_are_not_there(cli: Cli, folder: Path, tmp_path: Path) -> None:
+def test_missing_texts_and_voices_are_errors(cli: Cli, folder: Path, tmp_path: Path) -> None:
     options = ["-m", folder, "--voices", folder, "--device", "cpu", "-o", tmp_path / "out.wav"]
     assert "there is no text" in cli("say", "  ", *options).err
     outcome = cli("say", "fox", "--voice", "carl", *options)

@@ -62,7 +62,7 @@ class CropSampler:
         augment: WaveAugment | None = None,
     ) -> None:
         if any(pack.kind.kind != "samples" for pack in packs):
-            raise ConfigError("a waveform codec is trained on packs of samples: `slipstream data pack --samples`")
+            raise ConfigError("this run needs packs of samples: `slipstream data pack --samples`")
         self.phones, self.codec, self.seed, self.augment = phones, codec, seed, augment
         self.frames = max(1, round(seconds * codec.frame_rate))
         self.length = self.frames * codec.frame_samples

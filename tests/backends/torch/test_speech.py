@@ -168,7 +168,7 @@ def test_noise_of_a_row_is_exponential_and_does_not_depend_on_the_batch() -> Non
 
 
 def test_codes_of_a_recording_are_those_of_its_own_frames() -> None:
-    """The tokens of a late encoder belong to earlier frames, and the last of them to audio that is not there."""
+    """The tokens of a late encoder belong to earlier frames, and the last of them to missing audio."""
     runner = make_runner(LATE)
     pcm_S = noise_and_tones(20 * 0.08)
     with torch.inference_mode():
