@@ -99,8 +99,8 @@ def transcribe(
             "--min-confidence",
             min=0,
             max=0.99,
-            help="Withhold words while the mean confidence of the latest ones is lower, as in noise; 0 writes all. "
-            "Default: that of the model's configuration.",
+            help="Withhold words while the mean confidence of the latest words is below this, as in noise; 0: never. "
+            "Default: the value in the model's config.json.",
         ),
     ] = None,
     lm: Annotated[
