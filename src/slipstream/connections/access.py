@@ -8,10 +8,12 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import HTTPConnection
 
+from slipstream.connections.client_secrets import PREFIX, ClientSecret, InvalidSecret
 from slipstream.connections.keys import Key, KeyRing
 from slipstream.connections.tally import LocalTally, Tally
 from slipstream.dialects.models import KEY_PARAMETER
@@ -23,6 +25,8 @@ SUBPROTOCOLS = ("realtime", "token", "bearer")
 """WebSocket subprotocols that clients of OpenAI and Deepgram offer. A browser's key follows, as another one."""
 _KEY_SCHEMES = ("bearer", "token")
 _KEY_SUBPROTOCOL = "openai-insecure-api-key."
+_ANYONE = Key("", b"")
+"""Signs the client secrets of a server without keys: anyone can make one, as anyone may connect."""
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{0,5})?", re.IGNORECASE)
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?P<authority>(\[[0-9a-f:.]+\]|[a-z0-9._-]*)(:\d{1,5})?)", re.IGNORECASE)
 
@@ -42,12 +46,14 @@ class Client:
     Args:
         id: Identifies the request. The client receives it too, in the response header `x-request-id`.
         address: IP address of the connection's other end.
-        key: The API key it used; None on a server without keys.
+        key: The API key it used, or that its client secret is of; None on a server without keys.
+        session: The configuration that its client secret has; None without one.
     """
 
     id: str = ""
     address: str = ""
     key: Key | None = None
+    session: Mapping[str, Any] | None = field(default=None, hash=False)
 
     @property
     def log_fields(self) -> dict[str, str | None]:
@@ -79,8 +85,15 @@ class Access:
         self.keys, self.origins = keys, tuple(origins)
         self.tally: Tally = tally or LocalTally()
 
-    def check(self, request: HTTPConnection) -> Client:
-        """Identify the client of a request. Raises `Refused` with status 400, 401, 403 or 421."""
+    def check(self, request: HTTPConnection, *, secrets: bool = False) -> Client:
+        """Identify the client of a request.
+
+        Args:
+            secrets: Whether the address takes client secrets, too.
+
+        Raises:
+            Refused: With status 400, 401, 403 or 421.
+        """
         host = request.headers.get("host", "")
         parsed = _HOST.fullmatch(host)
         if host and parsed is None:
@@ -88,11 +101,30 @@ class Access:
         if self.keys is None and not (parsed and is_loopback(parsed["name"].strip("[]"))):
             raise Refused(421, "this server has no keys and answers only to localhost")
         self._check_origin(request.headers.get("origin"), host)
-        key = None
-        if self.keys is not None and (key := self.keys.find(_sent_key(request))) is None:
-            reason = f"no valid key in the header {KEY_HEADER}, the header Authorization or the query {KEY_PARAMETER}"
-            raise Refused(401, reason, {"www-authenticate": "Bearer"})
-        return Client(request.scope.get("id", ""), (request.scope.get("client") or ("",))[0], key)
+        sent, session = _sent_key(request), None
+        key = self.keys.find(sent) if self.keys is not None else None
+        if key is None and secrets and (secret := self._client_secret(sent)) is not None:
+            if secret.expires_at <= time.time():
+                raise _no_key("the client secret has expired")
+            key, session = secret.key if self.keys is not None else None, secret.session
+        elif key is None and self.keys is not None:
+            raise _no_key(
+                f"no valid key in the header {KEY_HEADER}, the header Authorization or the query {KEY_PARAMETER}"
+            )
+        return Client(request.scope.get("id", ""), (request.scope.get("client") or ("",))[0], key, session)
+
+    def client_secret(self, client: Client, expires_at: int, session: Mapping[str, Any]) -> str:
+        """Make a client secret for a client: see `ClientSecret`."""
+        return ClientSecret(client.key or _ANYONE, expires_at, session).seal()
+
+    def _client_secret(self, sent: str | None) -> ClientSecret | None:
+        """Read a client secret. Returns None for any other key, which a server without keys ignores."""
+        if not sent or not sent.startswith(PREFIX):
+            return None
+        try:
+            return ClientSecret.unseal(sent, self.keys.named if self.keys is not None else lambda name: _ANYONE)
+        except InvalidSecret:
+            return None
 
     def enter(self, client: Client, now: float | None = None) -> None:
         """Count a stream or an upload that starts; `leave` must follow. Raises `Refused` (429) over the key's limits.
@@ -125,6 +157,10 @@ class Access:
             raise Refused(400, f"malformed Origin header {origin!r:.80}: expected scheme://host:port")
         if parsed is None or parsed["authority"].lower() != host.lower():
             raise Refused(403, f"pages of {origin:.80} may not connect: see --allow-origin")
+
+
+def _no_key(reason: str) -> Refused:
+    return Refused(401, reason, {"www-authenticate": "Bearer"})
 
 
 def check_without_keys(host: str, option: str, allowed: bool) -> None:

@@ -10,23 +10,31 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from slipstream.errors import ConfigError
 
 _ALGORITHM = "sha256"
+SIGNATURE_BYTES = hashlib.new(_ALGORITHM).digest_size
+_SIGNING = b"slipstream client secrets"
 _FORMAT = f"name {_ALGORITHM}:<64 hex digits> [streams=N] [per_minute=N]"
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key by its name and hash, and its limits; None is unlimited."""
+    """A key by its name and hash, and its limits; None is unlimited. `chosen`: by a person, so it can be guessed."""
 
     name: str
-    digest: bytes
+    digest: bytes = field(repr=False)
     streams: int | None = None
     per_minute: int | None = None
+    chosen: bool = False
+
+    def sign(self, data: bytes) -> bytes:
+        """Return a signature that only who has the key or its hash can make, and that reveals neither."""
+        return hmac.digest(_signing_key(self.digest, self.chosen), data, _ALGORITHM)
 
 
 class KeyRing:
@@ -43,7 +51,7 @@ class KeyRing:
     @classmethod
     def of(cls, keys: Iterable[str]) -> KeyRing:
         """Make a ring of keys in clear text, such as the Rust server's `authorized_ids`, named by their order."""
-        return cls(Key(f"key-{number}", _hash(key)) for number, key in enumerate(keys, start=1))
+        return cls(Key(f"key-{number}", _hash(key), chosen=True) for number, key in enumerate(keys, start=1))
 
     def reload(self) -> None:
         """Read the key file again, if there is one. Raises `ConfigError` and keeps the keys if it is invalid."""
@@ -57,6 +65,10 @@ class KeyRing:
             if hmac.compare_digest(digest, known.digest):
                 found = known
         return found if key else None
+
+    def named(self, name: str) -> Key | None:
+        """Return the key with this name, or None."""
+        return next((known for known in self._keys if known.name == name), None)
 
 
 def new_key(name: str, streams: int | None = None, per_minute: int | None = None) -> tuple[str, str]:
@@ -108,3 +120,11 @@ def _parse(name: str, digest: str, *limits: str) -> Key:
 def _hash(key: str) -> bytes:
     # One round is enough: a key of 256 random bits cannot be guessed, however fast the guesses.
     return hashlib.new(_ALGORITHM, key.encode("utf-8", "surrogateescape")).digest()
+
+
+@lru_cache(maxsize=1024)
+def _signing_key(digest: bytes, chosen: bool) -> bytes:
+    """Derive a key for signatures only. Whoever has one can compare guesses with it, so that must be slow or hopeless."""
+    if chosen:
+        return hashlib.scrypt(digest, salt=_SIGNING, n=1 << 14, r=8, p=1, dklen=SIGNATURE_BYTES)
+    return hmac.digest(digest, _SIGNING, _ALGORITHM)

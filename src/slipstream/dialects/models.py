@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from slipstream.dialects.protocol import ProtocolError
 from slipstream.engine.turns import TurnOptions
@@ -114,6 +114,7 @@ class StreamRequest:
         session_seconds: How long a stream lasts at most.
         session: Identifies the stream to a client that continues it on another connection; empty if it cannot.
         speech: The model of text to speech; None on a server without one.
+        configuration: Of the session before its first message, as JSON's types, from a client secret; None without one.
     """
 
     models: Models[StreamInfo]
@@ -124,6 +125,7 @@ class StreamRequest:
     session_seconds: float = 0.0
     session: str = ""
     speech: SpeechInfo | None = None
+    configuration: Mapping[str, Any] | None = None
 
     def get(self, name: str, default: str | None = None) -> str | None:
         """Return the value of a query parameter. Raises `ProtocolError` if it occurs several times."""

@@ -1,6 +1,6 @@
 """The dialects of `/v1/realtime`: OpenAI's transcription sessions, and vLLM's protocol on the same path.
 
-An address with `intent=transcription`, or the header `OpenAI-Beta`, means OpenAI's. Otherwise the first message
+An address with `intent=transcription`, the header `OpenAI-Beta` or a client secret mean OpenAI's. Otherwise the first message
 decides; until then `session.created` has the fields of both.
 """
 
@@ -23,7 +23,7 @@ def open_dialect(request: StreamRequest) -> Dialect:
     if (intent := request.get("intent")) not in (None, "transcription"):
         raise ProtocolError(f"intent={intent!r:.40}: this server has transcription sessions only")
     beta = request.headers.get("openai-beta") == "realtime=v1"
-    if beta or intent is not None:
+    if beta or intent is not None or request.configuration is not None:
         return TranscriptionDialect(request, beta=beta)
     return UndecidedDialect(request)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from slipstream.audio import Encoding, RawFormat
-from slipstream.dialects.models import StreamInfo
+from slipstream.dialects.models import Models, StreamInfo, UnknownModel
 from slipstream.dialects.realtime.messages import InvalidMessage
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import ConfigError
@@ -100,7 +100,6 @@ class Settings:
     """What a configuration means.
 
     Args:
-        model: Name by which the client selects the model; None for the default model.
         format: Of the audio.
         turns: When a turn ends; None where the client commits.
         prefix_seconds: How much audio before a turn's speech belongs to it.
@@ -109,7 +108,6 @@ class Settings:
         hints: What the client knows about the speech.
     """
 
-    model: str | None
     format: RawFormat
     turns: TurnOptions | None
     prefix_seconds: float
@@ -152,12 +150,18 @@ class Configuration:
         changed.json = changed._parsed.model_dump(mode="json")
         return changed
 
+    def find(self, models: Models[StreamInfo]) -> StreamInfo:
+        """Return the model that it names. Raises `InvalidMessage` for an unknown one."""
+        try:
+            return models[self._parsed.audio.input.transcription.model]
+        except UnknownModel as error:
+            raise InvalidMessage(str(error), "model_not_found", "session.audio.input.transcription.model") from error
+
     def settings(self, info: StreamInfo) -> Settings:
-        """Return what it means for a model."""
+        """Return what it means for a model. Raises `InvalidMessage` for hints over their limits."""
         audio = self._parsed.audio.input
         detection = audio.turn_detection
         return Settings(
-            audio.transcription.model or None,
             RawFormat(_ENCODINGS[audio.format.type], _RATES[audio.format.type]),
             None if detection is None else _turns(detection, info.turns),
             detection.prefix_padding_ms / 1000 if detection is not None and detection.type == "server_vad" else 0.0,
@@ -166,18 +170,20 @@ class Configuration:
             _hints(audio.transcription, info.delays),
         )
 
-    def shown(self, model: str, *, beta: bool, delays: bool = False) -> Json:
-        """Return it as the server reports it, for the model that serves it."""
+    def shown(self, id: str, info: StreamInfo, *, beta: bool = False) -> Json:
+        """Return it as the server reports it: of the request with this ID, which this model serves."""
         audio = self.json["audio"]["input"]
         detection: Json | None = audio["turn_detection"]
         if detection is not None:
             detection = {name: detection[name] for name in _SHOWN[detection["type"]]}
-        transcription = {**audio["transcription"], "model": model}
-        if not delays:
+        transcription = {**audio["transcription"], "model": info.model}
+        if not info.delays:
             transcription["delay"] = None
         kind = audio["format"]["type"]
+        head = {"id": f"sess_{id}", "object": "realtime.transcription_session"}
         if beta:
             return {
+                **head,
                 "input_audio_format": _BETA_FORMATS[kind],
                 "input_audio_transcription": transcription,
                 "turn_detection": detection,
@@ -190,7 +196,29 @@ class Configuration:
             "transcription": transcription,
             "turn_detection": detection,
         }
-        return {"type": "transcription", "audio": {"input": shown}, "include": self.json["include"]}
+        return {**head, "type": "transcription", "audio": {"input": shown}, "include": self.json["include"]}
+
+
+def configure(
+    session: Mapping[str, Any], models: Models[StreamInfo], model: str | None = None
+) -> tuple[Configuration, StreamInfo]:
+    """Return the configuration with which a session begins, and the model that serves it.
+
+    Args:
+        session: What differs from the defaults, in the GA format.
+        models: Of the server.
+        model: Overrides the model of `session`.
+
+    Raises:
+        InvalidMessage: `session` has unknown fields, invalid values, or an unknown model.
+        UnknownModel: `model` is unknown.
+    """
+    configuration = Configuration(models[model].model).updated(session)
+    if model:
+        configuration = configuration.updated({"audio": {"input": {"transcription": {"model": model}}}})
+    info = configuration.find(models)
+    configuration.settings(info)  # raises for hints over their limits
+    return configuration, info
 
 
 def _hints(transcription: _Transcription, delays: bool) -> Hints:

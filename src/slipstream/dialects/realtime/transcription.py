@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from slipstream.audio import RawFormat
-from slipstream.dialects.models import StreamRequest, UnknownModel
+from slipstream.dialects.models import StreamRequest
 from slipstream.dialects.order import Order, Table
 from slipstream.dialects.protocol import (
     Action,
@@ -34,7 +34,7 @@ from slipstream.dialects.protocol import (
 )
 from slipstream.dialects.realtime.items import Boundary, Item, Segment, logprob_fields
 from slipstream.dialects.realtime.messages import AudioInput, InvalidMessage, read_message
-from slipstream.dialects.realtime.settings import Configuration
+from slipstream.dialects.realtime.settings import configure
 from slipstream.dialects.texts import word_fields
 from slipstream.engine.options import SessionOptions
 from slipstream.events import EndOfTurn, Event, Final, Flushed, MarkerReached, OpenWord, StartOfTurn, Step, Word
@@ -69,7 +69,7 @@ class TranscriptionDialect(Dialect):
     """One transcription session.
 
     Args:
-        request: The request that opened it.
+        request: The request that opened it. Its configuration comes before the messages of the client.
         beta: Whether its messages have the beta format.
         media: Format of the audio in binary messages, where it does not come in `input_audio_buffer.append`.
     """
@@ -81,8 +81,12 @@ class TranscriptionDialect(Dialect):
         self._models, self._beta, self._media = request.models, beta, media
         self._id = request.id
         self._expires = request.time + round(request.session_seconds)
-        self._info = request.models[request.get("model")]
-        self._configuration = Configuration(self._info.model)
+        try:
+            self._configuration, self._info = configure(
+                request.configuration or {}, request.models, request.get("model")
+            )
+        except InvalidMessage as error:
+            raise ProtocolError(f"the client secret: {error}") from error
         self._settings = self._configuration.settings(self._info)
         self._input = AudioInput(media or self._settings.format, self._info.sample_rate)
         self._order = Order(ORDER)
@@ -155,14 +159,10 @@ class TranscriptionDialect(Dialect):
         if not isinstance(session, dict):
             raise InvalidMessage("session: expected an object", "invalid_value", "session")
         configuration = self._configuration.updated(session, beta=self._beta)
-        settings = configuration.settings(self._info)
-        try:
-            info = self._models[settings.model]
-        except UnknownModel as error:
-            raise InvalidMessage(str(error), "model_not_found", "session.audio.input.transcription.model") from error
+        info = configuration.find(self._models)
+        settings = configuration.settings(info)
         if info is not self._info:
             self._follow("session.update with another model", "invalid_value")
-            settings = configuration.settings(info)
         self._follow("session.update", "invalid_value")
         if settings.format != self._settings.format or info is not self._info:
             yield from self._rest()
@@ -392,9 +392,7 @@ class TranscriptionDialect(Dialect):
 
     def _session(self) -> dict[str, Any]:
         return {
-            "id": f"sess_{self._id}",
-            "object": "realtime.transcription_session",
-            **self._configuration.shown(self._info.model, beta=self._beta, delays=self._info.delays),
+            **self._configuration.shown(self._id, self._info, beta=self._beta),
             "expires_at": self._expires,
         }
 

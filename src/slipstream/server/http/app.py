@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import TYPE_CHECKING
 
 from prometheus_client.exposition import choose_encoder
@@ -33,9 +33,11 @@ from slipstream.dialects import DIALECTS, OpenDialect
 from slipstream.dialects.kyutai import PATH as KYUTAI_PATH
 from slipstream.dialects.models import Models, StreamInfo, StreamRequest, UnknownModel
 from slipstream.dialects.protocol import Dialect, ProtocolError, ResumableDialect
+from slipstream.dialects.realtime import PATH as REALTIME_PATH
 from slipstream.dialects.speech import find_speech_dialect
 from slipstream.dialects.speech.protocol import SpeechDialect
 from slipstream.engine.live import AnyEngine
+from slipstream.server.http.client_secrets import secret_route
 from slipstream.server.http.openai import openai_routes
 from slipstream.server.http.page import Page
 from slipstream.server.http.requests import Guarded, Refuse, Requests, failure_handlers, plain, scope_client
@@ -220,7 +222,8 @@ class Streams:
         self._refuse_while_draining()
         if (open_dialect := self._dialects.get(request.scope["path"])) is None:
             raise Refused(404, f"streams are at {' and '.join(self._dialects)}")
-        client = request.scope["sender"] = self._service.access.check(request)
+        secrets = request.scope["path"] == REALTIME_PATH
+        client = request.scope["sender"] = self._service.access.check(request, secrets=secrets)
         return self._dialect(request, open_dialect), client
 
     def _refuse_while_draining(self) -> None:
@@ -237,7 +240,8 @@ class Streams:
                     request.scope["id"],
                     int(time.time()),
                     self._service.limits.session_seconds,
-                    secrets.token_urlsafe(16) if self._held.seconds else "",
+                    token_urlsafe(16) if self._held.seconds else "",
+                    configuration=scope_client(request.scope).session,
                 )
             )
         except (ProtocolError, UnknownModel) as error:
@@ -277,6 +281,7 @@ def create_app(service: Service, registry: StreamRegistry) -> Requests:
         ),
         *(Route(path, _needs_upgrade, methods=["GET"]) for path in service.dialects),
         *openai_routes(service.models, service.access),
+        secret_route(service.models, service.access),
         *speech_routes(service.speaker, service.access),
         *_operations(service, registry, service.access, with_metrics=not service.metrics_elsewhere),
         *(Route(f"/{file.name}", _describe(file), methods=["GET"]) for file in sorted(_API.glob("*.yaml"))),

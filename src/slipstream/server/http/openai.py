@@ -1,15 +1,17 @@
-"""OpenAI's routes for models, and the one for translations, which the models cannot do."""
+"""OpenAI's routes for models, the one for translations, which the models cannot do, and what routes with JSON share."""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, request_response
 
 from slipstream.connections.access import Access
 from slipstream.dialects.models import Models, StreamInfo
+from slipstream.dialects.texts import parse_json
 from slipstream.server.http.requests import Guarded
 from slipstream.server.uploads.openai import OpenAIUpload
 from slipstream.server.uploads.protocol import UploadError
@@ -43,3 +45,22 @@ def openai_routes(models: Models[StreamInfo], access: Access) -> list[BaseRoute]
         endpoint = Guarded(request_response(handler), access, OpenAIUpload.refuse)
         routes.append(Route(path, endpoint, methods=[method]))
     return routes
+
+
+async def read_object(request: Request, most_bytes: int) -> dict[str, Any]:
+    """Return the JSON object that is the body of a request. Raises `UploadError`."""
+    body = bytearray()
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > most_bytes:
+                raise UploadError(413, f"the body has more than {most_bytes} bytes")
+    except ClientDisconnect as error:
+        raise UploadError(400, "the body is not complete") from error
+    try:
+        value = parse_json(bytes(body))
+    except (ValueError, RecursionError) as error:
+        raise UploadError(400, f"the body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UploadError(400, f"the body is not a JSON object, but {type(value).__name__}")
+    return value

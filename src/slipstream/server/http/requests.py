@@ -87,6 +87,7 @@ class Guarded:
     Args:
         refuse: Returns the response for a refusal, by the check or by the endpoint.
         counted: Whether a request counts as one of the key's streams.
+        secrets: Whether client secrets are accepted, too.
     """
 
     def __init__(
@@ -96,13 +97,14 @@ class Guarded:
         refuse: Refuse | None = None,
         *,
         counted: bool = False,
+        secrets: bool = False,
     ) -> None:
-        self._endpoint, self._access, self._counted = endpoint, access, counted
+        self._endpoint, self._access, self._counted, self._secrets = endpoint, access, counted, secrets
         self.refuse = refuse or plain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["refuse"] = self.refuse
-        client = self._access.check(Request(scope))
+        client = self._access.check(Request(scope), secrets=self._secrets)
         scope["sender"] = client
         if not self._counted:
             await self._endpoint(scope, receive, send)

@@ -10,18 +10,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route, request_response
 from starlette.types import Receive, Scope, Send
 
 from slipstream.audio.encode import ENCODINGS, StreamEncoder
 from slipstream.connections.access import Access
-from slipstream.dialects.texts import parse_json
 from slipstream.engine.reading import Audio, SpeechEvent
 from slipstream.errors import AudioError, ConfigError, Overloaded, TextError
 from slipstream.model.script import readable
 from slipstream.schema import Section, parse
+from slipstream.server.http.openai import read_object
 from slipstream.server.http.requests import Guarded
 from slipstream.server.speaking import AnySession, AnySpeaker
 from slipstream.server.uploads.openai import OpenAIUpload
@@ -112,22 +112,8 @@ async def _begin(session: AnySession, text: str, ready: asyncio.Event) -> list[S
 
 
 async def _parse(request: Request) -> SpeechRequest:
-    body = bytearray()
     try:
-        async for piece in request.stream():
-            body += piece
-            if len(body) > MAX_BODY:
-                raise UploadError(413, f"the body has more than {MAX_BODY} bytes")
-    except ClientDisconnect as error:
-        raise UploadError(400, "the body is not complete") from error
-    try:
-        raw = parse_json(bytes(body))
-    except (ValueError, RecursionError) as error:
-        raise UploadError(400, f"the body is not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise UploadError(400, f"the body is not a JSON object, but {type(raw).__name__}")
-    try:
-        return parse(SpeechRequest, raw, "the request")
+        return parse(SpeechRequest, await read_object(request, MAX_BODY), "the request")
     except ConfigError as error:
         raise UploadError(400, str(error)) from error
 

@@ -244,7 +244,8 @@ class Calls:
         """Return the routes, behind the access check."""
 
         def route(path: str, handler: Callable[[Request], Coroutine[Any, Any, Response]], method: str) -> Route:
-            return Route(path, Guarded(request_response(handler), access), methods=[method])
+            endpoint = Guarded(request_response(handler), access, secrets=path == CALLS_PATH)
+            return Route(path, endpoint, methods=[method])
 
         return [
             route(CALLS_PATH, self._realtime, "POST"),
