@@ -143,7 +143,7 @@ def test_malformed_heads_are_refused_and_leak_nothing(
 
 def test_a_failed_handshake_leaks_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     with serving() as running:
-        monkeypatch.setattr(running.service.access, "check", lambda request: 1 / 0)
+        monkeypatch.setattr(running.service.access, "check", lambda request, **options: 1 / 0)
         reply = answer(running, f"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}\r\n")
         assert reply.startswith(b"HTTP/1.1 500 ")
         assert b"division" not in reply

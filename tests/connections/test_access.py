@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from starlette.requests import HTTPConnection
 
@@ -10,13 +12,17 @@ from slipstream.connections.keys import Key, KeyRing
 from slipstream.errors import ConfigError
 
 KEYS = KeyRing.of(["secret"])
+SOON = int(time.time()) + 600
+
+
+def request_of(query: str = "", **headers: str) -> HTTPConnection:
+    raw = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
+    return HTTPConnection({"type": "websocket", "headers": raw, "query_string": query.encode()})
 
 
 def status(access: Access, query: str = "", **headers: str) -> int | None:
-    raw = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
-    request = HTTPConnection({"type": "websocket", "headers": raw, "query_string": query.encode()})
     try:
-        access.check(request)
+        access.check(request_of(query, **headers))
     except Refused as refused:
         return refused.status
     return None
@@ -112,3 +118,46 @@ def test_an_origin_that_no_page_has_is_refused(origin: str) -> None:
     Access("127.0.0.1", origins=["null", "http://[::1]:3000", "chrome-extension://abcdef"])
     with pytest.raises(ConfigError, match="expected \\*, or scheme://host:port without a path"):
         Access("127.0.0.1", origins=[origin])
+
+
+def bearer(secret: str) -> HTTPConnection:
+    return request_of(host="localhost", authorization=f"Bearer {secret}")
+
+
+def test_a_client_secret_has_the_key_and_a_session() -> None:
+    access, desk = Access("0.0.0.0", KEYS), KEYS.find("secret")
+    secret = access.client_secret(Client(key=desk), SOON, {"include": []})
+    offered = request_of(host="localhost", sec_websocket_protocol=f"realtime, openai-insecure-api-key.{secret}")
+    for request in (bearer(secret), offered):
+        client = access.check(request, secrets=True)
+        assert (client.key, client.session) == (desk, {"include": []})
+    with pytest.raises(Refused, match="no valid key") as refused:  # at any other address
+        access.check(bearer(secret))
+    assert refused.value.status == 401
+    assert access.check(bearer("secret"), secrets=True) == Client(key=desk)
+
+
+def test_a_client_secret_that_is_forged_or_has_expired_is_refused_as_a_wrong_key_is() -> None:
+    access, other = Access("0.0.0.0", KEYS), Access("0.0.0.0", KeyRing.of(["another"]))
+    forged = other.client_secret(Client(key=Key("key-1", b"")), SOON, {})
+    expired = access.client_secret(Client(key=KEYS.find("secret")), int(time.time()) - 1, {})
+    answers = []
+    for wrong in ("wrong", "ek_", "ek_wrong", forged, expired + "A", expired):
+        with pytest.raises(Refused) as refused:
+            access.check(bearer(wrong), secrets=True)
+        answers.append((refused.value.status, refused.value.headers, refused.value.reason))
+    *wrong_keys, (code, headers, reason) = answers
+    assert len(set(map(str, wrong_keys))) == 1
+    assert (code, headers) == wrong_keys[0][:2] == (401, {"www-authenticate": "Bearer"})
+    assert "has expired" in reason
+
+
+def test_without_keys_a_client_secret_still_brings_its_session_and_expires() -> None:
+    access = Access("127.0.0.1")
+    secret = access.client_secret(Client(), SOON, {"include": []})
+    other_process = Access("127.0.0.1")
+    assert other_process.check(bearer(secret), secrets=True) == Client(session={"include": []})
+    assert other_process.check(bearer(secret)).session is None
+    assert other_process.check(bearer("ek_of_another_server"), secrets=True) == Client()
+    with pytest.raises(Refused, match="has expired"):
+        access.check(bearer(access.client_secret(Client(), 1, {})), secrets=True)

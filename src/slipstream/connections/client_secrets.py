@@ -42,7 +42,7 @@ class ClientSecret:
         """Return it as text, which is signed and not encrypted."""
         content = to_json([self.expires_at, self.session])
         body = b"\0".join([self.key.name.encode("utf-8", "surrogateescape"), content.encode()])
-        return PREFIX + base64.urlsafe_b64encode(body + self.key.sign(body)).rstrip(b"=").decode()
+        return PREFIX + _encode(body + self.key.sign(body))
 
     @classmethod
     def unseal(cls, text: str, find: Callable[[str], Key | None]) -> ClientSecret:
@@ -55,13 +55,13 @@ class ClientSecret:
         Raises:
             InvalidSecret: It is anything else, or its key is unknown.
         """
-        encoded = text.removeprefix(PREFIX).encode()
+        encoded = text[len(PREFIX) :].encode("utf-8", "surrogateescape")
         try:
             data = base64.urlsafe_b64decode(encoded + b"=" * (-len(encoded) % 4))
         except ValueError as error:
             raise InvalidSecret("not base64") from error
-        if base64.urlsafe_b64encode(data).rstrip(b"=") != encoded:
-            raise InvalidSecret("several texts have these bytes, and this is not the one that was made")
+        if PREFIX + _encode(data) != text:
+            raise InvalidSecret("another text for these bytes than the one that was made")
         body, signature = data[:-SIGNATURE_BYTES], data[-SIGNATURE_BYTES:]
         name, _, content = body.rpartition(b"\0")
         key = find(name.decode("utf-8", "surrogateescape"))
@@ -74,3 +74,7 @@ class ClientSecret:
         if not isinstance(expires_at, int) or not isinstance(session, dict):
             raise InvalidSecret("not what was signed")
         return cls(key, expires_at, session)
+
+
+def _encode(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

@@ -157,6 +157,38 @@ def test_keys_and_reconnection() -> None:
         asyncio.run(talk())
 
 
+@pytest.mark.parametrize("keys", [KeyRing.of(["secret"]), None])
+def test_a_client_secret_for_a_page(keys: KeyRing | None) -> None:
+    with serving(keys=keys) as running:
+        owner = openai.OpenAI(api_key="secret", base_url=f"{running.http}/v1", max_retries=0)
+        created = owner.realtime.client_secrets.create(
+            expires_after={"anchor": "created_at", "seconds": 60},
+            session=session(turn_detection=None, transcription={"language": "en"}),
+        )
+        assert created.value.startswith("ek_")
+        assert created.session.type == "transcription"
+        assert created.session.audio.input.transcription.language == "en"
+        usual = owner.realtime.client_secrets.create()
+        assert usual.expires_at - created.expires_at >= 540
+        if keys is not None:
+            for key in ("wrong", created.value):
+                with pytest.raises(openai.AuthenticationError):
+                    owner.with_options(api_key=key).realtime.client_secrets.create()
+        with pytest.raises(openai.BadRequestError, match="only 'transcription'"):
+            owner.realtime.client_secrets.create(session={"type": "realtime"})
+
+        async def talk() -> None:
+            for _ in range(2):  # a client secret opens any number of sessions
+                async with client(running.address, created.value).realtime.connect() as connection:
+                    (begun,) = await events_until(connection, "session.created")
+                    assert begun.session.audio.input.turn_detection is None
+                    await connection.input_audio_buffer.append(audio=base64_of(FOX))
+                    await connection.input_audio_buffer.commit()
+                    assert (await events_until(connection, COMPLETED))[-1].transcript == "fox"
+
+        asyncio.run(talk())
+
+
 def test_a_browsers_key_comes_as_a_subprotocol() -> None:
     with serving(keys=KeyRing.of(["secret"])) as running:
 

@@ -139,6 +139,24 @@ def test_a_realtime_call_with_its_session_in_the_offer() -> None:
         wait_for(lambda: running.engine.active == 0)
 
 
+def test_a_page_calls_with_a_client_secret() -> None:
+    async def talk(running: Running, secret: str) -> dict[str, Any]:
+        async with calling(silence(5), "oai-events") as caller:
+            await caller.call(f"{running.http}/v1/realtime/calls", authorization=f"Bearer {secret}")
+            created = (await caller.until("session.created"))[0]
+            status, _, _ = await asyncio.to_thread(get, f"{running.http}{caller.location}/hangup", b"")
+            assert status == 401
+            return created
+
+    with serving(keys=KeyRing.of(["secret"])) as running:
+        body = json.dumps({"session": {"type": "transcription", "audio": {"input": {"turn_detection": None}}}})
+        address = f"{running.http}/v1/realtime/client_secrets"
+        secret = json.loads(get(address, body.encode(), authorization="Bearer secret")[1])["value"]
+        created = asyncio.run(talk(running, secret))
+        assert created["session"]["audio"]["input"]["turn_detection"] is None
+        wait_for(lambda: running.engine.active == 0)
+
+
 def test_whip_with_a_data_channel() -> None:
     audio_S = np.concatenate([silence(8), sound_of("fox", 15), silence(15)])
 

@@ -16,13 +16,15 @@ from slipstream.dialects.realtime.vllm import VllmDialect, is_vllm
 from slipstream.events import Event
 
 PATH = "/v1/realtime"
+_BETA = "openai-beta.realtime-v1"
 
 
 def open_dialect(request: StreamRequest) -> Dialect:
     """Open the dialect for one connection. Raises `ProtocolError` for another intent, and `UnknownModel`."""
     if (intent := request.get("intent")) not in (None, "transcription"):
         raise ProtocolError(f"intent={intent!r:.40}: this server has transcription sessions only")
-    beta = request.headers.get("openai-beta") == "realtime=v1"
+    offered = request.headers.get("sec-websocket-protocol", "").split(",")  # a browser cannot set the header
+    beta = request.headers.get("openai-beta") == "realtime=v1" or _BETA in map(str.strip, offered)
     if beta or intent is not None or request.configuration is not None:
         return TranscriptionDialect(request, beta=beta)
     return UndecidedDialect(request)
