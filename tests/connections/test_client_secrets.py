@@ -84,7 +84,9 @@ def test_it_needs_the_key_that_signed_it() -> None:
         ClientSecret.unseal(TEXT, lambda name: None)
 
 
-@pytest.mark.parametrize("content", [b"", b"[", b"[1]", b'["1",{}]', b"[1,[]]", b"[" * 3000, b'[1,{"a":"\\ud800"}]', b"3"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[", b"[1]", b'["1",{}]', b"[1,[]]", b"[" * 3000, b'[1,{"a":"\\ud800"}]', b"3"]
+)
 def test_what_anyone_may_sign_is_checked(content: bytes) -> None:
     """On a server without keys the signature proves nothing."""
     body = b"\0" + content

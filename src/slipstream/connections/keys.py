@@ -124,7 +124,7 @@ def _hash(key: str) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _signing_key(digest: bytes, chosen: bool) -> bytes:
-    """Derive a key for signatures only. Whoever has one can compare guesses with it, so that must be slow or hopeless."""
+    """Derive a key for signatures only. Guesses of a chosen key can be compared with a signature, so it is slow there."""
     if chosen:
         return hashlib.scrypt(digest, salt=_SIGNING, n=1 << 14, r=8, p=1, dklen=SIGNATURE_BYTES)
     return hmac.digest(digest, _SIGNING, _ALGORITHM)

@@ -83,7 +83,11 @@ def test_the_response_has_the_whole_session() -> None:
             "session.audio.input.transcription",
             "ISO 639-1",
         ),
-        ({"session": {"audio": {"input": {"transcription": {"prompt": "a" * 4096}}}}}, "session", "the maximum is 4096"),
+        (
+            {"session": {"audio": {"input": {"transcription": {"prompt": "a" * 4096}}}}},
+            "session",
+            "the maximum is 4096",
+        ),
         ({"session": {"id": [[[[1]]]] * 1100}}, "session", "the maximum is 4096"),
         ([], None, "not a JSON object"),
         (b"", None, "not JSON"),
@@ -179,7 +183,7 @@ def test_sessions_count_for_the_key_that_asked(tmp_path: Path, caplog: pytest.Lo
         closed = {getattr(record, "client", None) for record in caplog.records if record.message == "stream closed"}
         assert closed == {"desk", "phone"}
         refusals = metric_samples(get(f"{running.http}/metrics", authorization=f"Bearer {key}")[1].decode())
-        assert any(value == 2 for name, value in refusals.items() if '429' in name)
+        assert any(value == 2 for name, value in refusals.items() if "429" in name)
         file.write_text(other_line)
         running.server.reload()
 

@@ -1,7 +1,7 @@
 """The dialects of `/v1/realtime`: OpenAI's transcription sessions, and vLLM's protocol on the same path.
 
-An address with `intent=transcription`, the header `OpenAI-Beta` or a client secret mean OpenAI's. Otherwise the first message
-decides; until then `session.created` has the fields of both.
+An address with `intent=transcription`, the header `OpenAI-Beta` or a client secret mean OpenAI's. Otherwise the first
+message decides; until then `session.created` has the fields of both.
 """
 
 from __future__ import annotations
