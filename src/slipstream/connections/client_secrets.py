@@ -26,7 +26,7 @@ class InvalidSecret(SlipstreamError):
 
 @dataclass(frozen=True, slots=True)
 class ClientSecret:
-    """What a client secret says.
+    """The content of a client secret.
 
     Args:
         key: The key that asked for it, which its sessions count for.

@@ -114,7 +114,7 @@ def _parse(name: str, digest: str, *limits: str) -> Key:
         if field not in ("streams", "per_minute") or field in bounds or int(value) < 1:
             raise ValueError(limit)
         bounds[field] = int(value)
-    return Key(name, bytes.fromhex(digits), **bounds)
+    return Key(name, bytes.fromhex(digits), bounds.get("streams"), bounds.get("per_minute"))
 
 
 def _hash(key: str) -> bytes:
@@ -124,7 +124,7 @@ def _hash(key: str) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _signing_key(digest: bytes, chosen: bool) -> bytes:
-    """Derive a key for signatures only. Guesses of a chosen key can be compared with a signature, so it is slow there."""
+    """Derive a key for signatures only. Guesses of a chosen key can be tried on a signature, so it is slow there."""
     if chosen:
         return hashlib.scrypt(digest, salt=_SIGNING, n=1 << 14, r=8, p=1, dklen=SIGNATURE_BYTES)
     return hmac.digest(digest, _SIGNING, _ALGORITHM)
