@@ -27,6 +27,7 @@ from slipstream.data.sampler import TokenSampler
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.text import Tokenizer
 from slipstream.nn.lm import LM
+from slipstream.train import precision
 from slipstream.train.launch import run_lm
 from slipstream.train.loop import Trainer
 from slipstream.train.lora import add_lora
@@ -124,6 +125,11 @@ def test_shards_compute_in_bfloat16_as_whole_weights_do(two_processes: Path) -> 
     whole, sharded = (weights(two_processes / f"{kind}-bfloat16" / "last.pt") for kind in ("replicated", "sharded"))
     assert all(tensor.dtype == torch.float32 for tensor in sharded.values())
     _assert_close(whole, sharded, within=2e-4)  # bfloat16 products round differently from one kind of CPU to another
+
+
+def test_processes_compute_in_the_type_of_the_first(two_processes: Path) -> None:
+    chosen = [(two_processes / f"chosen-{rank}").read_text(encoding="utf-8") for rank in range(2)]
+    assert chosen == ["bfloat16 bfloat16"] * 2
 
 
 def test_a_killed_sharded_run_resumes_with_any_number_of_processes(
@@ -294,6 +300,10 @@ def _process(rank: int, folder: Path, out: Path, port: int) -> None:
         shutil.copytree(out / "killed", out / "resumed")
     dist.barrier()
     trainer(folder, options(out / "resumed", shard=True)).run()
+    with patch.object(precision, "fastest", lambda device: ((torch.bfloat16, torch.float32)[rank], "")):
+        chosen = precision.settled(options(out / "new", dtype="auto"), lambda line: None).dtype
+        products = precision.name_of(precision.agreed("cpu"))
+    (out / f"chosen-{rank}").write_text(f"{chosen} {products}", encoding="utf-8")
     data = DataOptions(packs=(folder / "pack",), weights={"chords": 1.0}, seconds=4.0)
     run = options(out / "adapted", shard=True, learning_rate=0.1, dtype="bfloat16")
     adapted = LMRun(run=run, model=ModelOptions(base=str(folder / "base")), data=data, lora=LoraOptions(rank=4))

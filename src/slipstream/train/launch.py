@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from slipstream.bundle import ModelBundle
@@ -52,8 +50,9 @@ from slipstream.train.loop import Trainer
 from slipstream.train.lora import based_lm, merged_weights, write_adapter
 from slipstream.train.model import SpeechModel, start_audio_embeddings
 from slipstream.train.options import CodecRun, DecoderOptions, DistilOptions, LMRun, RunOptions, TTSRun
-from slipstream.train.parallel import Task, dtype_of
+from slipstream.train.parallel import Task, dtype_of, is_first, processes
 from slipstream.train.phases import Phases, plan
+from slipstream.train.precision import settled
 from slipstream.train.reconstruction import CropSampler, ReconstructionTask, WaveCodec
 from slipstream.train.rehearsal import Rehearsal, write_rows
 from slipstream.train.setup import (
@@ -77,6 +76,7 @@ from slipstream.train.validation import Check, Measure, Validation, held_out_los
 from slipstream.train.whisper_start import start_from
 
 Report = Callable[[str], None]
+Run = TypeVar("Run", CodecRun, LMRun, TTSRun)
 
 
 def run_codec(options: CodecRun, report: Report = print) -> Path:
@@ -85,7 +85,8 @@ def run_codec(options: CodecRun, report: Report = print) -> Path:
 
     Resumes what is in `run.out`.
     """
-    with _processes(options.run):
+    with processes(options.run):
+        options = _settled(options, report)
         packs = [Pack(path) for path in options.data.packs]
         if options.distil is not None:
             return _run_distil(options, options.distil, packs, report)
@@ -104,7 +105,7 @@ def run_codec(options: CodecRun, report: Report = print) -> Path:
         path = _run(
             task, options.run, report, sampler.remarks(), _check(options, task, sampler), _plan(options, sampler)
         )
-        if _first():
+        if is_first():
             export_codec(model.codec, options.run.out / "codec")
             write_training_part(model, sampler.phones, options.run.out / "codec")
         return path
@@ -116,7 +117,8 @@ def run_lm(options: LMRun, report: Report = print, measure: Measure | None = Non
     Resumes what is in `run.out`. The model is written to `run.out/model`. `measure` is called for `data.valid`, on the
     model as it is then; the best is kept in `run.out/best`.
     """
-    with _processes(options.run):
+    with processes(options.run):
+        options = _settled(options, report)
         if options.train_codec:
             return _run_joint(options, report, measure)
         return _run_text(options, report, measure)
@@ -127,7 +129,8 @@ def run_tts(options: TTSRun, report: Report = print) -> Path:
 
     Resumes what is in `run.out`.
     """
-    with _processes(options.run):
+    with processes(options.run):
+        options = _settled(options, report)
         lm, beside = start_speech(options)
         start = options.model.base or options.model.codec
         codec = build_codec(beside.config.codec, beside.codec)
@@ -145,9 +148,13 @@ def run_tts(options: TTSRun, report: Report = print) -> Path:
         check = _check(options, task, sampler, export=export)
         _run(task, options.run, report, sampler.remarks(), check, _plan(options, sampler))
         folder = options.run.out / "model"
-        if _first():
+        if is_first():
             export(folder)
         return folder
+
+
+def _settled(options: Run, report: Report) -> Run:
+    return options.model_copy(update={"run": settled(options.run, report)})
 
 
 def _check(
@@ -198,7 +205,7 @@ def _run_reconstruction(options: CodecRun, config: CodecConfig, packs: list[Pack
     write_phones(phones, options.run.out)
     task = ReconstructionTask(module, sampler, options.loss, options.quantiser, start)
     path = _run(task, options.run, report, check=_check(options, task, sampler))
-    if _first():
+    if is_first():
         export_codec(task.module.codec, options.run.out / "codec")
     return path
 
@@ -220,7 +227,7 @@ def _run_decoder(options: CodecRun, decoder: DecoderOptions, packs: list[Pack], 
         write_card(folder, packs, data.weights, base)
 
     path = _run(task, options.run, report, check=_check(options, task, sampler, export=export))
-    if _first():
+    if is_first():
         export(options.run.out / ("codec" if beside is None else "model"))
     return path
 
@@ -239,7 +246,7 @@ def _run_distil(options: CodecRun, distil: DistilOptions, packs: list[Pack], rep
     phones = PhoneInventory.of(clip for pack in packs for clip in pack.clips)
     write_phones(phones, options.run.out)
     path = _run(task, options.run, report, sampler.remarks(), _check(options, task, sampler), _plan(options, sampler))
-    if _first():
+    if is_first():
         task.place_codebooks()
         folder = options.run.out / "model"
         export_distilled(model, text.tokenizer, folder)
@@ -318,7 +325,7 @@ def _export_at_end(
     check = _check(options, task, sampler, measure, candidate)
     _run(task, options.run, report, remarks, check, _plan(options, sampler))
     folder = options.run.out / "model"
-    if _first():
+    if is_first():
         export_with_card(folder)
     return folder
 
@@ -394,7 +401,7 @@ def _run(
         compile_layers(task.module)
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f'run.device = "{options.device}", but PyTorch finds no CUDA device here; there is "cpu"')
-    trainer = Trainer(task, options, report if _first() else _silent, check, phases)
+    trainer = Trainer(task, options, report if is_first() else _silent, check, phases)
     for remark in remarks:
         trainer.report(remark)
     if isinstance(options, Rehearsal):
@@ -418,25 +425,6 @@ def compile_layers(module: nn.Module, backend: str = "inductor") -> None:
     for layer in module.modules():
         if isinstance(layer, TransformerLayer | WhisperLayer | WhisperDecoderLayer):
             layer.compile(backend=backend)
-
-
-@contextmanager
-def _processes(options: RunOptions) -> Iterator[None]:
-    """Join the other processes when torchrun started this one."""
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
-        yield
-        return
-    if options.device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if options.device.startswith("cuda") else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def _first() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def _silent(line: str) -> None:

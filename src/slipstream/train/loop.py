@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import shutil
 import signal
 import threading
@@ -30,14 +29,15 @@ from slipstream.data.prefetch import prefetch
 from slipstream.errors import CheckpointError
 from slipstream.train.optim import Optimizer, freeze, trapezoid
 from slipstream.train.options import RunOptions
-from slipstream.train.parallel import FreezesEncoder, Prepares, Task, dtype_of, hold, shards
+from slipstream.train.parallel import FreezesEncoder, Prepares, Task, dtype_of, from_first, hold, shards
 from slipstream.train.phases import Phases
+from slipstream.train.precision import agreed, settled
+from slipstream.train.saved import CHECKPOINT_FILE, read_saved
 from slipstream.train.sharding import part_of, whole
 from slipstream.train.trackers import Log
 from slipstream.train.transfer import Numbers, Receipt
 from slipstream.train.validation import Check
 
-CHECKPOINT_FILE = "last.pt"
 PREFETCHED = 2
 """Steps whose rows are drawn ahead of use."""
 
@@ -85,7 +85,8 @@ class Trainer:
         check: Check | None = None,
         phases: Phases | None = None,
     ) -> None:
-        self.task, self.options, self.report, self.check, self.phases = task, options, report, check, phases
+        self.options = options = settled(options, report)
+        self.task, self.report, self.check, self.phases = task, report, check, phases
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         parts = self.world * options.accumulate
         if options.rows % parts:
@@ -107,6 +108,7 @@ class Trainer:
             options.betas,
             options.encoder_rate != 1 or phases is not None,
             options.rates,
+            agreed(options.device) if options.optimizer == "muon" else torch.float32,
         )
         self.average = {n: w.detach().clone() for n, w in self.weights.masters.items()} if options.average else None
         self.fixed: set[str] = set()
@@ -119,10 +121,10 @@ class Trainer:
         self.unread: Taken | None = None
         """The last step. Its numbers are read after the next one was begun, so that a GPU always has work."""
         if self.path.exists():
-            self._restore(_read(self.path))
+            self._restore(read_saved(self.path))
 
     def run(self) -> Path:
-        if self.check is not None and self._from_first(self.rank == 0 and self.check.exhausted()):
+        if self.check is not None and from_first(self.rank == 0 and self.check.exhausted(), self.options.device):
             self.report(f"{self.path}: this run has ended: data.valid.patience measurements brought no better model")
             self._put(self.average or {})
             self.weights.assemble()
@@ -150,7 +152,7 @@ class Trainer:
         orders = ((step, self.at_once, self.elapsed) for step in count(self.step))
         with closing(prefetch(self._draw, orders, PREFETCHED, options.workers)) as steps:
             while (progress := self._progress(time.monotonic() - start)) < 1.0:
-                if self._from_first(len(interrupts)):
+                if from_first(len(interrupts), self.options.device):
                     return False
                 taken = self._train_step(next(steps), progress)
                 self._read()
@@ -183,7 +185,7 @@ class Trainer:
             log.write(self.step, self.elapsed, check.measure(self.step), self.report)
             if ended := check.exhausted():
                 self.report(f"step {self.step}: the last measurements brought no better model, so the run ends here")
-        ended = bool(self._from_first(ended))
+        ended = bool(from_first(ended, self.options.device))
         self._put(kept)
         return ended
 
@@ -200,21 +202,13 @@ class Trainer:
         if self.options.steps is not None:
             return self.step / self.options.steps
         assert self.options.minutes is not None
-        return self._from_first(elapsed / 60 / self.options.minutes)
+        return from_first(elapsed / 60 / self.options.minutes, self.options.device)
 
     def _minutes_left(self) -> float:
         if self.options.steps is not None:
             return self.elapsed / 60 * (self.options.steps / self.step - 1)
         assert self.options.minutes is not None
         return max(0.0, self.options.minutes - self.elapsed / 60)
-
-    def _from_first(self, number: float) -> float:
-        """The first process's `number`: one clock for all, or they would stop at different steps."""
-        if self.world == 1:
-            return number
-        shared = torch.tensor(number, device=self.options.device)
-        dist.broadcast(shared, 0)
-        return float(shared)
 
     def _draw(self, order: tuple[int, int, float]) -> Drawn:
         """This process's share of the rows of a step, in batches of at most `at_once`, after `elapsed` seconds."""
@@ -341,6 +335,7 @@ class Trainer:
             "weights": masters | buffers,
             "kept": sorted(parameters.keys() - masters.keys()),
             "optimizer": self.optimizer.state_dict(),
+            "dtype": self.options.dtype,
             "step": self.step,
             "elapsed": self.elapsed,
             "at_once": self.at_once,
@@ -397,18 +392,9 @@ class Trainer:
             averages = state.get("average", weights)
             for name in self.average.keys() & averages.keys():
                 self.average[name].copy_(part_of(averages[name], self.average[name]))
-        self.report(f"{self.path}: going on from step {self.step}")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A checkpoint, mapped, so that a process reads no more than its part of a large model."""
-    try:
-        state: Any = torch.load(path, weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} cannot be read: resume from a copy of it, or give another run.out") from error
-    if not isinstance(state, dict) or not {"weights", "optimizer", "step", "elapsed"} <= state.keys():
-        raise CheckpointError(f"{path} is no checkpoint of a training run: give this run another run.out")
-    return state
+        before = state.get("dtype", self.options.dtype)
+        change = f", in {self.options.dtype} instead of {before}" if before != self.options.dtype else ""
+        self.report(f"{self.path}: going on from step {self.step}{change}")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

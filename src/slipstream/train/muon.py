@@ -29,12 +29,18 @@ class Muon(torch.optim.Optimizer):
         matrices: parameters `[M, N]`, or groups of them.
         weight_decay: share of a weight that decays, per unit of the rate.
         momentum: share of the momentum that is kept at each step.
+        dtype: type of the products that orthogonalise. It is part of the state, so a run that resumes keeps it.
     """
 
     def __init__(
-        self, matrices: Iterable[Tensor] | Iterable[dict[str, Any]], weight_decay: float, momentum: float = 0.95
+        self,
+        matrices: Iterable[Tensor] | Iterable[dict[str, Any]],
+        weight_decay: float,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__([*matrices], {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum})
+        options = {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum, "dtype": dtype}
+        super().__init__([*matrices], options)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -53,27 +59,20 @@ class Muon(torch.optim.Optimizer):
         momenta = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = list(torch._foreach_lerp(gradients, momenta, group["momentum"]))
-        _orthogonalise_all(updates)
+        _orthogonalise_all(updates, group["dtype"])
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
         scales = [-0.2 * group["lr"] * math.sqrt(max(matrix.shape)) for matrix in matrices]
         torch._foreach_mul_(updates, scales)
         torch._foreach_add_(matrices, updates)
 
 
-def has_bfloat16(device: torch.device | str) -> bool:
-    """Whether a device multiplies bfloat16 matrices faster than float32: GPUs, and CPUs with AVX-512 BF16 or AMX.
+def orthogonalise(matrices_NAB: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Move the singular values of each matrix `[N, A, B]` to about 1 (0.7 to 1.2) by Newton-Schulz iterations.
 
-    Other CPUs emulate it: a product of 384 x 384 takes 25 times as long on AVX2.
+    They compute in `dtype`.
     """
-    if torch.device(device).type != "cpu":
-        return True
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def orthogonalise(matrices_NAB: Tensor) -> Tensor:
-    """Move the singular values of each matrix `[N, A, B]` to about 1 (0.7 to 1.2) by Newton-Schulz iterations."""
     a, b, c = COEFFICIENTS
-    x = matrices_NAB.bfloat16() if has_bfloat16(matrices_NAB.device) else matrices_NAB.float()
+    x = matrices_NAB.to(dtype)
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
@@ -104,12 +103,12 @@ def _parts(shape: torch.Size, indices: list[int]) -> list[list[int]]:
     return [indices[first : first + most] for first in range(0, len(indices), most)]
 
 
-def _orthogonalise_all(updates: list[Tensor]) -> None:
+def _orthogonalise_all(updates: list[Tensor], dtype: torch.dtype) -> None:
     """Orthogonalise in place, each process its share."""
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     shares = share_out([update.shape for update in updates], processes)
     for group in shares[rank]:
-        for index, done in zip(group, orthogonalise(torch.stack([updates[i] for i in group])), strict=True):
+        for index, done in zip(group, orthogonalise(torch.stack([updates[i] for i in group]), dtype), strict=True):
             updates[index].copy_(done)
     if processes == 1:
         return

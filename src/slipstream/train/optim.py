@@ -86,7 +86,7 @@ class Optimizer:
 
     Muon's updates are scaled to AdamW's size, so that one learning rate serves both. Norms and biases do not decay.
     With `slow_encoder` a codec's encoder has its own rate, and its matrices learn by AdamW. `rates`: see
-    `rate_of`.
+    `rate_of`. `muon_dtype`: type of Muon's products.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class Optimizer:
         betas: tuple[float, float],
         slow_encoder: bool = False,
         rates: Mapping[str, float] | None = None,
+        muon_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.masters, self.kind = masters, kind
         groups: dict[tuple[bool, bool, bool, float], dict[str, Tensor]] = {}
@@ -113,7 +114,7 @@ class Optimizer:
             parts[orthogonal].append({"params": [*chosen.values()], "names": [*chosen], **options})
         self.parts: list[torch.optim.Optimizer] = []
         if parts[True]:
-            self.parts.append(Muon(parts[True], weight_decay))
+            self.parts.append(Muon(parts[True], weight_decay, dtype=muon_dtype))
         if parts[False]:
             self.parts.append(torch.optim.AdamW(parts[False], lr=0.0, betas=betas, fused=True))
 
@@ -142,7 +143,7 @@ class Optimizer:
         ]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Take the moments of each weight by its name; decay and factors stay as they are.
+        """Take the moments of each weight by its name, and the type of Muon's products; decay and factors stay.
 
         A weight that did not learn before, or learned by the other of the two algorithms, starts without moments.
         Raises `ConfigError` for the states of another `kind`, and `CheckpointError` for those of an earlier version,
@@ -161,6 +162,8 @@ class Optimizer:
                         raise CheckpointError(_OTHER_ORDER)
                     # A number, the count of steps, is no part of anything.
                     moments[number] = {k: part_of(v, weight if v.dim() else v) for k, v in values.items()}
+                if kind == "muon" and kind in saved:
+                    numbered["dtype"] = saved[kind]["param_groups"][0].get("dtype", numbered["dtype"])
             part.load_state_dict({"state": moments, "param_groups": own})
 
     def _check_kind(self, saved: Mapping[str, dict[str, Any]]) -> None:

@@ -40,8 +40,8 @@ class RunOptions(Options):
     steps / minutes: the length of the run, by optimiser steps or by the clock; exactly one of them.
     rows: rows in one optimiser step, over all processes and accumulated batches.
     accumulate: batches whose gradients are summed before a step; divides `rows` by processes.
-    dtype: what the modules compute in; the optimiser's weights are always float32. "auto": bfloat16 on devices with
-    fast products of it (GPUs, CPUs with AVX-512 BF16 or AMX), else float32.
+    dtype: what the modules compute in; the optimiser's weights are always float32. "auto": that of the device's fastest
+    products (`slipstream.train.precision`), or what the run began in if it resumes.
     compile: compile the layers of Transformers and Whisper models with `torch.compile`, in the first steps. It needs a
     C++ compiler.
     checkpoint_layers: recompute the Transformers' activations in the backward pass, for less memory.

@@ -6,7 +6,9 @@ Transformer layer is put together for as long as it computes, the rest of the mo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,7 +16,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from slipstream.nn.layers import TransformerLayer
-from slipstream.train.muon import has_bfloat16
 from slipstream.train.optim import MasterWeights
 from slipstream.train.options import RunOptions
 from slipstream.train.sharding import whole
@@ -83,10 +84,38 @@ def hold(task: Task, options: RunOptions, dtype: torch.dtype) -> Weights:
 
 
 def dtype_of(options: RunOptions) -> torch.dtype:
-    """What the modules of a run compute in; "auto" is bfloat16 where the device has fast products of it."""
-    if options.dtype == "auto":
-        return torch.bfloat16 if has_bfloat16(options.device) else torch.float32
+    """What the modules of a run compute in, once `dtype = "auto"` is settled (`train.precision`)."""
+    assert options.dtype != "auto"
     return torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
+
+
+@contextmanager
+def processes(options: RunOptions) -> Iterator[None]:
+    """Join the other processes when torchrun started this one."""
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        yield
+        return
+    if options.device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if options.device.startswith("cuda") else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def is_first() -> bool:
+    """Whether this process is the first of the run, or the only one."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def from_first(number: float, device: str) -> float:
+    """The first process's `number` in all of them, for what they must decide alike."""
+    if not dist.is_initialized():
+        return number
+    shared = torch.tensor(float(number), device=device)
+    dist.broadcast(shared, 0)
+    return float(shared)
 
 
 def shards(options: RunOptions) -> int:

@@ -17,7 +17,6 @@ from slipstream.data.waves import WaveSampler, wave_effects
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import CodecConfig, LMConfig, MelConfig, STTConfig
 from slipstream.model.text import Tokenizer
-from slipstream.train.loop import CHECKPOINT_FILE
 from slipstream.train.model import SpeechModel
 from slipstream.train.options import (
     AnyRun,
@@ -27,6 +26,7 @@ from slipstream.train.options import (
     RunOptions,
     read_run,
 )
+from slipstream.train.saved import CHECKPOINT_FILE
 from slipstream.train.speech import PHONES_FILE, find_phones, read_phones, read_speech_weights
 from slipstream.train.vocabulary import Growth, extends
 
