@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,18 @@ def test_quantises_to_few_bits_in_kyutais_layout_only(cli: Cli, source: Path, tm
     outcome = cli("convert", source, tmp_path / "onnx", "--layout", "onnx", "--quantize", "int5")
     assert outcome.code == 2
     assert "int4 and int8" in outcome.err
+
+
+@pytest.mark.parametrize("layout", ["kyutai", "onnx"])
+def test_a_tokenizer_that_is_none_is_named(cli: Cli, source: Path, tmp_path: Path, layout: str) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(source, broken)
+    (tokenizer,) = broken.glob("*.model")
+    tokenizer.write_bytes(b"")
+    outcome = cli("convert", broken, tmp_path / "out", "--layout", layout)
+    assert outcome.code == 1
+    assert f"{tokenizer}: not a SentencePiece model" in outcome.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_is_not_empty_is_not_changed(cli: Cli, source: Path) -> None:

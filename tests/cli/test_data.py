@@ -149,6 +149,16 @@ def test_validation_reports_invalid_lines_and_silence(tmp_path: Path) -> None:
     assert "1 good recordings (1 of them without text), 1.5 min; 1 with bad line" in output
 
 
+def test_a_manifest_without_recordings_is_an_error(tmp_path: Path) -> None:
+    empty, out = _manifest(tmp_path / "empty.jsonl"), tmp_path / "out.jsonl"
+    assert "empty.jsonl: has no recordings" in _refused("validate", empty)
+    assert "empty.jsonl: has no recordings" in _refused("transcribe", empty, "-m", "tiny", "-o", out)
+    bad = _manifest(tmp_path / "bad.jsonl", {"audio": "good.wav"})
+    assert _run("validate", bad).exit_code == 0
+    assert "bad.jsonl: no recording is good" in _refused("validate", bad, "--out", out)
+    assert not out.exists()
+
+
 def test_aligning_leaves_out_recordings_whose_text_does_not_fit(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     if shutil.which("espeak-ng") is None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
+from slipstream.data import ctc
 from slipstream.data.ctc import CtcAligner, load_ctc
 from slipstream.data.manifest import Recording
 from slipstream.data.wave import write_wave
@@ -82,3 +85,27 @@ def test_a_vocabulary_that_is_no_object_is_named(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text("[]", encoding="utf-8")
     with pytest.raises((CheckpointError, Exception), match=r"vocab\.json|onnx|protobuf"):
         load_ctc(str(tmp_path))
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_hub_is_asked_for_a_model_only_if_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    pytest.importorskip("torch")
+    asked: list[tuple[str, bool]] = []
+
+    class Auto:
+        @staticmethod
+        def from_pretrained(model: str, local_files_only: bool = False) -> None:
+            asked.append((model, local_files_only))
+            raise OSError("it is not there")
+
+    transformers = ModuleType("transformers")
+    for name in ("AutoModelForCTC", "AutoFeatureExtractor", "AutoTokenizer"):
+        setattr(transformers, name, Auto)
+    monkeypatch.setitem(sys.modules, "transformers", transformers)
+    monkeypatch.setattr(ctc, "hub_answers", lambda: answers)
+    for model in ("nosuch", str(tmp_path)):
+        with pytest.raises(CheckpointError, match="cannot load it as a CTC model: it is not there"):
+            load_ctc(model)
+    assert asked == [("nosuch", not answers), (str(tmp_path), True)]

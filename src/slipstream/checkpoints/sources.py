@@ -197,9 +197,13 @@ def _cached_repositories() -> list[str]:
     return [folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders]
 
 
+def hub_answers() -> bool:
+    """Whether the hub can be reached, by one request a minute: `hf_hub_download` repeats its own for 24 s."""
+    return _hub_answers(int(time.monotonic() / 60))
+
+
 @functools.lru_cache(1)
 def _hub_answers(minute: int) -> bool:
-    """Whether the hub can be reached, by one request a `minute`: `hf_hub_download` repeats its own for 24 s."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
@@ -239,7 +243,7 @@ class _Repository:
 
         where = f"{self.name} on the hub" + (f" at revision {self.revision}" if self.revision else "")
         try:
-            local = not _hub_answers(int(time.monotonic() / 60))
+            local = not hub_answers()
             return Path(hf_hub_download(self.name, name, revision=self.revision, local_files_only=local))
         except errors.GatedRepoError as error:
             raise CheckpointError(

@@ -38,6 +38,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint between layouts."""
     from slipstream.bundle import ModelBundle
+    from slipstream.model.text import Tokenizer
 
     origin: Origin = {"revision": revision} if revision else {}
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
@@ -47,13 +48,15 @@ def convert(
             raise typer.BadParameter("onnx weights are float32 or quantised: use --quantize", param_hint="--dtype")
         if quantize not in (None, "int4", "int8"):
             raise typer.BadParameter(f"onnx has int4 and int8, not {quantize}", param_hint="--quantize")
-        _to_onnx(ModelBundle.resolve(source, **origin), destination, quantize)
+    bundle = ModelBundle.resolve(source, **origin)
+    Tokenizer(bundle.sources.tokenizer)  # which is copied as it is
+    if layout == "onnx":
+        _to_onnx(bundle, destination, quantize)
     else:
         from slipstream.checkpoints.checkpoint import convert as convert_checkpoint
 
         bits = int(quantize.removeprefix("int")) if quantize else None
-        sources = ModelBundle.resolve(source, **origin).sources
-        convert_checkpoint(sources, destination, layout, quantize=bits, dtype=dtype)
+        convert_checkpoint(bundle.sources, destination, layout, quantize=bits, dtype=dtype)
     notice(f"{destination} now holds {source} in the layout {layout}.")
 
 

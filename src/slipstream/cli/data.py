@@ -57,12 +57,14 @@ def validate(
 
     spm = Tokenizer(tokenizer) if tokenizer else None
     good, report = manifests.validate(manifests.read_lines(manifest), spm, on_problem.value)
+    need([*good, *report.problems], f"{manifest}: has no recordings")
     for kind, message in report.problems:
         typer.echo(f"{kind}: {message}", err=True)
     counts = ", ".join(f"{n} with bad {kind}" for kind, n in report.counts().items()) or "none bad"
     wordless = f" ({report.wordless} of them without text)" if report.wordless else ""
     typer.echo(f"{report.good} good recordings{wordless}, {_duration(report.seconds)}; {counts}")
     if out is not None:
+        need(good, f"{manifest}: no recording is good, so {out} is not written")
         manifests.write_manifest(out, good)
 
 

@@ -59,6 +59,7 @@ def transcribe(
     from slipstream.data.manifest import read_manifest, write_manifest
 
     recordings = list(read_manifest(manifest))
+    need(recordings, f"{manifest}: has no recordings")
     untranscribed = [recording for recording in recordings if not recording.text]
     kept = [recording for recording in recordings if recording.text]
     left_out, silent, unsure = LeftOut(), 0, 0

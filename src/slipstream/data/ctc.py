@@ -15,6 +15,7 @@ import numpy as np
 
 from slipstream.arrays import FloatArray
 from slipstream.audio import load
+from slipstream.checkpoints.sources import hub_answers
 from slipstream.data.alignment import align_words
 from slipstream.data.manifest import Recording
 from slipstream.errors import BackendError, CheckpointError, SlipstreamError
@@ -118,10 +119,11 @@ def _from_transformers(model: str) -> CtcAligner:
             f'--aligner ctc:{model} needs the extra "ctc": pip install "slipstream-stt[ctc]"; a folder with model.onnx '
             "and vocab.json needs nothing more"
         ) from error
+    local = Path(model).is_dir() or not hub_answers()
     try:
-        network = cast(Any, AutoModelForCTC).from_pretrained(model).eval()
-        extract = cast(Any, AutoFeatureExtractor).from_pretrained(model)
-        vocabulary = cast(Any, AutoTokenizer).from_pretrained(model).get_vocab()
+        network = cast(Any, AutoModelForCTC).from_pretrained(model, local_files_only=local).eval()
+        extract = cast(Any, AutoFeatureExtractor).from_pretrained(model, local_files_only=local)
+        vocabulary = cast(Any, AutoTokenizer).from_pretrained(model, local_files_only=local).get_vocab()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{model}: transformers cannot load it as a CTC model: {error}") from error
 

@@ -43,8 +43,8 @@ def fastest(device: str) -> tuple[torch.dtype, str]:
 def product_seconds(dtype: torch.dtype) -> float:
     """The shortest CPU time of a few products of matrices in `dtype`; the first one is not counted.
 
-    By one thread's own clock, which stops while other work has its core: on a busy machine, the time on the wall is that
-    of the other work, too.
+    By one thread's own clock, which stops while other work has its core. On a busy machine, the time on the wall is
+    that of the other work, too.
     """
     a, b = torch.ones(ROWS, INPUTS, dtype=dtype), torch.ones(INPUTS, OUTPUTS, dtype=dtype)
     threads, seconds = torch.get_num_threads(), []
