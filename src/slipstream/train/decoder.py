@@ -29,7 +29,7 @@ from slipstream.schema import parse
 from slipstream.train.adversary import Discriminator, discriminator_of
 from slipstream.train.codebooks import quantise
 from slipstream.train.options import CodecRun, DecoderOptions, LossOptions, QuantiserOptions
-from slipstream.train.reconstruction import Crops, CropSampler, kept_codebooks, output_losses
+from slipstream.train.reconstruction import Crops, CropSampler, CropTask, kept_codebooks, output_losses
 from slipstream.train.speech import find_codec
 from slipstream.train.transfer import Numbers, send
 
@@ -49,11 +49,8 @@ class TrainedDecoder(nn.Module):
         return {name: tensor for name, tensor in self.codec.state_dict().items() if is_decoder(name)}
 
 
-class DecoderTask:
-    """A decoder learns to reconstruct the audio of a frozen codec's tokens, of any number of acoustic codebooks.
-
-    `discriminator_start`: the step from which the decoder learns against the discriminator.
-    """
+class DecoderTask(CropTask):
+    """A decoder learns to reconstruct the audio of a frozen codec's tokens, of any number of acoustic codebooks."""
 
     def __init__(
         self,
@@ -64,17 +61,12 @@ class DecoderTask:
         quantiser: QuantiserOptions,
         discriminator_start: int = 0,
     ) -> None:
-        self.module, self.sampler, self.weights, self.quantiser = module, sampler, loss, quantiser
-        self.frozen, self.discriminator_start = frozen, discriminator_start
-        config = frozen.config
-        self.row_seconds = sampler.seconds
+        super().__init__(sampler, loss, quantiser, discriminator_start)
+        self.module, self.frozen, config = module, frozen, frozen.config
         self.positions_per_second = module.codec.config.decoder_stride * config.frame_rate
         if sampler.frames <= config.blank_frames:
             late = config.blank_frames / config.frame_rate
             raise ConfigError(f"data.seconds = {sampler.seconds:g}: the codec's tokens are {late:g} s late; use more")
-
-    def batch(self, first_row: int, rows: int) -> Crops:
-        return self.sampler.batch(first_row, rows)
 
     def loss(self, batch: Crops, step: int, progress: float) -> tuple[Tensor, Numbers]:
         codec = self.module.codec

@@ -200,10 +200,9 @@ def _run_reconstruction(options: CodecRun, config: CodecConfig, packs: list[Pack
     torch.manual_seed(options.run.seed)
     data, seed = options.data, options.run.seed
     sampler = CropSampler(packs, phones, config, data.weights, data.seconds, seed, data.augment_samples)
-    start = options.discriminator.start if options.discriminator else 0
     module = WaveCodec(config, len(phones), discriminator_of(options.discriminator))
     write_phones(phones, options.run.out)
-    task = ReconstructionTask(module, sampler, options.loss, options.quantiser, start)
+    task = ReconstructionTask(module, sampler, options.loss, options.quantiser, options.discriminator_start)
     path = _run(task, options.run, report, check=_check(options, task, sampler))
     if is_first():
         export_codec(task.module.codec, options.run.out / "codec")
@@ -212,13 +211,12 @@ def _run_reconstruction(options: CodecRun, config: CodecConfig, packs: list[Pack
 
 def _run_decoder(options: CodecRun, decoder: DecoderOptions, packs: list[Pack], report: Report) -> Path:
     data, base = options.data, str(options.model.base)
-    start = options.discriminator.start if options.discriminator else 0
     module, frozen, tensors = start_decoder(options, decoder)
     beside = model_around(base)
     sampler = CropSampler(
         packs, None, frozen.config, data.weights, data.seconds, options.run.seed, data.augment_samples
     )
-    task = DecoderTask(module, frozen, sampler, options.loss, options.quantiser, start)
+    task = DecoderTask(module, frozen, sampler, options.loss, options.quantiser, options.discriminator_start)
 
     def export(folder: Path) -> None:
         export_decoder(module, tensors, beside, folder)

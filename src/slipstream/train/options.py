@@ -270,6 +270,11 @@ class CodecRun(Options):
     discriminator: DiscriminatorOptions | None = None
     phase: Phases = ()
 
+    @property
+    def discriminator_start(self) -> int:
+        """The step from which a waveform codec or a decoder learns against its discriminator, if it has one."""
+        return self.discriminator.start if self.discriminator else 0
+
     @model_validator(mode="after")
     def _starts_from_what_is_read(self) -> CodecRun:
         if self.decoder is not None and (self.model.model_fields_set != {"base"} or self.model.base is None):

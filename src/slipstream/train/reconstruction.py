@@ -122,11 +122,22 @@ class WaveCodec(nn.Module):
         return samples_BS
 
 
-class ReconstructionTask:
-    """A codec learns to reconstruct its input from any number of its acoustic codebooks.
+class CropTask:
+    """What learns to write the samples of crops, from step `discriminator_start` on against a discriminator, if any."""
 
-    `discriminator_start`: the step from which it learns against the discriminator.
-    """
+    def __init__(
+        self, sampler: CropSampler, loss: LossOptions, quantiser: QuantiserOptions, discriminator_start: int
+    ) -> None:
+        self.sampler, self.weights, self.quantiser = sampler, loss, quantiser
+        self.discriminator_start = discriminator_start
+        self.row_seconds = sampler.seconds
+
+    def batch(self, first_row: int, rows: int) -> Crops:
+        return self.sampler.batch(first_row, rows)
+
+
+class ReconstructionTask(CropTask):
+    """A codec learns to reconstruct its input from any number of its acoustic codebooks."""
 
     def __init__(
         self,
@@ -136,14 +147,10 @@ class ReconstructionTask:
         quantiser: QuantiserOptions,
         discriminator_start: int = 0,
     ) -> None:
-        self.module, self.sampler, self.weights, self.quantiser = module, sampler, loss, quantiser
-        self.discriminator_start = discriminator_start
-        self.row_seconds = sampler.seconds
+        super().__init__(sampler, loss, quantiser, discriminator_start)
+        self.module = module
         self.positions_per_second = module.codec.config.sample_rate / module.codec.config.hop_samples
         self._start = CodebookStart(module.codec.quantizer, quantiser.start)
-
-    def batch(self, first_row: int, rows: int) -> Crops:
-        return self.sampler.batch(first_row, rows)
 
     def loss(self, batch: Crops, step: int, progress: float) -> tuple[Tensor, Numbers]:
         module, quantizer = self.module, self.module.codec.quantizer
