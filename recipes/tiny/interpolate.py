@@ -1,6 +1,6 @@
 """Average the weights of two models of one shape (WiSE-FT, arXiv:2109.01903): keep what the first recognises.
 
-    python recipes/tiny/interpolate.py runs/tiny-3-decay/model runs/tiny-4-joint/model runs/tiny-5-mean \
+    python recipes/tiny/interpolate.py runs/tiny-2-text/model runs/tiny-4-joint/model runs/tiny-5-mean \
         --encoder 0.5 --rest 0.7
 
 The shares are those of the second model, in the codec's encoder and in everything else.

@@ -72,9 +72,8 @@ done
 # The runs, the mean of the models of two of them, and 5-bit weights.
 step runs/tiny-1-distil/model/config.json torchrun --nproc-per-node 2 -m slipstream train codec "$here/1-distil.toml"
 step runs/tiny-2-text/model/config.json torchrun --nproc-per-node 2 -m slipstream train lm "$here/2-text.toml"
-step runs/tiny-3-decay/model/config.json torchrun --nproc-per-node 2 -m slipstream train lm "$here/3-decay.toml"
 step runs/tiny-4-joint/model/config.json torchrun --nproc-per-node 2 -m slipstream train lm "$here/4-joint.toml"
-step runs/tiny-5-mean/config.json python "$here/interpolate.py" runs/tiny-3-decay/model runs/tiny-4-joint/model \
+step runs/tiny-5-mean/config.json python "$here/interpolate.py" runs/tiny-2-text/model runs/tiny-4-joint/model \
     runs/tiny-5-mean
 step runs/tiny-6-more/model/config.json slipstream train lm "$here/6-more.toml"
 step runs/tiny-7-decoder/model/config.json slipstream train lm "$here/7-decoder.toml"

@@ -52,6 +52,25 @@ def _sampler(packs: list[Pack], folder: Path, weights: dict[str, float]) -> RowS
     return RowSampler(packs, PhoneInventory(["_", "t", "w"]), tokenizer, options)
 
 
+@pytest.mark.parametrize(("foreign", "refused"), [(1, False), (6, True)])
+def test_a_vocabulary_that_omits_many_letters_of_a_language_is_refused(
+    tmp_path: Path, foreign: int, refused: bool
+) -> None:
+    texts = ["one two three"] * (20 - foreign) + ["\u0434\u0432\u0430"] * foreign
+    clips = [Clip(0, 0, text, "ru", "a", "s", tuple((word, 0.1, 0.4) for word in text.split())) for text in texts]
+    write_pack(
+        tmp_path / "pack", PackKind("tokens", 4, 12.5, (0.0,) * 4), [(np.zeros((25, 4)), clip) for clip in clips]
+    )
+    arguments = [Pack(tmp_path / "pack")], Tokenizer(world.tokenizer(tmp_path)), world.rows(4.0, {"a": 1.0})
+    if refused:
+        with pytest.raises(
+            ConfigError, match=r"data\.tokenizer: the vocabulary omits .* of the texts in 'ru', such as"
+        ):
+            TokenSampler(*arguments)
+    else:
+        TokenSampler(*arguments)
+
+
 def test_a_row_has_the_targets_of_its_utterances(mel_packs: list[Pack], tmp_path: Path) -> None:
     sampler = _sampler(mel_packs, tmp_path, {"a": 1.0})
     batch = sampler.batch(0, 3)
