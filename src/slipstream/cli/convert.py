@@ -37,9 +37,6 @@ def convert(
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the repository.")] = None,
 ) -> None:
     """Convert a checkpoint between layouts."""
-    from slipstream.bundle import ModelBundle
-    from slipstream.model.text import Tokenizer
-
     origin: Origin = {"revision": revision} if revision else {}
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise CheckpointError(f"{destination} exists and is not an empty folder: choose a new one")
@@ -48,16 +45,24 @@ def convert(
             raise typer.BadParameter("onnx weights are float32 or quantised: use --quantize", param_hint="--dtype")
         if quantize not in (None, "int4", "int8"):
             raise typer.BadParameter(f"onnx has int4 and int8, not {quantize}", param_hint="--quantize")
-    bundle = ModelBundle.resolve(source, **origin)
-    Tokenizer(bundle.sources.tokenizer)  # which is copied as it is
-    if layout == "onnx":
-        _to_onnx(bundle, destination, quantize)
+        _to_onnx(_resolved(source, origin), destination, quantize)
     else:
         from slipstream.checkpoints.checkpoint import convert as convert_checkpoint
 
         bits = int(quantize.removeprefix("int")) if quantize else None
-        convert_checkpoint(bundle.sources, destination, layout, quantize=bits, dtype=dtype)
+        sources = _resolved(source, origin).sources
+        convert_checkpoint(sources, destination, layout, quantize=bits, dtype=dtype)
     notice(f"{destination} now holds {source} in the layout {layout}.")
+
+
+def _resolved(source: str, origin: Origin) -> ModelBundle:
+    """The model, whose tokenizer is copied as it is. Raises `CheckpointError` if that is no tokenizer."""
+    from slipstream.bundle import ModelBundle
+    from slipstream.model.text import Tokenizer
+
+    bundle = ModelBundle.resolve(source, **origin)
+    Tokenizer(bundle.sources.tokenizer)
+    return bundle
 
 
 def _to_onnx(bundle: ModelBundle, destination: Path, quantize: Literal["int4", "int8"] | None) -> None:
