@@ -88,6 +88,14 @@ def test_livekit_needs_the_key(name: str) -> None:
         assert asyncio.run(asyncio.wait_for(livekit_events(running, name, 0.0, key="secret"), 60))
 
 
+def pipecat_service(name: str, running: Running, key: str) -> Any:
+    if name == "v1":
+        stt = pytest.importorskip("pipecat.services.deepgram.stt").DeepgramSTTService
+        return stt(api_key=key, base_url=running.ws, settings=stt.Settings(model="script"))
+    stt = pytest.importorskip("pipecat.services.deepgram.flux.stt").DeepgramFluxSTTService
+    return stt(api_key=key, url=f"{running.ws}/v2/listen", settings=stt.Settings(model="script"))
+
+
 @pytest.mark.parametrize("name", ["v1", "flux"])
 def test_pipecat(name: str) -> None:
     pytest.importorskip("pipecat")
@@ -95,12 +103,7 @@ def test_pipecat(name: str) -> None:
     utils = pytest.importorskip("pipecat.tests.utils")
 
     async def talk(running: Running) -> list[Any]:
-        if name == "v1":
-            stt = pytest.importorskip("pipecat.services.deepgram.stt").DeepgramSTTService
-            service = stt(api_key="any", base_url=running.ws, settings=stt.Settings(model="script"))
-        else:
-            stt = pytest.importorskip("pipecat.services.deepgram.flux.stt").DeepgramFluxSTTService
-            service = stt(api_key="any", url=f"{running.ws}/v2/listen", settings=stt.Settings(model="script"))
+        service = pipecat_service(name, running, "secret")
         to_send: list[Any] = [utils.SleepFrame(sleep=0.5)]
         for words_S in (AUDIO[: 40 * 1920], AUDIO[40 * 1920 :]):
             for piece_S in chunks(words_S, 1920):
@@ -110,8 +113,25 @@ def test_pipecat(name: str) -> None:
         down, _ = await utils.run_test(service, frames_to_send=to_send, pipeline_params=params)
         return list(down)
 
-    with serving(ScriptRunner(slots=2)) as running:
+    with serving(ScriptRunner(slots=2), keys=KeyRing.of(["secret"])) as running:
         down = asyncio.run(talk(running))
     assert [frame.text for frame in down if isinstance(frame, frames.TranscriptionFrame)] == ["fox", "dog"]
     proposed = [frame for frame in down if isinstance(frame, frames.ProposedUserStartedSpeakingFrame)]
     assert len(proposed) == (2 if name == "flux" else 0)
+
+
+@pytest.mark.parametrize("name", ["v1", "flux"])
+def test_pipecat_with_a_wrong_key(name: str) -> None:
+    pytest.importorskip("pipecat")
+    frames = pytest.importorskip("pipecat.frames.frames")
+    utils = pytest.importorskip("pipecat.tests.utils")
+
+    async def talk(running: Running) -> list[Any]:
+        service = pipecat_service(name, running, "wrong")
+        _, up = await utils.run_test(service, frames_to_send=[utils.SleepFrame(sleep=0.5)])
+        return list(up)
+
+    with serving(keys=KeyRing.of(["secret"])) as running:
+        up = asyncio.run(talk(running))
+    errors = [frame.error for frame in up if isinstance(frame, frames.ErrorFrame)]
+    assert "401" in errors[0]

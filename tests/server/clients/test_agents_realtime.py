@@ -67,7 +67,7 @@ def test_pipecat(detection: Any) -> None:
 
     async def talk(running: Running) -> list[Any]:
         service = stt.OpenAIRealtimeSTTService(
-            api_key="any",
+            api_key="secret",
             base_url=f"{running.ws}/v1/realtime",
             turn_detection=detection,
             settings=stt.OpenAIRealtimeSTTService.Settings(model="script"),
@@ -81,12 +81,31 @@ def test_pipecat(detection: Any) -> None:
         down, _ = await utils.run_test(service, frames_to_send=to_send, pipeline_params=params)
         return list(down)
 
-    with serving() as running:
+    with serving(keys=KeyRing.of(["secret"])) as running:
         down = asyncio.run(talk(running))
     assert [frame.text for frame in down if isinstance(frame, frames.TranscriptionFrame)] == ["fox", "dog"]
     assert [frame.text for frame in down if isinstance(frame, frames.InterimTranscriptionFrame)] == ["fox", "dog"]
     proposed = [frame for frame in down if isinstance(frame, frames.ProposedUserStartedSpeakingFrame)]
     assert len(proposed) == (2 if detection else 0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pipecat_with_a_wrong_key() -> None:
+    pytest.importorskip("pipecat")
+    frames = pytest.importorskip("pipecat.frames.frames")
+    stt = pytest.importorskip("pipecat.services.openai.stt")
+    utils = pytest.importorskip("pipecat.tests.utils")
+
+    async def talk(running: Running) -> list[Any]:
+        settings = stt.OpenAIRealtimeSTTService.Settings(model="script")
+        service = stt.OpenAIRealtimeSTTService(api_key="wrong", base_url=f"{running.ws}/v1/realtime", settings=settings)
+        _, up = await utils.run_test(service, frames_to_send=[utils.SleepFrame(sleep=0.5)])
+        return list(up)
+
+    with serving(keys=KeyRing.of(["secret"])) as running:
+        up = asyncio.run(talk(running))
+    errors = [frame.error for frame in up if isinstance(frame, frames.ErrorFrame)]
+    assert "401" in errors[0]
 
 
 @pytest.mark.parametrize(
