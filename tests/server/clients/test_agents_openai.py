@@ -43,6 +43,7 @@ def test_livekit(model: str, key: str, status: int) -> None:
                 ]
             finally:
                 await service.aclose()
+                await service._client.close()  # which it leaves open
             return [event.alternatives[0].text for event in events]
 
     with serving(keys=KeyRing.of(["secret"])) as running:
