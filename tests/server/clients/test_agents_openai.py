@@ -72,6 +72,7 @@ def test_pipecat(key: str) -> None:
             to_send += [frames.VADUserStoppedSpeakingFrame(), utils.SleepFrame(sleep=1.0)]
         params = utils.PipelineParams(audio_in_sample_rate=24_000)
         down, up = await utils.run_test(service, frames_to_send=to_send, pipeline_params=params)
+        await service._client.close()  # which it leaves open
         return list(down), list(up)
 
     with serving(keys=KeyRing.of(["secret"])) as running:
