@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -235,18 +235,25 @@ def make_rules(shapes: Shapes, entries: Entries, spell: Callable[[str], str] = s
     keys are written in. Raises `CheckpointError` for tensors that no entry covers: the layout has no place for them.
     """
     rules = []
-    rest = dict(shapes)
+    rest = {spell(name): name for name in shapes}
     for key, form in entries.items():
         if isinstance(key, tuple):
-            rules.append(_rule({name: rest.pop(name) for name in key}, form, {}))
+            rules.append(_rule({rest.pop(spell(name)): shapes[name] for name in key}, form, {}))
             continue
-        pattern = re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^.]+)", re.escape(key)))
-        for name in list(rest):
-            if match := pattern.fullmatch(spell(name)):
-                rules.append(_rule({name: rest.pop(name)}, form, match.groupdict()))
+        for spelled, placeholders in _matches(key, rest):
+            name = rest.pop(spelled)
+            rules.append(_rule({name: shapes[name]}, form, placeholders))
     if rest:
-        raise CheckpointError(f"this layout has no place for {', '.join(rest)}")
+        raise CheckpointError(f"this layout has no place for {', '.join(rest.values())}")
     return tuple(rules)
+
+
+def _matches(key: str, names: Collection[str]) -> list[tuple[str, dict[str, str]]]:
+    """Names that an entry's key stands for, each with the parts that its placeholders represent."""
+    if "{" not in key:
+        return [(key, {})] if key in names else []
+    pattern = re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^.]+)", re.escape(key)))
+    return [(name, match.groupdict()) for name in names if (match := pattern.fullmatch(name))]
 
 
 def _rows(shape: Shape) -> int:
