@@ -1,4 +1,4 @@
-"""The built-in model beside other small recognisers: `python -m benchmarks.peers MANIFEST --moonshine`.
+"""The built-in model and other small recognisers: `python -m benchmarks.peers MANIFEST --moonshine`.
 
 All of them transcribe the same recordings, one at a time, in one process. For each data set it prints word error rates
 with 95 % intervals. For each recogniser it prints how many times real time it runs, and how long a user waits for the

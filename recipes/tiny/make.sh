@@ -78,7 +78,7 @@ step runs/tiny-5-mean/config.json python "$here/interpolate.py" runs/tiny-2-text
 step runs/tiny-6-more/model/config.json slipstream train lm "$here/6-more.toml"
 step runs/tiny-7-decoder/model/config.json slipstream train lm "$here/7-decoder.toml"
 
-# Real French speech. The run continues from the built-in model, and its mean with that is shipped.
+# Real French speech. The run continues from the built-in model; the shipped weights are its mean with those.
 [ -e data/fleursdumal ] || git clone https://github.com/heitorchang/fleursdumal_librivox data/fleursdumal
 step data/poems.jsonl python "$here/poems.py" list data/fleursdumal data/poems.jsonl
 step data/poems-aligned.jsonl slipstream data align data/poems.jsonl --out data/poems-aligned.jsonl \
@@ -87,6 +87,12 @@ step data/poems/manifest.jsonl slipstream data cut data/poems-aligned.jsonl --se
 step data/poems/kept.jsonl python "$here/poems.py" pieces data/poems/manifest.jsonl data/poems/kept.jsonl
 step data/poems/pack/pack.json slipstream data pack data/poems/kept.jsonl --samples --out data/poems/pack
 step runs/tiny-8-french/model/config.json slipstream train lm "$here/8-french.toml"
+
+# The prompts of two languages, 5-bit weights, and the phone heads.
+step runs/tiny-9-languages/config.json python "$here/languages.py" runs/tiny-8-french/model runs/tiny-9-languages \
+    --whisper data/whisper-base --languages en fr
+step runs/tiny/config.json slipstream convert runs/tiny-9-languages runs/tiny --quantize int5
+step runs/tiny/training.safetensors python "$here/heads.py" runs/tiny-8-french/model runs/tiny
 
 # What its confidences mean, fitted to one half of the test recordings; the other half shows how well.
 [ -e data/calibrate.jsonl ] || python "$here/split.py" "$DATA" data

@@ -1,4 +1,4 @@
-"""The built-in model beside other recognisers: what is measured of each."""
+"""The built-in model and other recognisers: what is measured of each."""
 
 from __future__ import annotations
 

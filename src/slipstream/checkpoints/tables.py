@@ -249,7 +249,7 @@ def make_rules(shapes: Shapes, entries: Entries, spell: Callable[[str], str] = s
 
 
 def _matches(key: str, names: Collection[str]) -> list[tuple[str, dict[str, str]]]:
-    """Names that an entry's key stands for, each with the parts that its placeholders represent."""
+    """Names that an entry's key represents, each with the parts that its placeholders represent."""
     if "{" not in key:
         return [(key, {})] if key in names else []
     pattern = re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^.]+)", re.escape(key)))
