@@ -74,7 +74,6 @@ class Session:
         self._voice = VoiceLevel()
         self._silence = Silence()
         self._turn_detector = TurnDetector(options.turns or format.turns, format.delay_frames, format.frame_rate)
-        self._language = format.language_number(options.hints.languages)
         self._languages = LanguageTracker(options.hints.languages)
         self._turn_builder = TurnBuilder(self._languages)
         self._watchdog = (
@@ -292,7 +291,7 @@ class Session:
     @property
     def prefix(self) -> Prefix:
         """What its model starts with."""
-        return self.options.hints.delay, self._writer.first_frame, self._language, self._writer.prompt
+        return self.options.hints.delay, self._writer.first_frame, self._writer.language, self._writer.prompt
 
     def fill(self, row_S: FloatArray) -> None:
         """Write the next frame for the model into `row_S`.

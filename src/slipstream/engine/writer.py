@@ -27,6 +27,7 @@ class Writer:
 
     Attributes:
         prompt: The tokens of the prompt, one for each frame.
+        language: The number of the language that the model is set to; 0 for none.
         prefix_left: Frames of silence still to come before the audio.
         decoder: Tokens to words.
         lead: The row of the best hypothesis.
@@ -40,6 +41,7 @@ class Writer:
             "" if continues and continues.first_frame else options.hints.prompt, format.tokenizer
         )
         self.prefix_left = format.silence_frames + len(self.prompt)
+        self.language = format.language_number(options.hints.languages)
         self.lead = 0
         self.ops: list[Op] = []
         self.decoder = WordDecoder(

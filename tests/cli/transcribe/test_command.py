@@ -296,14 +296,14 @@ def test_several_subtitles_need_a_folder(cli: Cli, sound: Sound, loaded: Loaded)
 def test_disk_full_leaves_no_half_file(
     cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_text = Path.write_text
+    write_bytes = Path.write_bytes
 
-    def full(self: Path, text: str, *args: object, **options: object) -> int:
-        write_text(self, text[:1])
+    def full(self: Path, data: bytes) -> int:
+        write_bytes(self, data[:1])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     path = sound("a.wav", [0.1])
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     outcome = cli("transcribe", path, "-o", tmp_path / "out")
     assert outcome.code == 1
     assert f"{tmp_path / 'out/a.txt'}: cannot be written: No space left on device" in outcome.err

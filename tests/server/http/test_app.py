@@ -442,7 +442,7 @@ def test_the_client_refuses_a_single_array() -> None:
 def test_the_example_of_the_guide_ends(capsys: pytest.CaptureFixture[str]) -> None:
     root = Path(__file__).parents[3]
     guide = (root / "docs/guides/server.md").read_text("utf-8")
-    (example,) = re.findall(r"```python\n(from slipstream.audio.*?)```", guide, re.DOTALL)
+    (example,) = re.findall(r"```python\n(from slipstream.audio import load\n.*?)```", guide, re.DOTALL)
     with serving() as server:
         example = example.replace("http://127.0.0.1:8080", server.http)
         exec(example.replace("talk.mp3", str(root / "examples/sample.opus")), {})
