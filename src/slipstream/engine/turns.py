@@ -16,6 +16,9 @@ VOICE_DB = 12.0
 """How much louder than the background voice is: at least 15 dB in a usable recording."""
 
 
+_RESUME_BELOW = 0.4
+
+
 @dataclass(frozen=True, slots=True)
 class TurnOptions:
     """When a turn ends.
@@ -39,7 +42,7 @@ class TurnOptions:
 
     head: int | None = 2
     end_above: float = END_OF_TURN_ABOVE
-    resume_below: float = 0.4
+    resume_below: float = _RESUME_BELOW
     warmup_frames: int = 12
     quiet_seconds: float = 0.8
     blank_seconds: float = 3.0
@@ -49,7 +52,8 @@ class TurnOptions:
     @classmethod
     def of(cls, config: STTConfig) -> TurnOptions:
         """Return the options of a model: its threshold, and its last pause head if it has fewer than three."""
-        return cls(head=min(_USUAL_HEAD, max(0, config.lm.pause_heads - 1)), end_above=config.end_of_turn_above)
+        head, end_above = min(_USUAL_HEAD, max(0, config.lm.pause_heads - 1)), config.end_of_turn_above
+        return cls(head=head, end_above=end_above, resume_below=min(_RESUME_BELOW, end_above))
 
     def __post_init__(self) -> None:
         if not 0 <= self.resume_below <= self.end_above <= 1:
