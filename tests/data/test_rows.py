@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tests.train import world
 
-from slipstream.data.packs import Clip, Pack, PackKind, write_pack
+from slipstream.data.packs import Clip, Pack, PackCodec, PackKind, write_pack
 from slipstream.data.phones import UNKNOWN, PhoneInventory
 from slipstream.data.rows import PAUSE_HORIZONS, crop, pause_labels
 from slipstream.data.sampler import RowSampler, TokenSampler
@@ -136,7 +136,7 @@ SENTENCE = Clip(
 @pytest.mark.parametrize("seed", range(12))
 def test_a_crop_has_the_words_between_its_cuts(seed: int) -> None:
     rows = np.arange(100)[:, None]
-    part, clip = crop(rows, SENTENCE, 100.0, np.random.default_rng(seed))
+    part, clip = crop(rows, SENTENCE, 100.0, np.random.default_rng(seed), rows[:0])
     offset = part[0, 0] / 100
     assert list(part[:, 0]) == list(range(part[0, 0], part[-1, 0] + 1))
     assert clip.length == len(part)
@@ -153,13 +153,13 @@ def test_a_crop_has_the_words_between_its_cuts(seed: int) -> None:
 
 def test_crops_differ_and_reach_every_word() -> None:
     rows = np.zeros((100, 1))
-    texts = {crop(rows, SENTENCE, 100.0, np.random.default_rng(seed))[1].text for seed in range(60)}
+    texts = {crop(rows, SENTENCE, 100.0, np.random.default_rng(seed), rows[:0])[1].text for seed in range(60)}
     assert texts == {"one", "two", "three", "one two", "two three", "one two three"}
 
 
 def test_phones_without_times_are_not_cut() -> None:
     clip = Clip(0, 100, "one two", "en", "a", "s", SENTENCE.words[:2], (), ("w", "t"))
-    assert all(crop(np.zeros((100, 1)), clip, 100.0, np.random.default_rng(seed))[1] is clip for seed in range(8))
+    assert all(crop(np.zeros((100, 1)), clip, 100.0, np.random.default_rng(seed), np.zeros((0, 1)))[1] is clip for seed in range(8))
 
 
 def test_only_the_datasets_that_are_named_are_cropped(mel_packs: list[Pack], tmp_path: Path) -> None:
@@ -201,3 +201,31 @@ def test_tokens_of_clips_without_word_times_are_left_out_by_number(tmp_path: Pat
     sampler = TokenSampler([Pack(tmp_path / "pack")], tokenizer, world.rows(4.0, {"a": 1.0}))
     assert sampler.remarks() == ["2 clips left out: no word times; `slipstream data align` finds them"]
     assert sampler.batch(0, 2).codes_BKT.shape == (2, 2, 50)
+
+
+def test_a_crop_of_late_tokens_has_the_audio_of_its_words_and_no_other(tmp_path: Path) -> None:
+    late, spoken = 3, 20
+    kind = PackKind("tokens", 1, 12.5, (99.0,))
+    # The token of frame n is 100 + n; three tokens of silence come first.
+    rows = np.array([[99]] * late + [[100 + frame] for frame in range(spoken)])
+    frames = {"one": 1, "two": 9, "three": 15}
+    words = tuple((text, frame / 12.5, (frame + 2) / 12.5) for text, frame in frames.items())
+    clip = Clip(0, 0, "one two three", "en", "a", "s", words)
+    write_pack(tmp_path / "pack", kind, [(rows, clip)], codec=PackCodec("m", "f", tail=late))
+    options = world.rows(4.0, {"a": 1.0}, crop={"a": 1.0}, gaps=[(9, 9)], gap_shares=[1.0])
+    tokenizer = Tokenizer(world.tokenizer(tmp_path))
+    sampler = TokenSampler([Pack(tmp_path / "pack")], tokenizer, options)
+    drawn = set()
+    for row in range(40):
+        batch = sampler.batch(row, 1)
+        codes = list(batch.codes_BKT[0, 0])
+        decoder = WordDecoder(tokenizer, 6, partials=False)
+        events = [event for token in batch.targets.text_BT[0, 1:] for event in decoder.push(int(token))]
+        found = [event for event in [*events, *decoder.flush()] if isinstance(event, Word)]
+        for word in found:
+            at = round(word.start * 12.5) + late
+            assert codes[at : at + 2] == [100 + frames[word.text], 101 + frames[word.text]]
+        texts = [word.text for word in found]
+        assert [text for text, frame in frames.items() if 100 + frame in codes] == texts
+        drawn.add(" ".join(texts))
+    assert {"one", "two", "three", "one two", "two three"} <= drawn

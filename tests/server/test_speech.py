@@ -126,7 +126,9 @@ def test_a_recording_of_a_voice_that_cannot_be_decoded(tmp_path: Path) -> None:
     speaker = Speaker(make_runner(continuing_config()), tiny_tokenizer(), voices=tmp_path)
     with speaker, serving(speaker=ServedSpeaker(speaker)) as server:
         status, body, _ = post(server, input=TEXT, voice="ann.wav")
-        assert (status, json.loads(body)["error"]["param"]) == (400, "voice")
+        error = json.loads(body)["error"]
+        assert (status, error["param"]) == (400, "voice")
+        assert error["message"] == "the recording of the voice 'ann.wav' is damaged or too short"
 
 
 def test_a_body_that_is_not_json_or_too_long(server: Running) -> None:

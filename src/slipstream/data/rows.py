@@ -73,25 +73,32 @@ def pause_labels(starts: Sequence[float], frames: int, frame_rate: float, classe
     return labels
 
 
-def crop(rows: npt.NDArray[Any], clip: Clip, rate: float, rng: np.random.Generator) -> tuple[npt.NDArray[Any], Clip]:
+def crop(
+    rows: npt.NDArray[Any], clip: Clip, rate: float, rng: np.random.Generator, blank: npt.NDArray[Any]
+) -> tuple[npt.NDArray[Any], Clip]:
     """A drawn run of the clip's words: its rows `[N', width]` of `[N, width]`, `rate` per second, and its text.
 
     Cuts are halfway between two words. A clip whose phones are known but not timed stays whole.
+
+    `blank`, `[L, width]`: the first rows of a stream of a codec whose tokens are L rows late, empty for others. The
+    crop begins with them, and then has the late rows of its words only.
     """
+    late = len(blank)
     words = clip.words
     if len(words) < 2 or (clip.phone_sequence and not clip.phones):
         return rows, clip
     first = int(rng.integers(len(words)))
     last = int(rng.integers(first, len(words)))
     start = (words[first - 1][2] + words[first][1]) / 2 if first else 0.0
-    end = (words[last][2] + words[last + 1][1]) / 2 if last + 1 < len(words) else len(rows) / rate
+    end = (words[last][2] + words[last + 1][1]) / 2 if last + 1 < len(words) else (len(rows) - late) / rate
     begin, finish = round(start * rate), round(end * rate)
     if finish - begin < 2:
         return rows, clip
     cropped = tuple((text, a - start, b - start) for text, a, b in words[first : last + 1])
     phones = tuple((name, at - start) for name, at in clip.phones if start <= at < end)
     text = " ".join(word[0] for word in cropped)
-    return rows[begin:finish], replace(clip, length=finish - begin, text=text, words=cropped, phones=phones)
+    taken = np.concatenate([blank, rows[begin + late : finish + late]]) if late else rows[begin:finish]
+    return taken, replace(clip, length=len(taken), text=text, words=cropped, phones=phones)
 
 
 def misread(text_T: IntArray, hidden: float, errors: float, rng: np.random.Generator) -> IntArray:
@@ -256,7 +263,11 @@ class Sampler(ABC):
         rows, share = pack.rows(clip), self.data.crop.get(clip.dataset, 0.0)
         if not share or rng.random() >= share:
             return rows, clip
-        return crop(rows, clip, self.kind.rate, rng)
+        return crop(rows, clip, self.kind.rate, rng, self._blank(pack))
+
+    def _blank(self, pack: Pack) -> npt.NDArray[Any]:
+        """The rows `[L, width]` of a stream before its first audio, for tokens that are L rows late."""
+        return np.zeros((0, self.kind.width))
 
     def _gap(self, rng: np.random.Generator) -> int:
         bounds = self.data.gaps[int(rng.choice(len(self.data.gaps), p=self.data.gap_shares))]

@@ -136,6 +136,10 @@ class TokenSampler(Sampler):
     def _unusable(self, clip: Clip) -> str | None:
         return "no word times; `slipstream data align` finds them" if clip.text and not clip.words else None
 
+    def _blank(self, pack: Pack) -> IntArray:
+        late = pack.codec.tail if pack.codec else 0
+        return np.tile(np.array(self.kind.silence, np.int64), (late, 1))
+
     def batch(self, first_row: int, rows: int) -> TokenBatch:
         """Rows `first_row` to `first_row + rows`."""
         drawn = [self._row(np.random.default_rng((self.seed, n))) for n in range(first_row, first_row + rows)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from typing import Protocol
 from slipstream.dialects.models import DEFAULT_VOICE, SpeechInfo
 from slipstream.engine.reading import SpeechEvent
 from slipstream.engine.speech import SpeechSession
-from slipstream.errors import CheckpointError, ConfigError
+from slipstream.errors import AudioError, CheckpointError, ConfigError
 from slipstream.model.speech import Voice
 from slipstream.speaker import Speaker
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9_@ +.-]+(/[A-Za-z0-9_@ +.-]+)*")
 """A name within the folder of voices. Clients may not name other files of this machine."""
@@ -78,7 +81,8 @@ class ServedSpeaker:
         """Return the voice that a client names. It may read files.
 
         Raises:
-            ConfigError: There is none of this name, and no default.
+            ConfigError: There is none of this name, and no default; or its recording cannot be used. The message names
+                no file of the server.
         """
         if name == DEFAULT_VOICE:
             name = None
@@ -87,6 +91,9 @@ class ServedSpeaker:
                 return self.speaker.named_voice(name)
             except CheckpointError:
                 pass
+            except AudioError as error:
+                logger.warning("the voice %s cannot be used: %s", name, error)  # the error names the file's path
+                raise ConfigError(f"the recording of the voice {name!r:.80} is damaged or too short") from error
         if self.default_voice is not None:
             return self.speaker.voice(self.default_voice)
         if name:
