@@ -1,4 +1,4 @@
-"""The speed of training: seconds of audio a second, of this tree and of another revision, taking turns in one run.
+"""The speed of training: seconds of audio per second, of this tree and of another revision, taking turns in one run.
 
     python -m benchmarks.train --against HEAD~10                  # LM on a frozen encoder, two processes
     python -m benchmarks.train --encoder-rate 0.2 --against v0.1  # the encoder learns too
@@ -70,7 +70,7 @@ share = 1.0
 
 
 def recordings(count: int = 200) -> Iterator[tuple[np.ndarray, Clip]]:
-    """Noise of 2 to 8 s with three words a second."""
+    """Noise of 2 to 8 s with three words per second."""
     rng = np.random.default_rng(0)
     for _ in range(count):
         seconds = float(rng.uniform(2, 8))

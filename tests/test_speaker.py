@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import threading
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +55,49 @@ def test_a_session_streams_the_same_speech(speaker: slipstream.Speaker) -> None:
         session.end()
         frames = [event.samples for event in session if not isinstance(event, slipstream.Word)]
     np.testing.assert_allclose(np.concatenate(frames), whole.samples, atol=1e-4)
+
+
+def test_a_text_is_played_while_it_is_written(speaker: slipstream.Speaker) -> None:
+    frames: list[np.ndarray] = []
+    playback = speaker.play(iter(["the ", "f", "ox"]), frames.append, voice="ann")
+    playback.wait()
+    whole = speaker.say("the fox", voice="ann")  # style: allow
+    np.testing.assert_allclose(np.concatenate(frames), whole.samples, atol=1e-4)
+    assert playback.stop() == "the fox"
+
+
+def test_playback_stops_within_a_frame_and_returns_what_was_spoken(speaker: slipstream.Speaker) -> None:
+    started, stopped = threading.Event(), threading.Event()
+    frames: list[int] = []
+
+    def play(samples: np.ndarray) -> None:
+        frames.append(len(samples))
+        started.set()
+        assert stopped.wait(60)
+
+    playback = speaker.play(itertools.repeat("the fox "), play)  # a text without end
+    assert started.wait(60)
+    spoken = playback.stop()
+    stopped.set()
+    playback.wait()
+    assert frames == [1920]
+    assert len(spoken.split()) < 5
+    assert speaker.engine.active == 0
+
+
+def test_errors_of_the_text_and_of_the_device_end_the_playback(speaker: slipstream.Speaker) -> None:
+    def broken() -> Iterator[str]:
+        yield "the fox "
+        raise ConnectionError("the language model does not answer")
+
+    def unplugged(samples: np.ndarray) -> None:
+        raise OSError("no device")
+
+    with pytest.raises(ConnectionError, match="does not answer"):
+        speaker.play(broken(), lambda samples: None).wait()
+    with pytest.raises(OSError, match="no device"):
+        speaker.play(["the fox"], unplugged).wait()
+    assert speaker.engine.active == 0
 
 
 def test_names_of_voices(speaker: slipstream.Speaker, folder: Path, tmp_path: Path) -> None:

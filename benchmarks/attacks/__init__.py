@@ -8,7 +8,7 @@ An attack is one function in a module of this package:
         target.flood(frame(b"", PING) * 1000)
 
 It runs in a separate process until `target.running` is false. It may raise `OSError`: an attacker whose connection is
-closed starts again, at most a hundred times a second. `python -m benchmarks.attacks NAME` measures it.
+closed starts again, at most a hundred times per second. `python -m benchmarks.attacks NAME` measures it.
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import threading
 import wave
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from slipstream.checkpoints.sources import Ref
 from slipstream.checkpoints.voices import VOICES, find_voice, read_embedding, voice_names
 from slipstream.engine.reading import Audio, SpeechOptions
 from slipstream.engine.speech import SpeechEngine, SpeechSession, SpeechSnapshot
-from slipstream.errors import AudioError, BackendError, ConfigError
+from slipstream.errors import AudioError, BackendError, ConfigError, SessionClosed
 from slipstream.events import Word
 from slipstream.model.config import SamplingConfig
 from slipstream.model.speech import SpeechRunner, Voice
@@ -25,7 +27,7 @@ from slipstream.model.text import Tokenizer
 from slipstream.model.tts_config import SpeechSampling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from typing_extensions import Unpack
 
@@ -238,6 +240,34 @@ class Speaker:
         samples = np.concatenate(frames) if frames else np.zeros(0, np.float32)
         return Speech(samples, self.sample_rate, tuple(event for event in events if isinstance(event, Word)))
 
+    def play(
+        self,
+        pieces: Iterable[str],
+        play: Callable[[FloatArray], object],
+        voice: Ref | Voice | Sequence[Ref] | None = None,
+        options: SpeechOptions | None = None,
+    ) -> Playback:
+        """Speak a text in the background while it is being written, such as the answer of a language model.
+
+        Args:
+            pieces: The text, cut anywhere. It is read in a separate thread.
+            play: Called with each frame of 80 ms, float32 `[S]`, in another thread. It returns when the frame has been
+                played, or when the device has room for more.
+            voice: As for `open`.
+            options: How the text is read.
+
+        Returns:
+            The speech. `stop()` interrupts it, `wait()` waits for its end.
+
+        Raises:
+            SlipstreamError: As for `open`.
+
+        Example:
+            >>> answer = speaker.play(language_model(), device.write)  # doctest: +SKIP
+            >>> spoken = answer.stop()  # when the user interrupts  # doctest: +SKIP
+        """
+        return Playback(self.open(voice, options), pieces, play)
+
     def close(self) -> None:
         """Stop: open sessions end with `SessionClosed`."""
         self.engine.close()
@@ -247,6 +277,70 @@ class Speaker:
 
     def __exit__(self, *raised: object) -> None:
         self.close()
+
+
+class Playback:
+    """A text that is spoken in the background.
+
+    Args:
+        session: The session, which this object ends.
+        pieces: As for `Speaker.play`.
+        play: As for `Speaker.play`.
+
+    Example:
+        >>> answer = speaker.play(language_model(), device.write)  # doctest: +SKIP
+        >>> answer.wait()  # doctest: +SKIP
+    """
+
+    def __init__(self, session: SpeechSession, pieces: Iterable[str], play: Callable[[FloatArray], object]) -> None:
+        self._session, self._pieces, self._play = session, pieces, play
+        self._words: list[Word] = []
+        self._reached = -1.0
+        """Start of the last frame that was given to `play`, in seconds."""
+        self._error: Exception | None = None
+        self._voice = threading.Thread(target=self._try, args=(self._speak,), daemon=True)
+        threading.Thread(target=self._try, args=(self._write,), daemon=True).start()
+        self._voice.start()
+
+    def stop(self) -> str:
+        """Stop within a frame. The slot is then free.
+
+        Returns:
+            The words whose audio has begun, separated by spaces.
+        """
+        self._session.cancel()
+        return " ".join(word.text for word in self._words if word.start <= self._reached)
+
+    def wait(self) -> None:
+        """Wait until everything has been played, or the speech was stopped.
+
+        Raises:
+            Exception: What `pieces` or `play` has raised, or what ended the session.
+        """
+        self._voice.join()
+        if self._error is not None:
+            raise self._error
+
+    def _try(self, part: Callable[[], None]) -> None:
+        try:
+            part()
+        except Exception as error:
+            self._error = self._error or error
+            self._session.cancel()
+
+    def _write(self) -> None:
+        with contextlib.suppress(SessionClosed):  # stopped; what else ends a session is raised in the other thread
+            for piece in self._pieces:
+                self._session.feed(piece)
+            self._session.end()
+
+    def _speak(self) -> None:
+        for event in self._session:
+            if isinstance(event, Audio):
+                self._reached = event.start
+                self._play(event.samples)
+            else:
+                self._words.append(event)
 
 
 def load_speaker(

@@ -82,8 +82,8 @@ PUBLISHED_1_6B: dict[str, Any] = {
     "mimi_name": "tokenizer-e351c8d8-checkpoint125.safetensors",
     "moshi_name": "dsm_tts_1e68beda@240.safetensors",
 }
-# That of kyutai/tts-0.75b-en-public, where it differs. These values are not from its file: the sizes are those that
-# readers of the file state, the schedule, the delay and the conditioner are assumed.
+# That of kyutai/tts-0.75b-en-public, where it differs. These values are not from its file: codebooks and delays are
+# those of the model card, the sizes those that moshi.cpp states, the schedule and the conditioner are assumed.
 ASSUMED_0_75B: dict[str, Any] = {
     **PUBLISHED_1_6B,
     "n_q": 16,
@@ -99,6 +99,9 @@ ASSUMED_0_75B: dict[str, Any] = {
     "model_id": {"sig": "d6ef30c7", "epoch": 1000},
     "moshi_name": "dsm_tts_d6ef30c7@1000.safetensors",
 }
+
+
+PARTS = ("transformer.", "depth.")
 
 
 def file_size(config: LMConfig) -> int:
@@ -125,6 +128,10 @@ def test_the_smaller_model_of_the_assumed_sizes() -> None:
     lm = parse_tts(ASSUMED_0_75B).lm
     assert sum(map(math.prod, lm_shapes(lm).values())) == 782_104_576
     assert file_size(lm) == 1_568_449_632
+    # The model card states 300 M parameters for the LM's Transformer and 450 M for the depth Transformer.
+    shapes = lm_shapes(lm).items()
+    parts = {part: sum(math.prod(shape) for name, shape in shapes if name.startswith(part)) for part in PARTS}
+    assert {part: round(count / 5e7) * 50 for part, count in parts.items()} == {"transformer.": 300, "depth.": 450}
 
 
 @pytest.mark.parametrize("raw", [PUBLISHED_1_6B, ASSUMED_0_75B], ids=["1.6b", "0.75b"])

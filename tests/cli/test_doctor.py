@@ -73,7 +73,7 @@ def test_a_plan_calculates_the_streams_of_a_gpu(cli: Cli) -> None:
     outcome = cli("doctor", "--plan", "stt-2.6b", "--device", "h100")
     assert outcome.code == 0
     assert "stt-2.6b on h100, calculated, not measured" in outcome.out
-    assert "88.6 MB a stream; 816 streams fit, 816 in real time" in outcome.out
+    assert "88.6 MB per stream; 816 streams fit, 816 in real time" in outcome.out
     refused = cli("doctor", "--plan", "stt-2.6b", "--device", "tpu")
     assert refused.code != 0
     assert "a plan is for one of h100" in refused.err

@@ -175,7 +175,7 @@ def parse_tts(raw: Mapping[str, Any], codec: Mapping[str, Any] | None = None) ->
     """
     if not raw.get("dep_q"):
         raise ConfigError(
-            "config.json describes a model without audio output (dep_q is 0): use a text-to-speech model, such as "
+            "this is a model without audio output (dep_q is 0): use a text-to-speech model, such as "
             "kyutai/tts-1.6b-en_fr, or `slipstream.load` for a speech-to-text model"
         )
     file = parse(KyutaiTTS, raw, "config.json")

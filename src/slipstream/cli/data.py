@@ -12,7 +12,7 @@ import typer
 
 from slipstream.cli import labels
 from slipstream.cli.extras import needs_extra
-from slipstream.cli.labels import Manifest, Out, need
+from slipstream.cli.labels import Manifest, need
 from slipstream.cli.left_out import LeftOut
 from slipstream.errors import ConfigError, SlipstreamError
 
@@ -110,7 +110,7 @@ def split(
         bool, typer.Option("--no-shared-text", help="Leave out recordings whose text is in test or validation.")
     ] = False,
     exclude: Exclude = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
 ) -> None:
     """Divide recordings into training, validation and tests: no speaker is in two of them."""
     from slipstream.data.manifest import read_manifest, write_manifest
@@ -148,7 +148,7 @@ def synthesise(
     start: Annotated[int, typer.Option(min=0, help="Skip this number of sentences.")] = 0,
     clean: Annotated[bool, typer.Option(help="No reverberation, noise or telephone lines.")] = False,
     exclude: Exclude = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Seed of voices and rooms.")] = 0,
 ) -> None:
     """Synthesise recordings with espeak-ng: many voices, speeds, pitches and rooms, with word and phone times.
 
@@ -185,7 +185,7 @@ def pack(
     manifest: Annotated[
         str, typer.Argument(help="A JSONL manifest, tar shards ('shards/*.tar'), or hf:NAME[:CONFIG[:SPLIT]].")
     ],
-    out: Out,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the pack.")],
     model: Annotated[str | None, typer.Option(help="Codec tokens, for an LM on this codec.")] = None,
     config: Annotated[Path | None, typer.Option(help="Log-mel frames, for this run file's codec.")] = None,
     samples: Annotated[
@@ -197,7 +197,7 @@ def pack(
     ] = False,
     split: Annotated[str | None, typer.Option(help="Only recordings of this split.")] = None,
     exclude: Exclude = None,
-    device: str = "cpu",
+    device: Annotated[str, typer.Option(help="With --model: device that encodes, such as cuda.")] = "cpu",
 ) -> None:
     """Pack recordings for training, as log-mel frames, codec tokens or samples."""
     with needs_extra("train", "preparing data"):

@@ -92,7 +92,8 @@ def _plan(model: str, device: str) -> Iterator[tuple[str, str]]:
     yield "memory", f"{gpu.memory / 1e9:.1f} GB, {gpu.bandwidth / 1e12:.2g} TB/s"
     for title, int8 in (("keys bfloat16", False), ("keys int8", True)):
         found = capacity.plan(config, gpu, int8_cache=int8)
-        yield title, f"{found.stream / 1e6:.1f} MB a stream; {found.slots} streams fit, {found.real_time} in real time"
+        size = f"{found.stream / 1e6:.1f} MB per stream"
+        yield title, f"{size}; {found.slots} streams fit, {found.real_time} in real time"
         steps = [(streams, found.step_ms(streams)) for streams in _PLANNED if streams <= found.slots]
         yield "", "step: " + ", ".join(f"{streams}: {ms:.1f} ms" for streams, ms in steps)
 

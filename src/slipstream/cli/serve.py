@@ -173,7 +173,7 @@ def serve(
         _Level, typer.Option("--log-level", help="Log level. Logs are JSON lines and contain no audio or text.")
     ] = ("info"),
 ) -> None:
-    """Serve transcription over WebSockets (Kyutai's protocol, or PCM with JSON), file uploads and a web page.
+    """Serve live streams, uploads and a web page: the protocols of OpenAI, Deepgram, Kyutai and others, on one port.
 
     SIGTERM and Ctrl-C finish the open streams before the server stops. SIGHUP reloads the keys and the certificate.
     The exit code is 1 when the model fails.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -12,7 +12,7 @@ from slipstream.cli.extras import needs_extra
 from slipstream.cli.options import Backend, Device
 from slipstream.errors import ConfigError
 
-app = typer.Typer(help="Train tokenizers, codecs and language models.", no_args_is_help=True)
+app = typer.Typer(help="Train tokenizers, codecs, language models and text to speech.", no_args_is_help=True)
 Config = Annotated[Path, typer.Argument(help="The run's TOML file. Its keys: docs/reference/training-keys.md.")]
 
 Check = Annotated[
@@ -82,45 +82,19 @@ def tokenizer(
 @app.command()
 def codec(config: Config, check: Check = False, row: Row = 0) -> None:
     """Train a codec or its decoder, or resume the run in the file's `out` folder."""
-    with needs_extra("train", "training"):
-        from slipstream.train.launch import run_codec
-        from slipstream.train.options import CodecRun, read_run
-
-    options = read_run(config, CodecRun)
-    if check:
-        _rehearse(options, row, run_codec)
-        return
-    typer.echo(f"{run_codec(options, typer.echo)}")
+    _train("codec", config, check, row)
 
 
 @app.command()
 def lm(config: Config, check: Check = False, row: Row = 0) -> None:
     """Train a language model, or resume the run in the file's `out` folder; then export the model."""
-    with needs_extra("train", "training"):
-        from slipstream.train.launch import run_lm
-        from slipstream.train.options import LMRun, read_run
-
-    options = read_run(config, LMRun)
-    if check:
-        _rehearse(options, row, run_lm)
-        return
-    valid = options.data.valid
-    measure = _measure(valid.manifest, valid.limit) if valid and valid.manifest else None
-    typer.echo(f"{run_lm(options, typer.echo, measure)}")
+    _train("lm", config, check, row)
 
 
 @app.command()
 def tts(config: Config, check: Check = False, row: Row = 0) -> None:
     """Train a text-to-speech model, or resume the run in the file's `out` folder; then export the model."""
-    with needs_extra("train", "training"):
-        from slipstream.train.launch import run_tts
-        from slipstream.train.options import TTSRun, read_run
-
-    options = read_run(config, TTSRun)
-    if check:
-        _rehearse(options, row, run_tts)
-        return
-    typer.echo(f"{run_tts(options, typer.echo)}")
+    _train("tts", config, check, row)
 
 
 @app.command()
@@ -156,10 +130,26 @@ def calibrate(
     typer.echo(f"{write_calibration(fitted.calibration, bundle.sources.lm[0].with_name('config.json'), out)}")
 
 
-def _rehearse(options: Any, row: int, run: Callable[[Any, Callable[[str], None]], object]) -> None:
-    from slipstream.train.rehearsal import rehearse
+def _train(kind: Literal["codec", "lm", "tts"], config: Path, check: bool, row: int) -> None:
+    """Train, or with `check` only try the run."""
+    with needs_extra("train", "training"):
+        from slipstream.train.launch import run_codec, run_lm, run_tts
+        from slipstream.train.options import CodecRun, LMRun, TTSRun, read_run
+        from slipstream.train.rehearsal import rehearse
 
-    typer.echo(rehearse(options, options.run.out / "check", row, lambda tried: run(tried, typer.echo)))
+    runs: dict[str, tuple[type[Any], Callable[..., Path]]] = {
+        "codec": (CodecRun, run_codec),
+        "lm": (LMRun, run_lm),
+        "tts": (TTSRun, run_tts),
+    }
+    options_type, run = runs[kind]
+    options = read_run(config, options_type)
+    if check:
+        typer.echo(rehearse(options, options.run.out / "check", row, lambda tried: run(tried, typer.echo)))
+        return
+    valid = options.data.valid if kind == "lm" else None
+    measures = (_measure(valid.manifest, valid.limit),) if valid and valid.manifest else ()
+    typer.echo(f"{run(options, typer.echo, *measures)}")
 
 
 def _measure(manifest: Path, limit: int | None) -> Callable[[Path], float]:

@@ -1,6 +1,6 @@
 """What every row of training has: utterances drawn by dataset and language, pauses between them, targets of the LM.
 
-Shapes: B rows, T frames (12.5 a second), H pause horizons.
+Shapes: B rows, T frames (12.5 per second), H pause horizons.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Rows of training: utterances drawn from packs, augmented, laid one after the other with pauses between.
 
-Shapes: B rows, F log-mel frames (100 a second), P codec positions (25 a second), T frames (12.5 a second), M bands.
+Shapes: B rows, F log-mel frames (100 per second), P codec positions (25), T frames (12.5), M bands.
 A row is as long as it is asked to be, whatever the utterances' lengths: nothing is padded away, and the model gets
 pauses and several utterances in one stream, as it will in use.
 """

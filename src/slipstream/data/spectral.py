@@ -103,7 +103,7 @@ NO_AUGMENT = SpectralAugment(
 
 def _reverberate(log_power: FloatArray, seconds: float, direct_db: float) -> FloatArray:
     """A room whose sound falls by 60 dB in `seconds`: each band's past power, decaying, `direct_db` below the direct
-    sound in sum. Frames come 100 a second."""
+    sound in sum. There are 100 frames per second."""
     power = np.exp(log_power)
     kept = np.float32(10 ** (-6 * 0.01 / seconds))
     fed = power * np.float32((1 - kept) * 10 ** (-direct_db / 10))

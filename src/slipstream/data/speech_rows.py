@@ -1,6 +1,6 @@
 """Rows for text to speech: recordings of one speaker, their text as the state machine of a script gives it to a model.
 
-Shapes: B rows, T steps (12.5 a second), K codebooks.
+Shapes: B rows, T steps (12.5 per second), K codebooks.
 """
 
 from __future__ import annotations

@@ -40,8 +40,9 @@ DEFAULT_MODEL = "default"
 RATES = {"pcm": 24_000, "pcm_8000": 8_000, "pcm_16000": 16_000, "pcm_24000": 24_000}
 """Sample rates of the formats of 16-bit PCM, in Hz. The format `opus` is an Ogg Opus stream."""
 HORIZONS = (0.5, 1.0, 2.0, 3.0)
-DELAY_FRAMES = (7, 48)
 """Of the pause heads, in seconds."""
+DELAY_FRAMES = (7, 48)
+"""Bounds of `delay_in_frames`."""
 ORDER: Table = {
     "new": {"setup": "open"},
     "open": {"audio": "open", "flush": "open", "end_of_stream": "ended"},

@@ -1,4 +1,4 @@
-"""Mimi, the streaming neural codec: 24 kHz audio to 12.5 frames of tokens a second, and back.
+"""Mimi, the streaming neural codec: 24 kHz audio to 12.5 frames of tokens per second, and back.
 
 SEANet, a causal Transformer at 25 Hz, a stride-2 convolution, a split residual vector quantiser; the decoder mirrors
 it (Moshi, arXiv:2410.00037, section 3.3). Shapes: B slots, S samples, T frames, K codebooks, D latent width.

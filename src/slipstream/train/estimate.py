@@ -14,14 +14,14 @@ from slipstream.train.parallel import dtype_of, shards
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Parameters (all, and trained), bytes of memory, and audio hours in a step; `flops` a step."""
+    """Parameters (all, and trained), bytes of memory, and audio hours and `flops` of a step."""
 
     parameters: int
     trained: int
     weights_bytes: int
     optimizer_bytes: int
     activation_bytes: int
-    hours_a_step: float
+    hours_per_step: float
     flops: float
 
     def __str__(self) -> str:
@@ -31,7 +31,7 @@ class Estimate:
             f"{self.parameters / 1e6:.1f} M parameters, {self.trained / 1e6:.3g} M trained; memory about "
             f"{total / gib:.2f} GiB (weights {self.weights_bytes / gib:.2f}, gradients and optimiser "
             f"{self.optimizer_bytes / gib:.2f}, activations {self.activation_bytes / gib:.2f}); "
-            f"{self.hours_a_step * 3600:.0f} s of audio and {self.flops / 1e12:.2f} TFLOP a step"
+            f"{self.hours_per_step * 3600:.0f} s of audio and {self.flops / 1e12:.2f} TFLOP per step"
         )
 
 

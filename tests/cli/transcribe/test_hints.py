@@ -26,6 +26,8 @@ def test_keywords_are_a_list_of_any_length_or_a_file(tmp_path: Path) -> None:
 def test_a_file_of_keywords_that_is_missing_is_no_keyword(tmp_path: Path) -> None:
     with pytest.raises(typer.BadParameter, match=r"names\.txt: no such file"):
         hints(str(tmp_path / "names.txt"))
+    with pytest.raises(typer.BadParameter, match=r"notes\.txt: no such file$"):
+        make_hints([], "", 2, [tmp_path / "notes.txt"], "", 1)
 
 
 def test_a_language_is_a_code() -> None:

@@ -165,7 +165,7 @@ def test_a_body_that_arrives_too_slowly(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(one_upload, "BODY_GRACE_SECONDS", 0.2)
     with serving(limits=Limits(uploads=1)) as running, post(running, b"RIFF", announced=1000) as client:
         status, _, body = answer(client)
-        assert (status, body) == (408, b"the body arrived too slowly: at least 16384 bytes a second are expected")
+        assert (status, body) == (408, b"the body arrived too slowly: at least 16384 bytes per second are expected")
         assert upload(running, wav(exact(speech(seed=1, words=2))))[0] == 200
 
 

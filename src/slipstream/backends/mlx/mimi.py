@@ -1,4 +1,4 @@
-"""Mimi's encoder, the streaming neural codec: 24 kHz audio to 12.5 frames of tokens a second.
+"""Mimi's encoder, the streaming neural codec: 24 kHz audio to 12.5 frames of tokens per second.
 
 SEANet, a causal Transformer at 25 Hz, a stride-2 convolution, a split residual vector quantiser (Moshi,
 arXiv:2410.00037, section 3.3). There is no decoder, because speech to text does not decode.

@@ -41,5 +41,7 @@ def _keywords(given: str) -> list[Keyword]:
 def _read(path: Path, option: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise typer.BadParameter(f"{path}: no such file", param_hint=option) from None
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{path}: cannot read it as text: {error}", param_hint=option) from error

@@ -211,7 +211,7 @@ class Upload:
             return None
         if not receiving.done():
             rate = BODY_BYTES_PER_SECOND
-            raise UploadError(408, f"the body arrived too slowly: at least {rate} bytes a second are expected")
+            raise UploadError(408, f"the body arrived too slowly: at least {rate} bytes per second are expected")
         return receiving.result()
 
     def _begin(self) -> Transcription:
