@@ -233,7 +233,7 @@ def test_a_finished_run_reports_it(folder: Path, tmp_path: Path) -> None:
     again, said = trainer(folder, options(tmp_path, steps=2)), []
     again.report = said.append
     again.run()
-    assert "this run has had its 2 steps" in said[-1]
+    assert "this run has finished its 2 steps" in said[-1]
 
 
 def test_rows_must_divide_among_processes(folder: Path, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def write_pack(
     opus: bool = False,
     bit_rate: int = BIT_RATE,
 ) -> int:
-    """Write rows and clips (whose `start` and `length` are set here); gives how many clips.
+    """Write rows and clips (whose `start` and `length` are set here). Returns the number of clips.
 
     `codec` is what made the tokens. With `opus`, samples are encoded at `bit_rate`, to a twelfth of their size, and
     decoded when they are drawn. A pack that was there is replaced at the end, or stays as it was. Raises

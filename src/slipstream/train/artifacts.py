@@ -35,7 +35,7 @@ def export_model(model: SpeechModel, config: STTConfig, tokenizer: Path, folder:
 
 
 def export_distilled(model: Distilled, tokenizer: Path, folder: Path) -> None:
-    """Write a distilled codec into `folder`, a whole model in Kyutai's layout, with an LM that knows nothing yet."""
+    """Write a distilled codec into `folder`, a whole model in Kyutai's layout, with an untrained LM."""
     torch.manual_seed(0)
     lm = LM(model.config.lm)
     start_audio_embeddings(lm, model.codec)

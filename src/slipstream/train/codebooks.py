@@ -22,8 +22,8 @@ def quantise(
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Quantise a latent `[B, T, D]` with the semantic and the acoustic quantiser.
 
-    Gives their projected inputs and quantised outputs, two of each, `[B, T, codebook_dim]` float32, and the commitment
-    loss. The gradient of an output goes to its input unchanged (arXiv:1711.00937, section 3.2). With `update`, the
+    Returns their projected inputs and quantised outputs, two of each, `[B, T, codebook_dim]` float32, and the
+    commitment loss. The gradient of an output goes to its input unchanged (arXiv:1711.00937, section 3.2). With `update`, the
     codebooks move towards what was assigned to them (its appendix A.1). `kept_B`: how many acoustic codebooks each
     row's output is made of (quantiser dropout); all of them by default.
     """
@@ -121,8 +121,8 @@ def start_projections(quantizer: SplitResidualVQ, latent_ND: Tensor) -> None:
 class CodebookStart:
     """Places the codebooks, once, when a run comes to step `start`; a `start` of 0 takes them as they are.
 
-    The latents are those of the run's first rows as the codec makes them at that step, so that a run which was stopped
-    on the way places them alike.
+    The latents are those of the run's first rows as the codec makes them at that step, so that a resumed run
+    places them in the same way.
     """
 
     ROWS, AT_ONCE = 64, 8

@@ -1,4 +1,4 @@
-"""From a run's options to a run: the model, the rows, the task, the processes, and what comes out at the end."""
+"""Start a run from its options: the model, the rows, the task, the processes, and the exported result."""
 
 from __future__ import annotations
 
@@ -80,10 +80,9 @@ Run = TypeVar("Run", CodecRun, LMRun, TTSRun)
 
 
 def run_codec(options: CodecRun, report: Report = print) -> Path:
-    """Train a log-mel codec by its phones, a waveform codec by reconstruction, or a decoder; gives the last
-    checkpoint's path.
+    """Train a log-mel codec by its phones, a waveform codec by reconstruction, or a decoder.
 
-    Resumes what is in `run.out`.
+    Resumes the run in `run.out`. Returns the path of the last checkpoint.
     """
     with processes(options.run):
         options = _settled(options, report)
@@ -112,10 +111,10 @@ def run_codec(options: CodecRun, report: Report = print) -> Path:
 
 
 def run_lm(options: LMRun, report: Report = print, measure: Measure | None = None) -> Path:
-    """Train an LM, with its codec or alone, and export the model; gives the exported folder.
+    """Train an LM, with its codec or alone, and export the model to `run.out/model`. Returns this folder.
 
-    Resumes what is in `run.out`. The model is written to `run.out/model`. `measure` is called for `data.valid`, on the
-    model as it is then; the best is kept in `run.out/best`.
+    Resumes the run in `run.out`. For `data.valid`, `measure` is called with a folder of the current model; the best
+    model is kept in `run.out/best`.
     """
     with processes(options.run):
         options = _settled(options, report)
@@ -125,9 +124,9 @@ def run_lm(options: LMRun, report: Report = print, measure: Measure | None = Non
 
 
 def run_tts(options: TTSRun, report: Report = print) -> Path:
-    """Train a model that speaks, and export it; gives the exported folder, `run.out/model`.
+    """Train a text-to-speech model, and export it to `run.out/model`. Returns this folder.
 
-    Resumes what is in `run.out`.
+    Resumes the run in `run.out`.
     """
     with processes(options.run):
         options = _settled(options, report)

@@ -67,7 +67,7 @@ class Drawn:
 def train(task: Task, options: RunOptions, report: Callable[[str], None] = print) -> Path:
     """Run to the end of `options.steps` or `options.minutes`, from the last checkpoint in `options.out` if any.
 
-    Gives the path of the last checkpoint. The first interrupt (SIGINT, SIGTERM) ends the run after its step, with a
+    Returns the path of the last checkpoint. The first interrupt (SIGINT, SIGTERM) ends the run after its step, with a
     checkpoint, and raises `KeyboardInterrupt` then. Raises `CheckpointError` when there is a checkpoint of another
     model.
     """
@@ -131,7 +131,8 @@ class Trainer:
             return self.path
         if self._progress(self.elapsed) >= 1.0:
             self.report(
-                f"{self.path}: this run has had its {self.step} steps; to train on, give it more, or another out"
+                f"{self.path}: this run has finished its {self.step} steps; to continue, raise run.steps or "
+                "run.minutes, or set another run.out"
             )
         settings = self.options.model_dump(mode="json")
         log = Log(self.options.out, self.options.trackers, settings, silent=self.rank > 0)
@@ -324,7 +325,7 @@ class Trainer:
         """Write the checkpoint, whole or not at all: what learns, has learned or moves.
 
         The rest, whose names are in `kept`, is as at the start. It learns from there if a resumed run lets it. The file
-        holds whole tensors, so that a run can go on with another number of processes, sharded or not.
+        holds whole tensors, so that a run can continue with another number of processes, sharded or not.
         """
         self._read()
         parameters = dict(self.task.module.named_parameters())

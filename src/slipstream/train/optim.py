@@ -119,7 +119,7 @@ class Optimizer:
             self.parts.append(torch.optim.AdamW(parts[False], lr=0.0, betas=betas, fused=True))
 
     def step(self, lr: float, clip: float, encoder_rate: float = 1.0) -> Tensor:
-        """One step at rate `lr` with gradients clipped to a norm of `clip`; gives their norm before. Clears them.
+        """One step at rate `lr` with gradients clipped to a norm of `clip`; returns their norm before. Clears them.
 
         Nothing waits for the device, so a norm that is not finite has spoilt the weights: look at it before they are
         written. `encoder_rate`: factor on the rate of a slow encoder.

@@ -1,4 +1,4 @@
-"""Tensors of which each process has a part: put together for a checkpoint, and cut up again after one."""
+"""Tensors of which each process has a part: gathered for a checkpoint, and divided again afterwards."""
 
 from __future__ import annotations
 

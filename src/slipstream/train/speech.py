@@ -37,7 +37,7 @@ _LEFT_OUT = ("codec.", "lm.", "token_head.")
 
 
 def write_training_part(model: SpeechModel, phones: PhoneInventory, folder: Path) -> None:
-    """Write what a published layout leaves out into `folder`, which is there."""
+    """Write what a published layout leaves out into an existing `folder`."""
     tensors = {n: t.float().cpu().numpy() for n, t in model.state_dict().items() if not n.startswith(_LEFT_OUT)}
     write_tensors(folder / TRAINING_FILE, tensors)
     write_phones(phones, folder)

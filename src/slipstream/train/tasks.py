@@ -106,7 +106,7 @@ def hear(
 
 
 class TextTask:
-    """The LM alone learns the text stream from a frozen codec's tokens: from scratch, on from a checkpoint, or LoRA.
+    """The LM alone learns the text stream from a frozen codec's tokens: from scratch, from a checkpoint, or by LoRA.
 
     `codebook_dropout`: share of rows with their first codebooks only, of a number drawn for each. `old`: the
     model before the run, for `loss.base`.

@@ -57,7 +57,7 @@ def held_out_loss(task: Learns, rows: Draws, count: int, at_once: int, step: int
 
 
 class Validation:
-    """What `[data.valid]` asks for: measures, keeps the best model in `best`, and counts what brought none.
+    """What `[data.valid]` asks for: measures, keeps the best model in `best`, and counts measurements without progress.
 
     The measurements are in `valid.json` of the run's folder, so that a resumed run knows the best.
 
