@@ -23,9 +23,9 @@ def quantise(
     """Quantise a latent `[B, T, D]` with the semantic and the acoustic quantiser.
 
     Returns their projected inputs and quantised outputs, two of each, `[B, T, codebook_dim]` float32, and the
-    commitment loss. The gradient of an output goes to its input unchanged (arXiv:1711.00937, section 3.2). With `update`, the
-    codebooks move towards what was assigned to them (its appendix A.1). `kept_B`: how many acoustic codebooks each
-    row's output is made of (quantiser dropout); all of them by default.
+    commitment loss. The gradient of an output goes to its input unchanged (arXiv:1711.00937, section 3.2). With
+    `update`, the codebooks move towards what was assigned to them (its appendix A.1). `kept_B`: how many acoustic
+    codebooks each row's output is made of (quantiser dropout); all of them by default.
     """
     inputs, outputs = [], []
     commitment = latent_BTD.new_zeros((), dtype=torch.float32)
