@@ -56,6 +56,7 @@ def test_table(cache: Path, cli: Callable[..., Outcome], monkeypatch: pytest.Mon
     lines = cli("models").out.splitlines()
     (row,) = [line for line in lines if line.startswith("kyutai/stt-2.6b-en")]
     assert " ".join(row.split()) == "kyutai/stt-2.6b-en en 2.5 s none 2713 M 5.6 GB download"
+    assert lines[-1].endswith(": kyutai/tts-1.6b-en_fr, kyutai/tts-0.75b-en-public")
 
 
 def test_the_languages_of_several_models_are_those_of_all() -> None:

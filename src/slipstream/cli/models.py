@@ -86,6 +86,8 @@ def models() -> None:
     console = Console()
     console.print(table)
     console.print("\n--model also accepts any other Hugging Face Hub repository, or a folder.")
+    speech = ", ".join(name for name in _LANGUAGES if "/tts-" in name)
+    console.print(f"Text to speech (`say`, `serve --speech`): {speech}", soft_wrap=True)
 
 
 def open_transcriber(model: str, **options: Any) -> Transcriber:
