@@ -395,8 +395,8 @@ def converse(dialect: Dialect, case: list[Message | Event]) -> int:
 
 EVENTS: list[Event] = [
     Ready(),
-    Step(1, (0.1, 0.2, 0.3, 0.4), 0),
-    Step(25, (0.9, 0.9, 0.95, 0.99), 960),
+    Step(1, (0.1, 0.2, 0.3, 0.4), 0, 0.3),
+    Step(25, (0.9, 0.9, 0.95, 0.99), 960, 0.95),
     Step(26, (), 0),
     PartialWord("a", 0.4),
     OpenWord("and", 0.4, 0.5),

@@ -129,11 +129,14 @@ class Step:
         pause: For each pause head, the probability that no new word follows within its horizon; empty for a model
             without heads.
         buffered: Samples received and not yet processed.
+        end_of_turn: The probability that ends a turn above `TurnOptions.end_above`: of the model's curve, or of the
+            pause head; None without heads, and from a server that does not send it.
     """
 
     index: int
     pause: tuple[float, ...]
     buffered: int
+    end_of_turn: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

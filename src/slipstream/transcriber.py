@@ -68,6 +68,7 @@ class Transcriber:
         calibration: Calibration | None = None,
     ) -> None:
         self.model = model
+        self.turns = turns or TurnOptions()
         self.slots = runner.slots
         self.frame_rate = runner.frame_rate
         self.sample_rate = round(runner.frame_rate * runner.frame_samples)
@@ -76,7 +77,7 @@ class Transcriber:
             runner,
             tokenizer,
             silence_prefix_seconds=silence_prefix_seconds,
-            turns=turns,
+            turns=self.turns,
             calibration=calibration,
         )
         weakref.finalize(self, self.engine.retire).atexit = False

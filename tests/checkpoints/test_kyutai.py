@@ -24,6 +24,7 @@ from slipstream.checkpoints.mimi import dump_codec, parse_codec
 from slipstream.checkpoints.presets import PRESETS
 from slipstream.checkpoints.rust import parse_rust_model
 from slipstream.errors import ConfigError
+from slipstream.model.confidence import EndingCurve
 from slipstream.model.config import (
     CodecConfig,
     ConditionerConfig,
@@ -76,6 +77,17 @@ def test_a_model_can_set_its_end_of_turn_threshold() -> None:
     assert parse_kyutai(dump_kyutai(config)) == config
     raw["stt_config"]["end_of_turn_above"] = 85
     with pytest.raises(ConfigError, match="end_of_turn_above"):
+        parse_kyutai(raw)
+
+
+def test_a_model_can_have_a_curve_for_its_ends_of_turn() -> None:
+    curve = {"bias": -1.5, "heads": [1.0, 0.5, 0.0, -0.5], "silence": 7.0, "silence_seconds": 0.4}
+    raw = {**PUBLISHED_1B, "stt_config": {**PUBLISHED_1B["stt_config"], "end_of_turn": curve}}
+    config = parse_kyutai(raw)
+    assert config.end_of_turn == EndingCurve(bias=-1.5, heads=(1.0, 0.5, 0.0, -0.5), silence=7.0, silence_seconds=0.4)
+    assert parse_kyutai(dump_kyutai(config)) == config
+    curve["heads"] = [1.0]
+    with pytest.raises(ConfigError, match="end_of_turn has 1 weights of pause heads, the LM has 4"):
         parse_kyutai(raw)
 
 

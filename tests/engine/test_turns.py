@@ -11,6 +11,7 @@ from slipstream.engine.turns import VOICE_DB, TurnBuilder, TurnDetector, TurnOpt
 from slipstream.errors import ConfigError
 from slipstream.events import Turn, Word
 from slipstream.language.identify import LanguageTracker
+from slipstream.model.confidence import EndingCurve
 
 
 def ends(detector: TurnDetector, probabilities: list[float]) -> list[int]:
@@ -22,7 +23,7 @@ def ends(detector: TurnDetector, probabilities: list[float]) -> list[int]:
     ]
 
 
-def detector(**options: float) -> TurnDetector:
+def detector(**options: float | EndingCurve) -> TurnDetector:
     return TurnDetector(TurnOptions(**options), delay_frames=6, frame_rate=12.5)  # type: ignore[arg-type]
 
 
@@ -65,6 +66,73 @@ def test_thresholds_and_head_are_options() -> None:
 def test_a_head_the_model_does_not_have_is_an_error() -> None:
     with pytest.raises(ConfigError, match="pause heads 0 to 3"):
         detector(head=4).push((0, 0, 0, 0), False, None)
+
+
+CURVE = EndingCurve(bias=-4.0, heads=(2.0, 0.0, 0.0, 0.0), silence=4.0, silence_seconds=0.4)
+
+
+def pushed(detector: TurnDetector, frames: list[tuple[float, bool]]) -> list[int]:
+    """Frames, counted from 1, where turns end, for the probability of head 0 and whether a frame has voice."""
+    return [
+        frame
+        for frame, (pause, voiced) in enumerate(frames, start=1)
+        if detector.push((pause, 0, 0, 0), voiced, word_frame=None)
+    ]
+
+
+def test_with_a_curve_a_turn_ends_by_the_heads_and_the_silence_together() -> None:
+    speech, unsure, sure, noisy = [(0.1, True)] * 20, [(0.6, False)] * 10, [(0.9, False)] * 10, [(0.9, True)] * 10
+    assert pushed(detector(curve=CURVE, end_above=0.9), speech + unsure) == []
+    assert pushed(detector(curve=CURVE, end_above=0.9), speech + noisy) == []
+    assert pushed(detector(curve=CURVE, end_above=0.9), speech + sure) == [23]
+
+
+def test_with_a_curve_a_click_does_not_begin_another_turn() -> None:
+    speech, pause = [(0.1, True)] * 20, [(0.9, False)] * 10
+    assert pushed(detector(curve=CURVE, end_above=0.9), speech + pause + [(0.5, True)] + pause) == [23]
+    assert pushed(detector(curve=CURVE, end_above=0.9), speech + pause + [(0.5, True)] * 3 + pause) == [23, 36]
+
+
+def test_faint_frames_are_silence_for_a_curve_only() -> None:
+    curve, plain = detector(curve=CURVE, end_above=0.9), detector(end_above=0.9)
+    for one, frames in ((curve, 3), (plain, 0)):
+        ended = [one.push((0.1, 0, 0, 0), True, None) for _ in range(20)]
+        ended += [one.push((0.9, 0, 0, 0), True, None, faint=True) for _ in range(10)]
+        assert ended == [False] * 22 + [True] + [False] * 7 if frames else not any(ended)
+
+
+def test_a_frame_far_below_the_loudest_of_the_last_seconds_is_faint() -> None:
+    level = VoiceLevel()
+    loud, noise = 10.0**-2, 10.0**-4
+    for _ in range(10):
+        level.push(10.0**-6)
+    faint = []
+    for square in [noise] * 5 + [loud] * 5 + [noise] * 5:
+        level.push(square)
+        faint.append(level.faint)
+    assert faint == [False] * 10 + [True] * 5
+    for _ in range(400):
+        level.push(noise)
+    assert not level.faint
+
+
+def test_the_probability_that_ends_turns_can_be_read() -> None:
+    plain, curve, silent = detector(), detector(curve=CURVE), detector()
+    plain.push((0.5, 0.5, 0.25, 0.5), True, None)
+    curve.push((0.5, 0.5, 0.25, 0.5), True, None)
+    silent.push((), True, None)
+    assert (plain.probability, silent.probability) == (0.25, None)
+    assert curve.probability == CURVE.at((0.5, 0.5, 0.25, 0.5), 0.0)
+
+
+def test_a_curve_of_another_number_of_heads_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="4 pause heads, the model 2"):
+        detector(curve=CURVE).push((0, 0), False, None)
+
+
+def test_the_options_of_a_model_have_its_curve() -> None:
+    config = stt_config(pause_heads=4).model_copy(update={"end_of_turn": CURVE, "end_of_turn_above": 0.7})
+    assert TurnOptions.of(config) == TurnOptions(head=2, curve=CURVE, end_above=0.7, resume_below=0.4)
 
 
 @pytest.mark.parametrize(("heads", "head"), [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2)])

@@ -53,7 +53,7 @@ API = yaml.safe_load((Path(app.__file__).parents[1] / "api" / "asyncapi.yaml").r
 FULL = "all 8 slots are in use"
 KYUTAI: list[Event] = [
     Ready(),
-    Step(7, (0.5, 0.25, 0.125, 0.0), 480),
+    Step(7, (0.5, 0.25, 0.125, 0.0), 480, 0.125),
     OpenWord("hello", 1.5, 0.9),
     Word("hello", 1.5, 2.0, 0.9),
     MarkerReached(1),
@@ -85,23 +85,23 @@ UUID = "2e3bac48-6604-5a4c-a6ff-d8a1b64007f4"
 V1: list[Event] = [
     OpenWord("Hello.", 0.5, 0.9),
     Word("Hello.", 0.5, 1.0, 0.9),
-    Step(13, (0.9, 0.9, 0.9, 0.9), 0),
+    Step(13, (0.9, 0.9, 0.9, 0.9), 0, 0.9),
     Flushed(1.04, 0.1),
-    Step(25, (0.9, 0.9, 0.9, 0.9), 0),
+    Step(25, (0.9, 0.9, 0.9, 0.9), 0, 0.9),
     Final(2.5, 0.25),
 ]
 V1_REQUESTS = [{"type": "Configure", "keyterms": ["Kyutai"]}, {"type": "Stop"}]
 FLUX: list[Event] = [
     OpenWord("Hello.", 0.5, 0.9),
     Word("Hello.", 0.5, 1.0, 0.9),
-    Step(14, (0.6, 0.6, 0.6, 0.6), 0),
+    Step(14, (0.6, 0.6, 0.6, 0.6), 0, 0.6),
     Flushed(1.12, 0.1),
-    Step(15, (0.1, 0.1, 0.1, 0.1), 0),
-    Step(16, (0.9, 0.9, 0.9, 0.9), 0),
+    Step(15, (0.1, 0.1, 0.1, 0.1), 0, 0.1),
+    Step(16, (0.9, 0.9, 0.9, 0.9), 0, 0.9),
     Flushed(1.28, 0.1),
-    Step(17, (0.9, 0.9, 0.9, 0.9), 0),
+    Step(17, (0.9, 0.9, 0.9, 0.9), 0, 0.9),
     Flushed(1.36, 0.1),
-    *(Step(index, (0.9, 0.9, 0.9, 0.9), 0) for index in range(18, 21)),
+    *(Step(index, (0.9, 0.9, 0.9, 0.9), 0, 0.9) for index in range(18, 21)),
 ]
 FLUX_REQUESTS = [
     {"type": "Configure", "thresholds": {"eot_threshold": 0.8}},

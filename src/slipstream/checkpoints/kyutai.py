@@ -18,7 +18,7 @@ from slipstream.checkpoints.mimi import ATTENTION_ALIASES, dump_codec, parse_cod
 from slipstream.checkpoints.tables import Entries, Same, Stacked, Table, make_rules
 from slipstream.checkpoints.tensors import Array, Tensors
 from slipstream.errors import ConfigError
-from slipstream.model.confidence import Calibration
+from slipstream.model.confidence import Calibration, EndingCurve
 from slipstream.model.config import (
     END_OF_TURN_ABOVE,
     CodecConfig,
@@ -97,6 +97,7 @@ class _Stt(Section):
     delay_frames: Natural | None = None
     condition_values: dict[str, Any] | None = None
     end_of_turn_above: NonNegativeNumber | None = None
+    end_of_turn: EndingCurve | None = None
     min_confidence: NonNegativeNumber | None = None
     confidence: Calibration | None = None
 
@@ -293,6 +294,8 @@ def dump_kyutai(config: STTConfig) -> dict[str, Any]:
         stt["condition_values"] = dict(config.condition_values)
     if threshold != END_OF_TURN_ABOVE:
         stt["end_of_turn_above"] = threshold
+    if config.end_of_turn is not None:
+        stt["end_of_turn"] = config.end_of_turn.model_dump(mode="json")
     if config.min_confidence:
         stt["min_confidence"] = config.min_confidence
     if config.confidence is not None:

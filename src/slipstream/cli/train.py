@@ -107,6 +107,9 @@ def calibrate(
     backend: Backend = "auto",
     device: Device = "auto",
     slots: Annotated[int, typer.Option(min=1, help="Number of recordings to transcribe concurrently.")] = 8,
+    turns: Annotated[
+        bool, typer.Option("--turns", help="Also fit when a turn ends, for a model with pause heads.")
+    ] = False,
 ) -> None:
     """Calibrate the confidences of a model, and write the curve to its config.json.
 
@@ -116,6 +119,7 @@ def calibrate(
     from slipstream.data.manifest import read_manifest
     from slipstream.evaluate.calibration import fit_calibration, write_calibration
     from slipstream.evaluate.confidence import judge
+    from slipstream.evaluate.endings import END_ABOVE, fit_ending, write_ending
     from slipstream.evaluate.transcribe import transcribe_recordings
     from slipstream.loading import load
 
@@ -123,11 +127,21 @@ def calibrate(
     recordings = list(read_manifest(manifest))
     with load(bundle, backend=backend, device=device, slots=slots) as transcriber:
         hypotheses, _ = transcribe_recordings(transcriber, recordings, min_confidence=0)
+        rates = transcriber.frame_rate, transcriber.sample_rate
     fitted = fit_calibration(judge(hypotheses))
+    ending = fit_ending(hypotheses, *rates) if turns else None
     for name, trials in (("words", fitted.words), ("omissions", fitted.omissions)):
         for trial in trials:
             typer.echo(f"{name:10s} {trial.method:12s} cross entropy {trial.nats:.4f} nats, ECE {trial.ece:.1%}")
-    typer.echo(f"{write_calibration(fitted.calibration, bundle.sources.lm[0].with_name('config.json'), out)}")
+    written = write_calibration(fitted.calibration, bundle.sources.lm[0].with_name("config.json"), out)
+    if ending is not None:
+        write_ending(ending.curve, written)
+        median = "never" if ending.median is None else f"{ending.median:.2f} s after the speech (median)"
+        typer.echo(
+            f"end of turn above {END_ABOVE:.2f}: found in {ending.found:.0%}, {median}; "
+            f"false alarms in {ending.false_alarms:.1%}"
+        )
+    typer.echo(f"{written}")
 
 
 def _train(kind: Literal["codec", "lm", "tts"], config: Path, check: bool, row: int) -> None:

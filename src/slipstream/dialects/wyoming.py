@@ -257,7 +257,14 @@ def _integer(data: dict[str, Any], name: str) -> int:
 def _turns(turns: TurnOptions, sensitivity: str) -> TurnOptions:
     """Return the options for a sensitivity: aggressive ends turns earlier, relaxed only when it is more certain."""
     if sensitivity == "aggressive":
-        return replace(turns, head=turns.head and turns.head - 1, quiet_seconds=0.6 * turns.quiet_seconds)
+        above = turns.end_above if turns.curve is None else 0.75 * turns.end_above
+        return replace(
+            turns,
+            head=turns.head and turns.head - 1,
+            end_above=above,
+            resume_below=min(turns.resume_below, above),
+            quiet_seconds=0.6 * turns.quiet_seconds,
+        )
     if sensitivity == "relaxed":
         return replace(turns, end_above=(1 + turns.end_above) / 2, quiet_seconds=1.6 * turns.quiet_seconds)
     return turns

@@ -351,14 +351,15 @@ class Session:
 
     def _count_frame(self, token: int, pause_H: Sequence[float], mean_square: float) -> None:
         self._processed += self.format.frame_samples
-        if self.options.steps:
-            index = self._processed // self.format.frame_samples
-            self.events.append(Step(index, tuple(pause_H), self._received - self._processed))
         loudness = self._voice.push(mean_square)
         voiced = loudness > VOICE_DB
-        has_voice = loudness > self._turn_detector.options.voice_db
-        ended = self._turn_detector.push(pause_H, has_voice, self._writer.decoder.writing_frame)
-        if (started := self._turn_detector.started_frame) is not None:
+        turns = self._turn_detector
+        has_voice = loudness > turns.options.voice_db
+        ended = turns.push(pause_H, has_voice, self._writer.decoder.writing_frame, self._voice.faint)
+        if self.options.steps:
+            index = self._processed // self.format.frame_samples
+            self.events.append(Step(index, tuple(pause_H), self._received - self._processed, turns.probability))
+        if (started := turns.started_frame) is not None:
             self.events.append(StartOfTurn(started / self.format.frame_rate))
         if ended:
             self.events.append(EndOfTurn(self.clock))

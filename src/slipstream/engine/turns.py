@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from slipstream.errors import ConfigError
 from slipstream.events import Turn, Word
 from slipstream.language.identify import LanguageTracker
+from slipstream.model.confidence import EndingCurve
 from slipstream.model.config import END_OF_TURN_ABOVE, STTConfig
 
 VOICE_DB = 12.0
@@ -23,11 +24,13 @@ _RESUME_BELOW = 0.4
 class TurnOptions:
     """When a turn ends.
 
-    With pause heads, it ends once the probability of head `head` exceeds `end_above`. Without them, it ends after
-    `quiet_seconds` without voice, or after `blank_seconds` without text, for noisy recordings.
+    With pause heads, it ends once a probability exceeds `end_above`: that of `curve` or, without a curve, of head `head`.
+    Without heads, it ends after `quiet_seconds` without voice, or after `blank_seconds` without text, for noisy
+    recordings.
 
     Args:
-        head: The pause head; head 2 predicts that no new word follows within 2 s. None uses no head.
+        head: The pause head; head 2 predicts that no new word follows within 2 s. None uses no head, and no curve.
+        curve: The probability that the speaker has finished, by all heads and the silence so far.
         end_above: Probability above which a turn ends.
         resume_below: Probability below which the next turn begins.
         warmup_frames: Frames at the start of a stream in which no turn ends.
@@ -41,6 +44,7 @@ class TurnOptions:
     """
 
     head: int | None = 2
+    curve: EndingCurve | None = None
     end_above: float = END_OF_TURN_ABOVE
     resume_below: float = _RESUME_BELOW
     warmup_frames: int = 12
@@ -51,9 +55,9 @@ class TurnOptions:
 
     @classmethod
     def of(cls, config: STTConfig) -> TurnOptions:
-        """Return the options of a model: its threshold, and its last pause head if it has fewer than three."""
+        """Return the options of a model: its threshold and curve, and its last pause head if it has fewer than three."""
         head, end_above = min(_USUAL_HEAD, max(0, config.lm.pause_heads - 1)), config.end_of_turn_above
-        return cls(head=head, end_above=end_above, resume_below=min(_RESUME_BELOW, end_above))
+        return cls(head, config.end_of_turn, end_above, resume_below=min(_RESUME_BELOW, end_above))
 
     def __post_init__(self) -> None:
         if not 0 <= self.resume_below <= self.end_above <= 1:
@@ -75,13 +79,21 @@ _USUAL_HEAD = 2
 
 
 class VoiceLevel:
-    """Measures how loud frames are. Its estimate of the background falls immediately and rises slowly."""
+    """Measures how loud frames are. Its estimate of the background falls immediately and rises slowly.
 
+    Attributes:
+        faint: Whether the last frame was much quieter than the loudest of the last seconds: a pause, also in noise that
+            is too loud or varies too much to be background.
+    """
+
+    FAINT_DB = 12.0
     FLOOR_DB = -60.0  # quieter than any room: lower levels carry no information
     RISE_DB = 0.1  # per frame, 1.25 dB/s: slow compared with a sentence, fast enough for a fan that starts
 
     def __init__(self) -> None:
         self._floor = self.FLOOR_DB
+        self._loudest = 0.0
+        self.faint = False
 
     def push(self, mean_square: float) -> float:
         """Return how much louder the next frame is than the background, in dB, by the mean of its squared samples."""
@@ -90,7 +102,10 @@ class VoiceLevel:
         if level < floor:
             floor = level if level > self.FLOOR_DB else self.FLOOR_DB
         self._floor = floor
-        return level - floor
+        loudness = level - floor
+        self._loudest = max(self._loudest - self.RISE_DB, loudness)
+        self.faint = loudness < self._loudest - self.FAINT_DB
+        return loudness
 
 
 class TurnDetector:
@@ -98,6 +113,7 @@ class TurnDetector:
 
     Attributes:
         started_frame: The audio frame in which the turn began that the last frame started, if any.
+        probability: By the last frame, the probability that is compared with `end_above`; None without pause heads.
     """
 
     VOICED_FRAMES = 3  # in a row: a click or a breath is not a turn
@@ -108,9 +124,10 @@ class TurnDetector:
         self._frame = 0
         self._speaking = False
         self._ended_frame = 0
-        self._voiced = self._quiet = self._blank = 0
+        self._voiced = self._quiet = self._silent = self._blank = 0
         self._started = False
         self.started_frame: int | None = None
+        self.probability: float | None = None
 
     def set_options(self, options: TurnOptions) -> None:
         """Change when turns end, from the next frame on."""
@@ -119,13 +136,14 @@ class TurnDetector:
         self._blank_limit = round(options.blank_seconds * self._rate)
         self._wait_limit = math.inf if options.wait_seconds is None else round(options.wait_seconds * self._rate)
 
-    def push(self, pause_H: Sequence[float], voiced: bool, word_frame: int | None) -> bool:
+    def push(self, pause_H: Sequence[float], voiced: bool, word_frame: int | None, faint: bool = False) -> bool:
         """Process the next frame.
 
         Args:
             pause_H: Probabilities of the pause heads; empty for a model without heads.
             voiced: Whether the frame has voice.
             word_frame: The audio frame where the word that is being written started, if any.
+            faint: Whether a curve counts the frame as silence in any case (`VoiceLevel.faint`).
 
         Returns:
             Whether a turn ends here.
@@ -138,31 +156,43 @@ class TurnDetector:
         spoke = word_frame is not None and word_frame >= self._ended_frame
         self._voiced = self._voiced + 1 if voiced else 0
         self._quiet = 0 if voiced else self._quiet + 1
+        self._silent = 0 if voiced and not faint else self._silent + 1
         self.started_frame = None
         if not self._started and (spoke or self._voiced >= self.VOICED_FRAMES):
             self._started = True
             began = self._frame - self._voiced
             self.started_frame = max(self._ended_frame, min(began, word_frame) if spoke and word_frame else began)
-        by_heads = pause_H and self.options.head is not None
-        ends = self._by_heads(pause_H, spoke) if by_heads else self._by_sound(spoke)
+        self.probability = self._probability(pause_H)
+        ends = self._by_sound(spoke) if self.probability is None else self._by_heads(self.probability, spoke)
         if ends or (self._started and self._quiet >= self._wait_limit):
             self._speaking = self._started = False
             self._ended_frame = self._frame
             return True
         return False
 
-    def _by_heads(self, pause_H: Sequence[float], spoke: bool) -> bool:
-        head = self.options.head
-        assert head is not None
+    def _probability(self, pause_H: Sequence[float]) -> float | None:
+        head, curve = self.options.head, self.options.curve
+        if not pause_H or head is None:
+            return None
+        if curve is not None:
+            if len(curve.heads) != len(pause_H):
+                raise ConfigError(f"the curve has {len(curve.heads)} pause heads, the model {len(pause_H)}")
+            return curve.at(pause_H, self._silent / self._rate)
         if head >= len(pause_H):
             raise ConfigError(f"head={head}: the model has pause heads 0 to {len(pause_H) - 1}")
+        return pause_H[head]
+
+    def _by_heads(self, probability: float, spoke: bool) -> bool:
         if spoke:
             self._speaking = True
         if self._frame <= self.options.warmup_frames:
             return False
-        if pause_H[head] < self.options.resume_below:
+        # A click ends the silence that a curve counts, but is not speech.
+        if probability < self.options.resume_below and (
+            self.options.curve is None or self._voiced >= self.VOICED_FRAMES
+        ):
             self._speaking = True
-        return self._speaking and pause_H[head] > self.options.end_above
+        return self._speaking and probability > self.options.end_above
 
     def _by_sound(self, spoke: bool) -> bool:
         self._blank = 0 if spoke else self._blank + 1

@@ -28,7 +28,13 @@ WORST = 40
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Everything measured of one model on one manifest. `left_out`: number of recordings that cannot be read."""
+    """Everything measured of one model on one manifest.
+
+    Attributes:
+        left_out: number of recordings that cannot be read.
+        turns: ends of turn by each pause head alone.
+        endings: ends of turn by the probability that the model's turns use.
+    """
 
     model: str
     manifest: str
@@ -39,6 +45,7 @@ class Evaluation:
     speakers: dict[str, Group]
     times: WordTimes
     turns: dict[int, list[TurnScore]]
+    endings: list[TurnScore]
     confidence: ConfidenceScores | None
     speed: Speed
     worst: list[dict[str, Any]]
@@ -73,6 +80,7 @@ def evaluate(
         speakers=by(lambda one: one.recording.speaker),
         times=word_times(hypotheses),
         turns={head: ends_of_turn(hypotheses, frame_rate, head) for head in range(heads)},
+        endings=ends_of_turn(hypotheses, frame_rate, None),
         confidence=confidence_scores(hypotheses, calibration),
         speed=speed,
         worst=_worst(hypotheses),
@@ -125,7 +133,7 @@ def _interval(rate: ErrorRate) -> dict[str, float]:
     return {"rate": rate.rate, "low": rate.low, "high": rate.high}
 
 
-def to_text(evaluation: Evaluation, turn_head: int = 2) -> str:
+def to_text(evaluation: Evaluation) -> str:
     """Write a few lines for the terminal."""
     lines = [f"{'':24s} {'WER':>22s} {'CER':>8s} {'sub':>6s} {'del':>6s} {'ins':>6s} {'words':>7s} {'clips':>6s}"]
     lines += [_line("all", evaluation.overall)]
@@ -141,7 +149,7 @@ def to_text(evaluation: Evaluation, turn_head: int = 2) -> str:
             f"word starts: off by {1000 * times.start_error:.0f} ms on average, {f1}; "
             f"written {times.delay:.2f} s after the word's end"
         )
-    for turn in evaluation.turns.get(turn_head, []):
+    for turn in evaluation.endings:
         median = "never" if turn.median is None else f"{turn.median:.2f} s after the speech (median)"
         lines.append(
             f"end of turn above {turn.threshold:.2f}: found in {turn.found:.0%}, {median}; "

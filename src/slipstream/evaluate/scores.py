@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from slipstream.arrays import FloatArray
 from slipstream.data.manifest import Recording
 from slipstream.data.tokenizer import plain_word
 from slipstream.errors import BackendError, SlipstreamError
@@ -135,16 +136,25 @@ def word_times(hypotheses: Iterable[Hypothesis]) -> WordTimes:
     )
 
 
-def ends_of_turn(hypotheses: Sequence[Hypothesis], frame_rate: float, head: int) -> list[TurnScore]:
-    """Score pause head number `head` at each threshold: how soon it finds the end of each recording's speech."""
-    judged = [one for one in hypotheses if one.pause_TH.shape[1] > head and one.recording.text]
+def ends_of_turn(hypotheses: Sequence[Hypothesis], frame_rate: float, head: int | None) -> list[TurnScore]:
+    """Score a probability at each threshold: how soon it finds the end of each recording's speech.
+
+    `head`: the number of a pause head; None is the probability that ends turns (`Step.end_of_turn`).
+    """
+
+    def probability_T(one: Hypothesis) -> FloatArray:
+        if head is None:
+            return one.ending_T
+        return one.pause_TH[:, head] if one.pause_TH.shape[1] > head else np.zeros(0, np.float32)
+
+    judged = [one for one in hypotheses if one.recording.text and len(probability_T(one))]
     results = []
     for threshold in THRESHOLDS if judged else ():
         late: list[float] = []
         false = 0
         for one in judged:
-            last_start, end = _last_word(one)
-            fired = np.flatnonzero(one.pause_TH[:, head] > threshold) + 1
+            last_start, end = last_word(one)
+            fired = np.flatnonzero(probability_T(one) > threshold) + 1
             times = fired[fired > WARMUP_FRAMES] / frame_rate
             false += bool((times < last_start).any())
             after = times[times >= last_start]
@@ -236,7 +246,7 @@ def _matches(reference: Sequence[Word], written: Sequence[Word]) -> list[tuple[i
     ]
 
 
-def _last_word(one: Hypothesis) -> tuple[float, float]:
+def last_word(one: Hypothesis) -> tuple[float, float]:
     """When the last word starts and when the speech ends, by the reference or else by the loudness."""
     if one.recording.words:
         last = one.recording.words[-1]

@@ -36,6 +36,7 @@ class Hypothesis:
         emitted: for each word, the seconds of audio that were processed when its whole text was out: at its last token,
             or a frame later where the gate of `SessionOptions.min_confidence` waits for its confidence.
         pause_TH: the pause heads' probabilities after each frame, those of the silence after the end included.
+        ending_T: the probability that ends a turn, after the same frames; empty for a model without pause heads.
     """
 
     recording: Recording
@@ -44,6 +45,7 @@ class Hypothesis:
     words: list[Word] = field(default_factory=list)
     emitted: list[float] = field(default_factory=list)
     pause_TH: FloatArray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    ending_T: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @property
     def text(self) -> str:
@@ -105,7 +107,7 @@ def transcribe_recordings(
 
 def transcribe_samples(transcriber: Transcriber, samples: FloatArray) -> list[Word]:
     """Transcribe one stream of samples `[S]` at the transcriber's sample rate."""
-    return _run(transcriber, samples, SessionOptions(steps=True))[0]
+    return _run(transcriber, samples, SessionOptions(steps=True)).words
 
 
 def _transcribe(transcriber: Transcriber, recording: Recording, options: SessionOptions) -> Hypothesis:
@@ -117,30 +119,37 @@ def _transcribe(transcriber: Transcriber, recording: Recording, options: Session
         round(transcriber.delay * transcriber.frame_rate) + PAUSE_FRAMES + 1,
     )
     padded = np.pad(samples, (0, -len(samples) % frame + tail * frame))
-    words, emitted, pause_TH = _run(transcriber, padded, options)
-    return Hypothesis(recording, len(samples) / rate, _voiced_until(samples, rate), words, emitted, pause_TH)
+    run = _run(transcriber, padded, options)
+    pause_TH = np.array([step.pause for step in run.steps], np.float32)
+    ending_T = np.array([step.end_of_turn for step in run.steps if step.end_of_turn is not None], np.float32)
+    voiced_until = _voiced_until(samples, rate)
+    return Hypothesis(recording, len(samples) / rate, voiced_until, run.words, run.emitted, pause_TH, ending_T)
 
 
-def _run(
-    transcriber: Transcriber, samples: FloatArray, options: SessionOptions
-) -> tuple[list[Word], list[float], FloatArray]:
-    """The words of one session, when each was written, and the pause probabilities after each frame."""
-    words: list[Word] = []
-    emitted: list[float] = []
-    pauses: list[tuple[float, ...]] = []
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The words of one session, when each was written, and its frames."""
+
+    words: list[Word] = field(default_factory=list)
+    emitted: list[float] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+
+
+def _run(transcriber: Transcriber, samples: FloatArray, options: SessionOptions) -> _Run:
+    run = _Run()
     shown: float | None = None
 
     def read(events: Iterable[object]) -> None:
         nonlocal shown
         for event in events:
-            now = (len(pauses) + 1) / transcriber.frame_rate  # events come before the `Step` of their frame
+            now = (len(run.steps) + 1) / transcriber.frame_rate  # events come before the `Step` of their frame
             if isinstance(event, Step):
-                pauses.append(event.pause)
+                run.steps.append(event)
             elif isinstance(event, PartialWord) or (isinstance(event, OpenWord) and shown is None):
                 shown = now
             elif isinstance(event, Word):
-                words.append(event)
-                emitted.append(now if shown is None else shown)
+                run.words.append(event)
+                run.emitted.append(now if shown is None else shown)
                 shown = None
 
     with transcriber.session(options, wait=math.inf) as session:
@@ -150,7 +159,7 @@ def _run(
             read(session.take())
         session.finish()
         read(session)
-    return words, emitted, np.array(pauses, np.float32)
+    return run
 
 
 def _voiced_until(samples: FloatArray, rate: float) -> float:

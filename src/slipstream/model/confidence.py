@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -58,3 +60,38 @@ class Calibration(_Config):
 
     word: Curve
     omission: Curve | None = None
+
+
+LEAST_PROBABILITY = 1e-4
+"""Probabilities of pause heads count as at least this far from 0 and 1."""
+
+
+class EndingCurve(_Config):
+    """The probability that the speaker has finished, by the pause heads and the silence so far: a logistic regression.
+
+    Attributes:
+        bias: The log odds where every head says 0.5, without silence.
+        heads: For each pause head, the change of the log odds with those of the head.
+        silence: The change of the log odds with silence of `silence_seconds` or longer; in proportion for a shorter one.
+        silence_seconds: A longer silence changes no more.
+    """
+
+    bias: float
+    heads: Annotated[tuple[float, ...], Field(min_length=1, strict=False)]
+    silence: float
+    silence_seconds: Annotated[float, Field(gt=0)]
+
+    def at(self, pause_H: Sequence[float], silence: float) -> float:
+        """Return the probability for the pause heads' probabilities `[H]`, after `silence` seconds of silence.
+
+        A frame is silent if it has no voice, or is much quieter than the loudest of the last seconds.
+
+        Example:
+            >>> EndingCurve(bias=0.0, heads=(1.0,), silence=2.0, silence_seconds=0.4).at([0.5], 0.0)
+            0.5
+        """
+        odds = self.bias + self.silence * min(1.0, silence / self.silence_seconds)
+        for weight, pause in zip(self.heads, pause_H, strict=True):
+            pause = min(max(pause, LEAST_PROBABILITY), 1 - LEAST_PROBABILITY)
+            odds += weight * math.log(pause / (1 - pause))
+        return 1 / (1 + math.exp(-odds)) if odds > 0 else 1 - 1 / (1 + math.exp(odds))

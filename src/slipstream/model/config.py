@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from slipstream.errors import ConfigError
-from slipstream.model.confidence import Calibration
+from slipstream.model.confidence import Calibration, EndingCurve
 from slipstream.model.config_parts import Config as Config
 from slipstream.model.config_parts import MelConfig as MelConfig
 from slipstream.model.config_parts import Positive as Positive
@@ -365,8 +365,9 @@ class STTConfig(Config):
         delay_frames: The same in frames, as the published server counts them.
         silence_prefix_seconds: Silence that the model needs before speech.
         condition_values: Values by the name of the conditioner; one without a value uses its learnt padding.
-        end_of_turn_above: Default probability of the pause head above which a turn ends. It is our own key of
-            `stt_config`, which other readers ignore.
+        end_of_turn_above: Default probability above which a turn ends, of the pause head or, with `end_of_turn`, of that
+            curve. It is our own key of `stt_config`, which other readers ignore.
+        end_of_turn: The probability that the speaker has finished; None where it was not fitted. Our own key, too.
         min_confidence: Words are withheld while the running mean of their confidence is lower. Our own key, too.
         confidence: What the model's probabilities mean; None where that was not measured. Our own key, too.
     """
@@ -381,6 +382,7 @@ class STTConfig(Config):
     model_id: dict[str, Any] = Field(default_factory=dict)
     condition_values: dict[str, float | str] = Field(default_factory=dict)
     end_of_turn_above: Annotated[float, Field(ge=0, le=1)] = END_OF_TURN_ABOVE
+    end_of_turn: EndingCurve | None = None
     min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
     confidence: Calibration | None = None
 
@@ -422,6 +424,10 @@ class STTConfig(Config):
         positions = "none" if self.lm.whisper else "rope"
         if self.lm.depth or any(self.lm.delays) or transformer.cross_attention or transformer.positions != positions:
             raise ValueError("the LM is not that of a speech-to-text model, which writes text only, without delays")
+        if self.end_of_turn is not None and len(self.end_of_turn.heads) != self.lm.pause_heads:
+            raise ValueError(
+                f"end_of_turn has {len(self.end_of_turn.heads)} weights of pause heads, the LM has {self.lm.pause_heads}"
+            )
         if self.delay_frames < self.codec.delay_frames:
             raise ValueError(
                 f"delay_frames={self.delay_frames} is less than the encoder's own delay of "

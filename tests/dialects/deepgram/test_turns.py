@@ -88,7 +88,7 @@ def test_the_laws_hold_for_any_order_of_events(data: st.DataObject, thresholds: 
         if kind == "step":
             frame += 1
             pause = (data.draw(st.sampled_from([0.0, 0.35, 0.6, 0.9])),) * 4 if heads else ()
-            waiting += follow(laws, turns.step(Step(frame, pause, 0)))
+            waiting += follow(laws, turns.step(Step(frame, pause, 0, pause[2] if pause else None)))
         elif kind == "word":
             said.append(f"w{len(said)}")
             waiting += follow(laws, turns.word(Word(said[-1], clock, clock, 0.5)))
@@ -117,7 +117,7 @@ def test_a_turn_is_announced_resumed_and_ended() -> None:
     def step(frame: int, pause: float) -> list[Found]:
         return [
             one
-            for one in turns.step(Step(frame, (0, 0, pause, 0), 0))
+            for one in turns.step(Step(frame, (0, 0, pause, 0), 0, pause))
             if not isinstance(one, TurnInfo) or one.event != "Update"
         ]
 
@@ -159,7 +159,9 @@ def test_a_flush_of_an_earlier_position_does_not_answer() -> None:
 def test_a_turn_without_an_end_times_out() -> None:
     turns = Turns(Thresholds(end=1.0, timeout=0.5), INFO)
     list(turns.word(Word("yes", 0.0, 0.4, 0.9)))
-    asked = [frame for frame in range(1, 20) for one in turns.step(Step(frame, (1.0,) * 4, 0)) if one == AskFlush()]
+    asked = [
+        frame for frame in range(1, 20) for one in turns.step(Step(frame, (1.0,) * 4, 0, 1.0)) if one == AskFlush()
+    ]
     assert asked == [12]  # 0.96 s
     ended = [one for one in turns.flushed(0.96) if isinstance(one, TurnInfo)]
     assert [(one.event, one.trigger) for one in ended] == [("EndOfTurn", "timeout")]

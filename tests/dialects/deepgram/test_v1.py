@@ -39,7 +39,9 @@ def ask(dialect: DeepgramDialect, **message: Any) -> list[Action]:
 
 
 def steps(dialect: DeepgramDialect, first: int, last: int, pause: float) -> list[Action]:
-    return [action for frame in range(first, last + 1) for action in dialect.handle(Step(frame, (pause,) * 4, 0), 0)]
+    return [
+        action for frame in range(first, last + 1) for action in dialect.handle(Step(frame, (pause,) * 4, 0, pause), 0)
+    ]
 
 
 def test_endpointing_waits_for_its_pause_and_a_flush() -> None:
@@ -214,7 +216,8 @@ def test_every_word_is_final_once_in_any_order_of_events(data: st.DataObject) ->
         clock = frame * 0.08
         if kind == "step":
             frame += 1
-            read(dialect.handle(Step(frame, (data.draw(st.sampled_from([0.1, 0.5, 0.9])),) * 4, 0), 0))
+            pause = data.draw(st.sampled_from([0.1, 0.5, 0.9]))
+            read(dialect.handle(Step(frame, (pause,) * 4, 0, pause), 0))
         elif kind in ("word", "open"):
             said.append(f"w{len(said)}")
             if kind == "open":

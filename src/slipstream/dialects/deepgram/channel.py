@@ -50,7 +50,7 @@ class Channel:
 
     def __init__(self, options: Options, info: StreamInfo) -> None:
         self._options, self._info = options, info
-        self._head, self._above, self._below = info.turns.head, info.turns.end_above, info.turns.resume_below
+        self._above, self._below = info.turns.end_above, info.turns.resume_below
         self._clock = 0.0
         self._from = 0.0  # where the current range begins
         self._words: list[Word] = []
@@ -66,8 +66,7 @@ class Channel:
     def step(self, step: Step) -> list[Found]:
         """Take a frame."""
         self._clock = clock = step.index * self._info.frame_seconds
-        if step.pause and self._head is not None:
-            pause = step.pause[self._head]
+        if (pause := step.end_of_turn) is not None:
             if pause > self._above:
                 if self._quiet_from is None:
                     self._quiet_from = clock - self._info.frame_seconds

@@ -96,10 +96,9 @@ class Turns:
     def step(self, step: Step) -> Iterator[Found]:
         """Take a frame."""
         self._clock = step.index * self._info.frame_seconds
-        head = self._info.turns.head
-        self._pause_heads = bool(step.pause) and head is not None
-        if step.pause and head is not None:
-            self._confidence = step.pause[head]
+        self._pause_heads = step.end_of_turn is not None
+        if step.end_of_turn is not None:
+            self._confidence = step.end_of_turn
         self._quiet_frames += 1
         state = self._order.state
         if state != "idle":
