@@ -24,7 +24,7 @@ _RESUME_BELOW = 0.4
 class TurnOptions:
     """When a turn ends.
 
-    With pause heads, it ends once a probability exceeds `end_above`: that of `curve` or, without a curve, of head `head`.
+    With pause heads, it ends once a probability exceeds `end_above`: that of `curve` or, without one, of head `head`.
     Without heads, it ends after `quiet_seconds` without voice, or after `blank_seconds` without text, for noisy
     recordings.
 
@@ -55,7 +55,7 @@ class TurnOptions:
 
     @classmethod
     def of(cls, config: STTConfig) -> TurnOptions:
-        """Return the options of a model: its threshold and curve, and its last pause head if it has fewer than three."""
+        """Return the options of a model: its threshold, its curve, and its last pause head if it has no third."""
         head, end_above = min(_USUAL_HEAD, max(0, config.lm.pause_heads - 1)), config.end_of_turn_above
         return cls(head, config.end_of_turn, end_above, resume_below=min(_RESUME_BELOW, end_above))
 

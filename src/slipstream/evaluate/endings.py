@@ -61,8 +61,9 @@ class _Frames:
 def fit_ending(hypotheses: Sequence[Hypothesis], frame_rate: float, sample_rate: int) -> FittedEnding:
     """Fit the curve of a model with pause heads.
 
-    Frames before the last word of a recording are examples of speech that goes on, those after its end examples of an end.
-    The bias is then shifted so that `END_ABOVE` ends a turn before the last word in at most `MOST_FALSE` of the recordings.
+    Frames before the last word of a recording are examples of speech that goes on, those after its end examples of an
+    end. The bias is then shifted so that `END_ABOVE` ends a turn before the last word in at most `MOST_FALSE` of the
+    recordings.
 
     Args:
         hypotheses: Of recordings of one sentence or a few, on which the model was not trained.

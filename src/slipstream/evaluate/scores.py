@@ -142,19 +142,19 @@ def ends_of_turn(hypotheses: Sequence[Hypothesis], frame_rate: float, head: int 
     `head`: the number of a pause head; None is the probability that ends turns (`Step.end_of_turn`).
     """
 
-    def probability_T(one: Hypothesis) -> FloatArray:
+    def probabilities(one: Hypothesis) -> FloatArray:
         if head is None:
             return one.ending_T
         return one.pause_TH[:, head] if one.pause_TH.shape[1] > head else np.zeros(0, np.float32)
 
-    judged = [one for one in hypotheses if one.recording.text and len(probability_T(one))]
+    judged = [one for one in hypotheses if one.recording.text and len(probabilities(one))]
     results = []
     for threshold in THRESHOLDS if judged else ():
         late: list[float] = []
         false = 0
         for one in judged:
             last_start, end = last_word(one)
-            fired = np.flatnonzero(probability_T(one) > threshold) + 1
+            fired = np.flatnonzero(probabilities(one) > threshold) + 1
             times = fired[fired > WARMUP_FRAMES] / frame_rate
             false += bool((times < last_start).any())
             after = times[times >= last_start]

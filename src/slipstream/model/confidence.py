@@ -72,7 +72,7 @@ class EndingCurve(_Config):
     Attributes:
         bias: The log odds where every head says 0.5, without silence.
         heads: For each pause head, the change of the log odds with those of the head.
-        silence: The change of the log odds with silence of `silence_seconds` or longer; in proportion for a shorter one.
+        silence: The change of the log odds with silence of at least `silence_seconds`; in proportion for a shorter one.
         silence_seconds: A longer silence changes no more.
     """
 

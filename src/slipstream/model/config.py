@@ -365,8 +365,8 @@ class STTConfig(Config):
         delay_frames: The same in frames, as the published server counts them.
         silence_prefix_seconds: Silence that the model needs before speech.
         condition_values: Values by the name of the conditioner; one without a value uses its learnt padding.
-        end_of_turn_above: Default probability above which a turn ends, of the pause head or, with `end_of_turn`, of that
-            curve. It is our own key of `stt_config`, which other readers ignore.
+        end_of_turn_above: Default probability above which a turn ends: of the pause head or, with `end_of_turn`, of
+            that curve. It is our own key of `stt_config`, which other readers ignore.
         end_of_turn: The probability that the speaker has finished; None where it was not fitted. Our own key, too.
         min_confidence: Words are withheld while the running mean of their confidence is lower. Our own key, too.
         confidence: What the model's probabilities mean; None where that was not measured. Our own key, too.
@@ -426,7 +426,8 @@ class STTConfig(Config):
             raise ValueError("the LM is not that of a speech-to-text model, which writes text only, without delays")
         if self.end_of_turn is not None and len(self.end_of_turn.heads) != self.lm.pause_heads:
             raise ValueError(
-                f"end_of_turn has {len(self.end_of_turn.heads)} weights of pause heads, the LM has {self.lm.pause_heads}"
+                f"end_of_turn has {len(self.end_of_turn.heads)} weights of pause heads, "
+                f"the LM has {self.lm.pause_heads}"
             )
         if self.delay_frames < self.codec.delay_frames:
             raise ValueError(
