@@ -16,7 +16,7 @@ RATE, FRAME = 8000, 640  # 12.5 frames a second
 
 
 def spoken(folder: Path, number: int) -> Hypothesis:
-    """A recording of 2 s of noise with 0.2 s of silence in it; the heads rise at the end, and in part at the silence."""
+    """2 s of noise with 0.2 s of silence in it; the heads rise at the end, and in part at the silence."""
     rng = np.random.default_rng(number)
     samples = rng.normal(0, 0.2, 2 * RATE).astype(np.float32)
     samples[RATE : RATE + RATE // 5] = 0

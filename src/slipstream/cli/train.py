@@ -108,8 +108,11 @@ def calibrate(
     device: Device = "auto",
     slots: Annotated[int, typer.Option(min=1, help="Number of recordings to transcribe concurrently.")] = 8,
     turns: Annotated[
-        bool, typer.Option("--turns", help="Also fit when a turn ends, for a model with pause heads.")
-    ] = False,
+        Path | None,
+        typer.Option(
+            help="Also fit when a turn ends, on the recordings of this manifest, for a model with pause heads."
+        ),
+    ] = None,
 ) -> None:
     """Calibrate the confidences of a model, and write the curve to its config.json.
 
@@ -127,9 +130,11 @@ def calibrate(
     recordings = list(read_manifest(manifest))
     with load(bundle, backend=backend, device=device, slots=slots) as transcriber:
         hypotheses, _ = transcribe_recordings(transcriber, recordings, min_confidence=0)
-        rates = transcriber.frame_rate, transcriber.sample_rate
+        ending = None
+        if turns is not None:
+            spoken, _ = transcribe_recordings(transcriber, read_manifest(turns))
+            ending = fit_ending(spoken, transcriber.frame_rate, transcriber.sample_rate)
     fitted = fit_calibration(judge(hypotheses))
-    ending = fit_ending(hypotheses, *rates) if turns else None
     for name, trials in (("words", fitted.words), ("omissions", fitted.omissions)):
         for trial in trials:
             typer.echo(f"{name:10s} {trial.method:12s} cross entropy {trial.nats:.4f} nats, ECE {trial.ece:.1%}")
