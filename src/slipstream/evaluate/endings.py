@@ -61,7 +61,7 @@ class _Frames:
 def fit_ending(hypotheses: Sequence[Hypothesis], frame_rate: float, sample_rate: int) -> FittedEnding:
     """Fit the curve of a model with pause heads.
 
-    Frames before the last word of a recording are examples of speech that goes on, those after its end examples of an
+    Frames before the last word of a recording are examples of speech, those after its end examples of an
     end. The bias is then shifted so that `END_ABOVE` ends a turn before the last word in at most `MOST_FALSE` of the
     recordings.
 

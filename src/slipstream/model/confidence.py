@@ -70,7 +70,7 @@ class EndingCurve(_Config):
     """The probability that the speaker has finished, by the pause heads and the silence so far: a logistic regression.
 
     Attributes:
-        bias: The log odds where every head says 0.5, without silence.
+        bias: The log odds if every head has 0.5, without silence.
         heads: For each pause head, the change of the log odds with those of the head.
         silence: The change of the log odds with silence of at least `silence_seconds`; in proportion for a shorter one.
         silence_seconds: A longer silence changes no more.
