@@ -131,6 +131,7 @@ class Server:
         assert self._process.stdout is not None
         line = await asyncio.wait_for(asyncio.to_thread(self._process.stdout.readline), START_SECONDS)
         assert line, "the server did not start"
+        self._process.stdout.close()  # it prints nothing more
 
     async def crash(self, drawn: random.Random, report: Report) -> None:
         """Kill a process; start the server again unless it was a worker."""
