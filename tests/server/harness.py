@@ -31,6 +31,7 @@ from slipstream.model.runner import StepOutput
 from slipstream.server.http.app import Service
 from slipstream.server.run import Server, TcpListener, Tls, listen
 from slipstream.server.speaking import ServedSpeaker
+from slipstream.server.streams.held import Claim
 
 if TYPE_CHECKING:
     from slipstream.server.tracing import Tracer
@@ -80,6 +81,7 @@ def serving(
     webhooks: Sequence[str] = (),
     speaker: ServedSpeaker | None = None,
     tracer: Tracer | None = None,
+    elsewhere: Callable[[Claim], None] = lambda claim: None,
 ) -> Iterator[Running]:
     """Serve on loopback until the block ends, on a free port unless `port` names one; `tcp` on others."""
     runner = runner or ScriptRunner(slots=4)
@@ -96,6 +98,7 @@ def serving(
             webhooks=webhooks,
             speaker=speaker,
             tracer=tracer,
+            elsewhere=elsewhere,
         )
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(listen("127.0.0.1", port))

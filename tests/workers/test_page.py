@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.server.harness import metric_samples
 
 from slipstream.server.metrics import Metrics
@@ -36,6 +37,13 @@ def test_the_counts_of_a_process_that_has_ended_remain_but_not_what_it_had_open(
     assert samples["slipstream_words_total"] == 6
     assert samples["slipstream_flush_seconds_sum"] == 0.18
     assert samples['asr_open_channels{handler="all"}'] == 1
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/openmetrics-text"])
+def test_a_version_that_is_not_a_number_gets_plain_text(kind: str) -> None:
+    page, media_type = text_of(snapshot(metrics_of(3, 1000, 8).registry), f"{kind};version=new")
+    assert metric_samples(page.decode())["slipstream_words_total"] == 3
+    assert media_type == text_of([])[1]
 
 
 def test_the_page_of_one_process_is_its_own() -> None:

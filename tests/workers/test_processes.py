@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -234,6 +235,55 @@ def test_sigterm_finishes_the_streams_of_all_workers(server: Serving, keys: tupl
     allow_nine(server, keys)
     assert len(asyncio.run(run())) == 4
     assert server.process.wait(PATIENCE) == 0
+
+
+def test_a_stream_that_continues_on_another_worker_frees_its_slot() -> None:
+    audio_S = speech(seed=4, words=3).astype("<f4")
+
+    async def run(address: str) -> None:
+        query = ""
+        async with asyncio.timeout(PATIENCE):
+            for _ in range(30):  # until a connection reaches the other worker
+                async with connect(f"ws://{address}/v1/stream?encoding=pcm_f32le{query}") as socket:
+                    ready = json.loads(await socket.recv())
+                    if query and not ready["resumed"]:
+                        break
+                    await socket.send(audio_S.tobytes())
+                    query = f"&resume={ready['session']}&received=1"
+                    socket.transport.abort()
+            else:
+                raise AssertionError("the other worker got no connection")
+        await asyncio.to_thread(wait_for, lambda: slots_used(address) == 0, PATIENCE)
+
+    with serving(Case(Settings("127.0.0.1", resume_seconds=10 * PATIENCE, log_level="error"))) as running:
+        asyncio.run(run(running.address))
+
+
+def slots_used(address: str) -> float:
+    return metric_samples(get(f"http://{address}/metrics")[1].decode())["slipstream_slots_used"]
+
+
+@pytest.mark.parametrize("engine_dies", [False, True])
+def test_no_connection_waits_for_a_worker_that_has_drained(engine_dies: bool) -> None:
+    case = Case(Settings("127.0.0.1", log_level="critical"), step_seconds=0.1)
+    with serving(case) as running, contextlib.ExitStack() as open_files:
+        host, port = running.address.split(":")
+        with socket.create_connection((host, int(port)), PATIENCE) as client:
+            audio = wav(speech(seed=9, words=3))  # one worker has seconds of work, the other none
+            head = f"POST /api/asr-streaming HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(audio)}"
+            client.sendall(f"{head}\r\nContent-Type: audio/wav\r\n\r\n".encode() + audio)
+            wait_for(lambda: slots_used(running.address) == 1, PATIENCE)
+            running.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: len(running.children("worker")) == 1, PATIENCE)
+            if engine_dies:
+                os.kill(running.children("engine")[0], signal.SIGKILL)
+            else:
+                for _ in range(8):
+                    with contextlib.suppress(ConnectionError):  # refused or reset: the client knows at once
+                        late = open_files.enter_context(socket.create_connection((host, int(port)), 3))
+                        late.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                        assert late.recv(4) in (b"HTTP", b"")
+        assert running.process.wait(PATIENCE) == int(engine_dies)
 
 
 @pytest.mark.parametrize("victim", ["engine", "parent"])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from slipstream.connections.access import Client
 from slipstream.engine.engine import StepReport
@@ -21,6 +23,14 @@ _REFUSALS_LOGGED = 10
 """Refusals logged per second; the counter has them all."""
 
 logger = logging.getLogger(__name__)
+
+
+def choose_format(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+    """Return what writes metrics in the format that the header `Accept` requests, and its media type."""
+    try:
+        return choose_encoder(accept)
+    except ValueError:  # a version that is not a number
+        return choose_encoder("")
 
 
 class Metrics:

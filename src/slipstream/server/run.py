@@ -36,6 +36,7 @@ from slipstream.server import systemd
 from slipstream.server.discovery import Announcement
 from slipstream.server.http.app import Service, Streams, create_app, create_operations_app
 from slipstream.server.http.requests import Requests
+from slipstream.server.streams.held import Claim
 from slipstream.server.streams.registry import StreamRegistry
 from slipstream.server.streams.topics import Topics
 
@@ -224,6 +225,10 @@ class Server(uvicorn.Server):
         """Reload on SIGHUP. Called once the server accepts connections."""
         if threading.current_thread() is threading.main_thread():
             reload_on_sighup(self.reload)
+
+    def release(self, claim: Claim) -> None:
+        """End a held stream whose client has begun a new one in another process."""
+        self._streams.held.release(claim)
 
     def finish(self) -> None:
         """Finish the open streams, then end."""

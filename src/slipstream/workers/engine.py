@@ -19,7 +19,7 @@ from slipstream.errors import SlipstreamError
 from slipstream.server.metrics import Metrics
 from slipstream.server.run import log_to_stderr
 from slipstream.server.served import OpenedModel
-from slipstream.workers.link import LINE_BYTES, encode, leave_with_parent
+from slipstream.workers.link import LINE_BYTES, encode
 from slipstream.workers.page import snapshot
 
 OpenModel: TypeAlias = Callable[[], OpenedModel]
@@ -47,7 +47,6 @@ class EngineJob:
         """Load the model, and run it until the parent stops it or is gone."""
         log_to_stderr(self.log_level, {"process": f"engine-{self.number}"})
         metrics = Metrics()
-        threading.Thread(target=leave_with_parent, args=(end.dup(),), daemon=True).start()
         try:
             opened = self.open_model()
         except SlipstreamError as error:

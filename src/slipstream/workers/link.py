@@ -10,7 +10,6 @@ import pickle
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -98,10 +97,3 @@ def start(job: Job, descriptors: Sequence[int] = ()) -> tuple[subprocess.Popen[b
     finally:
         os.close(file)
         theirs.close()
-
-
-def leave_with_parent(end: socket.socket) -> None:
-    """End the process when the parent is gone, whatever the other threads do."""
-    while end.recv(1, socket.MSG_PEEK):
-        threading.Event().wait(0.2)  # messages are for another thread
-    os._exit(1)

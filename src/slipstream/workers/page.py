@@ -7,8 +7,9 @@ from typing import Any, TypeAlias
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Exemplar, Metric
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+
+from slipstream.server.metrics import choose_format
 
 Family: TypeAlias = list[Any]
 """Name, help, type, and samples (name, labels, value, exemplar) of a metric, as JSON has them."""
@@ -63,7 +64,7 @@ def text_of(families: Iterable[Family], accept: str = "") -> tuple[bytes, str]:
     """Return the text of metrics in the format that the header `Accept` requests, and its media type."""
     registry = CollectorRegistry()
     registry.register(_Families(families))
-    encode, media_type = choose_encoder(accept)
+    encode, media_type = choose_format(accept)
     return encode(registry), media_type
 
 

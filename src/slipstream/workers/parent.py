@@ -237,8 +237,12 @@ class Parent:
         logger.info("draining", extra={"workers": len(self._workers)})
         for worker in self._workers.values():
             worker.link.send({"drain": True})
+        for process in self._processes:
+            if not process.ready.is_set():  # it would load its model first
+                process.process.kill()
         deadline = time.monotonic() + self._settings.limits.drain_seconds + STOP_SECONDS
         while (self._workers or self._topics.busy) and time.monotonic() < deadline:
+            self._close_unserved()
             if self._hung and self._failure is None:
                 self._failure = EngineError(f"a step of the model has taken more than {HUNG_SECONDS:g} s")
             await asyncio.sleep(0.02)
@@ -250,6 +254,13 @@ class Parent:
             if self._failure is not None and self._hung:
                 break
             await asyncio.sleep(0.02)
+
+    def _close_unserved(self) -> None:
+        """Close the listening sockets of workers that have ended: connections in their queues would get no answer."""
+        for sockets in (self._main, self._operations, *(sockets for sockets, _ in self._tcp)):
+            for row, listener in enumerate(sockets or ()):
+                if row not in self._workers:
+                    listener.close()
 
     @property
     def _processes(self) -> list[_Process]:
@@ -298,7 +309,8 @@ class Parent:
         code = await engine.ended()
         if not self._stopping.is_set():
             logger.critical("the model failed: the server stops", extra={"engine": engine.name, "code": code})
-        if not self._stopping.is_set() or engine.failure is not None:
+        stopped = self._stopping.is_set() and (code == 0 or not engine.ready.is_set())
+        if not stopped or engine.failure is not None:
             self._fail(engine.failure or EngineError(f"the process of {engine.name} has ended with code {code}"))
 
     async def _follow_worker(self, row: int, worker: _Process) -> None:
@@ -308,6 +320,10 @@ class Parent:
                 worker.ready.set()
             elif "topic" in message:
                 self._topics.take(row, message, worker.link.send)
+            elif "claim" in message:
+                for other in self._workers.values():
+                    if other is not worker:
+                        other.link.send(message)
             elif "page" in message:
                 self._do(self._send_page(worker, message["page"], message["accept"]))
             elif "metrics" in message:
@@ -348,14 +364,21 @@ class Parent:
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._did)
+
+    def _did(self, task: asyncio.Task[None]) -> None:
+        """Stop the server when a task has failed: its process would not be followed any more."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.critical("the parent failed: the server stops", exc_info=error)
+            self._fail(EngineError(f"the parent of the workers failed: {type(error).__name__}: {error}"))
 
     # ------------------------------------------------------------------------------------------------------- metrics
 
     async def _send_page(self, worker: _Process, id: int, accept: str) -> None:
         """Collect the metrics of all processes, and send the page to the worker that requested it."""
         processes = [*self._workers.values(), *self._engines]
-        waiting = []
+        asked, waiting = self._asked, []
         for process in processes:
             self._asked += 1
             self._answers[self._asked] = asyncio.Event()
@@ -368,6 +391,8 @@ class Parent:
         _, late = await asyncio.wait(waiting, timeout=PAGE_SECONDS)
         for task in late:
             task.cancel()
+        for number in range(asked + 1, asked + 1 + len(processes)):
+            self._answers.pop(number, None)
         page, media_type = text_of(joined([*(process.families for process in processes), self._left]), accept)
         worker.link.send({"id": id, "page": base64.b64encode(page).decode(), "media_type": media_type})
 

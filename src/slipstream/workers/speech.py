@@ -31,7 +31,7 @@ from slipstream.errors import EngineError, SessionClosed, SlipstreamError
 from slipstream.model.speech import Voice
 from slipstream.server.run import log_to_stderr
 from slipstream.server.speaking import ServedSpeaker
-from slipstream.workers.link import encode, leave_with_parent
+from slipstream.workers.link import encode
 
 OpenSpeaker: TypeAlias = Callable[[], ServedSpeaker]
 UNREAD_EVENTS = 64
@@ -52,7 +52,6 @@ class SpeechJob:
     def run(self, end: socket.socket) -> None:
         """Load the model, and run it until the parent stops it or is gone, or a step fails."""
         log_to_stderr(self.log_level, {"process": "speech"})
-        threading.Thread(target=leave_with_parent, args=(end.dup(),), daemon=True).start()
         try:
             speaker = self.open_speaker()
             info = base64.b64encode(pickle.dumps(speaker.info)).decode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 
 from slipstream.dialects.protocol import Close, CloseCode, Forward, ProtocolError, Publish, Subscribe
@@ -104,17 +104,21 @@ class TopicHub:
         if message["topic"] == "leave":
             if (left := self._members.pop(key, None)) is not None:
                 self._topics.leave(left)
+                self._report(self._members.values())
         else:
             member = self._members.setdefault(key, _Member(message["member"], send))
-            self._topics.do(_ACTIONS[message["topic"]](**message["action"]), member, message["owner"])
-        self._report()
+            action, owner = _ACTIONS[message["topic"]](**message["action"]), message["owner"]
+            self._topics.do(action, member, owner)
+            subscribers = self._topics.subscribers(owner, action.topic)
+            self._report(one for one in subscribers if isinstance(one, _Member))
 
     def lose(self, worker: int) -> None:
         """Remove the connections of a worker that has ended."""
         for key in [key for key in self._members if key[0] == worker]:
             self._topics.leave(self._members.pop(key))
-        self._report()
+        self._report(self._members.values())
 
-    def _report(self) -> None:
-        for member in self._members.values():
+    def _report(self, members: Iterable[_Member]) -> None:
+        """Tell the workers which of these members follow a topic now."""
+        for member in members:
             member.report(self._topics.follows(member))

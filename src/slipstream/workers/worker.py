@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from slipstream.engine.remote.memory import Shape, SharedMemory
 from slipstream.engine.remote.proxy import Device, RemoteEngine
 from slipstream.server.http.app import Service
 from slipstream.server.run import Server, TcpListener, Tls, log_to_stderr
+from slipstream.server.streams.held import Claim
 from slipstream.workers.certificate import Certificate
 from slipstream.workers.link import Link, Message
 from slipstream.workers.page import snapshot
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 TICK_SECONDS = 0.02
 """How often the engines' sessions do what is due."""
 MORE_NAMES = 1024
-"""Names with a count that are not addresses of connections."""
+"""Names with a count beyond the address and the key of each connection: of uploads, and of streams without connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Settings:
     @property
     def names(self) -> int:
         """Names that the processes count under."""
-        return self.limits.connections + MORE_NAMES
+        return 2 * self.limits.connections + MORE_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +158,7 @@ class WorkerServer(Server):
             tracer=tracer,
             page=self._page,
             speaker=_speaker(*job.speech) if job.speech else None,
+            elsewhere=lambda claim: self._send({"claim": asdict(claim)}),
         )
         tcp = [TcpListener(socket.socket(fileno=number), opened) for number, opened in job.tcp]
         super().__init__(service, settings.tls, operations, tcp, topics=self._topics)
@@ -221,6 +223,9 @@ class WorkerServer(Server):
                 self._send({"pong": message["ping"]})
             elif "topic" in message:
                 self._topics.take(message)
+            elif "claim" in message:
+                session, key, query = message["claim"].values()
+                self.release(Claim(session, key, [(name, value) for name, value in query]))
             elif "page" in message:
                 if not (waiting := self._pages.pop(message["id"])).done():
                     waiting.set_result((base64.b64decode(message["page"]), message["media_type"]))

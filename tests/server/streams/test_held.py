@@ -16,6 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
 from slipstream.connections.keys import KeyRing, new_key
+from slipstream.server.streams.held import Claim
 
 AUDIO = np.concatenate([sound_of("fox", 8), silence(10), sound_of("dog", 8), silence(12)]).astype("<f4")
 HALF = len(AUDIO) // 2
@@ -58,6 +59,16 @@ async def rest(socket: ClientConnection, position: int) -> list[dict[str, Any]]:
 
 def words(messages: list[dict[str, Any]]) -> list[str]:
     return [message["text"] for message in messages if message["type"] == "word"]
+
+
+def release(server: Running, claim: Claim) -> None:
+    """Release a stream in the server's event loop."""
+
+    async def work() -> None:
+        server.server.release(claim)
+
+    loop = server.server.servers[0]._accepting.get_loop()
+    asyncio.run_coroutine_threadsafe(work(), loop).result(20)
 
 
 def run(talk: Callable[[], Awaitable[None]]) -> None:
@@ -151,6 +162,26 @@ def test_another_key_does_not_continue_a_stream(tmp_path) -> None:
 
     with serving(ScriptRunner(slots=2), keys=KeyRing.read(tmp_path / "keys"), resume_seconds=20) as server:
         run(lambda: talk(server))
+
+
+def test_a_stream_that_continues_in_another_process_frees_its_slot_here() -> None:
+    claims: list[Claim] = []
+
+    async def talk(server: Running, other: Running) -> None:
+        _, session, _ = await begin(server)
+        async with stream(other, f"&resume={session}&received=1") as socket:
+            assert json.loads(await socket.recv())["resumed"] is False
+        async with stream(other, f"&resume={session}&received=1&keyword=a") as socket:
+            await socket.recv()
+        same, changed = claims
+        release(server, Claim(session, "other", same.query))
+        release(server, changed)
+        assert server.engine.active == 1
+        release(server, same)
+        await asyncio.to_thread(wait_for, lambda: server.engine.active == 0)
+
+    with serving(resume_seconds=60) as server, serving(resume_seconds=60, elsewhere=claims.append) as other:
+        run(lambda: talk(server, other))
 
 
 def test_the_slot_is_free_after_the_time() -> None:

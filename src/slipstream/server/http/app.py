@@ -14,7 +14,6 @@ from pathlib import Path
 from secrets import token_urlsafe
 from typing import TYPE_CHECKING
 
-from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -44,9 +43,9 @@ from slipstream.server.http.requests import Guarded, Refuse, Requests, failure_h
 from slipstream.server.http.speech import speech_routes
 from slipstream.server.http.uploads import Uploads
 from slipstream.server.http.webrtc import Calls
-from slipstream.server.metrics import Metrics
+from slipstream.server.metrics import Metrics, choose_format
 from slipstream.server.speaking import AnySpeaker
-from slipstream.server.streams.held import HeldStreams
+from slipstream.server.streams.held import Claim, HeldStreams
 from slipstream.server.streams.outbox import Socket
 from slipstream.server.streams.registry import StreamRegistry
 from slipstream.server.streams.speech import SpeechStreams
@@ -76,6 +75,7 @@ class Service:
         tracer: Begins a trace for each stream and upload; None writes no traces.
         page: Returns the text of `/metrics` and its media type, by the header `Accept`; None for this process alone.
         speaker: The model of text to speech; None offers none.
+        elsewhere: Called with a request for a stream that another process may hold: see `HeldStreams`.
     """
 
     engines: Models[AnyEngine]
@@ -92,6 +92,7 @@ class Service:
     tracer: Tracer | None = None
     page: Callable[[str], Awaitable[tuple[bytes, str]]] | None = None
     speaker: AnySpeaker | None = None
+    elsewhere: Callable[[Claim], None] = lambda claim: None
 
     @property
     def engine(self) -> AnyEngine:
@@ -132,7 +133,7 @@ class Streams:
     def __init__(self, service: Service, registry: StreamRegistry) -> None:
         self._service, self._registry = service, registry
         self._dialects = service.dialects
-        self._held = HeldStreams(service.resume_seconds, registry, service.metrics)
+        self.held = HeldStreams(service.resume_seconds, registry, service.metrics, service.elsewhere)
         self._speech = SpeechStreams(service.speaker, registry, service.limits) if service.speaker else None
 
     def accept(self, request: HTTPConnection, socket: Socket) -> Listener:
@@ -144,8 +145,8 @@ class Streams:
                 self._refuse_while_draining()
                 return self._speech.accept(opened, request, socket, access)
             dialect, client = self._open(request)
-            resumable = dialect if isinstance(dialect, ResumableDialect) and self._held.seconds else None
-            if resumable and (resumed := self._held.resume(query, client, socket)) is not None:
+            resumable = dialect if isinstance(dialect, ResumableDialect) and self.held.seconds else None
+            if resumable and (resumed := self.held.resume(query, client, socket)) is not None:
                 return resumed
             access.enter(client)
         except Refused as refused:
@@ -159,7 +160,7 @@ class Streams:
             return self._stream(dialect, socket, client, lambda: access.leave(client), request.headers)
 
         if resumable:
-            return self._held.open(resumable, client, query, socket, new_stream)
+            return self.held.open(resumable, client, query, socket, new_stream)
         return new_stream(socket)
 
     def accept_tcp(self, open_dialect: OpenDialect, socket: TcpConnection, address: str) -> LiveStream:
@@ -240,7 +241,7 @@ class Streams:
                     request.scope["id"],
                     int(time.time()),
                     self._service.limits.session_seconds,
-                    token_urlsafe(16) if self._held.seconds else "",
+                    token_urlsafe(16) if self.held.seconds else "",
                     configuration=scope_client(request.scope).session,
                 )
             )
@@ -397,7 +398,7 @@ class _Handlers:
         if page is not None:
             text, media_type = await page(accept)
         else:
-            encode, media_type = choose_encoder(accept)
+            encode, media_type = choose_format(accept)
             text = encode(metrics.registry)
         return Response(text, media_type=media_type)
 

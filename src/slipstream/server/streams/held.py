@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from slipstream.connections.access import Client
 from slipstream.connections.paced import LOST
@@ -29,11 +30,23 @@ class HeldStreams:
     A stream whose connection is lost keeps its slot for `seconds`. Its messages are kept, too, also those after its
     end: the client sends how many it has received, and gets the others. Of a request that continues a stream, the key
     and the parameters must be those of the first one.
+
+    Args:
+        seconds: How long a stream waits.
+        registry: Of the server.
+        metrics: Of the server.
+        elsewhere: Called with a request for a stream that is not held here; other processes then `release` it.
     """
 
-    def __init__(self, seconds: float, registry: StreamRegistry, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        registry: StreamRegistry,
+        metrics: Metrics,
+        elsewhere: Callable[[Claim], None] = lambda claim: None,
+    ) -> None:
         self.seconds = seconds
-        self._registry, self._metrics = registry, metrics
+        self._registry, self._metrics, self._elsewhere = registry, metrics, elsewhere
         self._streams: dict[str, HeldStream] = {}
 
     def open(
@@ -54,8 +67,12 @@ class HeldStreams:
     def resume(self, query: Query, client: Client, socket: Socket) -> Listener | None:
         """Continue the stream that a request names. Returns None if it is not held, or not for this client."""
         values = dict(query)
-        held, received = self._streams.get(values.get("resume", "")), values.get("received", "")
-        if held is None or held.client.key != client.key or held.query != _shared(query):
+        session, received = values.get("resume", ""), values.get("received", "")
+        if (held := self._streams.get(session)) is None:
+            if session:
+                self._elsewhere(Claim(session, client.key and client.key.name, _shared(query)))
+            return None
+        if held.client.key != client.key or held.query != _shared(query):
             return None
         if not (received.isascii() and received.isdecimal() and len(received) < 10 and held.has(int(received))):
             held.end()  # the client will begin again elsewhere in its audio
@@ -64,6 +81,12 @@ class HeldStreams:
         logger.info("stream resumed", extra=client.log_fields)
         return held.attach(socket, int(received))
 
+    def release(self, claim: Claim) -> None:
+        """End a stream whose client has begun a new one in another process."""
+        held = self._streams.get(claim.session)
+        if held is not None and claim == Claim(claim.session, held.client.key and held.client.key.name, held.query):
+            held.end()
+
     def may_wait(self) -> bool:
         """Whether a stream may wait for its client: not while the server stops."""
         return not self._registry.draining
@@ -71,6 +94,15 @@ class HeldStreams:
     def forget(self, held: HeldStream) -> None:
         """Remove a stream that nobody can continue any more."""
         self._streams.pop(held.dialect.session, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A request to continue a stream: its session ID, the name of the client's key, and the shared parameters."""
+
+    session: str
+    key: str | None
+    query: Query
 
 
 class HeldStream(Socket):

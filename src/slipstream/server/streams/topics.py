@@ -61,6 +61,11 @@ class Topics:
         topics = (self._topics.get(key) for key in self._joined.get(member, ()))
         return any(topic is not None and topic.publishers and member in topic.subscribers for topic in topics)
 
+    def subscribers(self, owner: str, topic: str) -> list[Subscriber]:
+        """Return the members that receive a topic."""
+        found = self._topics.get((owner, topic))
+        return list(found.subscribers) if found is not None else []
+
     def do(self, action: Publish | Subscribe | Forward, member: Subscriber, owner: str) -> None:
         """Run the action of a dialect. Raises `ProtocolError` for a webhook that is not allowed."""
         key = (owner, action.topic)
