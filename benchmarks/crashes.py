@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import random
 import signal
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--between", type=float, default=4.0, help="most seconds between two crashes")
     parser.add_argument("--pace", type=float, default=1.0, help="audio seconds that each stream sends per second")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="kill nothing after this time")
     arguments = parser.parse_args()
     report = asyncio.run(
         run(
@@ -72,6 +74,7 @@ def main() -> None:
             arguments.between,
             arguments.pace,
             arguments.seed,
+            arguments.seconds,
         )
     )
     print(f"{report.seconds:.0f} s; killed: {dict(sorted(report.crashes.items()))}")
@@ -81,7 +84,9 @@ def main() -> None:
     print(f"processes left: {report.left}; {leaks}")
 
 
-async def run(crashes: int, streams: int, workers: int, between: float, pace: float, seed: int) -> Report:
+async def run(
+    crashes: int, streams: int, workers: int, between: float, pace: float, seed: int, seconds: float = math.inf
+) -> Report:
     """Run the whole of it."""
     report, drawn = Report(), random.Random(seed)
     files = set(SHARED.iterdir())
@@ -93,6 +98,8 @@ async def run(crashes: int, streams: int, workers: int, between: float, pace: fl
     try:
         for _ in range(crashes):
             await asyncio.sleep(drawn.uniform(0.2, between))
+            if time.monotonic() - began > seconds:
+                break
             await server.crash(drawn, report)
         over.set()
         await asyncio.gather(*talking)

@@ -29,7 +29,7 @@ def choose_format(accept: str) -> tuple[Callable[[Collector], bytes], str]:
     """Return what writes metrics in the format that the header `Accept` requests, and its media type."""
     try:
         return choose_encoder(accept)
-    except ValueError:  # a version that is not a number
+    except (TypeError, ValueError):  # a version that is not a number
         return choose_encoder("")
 
 
