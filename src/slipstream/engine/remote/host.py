@@ -26,6 +26,8 @@ from slipstream.engine.waiting import WaitingSessions
 from slipstream.errors import ConfigError, EngineError
 from slipstream.model.runner import BaseRunner, Runner, State
 
+GATHER_SECONDS = 0.001
+"""How long frames gather that are not due yet, before their messages are read: each message would wake the engine."""
 UNSENT_SECONDS = 0.005
 """How soon a full socket is tried again."""
 
@@ -97,6 +99,9 @@ class EngineHost:
                 delay = self._slots.delay(now)
                 if delay == 0.0:
                     self._step(now)
+                elif delay is not None and delay > GATHER_SECONDS:
+                    time.sleep(GATHER_SECONDS)
+                    delay -= GATHER_SECONDS
                 self._receive(0.0 if delay == 0.0 else self._rest(delay, now))
         finally:
             for channel in self._channels.values():
