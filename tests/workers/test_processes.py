@@ -279,7 +279,7 @@ def test_no_connection_waits_for_a_worker_that_has_drained(engine_dies: bool) ->
                 os.kill(running.children("engine")[0], signal.SIGKILL)
             else:
                 for _ in range(8):
-                    with contextlib.suppress(ConnectionError):  # refused or reset: the client knows at once
+                    with contextlib.suppress(ConnectionError):  # refused or reset: the client does not wait
                         late = open_files.enter_context(socket.create_connection((host, int(port)), 3))
                         late.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
                         assert late.recv(4) in (b"HTTP", b"")

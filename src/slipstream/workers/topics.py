@@ -119,6 +119,6 @@ class TopicHub:
         self._report(self._members.values())
 
     def _report(self, members: Iterable[_Member]) -> None:
-        """Tell the workers which of these members follow a topic now."""
+        """Report to the workers which of these members follow a topic now."""
         for member in members:
             member.report(self._topics.follows(member))

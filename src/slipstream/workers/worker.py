@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 TICK_SECONDS = 0.02
 """How often the engines' sessions do what is due."""
 MORE_NAMES = 1024
-"""Names with a count beyond the address and the key of each connection: of uploads, and of streams without connection."""
+"""Names with a count beyond the address and the key of each connection: of uploads, and of held streams."""
 
 
 @dataclass(frozen=True, slots=True)
