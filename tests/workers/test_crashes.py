@@ -13,9 +13,9 @@ pytestmark = pytest.mark.skipif(not Path("/dev/shm").exists(), reason="reads /pr
 
 
 def test_streams_get_all_their_words_over_killed_processes() -> None:
-    report = asyncio.run(crashes.run(crashes=4, streams=12, workers=2, between=1.5, pace=4.0, seed=9))
-    assert report.crashes == {"worker": 2, "engine": 1, "parent": 1}
-    assert report.streams >= 12
+    report = asyncio.run(crashes.run(crashes=3, streams=8, workers=2, between=1.0, pace=4.0, seed=49))
+    assert report.crashes == {"worker": 1, "engine": 1, "parent": 1}
+    assert report.streams >= 8
     assert report.connections > report.streams
     assert report.wrong_transcripts == 0
     assert (report.left, report.leaked_slots, report.leaked_files) == (0, 0, 0)

@@ -70,7 +70,7 @@ class HeldStreams:
         session, received = values.get("resume", ""), values.get("received", "")
         if (held := self._streams.get(session)) is None:
             if session:
-                self._elsewhere(Claim(session, client.key and client.key.name, _shared(query)))
+                self._elsewhere(Claim.of(client, session, _shared(query)))
             return None
         if held.client.key != client.key or held.query != _shared(query):
             return None
@@ -84,7 +84,7 @@ class HeldStreams:
     def release(self, claim: Claim) -> None:
         """End a stream whose client has begun a new one in another process."""
         held = self._streams.get(claim.session)
-        if held is not None and claim == Claim(claim.session, held.client.key and held.client.key.name, held.query):
+        if held is not None and claim == Claim.of(held.client, claim.session, held.query):
             held.end()
 
     def may_wait(self) -> bool:
@@ -103,6 +103,11 @@ class Claim:
     session: str
     key: str | None
     query: Query
+
+    @classmethod
+    def of(cls, client: Client, session: str, query: Query) -> Claim:
+        """Return the claim of a client."""
+        return cls(session, client.key.name if client.key else None, query)
 
 
 class HeldStream(Socket):
