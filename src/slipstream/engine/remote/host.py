@@ -99,7 +99,7 @@ class EngineHost:
                 delay = self._slots.delay(now)
                 if delay == 0.0:
                     self._step(now)
-                elif delay is not None and delay > GATHER_SECONDS:
+                elif delay is not None and delay > GATHER_SECONDS and self._slots.patient(now):
                     time.sleep(GATHER_SECONDS)
                     delay -= GATHER_SECONDS
                 self._receive(0.0 if delay == 0.0 else self._rest(delay, now))

@@ -39,6 +39,7 @@ class Slots:
         self._operations: dict[int, deque[tuple[int, SlotCommand]]] = {}  # each before a frame of this number
         self._costs = StepCosts()
         self._step: tuple[int, float] | None = None
+        self._last_urgent = -math.inf
 
     @property
     def active(self) -> int:
@@ -94,6 +95,10 @@ class Slots:
             due = oldest + BATCH_WAIT_SECONDS
         return max(0.0, due - now)
 
+    def patient(self, now: float) -> bool:
+        """Return whether no slot was urgent for a while: each frame of a flush follows from the one before."""
+        return now - self._last_urgent > HOLD_SECONDS
+
     def take(self, now: float) -> tuple[IntArray, IntArray, list[tuple[int, SlotCommand]], float]:
         """Take the frames of the step that is due. The next call of `finish` marks its end.
 
@@ -114,6 +119,8 @@ class Slots:
         self._taken_B[slots_N] += 1
         more_N = self._written_B[slots_N] > self._taken_B[slots_N]
         self._since_B[slots_N] = np.where(more_N, now, np.inf)
+        if self._urgent_B[slots_N].any():
+            self._last_urgent = now
         self._urgent_B[slots_N] &= more_N
         self._step = (len(slots_N), now)
         return slots_N, frames_N % FRAMES, operations, lag
