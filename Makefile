@@ -9,7 +9,7 @@
 #   make dist                    wheel and source distribution in dist/, installed and checked in a new environment
 #   make bench                   milliseconds a frame and streams at once, on this machine; 15 GB of memory
 #   make setup                   the environment for work on Slipstream itself
-#   make ray                     the tests on a local Ray, in an environment of their own; about two minutes
+#   make ray                     the tests on a local Ray, in an environment of their own; about four minutes
 #   make oracles                 the reference packages that the parity tests compare with
 #   make clients                 the clients of other products that the server's tests run, and what checks deploy/
 #   make tiny DATA=folder        train a model on a Whisper encoder: recipes/tiny/README.md; hours
