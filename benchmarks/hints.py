@@ -56,6 +56,7 @@ def main() -> None:
     names = modes.add_parser("names")
     names.add_argument("folder", type=Path)
     names.add_argument("--limit", type=int, help="sentences, chosen at random")
+    names.add_argument("--half", type=int, choices=(0, 1), help="the sentences of every other name, such as for tuning")
     names.add_argument("--beam", type=int, default=1)
     names.add_argument("--list", type=int, nargs="*", default=[NAMES], help="keywords, filled up with other names")
     names.add_argument("--weight", type=float, default=1.0)
@@ -111,9 +112,11 @@ def make(folder: Path, model: str) -> None:
 def run_names(arguments: argparse.Namespace) -> None:
     lines = (arguments.folder / "names.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    if arguments.half is not None:
+        rows = [row for row in rows if names.index(row["name"]) % 2 == arguments.half]
     if arguments.limit:
         rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[: arguments.limit]]
-    names = list(dict.fromkeys(json.loads(line)["name"] for line in lines))
     silent = _manifest(arguments.silent, arguments.dataset, "en", None) if arguments.silent else []
     beam = arguments.beam
     with slipstream.load(arguments.model, slots=max(4, beam)) as transcriber:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 from slipstream.hints import Keyword
-from slipstream.hints.keywords import LETTER_BONUS, MAX_BONUS, KeywordTrie, Node
+from slipstream.hints.keywords import LETTER_BONUS, MAX_BONUS, SURE, KeywordTrie, Node
 from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.text import Tokenizer
 from slipstream.testing import tiny_tokenizer, tokenizer_proto
 
-SURE, UNSURE = -0.01, -1.0
+SURE_LOGPROB, UNSURE = math.log(SURE), -1.0
 
 
 @pytest.fixture(scope="module")
@@ -85,20 +86,38 @@ def test_a_phrase_of_two_words_continues_over_a_pause(tokenizer: Tokenizer) -> N
 
 
 def test_no_bonus_begins_a_word_where_the_model_begins_none(tokenizer: Tokenizer) -> None:
-    trie = KeywordTrie([Keyword("seven")], tokenizer)
-    first = tokenizer.encode("seven")[0]
+    trie = KeywordTrie([Keyword("afternoon")], tokenizer)
+    first = tokenizer.encode("afternoon")[0]
     inner = next(token for token in range(tokenizer.vocab_size) if text_of(tokenizer, token).strip("�").isalpha())
     for plain in (PAD_ID, WORD_ID, inner):
         assert trie.gain(trie.root, first, plain, UNSURE) == (trie.root, 0.0)
-    assert trie.gain(trie.root, first, tokenizer.encode("one")[0], SURE)[1] > 0
+    assert trie.gain(trie.root, first, tokenizer.encode("one")[0], UNSURE)[1] > 0
 
 
-def test_no_bonus_continues_a_word_that_the_model_surely_ends(tokenizer: Tokenizer) -> None:
-    trie = KeywordTrie([Keyword("seventeen")], tokenizer)
-    tokens = tokenizer.encode("seventeen")
+def test_no_bonus_replaces_a_token_that_the_model_is_sure_of(tokenizer: Tokenizer) -> None:
+    trie = KeywordTrie([Keyword("afternoon")], tokenizer)
+    tokens, other = tokenizer.encode("afternoon"), tokenizer.encode("one")[0]
+    assert trie.gain(trie.root, tokens[0], other, SURE_LOGPROB) == (trie.root, 0.0)
+    assert trie.gain(trie.root, tokens[0], other, SURE_LOGPROB - 0.01)[1] > 0
     node, score = write(trie, tokens[:1])
-    assert trie.gain(node, tokens[1], PAD_ID, SURE) == (trie.root, pytest.approx(-score))
-    assert trie.gain(node, tokens[1], PAD_ID, UNSURE)[1] > 0
+    for plain in (PAD_ID, WORD_ID, other, tokens[0]):
+        assert trie.gain(node, tokens[1], plain, SURE_LOGPROB) == (trie.root, pytest.approx(-score))
+        assert trie.gain(node, tokens[1], plain, SURE_LOGPROB - 0.01)[1] > 0
+
+
+def test_a_token_that_the_model_writes_itself_earns_its_bonus(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode("seventeen")
+    _, score = write(KeywordTrie([Keyword("seventeen")], tokenizer), tokens, logprob=SURE_LOGPROB / 2)
+    assert score == pytest.approx(MAX_BONUS)
+
+
+def test_the_first_letters_of_a_phrase_earn_nothing(tokenizer: Tokenizer) -> None:
+    trie = KeywordTrie([Keyword("seventeen")], tokenizer)
+    pieces = {text_of(tokenizer, token): token for token in trie.biases(trie.root).id_N.tolist()}
+    node, score = write(trie, [pieces[" s"]])
+    assert score == 0.0
+    assert node is not trie.root
+    assert write(trie, tokenizer.encode("seventeen")[:3])[1] == pytest.approx(2 * LETTER_BONUS)  # "seve"
 
 
 def test_short_phrases_get_less_per_letter(tokenizer: Tokenizer) -> None:

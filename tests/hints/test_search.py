@@ -96,8 +96,8 @@ def test_a_copy_continues_on_its_own(tokenizer: Tokenizer) -> None:
 
 
 def test_a_keyword_replaces_a_word_and_not_silence(tokenizer: Tokenizer) -> None:
-    trie = KeywordTrie([Keyword("speaking")], tokenizer)
-    (start, *_), other = tokenizer.encode("speaking"), one(tokenizer, "word")
+    trie = KeywordTrie([Keyword("afternoon")], tokenizer)
+    (start, *_), other = tokenizer.encode("afternoon"), one(tokenizer, "word")
     search = Search(1, tokenizer, trie)
     bias = dict(zip(search.biases(0).id_N.tolist(), search.biases(0).bias_N.tolist(), strict=True))
     assert bias[start] > 0

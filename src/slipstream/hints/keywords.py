@@ -15,14 +15,16 @@ from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.runner import MAX_BIASED
 from slipstream.model.text import Tokenizer
 
-LETTER_BONUS = 0.8
-"""Nats for each letter of a phrase with weight 1 that the text so far agrees with."""
-MAX_BONUS = 4.0
-"""The most that a phrase of weight 1 gets: its odds rise by a factor of 55."""
+LETTER_BONUS = 1.2
+"""Nats for each letter of a phrase with weight 1 that the text so far agrees with, after the first ones."""
+COMMON_LETTERS = 2
+"""The first letters of a phrase earn nothing: a first piece such as `The` or `No` is mostly another word."""
+MAX_BONUS = 6.0
+"""The most that a phrase of weight 1 gets: its odds rise by a factor of 400."""
 SURE_LETTERS = 5
 """A shorter phrase gets less for each letter: short words are like the start of many others."""
-SURE_OF_END = 0.9
-"""Probability of the end of a word above which no bonus continues it."""
+SURE = 0.7
+"""Probability of a token from which the model is sure of it: no bonus replaces it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Node:
 
 
 _SPACE = ord(" ")
-_SURE_OF_END = math.log(SURE_OF_END)
+_SURE = math.log(SURE)
 _NOTHING = Biases(np.zeros(0, np.int64), np.zeros(0, np.float32))
 
 
@@ -107,20 +109,15 @@ class KeywordTrie:
     def gain(self, node: Node, token: int, plain: int, plain_logprob: float) -> tuple[Node, float]:
         """Return the place after `token`, and by how much the score of the text changes.
 
-        A phrase that continues earns more; one that is left unfinished loses what it has earned. No bonus makes a word
-        where the model writes none: it starts one only where `plain`, the best token without a bonus, starts one, and
-        continues one only where the model is not sure of its end.
+        A phrase that continues earns more; one that is left unfinished loses what it has earned. No bonus replaces a
+        token that the model is sure of, or makes a word where the model writes none: it starts one only where `plain`,
+        the best token without a bonus, starts one.
         """
         following = self.follow(node, token)
         if following is node:
             return node, 0.0
         begins = token in self._vocabulary.starts
-        if begins:
-            allowed = plain in self._vocabulary.starts
-        else:
-            ends = plain in (PAD_ID, WORD_ID) or plain in self._vocabulary.starts
-            allowed = not ends or plain_logprob < _SURE_OF_END
-        if not allowed:
+        if token != plain and (plain_logprob >= _SURE or (begins and plain not in self._vocabulary.starts)):
             following = self.root
         kept = node.complete and (begins or token in (PAD_ID, WORD_ID)) and token not in self._tokens(node)
         return following, following.bonus - (0.0 if kept else node.bonus)
@@ -129,6 +126,7 @@ class KeywordTrie:
         encoded = b" " + b" ".join(text.encode().split())
         letters = len(text.replace(" ", ""))
         each = LETTER_BONUS * weight * min(1.0, (letters - 1) / SURE_LETTERS)
+        common = min(COMMON_LETTERS, letters - 1)
         usable = self._vocabulary.usable(encoded)
         if not usable[0]:
             return
@@ -136,7 +134,7 @@ class KeywordTrie:
         for place, byte in enumerate(encoded):
             node = node.children.setdefault(byte, Node())
             node.letters = place - encoded[: place + 1].count(b" ") + 1
-            node.bonus = max(node.bonus, min(MAX_BONUS * weight, each * node.letters))
+            node.bonus = max(node.bonus, min(MAX_BONUS * weight, each * (node.letters - common)))
             node.usable |= usable[place + 1]
         node.complete = True
 
