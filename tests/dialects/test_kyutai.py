@@ -14,9 +14,10 @@ import pytest
 from benchmarks.attacks.opus import OPUS_HEAD, ogg_page, opus_bomb
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tests.dialects.sequences import messages, sequences
 
 from slipstream.dialects import kyutai
-from slipstream.dialects.kyutai import KyutaiDialect
+from slipstream.dialects.kyutai import ORDER, KyutaiDialect
 from slipstream.dialects.protocol import PIECE_SAMPLES, Audio, Command, Marker, ProtocolError, Restart
 
 FLOATS = st.lists(st.floats(-1, 1, width=32), max_size=40)
@@ -140,6 +141,36 @@ def test_markers_and_init() -> None:
     assert decoded(msgpack.packb({"type": "Marker", "id": -3})) == [Marker(-3)]
     assert decoded(msgpack.packb({"id": 7, "type": "Marker"})) == [Marker(7)]
     assert decoded(msgpack.packb({"type": "Init"})) == [Restart()]
+
+
+SAMPLES: dict[str, bytes | str] = {
+    "Init": msgpack.packb({"type": "Init"}),
+    "Audio": msgpack.packb({"type": "Audio", "pcm": [0.5, -0.25]}, use_single_float=True),
+    "OggOpus": msgpack.packb({"type": "OggOpus", "data": ogg_page(2, [OPUS_HEAD])}),
+    "Marker": msgpack.packb({"type": "Marker", "id": 7}),
+    "text": '{"type": "Marker", "id": 7}',
+}
+
+
+@given(st.data())
+def test_the_table_of_legal_messages(data: st.DataObject) -> None:
+    assert messages(ORDER) == sorted(SAMPLES)
+    stream = KyutaiDialect()
+    for kind in data.draw(sequences(ORDER)):
+        commands = list(stream.receive(SAMPLES[kind]))
+        if kind == "Init":
+            assert commands == [Restart()]
+        elif kind == "Marker":
+            assert commands[-1] == Marker(7)
+        else:
+            assert all(isinstance(command, Audio) for command in commands)
+            assert kind != "text" or not commands
+
+
+@given(st.text(max_size=8).filter(lambda kind: kind not in SAMPLES))
+def test_other_messages_are_errors(kind: str) -> None:
+    with pytest.raises(ProtocolError):
+        decoded(msgpack.packb({"type": kind}))
 
 
 def decoded(message: bytes) -> list[Command]:

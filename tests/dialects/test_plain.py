@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.dialects.sequences import messages as messages_of
+from tests.dialects.sequences import sequences
 
 from slipstream.audio import RawFormat
 from slipstream.dialects.models import Models, StreamInfo, StreamRequest
-from slipstream.dialects.plain import PlainDialect, open_dialect, parse_format
+from slipstream.dialects.plain import ORDER, PlainDialect, open_dialect, parse_format
 from slipstream.dialects.protocol import (
     PIECE_SAMPLES,
     Audio,
@@ -256,6 +258,30 @@ def test_any_messages_are_commands_or_a_clean_error(encoding: str, rate: int, me
             list(stream.receive(message))
         except ProtocolError:
             return
+
+
+SAMPLES: dict[str, bytes | str] = {
+    "audio": b"\0\x40" * 50,
+    "flush": '{"type": "flush", "id": 3}',
+    "restart": '{"type": "restart"}',
+    "close": '{"type": "close"}',
+}
+DONE = {"audio": Audio, "flush": Marker, "restart": Restart, "close": Finish}
+
+
+@given(st.data())
+def test_the_table_of_legal_messages(data: st.DataObject) -> None:
+    assert messages_of(ORDER) == sorted(SAMPLES)
+    stream, state = dialect(), "open"
+    for kind in data.draw(sequences(ORDER)):
+        commands = list(stream.receive(SAMPLES[kind]))
+        last = [type(command) for command in commands[-1:]]
+        assert last == ([DONE[kind]] if state == "open" else [])
+        state = ORDER[state][kind]
+    for kind in ("stop", "audio"):
+        if state == "open":
+            with pytest.raises(ProtocolError, match=f"unknown type '{kind}'"):
+                list(stream.receive(json.dumps({"type": kind})))
 
 
 def test_audio_is_converted_to_the_models_sample_rate() -> None:

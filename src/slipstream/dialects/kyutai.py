@@ -17,6 +17,7 @@ from slipstream.arrays import FloatArray
 from slipstream.audio import Resampler
 from slipstream.dialects.models import StreamRequest
 from slipstream.dialects.ogg import OggOpusDecoder
+from slipstream.dialects.order import Order, Table
 from slipstream.dialects.packed import octets, parse, samples
 from slipstream.dialects.protocol import (
     Action,
@@ -37,6 +38,8 @@ from slipstream.events import Event, MarkerReached, OpenWord, Ready, Step, Word
 PATH = "/api/asr-streaming"
 PCM_RATE = 24_000
 """The rate of `Audio` messages, in Hz. The protocol has no field for it."""
+ORDER: Table = {"open": dict.fromkeys(("Init", "Audio", "OggOpus", "Marker", "text"), "open")}
+"""What the client may send: as in the reference, everything at any time. Text messages are ignored."""
 
 
 def open_dialect(request: StreamRequest) -> KyutaiDialect:
@@ -53,6 +56,7 @@ class KyutaiDialect(Dialect):
     def __init__(self, sample_rate: int = PCM_RATE, model: str = "") -> None:
         self._model = model
         self._sample_rate = sample_rate
+        self._order = Order(ORDER)
         self._resampler = Resampler(PCM_RATE, sample_rate)
         self._opus: OggOpusDecoder | None = None
         self._open: OpenWord | None = None
@@ -63,9 +67,11 @@ class KyutaiDialect(Dialect):
 
     def receive(self, message: Message) -> Iterator[Action]:
         """Yield the actions for a message: see `Dialect.receive`."""
-        if isinstance(message, str):  # the reference ignores text
+        if isinstance(message, str):
+            self._order.follow("text")
             return
         kind, value = parse(message, _KEY_OF)
+        self._order.follow(kind)
         if kind == "Audio":
             for piece_S in samples(value):
                 yield Audio(self._resampled(check_audio(piece_S)))

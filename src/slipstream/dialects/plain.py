@@ -24,6 +24,7 @@ from typing import Any
 
 from slipstream.audio import RawFormat
 from slipstream.dialects.models import StreamInfo, StreamRequest
+from slipstream.dialects.order import Order, Table
 from slipstream.dialects.pcm import PcmInput, check_format
 from slipstream.dialects.protocol import (
     Action,
@@ -63,6 +64,11 @@ DEFAULT_RATE = 24_000
 """Sample rate of audio whose address gives none, in Hz."""
 CONNECTION_PARAMETERS = ("resume", "received", "history")
 """Parameters of a connection, which differ between those of one stream."""
+ORDER: Table = {
+    "open": {"audio": "open", "flush": "open", "restart": "open", "close": "closing"},
+    "closing": dict.fromkeys(("audio", "flush", "restart", "close"), "closing"),
+}
+"""What the client may send. After `close` everything is legal and ignored: it may be in flight."""
 
 
 def open_dialect(request: StreamRequest) -> PlainDialect:
@@ -118,6 +124,7 @@ class PlainDialect(ResumableDialect):
     ) -> None:
         self._info, self._id, self._hints = info, id, hints or Hints()
         self._continues = continues
+        self._order = Order(ORDER)
         self._pcm = PcmInput(format, info.sample_rate)
         self._sample_bytes = format.sample_bytes * format.channels
         self._received = 0  # bytes
@@ -143,18 +150,21 @@ class PlainDialect(ResumableDialect):
 
     def receive(self, message: Message) -> Iterator[Action]:
         """Yield the actions for a message: see `Dialect.receive`."""
+        if self._order.state == "closing":
+            return
         if isinstance(message, bytes):
             self._received += len(message)
             yield from self._pcm.push(message)
             return
         kind, id = _control(message)
+        if kind not in ("flush", "restart", "close"):
+            raise ProtocolError(f"unknown type {kind!r:.40}: expected flush, restart or close")
+        self._order.follow(kind)
         if kind == "restart":
             self._pcm.restart()
             self._received = 0
             yield Restart()
             return
-        if kind not in ("flush", "close"):
-            raise ProtocolError(f"unknown type {kind!r:.40}: expected flush, restart or close")
         yield from self._pcm.flush(last=kind == "close")
         yield Marker(id) if kind == "flush" else Finish()
 

@@ -12,7 +12,7 @@ from tests.fakes import ScriptRunner, run, tiny_tokenizer
 
 from slipstream.arrays import FloatArray
 from slipstream.dialects.models import Models, StreamInfo, StreamRequest
-from slipstream.dialects.protocol import Action, Audio, Dialect, Flush, Marker, Open, Send, SetHints, SetTurns
+from slipstream.dialects.protocol import Action, Audio, Dialect, Flush, Marker, Message, Open, Send, SetHints, SetTurns
 from slipstream.engine.options import StreamFormat
 from slipstream.engine.session import Session
 from slipstream.events import Event
@@ -51,7 +51,7 @@ class Conversation:
         self.sent: list[dict[str, Any]] = []
         self._do(dialect.open())
 
-    def send(self, *messages: str) -> list[dict[str, Any]]:
+    def send(self, *messages: Message) -> list[dict[str, Any]]:
         """Send messages, and let the session process everything after each. Returns the answers."""
         before = len(self.sent)
         for one in messages:
@@ -59,7 +59,7 @@ class Conversation:
             self.run()
         return self.sent[before:]
 
-    def send_at_once(self, *messages: str) -> list[dict[str, Any]]:
+    def send_at_once(self, *messages: Message) -> list[dict[str, Any]]:
         """Send messages faster than they are processed. Returns the answers."""
         before = len(self.sent)
         for one in messages:

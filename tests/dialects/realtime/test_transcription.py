@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.dialects import sequences as tables
 from tests.dialects.realtime.conversation import (
     COMPLETED,
     DELTA,
@@ -23,6 +25,8 @@ from tests.dialects.realtime.conversation import (
 )
 from tests.fakes import ScriptRunner, drive, new_session, silence, sound_of, speech, words_of
 
+from slipstream.arrays import FloatArray
+from slipstream.audio import RawFormat
 from slipstream.dialects.models import UnknownModel
 from slipstream.dialects.protocol import CloseCode, Open, ProtocolError
 from slipstream.dialects.realtime import open_dialect
@@ -40,6 +44,15 @@ def ga() -> Conversation:
 
 def beta() -> Conversation:
     return Conversation(TranscriptionDialect(request(), beta=True))
+
+
+def call() -> Conversation:
+    return Conversation(TranscriptionDialect(request(), media=RawFormat("pcm_s16le", 48_000)))
+
+
+def track(pcm_S: FloatArray) -> bytes:
+    """Audio as the track of a call delivers it."""
+    return (np.repeat(pcm_S, 2) * 32767).astype("<i2").tobytes()
 
 
 def order_of(messages: list[dict[str, Any]]) -> list[str]:
@@ -320,12 +333,16 @@ def test_an_address_with_another_intent_or_model_is_refused(query: tuple[str, st
 
 SOUNDS = [np.concatenate([sound_of("fox", 9), silence(3)]), sound_of("dog", 5), silence(14)]
 AUDIO = [append(pcm_S) for pcm_S in SOUNDS]
-MESSAGES = {
+MESSAGES: dict[str, list[str | bytes]] = {
     "session.update": [MANUAL, update(turn_detection={"type": "server_vad"}), update(format={"type": "audio/pcm"})],
     "session.update with another model": [update(transcription={"model": "other"})],
-    "input_audio_buffer.append": AUDIO,
+    "input_audio_buffer.append": [*AUDIO],
     "input_audio_buffer.commit": [COMMIT],
     "input_audio_buffer.clear": [CLEAR],
+}
+CLIENTS: dict[str, tuple[Callable[[], Conversation], dict[str, list[str | bytes]]]] = {
+    "WebSocket": (ga, MESSAGES),
+    "call": (call, {**MESSAGES, "input_audio_buffer.append": [*map(track, (sound_of("fox", 15), silence(3)))]}),
 }
 AFTER: dict[str | None, set[str]] = {
     None: {"speech_started", "delta", "committed", "timeout_triggered"},
@@ -365,15 +382,15 @@ def check_items(sent: list[dict[str, Any]]) -> None:
     assert all(last[item] == "over" for item in committed)
 
 
+@pytest.mark.parametrize("kind_of_client", CLIENTS)
 @settings(max_examples=80, deadline=None)
 @given(st.data(), st.booleans())
-def test_legal_messages_are_never_an_error(data: st.DataObject, at_once: bool) -> None:
-    client, state = ga(), "no audio yet"
-    messages = []
-    for _ in range(data.draw(st.integers(1, 12))):
-        kind = data.draw(st.sampled_from(sorted(ORDER[state])))
-        messages.append(data.draw(st.sampled_from(MESSAGES[kind])))
-        state = ORDER[state][kind]
+def test_legal_messages_are_never_an_error(kind_of_client: str, data: st.DataObject, at_once: bool) -> None:
+    make, samples = CLIENTS[kind_of_client]
+    client = make()
+    assert tables.messages(ORDER) == sorted(samples)
+    sequence = data.draw(tables.sequences(ORDER))
+    messages = [data.draw(st.sampled_from(samples[kind])) for kind in sequence]
     (client.send_at_once if at_once else client.send)(*messages)
     assert "error" not in kinds(client.sent)
     if client.session is not None:
@@ -381,13 +398,15 @@ def test_legal_messages_are_never_an_error(data: st.DataObject, at_once: bool) -
     check_items(client.sent)
 
 
+@pytest.mark.parametrize("kind_of_client", CLIENTS)
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_illegal_messages_are_errors_and_change_nothing(data: st.DataObject) -> None:
-    client, state = ga(), "no audio yet"
+def test_illegal_messages_are_errors_and_change_nothing(kind_of_client: str, data: st.DataObject) -> None:
+    make, samples = CLIENTS[kind_of_client]
+    client, state = make(), "no audio yet"
     for _ in range(data.draw(st.integers(1, 8))):
-        kind = data.draw(st.sampled_from(sorted(MESSAGES)))
-        sent = data.draw(st.sampled_from(MESSAGES[kind]))
+        kind = data.draw(st.sampled_from(sorted(samples)))
+        sent = data.draw(st.sampled_from(samples[kind]))
         if kind == "session.update with another model" and any(one.model == "other" for one in client.opened):
             continue  # it is not another one
         answers = client.send(sent)
@@ -397,6 +416,13 @@ def test_illegal_messages_are_errors_and_change_nothing(data: st.DataObject) -> 
         else:
             assert kinds(answers) == ["error"]
     check_items([one for one in client.sent if one["type"] != "error"])
+
+
+@given(st.sampled_from(AUDIO))
+def test_the_audio_of_a_call_comes_from_its_track(sent: str) -> None:
+    client = call()
+    assert "from its track" in client.send(sent)[0]["error"]["message"]
+    assert client.opened == []
 
 
 @settings(max_examples=30, deadline=None)
