@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from av import AudioFrame
-from benchmarks.dialect_load import FRAME_SECONDS, WAIT_SECONDS, cost, server, spoken
+from benchmarks.dialect_load import WAIT_SECONDS, cost, server, spoken
 from benchmarks.dialects import CLIENTS
-from benchmarks.load import cpu_seconds
+from benchmarks.load import FRAME_SECONDS, cpu_seconds
 
 from slipstream.arrays import FloatArray
 

@@ -5,15 +5,12 @@ a model without cost. All clients of a dialect send at `--pace` times real time,
 last word. The dialects take turns on one server, `--rounds` times; the table has the medians of the rounds, and the
 differences from the plain dialect.
 
-`python -m benchmarks.dialect_load own`: processor time per frame of the dialect alone, without sockets, the engine and
-the model: `receive` of the messages of a stream, and `handle` of its events. Next to it that of the plain dialect for
-the same samples, rate, encoding and pieces. The least of the rounds counts.
-
 `python -m benchmarks.dialect_load latency`: the time from the end of speech to the last final word, in ms, by the
 client's own clock, with audio in real time and the built-in model. With flush, the audio ends with the last word;
 without, two more seconds of silence come first.
 
-Calls on WebRTC: `python -m benchmarks.calls`.
+What a dialect costs without sockets and the engine: `python -m benchmarks.load --dialect all`. Calls on WebRTC:
+`python -m benchmarks.calls`.
 """
 
 from __future__ import annotations
@@ -26,25 +23,22 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
-from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 from benchmarks.dialect_connection import connected
-from benchmarks.dialects import CLIENTS, DialectClient, Message, mulaw, pcm16
-from benchmarks.load import FRAME_SAMPLES, CostRunner, cpu_seconds
+from benchmarks.dialects import CLIENTS, DialectClient
+from benchmarks.load import FRAME_SECONDS, CostRunner, cpu_seconds, known_dialects
 from websockets.exceptions import ConnectionClosed
 
 from slipstream.arrays import FloatArray
 from slipstream.audio import load
 from slipstream.bundle import ModelBundle
 from slipstream.connections.access import Access
-from slipstream.dialects import DIALECTS, TCP_DIALECTS
-from slipstream.dialects.models import Models, StreamInfo, StreamRequest
-from slipstream.dialects.plain import open_dialect as open_plain
-from slipstream.dialects.protocol import Dialect, Open
+from slipstream.dialects import TCP_DIALECTS
+from slipstream.dialects.models import Models
 from slipstream.engine.engine import Engine
 from slipstream.server.http.app import Service
 from slipstream.server.run import TcpListener, listen, serve
@@ -52,8 +46,6 @@ from slipstream.testing import tiny_tokenizer
 
 Ports: TypeAlias = dict[str, int]
 """Of the dialects on TCP by their names, and of the WebSockets by an empty one."""
-FRAME_SECONDS = 0.08
-COSTS = Models({"cost": StreamInfo("cost", 0.5, FRAME_SECONDS)}, accept_any=True)
 WAIT_SECONDS = 2.0
 QUEUE_SECONDS = 10.0
 """How long a session waits for the slot of the round before."""
@@ -66,8 +58,8 @@ SPEECH_ABOVE = 0.02
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("cost", "own", "latency"))
-    parser.add_argument("--dialects", type=lambda text: text.split(","), default=list(CLIENTS))
+    parser.add_argument("what", choices=("cost", "latency"))
+    parser.add_argument("--dialects", type=known_dialects, default=list(CLIENTS))
     parser.add_argument("--sessions", type=int, default=40, help="of each dialect")
     parser.add_argument("--frames", type=int, default=150, help="of audio in each session, to measure the cost")
     parser.add_argument("--pace", type=float, default=4.0, help="times real time, to measure the cost")
@@ -79,13 +71,9 @@ def main() -> None:
     if arguments.serve:
         run_server(arguments.serve, arguments.sessions)
         return
-    if unknown := set(arguments.dialects) - set(CLIENTS):
-        parser.error(f"unknown dialect {', '.join(sorted(unknown))}: choose from {', '.join(CLIENTS)}")
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
     if arguments.what == "cost":
         print_costs(arguments)
-    elif arguments.what == "own":
-        print_own_costs(arguments)
     else:
         print_latencies(arguments)
 
@@ -106,17 +94,6 @@ def print_costs(arguments: argparse.Namespace) -> None:
     for name, found in rounds.items():
         more = "" if name == "plain" else f"{costs[name] - costs['plain']:+.0f}"
         print(f"| {name} | {costs[name]:.0f} | {more} | {min(found):.0f} to {max(found):.0f} |")
-
-
-def print_own_costs(arguments: argparse.Namespace) -> None:
-    """Print the table of what the dialects cost alone."""
-    print("| dialect | µs per frame | plain, same audio | more |")
-    print("|---|---|---|---|")
-    for name in arguments.dialects:
-        make = CLIENTS[name]
-        rounds = [own_costs(make, arguments.frames) for _ in range(arguments.rounds)]
-        own, plain = (min(costs) for costs in zip(*rounds, strict=True))
-        print(f"| {name} | {own:.1f} | {plain:.1f} | {own - plain:+.1f} |")
 
 
 def print_latencies(arguments: argparse.Namespace) -> None:
@@ -172,46 +149,6 @@ def cost(ports: Ports, process: int, make: type[DialectClient], arguments: argpa
     began = cpu_seconds(process)
     asyncio.run(at_once(ports, make, arguments))
     return 1e6 * (cpu_seconds(process) - began) / (arguments.sessions * arguments.frames)
-
-
-def own_costs(make: type[DialectClient], frames: int) -> tuple[float, float]:
-    """Microseconds of a dialect's own processor time per frame, and of the plain one for the same audio."""
-    frame_S = np.full(round(make.rate * FRAME_SECONDS), 0.01, np.float32)
-    client, url = make(), urlsplit(make.path)
-    messages = list(client.audio(frame_S))
-    headers = {name.lower(): value for name, value in client.headers.items()}
-    request = StreamRequest(COSTS, parse_qsl(url.query), headers)
-    own = alone(
-        (TCP_DIALECTS[client.tcp] if client.tcp else DIALECTS[url.path])(request), client.begin(), messages, frames
-    )
-    pieces = [encoded(piece_S, make.encoding) for piece_S in np.split(frame_S, len(messages))]
-    format = [("encoding", make.encoding), ("sample_rate", str(make.rate))]
-    return own, alone(open_plain(StreamRequest(COSTS, format)), (), pieces, frames)
-
-
-def encoded(pcm_S: FloatArray, encoding: str) -> bytes:
-    """Return samples in an encoding of the plain dialect."""
-    if encoding == "pcm_f32le":
-        return pcm_S.astype("<f4").tobytes()
-    return mulaw(pcm_S) if encoding == "mulaw" else pcm16(pcm_S)
-
-
-def alone(dialect: Dialect, begin: Iterable[Message], messages: Sequence[Message], frames: int) -> float:
-    """Microseconds of processor time per frame of a dialect without a server, for these messages in each frame."""
-    first = [*begin, *messages]  # some dialects open their session with the first audio
-    begun = [*dialect.open(), *(action for message in first for action in dialect.receive(message))]
-    options = next(action.options for action in begun if isinstance(action, Open))
-    with Engine(CostRunner(1, 0.0, 0.0), tiny_tokenizer()) as engine, engine.open(options) as session:
-        session.feed(np.full(FRAME_SAMPLES, 0.01, np.float32) for _ in range(frames))
-        events = list(session)
-    began = time.thread_time()
-    for message in messages * frames:
-        for _ in dialect.receive(message):
-            pass
-    for event in events:
-        for _ in dialect.handle(event, 0):
-            pass
-    return 1e6 * (time.thread_time() - began) / frames
 
 
 async def at_once(ports: Ports, make: type[DialectClient], arguments: argparse.Namespace) -> None:

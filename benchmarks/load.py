@@ -14,6 +14,10 @@ processor time of each is shown apart: `server` is all of it, `engine` and `work
 
 `--pin 1,1,0` keeps the clients, the engine's process and each worker on one core each, here the only worker on core 0
 and the rest on core 1. Without workers, `--pin 1,0` is for the clients and the server.
+
+`--dialect all`, or names of dialects, measures what each dialect costs alone, without sockets, the engine and the
+model: the processor time per frame of `receive` for the messages of a stream, and of `handle` for its events. Next to
+it is that of the plain dialect for the same samples, rate, encoding and pieces. The least of `--rounds` counts.
 """
 
 from __future__ import annotations
@@ -26,19 +30,24 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import msgpack
 import numpy as np
 from benchmarks.common import numbers
+from benchmarks.dialects import CLIENTS, DialectClient, Message, mulaw, pcm16
 
 from slipstream.arrays import BoolArray, FloatArray
 from slipstream.bundle import ModelBundle
 from slipstream.connections.access import Access
-from slipstream.dialects.models import Models
+from slipstream.dialects import DIALECTS, TCP_DIALECTS
+from slipstream.dialects.models import Models, StreamInfo, StreamRequest
+from slipstream.dialects.plain import open_dialect as open_plain
+from slipstream.dialects.protocol import Dialect, Open
 from slipstream.engine.engine import Engine
 from slipstream.engine.options import StreamFormat
 from slipstream.loading import load_runner
@@ -47,6 +56,7 @@ from slipstream.model.runner import CANDIDATES, Candidates, Runner, State, Steer
 from slipstream.server.http.app import Service
 from slipstream.server.run import listen, log_to_stderr, serve
 from slipstream.server.served import OpenedModel
+from slipstream.testing import tiny_tokenizer
 from slipstream.workers.parent import Listeners, Parent
 from slipstream.workers.worker import Settings
 
@@ -61,6 +71,9 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.serve:
         run_server(arguments)
+        return
+    if arguments.dialect:
+        print_dialect_costs(arguments)
         return
     cost = arguments.model or f"step {arguments.step_ms:g} ms + {arguments.slot_ms:g} ms a slot"
     print(f"{cost}, {arguments.seconds:g} s each", end="; ")
@@ -87,6 +100,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20.0, help="of measurement, after a warm-up")
     parser.add_argument("--lockstep", type=int, metavar="FRAMES", help="measure only the processor time a frame")
     parser.add_argument("--pin", type=numbers, metavar="CORES", help="of the clients, the engine and each worker")
+    parser.add_argument(
+        "--dialect", type=known_dialects, metavar="NAMES", help="measure what these, or all, cost alone"
+    )
+    parser.add_argument("--frames", type=int, default=100, help="of audio in each round, with --dialect")
+    parser.add_argument("--rounds", type=int, default=15, help="with --dialect")
     parser.add_argument("--serve", type=int, metavar="SLOTS", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -160,8 +178,6 @@ def run_server(arguments: argparse.Namespace) -> None:
 
 def open_model(model: str | None, slots: int, step_ms: float, slot_ms: float) -> OpenedModel:
     """The model of the server: a real one by its name, or the stand-in."""
-    from slipstream.testing import tiny_tokenizer
-
     if model:
         runner: Runner = load_runner(model, backend="auto", slots=slots)
         tokenizer = ModelBundle.resolve(model).tokenizer
@@ -347,6 +363,67 @@ def websocket_frame(payload: bytes) -> bytes:
 
 
 AUDIO_FRAME = websocket_frame(msgpack.packb({"type": "Audio", "pcm": [0.01] * FRAME_SAMPLES}, use_single_float=True))
+
+
+# -------------------------------------------------------------------------------------------------- a dialect alone
+
+
+def known_dialects(text: str) -> list[str]:
+    """Return the dialects that an option names, or all. Raises `argparse.ArgumentTypeError`."""
+    names = list(CLIENTS) if text == "all" else text.split(",")
+    if unknown := sorted(set(names) - set(CLIENTS)):
+        raise argparse.ArgumentTypeError(f"unknown dialect {', '.join(unknown)}: choose from all, {', '.join(CLIENTS)}")
+    return names
+
+
+def print_dialect_costs(arguments: argparse.Namespace) -> None:
+    """Print the table of what the dialects cost alone."""
+    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
+    print("| dialect | µs per frame | plain, same audio | more |\n|---|---|---|---|")
+    for name in arguments.dialect:
+        rounds = [dialect_costs(CLIENTS[name], arguments.frames) for _ in range(arguments.rounds)]
+        own, plain = (min(costs) for costs in zip(*rounds, strict=True))
+        print(f"| {name} | {own:.1f} | {plain:.1f} | {own - plain:+.1f} |", flush=True)
+
+
+def dialect_costs(make: type[DialectClient], frames: int) -> tuple[float, float]:
+    """Return microseconds per frame of the dialect, and of the plain one for the same audio."""
+    frame_S = np.full(round(make.rate * FRAME_SECONDS), 0.01, np.float32)
+    client, url = make(), urlsplit(make.path)
+    models = Models({"cost": StreamInfo("cost", 0.5, FRAME_SECONDS)}, accept_any=True)
+    messages = list(client.audio(frame_S))
+    headers = {name.lower(): value for name, value in client.headers.items()}
+    request = StreamRequest(models, parse_qsl(url.query), headers)
+    dialect = (TCP_DIALECTS[client.tcp] if client.tcp else DIALECTS[url.path])(request)
+    own = alone(dialect, client.begin(), messages, frames)
+    pieces = [encoded(piece_S, make.encoding) for piece_S in np.split(frame_S, len(messages))]
+    format = [("encoding", make.encoding), ("sample_rate", str(make.rate))]
+    return own, alone(open_plain(StreamRequest(models, format)), (), pieces, frames)
+
+
+def encoded(pcm_S: FloatArray, encoding: str) -> bytes:
+    """Return samples in an encoding of the plain dialect."""
+    if encoding == "pcm_f32le":
+        return pcm_S.astype("<f4").tobytes()
+    return mulaw(pcm_S) if encoding == "mulaw" else pcm16(pcm_S)
+
+
+def alone(dialect: Dialect, begin: Iterable[Message], messages: Sequence[Message], frames: int) -> float:
+    """Microseconds of processor time per frame of a dialect without a server, for these messages in each frame."""
+    first = [*begin, *messages]  # some open their session with the first audio
+    begun = [*dialect.open(), *(action for message in first for action in dialect.receive(message))]
+    options = next(action.options for action in begun if isinstance(action, Open))
+    with Engine(CostRunner(1, 0.0, 0.0), tiny_tokenizer()) as engine, engine.open(options) as session:
+        session.feed(np.full(FRAME_SAMPLES, 0.01, np.float32) for _ in range(frames))
+        events = list(session)
+    began = time.thread_time()
+    for message in messages * frames:
+        for _ in dialect.receive(message):
+            pass
+    for event in events:
+        for _ in dialect.handle(event, 0):
+            pass
+    return 1e6 * (time.thread_time() - began) / frames
 
 
 def children(process: int) -> list[int]:

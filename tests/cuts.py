@@ -9,7 +9,10 @@ from types import TracebackType
 
 
 class CuttingProxy:
-    """Forwards TCP connections to `target`, and resets the first ones after these numbers of bytes from the server."""
+    """Forwards TCP connections to `target`, and resets the first ones after these numbers of bytes from the server.
+
+    `cut` resets those that are open. `connections` counts all so far.
+    """
 
     def __init__(self, target: str, cuts: Sequence[int]) -> None:
         self._host, _, port = target.rpartition(":")
@@ -17,6 +20,7 @@ class CuttingProxy:
         self._cuts = list(cuts)
         self._tasks: set[asyncio.Task[None]] = set()
         self.address = ""
+        self.connections = 0
 
     async def __aenter__(self) -> CuttingProxy:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -32,10 +36,16 @@ class CuttingProxy:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
+    def cut(self) -> None:
+        """Reset all open connections."""
+        for task in self._tasks:
+            task.cancel()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self.connections += 1
         limit = self._cuts.pop(0) if self._cuts else None
         with contextlib.suppress(OSError, asyncio.CancelledError):
             up_reader, up_writer = await asyncio.open_connection(self._host, self._port)

@@ -107,6 +107,32 @@ async def plain_messages(server: Serving, key: str, audio_S: FloatArray, query: 
     return [one for one in messages if one["type"] == "word"]
 
 
+def test_a_client_secret_opens_sessions_on_every_worker(server: Serving, keys: tuple[Path, str]) -> None:
+    body = json.dumps({"session": {"audio": {"input": {"transcription": {"language": "fr"}}}}}).encode()
+    address = f"http://{server.address}/v1/realtime/client_secrets"
+    asked = {"authorization": f"Bearer {keys[1]}", "content_type": "application/json"}
+    secrets = [json.loads(get(address, body, **asked)[1])["value"] for _ in range(4)]  # by any worker
+    changed = secrets[0][:-1] + ("A" if secrets[0][-1] != "A" else "Q")
+
+    async def languages(secret: str) -> list[str]:
+        """Open as many sessions as the key may: the kernel gives each connection to any worker."""
+        found = []
+        for _ in range(6):
+            protocols: Any = ["realtime", f"openai-insecure-api-key.{secret}"]
+            async with connect(f"ws://{server.address}/v1/realtime", subprotocols=protocols) as socket:
+                created = json.loads(await asyncio.wait_for(socket.recv(), PATIENCE))
+                found.append(created["session"]["audio"]["input"]["transcription"]["language"])
+        return found
+
+    for secret in secrets:
+        assert asyncio.run(languages(secret)) == ["fr"] * 6
+        assert get(address, body, authorization=f"Bearer {secret}", content_type="application/json")[0] == 401
+    for _ in range(6):  # refused by both
+        with pytest.raises(InvalidStatus) as refused:
+            asyncio.run(languages(changed))
+        assert refused.value.response.status_code == 401
+
+
 def test_the_limit_of_a_key_and_the_metrics_count_all_workers(server: Serving, keys: tuple[Path, str]) -> None:
     before = samples(server, keys[1])
 

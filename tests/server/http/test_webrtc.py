@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.fakes import ScriptRunner, silence, sound_of
-from tests.server.harness import Running, get, serving, wait_for
+from tests.fakes import ScriptRunner, silence, sound_of, speech
+from tests.server.harness import Running, get, serving, solo, wait_for
 
 from slipstream.arrays import FloatArray
 from slipstream.audio import Resampler
@@ -23,6 +23,8 @@ from slipstream.hints import Keyword
 
 aiortc = pytest.importorskip("aiortc")
 av = pytest.importorskip("av")
+opus = pytest.importorskip("aiortc.codecs.opus")
+jitterbuffer = pytest.importorskip("aiortc.jitterbuffer")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of aiortc's dependencies
 
 NESTED = b"".join(b"--b%d\r\nContent-Type: multipart/x; boundary=b%d\r\n\r\n" % (n, n + 1) for n in range(1100))
@@ -31,32 +33,40 @@ COMPLETED = "conversation.item.input_audio_transcription.completed"
 
 
 class Track(aiortc.MediaStreamTrack):  # type: ignore[misc]
-    """Sends a recording in real time, then silence."""
+    """Sends a recording at `pace` times real time, then silence: in frames of 20 ms or, by a seed, random ones."""
 
     kind = "audio"
 
-    def __init__(self, pcm_S: FloatArray) -> None:
+    def __init__(self, pcm_S: FloatArray, pace: float = 1.0, seed: int | None = None) -> None:
         super().__init__()
         self._pcm_S = Resampler(24_000, 48_000).push(pcm_S[np.newaxis])[0]
         self._position = 0
+        self._pace, self._random = pace, None if seed is None else np.random.default_rng(seed)
+
+    @property
+    def over(self) -> bool:
+        """Whether the recording has been sent."""
+        return self._position > len(self._pcm_S)
 
     async def recv(self) -> Any:
-        await asyncio.sleep(0.02)
-        piece_S = np.zeros(SAMPLES, np.int16)
-        known_S = self._pcm_S[self._position : self._position + SAMPLES]
+        samples = SAMPLES if self._random is None else int(self._random.integers(120, SAMPLES + 1))
+        await asyncio.sleep(samples / 48_000 / self._pace)
+        piece_S = np.zeros(samples, np.int16)
+        known_S = self._pcm_S[self._position : self._position + samples]
         piece_S[: len(known_S)] = known_S * 32767
         frame = av.AudioFrame.from_ndarray(piece_S[np.newaxis], "s16", "mono")
         frame.sample_rate, frame.pts, frame.time_base = 48_000, self._position, Fraction(1, 48_000)
-        self._position += SAMPLES
+        self._position += samples
         return frame
 
 
 class Caller:
     """A client: its connection, the messages of its data channel, and the address of the call."""
 
-    def __init__(self, pcm_S: FloatArray, label: str | None) -> None:
+    def __init__(self, track: Track, label: str | None) -> None:
         self.peer = aiortc.RTCPeerConnection(aiortc.RTCConfiguration(iceServers=[]))
-        self.peer.addTrack(Track(pcm_S))
+        self.track = track
+        self.peer.addTrack(track)
         self.received: list[dict[str, Any]] = []
         self.location = ""
         self.channel = self.peer.createDataChannel(label) if label else None
@@ -82,12 +92,64 @@ class Caller:
 
 
 @asynccontextmanager
-async def calling(pcm_S: FloatArray, label: str | None) -> AsyncIterator[Caller]:
-    caller = Caller(pcm_S, label)
+async def calling(audio: FloatArray | Track, label: str | None) -> AsyncIterator[Caller]:
+    caller = Caller(audio if isinstance(audio, Track) else Track(audio), label)
     try:
         yield caller
     finally:
         await caller.peer.close()
+
+
+def decoded(packets: list[bytes]) -> FloatArray:
+    """Decode a track's packets of Opus without a connection."""
+    decoder, mono = opus.OpusDecoder(), av.AudioResampler("s16", "mono", 48_000)
+    frames = [
+        frame
+        for number, packet in enumerate(packets)
+        for frame in decoder.decode(jitterbuffer.JitterFrame(packet, number * SAMPLES))
+    ]
+    pcm_S = np.concatenate([part.to_ndarray()[0] for frame in frames for part in mono.resample(frame)])
+    return Resampler(48_000, 24_000).push((pcm_S / np.float32(32768)).astype(np.float32)[np.newaxis])[0]
+
+
+@pytest.mark.parametrize("path", ["/v1/whip", "/v1/realtime/calls"])
+def test_words_are_those_of_the_same_packets_decoded_alone(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    packets: dict[Any, list[bytes]] = {}  # of each call
+    encode = opus.OpusEncoder.encode
+
+    def recorded(self: Any, frame: Any, force_keyframe: bool = False) -> Any:
+        payloads, timestamp = encode(self, frame, force_keyframe)
+        packets.setdefault(self, []).extend(payloads)
+        return payloads, timestamp
+
+    async def talk(running: Running, seed: int) -> list[str]:
+        recording_S = np.concatenate([speech(seed, words=4), silence(25)])
+        async with calling(Track(recording_S, pace=2.0, seed=seed), "events") as caller:
+            await caller.call(running.http + path)
+            assert caller.channel is not None
+            if path == "/v1/whip":
+                await caller.until("ready")
+            else:
+                await caller.until("session.created")
+                session = {"type": "transcription", "audio": {"input": {"turn_detection": None}}}
+                caller.channel.send(json.dumps({"type": "session.update", "session": session}))
+            while not caller.track.over:
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.2)  # the message could overtake packets
+            if path == "/v1/whip":
+                caller.channel.send('{"type":"close"}')
+                return [one["text"] for one in await caller.until("done") if one["type"] == "word"]
+            caller.channel.send('{"type":"input_audio_buffer.commit"}')
+            return list((await caller.until(COMPLETED))[-1]["transcript"].split())
+
+    async def all_at_once(running: Running) -> list[list[str]]:
+        return await asyncio.gather(*(talk(running, seed) for seed in range(3)))
+
+    monkeypatch.setattr(opus.OpusEncoder, "encode", recorded)
+    with serving() as running:
+        words = asyncio.run(all_at_once(running))
+    assert all(words)
+    assert sorted(words) == sorted([word.text for word in solo(decoded(sent))] for sent in packets.values())
 
 
 def test_a_realtime_call() -> None:
