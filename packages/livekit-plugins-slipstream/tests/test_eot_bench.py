@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.fakes import silence, sound_of
+from tests.fakes import ScriptRunner, silence, sound_of
 from tests.server.harness import FRAME, RATE, serving
 
 pytest.importorskip("livekit.agents", reason="run `make clients` for the tests of the LiveKit plugin")
@@ -43,6 +43,26 @@ def test_each_frame_has_the_probability_of_the_pause_head() -> None:
     assert [event["p_eot"] for event in result["events"]] == [0.0] * 8 + [n / 8 for n in range(1, 9)]
     assert result["prediction_rows"][0] == {"id": "a", "p_eot": 0.0, "interval": 0.1}
     assert result["audio_sec"] == pytest.approx(16 * FRAME / RATE)
+
+
+@pytest.mark.usefixtures("harness")
+def test_turns_that_are_played_at_the_same_time_have_their_own_scores() -> None:
+    rows = [{"id": str(n), "audio": np.concatenate([sound_of("fox", 2 + n), silence(12 - n)])} for n in range(12)]
+
+    async def play(adapter: SlipstreamAdapter, together: int) -> list[dict[str, Any]]:
+        places = asyncio.Semaphore(together)
+
+        async def one(row: dict[str, Any]) -> dict[str, Any]:
+            async with places:
+                return await adapter.predict_turn(row)
+
+        return await asyncio.wait_for(asyncio.gather(*map(one, rows)), 60)
+
+    with serving(ScriptRunner(slots=8)) as server:
+        adapter = SlipstreamAdapter(url=server.http)
+        alone = asyncio.run(play(adapter, 1))
+        assert asyncio.run(play(adapter, 4)) == alone
+    assert len({str(result["events"]) for result in alone}) == len(rows)
 
 
 def test_the_adapter_names_its_model_and_languages() -> None:
