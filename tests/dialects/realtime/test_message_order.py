@@ -1,4 +1,4 @@
-"""Messages of OpenAI's Realtime sessions in any order, on a WebSocket and in a call: which are legal, and their answers."""
+"""Messages of OpenAI's Realtime sessions in any order, on a WebSocket and in a call."""
 
 from __future__ import annotations
 

@@ -75,6 +75,13 @@ def test_absent_fields_keep_their_value_and_null_clears() -> None:
     assert client.send(MANUAL)[0]["session"]["audio"]["input"]["turn_detection"] is None
 
 
+def test_a_commit_stops_speech_that_began_before_turn_detection_was_switched_off() -> None:
+    client = ga()
+    assert "input_audio_buffer.speech_started" in kinds(client.send(append(sound_of("fox", 9))))
+    answers = kinds(client.send(MANUAL, COMMIT))
+    assert answers[1:3] == ["input_audio_buffer.speech_stopped", "input_audio_buffer.committed"]
+
+
 def test_the_languages_of_a_session_are_in_its_items() -> None:
     client = ga()
     client.send(update(turn_detection=None, transcription={"language": "fr"}))

@@ -213,7 +213,7 @@ class TranscriptionDialect(Dialect):
         segment.boundary, segment.end = Boundary.COMMIT, self._received_seconds
         if self._settings.turns is None and not (segment.item and segment.item.committed):
             segment.item = segment.item or self._new_item(segment.start)
-            yield from self._commit_item(segment.item, segment.end)
+            yield from self._stop_item(segment.item, segment.end)  # turns may have been detected when it began
         yield from self._end_segment(segment)
 
     def _clear(self, fields: dict[str, Any]) -> Iterator[Action]:
