@@ -90,7 +90,7 @@ def fit_ending(hypotheses: Sequence[Hypothesis], frame_rate: float, sample_rate:
         raise BackendError("calibration needs scikit-learn: pip install 'slipstream-stt[train]'") from error
     regression = linear_model.LogisticRegression(C=0.1, max_iter=1000)
     regression.fit(np.concatenate([goes_on, ended]), np.repeat([0, 1], [len(goes_on), len(ended)]))
-    weights_F = regression.coef_[0]
+    weights_F = regression.coef_[0].astype(np.float64)
     threshold = _threshold(rows, weights_F)
     curve = EndingCurve(
         bias=round(math.log(END_ABOVE / (1 - END_ABOVE)) - threshold, 4),
