@@ -30,10 +30,10 @@ def spoken(folder: Path, number: int) -> Hypothesis:
 
 def test_the_curve_ends_turns_by_heads_and_silence_with_few_false_alarms(tmp_path: Path) -> None:
     fitted = fit_ending([spoken(tmp_path, number) for number in range(60)], 12.5, RATE)
-    assert fitted.found == 1
-    assert fitted.false_alarms <= 0.05
-    assert fitted.median is not None
-    assert 0 < fitted.median < 0.5
+    assert fitted.score.found == 1
+    assert fitted.score.false_alarms <= 0.05
+    assert fitted.score.median is not None
+    assert 0 < fitted.score.median < 0.5
     curve = fitted.curve
     assert curve.silence > 0
     assert curve.at((0.9, 0.9), 0.4) > END_ABOVE > curve.at((0.1, 0.1), 0.2)

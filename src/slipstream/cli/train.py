@@ -122,7 +122,8 @@ def calibrate(
     from slipstream.data.manifest import read_manifest
     from slipstream.evaluate.calibration import fit_calibration, write_calibration
     from slipstream.evaluate.confidence import judge
-    from slipstream.evaluate.endings import END_ABOVE, fit_ending, write_ending
+    from slipstream.evaluate.endings import fit_ending, write_ending
+    from slipstream.evaluate.report import turn_line
     from slipstream.evaluate.transcribe import transcribe_recordings
     from slipstream.loading import load
 
@@ -141,11 +142,7 @@ def calibrate(
     written = write_calibration(fitted.calibration, bundle.sources.lm[0].with_name("config.json"), out)
     if ending is not None:
         write_ending(ending.curve, written)
-        median = "never" if ending.median is None else f"{ending.median:.2f} s after the speech (median)"
-        typer.echo(
-            f"end of turn above {END_ABOVE:.2f}: found in {ending.found:.0%}, {median}; "
-            f"false alarms in {ending.false_alarms:.1%}"
-        )
+        typer.echo(turn_line(ending.score))
     typer.echo(f"{written}")
 
 

@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from slipstream.arrays import FloatArray
 from slipstream.audio import load
 from slipstream.engine.turns import VOICE_DB, VoiceLevel
 from slipstream.errors import BackendError, SlipstreamError
-from slipstream.evaluate.scores import WARMUP_FRAMES, last_word
+from slipstream.evaluate.scores import WARMUP_FRAMES, TurnScore, last_word, turn_score
 from slipstream.evaluate.transcribe import Hypothesis
 from slipstream.model.confidence import LEAST_PROBABILITY, EndingCurve
 from slipstream.schema import read_json
@@ -33,19 +33,10 @@ _AFTER = (0.2, 2.0)
 
 @dataclass(frozen=True, slots=True)
 class FittedEnding:
-    """A curve, and how it does above `END_ABOVE` on the recordings that it was fitted to.
-
-    Attributes:
-        curve: The curve.
-        found: Share of the recordings whose end is found.
-        median: Seconds from the end of the speech until half of those are found; None if none is.
-        false_alarms: Share of the recordings in which a turn ends before the last word.
-    """
+    """A curve, and its score above `END_ABOVE` on the recordings that it was fitted to."""
 
     curve: EndingCurve
-    found: float
-    median: float | None
-    false_alarms: float
+    score: TurnScore
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +89,10 @@ def fit_ending(hypotheses: Sequence[Hypothesis], frame_rate: float, sample_rate:
         silence=round(float(weights_F[-1]), 4),
         silence_seconds=SILENCE_SECONDS,
     )
-    return FittedEnding(curve, *_score(rows, weights_F, threshold))
+    before_T = np.full(WARMUP_FRAMES, -math.inf)
+    odds = [np.concatenate([before_T, row.features_TF @ weights_F]) for row in rows]
+    score = turn_score(list(zip(judged, odds, strict=True)), threshold, frame_rate)
+    return FittedEnding(curve, replace(score, threshold=END_ABOVE))
 
 
 def write_ending(curve: EndingCurve, config: Path) -> None:
@@ -132,15 +126,3 @@ def _threshold(rows: Sequence[_Frames], weights_F: FloatArray) -> float:
     highest = sorted((float(odds.max()) for odds in before if len(odds)), reverse=True)
     allowed = math.floor(MOST_FALSE * len(rows))
     return highest[allowed] if allowed < len(highest) else -math.inf
-
-
-def _score(rows: Sequence[_Frames], weights_F: FloatArray, threshold: float) -> tuple[float, float | None, float]:
-    late: list[float] = []
-    false = 0
-    for row in rows:
-        times_T = row.times_T[row.features_TF @ weights_F > threshold]
-        false += bool((times_T < row.last_start).any())
-        after = times_T[times_T >= row.last_start]
-        if len(after):
-            late.append(float(after[0]) - row.end)
-    return len(late) / len(rows), float(np.median(late)) if late else None, false / len(rows)

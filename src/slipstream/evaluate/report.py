@@ -149,12 +149,7 @@ def to_text(evaluation: Evaluation) -> str:
             f"word starts: off by {1000 * times.start_error:.0f} ms on average, {f1}; "
             f"written {times.delay:.2f} s after the word's end"
         )
-    for turn in evaluation.endings:
-        median = "never" if turn.median is None else f"{turn.median:.2f} s after the speech (median)"
-        lines.append(
-            f"end of turn above {turn.threshold:.2f}: found in {turn.found:.0%}, {median}; "
-            f"false alarms in {turn.false_alarms:.1%}"
-        )
+    lines += [turn_line(turn) for turn in evaluation.endings]
     if evaluation.confidence is not None:
         lines += _confidence_lines(evaluation.confidence)
     speed = evaluation.speed
@@ -163,6 +158,15 @@ def to_text(evaluation: Evaluation) -> str:
         f"{speed.times_real_time:.1f} x real time"
     )
     return "\n".join(lines)
+
+
+def turn_line(turn: TurnScore) -> str:
+    """Write the score of one threshold as a line."""
+    median = "never" if turn.median is None else f"{turn.median:.2f} s after the speech (median)"
+    return (
+        f"end of turn above {turn.threshold:.2f}: found in {turn.found:.0%}, {median}; "
+        f"false alarms in {turn.false_alarms:.1%}"
+    )
 
 
 def _confidence_lines(scores: ConfidenceScores) -> list[str]:

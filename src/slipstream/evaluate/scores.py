@@ -147,29 +147,29 @@ def ends_of_turn(hypotheses: Sequence[Hypothesis], frame_rate: float, head: int 
             return one.ending_T
         return one.pause_TH[:, head] if one.pause_TH.shape[1] > head else np.zeros(0, np.float32)
 
-    judged = [one for one in hypotheses if one.recording.text and len(probabilities(one))]
-    results = []
-    for threshold in THRESHOLDS if judged else ():
-        late: list[float] = []
-        false = 0
-        for one in judged:
-            last_start, end = last_word(one)
-            fired = np.flatnonzero(probabilities(one) > threshold) + 1
-            times = fired[fired > WARMUP_FRAMES] / frame_rate
-            false += bool((times < last_start).any())
-            after = times[times >= last_start]
-            if len(after):
-                late.append(float(after[0] - end))
-        results.append(
-            TurnScore(
-                threshold,
-                len(late) / len(judged),
-                float(np.median(late)) if late else None,
-                float(np.quantile(late, 0.9)) if late else None,
-                false / len(judged),
-            )
-        )
-    return results
+    judged = [(one, probabilities(one)) for one in hypotheses if one.recording.text and len(probabilities(one))]
+    return [turn_score(judged, threshold, frame_rate) for threshold in (THRESHOLDS if judged else ())]
+
+
+def turn_score(judged: Sequence[tuple[Hypothesis, FloatArray]], threshold: float, frame_rate: float) -> TurnScore:
+    """Score where the values `[T]` of the frames of each hypothesis exceed `threshold`; there is at least one."""
+    late: list[float] = []
+    false = 0
+    for one, value_T in judged:
+        last_start, end = last_word(one)
+        fired = np.flatnonzero(value_T > threshold) + 1
+        times = fired[fired > WARMUP_FRAMES] / frame_rate
+        false += bool((times < last_start).any())
+        after = times[times >= last_start]
+        if len(after):
+            late.append(float(after[0] - end))
+    return TurnScore(
+        threshold,
+        len(late) / len(judged),
+        float(np.median(late)) if late else None,
+        float(np.quantile(late, 0.9)) if late else None,
+        false / len(judged),
+    )
 
 
 def normalise(text: str, language: str) -> str:
