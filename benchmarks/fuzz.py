@@ -1,10 +1,10 @@
-"""Throw mutated messages at every decoder of the server: `python -m benchmarks.fuzz --inputs 1000000`.
+"""Throw mutated messages at every decoder of the server: `python -m benchmarks.fuzz --each 200000`.
 
 Each input is a valid message, or several, with bytes flipped, cut, doubled or spliced, or plain noise; some are small
 and hold hours of audio. Every dialect also gets damaged conversations of its client, with events of the session between
-the messages. A decoder may answer with commands or with `ProtocolError`, and may decode no more than
-`MOST_SAMPLES` between two of them, whatever the size of the input; anything else is printed with the input that caused
-it, and fails the run.
+the messages; those of text to speech get damaged messages. A decoder may answer with commands or with `ProtocolError`,
+and may decode no more than `MOST_SAMPLES` between two of them, whatever the size of the input; anything else is printed
+with the input that caused it, and fails the run.
 
 `--workers N` sends the inputs to a live server with N worker processes instead (0: in one process), each on a
 separate connection. The server must log no error, lose no process and free every slot.
@@ -22,8 +22,9 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
+from fnmatch import fnmatch
 from functools import partial
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgpack
@@ -34,7 +35,9 @@ from benchmarks.attacks.dialects import connected
 from benchmarks.attacks.dialects import encoded as encoded_messages
 from benchmarks.attacks.opus import opus_bomb
 from benchmarks.attacks.uploads import encoded
+from benchmarks.damage import damaged, mutated
 from benchmarks.dialects import CLIENTS
+from benchmarks.fuzz_speech import SPEECH, make_speech, run_speech
 
 from slipstream.audio import SAMPLE_RATE, Encoding, RawFormat
 from slipstream.dialects import DIALECTS, TCP_DIALECTS
@@ -63,6 +66,8 @@ from slipstream.server.uploads.openai import PATH as OPENAI_PATH
 from slipstream.server.uploads.openai import OpenAIUpload
 from slipstream.server.uploads.protocol import UploadError
 
+FuzzTarget: TypeAlias = tuple[str, Callable[[random.Random], Any], Callable[[Any], int]]
+"""A decoder: its name, what makes an input, and what decodes one and returns the most samples at once."""
 MOST_SAMPLES = PIECE_SAMPLES + 3 * 2880
 """A packet of 120 ms beyond a piece, and what the resampler held back."""
 INFO = StreamInfo("fuzz", 0.5, 0.08)
@@ -74,19 +79,20 @@ PATIENCE_SECONDS = 10.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--inputs", type=int, default=1_000_000)
+    parser.add_argument("decoders", nargs="*", default=["*"], metavar="NAME", help="or a pattern; all by default")
+    parser.add_argument("--each", type=int, default=50_000, help="inputs for each decoder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, help="send the inputs to a server with N worker processes")
     arguments = parser.parse_args()
+    targets = [target for target in TARGETS if any(fnmatch(target[0], pattern) for pattern in arguments.decoders)]
     if arguments.workers is not None:
-        sys.exit(fuzz_server(arguments.inputs, arguments.seed, arguments.workers))
+        sys.exit(fuzz_server(targets, arguments.each, arguments.seed, arguments.workers))
     drawn = random.Random(arguments.seed)
     outcomes: Counter[str] = Counter()
     largest: Counter[str] = Counter()
     warnings.simplefilter("error")
     began, failures = time.monotonic(), 0
-    for number in range(arguments.inputs):
-        name, make, run = TARGETS[number % len(TARGETS)]
+    for name, make, run in targets * arguments.each:
         case = make(drawn)
         try:
             largest[name] = max(largest[name], run(case))
@@ -96,29 +102,11 @@ def main() -> None:
         except Exception as error:
             failures += 1
             print(f"{name}: {type(error).__name__}: {error}: {case!r:.300}")
-    print(f"{arguments.inputs} inputs in {time.monotonic() - began:.0f} s: {dict(sorted(outcomes.items()))}")
+    inputs = arguments.each * len(targets)
+    print(f"{inputs} inputs in {time.monotonic() - began:.0f} s: {dict(sorted(outcomes.items()))}")
     print(f"the most audio between two turns of the event loop, in seconds: {seconds(largest)}")
     print(f"{failures} other errors")
     sys.exit(failures > 0)
-
-
-def mutated(drawn: random.Random, message: bytes) -> bytes:
-    """`message`, damaged at up to four places, or left as it is."""
-    data = bytearray(message)
-    for _ in range(drawn.randrange(5)):
-        place = drawn.randrange(len(data) + 1)
-        kind = drawn.randrange(5)
-        if kind == 0 and place < len(data):
-            data[place] = drawn.choice((0, 0x7F, 0x80, 0xC1, 0xDD, 0xFF, drawn.randrange(256)))
-        elif kind == 1:
-            del data[place:]
-        elif kind == 2:
-            data[place:place] = data[place : place + drawn.randrange(16)]
-        elif kind == 3:
-            data[place:place] = drawn.randbytes(drawn.randrange(9))
-        else:
-            del data[place : place + drawn.randrange(16)]
-    return bytes(data)
 
 
 # ------------------------------------------------------------------------------------------------------------ Kyutai's
@@ -176,17 +164,15 @@ def seconds(samples: Counter[str]) -> dict[str, float]:
 # -------------------------------------------------------------------------------------------------------- a live server
 
 
-def fuzz_server(inputs: int, seed: int, workers: int) -> int:
+def fuzz_server(targets: list[FuzzTarget], each: int, seed: int, workers: int) -> int:
     """Send inputs to a server. Returns how many defects it has shown."""
     drawn, began = random.Random(seed), time.monotonic()
     options = argparse.Namespace(slots=16, step_ms=0.0, slot_ms=0.0, model=None, workers=workers)
     with server(options) as (process, ports, log):
         before = processes(process.pid)
         outcomes: Counter[str] = Counter()
-        for number in range(inputs):
-            name, make, _ = TARGETS[number % len(TARGETS)]
-            if name != "realtime call":  # its track is WebRTC's
-                outcomes[send(name, make(drawn), Target(ports[""], time.monotonic() + PATIENCE_SECONDS, ports))] += 1
+        for number, (name, make, _) in enumerate([target for target in targets if target[0] not in NOT_LIVE] * each):
+            outcomes[send(name, make(drawn), Target(ports[""], time.monotonic() + PATIENCE_SECONDS, ports))] += 1
             if process.poll() is not None:
                 print(log.read_text(), f"the server ended with code {process.returncode} at input {number}")
                 return 1
@@ -194,7 +180,7 @@ def fuzz_server(inputs: int, seed: int, workers: int) -> int:
         process.terminate()
         code = process.wait(60)
         errors = log.read_text().splitlines()
-    print(f"{inputs} inputs in {time.monotonic() - began:.0f} s: {dict(sorted(outcomes.items()))}")
+    print(f"{outcomes.total()} inputs in {time.monotonic() - began:.0f} s: {dict(sorted(outcomes.items()))}")
     print(*errors[:10], sep="\n", file=sys.stderr)
     print(f"{len(errors)} errors logged, {leaked} slots leaked, {len(lost)} processes lost, exit code {code}")
     return len(errors) + leaked + len(lost) + abs(code) + outcomes["unanswered"]
@@ -352,14 +338,6 @@ def make_conversation(name: str, drawn: random.Random) -> list[Message | Event]:
     ]
 
 
-def damaged(drawn: random.Random, message: Message) -> Message:
-    if drawn.random() < 0.4:
-        return message
-    if isinstance(message, bytes):
-        return mutated(drawn, message)
-    return mutated(drawn, message.encode()).decode("utf-8", "replace")
-
-
 def run_conversation(name: str, case: list[Message | Event]) -> int:
     address = urlsplit(CLIENTS[name].path)
     request = StreamRequest(Models({INFO.model: INFO}), parse_qsl(address.query), CLIENTS[name].headers, "fuzz")
@@ -409,15 +387,19 @@ EVENTS: list[Event] = [
     Final(2.0, 0.01),
 ]
 
-TARGETS: list[tuple[str, Callable[[random.Random], Any], Callable[[Any], int]]] = [
+TARGETS: list[FuzzTarget] = [
     ("msgpack", make_kyutai, run_kyutai),
     ("Ogg Opus", make_opus, run_kyutai),
     ("PCM and JSON", make_plain, run_plain),
     ("addresses", make_query, run_query),
     ("forms", make_form, run_form),
+    *((name, partial(make_speech, name), partial(run_speech, name)) for name in SPEECH),
     *((f"{name} client", partial(make_conversation, name), partial(run_conversation, name)) for name in CLIENTS),
     ("realtime call", make_call, run_call),
 ]
+
+NOT_LIVE = ("realtime call", *SPEECH)
+"""Decoders whose inputs a live server does not get: the track of a call is WebRTC's, and it has no speech model."""
 
 if __name__ == "__main__":
     main()

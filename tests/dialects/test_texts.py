@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable
 from functools import partial
+from urllib.parse import parse_qsl
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,12 @@ from tests.server.harness import serving
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from slipstream.dialects.texts import b64decode, parse_json
+from slipstream.dialects import DIALECTS
+from slipstream.dialects.models import Models, SpeechInfo, StreamInfo, StreamRequest
+from slipstream.dialects.protocol import Dialect, ProtocolError
+from slipstream.dialects.speech import find_speech_dialect
+from slipstream.dialects.speech.protocol import SpeechDialect
+from slipstream.dialects.texts import PARSED_CHARACTERS, b64decode, parse_json, parse_object
 
 HALF = r"\uD800"
 RAW = "encoding=linear16&sample_rate=24000"
@@ -76,6 +82,62 @@ def test_base64_is_decoded_as_by_the_standard_library(given_bytes: bytes, change
 def test_half_a_surrogate_pair_is_refused(text: str | bytes) -> None:
     with pytest.raises(ValueError, match="half of a surrogate pair"):
         parse_json(text)
+
+
+@pytest.mark.parametrize("separators", [(", ", ": "), (",", ":"), (" ,\n", " : ")])
+def test_a_long_string_is_cut_out_of_a_message(separators: tuple[str, str]) -> None:
+    audio = base64.b64encode(bytes(1 << 20)).decode()
+    messages = [
+        ({"type": "audio", "audio": audio, "x": [1, "é"]}, "audio"),
+        ({"event": "media", "media": {"track": "a", "payload": audio}, "payload": 1}, "payload"),
+        ({"text": "a " * 50_000, "flush": True}, "text"),
+    ]
+    for message, long in messages:
+        assert parse_object(json.dumps(message, separators=separators), long) == message
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        '{"audio": "',
+        '{"audio": "AAAA\\n',
+        '{"audio": "AAAA", "x": "',
+        '{"audio": ["',
+        '{"x": {"audio": "AAAA"}, "y": "',
+    ],
+)
+def test_a_long_message_without_a_long_string_is_not_parsed(start: str) -> None:
+    with pytest.raises(ProtocolError, match="at most 65536 characters in addition to its audio"):
+        parse_object(start + "A" * PARSED_CHARACTERS)
+
+
+LISTS = '"x": [' + "[]," * 1_300_000 + "0]}"
+BEFORE = {
+    "/api/speech/asr": ['{"type": "setup", "input_format": "pcm"}', '{"type": "audio", "audio": "", '],
+    "/v1/twilio": ['{"event": "media", "media": {"payload": ""}, '],
+    "/v1/realtime?intent=transcription": ['{"type": "input_audio_buffer.append", "audio": "", '],
+    "/v1/realtime": ['{"type": "session.update", "model": "a", "audio": "", '],
+    "/v1/text-to-speech/a/stream-input": ['{"text": "a", '],
+}
+
+
+@pytest.mark.parametrize("address", BEFORE)
+def test_no_dialect_parses_a_million_lists(address: str) -> None:
+    """It would take 1.5 s, in which no other stream is served."""
+    *first, last = BEFORE[address]
+    path, _, query = address.partition("?")
+    if (speech := find_speech_dialect(path)) is not None:
+        dialect: Dialect | SpeechDialect = speech([], SpeechInfo("a"))
+    else:
+        models = Models({"a": StreamInfo("a", 0.5, 0.08)})
+        dialect = DIALECTS[path](StreamRequest(models, parse_qsl(query)))
+    said = ""
+    try:
+        for message in [*first, last + LISTS]:
+            said += str(list(dialect.receive(message)))
+    except ProtocolError as error:
+        said += str(error)
+    assert "at most 65536 characters" in said
 
 
 def test_half_a_surrogate_pair_is_an_error_of_each_protocol(caplog: pytest.LogCaptureFixture) -> None:

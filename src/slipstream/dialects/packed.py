@@ -116,6 +116,22 @@ def octets(data: Any) -> Iterator[bytes]:
     _check_end(data, position)
 
 
+def cut_floats(data: bytes, key: str) -> tuple[bytes, FloatArray | None]:
+    """Cut a list of floats of one width out of a message, so that a long one is not unpacked.
+
+    Returns:
+        The message with None as the value of `key`, and the list; or the message as it is, and None.
+    """
+    found = data.find(msgpack.packb(key))
+    if found >= 0:
+        start = found + len(msgpack.packb(key))
+        value, _ = _value(data, start, len(data))
+        if isinstance(value, Listed) and (read := _in_place(value, value.start, value.count)) is not None:
+            floats, stop = read
+            return data[:start] + msgpack.packb(None) + data[stop:], floats
+    return data, None
+
+
 # -------------------------------------------------------------------------------------------------------------- details
 
 _FIXMAP = 0x80
@@ -161,21 +177,28 @@ def _scalar(data: bytes, position: int, end: int) -> tuple[Any, int]:
 
 
 def _floats(pcm: Listed, position: int, size: int) -> tuple[FloatArray, int]:
-    """`size` samples at a position, and where they end. Floats of one width are read in place, 20 times as fast."""
-    for tag, dtype in _FLOATS:
-        stop = position + dtype.itemsize * size
-        # As bytes: a comparison in numpy takes four times as long.
-        if stop <= pcm.end and pcm.data[position : stop : dtype.itemsize] == tag * size:
-            values = np.frombuffer(pcm.data, dtype, size, position)["value"]
-            if tag == _SINGLE:  # of the same width: `errstate` would take longer than the copy
-                return values.astype(np.float32), stop
-            with np.errstate(over="ignore"):  # larger values become infinite, which is refused
-                return values.astype(np.float32), stop
+    """`size` samples at a position, and where they end."""
+    if (read := _in_place(pcm, position, size)) is not None:
+        return read
     listed, position = _elements(pcm, position, size)
     if not set(map(type, listed)) <= {float, int}:
         raise ProtocolError("pcm holds something that is not a number")
     with np.errstate(over="ignore"):
         return np.array(listed, np.float64).astype(np.float32), position
+
+
+def _in_place(values: Listed, position: int, size: int) -> tuple[FloatArray, int] | None:
+    """`size` floats of one width, which are read 20 times as fast, and where they end; None if they are not that."""
+    for tag, dtype in _FLOATS:
+        stop = position + dtype.itemsize * size
+        # As bytes: a comparison in numpy takes four times as long.
+        if stop <= values.end and values.data[position : stop : dtype.itemsize] == tag * size:
+            found = np.frombuffer(values.data, dtype, size, position)["value"]
+            if tag == _SINGLE:  # of the same width: `errstate` would take longer than the copy
+                return found.astype(np.float32), stop
+            with np.errstate(over="ignore"):  # larger values become infinite, which is refused
+                return found.astype(np.float32), stop
+    return None
 
 
 def _elements(values: Listed, position: int, size: int) -> tuple[list[Any], int]:

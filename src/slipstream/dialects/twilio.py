@@ -67,7 +67,7 @@ class TwilioDialect(Dialect):
         """Yield the actions for a message: see `Dialect.receive`."""
         if isinstance(message, bytes):
             raise ProtocolError("expected text messages, got a binary one")
-        fields = parse_object(message)
+        fields = parse_object(message, "payload")
         event = fields.get("event")
         if not isinstance(event, str):
             raise ProtocolError(f"event={event!r:.40}: expected the name of an event")

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from slipstream.arrays import FloatArray
 from slipstream.audio import Converter, PcmDecoder, RawFormat
 from slipstream.audio.samples import equal_weights
-from slipstream.dialects.protocol import PIECE_SAMPLES
-from slipstream.dialects.texts import b64decode, parse_json
+from slipstream.dialects.protocol import PIECE_SAMPLES, ProtocolError
+from slipstream.dialects.texts import b64decode, parse_object
 from slipstream.errors import SlipstreamError
-
-PARSED_CHARACTERS = 1 << 16
-"""Most characters of a message in addition to its audio."""
 
 
 class InvalidMessage(SlipstreamError):
@@ -26,29 +22,11 @@ class InvalidMessage(SlipstreamError):
 
 
 def read_message(text: str) -> dict[str, Any]:
-    """Read a JSON object. The audio of a long one is cut out before the rest is parsed.
-
-    Raises `InvalidMessage`.
-    """
-    audio = None
-    if len(text) > PARSED_CHARACTERS and (found := _AUDIO.search(text)):
-        start, end = found.end(), text.find('"', found.end())
-        if end >= 0 and text.find("\\", start, end) < 0:
-            audio, text = text[start:end], f"{text[:start]}{_CUT}{text[end:]}"
-    if len(text) > PARSED_CHARACTERS:
-        raise InvalidMessage(
-            f"a message has at most {PARSED_CHARACTERS} characters in addition to its audio, which has no escapes",
-            "invalid_json",
-        )
+    """Return the JSON object of a message. Raises `InvalidMessage`."""
     try:
-        message = parse_json(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidMessage(f"not a JSON message: {error}", "invalid_json") from error
-    if not isinstance(message, dict):
-        raise InvalidMessage(f"expected a JSON object with a type, got {type(message).__name__}", "invalid_json")
-    if audio is not None and message.get("audio") == "\0":
-        message["audio"] = audio
-    return message
+        return parse_object(text)
+    except ProtocolError as error:
+        raise InvalidMessage(str(error), "invalid_json") from error
 
 
 class AudioInput:
@@ -100,7 +78,3 @@ class AudioInput:
         self._decoder = PcmDecoder(self.format)
         rest_S: FloatArray = self._converter.drain()[0]
         return rest_S
-
-
-_AUDIO = re.compile(r'"audio"\s*:\s*"')
-_CUT = "\\u0000"

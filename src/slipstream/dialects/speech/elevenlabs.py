@@ -58,7 +58,7 @@ class ElevenLabsSpeech(SpeechDialect):
     def receive(self, message: Message) -> Iterator[SpeechAction]:
         if not isinstance(message, str):
             raise ProtocolError("a binary message: expected JSON in text messages")
-        fields = parse_object(message)
+        fields = parse_object(message, "text")
         text = fields.get("text")
         if not isinstance(text, str):
             raise ProtocolError(f"text={text!r:.40}: expected a string, which is empty at the end")

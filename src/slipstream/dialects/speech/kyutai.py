@@ -11,6 +11,7 @@ import numpy as np
 from slipstream.arrays import FloatArray
 from slipstream.audio.encode import StreamEncoder
 from slipstream.dialects.models import SpeechInfo
+from slipstream.dialects.packed import cut_floats
 from slipstream.dialects.protocol import Close, CloseCode, Message, ProtocolError, Send
 from slipstream.dialects.speech.protocol import Begin, EndText, SpeechAction, SpeechDialect, Spoken, Text
 from slipstream.engine.reading import Audio, SpeechEvent
@@ -19,7 +20,10 @@ from slipstream.model.speech import Voice
 PATH = "/api/tts_streaming"
 FORMATS = ("Pcm", "PcmMessagePack", "OggOpus", "OggOpusMessagePack")
 MAX_MESSAGE = 1 << 20
-"""Bytes of a message; the embedding of a voice has 576,000."""
+"""Bytes of a message in msgpack; the embedding of a voice has 576,000."""
+MAX_UNPACKED = 1 << 14
+"""Bytes of a message in msgpack in addition to the embedding of a voice. Unpacking makes an object of each value, and
+blocks all other streams meanwhile: 1 MiB of empty lists takes a second."""
 
 
 class KyutaiSpeech(SpeechDialect):
@@ -58,7 +62,11 @@ class KyutaiSpeech(SpeechDialect):
             yield from self._feed(fields["text"])
         elif kind == "Eos":
             yield from self._finish()
-        elif kind == "Voice" and isinstance(fields.get("embeddings"), list) and isinstance(fields.get("shape"), list):
+        elif (
+            kind == "Voice"
+            and isinstance(fields.get("embeddings"), list | np.ndarray)
+            and isinstance(fields.get("shape"), list)
+        ):
             if self._begun:
                 raise ProtocolError("the voice comes before the text")
             self._voice = _embedding(fields["embeddings"], fields["shape"])
@@ -100,13 +108,13 @@ class KyutaiSpeech(SpeechDialect):
         return Send(_pack({"type": "OggOpus", "data": data}) if self._packed else data)
 
 
-def _embedding(numbers: list[Any], shape: list[Any]) -> Voice:
+def _embedding(numbers: Any, shape: list[Any]) -> Voice:
     """Return the voice that a client sends. Raises `ProtocolError` if its shape is not that of a voice."""
     whole = all(type(size) is int and size > 0 for size in shape)
     if not whole or len(shape) != 3 or shape[0] != 1 or len(numbers) != shape[1] * shape[2]:
         found = f"an embedding of shape {shape!r:.80} and {len(numbers)} numbers"
         raise ProtocolError(f"{found}: expected the shape [1, width, frames] of its numbers")
-    if any(type(number) not in (int, float) for number in numbers):
+    if isinstance(numbers, list) and any(type(number) not in (int, float) for number in numbers):
         raise ProtocolError("an embedding has values that are no numbers")
     with np.errstate(over="ignore"):  # infinity, which is refused
         array: FloatArray = np.asarray(numbers, np.float64).astype(np.float32).reshape(shape[1:])
@@ -121,10 +129,17 @@ def _pack(message: dict[str, Any]) -> bytes:
 
 
 def _unpack(message: bytes) -> dict[str, Any]:
+    embeddings = None
+    if len(message) > MAX_UNPACKED:
+        message, embeddings = cut_floats(message, "embeddings")
+    if len(message) > MAX_UNPACKED:
+        raise ProtocolError(f"a message has at most {MAX_UNPACKED} bytes in addition to a list of floats as embeddings")
     try:
         fields = msgpack.unpackb(message, raw=False)
     except Exception as error:
         raise ProtocolError(f"not a msgpack message: {error}") from error
     if not isinstance(fields, dict):
         raise ProtocolError("not a msgpack message: expected a map")
+    if embeddings is not None:
+        fields["embeddings"] = embeddings
     return fields
