@@ -1,4 +1,4 @@
-"""Attacks over every dialect: floods of audio and of commands, and clients that read nothing."""
+"""Attacks over every dialect: floods of audio, of commands and of lists, and clients that read nothing."""
 
 from __future__ import annotations
 
@@ -64,7 +64,20 @@ def unread(name: str, target: Target) -> None:
         time.sleep(0.1)
 
 
+def lists(name: str, target: Target) -> None:
+    """Messages of a million empty lists in JSON; on TCP, lines of ten thousand."""
+    client = CLIENTS[name]
+    values = "[]," * (10_000 if client.tcp else 1_300_000)
+    text = f'{{"type": "describe", "event": "media", "x": [{values}0]}}\n'.encode()
+    message = text if client.tcp else frame(text, TEXT)
+    with connected(name, target) as connection:
+        target.discard(connection)
+        connection.sendall(encoded(name, client().begin()))
+        while target.running:
+            connection.sendall(message)
+
+
 for _name in CLIENTS:
-    for _attack in (audio, commands, unread):
+    for _attack in (audio, commands, unread, lists):
         _run: Attack = partial(_attack, _name)
         ATTACKS[f"{_name}-{_attack.__name__}"] = _run

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,9 +23,10 @@ from slipstream.connections.access import Access, Refused
 from slipstream.connections.paced import CLOSE_SECONDS, LOST
 from slipstream.dialects.models import StreamRequest
 from slipstream.dialects.plain import PlainDialect, check_names, parse_hints
-from slipstream.dialects.protocol import Close, Dialect, Message
+from slipstream.dialects.protocol import Close, CloseCode, Dialect, Message
 from slipstream.dialects.realtime.transcription import TranscriptionDialect
 from slipstream.server.http.requests import Guarded
+from slipstream.server.http.webrtc_limits import OFFER_BYTES, Watch, refusal
 from slipstream.server.streams.outbox import Socket
 from slipstream.server.streams.stream import LiveStream
 from slipstream.server.uploads.multipart import MultipartForm
@@ -37,12 +39,15 @@ FORMAT = RawFormat("pcm_s16le", 48_000)
 """Of a track's audio, as the dialects get it: the rate of Opus."""
 MOST_CALLS = 256
 """Calls at the same time. Each of them has a UDP socket per network interface."""
-OFFER_BYTES = 1 << 16
 UNSENT_BYTES = 1 << 16
 """Bytes in the data channel from which on a client reads too slowly."""
 WAITING_MESSAGES = 3000
 """Most messages that wait while the session has no room: a minute of audio."""
 CONNECT_SECONDS = 30.0
+WATCH_SECONDS = 0.1
+"""How often a call is checked."""
+OFFER_SECONDS = 0.02
+"""Least time between two offers: an answer takes 5 ms of the event loop."""
 
 OpenStream: TypeAlias = Callable[[Request, Callable[[StreamRequest], Dialect], Socket, Callable[[], None]], LiveStream]
 """Makes the stream of a call. Raises `Refused`."""
@@ -61,6 +66,7 @@ class Call:
     def __init__(self, peer: RTCPeerConnection, last: str | None) -> None:
         self.stream: LiveStream
         self._peer, self._last = peer, last
+        self._watch = Watch(peer)
         self._send: Callable[[str], None] | None = None
         self._channel: RTCDataChannel | None = None
         self._events: asyncio.Queue[str | None] | None = None
@@ -76,6 +82,7 @@ class Call:
         """Return the answer to an offer, both as SDP. Raises `Refused` for an invalid one, or one without audio."""
         from aiortc import RTCSessionDescription
 
+        self._later(self._watch_over())
         try:
             await self._peer.setRemoteDescription(RTCSessionDescription(offer, "offer"))
             kinds = [transceiver.kind for transceiver in self._peer.getTransceivers()]
@@ -86,7 +93,6 @@ class Call:
             raise Refused(400, "the body is not an SDP offer that can be answered") from error
         if "audio" not in kinds:
             raise Refused(400, "the SDP offer has no audio")
-        self._later(self._expect_connection())
         return self._peer.localDescription.sdp
 
     def hang_up(self) -> None:
@@ -161,11 +167,14 @@ class Call:
         if self.has_reader:
             return
         self._channel = channel
-        # Binary messages are no audio here, and no JSON either.
-        channel.on("message", lambda message: self._take(message if isinstance(message, str) else ""))
+        channel.on("message", self._message_came)
         channel.on("bufferedamountlow", lambda: self.stream.writable())
         channel.bufferedAmountLowThreshold = UNSENT_BYTES // 2
         self._open(channel.send)
+
+    def _message_came(self, message: str | bytes) -> None:
+        self._end_for(self._watch.message())
+        self._take(message if isinstance(message, str) else "")  # binary ones are no audio here, and no JSON either
 
     def _open(self, send: Callable[[str], None]) -> None:
         self._send = send
@@ -175,10 +184,22 @@ class Call:
         if self._peer.connectionState in ("failed", "closed"):
             self.abort()
 
-    async def _expect_connection(self) -> None:
-        await asyncio.sleep(CONNECT_SECONDS)
-        if self._peer.connectionState != "connected":
-            self.abort()
+    async def _watch_over(self) -> None:
+        """End a call that does not connect in time, or whose client sends too much."""
+        began = time.monotonic()
+        while not self._ended:
+            await asyncio.sleep(WATCH_SECONDS)
+            if self._peer.connectionState != "connected":
+                if time.monotonic() - began > CONNECT_SECONDS:
+                    self.abort()
+            else:
+                self._end_for(self._watch.look())
+
+    def _end_for(self, reason: str | None) -> None:
+        """End the call at once if there is a reason for it."""
+        if reason is not None and not self._ended:
+            self.sent_reason = reason
+            self._later(self._end(CloseCode.POLICY_VIOLATION))
 
     async def _read(self, track: MediaStreamTrack) -> None:
         """Pass the audio of the track to the stream."""
@@ -220,7 +241,7 @@ class Call:
         if self._events is not None:
             self._events.put_nowait(None)
         for _ in range(round(CLOSE_SECONDS / 0.05)):
-            if code is None or self._channel is None or not self._channel.bufferedAmount:
+            if code in (None, CloseCode.POLICY_VIOLATION) or self._channel is None or not self._channel.bufferedAmount:
                 break
             await asyncio.sleep(0.05)
         await self._peer.close()
@@ -239,6 +260,7 @@ class Calls:
     def __init__(self, open_stream: OpenStream) -> None:
         self._open_stream = open_stream
         self._calls: dict[str, Call] = {}
+        self._turn = asyncio.Lock()
 
     def routes(self, access: Access) -> list[BaseRoute]:
         """Return the routes, behind the access check."""
@@ -264,7 +286,7 @@ class Calls:
 
     async def _realtime(self, request: Request) -> Response:
         offer, session = await _offer(request)
-        call = await self._open(request, offer, lambda opening: TranscriptionDialect(opening, media=FORMAT), None)
+        call = await self._open(request, lambda opening: TranscriptionDialect(opening, media=FORMAT), None)
         if session:
             update = f'{{"type":"session.update","session":{session}}}'
             call.stream.receive(update)
@@ -278,7 +300,7 @@ class Calls:
             info = opening.models[opening.get("model")]
             return PlainDialect(FORMAT, info, opening.id, hints=parse_hints(opening, info))
 
-        call = await self._open(request, offer, plain, '{"type":"close"}')
+        call = await self._open(request, plain, '{"type":"close"}')
         return await self._answer(request, call, offer, WHIP_PATH)
 
     async def _hang_up(self, request: Request) -> Response:
@@ -296,13 +318,13 @@ class Calls:
             raise Refused(404, "no such call")
         return call
 
-    async def _open(
-        self, request: Request, offer: str, dialect: Callable[[StreamRequest], Dialect], last: str | None
-    ) -> Call:
+    async def _open(self, request: Request, dialect: Callable[[StreamRequest], Dialect], last: str | None) -> Call:
         try:  # in a thread: the first import takes longer than a frame of the streams
             rtc = await asyncio.to_thread(importlib.import_module, "aiortc")
         except ImportError as error:
             raise Refused(501, "this server has no WebRTC: install slipstream-stt[webrtc]") from error
+        await self._turn.acquire()
+        asyncio.get_running_loop().call_later(OFFER_SECONDS, self._turn.release)
         if len(self._calls) >= MOST_CALLS:
             raise Refused(503, f"{MOST_CALLS} calls are open")
         id = request.scope["id"]
@@ -335,7 +357,7 @@ async def _offer(request: Request) -> tuple[str, str]:
         body += chunk
         if len(body) > OFFER_BYTES:
             raise Refused(413, f"an offer has at most {OFFER_BYTES} bytes")
-    kind = request.headers.get("content-type", "")
+    kind, session = request.headers.get("content-type", ""), ""
     if kind.startswith("multipart/form-data"):
         form = MultipartForm(kind)
         form.receive(body)
@@ -343,10 +365,14 @@ async def _offer(request: Request) -> tuple[str, str]:
         parts = dict(form.fields)
         if "sdp" not in parts:
             raise Refused(400, "the form has no field sdp, the SDP offer")
-        return parts["sdp"], parts.get("session", "")
-    if not kind.startswith("application/sdp"):
+        sdp, session = parts["sdp"], parts.get("session", "")
+    elif kind.startswith("application/sdp"):
+        try:
+            sdp = body.decode()
+        except UnicodeDecodeError as error:
+            raise Refused(400, "the SDP offer is not text in UTF-8") from error
+    else:
         raise Refused(415, "an offer has the content type application/sdp, or multipart/form-data with the part sdp")
-    try:
-        return body.decode(), ""
-    except UnicodeDecodeError as error:
-        raise Refused(400, "the SDP offer is not text in UTF-8") from error
+    if (reason := refusal(sdp)) is not None:
+        raise Refused(400, reason)
+    return sdp, session
