@@ -67,7 +67,7 @@ from slipstream.server.uploads.openai import OpenAIUpload
 from slipstream.server.uploads.protocol import UploadError
 
 FuzzTarget: TypeAlias = tuple[str, Callable[[random.Random], Any], Callable[[Any], int]]
-"""A decoder: its name, what makes an input, and what decodes one and returns the most samples at once."""
+"""A decoder: its name, what makes an input, and what decodes one and returns the most samples between two turns."""
 MOST_SAMPLES = PIECE_SAMPLES + 3 * 2880
 """A packet of 120 ms beyond a piece, and what the resampler held back."""
 INFO = StreamInfo("fuzz", 0.5, 0.08)

@@ -196,7 +196,7 @@ class Call:
                 self._end_for(self._watch.look())
 
     def _end_for(self, reason: str | None) -> None:
-        """End the call at once if there is a reason for it."""
+        """End the call immediately if there is a reason for it."""
         if reason is not None and not self._ended:
             self.sent_reason = reason
             self._later(self._end(CloseCode.POLICY_VIOLATION))
