@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from slipstream.hints import Keyword
-from slipstream.hints.keywords import LETTER_BONUS, MAX_BONUS, SURE, KeywordTrie, Node
+from slipstream.hints.keywords import LETTER_BONUS, MAX_BONUS, SURE, KeywordTrie, Node, Place
 from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.text import Tokenizer
 from slipstream.testing import tiny_tokenizer, tokenizer_proto
@@ -25,15 +25,24 @@ def text_of(tokenizer: Tokenizer, token: int) -> str:
     return b" ".join(tokenizer.segments(token) or ()).decode("utf-8", "replace")
 
 
+def gain(trie: KeywordTrie, node: Node, token: int, plain: int, logprob: float) -> tuple[Node, float]:
+    """What a token earns that is as likely as the best one without a bonus."""
+    place, score = trie.gain(Place(node), token, logprob, plain, logprob)
+    return place.node, score
+
+
 def write(
-    trie: KeywordTrie, tokens: list[int], plain: int | None = None, logprob: float = UNSURE
+    trie: KeywordTrie, tokens: list[int], plain: int | None = None, logprob: float = UNSURE, doubt: float = 0.0
 ) -> tuple[Node, float]:
-    """Follow tokens from the root; `plain`: the best token without a bonus, by default the token itself."""
-    node, score = trie.root, 0.0
+    """Follow tokens from the root.
+
+    `plain`: the best token without a bonus, by default the token itself; `doubt`: how much likelier it is, in nats.
+    """
+    place, score = Place(trie.root), 0.0
     for token in tokens:
-        node, gain = trie.gain(node, token, token if plain is None else plain, logprob)
-        score += gain
-    return node, score
+        place, more = trie.gain(place, token, logprob - doubt, token if plain is None else plain, logprob)
+        score += more
+    return place.node, score
 
 
 def test_every_segmentation_of_a_phrase_leads_to_its_end(tokenizer: Tokenizer) -> None:
@@ -90,19 +99,47 @@ def test_no_bonus_begins_a_word_where_the_model_begins_none(tokenizer: Tokenizer
     first = tokenizer.encode("afternoon")[0]
     inner = next(token for token in range(tokenizer.vocab_size) if text_of(tokenizer, token).strip("�").isalpha())
     for plain in (PAD_ID, WORD_ID, inner):
-        assert trie.gain(trie.root, first, plain, UNSURE) == (trie.root, 0.0)
-    assert trie.gain(trie.root, first, tokenizer.encode("one")[0], UNSURE)[1] > 0
+        assert gain(trie, trie.root, first, plain, UNSURE) == (trie.root, 0.0)
+    assert gain(trie, trie.root, first, tokenizer.encode("one")[0], UNSURE)[1] > 0
 
 
 def test_no_bonus_replaces_a_token_that_the_model_is_sure_of(tokenizer: Tokenizer) -> None:
     trie = KeywordTrie([Keyword("afternoon")], tokenizer)
     tokens, other = tokenizer.encode("afternoon"), tokenizer.encode("one")[0]
-    assert trie.gain(trie.root, tokens[0], other, SURE_LOGPROB) == (trie.root, 0.0)
-    assert trie.gain(trie.root, tokens[0], other, SURE_LOGPROB - 0.01)[1] > 0
+    assert gain(trie, trie.root, tokens[0], other, SURE_LOGPROB) == (trie.root, 0.0)
+    assert gain(trie, trie.root, tokens[0], other, SURE_LOGPROB - 0.01)[1] > 0
     node, score = write(trie, tokens[:1])
     for plain in (PAD_ID, WORD_ID, other, tokens[0]):
-        assert trie.gain(node, tokens[1], plain, SURE_LOGPROB) == (trie.root, pytest.approx(-score))
-        assert trie.gain(node, tokens[1], plain, SURE_LOGPROB - 0.01)[1] > 0
+        assert gain(trie, node, tokens[1], plain, SURE_LOGPROB) == (trie.root, pytest.approx(-score))
+        assert gain(trie, node, tokens[1], plain, SURE_LOGPROB - 0.01)[1] > 0
+
+
+def test_the_tokens_of_a_phrase_are_together_as_doubtful_as_one_bonus_allows(tokenizer: Tokenizer) -> None:
+    trie = KeywordTrie([Keyword("seventeen"), Keyword("two")], tokenizer)
+    tokens, other = tokenizer.encode("seventeen"), tokenizer.encode("one")[0]
+    assert len(tokens) > 2
+    each = MAX_BONUS / len(tokens)
+    assert write(trie, tokens, other, doubt=each - 0.01)[1] == pytest.approx(MAX_BONUS)
+    for more in (each + 0.01, MAX_BONUS - 0.01):  # the step itself is within the bonus
+        node, score = write(trie, tokens, other, doubt=more)
+        assert node is trie.root
+        assert score == pytest.approx(0.0)
+    assert write(trie, [*tokens, *tokens], other, doubt=each - 0.01)[1] == pytest.approx(2 * MAX_BONUS)
+    heavy = KeywordTrie([Keyword("seventeen", 2.0)], tokenizer)
+    assert write(heavy, tokens, other, doubt=1.5 * each)[1] == pytest.approx(2 * MAX_BONUS)
+    short = tokenizer.encode("two")
+    assert write(trie, short, other, doubt=each / len(short))[1] == pytest.approx(0.0)
+
+
+def test_a_doubtful_phrase_does_not_make_the_next_one_doubtful(tokenizer: Tokenizer) -> None:
+    trie = KeywordTrie([Keyword("seventeen"), Keyword("afternoon")], tokenizer)
+    first, second, other = tokenizer.encode("seventeen"), tokenizer.encode("afternoon"), tokenizer.encode("one")[0]
+    place, _ = trie.gain(Place(trie.root), first[0], UNSURE - 0.9 * MAX_BONUS, other, UNSURE)
+    assert place.doubt == pytest.approx(0.9 * MAX_BONUS)
+    place, _ = trie.gain(place, second[0], UNSURE - 1.0, other, UNSURE)
+    assert place.doubt == pytest.approx(1.0)
+    place, _ = trie.gain(place, other, UNSURE, other, UNSURE)
+    assert place == Place(trie.root)
 
 
 def test_a_token_that_the_model_writes_itself_earns_its_bonus(tokenizer: Tokenizer) -> None:

@@ -6,6 +6,7 @@ import math
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,6 +42,7 @@ class Node:
 
     Attributes:
         bonus: What the text so far has earned; it is taken back where a phrase is not completed.
+        limit: What the phrase will have earned at its end.
         complete: Whether a phrase ends here.
         letters: Number of letters so far.
         children: The next letters, as bytes of UTF-8; each word follows a space.
@@ -50,6 +52,7 @@ class Node:
     """
 
     bonus: float = 0.0
+    limit: float = 0.0
     complete: bool = False
     letters: int = 0
     children: dict[int, Node] = field(default_factory=dict)
@@ -61,6 +64,18 @@ class Node:
     def between_words(self) -> bool:
         """Whether the next letter of the phrase begins a word, after a word that is complete."""
         return _SPACE in self.children and self.letters > 0
+
+
+class Place(NamedTuple):
+    """Where a text is in the phrases.
+
+    Attributes:
+        node: What has been written of a phrase.
+        doubt: By how many nats the tokens of the phrase are less likely, in all, than the best ones without a bonus.
+    """
+
+    node: Node
+    doubt: float = 0.0
 
 
 _SPACE = ord(" ")
@@ -106,27 +121,34 @@ class KeywordTrie:
         child = self._tokens(node).get(token)
         return child or self._tokens(self.root).get(token) or self.root
 
-    def gain(self, node: Node, token: int, plain: int, plain_logprob: float) -> tuple[Node, float]:
+    def gain(self, place: Place, token: int, logprob: float, plain: int, plain_logprob: float) -> tuple[Place, float]:
         """Return the place after `token`, and by how much the score of the text changes.
 
         A phrase that continues earns more; one that is left unfinished loses what it has earned. No bonus replaces a
         token that the model is sure of, or makes a word where the model writes none: it starts one only where `plain`,
-        the best token without a bonus, starts one.
+        the best token without a bonus, starts one. The tokens of a phrase may together be as doubtful as one bonus of
+        the whole phrase makes up for: each of them alone gets that much.
         """
+        node = place.node
         following = self.follow(node, token)
         if following is node:
-            return node, 0.0
+            return place, 0.0
         begins = token in self._vocabulary.starts
-        if token != plain and (plain_logprob >= _SURE or (begins and plain not in self._vocabulary.starts)):
+        doubt = max(0.0, plain_logprob - logprob) + (place.doubt if token in self._tokens(node) else 0.0)
+        if token != plain and (
+            plain_logprob >= _SURE or (begins and plain not in self._vocabulary.starts) or doubt > following.limit
+        ):
             following = self.root
         kept = node.complete and (begins or token in (PAD_ID, WORD_ID)) and token not in self._tokens(node)
-        return following, following.bonus - (0.0 if kept else node.bonus)
+        after = Place(self.root) if following is self.root else Place(following, doubt)
+        return after, following.bonus - (0.0 if kept else node.bonus)
 
     def _add(self, text: str, weight: float) -> None:
         encoded = b" " + b" ".join(text.encode().split())
         letters = len(text.replace(" ", ""))
         each = LETTER_BONUS * weight * min(1.0, (letters - 1) / SURE_LETTERS)
         common = min(COMMON_LETTERS, letters - 1)
+        limit = min(MAX_BONUS * weight, each * (letters - common))
         usable = self._vocabulary.usable(encoded)
         if not usable[0]:
             return
@@ -134,7 +156,8 @@ class KeywordTrie:
         for place, byte in enumerate(encoded):
             node = node.children.setdefault(byte, Node())
             node.letters = place - encoded[: place + 1].count(b" ") + 1
-            node.bonus = max(node.bonus, min(MAX_BONUS * weight, each * (node.letters - common)))
+            node.bonus = max(node.bonus, min(limit, each * (node.letters - common)))
+            node.limit = max(node.limit, limit)
             node.usable |= usable[place + 1]
         node.complete = True
 

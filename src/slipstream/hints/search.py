@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from slipstream.hints import Hints, Keyword
-from slipstream.hints.keywords import Biases, KeywordTrie, Node
+from slipstream.hints.keywords import Biases, KeywordTrie, Place
 from slipstream.hints.ngram import Context, NGram
 from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.runner import Choice
@@ -67,7 +67,7 @@ class _Hypothesis:
     score: float
     pending: tuple[Written, ...]
     text: bytes
-    node: Node | None
+    place: Place | None
     context: Context | None
     picked: int = PAD_ID
     """The token that the slot picked in the last step."""
@@ -97,7 +97,7 @@ class Search:
         self._tokenizer = tokenizer
         self._trie = trie
         self._lm = lm
-        self._alive = [_Hypothesis(0, 0.0, (), b"", trie.root if trie else None, lm.start if lm else None)]
+        self._alive = [_Hypothesis(0, 0.0, (), b"", Place(trie.root) if trie else None, lm.start if lm else None)]
         self._begun: tuple[int, bytes] | None = None  # the word that the written tokens have begun: place and text
 
     @property
@@ -113,8 +113,8 @@ class Search:
     def biases(self, row: int) -> Biases:
         """Return what to add to the scores of a row in the next step."""
         for one in self._alive:
-            if one.row == row and self._trie is not None and one.node is not None:
-                return self._trie.biases(one.node)
+            if one.row == row and self._trie is not None and one.place is not None:
+                return self._trie.biases(one.place.node)
         return NO_BIASES
 
     def advance(self, choices: Sequence[Choice]) -> Decision:
@@ -143,7 +143,7 @@ class Search:
     def use(self, other: Search) -> None:
         """Take the keywords of another search; phrases that have begun are left."""
         self._trie = other._trie
-        self._alive = [replace(one, node=self._trie.root if self._trie else None) for one in self._alive]
+        self._alive = [replace(one, place=Place(self._trie.root) if self._trie else None) for one in self._alive]
 
     def copy(self) -> Search:
         """Return an independent search in the same state."""
@@ -157,16 +157,16 @@ class Search:
         return [self._extend(one, choice, token, logprob) for token, logprob in options.items()]
 
     def _extend(self, one: _Hypothesis, choice: Choice, token: int, logprob: float) -> _Hypothesis:
-        score, node, context = one.score + logprob, one.node, one.context
-        if self._trie is not None and node is not None:
-            node, gain = self._trie.gain(node, token, choice.plain, choice.plain_logprob)
+        score, place, context = one.score + logprob, one.place, one.context
+        if self._trie is not None and place is not None:
+            place, gain = self._trie.gain(place, token, logprob, choice.plain, choice.plain_logprob)
             score += gain
         text = b"" if token in (PAD_ID, WORD_ID) else b" ".join(self._tokenizer.segments(token) or ())
         if self._lm is not None and context is not None:
             context, gain = self._lm.extend(context, text, pause=token in (PAD_ID, WORD_ID))
             score += gain
         pending = (*one.pending, (token, logprob))
-        return _Hypothesis(one.row, score, pending, one.text + text, node, context, choice.token)
+        return _Hypothesis(one.row, score, pending, one.text + text, place, context, choice.token)
 
     def _place(self, chosen: list[_Hypothesis]) -> list[tuple[int, int]]:
         """Give each hypothesis a row. Returns the rows to copy: the first of a row's hypotheses stays in it."""
