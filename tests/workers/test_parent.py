@@ -6,8 +6,10 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +20,7 @@ from slipstream.connections.tally import SharedTally
 from slipstream.engine.remote.memory import create_file
 from slipstream.errors import EngineError
 from slipstream.workers.link import start
-from slipstream.workers.parent import Listeners, Parent
+from slipstream.workers.parent import STOP_SECONDS, Listeners, Parent
 from slipstream.workers.worker import Settings
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no worker processes")
@@ -67,6 +69,29 @@ def test_a_signal_while_a_model_is_loaded_does_not_wait_for_it() -> None:
         return time.monotonic() - began
 
     assert asyncio.run(run()) < 5
+
+
+def test_a_worker_that_starts_while_the_server_stops_does_not_delay_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes: list[subprocess.Popen[bytes]] = []
+    stopped = 0.0
+
+    def starts(job: object, descriptors: Sequence[int] = ()) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        nonlocal stopped
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.sendall(b'{"ready":true}\n')
+            processes.append(subprocess.Popen(["sleep", "600"], pass_fds=[theirs.fileno()]))
+        if len(processes) == 3:  # it replaces the first
+            parent._stopping.set()
+            stopped = time.monotonic()
+            asyncio.get_running_loop().call_later(0.3, processes[1].kill)  # its streams have ended
+        return processes[-1], ours
+
+    monkeypatch.setattr("slipstream.workers.parent.start", starts)
+    settings = Settings("127.0.0.1", limits=Limits(drain_seconds=0))
+    parent = Parent([], 2, settings, Listeners(None), started=lambda names: processes[0].kill())
+    asyncio.run(asyncio.wait_for(parent.run(), PATIENCE))
+    assert time.monotonic() - stopped < STOP_SECONDS / 2
 
 
 def test_every_connection_may_have_its_own_address_and_its_own_key() -> None:

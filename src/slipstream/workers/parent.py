@@ -218,6 +218,8 @@ class Parent:
         worker = _Process(f"worker-{row}", process, await Link.open(end), end)
         self._workers[row] = worker
         self._do(self._follow_worker(row, worker))
+        if self._stopping.is_set():  # meanwhile, so that `_finish` did not know it
+            process.kill()
 
     def _stop(self, number: int) -> None:
         if self._stopping.is_set():  # the second signal does not wait

@@ -124,8 +124,8 @@ class SpeechHost:
             return
         with self._lock:
             hosted.session = session
-            errors = [_call(session, kind, values) for kind, values in hosted.early]
-        if failure := next(filter(None, errors), None):
+            failures = [_call(session, kind, values) for kind, values in hosted.early]
+        if failure := next(filter(None, failures), None):
             self._fail(id, hosted, failure)
         self._woken.put(id)  # what woke it before this is not lost
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 
-from slipstream.dialects.protocol import Close, CloseCode, Forward, ProtocolError, Publish, Subscribe
+from slipstream.dialects.protocol import Close, CloseCode, Forward, Publish, Subscribe
 from slipstream.server.streams.topics import Subscriber, Topics
-from slipstream.server.streams.webhooks import is_allowed
 from slipstream.workers.link import Message
 
 _ACTIONS: dict[str, type[Publish | Subscribe | Forward]] = {
@@ -37,10 +36,7 @@ class RemoteTopics(Topics):
 
     def do(self, action: Publish | Subscribe | Forward, member: Subscriber, owner: str) -> None:
         """See `Topics.do`."""
-        if isinstance(action, Forward) and not is_allowed(action.url, self._allowed):
-            raise ProtocolError(
-                f"webhook {action.url!r:.200} is not allowed: the server's --call-webhook names those that are"
-            )
+        self.check(action)
         if member not in self._numbers:
             self._count += 1
             self._numbers[member] = self._count

@@ -66,13 +66,17 @@ class Topics:
         found = self._topics.get((owner, topic))
         return list(found.subscribers) if found is not None else []
 
-    def do(self, action: Publish | Subscribe | Forward, member: Subscriber, owner: str) -> None:
-        """Run the action of a dialect. Raises `ProtocolError` for a webhook that is not allowed."""
-        key = (owner, action.topic)
+    def check(self, action: Publish | Subscribe | Forward) -> None:
+        """Raise `ProtocolError` for a webhook that is not allowed."""
         if isinstance(action, Forward) and not is_allowed(action.url, self._allowed):
             raise ProtocolError(
                 f"webhook {action.url!r:.200} is not allowed: the server's --call-webhook names those that are"
             )
+
+    def do(self, action: Publish | Subscribe | Forward, member: Subscriber, owner: str) -> None:
+        """Run the action of a dialect. Raises `ProtocolError` for a webhook that is not allowed."""
+        self.check(action)
+        key = (owner, action.topic)
         topic = self._topics.setdefault(key, _Topic())
         self._joined.setdefault(member, set()).add(key)
         if isinstance(action, Subscribe):
