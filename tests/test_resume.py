@@ -28,6 +28,7 @@ from slipstream.events import EndOfTurn, Final, MarkerReached, PartialWord, Step
 from slipstream.resume import ResumableStream
 from slipstream.resume.blocking import listen
 from slipstream.resume.tape import Tape
+from slipstream.resume.text import FinalText
 
 WORDS = [word for word in LEXICON if len(word) < 9]
 
@@ -377,6 +378,13 @@ def test_partial_words_are_not_repeated(server) -> None:
     events = asyncio.run(talk())
     assert [event.text for event in events if isinstance(event, Word)] == ["dog"]
     assert all(event.start > 0.5 for event in events if isinstance(event, PartialWord))
+
+
+def test_a_turn_keeps_its_language() -> None:
+    text = FinalText(context_seconds=5.0)
+    text.word(Word("salut", 1.0, 1.5))
+    assert text.turn(Turn(0.5, 2.0, "fr", 0.9)) == Turn(1.0, 2.0, "fr", 0.9)
+    assert text.turn(Turn(0.5, 2.0, "fr", 0.9)) is None
 
 
 def test_a_tape_returns_the_appended_audio() -> None:

@@ -198,6 +198,7 @@ def test_a_turn_starts_with_the_first_voiced_frame() -> None:
 
 def test_a_quiet_word_starts_a_turn_where_it_was_spoken() -> None:
     assert starts(detector(), [(False, None)] * 10 + [(False, 4)] * 3) == [(11, 4)]
+    assert starts(detector(), [(False, None)] * 10 + [(False, 0)] * 3) == [(11, 0)]
 
 
 def test_a_late_word_of_the_turn_before_starts_none() -> None:

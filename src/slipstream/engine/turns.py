@@ -161,7 +161,9 @@ class TurnDetector:
         if not self._started and (spoke or self._voiced >= self.VOICED_FRAMES):
             self._started = True
             began = self._frame - self._voiced
-            self.started_frame = max(self._ended_frame, min(began, word_frame) if spoke and word_frame else began)
+            if spoke and word_frame is not None:
+                began = min(began, word_frame)
+            self.started_frame = max(self._ended_frame, began)
         self.probability = self._probability(pause_H)
         ends = self._by_sound(spoke) if self.probability is None else self._by_heads(self.probability, spoke)
         if ends or (self._started and self._quiet >= self._wait_limit):

@@ -287,7 +287,7 @@ class ResumableStream:
             placed = EndOfTurn(time) if time > self._turn_ended else None
             self._turn_ended = max(self._turn_ended, time)
         elif isinstance(event, Turn):
-            placed = self._text.turn(event.end + start)
+            placed = self._text.turn(replace(event, end=event.end + start))
         elif isinstance(event, History):
             self._text.keep(event)
             placed = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
 from slipstream.events import History, PartialWord, Turn, Word
 
@@ -97,11 +98,11 @@ class FinalText:
             self._turn_start = word.start
         return word
 
-    def turn(self, end: float) -> Turn | None:
-        """Return the turn that ends at `end`, from its first word; None if it has no word that is new."""
-        if self._turn_start is None or end <= self._turn_start:
+    def turn(self, turn: Turn) -> Turn | None:
+        """Return a turn from its first new word on; None if it has no word that is new."""
+        if self._turn_start is None or turn.end <= self._turn_start:
             return None
-        turn, self._turn_start = Turn(self._turn_start, end), None
+        turn, self._turn_start = replace(turn, start=self._turn_start), None
         return turn
 
     def _settle(self, time: float) -> None:
