@@ -80,7 +80,6 @@ class Place(NamedTuple):
 
 _SPACE = ord(" ")
 _SURE = math.log(SURE)
-_NOTHING = Biases(np.zeros(0, np.int64), np.zeros(0, np.float32))
 
 
 class KeywordTrie:

@@ -66,10 +66,14 @@ class _Process:
     heard: float = field(default_factory=time.monotonic)
     failure: SlipstreamError | None = None
 
-    async def ended(self) -> int:
-        """Wait for the end of the process, and return its exit code."""
+    def close(self) -> None:
+        """Close the connection to it."""
         self.link.close()
         self.end.close()
+
+    async def ended(self) -> int:
+        """Wait for the end of the process, and return its exit code."""
+        self.close()
         return await asyncio.to_thread(self.process.wait)
 
 
@@ -155,6 +159,7 @@ class Parent:
                 process.process.kill()
             for process in self._processes:
                 process.process.wait()
+                process.close()
             for task in self._tasks:
                 task.cancel()
         if self._failure is not None:
