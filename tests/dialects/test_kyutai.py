@@ -14,10 +14,9 @@ import pytest
 from benchmarks.attacks.opus import OPUS_HEAD, ogg_page, opus_bomb
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.dialects.sequences import messages, sequences
 
 from slipstream.dialects import kyutai
-from slipstream.dialects.kyutai import ORDER, KyutaiDialect
+from slipstream.dialects.kyutai import KyutaiDialect
 from slipstream.dialects.protocol import PIECE_SAMPLES, Audio, Command, Marker, ProtocolError, Restart
 
 FLOATS = st.lists(st.floats(-1, 1, width=32), max_size=40)
@@ -152,11 +151,10 @@ SAMPLES: dict[str, bytes | str] = {
 }
 
 
-@given(st.data())
-def test_the_table_of_legal_messages(data: st.DataObject) -> None:
-    assert messages(ORDER) == sorted(SAMPLES)
+@given(st.lists(st.sampled_from(sorted(SAMPLES)), max_size=12))
+def test_every_message_is_legal_at_any_time(kinds: list[str]) -> None:
     stream = KyutaiDialect()
-    for kind in data.draw(sequences(ORDER)):
+    for kind in kinds:
         commands = list(stream.receive(SAMPLES[kind]))
         if kind == "Init":
             assert commands == [Restart()]

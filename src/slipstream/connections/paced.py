@@ -58,6 +58,9 @@ class PacedConnection(asyncio.Protocol):
         lost: Called when the connection is over.
     """
 
+    _gone_events = getattr(select, "POLLRDHUP", 0)
+    """What `gone` looks for, in addition to errors and resets."""
+
     def __init__(self, limits: Limits, turns: RoundRobin, connections: set[Any], lost: Callable[[], None]) -> None:
         self._limits = limits
         self._turns = turns
@@ -119,7 +122,7 @@ class PacedConnection(asyncio.Protocol):
         if sys.platform != "linux" or self._transport.is_closing():
             return False
         poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        poll.register(self._transport.get_extra_info("socket").fileno(), self._gone_events)
         return bool(poll.poll(0))
 
     def abort(self) -> None:

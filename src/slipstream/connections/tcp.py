@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import select
-import sys
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
@@ -43,6 +41,7 @@ class TcpConnection(PacedConnection):
     """
 
     _listener: Listener | None
+    _gone_events = 0  # a client that sends no more may still read
 
     def __init__(
         self,
@@ -85,15 +84,6 @@ class TcpConnection(PacedConnection):
                 self._transport.write_eof()
             self.cut_off_later()
         self._end(int(close.code))
-
-    @property
-    def gone(self) -> bool:
-        """Whether the connection was reset. A client that sends no more may still read."""
-        if sys.platform != "linux" or self._transport.is_closing():
-            return False
-        poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), 0)
-        return bool(poll.poll(0))  # POLLERR or POLLHUP
 
     @property
     def client_code(self) -> int:

@@ -2,7 +2,8 @@
 
 In: `Init`, `Audio {pcm}`, `OggOpus {data}`, `Marker {id}`. Out: `Ready`, `Step {step_idx, prs, buffered_pcm}`,
 `Word {text, start_time}`, `EndWord {stop_time}`, `Marker {id}`, `Error {message}`. The messages are byte for byte those
-of the Rust server: fields in its order, times as float64, `prs` as float32.
+of the Rust server: fields in its order, times as float64, `prs` as float32. As there, a client may send every message
+at any time.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from slipstream.arrays import FloatArray
 from slipstream.audio import Resampler
 from slipstream.dialects.models import StreamRequest
 from slipstream.dialects.ogg import OggOpusDecoder
-from slipstream.dialects.order import Order, Table
 from slipstream.dialects.packed import octets, parse, samples
 from slipstream.dialects.protocol import (
     Action,
@@ -38,8 +38,6 @@ from slipstream.events import Event, MarkerReached, OpenWord, Ready, Step, Word
 PATH = "/api/asr-streaming"
 PCM_RATE = 24_000
 """The rate of `Audio` messages, in Hz. The protocol has no field for it."""
-ORDER: Table = {"open": dict.fromkeys(("Init", "Audio", "OggOpus", "Marker", "text"), "open")}
-"""What the client may send: as in the reference, everything at any time. Text messages are ignored."""
 
 
 def open_dialect(request: StreamRequest) -> KyutaiDialect:
@@ -56,7 +54,6 @@ class KyutaiDialect(Dialect):
     def __init__(self, sample_rate: int = PCM_RATE, model: str = "") -> None:
         self._model = model
         self._sample_rate = sample_rate
-        self._order = Order(ORDER)
         self._resampler = Resampler(PCM_RATE, sample_rate)
         self._opus: OggOpusDecoder | None = None
         self._open: OpenWord | None = None
@@ -68,10 +65,8 @@ class KyutaiDialect(Dialect):
     def receive(self, message: Message) -> Iterator[Action]:
         """Yield the actions for a message: see `Dialect.receive`."""
         if isinstance(message, str):
-            self._order.follow("text")
-            return
+            return  # ignored, as by the reference
         kind, value = parse(message, _KEY_OF)
-        self._order.follow(kind)
         if kind == "Audio":
             for piece_S in samples(value):
                 yield Audio(self._resampled(check_audio(piece_S)))

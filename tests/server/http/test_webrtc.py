@@ -376,6 +376,23 @@ def test_a_long_offer_is_refused(line: str, says: str) -> None:
         assert (status, says in body.decode()) == (400, True)
 
 
+def test_an_offer_takes_no_slot() -> None:
+    """Only a connection does, so that nobody takes all slots with a few requests."""
+
+    async def offer(running: Running) -> str:
+        caller = Caller(Track(silence(5)), None)
+        await caller.peer.setLocalDescription(await caller.peer.createOffer())
+        sdp = caller.peer.localDescription.sdp
+        await caller.peer.close()
+        return str(sdp)
+
+    with serving(ScriptRunner(slots=1)) as running:
+        sdp = asyncio.run(offer(running)).encode()
+        for _ in range(3):
+            assert get(f"{running.http}/v1/whip", sdp, content_type="application/sdp")[0] == 201
+        assert running.engine.active == 0
+
+
 def test_offers_take_turns() -> None:
     """An answer takes 5 ms of the event loop, in which no stream is served."""
 

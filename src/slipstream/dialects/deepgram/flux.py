@@ -36,7 +36,7 @@ from slipstream.dialects.protocol import (
     Send,
     SetHints,
 )
-from slipstream.dialects.texts import parse_json, to_json, word_fields
+from slipstream.dialects.texts import parse_object, to_json, word_fields
 from slipstream.engine.options import SessionOptions
 from slipstream.events import EndOfTurn, Event, Final, Flushed, OpenWord, Step, Word
 from slipstream.transcript import languages_of
@@ -134,14 +134,13 @@ class FluxDialect(Dialect):
 
     def _control(self, text: str) -> Iterator[Action]:
         try:
-            message = parse_json(text)
-            if not isinstance(message, dict) or not isinstance(kind := message.get("type"), str) or kind == "audio":
+            message = parse_object(text)
+            if not isinstance(kind := message.get("type"), str) or kind == "audio":
                 raise ProtocolError(f"expected a JSON object with a type: {', '.join(list(ORDER['open'])[1:])}")
             closing = self._order.state == "closing"
             self._order.follow(kind)
-        except (ValueError, RecursionError, ProtocolError) as error:
-            reason = str(error) if isinstance(error, ProtocolError) else f"not a JSON message: {error}"
-            raise ProtocolError(reason, CloseCode.POLICY_VIOLATION) from error
+        except ProtocolError as error:
+            raise ProtocolError(str(error), CloseCode.POLICY_VIOLATION) from error
         if closing:
             return
         if kind == "Configure":

@@ -34,7 +34,7 @@ from slipstream.dialects.protocol import (
     Send,
     SetHints,
 )
-from slipstream.dialects.texts import dump, parse_json
+from slipstream.dialects.texts import dump, parse_object
 from slipstream.engine.options import SessionOptions
 from slipstream.events import EndOfTurn, Event, Final, Flushed, OpenWord, Step, Word
 
@@ -202,9 +202,7 @@ class DeepgramDialect(Dialect):
 
     def _control(self, text: str) -> Iterator[Action]:
         try:
-            message = parse_json(text)
-            if not isinstance(message, dict):
-                raise ProtocolError(f"expected a JSON object with a type, got {type(message).__name__}")
+            message = parse_object(text)
             kind = message.get("type")
             if kind == "audio" or not isinstance(kind, str):
                 raise ProtocolError(f"unknown type {kind!r:.40}: expected {', '.join(list(ORDER['open'])[1:])}")
@@ -219,9 +217,8 @@ class DeepgramDialect(Dialect):
                     yield SetHints(self._options.hints.for_session(), number)
             elif kind == "CloseStream":
                 yield from self._close()
-        except (ValueError, RecursionError, ProtocolError) as error:
-            reason = str(error) if isinstance(error, ProtocolError) else f"not a JSON message: {error}"
-            yield Send(dump(type="Error", variant="SchemaError", description=reason, message=text[:200]))
+        except ProtocolError as error:
+            yield Send(dump(type="Error", variant="SchemaError", description=str(error), message=text[:200]))
 
     def _finalize(self, channel: Any) -> Iterator[Action]:
         if channel is not None and not (type(channel) is int and 0 <= channel < len(self._channels)):

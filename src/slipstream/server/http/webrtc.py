@@ -60,18 +60,19 @@ class Call:
 
     Args:
         peer: The connection.
+        first: The first message of the client, if the offer has it.
         last: The message that means the end of the track, if any.
     """
 
-    def __init__(self, peer: RTCPeerConnection, last: str | None) -> None:
+    def __init__(self, peer: RTCPeerConnection, first: str | None, last: str | None) -> None:
         self.stream: LiveStream
-        self._peer, self._last = peer, last
+        self._peer, self._first, self._last = peer, first, last
         self._watch = Watch(peer)
         self._send: Callable[[str], None] | None = None
         self._channel: RTCDataChannel | None = None
         self._events: asyncio.Queue[str | None] | None = None
         self._inbox: deque[Message] = deque()
-        self._paused = self._ended = False
+        self._begun = self._paused = self._ended = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.client_code, self.sent_reason = LOST, ""
         peer.on("track", self._track_came)
@@ -181,8 +182,18 @@ class Call:
         self.stream.writable()
 
     def _state_changed(self) -> None:
-        if self._peer.connectionState in ("failed", "closed"):
+        if self._peer.connectionState == "connected":
+            self._begin()
+        elif self._peer.connectionState in ("failed", "closed"):
             self.abort()
+
+    def _begin(self) -> None:
+        """Open the stream, once there is a connection: an offer alone takes no slot."""
+        if not self._begun and not self._ended:
+            self._begun = True
+            self.stream.opened()
+            if self._first is not None:
+                self.stream.receive(self._first)
 
     async def _watch_over(self) -> None:
         """End a call that does not connect in time, or whose client sends too much."""
@@ -219,6 +230,7 @@ class Call:
             self._take(self._last)
 
     def _take(self, message: Message) -> None:
+        self._begin()
         if self._ended:
             return
         if self._paused or self._inbox:
@@ -286,10 +298,8 @@ class Calls:
 
     async def _realtime(self, request: Request) -> Response:
         offer, session = await _offer(request)
-        call = await self._open(request, lambda opening: TranscriptionDialect(opening, media=FORMAT), None)
-        if session:
-            update = f'{{"type":"session.update","session":{session}}}'
-            call.stream.receive(update)
+        update = f'{{"type":"session.update","session":{session}}}' if session else None
+        call = await self._open(request, lambda opening: TranscriptionDialect(opening, media=FORMAT), first=update)
         return await self._answer(request, call, offer, CALLS_PATH)
 
     async def _whip(self, request: Request) -> Response:
@@ -300,7 +310,7 @@ class Calls:
             info = opening.models[opening.get("model")]
             return PlainDialect(FORMAT, info, opening.id, hints=parse_hints(opening, info))
 
-        call = await self._open(request, plain, '{"type":"close"}')
+        call = await self._open(request, plain, last='{"type":"close"}')
         return await self._answer(request, call, offer, WHIP_PATH)
 
     async def _hang_up(self, request: Request) -> Response:
@@ -318,7 +328,13 @@ class Calls:
             raise Refused(404, "no such call")
         return call
 
-    async def _open(self, request: Request, dialect: Callable[[StreamRequest], Dialect], last: str | None) -> Call:
+    async def _open(
+        self,
+        request: Request,
+        dialect: Callable[[StreamRequest], Dialect],
+        first: str | None = None,
+        last: str | None = None,
+    ) -> Call:
         try:  # in a thread: the first import takes longer than a frame of the streams
             rtc = await asyncio.to_thread(importlib.import_module, "aiortc")
         except ImportError as error:
@@ -328,16 +344,14 @@ class Calls:
         if len(self._calls) >= MOST_CALLS:
             raise Refused(503, f"{MOST_CALLS} calls are open")
         id = request.scope["id"]
-        call = Call(
-            rtc.RTCPeerConnection(rtc.RTCConfiguration(iceServers=[])), last
-        )  # the default asks a public STUN server
+        # The default configuration asks a public STUN server.
+        call = Call(rtc.RTCPeerConnection(rtc.RTCConfiguration(iceServers=[])), first, last)
 
         def over() -> None:
             self._calls.pop(id, None)
 
         call.stream = self._open_stream(request, dialect, call, over)
         self._calls[id] = call
-        call.stream.opened()
         return call
 
     async def _answer(self, request: Request, call: Call, offer: str, path: str) -> Response:
