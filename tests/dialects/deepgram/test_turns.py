@@ -111,6 +111,16 @@ def test_the_laws_hold_for_any_order_of_events(data: st.DataObject, thresholds: 
     assert laws.words == said
 
 
+def test_the_end_of_a_turn_does_not_wait_for_the_flush_that_announces_it() -> None:
+    turns = Turns(Thresholds(end=0.7, eager=0.5), INFO)
+    list(turns.word(Word("yes", 0.0, 0.4, 0.9)))
+    assert list(turns.step(Step(7, (0, 0, 0.6, 0), 0, 0.6))) == [AskFlush()]
+    assert list(turns.step(Step(8, (0, 0, 0.8, 0), 0, 0.8))) == [AskFlush()]
+    assert list(turns.step(Step(9, (0, 0, 0.1, 0), 0, 0.1)))[1:] == []
+    found = [one for time in (0.56, 0.64) for one in turns.flushed(time)]
+    assert [one.event for one in found if isinstance(one, TurnInfo)] == ["EagerEndOfTurn", "EndOfTurn"]
+
+
 def test_a_turn_is_announced_resumed_and_ended() -> None:
     turns, laws = Turns(Thresholds(end=0.7, eager=0.5), INFO), Laws()
 

@@ -153,14 +153,15 @@ class Turns:
     def _decide(self, state: str) -> Iterator[Found]:
         """Ask for the flush that an end of turn needs, or resume the turn."""
         limits, confidence = self.thresholds, self._confidence
-        if not self._words or any(what != "manual" for what, _ in self._asked):
+        asked = {what for what, _ in self._asked}
+        if not self._words or asked & {"model", "timeout"}:
             return
         if state == "awaiting":
             eager = limits.eager if limits.eager is not None else limits.end
             if confidence < min(self._info.turns.resume_below, eager - _HYSTERESIS):
                 yield self._event("TurnResumed")
                 return
-        elif limits.eager is not None and confidence >= limits.eager:
+        elif limits.eager is not None and confidence >= limits.eager and "eager" not in asked:
             yield self._ask("eager")
             return
         if confidence >= limits.end and limits.end < 1:
