@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import logging
 import os
 import tempfile
@@ -207,6 +208,11 @@ def test_broken_input_is_a_clear_error(tmp_path: Path, case: str) -> None:
         with pytest.raises(AudioError, match=message) as caught:
             audio.load(path)
         assert str(path) in str(caught.value)
+
+
+def test_a_file_object_without_content_is_empty() -> None:
+    with pytest.raises(AudioError, match="it is empty"):
+        audio.load(io.BytesIO())
 
 
 def test_a_script_cannot_open_other_files(tmp_path: Path) -> None:

@@ -103,6 +103,11 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
         resolve(folder)
 
 
+def test_a_folder_without_a_model_is_told_from_one_with_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json: no such file; the folder of a model has one"):
+        resolve(tmp_path)
+
+
 def test_a_wrong_key_is_named_with_its_file(tmp_path: Path) -> None:
     folder = fill(tmp_path / "model", num_layer=3)
     with pytest.raises(ConfigError, match=r"model/config\.json: unknown key 'num_layer' .* 'num_layers'"):
@@ -142,6 +147,12 @@ def test_a_path_is_not_requested_from_the_hub(name: str) -> None:
 def test_a_near_miss_of_a_known_name_is_recognised() -> None:
     with pytest.raises(CheckpointError, match=r"; did you mean 'tiny'\?$"):
         resolve("tiyn")
+
+
+def test_a_published_name_is_not_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slipstream.checkpoints.sources.hub_answers", lambda: False)
+    with pytest.raises(CheckpointError, match=r"or give a folder$"):
+        resolve("kyutai/tts-1.6b-en_fr")
 
 
 def test_a_folder_with_only_a_gguf_file_is_reported(tmp_path: Path) -> None:

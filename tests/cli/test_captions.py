@@ -244,7 +244,7 @@ def unframed(message: str) -> str:
         (("--raw", "mulaw"), "a microphone has neither encodings nor tracks"),
         (("--track", "2"), "a microphone has neither encodings nor tracks"),
         (("-", "--raw-rate", "8000"), "it applies to audio without a header only: add --raw"),
-        (("a.wav", "--server", "http://127.0.0.1:9", "--model", "x"), "--server uses the model of the server"),
+        (("a.wav", "--server", "http://127.0.0.1:9", "--threads", "2"), "--server uses the model of the server"),
         (("a.wav", "--server", "http://127.0.0.1:9", "--quantize", "int8"), "--server uses the model of the server"),
         (("a.wav", "--window", "2"), "greater than or equal to 3"),
     ],

@@ -156,10 +156,13 @@ def test_a_reload_while_the_model_loads_waits(model: Path) -> None:
     [
         (["--host", "0.0.0.0"], "the server needs keys"),
         (["--limit", "idel_seconds=5"], "did you mean 'idle_seconds'"),
-        (["--limit", "idle_seconds=soon"], "expected idle_seconds=<float>"),
+        (["--limit", "idle_seconds=soon"], "expected a number after idle_seconds="),
         (["--limit", "idle_seconds=0"], "must be more than 0"),
         (["--config", "no-such.toml"], "no-such.toml"),
-        (["--api-keys", "no-such-keys"], "no-such-keys: cannot be read"),
+        (
+            ["--api-keys", "no-such-keys"],
+            "no such file: create it with `slipstream api-key NAME >> no-such-keys`",
+        ),
         (["--tls-cert", "cert.pem"], "must be used together"),
         (["--tls-cert", "no.pem", "--tls-key", "key.pem", "--port", "0"], "No such file or directory: 'no.pem'"),
         (

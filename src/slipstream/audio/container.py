@@ -56,6 +56,9 @@ def _refusal(file: Readable) -> str | None:
     if not can_seek(file):
         return None
     file.seek(0)
+    if not file.read(1):
+        return "it is empty"
+    file.seek(0)
     skip_repeated = av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)

@@ -37,6 +37,9 @@ def _published_1b(pause_heads: int) -> STTConfig:
     )
 
 
+SPEECH_MODELS = ("kyutai/tts-1.6b-en_fr", "kyutai/tts-0.75b-en-public")
+"""The published models for text to speech."""
+
 PRESETS: dict[str, STTConfig] = {
     # The same model twice; only the second has the pause heads (131 and 135 tensors).
     "kyutai/stt-1b-en_fr": _published_1b(pause_heads=0),

@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 
 from slipstream.checkpoints.kyutai import parse_kyutai
 from slipstream.checkpoints.pause_heads import with_pause_heads_of
-from slipstream.checkpoints.presets import PRESETS
+from slipstream.checkpoints.presets import PRESETS, SPEECH_MODELS
 from slipstream.checkpoints.transformers import EXTRAS_FILE, MODEL_FILE, is_transformers, parse_config
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.model.config import STTConfig
@@ -185,7 +185,7 @@ def find_optional(place: Place, name: str) -> Path | None:
 
 def _near(name: str) -> str:
     """A suggestion of the known names that are close to an unknown one; empty if there are none."""
-    known = dict.fromkeys([*built_in_models(), *PRESETS, *_cached_repositories()])
+    known = dict.fromkeys([*built_in_models(), *PRESETS, *SPEECH_MODELS, *_cached_repositories()])
     near = [] if name in known else get_close_matches(name, known, n=3, cutoff=0.7)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
@@ -229,6 +229,8 @@ class _Folder:
         if not os.path.isfile(path):  # False, too, for a name that is too long
             gguf = next(self.path.glob("*.gguf"), None) if path.suffix == ".safetensors" else None
             hint = f"; {gguf.name} is there, but GGUF files are not supported: use the safetensors file" if gguf else ""
+            if name == "config.json":
+                hint = "; the folder of a model has one, next to the weights"
             raise _NotThereError(f"{path}: no such file{hint}")
         return path
 

@@ -28,6 +28,7 @@ from slipstream.cli.options import (
     Threads,
     Track,
     check_remote,
+    given_model,
     raw_format_of,
 )
 from slipstream.cli.output import write_file
@@ -46,6 +47,7 @@ PLAYLIST = "captions.m3u8"
 
 
 def captions(
+    context: typer.Context,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help=f"Folder for {PLAYLIST} and its segments.")
     ],
@@ -99,7 +101,7 @@ def captions(
     if output.exists() and not output.is_dir():
         raise typer.BadParameter(f"{output} is not a folder", param_hint="--output")
     if server:
-        check_remote(model, device, backend, quantize, threads)
+        check_remote(device, backend, quantize, threads)
     if input is not None and microphone is not None:
         raise typer.BadParameter(f"the input is {input}: omit it to use a microphone", param_hint="--microphone")
     if input is None and (raw or track):
@@ -113,7 +115,7 @@ def captions(
     layout, playlist = SubtitleLayout(max_line_width, max_line_count), MediaPlaylist(segment, window)
     with ExitStack() as stack:
         if server:
-            recogniser: Recogniser = ServerRecogniser(server)
+            recogniser: Recogniser = ServerRecogniser(server, given_model(context, model))
         else:
             transcriber = open_transcriber(model, device=device, backend=backend, quantize=quantize, threads=threads)
             recogniser = LocalRecogniser(stack.enter_context(transcriber))

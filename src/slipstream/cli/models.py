@@ -70,6 +70,8 @@ def models() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from slipstream.checkpoints.presets import SPEECH_MODELS
+
     table = Table(box=None, pad_edge=False)
     table.add_column("model", no_wrap=True)
     for title in ("languages", "delay", "pause\nheads", "size", "where"):
@@ -86,8 +88,7 @@ def models() -> None:
     console = Console()
     console.print(table)
     console.print("\n--model also accepts any other Hugging Face Hub repository, or a folder.")
-    speech = ", ".join(name for name in _LANGUAGES if "/tts-" in name)
-    console.print(f"Text to speech (`say`, `serve --speech`): {speech}", soft_wrap=True)
+    console.print(f"Text to speech (`say`, `serve --speech`): {', '.join(SPEECH_MODELS)}", soft_wrap=True)
 
 
 def open_transcriber(model: str, **options: Any) -> Transcriber:

@@ -36,7 +36,8 @@ Server = Annotated[
     typer.Option(
         "--server",
         metavar="URL",
-        help=f"Transcribe on a Slipstream server instead of locally. Reads the API key from {SERVER_KEY}.",
+        help="Transcribe on a Slipstream server instead of locally, with its default model or the one that --model "
+        f"names. Reads the API key from {SERVER_KEY}.",
     ),
 ]
 Microphone = Annotated[
@@ -59,10 +60,9 @@ RawChannels = Annotated[
 ]
 
 
-def check_remote(model: str, device: str, backend: str, quantize: str | None, threads: int | None) -> None:
+def check_remote(device: str, backend: str, quantize: str | None, threads: int | None) -> None:
     """Raise `BadParameter` for an option of a local model, which `--server` does not use."""
     options = {
-        "--model": model != DEFAULT_MODEL,
         "--device": device != "auto",
         "--backend": backend != "auto",
         "--quantize": quantize is not None,
@@ -71,6 +71,12 @@ def check_remote(model: str, device: str, backend: str, quantize: str | None, th
     for option, given in options.items():
         if given:
             raise typer.BadParameter("--server uses the model of the server", param_hint=option)
+
+
+def given_model(context: typer.Context, model: str) -> str | None:
+    """Return `--model` if the command line has it; None, for the default of a server, if it does not."""
+    source = context.get_parameter_source("model")
+    return None if source is not None and source.name == "DEFAULT" else model
 
 
 def raw_format_of(raw: _Encoding | None, rate: int | None, channels: int | None, track: int | None) -> RawFormat | None:

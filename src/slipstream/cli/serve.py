@@ -366,7 +366,8 @@ def _limits(settings: list[str]) -> Limits:
         try:
             value = known[name](text)
         except ValueError as error:
-            raise ConfigError(f"--limit {setting}: expected {name}=<{known[name].__name__}>") from error
+            what = "a whole number" if known[name] is int else "a number"
+            raise ConfigError(f"--limit {setting}: expected {what} after {name}=") from error
         if not value > 0:
             raise ConfigError(f"--limit {setting}: must be more than 0")
         limits = replace(limits, **{name: value})

@@ -84,6 +84,8 @@ def new_key(name: str, streams: int | None = None, per_minute: int | None = None
 def _read(path: Path) -> list[Key]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file: create it with `slipstream api-key NAME >> {path}`") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a key file: {error}") from error
     keys: dict[str, Key] = {}

@@ -213,6 +213,12 @@ def test_a_name_that_is_too_long(cli: Cli, loaded: Loaded) -> None:
     assert outcome.err == f"error: {'a' * 80}: cannot be read: File name too long\n"
 
 
+def test_a_missing_file_is_reported_before_the_model_is_loaded(cli: Cli, loaded: Loaded, tmp_path: Path) -> None:
+    outcome = cli("transcribe", tmp_path / "gone.mp3")
+    assert (outcome.code, outcome.err) == (1, f"error: {tmp_path / 'gone.mp3'}: no such file\n")
+    assert loaded.model is None
+
+
 def test_one_broken_file_does_not_stop_the_others(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
     letter = tmp_path / "letter.mp3"
     letter.write_text("Dear Sir or Madam")
@@ -266,6 +272,7 @@ def test_the_least_confidence_is_an_option_of_the_session(cli: Cli, sound: Sound
         (["--slots", "0"], "slots"),
         (["--raw-rate", "8000"], "add --raw"),
         (["-o", __file__], "is not a folder"),
+        (["-o", "talk.srt"], "it names a folder, and talk.srt looks like a file: for one file use > talk.srt"),
         (["--max-line-width", "40"], "it applies to subtitles (srt, vtt) only, not to txt"),
         (["-f", "srt", "--max-words", "0"], "max-words"),
     ],

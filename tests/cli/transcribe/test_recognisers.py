@@ -51,5 +51,9 @@ def test_an_unreachable_server(cli: Cli, recording: Path) -> None:
     assert f"{recording}: http://127.0.0.1:9: cannot be reached" in outcome.err
 
 
-def test_a_server_has_its_own_model(cli: Cli, recording: Path) -> None:
-    assert cli("transcribe", recording, "--server", "http://127.0.0.1:9", "--model", "x/y").code == 2
+@pytest.mark.parametrize("model", ["x/y", "tiny"])
+def test_a_server_is_asked_for_the_model_that_is_given(cli: Cli, recording: Path, model: str) -> None:
+    with serving(ScriptRunner()) as server:
+        outcome = cli("transcribe", recording, "--raw", "pcm_f32le", "--server", server.http, "--model", model)
+    assert outcome.code == 1
+    assert f"unknown model '{model}': this server has " in outcome.err

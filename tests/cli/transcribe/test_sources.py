@@ -47,8 +47,13 @@ def test_a_missing_file_stays_in_the_list_to_fail_in_its_turn(folder: Path) -> N
     assert list(outputs("gone.mp3", "a.mp3")) == ["gone.mp3", "a.mp3"]
 
 
+def test_inputs_that_are_all_missing_are_an_error(folder: Path) -> None:
+    with pytest.raises(AudioError, match=r"^gone\.mp3, gone\.wav: no such file$"):
+        find_jobs(["gone.mp3", "gone.wav"])
+
+
 def test_each_input_is_transcribed_once(folder: Path) -> None:
-    assert list(outputs("a.mp3", "*.mp3", "a.mp3")) == ["a.mp3"]
+    assert list(outputs("a.mp3", "*.mp3", "./a.mp3", str(folder / "a.mp3"), "-", "-")) == ["a.mp3", "standard input"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -25,6 +25,7 @@ from slipstream.cli.options import (
     Threads,
     Track,
     check_remote,
+    given_model,
     raw_format_of,
 )
 from slipstream.cli.output import has_text, render, write_file, write_stdout
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 
 def transcribe(
+    context: typer.Context,
     files: Annotated[
         list[str],
         typer.Argument(metavar="FILES", help="Audio or video files, folders or patterns; - is standard input."),
@@ -151,7 +153,7 @@ def transcribe(
         option = f"--{next(iter(layout)).replace('_', '-')}"
         raise typer.BadParameter(f"it applies to subtitles (srt, vtt) only, not to {format}", param_hint=option)
     if server:
-        check_remote(model, device, backend, quantize, threads)
+        check_remote(device, backend, quantize, threads)
     if ray:
         from slipstream.cli.transcribe.on_ray import transcribe_on_ray
 
@@ -173,6 +175,9 @@ def transcribe(
         raise typer.BadParameter("it is not available with --server", param_hint="--min-confidence")
     if output and output.exists() and not output.is_dir():
         raise typer.BadParameter(f"{output} is not a folder", param_hint="--output")
+    if output and not output.exists() and output.suffix[1:] in get_args(Format):
+        what = f"it names a folder, and {output} looks like a file: for one file use > {output}"
+        raise typer.BadParameter(what, param_hint="--output")
     if resume and not output:
         raise typer.BadParameter("it needs an output folder: add -o DIR", param_hint="--resume")
     if not output:
@@ -194,7 +199,7 @@ def transcribe(
             return
         slots = min(slots, len(jobs))
         if server:
-            recogniser: Recogniser = ServerRecogniser(server, hints)
+            recogniser: Recogniser = ServerRecogniser(server, given_model(context, model), hints)
         else:
             transcriber = open_transcriber(
                 model, device=device, backend=backend, quantize=quantize, threads=threads, slots=slots * hints.width

@@ -60,9 +60,12 @@ class LocalRecogniser:
 
 
 class ServerRecogniser:
-    """A model on a Slipstream server. Raises `BackendError` without the extra `client`."""
+    """A model on a Slipstream server; its default one without a `name`.
 
-    def __init__(self, url: str, hints: Hints | None = None) -> None:
+    Raises `BackendError` without the extra `client`.
+    """
+
+    def __init__(self, url: str, name: str | None = None, hints: Hints | None = None) -> None:
         with needs_extra("client", "--server"):
             from slipstream.client import open_stream
         from slipstream.audio import SAMPLE_RATE
@@ -70,7 +73,7 @@ class ServerRecogniser:
 
         self.sample_rate, self.frame_rate = SAMPLE_RATE, FRAME_RATE
         self.model, self.delay = url, 0.0
-        self._url, self._hints, self._open_stream = url, hints, open_stream
+        self._url, self._name, self._hints, self._open_stream = url, name, hints, open_stream
 
     def stream(self, chunks: Iterable[FloatArray]) -> Iterator[Event]:
         """See `Recogniser.stream`. Raises `ServerError` when the server cannot be reached, refuses, or closes early."""
@@ -78,7 +81,9 @@ class ServerRecogniser:
 
         key = os.environ.get(SERVER_KEY)
         with (
-            self._open_stream(self._url, sample_rate=self.sample_rate, key=key, hints=self._hints) as stream,
+            self._open_stream(
+                self._url, sample_rate=self.sample_rate, key=key, model=self._name, hints=self._hints
+            ) as stream,
             ThreadPoolExecutor(1) as sender,
         ):
             sending = sender.submit(_send, stream, chunks)

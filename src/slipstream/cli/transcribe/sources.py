@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -65,13 +66,16 @@ def find_jobs(arguments: Sequence[str]) -> list[Job]:
     Inputs whose outputs would have the same name keep their suffix in it.
 
     Raises:
-        AudioError: A folder has no audio files, a pattern matches nothing, or an argument is a URL.
+        AudioError: A folder has no audio files, a pattern matches nothing, an argument is a URL, or no input exists.
+            An input that is missing among others fails when it is read.
     """
-    found: dict[str, Job] = {}
+    found: dict[Path | None, Job] = {}
     for argument in arguments:
         for job in _expand(argument):
-            found.setdefault(job.name, job)
+            found.setdefault(job.path and Path(os.path.abspath(job.path)), job)
     jobs = list(found.values())
+    if jobs and all(job.path and not job.path.exists() for job in jobs):  # found before a model is loaded
+        raise AudioError(f"{', '.join(job.name for job in jobs)}: no such file")
     while True:  # a new name can be that of another: a.wav, a.mp3 and a.wav.flac
         places = Counter(job.place for job in jobs)
         named = [
