@@ -11,7 +11,7 @@ import pytest
 from slipstream.errors import ConfigError, SlipstreamError
 from slipstream.evaluate.calibration import fit_calibration, write_calibration
 from slipstream.evaluate.confidence import Floats, Judged
-from slipstream.model.confidence import Calibration, Curve
+from slipstream.model.confidence import Calibration, Curve, EndingCurve
 
 
 def _judged(probability_of: Floats, confidence: Floats, seed: int = 0) -> Judged:
@@ -57,6 +57,16 @@ def test_a_calibration_is_added_to_the_configuration_of_a_model(tmp_path: Path) 
     assert write_calibration(calibration, config) == config
     expected = {"delay_frames": 6, "confidence": {"word": {"nats": [0.0], "probability": [0.5]}}}
     assert json.loads(config.read_text()) == {"dim": 8, "stt_config": expected}
+
+
+def test_the_curve_of_turns_is_written_with_its_threshold(tmp_path: Path) -> None:
+    config, calibration = tmp_path / "config.json", Calibration(word=Curve(nats=(0.0,), probability=(0.5,)))
+    config.write_text(json.dumps({"stt_config": {"delay_frames": 6, "end_of_turn_above": 0.3}}))
+    curve = EndingCurve(bias=0.5, heads=(1.0, 2.0), silence=3.0, silence_seconds=0.8)
+    write_calibration(calibration, config, ending=curve)
+    written = json.loads(config.read_text())["stt_config"]
+    assert (written["delay_frames"], written["end_of_turn_above"]) == (6, 0.7)
+    assert EndingCurve(**written["end_of_turn"]) == curve
 
 
 def test_a_layout_without_a_place_for_a_calibration_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import soundfile as sf
 
 from slipstream.data.manifest import Recording
 from slipstream.errors import SlipstreamError
-from slipstream.evaluate.endings import END_ABOVE, fit_ending, write_ending
+from slipstream.evaluate.endings import END_ABOVE, fit_ending
 from slipstream.evaluate.transcribe import Hypothesis
 
 RATE, FRAME = 8000, 640  # 12.5 frames a second
@@ -42,18 +41,3 @@ def test_the_curve_ends_turns_by_heads_and_silence_with_few_false_alarms(tmp_pat
 def test_too_few_recordings_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(SlipstreamError, match="3 recordings with text and pause probabilities: expected at least 40"):
         fit_ending([spoken(tmp_path, number) for number in range(3)], 12.5, RATE)
-
-
-def test_the_curve_is_written_with_its_threshold(tmp_path: Path) -> None:
-    curve = fit_ending([spoken(tmp_path, number) for number in range(40)], 12.5, RATE).curve
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps({"dim": 4, "stt_config": {"delay_frames": 6, "end_of_turn_above": 0.3}}))
-    write_ending(curve, config)
-    assert json.loads(config.read_text()) == {
-        "dim": 4,
-        "stt_config": {
-            "delay_frames": 6,
-            "end_of_turn_above": END_ABOVE,
-            "end_of_turn": json.loads(curve.model_dump_json()),
-        },
-    }

@@ -114,7 +114,7 @@ def calibrate(
         ),
     ] = None,
 ) -> None:
-    """Calibrate the confidences of a model, and write the curve to its config.json.
+    """Calibrate the confidences of a model, and with --turns its ends of turn; write the curves to its config.json.
 
     Measure the result with `slipstream evaluate` on recordings of other speakers.
     """
@@ -122,7 +122,7 @@ def calibrate(
     from slipstream.data.manifest import read_manifest
     from slipstream.evaluate.calibration import fit_calibration, write_calibration
     from slipstream.evaluate.confidence import judge
-    from slipstream.evaluate.endings import fit_ending, write_ending
+    from slipstream.evaluate.endings import fit_ending
     from slipstream.evaluate.report import turn_line
     from slipstream.evaluate.transcribe import transcribe_recordings
     from slipstream.loading import load
@@ -139,9 +139,9 @@ def calibrate(
     for name, trials in (("words", fitted.words), ("omissions", fitted.omissions)):
         for trial in trials:
             typer.echo(f"{name:10s} {trial.method:12s} cross entropy {trial.nats:.4f} nats, ECE {trial.ece:.1%}")
-    written = write_calibration(fitted.calibration, bundle.sources.lm[0].with_name("config.json"), out)
+    config = bundle.sources.lm[0].with_name("config.json")
+    written = write_calibration(fitted.calibration, config, out, ending=ending.curve if ending else None)
     if ending is not None:
-        write_ending(ending.curve, written)
         typer.echo(turn_line(ending.score))
     typer.echo(f"{written}")
 

@@ -22,7 +22,8 @@ from slipstream.evaluate.confidence import (
     reliability,
     word_nats,
 )
-from slipstream.model.confidence import Calibration, Curve
+from slipstream.evaluate.endings import END_ABOVE
+from slipstream.model.confidence import Calibration, Curve, EndingCurve
 from slipstream.schema import read_json
 
 LEAST_WORDS = 200
@@ -77,13 +78,16 @@ def fit_calibration(judged: Judged) -> Fitted:
     return Fitted(Calibration(word=words, omission=omissions), word_trials, omission_trials)
 
 
-def write_calibration(calibration: Calibration, config: Path, out: Path | None = None) -> Path:
+def write_calibration(
+    calibration: Calibration, config: Path, out: Path | None = None, *, ending: EndingCurve | None = None
+) -> Path:
     """Put a calibration into a model's configuration.
 
     Args:
         calibration: The calibration.
         config: The model's `config.json`.
         out: The file to write, if it is another.
+        ending: The curve that ends turns, whose threshold is `END_ABOVE`.
 
     Returns:
         The file that was written.
@@ -97,6 +101,8 @@ def write_calibration(calibration: Calibration, config: Path, out: Path | None =
             f"{config}: a calibration belongs into stt_config, which this layout lacks: convert the model"
         )
     raw["stt_config"]["confidence"] = calibration.model_dump(mode="json", exclude_none=True)
+    if ending is not None:
+        raw["stt_config"] |= {"end_of_turn_above": END_ABOVE, "end_of_turn": ending.model_dump(mode="json")}
     path = out or config
     path.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
     return path

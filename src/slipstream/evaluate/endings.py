@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,6 @@ from slipstream.errors import BackendError, SlipstreamError
 from slipstream.evaluate.scores import WARMUP_FRAMES, TurnScore, last_word, turn_score
 from slipstream.evaluate.transcribe import Hypothesis
 from slipstream.model.confidence import LEAST_PROBABILITY, EndingCurve
-from slipstream.schema import read_json
 
 END_ABOVE = 0.7
 """The threshold that a fitted curve has: the bias is shifted to it."""
@@ -93,13 +90,6 @@ def fit_ending(hypotheses: Sequence[Hypothesis], frame_rate: float, sample_rate:
     odds = [np.concatenate([before_T, row.features_TF @ weights_F]) for row in rows]
     score = turn_score(list(zip(judged, odds, strict=True)), threshold, frame_rate)
     return FittedEnding(curve, replace(score, threshold=END_ABOVE))
-
-
-def write_ending(curve: EndingCurve, config: Path) -> None:
-    """Put a curve into a model's `config.json`, with `END_ABOVE` as the threshold of its turns."""
-    raw = read_json(config)
-    raw["stt_config"] |= {"end_of_turn_above": END_ABOVE, "end_of_turn": curve.model_dump(mode="json")}
-    config.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
 
 def _frames(one: Hypothesis, frame_rate: float, sample_rate: int) -> _Frames:
