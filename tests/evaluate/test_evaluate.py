@@ -160,6 +160,9 @@ def test_every_recording_is_transcribed_from_its_start_to_its_last_word(recordin
     assert json.loads(to_json(evaluation))["overall"]["words"]["recordings"] == 3
     assert "baseline" not in json.loads(to_json(evaluation))
     assert "x real time" in to_text(evaluation)
+    # Nothing is wrong, so there is nothing to find.
+    assert "AUC-PR of errors none" in to_text(evaluation)
+    assert "NaN" not in to_json(evaluation)
 
 
 def test_a_beam_takes_several_slots_for_each_recording(recordings: list[Recording]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -60,7 +59,7 @@ class Reliability:
         nce: normalised cross entropy: 1 for certain and right, 0 for no better than `share` itself, below 0 for worse;
             0 where all or no events happened.
         precision: average precision (area under precision and recall) of what the probability should find: for words
-            the errors, for omissions the missing words. A random order has that of their share.
+            the errors, for omissions the missing words; None if there are none. A random order has that of their share.
         bins: of equal width, without empty ones.
     """
 
@@ -68,7 +67,7 @@ class Reliability:
     share: float
     ece: float
     nce: float
-    precision: float
+    precision: float | None
     bins: list[Bin]
 
 
@@ -165,10 +164,13 @@ def cross_entropy(predicted_N: Floats, happened_N: Flags) -> float:
     return float(-np.log(sure_N).mean())
 
 
-def average_precision(score_N: Floats, positive_N: Flags) -> float:
-    """Return the mean precision at the rank of each positive, with those of equal scores at the last of their ranks."""
+def average_precision(score_N: Floats, positive_N: Flags) -> float | None:
+    """Return the mean precision at the rank of each positive, with those of equal scores at the last of their ranks.
+
+    None without positives.
+    """
     if not positive_N.any():
-        return math.nan
+        return None
     order_N = np.argsort(-score_N, kind="stable")
     sorted_N = score_N[order_N]
     last_N = np.append(np.flatnonzero(np.diff(sorted_N)), len(sorted_N) - 1)

@@ -181,10 +181,8 @@ def _confidence_lines(scores: ConfidenceScores) -> list[str]:
 
 def _reliability_line(name: str, what: str, row: Reliability) -> str:
     positives = 1 - row.share if what == "errors" else row.share
-    return (
-        f"{name:24s} ECE {row.ece:.1%}, NCE {row.nce:.3f}, AUC-PR of {what} {row.precision:.3f} "
-        f"(random order: {positives:.3f}), {row.events} words"
-    )
+    found = "none" if row.precision is None else f"{row.precision:.3f} (random order: {positives:.3f})"
+    return f"{name:24s} ECE {row.ece:.1%}, NCE {row.nce:.3f}, AUC-PR of {what} {found}, {row.events} words"
 
 
 def left_out_note(evaluation: Evaluation) -> str:
