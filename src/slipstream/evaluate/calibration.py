@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from slipstream.errors import BackendError, ConfigError, SlipstreamError
+from slipstream.errors import ConfigError, SlipstreamError
 from slipstream.evaluate.confidence import (
     Flags,
     Floats,
@@ -22,7 +20,7 @@ from slipstream.evaluate.confidence import (
     reliability,
     word_nats,
 )
-from slipstream.evaluate.endings import END_ABOVE
+from slipstream.evaluate.endings import END_ABOVE, import_library
 from slipstream.model.confidence import Calibration, Curve, EndingCurve
 from slipstream.schema import read_json
 
@@ -126,7 +124,7 @@ def _best(
         for fold in np.unique(fold_N):
             inside_N = fold_N == fold
             curve = fit(nats_N[~inside_N], happened_N[~inside_N]) if not inside_N.all() else fit(nats_N, happened_N)
-            predicted_N[inside_N] = _at(curve, nats_N[inside_N])
+            predicted_N[inside_N] = np.interp(nats_N[inside_N], curve.nats, curve.probability)
         trials.append(Trial(name, cross_entropy(predicted_N, happened_N), reliability(predicted_N, happened_N).ece))
     trials.sort(key=lambda trial: trial.nats)
     best = next(trial.method for trial in trials if trial.method in methods)
@@ -152,13 +150,13 @@ def _temperature(nats_N: Floats, happened_N: Flags, rising: bool, offset: bool =
     def entropy(x: Floats) -> float:
         return cross_entropy(scaled(x, odds_N), happened_N)
 
-    best = _library("scipy.optimize").minimize(entropy, np.zeros(1 + offset), method="Nelder-Mead").x
+    best = import_library("scipy.optimize").minimize(entropy, np.zeros(1 + offset), method="Nelder-Mead").x
     points = _points(nats_N)
     return _curve(points, scaled(best, _log_odds(_plain(points, rising))))
 
 
 def _isotonic(nats_N: Floats, happened_N: Flags, rising: bool) -> Curve:
-    regression = _library("sklearn.isotonic").IsotonicRegression(increasing=rising, out_of_bounds="clip")
+    regression = import_library("sklearn.isotonic").IsotonicRegression(increasing=rising, out_of_bounds="clip")
     order_N = np.argsort(nats_N, kind="stable")
     levels_N = regression.fit(nats_N, happened_N).predict(nats_N[order_N])
     # Straight lines between the means of equal parts, as if each had one more word of either kind: none is certain.
@@ -170,13 +168,6 @@ def _isotonic(nats_N: Floats, happened_N: Flags, rising: bool) -> Curve:
     return _curve(points, np.interp(points, middle, level))
 
 
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise BackendError("calibration needs scikit-learn: pip install 'slipstream-stt[train]'") from error
-
-
 def _points(nats_N: Floats) -> Floats:
     points: Floats = np.unique(np.quantile(nats_N, np.linspace(0, 1, POINTS)).round(4))
     return points
@@ -184,10 +175,6 @@ def _points(nats_N: Floats) -> Floats:
 
 def _curve(points: Floats, probability: Floats) -> Curve:
     return Curve(nats=tuple(points.tolist()), probability=tuple(np.clip(probability, 0, 1).round(4).tolist()))
-
-
-def _at(curve: Curve, nats_N: Floats) -> Floats:
-    return np.interp(nats_N, curve.nats, curve.probability)
 
 
 def _log_odds(probability: Floats) -> Floats:

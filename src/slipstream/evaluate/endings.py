@@ -72,11 +72,7 @@ def fit_ending(hypotheses: Sequence[Hypothesis], frame_rate: float, sample_rate:
     ended = np.concatenate(
         [row.features_TF[(row.times_T >= row.end + _AFTER[0]) & (row.times_T < row.end + _AFTER[1])] for row in rows]
     )
-    try:
-        linear_model: Any = importlib.import_module("sklearn.linear_model")
-    except ImportError as error:
-        raise BackendError("calibration needs scikit-learn: pip install 'slipstream-stt[train]'") from error
-    regression = linear_model.LogisticRegression(C=0.1, max_iter=1000)
+    regression = import_library("sklearn.linear_model").LogisticRegression(C=0.1, max_iter=1000)
     regression.fit(np.concatenate([goes_on, ended]), np.repeat([0, 1], [len(goes_on), len(ended)]))
     weights_F = regression.coef_[0].astype(np.float64)
     threshold = _threshold(rows, weights_F)
@@ -90,6 +86,14 @@ def fit_ending(hypotheses: Sequence[Hypothesis], frame_rate: float, sample_rate:
     odds = [np.concatenate([before_T, row.features_TF @ weights_F]) for row in rows]
     score = turn_score(list(zip(judged, odds, strict=True)), threshold, frame_rate)
     return FittedEnding(curve, replace(score, threshold=END_ABOVE))
+
+
+def import_library(name: str) -> Any:
+    """Import a module that fits curves. Raises `BackendError` if it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise BackendError("calibration needs scikit-learn: pip install 'slipstream-stt[train]'") from error
 
 
 def _frames(one: Hypothesis, frame_rate: float, sample_rate: int) -> _Frames:
