@@ -103,7 +103,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
         resolve(folder)
 
 
-def test_a_folder_without_a_model_is_told_from_one_with_a_missing_file(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json: no such file; the folder of a model has one"):
         resolve(tmp_path)
 
