@@ -102,6 +102,17 @@ def test_a_model_can_set_the_least_confidence_of_its_words() -> None:
         parse_kyutai(raw)
 
 
+def test_a_model_can_set_the_beam_of_recordings() -> None:
+    assert parse_kyutai(PUBLISHED_1B).beam == 1
+    raw = {**PUBLISHED_1B, "stt_config": {**PUBLISHED_1B["stt_config"], "beam": 2}}
+    config = parse_kyutai(raw)
+    assert config.beam == 2
+    assert parse_kyutai(dump_kyutai(config)) == config
+    raw["stt_config"]["beam"] = 0
+    with pytest.raises(ConfigError, match="beam"):
+        parse_kyutai(raw)
+
+
 def test_a_model_can_have_a_calibration() -> None:
     assert parse_kyutai(PUBLISHED_1B).confidence is None
     raw = {**PUBLISHED_1B, "stt_config": {**PUBLISHED_1B["stt_config"]}}

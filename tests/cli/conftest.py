@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import slipstream
+from slipstream.bundle import ModelBundle
 from slipstream.cli import main
 from slipstream.events import Event, Final, OpenWord, Ready, Step, Turn, Word
 
@@ -62,8 +64,9 @@ class FakeTranscriber:
 
 @dataclass
 class Loaded:
-    """The calls of `slipstream.load`, and their results."""
+    """The calls of `slipstream.load`, and their results. `beam` is that of the models' configurations."""
 
+    beam: int = 1
     transcriber: FakeTranscriber = field(default_factory=FakeTranscriber)
     model: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -73,13 +76,20 @@ class Loaded:
 def loaded(monkeypatch: pytest.MonkeyPatch) -> Loaded:
     record = Loaded()
 
-    def load(model: str, *, progress: Callable[[int, int], None], **arguments: Any) -> FakeTranscriber:
+    def load(
+        model: str | SimpleNamespace, *, progress: Callable[[int, int], None], **arguments: Any
+    ) -> FakeTranscriber:
         progress(1, 2)
-        record.model, record.arguments = model, arguments
+        record.model = model if isinstance(model, str) else model.name
+        record.arguments = arguments
         record.transcriber.slots = arguments.get("slots", 1)
         return record.transcriber
 
+    def resolve(model: str) -> SimpleNamespace:
+        return SimpleNamespace(name=model, config=SimpleNamespace(beam=record.beam))
+
     monkeypatch.setattr(slipstream, "load", load, raising=False)
+    monkeypatch.setattr(ModelBundle, "resolve", resolve)
     return record
 
 

@@ -99,6 +99,7 @@ class _Stt(Section):
     end_of_turn_above: NonNegativeNumber | None = None
     end_of_turn: EndingCurve | None = None
     min_confidence: NonNegativeNumber | None = None
+    beam: Natural | None = None
     confidence: Calibration | None = None
 
 
@@ -298,6 +299,8 @@ def dump_kyutai(config: STTConfig) -> dict[str, Any]:
         stt["end_of_turn"] = config.end_of_turn.model_dump(mode="json")
     if config.min_confidence:
         stt["min_confidence"] = config.min_confidence
+    if config.beam > 1:
+        stt["beam"] = config.beam
     if config.confidence is not None:
         stt["confidence"] = config.confidence.model_dump(mode="json", exclude_none=True)
     return {

@@ -13,6 +13,7 @@ from slipstream.cli.options import DEFAULT_MODEL
 from slipstream.cli.progress import counting_bar
 
 if TYPE_CHECKING:
+    from slipstream.bundle import ModelBundle
     from slipstream.model.config import STTConfig
     from slipstream.transcriber import Transcriber
 
@@ -91,9 +92,9 @@ def models() -> None:
     console.print(f"Text to speech (`say`, `serve --speech`): {', '.join(SPEECH_MODELS)}", soft_wrap=True)
 
 
-def open_transcriber(model: str, **options: Any) -> Transcriber:
+def open_transcriber(model: str | ModelBundle, **options: Any) -> Transcriber:
     """Load a model for a command; see `slipstream.load`. With the built-in model, a notice names a larger one."""
-    if model == DEFAULT_MODEL:
+    if (model if isinstance(model, str) else model.name) == DEFAULT_MODEL:
         notice(production_hint())
 
     import slipstream

@@ -369,6 +369,7 @@ class STTConfig(Config):
             that curve. It is our own key of `stt_config`, which other readers ignore.
         end_of_turn: The probability that the speaker has finished; None where it was not fitted. Our own key, too.
         min_confidence: Words are withheld while the running mean of their confidence is lower. Our own key, too.
+        beam: Hypotheses that `slipstream transcribe` keeps by default, see `Hints.beam`. Our own key, too.
         confidence: What the model's probabilities mean; None where that was not measured. Our own key, too.
     """
 
@@ -384,6 +385,7 @@ class STTConfig(Config):
     end_of_turn_above: Annotated[float, Field(ge=0, le=1)] = END_OF_TURN_ABOVE
     end_of_turn: EndingCurve | None = None
     min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    beam: Annotated[int, Field(ge=1)] = 1
     confidence: Calibration | None = None
 
     @property

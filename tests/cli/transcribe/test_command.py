@@ -249,6 +249,25 @@ def test_an_error_in_the_middle_of_a_file_keeps_the_words_before_it(
     assert cli("transcribe", paths[0]).out == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "beam"), [([], 2), (["--beam", "1"], 1), (["--beam", "4"], 4), (["--alternatives", "3"], 2)]
+)
+def test_the_model_sets_the_beam_unless_an_option_does(
+    cli: Cli, sound: Sound, loaded: Loaded, arguments: list[str], beam: int
+) -> None:
+    loaded.beam = 2
+    assert cli("transcribe", sound("a.wav", [0.1]), *arguments).code == 0
+    assert loaded.transcriber.options.hints.beam == beam
+    assert loaded.arguments["slots"] == max(beam, 3 if "--alternatives" in arguments else 1)
+
+
+def test_text_like_the_speech_implies_a_beam(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("ten words")
+    assert cli("transcribe", sound("a.wav", [0.1]), "--lm", notes).code == 0
+    assert loaded.transcriber.options.hints.beam == 2
+
+
 def test_the_least_confidence_is_an_option_of_the_session(cli: Cli, sound: Sound, loaded: Loaded) -> None:
     for options, expected in ([], None), (["--min-confidence", "0.5"], 0.5):
         assert cli("transcribe", sound("a.wav", [0.1]), *options).code == 0

@@ -87,8 +87,14 @@ def transcribe(
         str, typer.Option("--prompt", help="Text before the speech: sets names, spelling and style.")
     ] = "",
     beam: Annotated[
-        int, typer.Option("--beam", min=1, max=8, help="Hypotheses of the text to keep; each takes a slot.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--beam",
+            min=1,
+            max=8,
+            help="Hypotheses of the text to keep; each takes a slot. Default: the value in the model's config.json.",
+        ),
+    ] = None,
     alternatives: Annotated[
         int,
         typer.Option(
@@ -158,7 +164,7 @@ def transcribe(
         from slipstream.cli.transcribe.on_ray import transcribe_on_ray
 
         hinted = bool(
-            keywords or prompt or lm or language or beam > 1 or alternatives > 1 or min_confidence is not None
+            keywords or prompt or lm or language or beam or alternatives > 1 or min_confidence is not None
         )
         written = words or layout or format != "txt" or resume or delay_report
         local = raw or track or server or channels != "mix" or quantize or threads
@@ -183,6 +189,7 @@ def transcribe(
     if not output:
         check_stdout()
 
+    from slipstream.bundle import ModelBundle
     from slipstream.subtitles import SubtitleLayout
 
     jobs = [replace(job, track=track) for job in find_jobs(files)]
@@ -201,8 +208,11 @@ def transcribe(
         if server:
             recogniser: Recogniser = ServerRecogniser(server, given_model(context, model), hints)
         else:
+            bundle = ModelBundle.resolve(model)
+            if beam is None:
+                hints = replace(hints, beam=max(hints.beam, bundle.config.beam))
             transcriber = open_transcriber(
-                model, device=device, backend=backend, quantize=quantize, threads=threads, slots=slots * hints.width
+                bundle, device=device, backend=backend, quantize=quantize, threads=threads, slots=slots * hints.width
             )
             recogniser = LocalRecogniser(stack.enter_context(transcriber), hints, min_confidence)
         deliver = _Delivery(

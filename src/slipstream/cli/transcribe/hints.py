@@ -13,18 +13,18 @@ from slipstream.hints import Hints, Keyword
 
 
 def make_hints(
-    keywords: Iterable[str], prompt: str, beam: int, texts: Iterable[Path], language: str, alternatives: int
+    keywords: Iterable[str], prompt: str, beam: int | None, texts: Iterable[Path], language: str, alternatives: int
 ) -> Hints:
     """Return the hints of `--keywords`, `--prompt`, `--beam`, `--lm`, `--language` and `--alternatives`.
 
-    Raises `BadParameter` for invalid ones.
+    Without a beam, `--lm` has one of 2. Raises `BadParameter` for invalid ones.
     """
     try:
         phrases = [keyword for given in keywords for keyword in _keywords(given)]
         text = "\n".join(_read(path, "--lm") for path in texts)
         languages = [code.strip() for code in language.split(",") if code.strip()]
         return Hints(
-            keywords=phrases, prompt=prompt, languages=languages, beam=beam, lm=text, alternatives=alternatives
+            keywords=phrases, prompt=prompt, languages=languages, beam=beam or (2 if text else 1), lm=text, alternatives=alternatives
         )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
