@@ -28,6 +28,7 @@ from slipstream.train.model import SpeechModel
 from slipstream.train.whisper_start import (
     chosen_layers,
     decoder_start,
+    later_ages,
     start_audio_input,
     start_from,
     start_languages,
@@ -71,6 +72,31 @@ def test_before_training_it_predicts_what_whisper_predicts(tokenizer: Tokenizer,
     ours = model.lm.text_logits(hidden)[0][:, text]
     expected = whispers(weights, ids + theirs, mean)[4:][:, theirs]
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_model_for_a_longer_delay_attends_to_the_same_audio(tokenizer: Tokenizer):
+    known, moved = SpeechModel(config(tokenizer), phones=3).lm, SpeechModel(config(tokenizer), phones=3).lm
+    for layer in known.transformer.layers:
+        layer.age.normal_()
+    weights = later_ages(known.state_dict(), 2)
+    for name in weights:
+        if name.endswith(".age"):
+            torch.testing.assert_close(weights[name][:, 1], known.state_dict()[name][:, 0] - 0.2)
+            weights[name][:, :2] = -1e4  # the audio that the shorter delay does not have
+    moved.load_state_dict(weights)
+    text_BT, audio_BTD = torch.full((1, 5), PAD_ID), torch.randn(1, 5, D)
+    expected, _ = known.embedded(text_BT, audio_BTD)
+    later, _ = moved.embedded(F.pad(text_BT, (2, 0), value=PAD_ID), F.pad(audio_BTD, (0, 0, 0, 2)))
+    torch.testing.assert_close(later[:, 2:], expected)
+
+
+def test_a_shorter_delay_drops_the_youngest_ages():
+    age_HC = torch.arange(8.0)[None]
+    assert later_ages({"lm.transformer.layers.0.age": age_HC, "x": age_HC}, -3) == {
+        "lm.transformer.layers.0.age": pytest.approx(torch.tensor([[3.0, 4, 5, 6, 7, 7, 7, 7]])),
+        "x": pytest.approx(age_HC),
+    }
 
 
 @torch.no_grad()

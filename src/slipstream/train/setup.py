@@ -29,6 +29,7 @@ from slipstream.train.options import (
 from slipstream.train.saved import CHECKPOINT_FILE
 from slipstream.train.speech import PHONES_FILE, find_phones, read_phones, read_speech_weights
 from slipstream.train.vocabulary import Growth, extends
+from slipstream.train.whisper_start import later_ages
 
 DEFAULT_DELAY = 6
 
@@ -47,6 +48,8 @@ def new_speech_model(model: ModelOptions, text: TextOptions, phones: int, seed: 
         if text.growth is not None:
             grown = text.growth.grown({name: w.numpy() for name, w in weights.items()}, "lm.")
             weights = {name: torch.from_numpy(array) for name, array in grown.items()}
+        if (origin := origin_of(model)) is not None:
+            weights = later_ages(weights, trained.config.delay_frames - origin.config.delay_frames)
         ours = trained.state_dict()
         taken = {name: w for name, w in weights.items() if name in ours and ours[name].shape == w.shape}
         if not taken:

@@ -71,6 +71,23 @@ END_OF_TEXT = "<|endoftext|>"
 _PROMPT = ("<|startoftranscript|>", "<|{language}|>", "<|transcribe|>", "<|notimestamps|>")
 _AGE_FALL = 0.04
 """By how much each frame of distance from the usual age of a word lowers its score, before training."""
+_NEW_AGE_FALL = 0.2
+"""The same for each frame of distance from the ages that a model with another delay knows."""
+
+
+def later_ages(weights: Mapping[str, Tensor], frames: int) -> dict[str, Tensor]:
+    """The weights of a model with a Whisper decoder, for a text delay that is `frames` longer, or shorter if negative.
+
+    A word is written that much later, so the scores for the age of its audio move by as many frames. Ages that are new
+    start lower, the further they are from the known ones.
+    """
+    moved = dict(weights)
+    for name in (name for name in weights if name.endswith(".age")):
+        age_HC = weights[name]
+        ages = torch.arange(age_HC.shape[1]) - frames
+        distance = -ages.clamp(max=0)
+        moved[name] = age_HC[:, ages.clamp(0, age_HC.shape[1] - 1)] - _NEW_AGE_FALL * distance
+    return moved
 
 
 def vocabulary_beside(name: str) -> dict[str, int]:
