@@ -163,9 +163,7 @@ def transcribe(
     if ray:
         from slipstream.cli.transcribe.on_ray import transcribe_on_ray
 
-        hinted = bool(
-            keywords or prompt or lm or language or beam or alternatives > 1 or min_confidence is not None
-        )
+        hinted = bool(keywords or prompt or lm or language or beam or alternatives > 1 or min_confidence is not None)
         written = words or layout or format != "txt" or resume or delay_report
         local = raw or track or server or channels != "mix" or quantize or threads
         if hinted or written or local or output is None:

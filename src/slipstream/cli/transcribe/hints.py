@@ -24,7 +24,12 @@ def make_hints(
         text = "\n".join(_read(path, "--lm") for path in texts)
         languages = [code.strip() for code in language.split(",") if code.strip()]
         return Hints(
-            keywords=phrases, prompt=prompt, languages=languages, beam=beam or (2 if text else 1), lm=text, alternatives=alternatives
+            keywords=phrases,
+            prompt=prompt,
+            languages=languages,
+            beam=beam or (2 if text else 1),
+            lm=text,
+            alternatives=alternatives,
         )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
