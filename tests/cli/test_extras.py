@@ -14,7 +14,7 @@ import pytest
         ("serve", "server", "starlette"),
         ("wyoming", "server", "starlette"),
         ("wyoming --uri tcp://0.0.0.0:0 --allow-remote --zeroconf x", "wyoming", "zeroconf"),
-        ("transcribe a.wav --server http://127.0.0.1:9", "client", "websockets"),
+        ("transcribe examples/sample.opus --server http://127.0.0.1:9", "client", "websockets"),
         ("transcribe a.wav --ray local -o a.jsonl", "ray", "ray"),
         ("train codec run.toml", "train", "torch"),
         ("train lm run.toml", "train", "torch"),
