@@ -261,6 +261,19 @@ def test_the_model_sets_the_beam_unless_an_option_does(
     assert loaded.arguments["slots"] == max(beam, 3 if "--alternatives" in arguments else 1)
 
 
+def test_a_beam_of_one_is_no_hint_on_ray(
+    cli: Cli, sound: Sound, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs: list[Path] = []
+    monkeypatch.setattr(
+        "slipstream.cli.transcribe.on_ray.transcribe_on_ray", lambda files, ray, output, **_: outputs.append(output)
+    )
+    where = ["--ray", "local", "-o", tmp_path / "out.jsonl"]
+    assert cli("transcribe", sound("a.wav", [0.1]), *where, "--beam", "1").code == 0
+    assert outputs == [tmp_path / "out.jsonl"]
+    assert cli("transcribe", sound("a.wav", [0.1]), *where, "--beam", "2").code == 2
+
+
 def test_text_like_the_speech_implies_a_beam(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("ten words")

@@ -92,7 +92,8 @@ def transcribe(
             "--beam",
             min=1,
             max=8,
-            help="Hypotheses of the text to keep; each takes a slot. Default: the value in the model's config.json.",
+            help="Hypotheses of the text to keep; each takes a slot. Default: the value in the model's config.json, "
+            "and 1 with --server and --ray.",
         ),
     ] = None,
     alternatives: Annotated[
@@ -163,7 +164,8 @@ def transcribe(
     if ray:
         from slipstream.cli.transcribe.on_ray import transcribe_on_ray
 
-        hinted = bool(keywords or prompt or lm or language or beam or alternatives > 1 or min_confidence is not None)
+        searched = (beam or 1) > 1 or alternatives > 1
+        hinted = bool(keywords or prompt or lm or language or searched or min_confidence is not None)
         written = words or layout or format != "txt" or resume or delay_report
         local = raw or track or server or channels != "mix" or quantize or threads
         if hinted or written or local or output is None:
