@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from slipstream.arrays import FloatArray
-from slipstream.engine.flush import SlotOp
 from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.session import Session
+from slipstream.engine.slots import SlotOperator
 from slipstream.events import Event, Word
 from slipstream.testing import (
     FRAME_RATE,
@@ -40,6 +41,8 @@ __all__ = [
     "tokenizer_path",
     "tokenizer_proto",
 ]
+
+_OPERATORS: WeakKeyDictionary[Session, SlotOperator] = WeakKeyDictionary()
 
 
 def drive(
@@ -79,14 +82,8 @@ def run(session: Session, runner: ScriptRunner, now: float = 0.0, steps: float =
 
 
 def apply_ops(session: Session, runner: ScriptRunner) -> None:
-    assert session.slot is not None
-    for op in session.take_ops():
-        if op is SlotOp.RESET:
-            runner.reset([session.slot])
-        elif op is SlotOp.SNAPSHOT:
-            session.saved = [runner.snapshot(session.slot)]
-        else:
-            runner.restore(session.slot, session.saved[0])
+    operator = _OPERATORS.setdefault(session, SlotOperator(runner))
+    operator.run([(session.slots, op) for op in session.take_ops()])
 
 
 def new_session(runner: ScriptRunner, silence_frames: int = 0, **options: Any) -> Session:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from tests.fakes import ScriptRunner, drive, new_session, run, silence, sound_of, words_of
 
-from slipstream.engine.flush import MAX_EXTRA_FLUSH_FRAMES, SlotOp
+from slipstream.engine.flush import MAX_EXTRA_FLUSH_FRAMES, flush_steps
 from slipstream.events import Final, Flushed
 
 
@@ -43,9 +43,9 @@ def test_the_slot_is_saved_before_and_restored_after_a_flush_within_a_stream_onl
     runner = ScriptRunner()
     session = new_session(runner)
     session.admit(0)
-    assert session.take_ops() == [SlotOp.RESET]
+    assert session.take_ops() == [Reset()]
     runner.reset([0])
     session.push(sound_of("fox", 2))
     run(session, runner)
     session.flush(now=0.0)
-    assert session.take_ops() == [SlotOp.SNAPSHOT]
+    assert session.take_ops() == [Snapshot(flush_steps(runner.delay_frames))]

@@ -279,10 +279,7 @@ class Engine:
         ops = []
         for session in sessions:
             if session.has_ops and session.slots:
-                ops += [
-                    SessionOp(kind, session, session.slots, session.saved)
-                    for kind in session.take_ops(self._operator.prefixes)
-                ]
+                ops += [(session.slots, op) for op in session.take_ops(self._operator.prefixes)]
         return ops
 
 

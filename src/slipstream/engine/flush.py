@@ -1,9 +1,8 @@
-"""What a session has still to flush: markers, barriers, the flush in progress, and what it does to the slot."""
+"""What a session has still to flush: markers, barriers, and the flush in progress."""
 
 from __future__ import annotations
 
 import copy
-import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,15 +11,11 @@ import numpy as np
 
 from slipstream.arrays import FloatArray
 from slipstream.audio import Framer
-from slipstream.model.runner import State
 from slipstream.model.text import WordDecoder
 
 if TYPE_CHECKING:
     from slipstream.engine.writer import Writer
 
-Prefix = tuple[float | None, int, int, tuple[int, ...]]
-"""What a model starts with: the delay, the number of the first frame, the number of the language, and the tokens of a
-prompt."""
 MAX_EXTRA_FLUSH_FRAMES = 25
 """After the delay, a flush continues while the model writes: fast speech leaves a queue of tokens."""
 
@@ -28,42 +23,6 @@ MAX_EXTRA_FLUSH_FRAMES = 25
 def flush_steps(delay_frames: int) -> int:
     """Return the most steps that a flush takes: an incomplete frame, the delay, and what the model still writes."""
     return 1 + delay_frames + MAX_EXTRA_FLUSH_FRAMES
-
-
-class SlotOp(enum.Enum):
-    """An operation on a session's slot before its next step."""
-
-    RESET = enum.auto()
-    SNAPSHOT = enum.auto()
-    RESTORE = enum.auto()
-    KEEP_PREFIX = enum.auto()
-
-
-@dataclass(frozen=True, slots=True)
-class CopyRow:
-    """Continue one hypothesis of a session in a second slot. `source`, `target`: its rows."""
-
-    source: int
-    target: int
-
-
-@dataclass(frozen=True, slots=True)
-class ForceToken:
-    """Replace the last token of a row of a session."""
-
-    row: int
-    token: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SetState:
-    """Give the first row of a session a state."""
-
-    state: State
-
-
-Op = SlotOp | CopyRow | ForceToken | SetState
-"""An operation on the slots of a session. Those of `SlotOp` concern all of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,12 @@ import numpy.typing as npt
 from slipstream.arrays import FloatArray
 from slipstream.audio import Framer
 from slipstream.audio.arrays import SampleConverter, check_range
-from slipstream.engine.flush import Barrier, Flush, Marker, Op, Prefix, SetState, Silence, SlotOp, next_tail
+from slipstream.engine.flush import Barrier, Flush, Marker, Silence, flush_steps, next_tail
 from slipstream.engine.gate import ConfidenceGate
 from slipstream.engine.history import Continuation
 from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.reconcile import Reconciler
+from slipstream.engine.slots import Op, Prefix, Reset, Restore, SetState, Snapshot
 from slipstream.engine.turns import VOICE_DB, TurnBuilder, TurnDetector, TurnOptions, VoiceLevel
 from slipstream.engine.watchdog import Watchdog
 from slipstream.engine.writer import Writer
@@ -37,12 +38,11 @@ class Session:
     runs a step, and passes the output to `advance`. `now` is the time of one steady clock, in seconds.
 
     The session's own clock counts its audio; silence that a flush inserts does not advance it. A flush within a stream
-    does not change the model: its state is saved before the inserted silence (`SlotOp.SNAPSHOT`) and restored after it
-    (`SlotOp.RESTORE`), so that the stream continues as without the flush. `Reconciler` drops words written twice.
+    does not change the model: its state is saved before the inserted silence (`Snapshot`) and restored after it
+    (`Restore`), so that the stream continues as without the flush. `Reconciler` drops words written twice.
 
     Attributes:
         events: Events that have not been taken yet.
-        saved: The states of the last snapshot, one for each slot, kept here by the owner of the model.
         slots: Its slots of the model, once it has them: one for each hypothesis of its text.
     """
 
@@ -50,7 +50,6 @@ class Session:
         self.format = format
         self.options = options
         self.events: list[Event] = []
-        self.saved: list[State] = []
         self.slots: tuple[int, ...] = ()
         self.capacity = round(options.max_buffered_seconds * format.frame_rate * format.frame_samples)
         self._in_model: deque[float] = deque()  # the mean square of each frame whose output is still to come
@@ -68,7 +67,7 @@ class Session:
         self._received = self._processed = self._flushed_to = 0
         self._closing = False
         self._writer = Writer(format, options, 0)
-        self._ops: list[Op] = [SlotOp.RESET, *self._writer.take_ops()]
+        self._ops: list[Op] = [*self._writer.take_ops()]
         self._reconciler = Reconciler()
         self._gate = ConfidenceGate(format.min_confidence if options.min_confidence is None else options.min_confidence)
         self._voice = VoiceLevel()
@@ -170,7 +169,6 @@ class Session:
         if self.options.continues:
             self.options = replace(self.options, continues=Continuation())
         self._begin()
-        self.saved = []
         if self.slots:
             self.events.append(Ready())
 
@@ -245,7 +243,6 @@ class Session:
         self.slots = ()
         self.done = True
         self._forget_steps()
-        self.saved = []
 
     def _forget_steps(self) -> None:
         self._stale += len(self._in_model)
@@ -283,15 +280,10 @@ class Session:
             prefixes: The states after the prompts that another session has begun with.
         """
         ops, self._ops = self._ops, []
-        if SlotOp.RESET in ops and self.prefix in prefixes:
+        if ops and isinstance(ops[0], Reset) and (state := prefixes.get(self._writer.prefix)) is not None:
             self._writer.skip_prefix()
-            ops[ops.index(SlotOp.RESET)] = SetState(prefixes[self.prefix])
+            ops[0] = SetState(state)
         return ops
-
-    @property
-    def prefix(self) -> Prefix:
-        """What its model starts with."""
-        return self.options.hints.delay, self._writer.first_frame, self._writer.language, self._writer.prompt
 
     def fill(self, row_S: FloatArray) -> None:
         """Write the next frame for the model into `row_S`.
@@ -376,8 +368,8 @@ class Session:
     def _recover(self, reason: str) -> None:
         self._emit(self._writer.end())
         self.events.append(Recovered(self.clock, reason))
-        self._ops = [SlotOp.RESET]
         self._writer = Writer(self.format, self.options, self._processed // self.format.frame_samples)
+        self._ops = [*self._writer.take_ops()]
 
     def _emit(self, events: Sequence[WordEvent]) -> None:
         for event in events:
@@ -417,7 +409,7 @@ class Session:
             writer_before=self._writer,
         )
         if not barrier.final:
-            self._ops.append(SlotOp.SNAPSHOT)
+            self._ops.append(Snapshot(flush_steps(self.format.delay_frames)))
         self._writer = self._writer.copy()
         self._reconciler.begin_flush(self._seconds(barrier.position))
 
@@ -427,7 +419,7 @@ class Session:
         self._flush = None
         self._flushed_to = flush.barrier.position
         if not flush.barrier.final:
-            self._ops.append(SlotOp.RESTORE)
+            self._ops.append(Restore())
             self._writer = flush.writer_before
         self._complete(flush.barrier, now - flush.began)
 

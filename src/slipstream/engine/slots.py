@@ -4,30 +4,92 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from slipstream.engine.flush import CopyRow, ForceToken, Op, Prefix, SetState, SlotOp, flush_steps
-from slipstream.engine.session import Session
 from slipstream.model.runner import Runner, State, Steering
+
+if TYPE_CHECKING:
+    from slipstream.engine.session import Session
 
 MAX_PREFIXES = 8
 """Prompts whose state is kept: each takes as much memory as a slot."""
 
 
 @dataclass(frozen=True, slots=True)
-class SessionOp:
-    """An operation on the slots of a session; `saved`: the states to restore."""
+class Reset:
+    """Start a new stream in all slots of a session: see `Runner.reset`."""
 
-    kind: Op
-    session: Session
-    slots: tuple[int, ...]
-    saved: list[State]
+    delay: float | None = None
+    first_frame: int = 0
+    language: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Save the state of all slots of a session, for a `Restore` after at most this number of steps."""
+
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Restore the state of the last `Snapshot`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRow:
+    """Continue one hypothesis of a session in a second slot. `source`, `target`: its rows."""
+
+    source: int
+    target: int
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        return self.source, self.target
+
+
+@dataclass(frozen=True, slots=True)
+class ForceToken:
+    """Replace the last token of a row of a session."""
+
+    row: int
+    token: int
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        return (self.row,)
+
+
+Prefix = tuple[Reset, tuple[int, ...]]
+"""What a model starts with: its reset, and the tokens of a prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepPrefix:
+    """Keep the state of the first row of a session, which has read this prefix, for other sessions."""
+
+    prefix: Prefix
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SetState:
+    """Give the first row of a session a state."""
+
+    state: State
+
+
+Op = Reset | Snapshot | Restore | CopyRow | ForceToken | KeepPrefix | SetState
+"""An operation on the slots of a session before its next step."""
+
+
+SessionOp: TypeAlias = tuple[tuple[int, ...], Op]
+"""The slots of a session, and an operation on them."""
 
 
 class SlotOperator:
-    """Runs the operations of sessions on a runner.
+    """Runs the operations of sessions on a runner. It keeps what they save, by the slot, until the slot is reset.
 
     Args:
         runner: The model.
@@ -37,43 +99,43 @@ class SlotOperator:
         self._runner = runner
         self.prefixes: dict[Prefix, State] = {}
         """The states after the newest prompts."""
+        self._saved: dict[int, State] = {}
 
     def run(self, ops: Sequence[SessionOp]) -> None:
         """Run the operations: resets first, then the others in their order."""
-        resets: dict[tuple[float | None, int, int], list[int]] = {}
-        for op in ops:
-            if op.kind is SlotOp.RESET:
-                resets.setdefault(op.session.prefix[:3], []).extend(op.slots)
-        for kind, slots in resets.items():
-            reset(self._runner, slots, *kind)
-        for op in ops:
-            if isinstance(op.kind, CopyRow):
-                self._runner.restore(op.slots[op.kind.target], self._runner.snapshot(op.slots[op.kind.source]))
-            elif isinstance(op.kind, ForceToken):
-                self._runner.force([op.slots[op.kind.row]], [op.kind.token])
-            elif isinstance(op.kind, SetState):
-                self._runner.restore(op.slots[0], op.kind.state)
-            elif op.kind is SlotOp.KEEP_PREFIX:
+        resets: dict[Reset, list[int]] = {}
+        for slots, op in ops:
+            if isinstance(op, Reset):
+                resets.setdefault(op, []).extend(slots)
+        for op, reset_slots in resets.items():
+            self._reset(op, reset_slots)
+        for slots, op in ops:
+            if isinstance(op, CopyRow):
+                self._runner.restore(slots[op.target], self._runner.snapshot(slots[op.source]))
+            elif isinstance(op, ForceToken):
+                self._runner.force([slots[op.row]], [op.token])
+            elif isinstance(op, SetState):
+                self._runner.restore(slots[0], op.state)
+            elif isinstance(op, KeepPrefix):
                 if len(self.prefixes) >= MAX_PREFIXES:
                     del self.prefixes[next(iter(self.prefixes))]
-                self.prefixes[op.session.prefix] = self._runner.snapshot(op.slots[0])
-            elif op.kind is SlotOp.SNAPSHOT:
-                steps = flush_steps(op.session.format.delay_frames)
-                op.session.saved = [self._runner.savepoint(slot, steps) for slot in op.slots]
-            elif op.kind is SlotOp.RESTORE:
-                for slot, state in zip(op.slots, op.saved, strict=True):
-                    self._runner.restore(slot, state)
-                op.session.saved = []
+                self.prefixes[op.prefix] = self._runner.snapshot(slots[0])
+            elif isinstance(op, Snapshot):
+                self._saved |= {slot: self._runner.savepoint(slot, op.steps) for slot in slots}
+            elif isinstance(op, Restore):
+                for slot in slots:
+                    self._runner.restore(slot, self._saved.pop(slot))
 
-
-def reset(runner: Runner, slots: Sequence[int], delay: float | None, first_frame: int, language: int) -> None:
-    """Start new streams in some slots: see `Runner.reset`. A runner for tests may lack what a stream does not need."""
-    changes: dict[str, Any] = {"first_frame": first_frame} if first_frame else {}
-    if delay is not None:
-        changes["delay"] = delay
-    if language:
-        changes["language"] = language
-    runner.reset(slots, **changes)
+    def _reset(self, op: Reset, slots: Sequence[int]) -> None:
+        for slot in slots:
+            self._saved.pop(slot, None)
+        # A runner for tests may lack what a stream does not need.
+        changes: dict[str, Any] = {"first_frame": op.first_frame} if op.first_frame else {}
+        if op.delay is not None:
+            changes["delay"] = op.delay
+        if op.language:
+            changes["language"] = op.language
+        self._runner.reset(slots, **changes)
 
 
 def steering_of(slots: int, sessions: Sequence[Session]) -> Steering | None:

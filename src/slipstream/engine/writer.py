@@ -6,9 +6,9 @@ import copy
 from collections.abc import Sequence
 
 from slipstream.engine.alternatives import Rivals
-from slipstream.engine.flush import CopyRow, ForceToken, Op, SlotOp
 from slipstream.engine.history import HistoryWriter
 from slipstream.engine.options import SessionOptions, StreamFormat
+from slipstream.engine.slots import CopyRow, ForceToken, KeepPrefix, Op, Prefix, Reset
 from slipstream.events import History
 from slipstream.hints import Hints
 from slipstream.hints.keywords import Biases
@@ -27,12 +27,11 @@ class Writer:
 
     Attributes:
         prompt: The tokens of the prompt, one for each frame.
-        language: The number of the language that the model is set to; 0 for none.
+        prefix: What the model starts with.
         prefix_left: Frames of silence still to come before the audio.
         decoder: Tokens to words.
         lead: The row of the best hypothesis.
         ops: Operations on the slots that follow from the last step.
-        first_frame: The number of the first frame that the model reads after its reset.
     """
 
     def __init__(self, format: StreamFormat, options: SessionOptions, processed: int) -> None:
@@ -41,9 +40,7 @@ class Writer:
             "" if continues and continues.first_frame else options.hints.prompt, format.tokenizer
         )
         self.prefix_left = format.silence_frames + len(self.prompt)
-        self.language = format.language_number(options.hints.languages)
         self.lead = 0
-        self.ops: list[Op] = []
         self.decoder = WordDecoder(
             format.tokenizer,
             format.delay_frames,
@@ -52,8 +49,11 @@ class Writer:
             partials=options.partials,
             calibration=format.calibration,
         )
-        self.first_frame = processed + (continues.first_frame if continues else 0)
-        self._history = HistoryWriter(self.first_frame - processed, format.tokenizer) if continues else None
+        first_frame = processed + (continues.first_frame if continues else 0)
+        reset = Reset(options.hints.delay, first_frame, format.language_number(options.hints.languages))
+        self.prefix: Prefix = reset, self.prompt
+        self.ops: list[Op] = [reset]
+        self._history = HistoryWriter(first_frame - processed, format.tokenizer) if continues else None
         self._given = continues.text(format.tokenizer, format.text_vocab) if continues and not processed else {}
         if not self.prefix_left and (before := self._given.pop(-1, None)) is not None:
             self.ops.append(ForceToken(0, before))
@@ -134,7 +134,7 @@ class Writer:
         other.decoder = self.decoder.copy()
         other._rivals = self._rivals.copy()
         other._search = None if self._search is None else self._search.copy()
-        other._given, other._history = {}, None
+        other.ops, other._given, other._history = [], {}, None
         return other
 
     def take_history(self) -> Sequence[History]:
@@ -159,7 +159,7 @@ class Writer:
         if place >= 0:
             self.ops.append(ForceToken(0, self.prompt[place]))
         if self.prefix_left == 2:
-            self.ops.append(SlotOp.KEEP_PREFIX)
+            self.ops.append(KeepPrefix(self.prefix))
         return self._read([(PAD_ID, 0.0)])
 
     def _read(self, written: Sequence[tuple[int, float]], *, record: bool = True) -> Sequence[WordEvent]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple
 from enum import IntEnum
+from typing import TypeAlias
 
-from slipstream.engine.flush import CopyRow, ForceToken, SlotOp
+from slipstream.engine.slots import CopyRow, ForceToken, Reset, Restore, Snapshot
 
 BUFFER_BYTES = 1 << 20
 READ_BYTES = 1 << 18
@@ -27,7 +29,7 @@ class Kind(IntEnum):
     CLOSE = 3
     """To the engine: the number of a session that has ended."""
     OPERATION = 4
-    """To the engine: a session's first slot, and an operation to run before its next frame: see `SlotCommand`."""
+    """To the engine, as JSON: a session's first slot, and the name and values of an `Operation` before its next frame."""
     DONE = 5
     """From the engine, once per step: the slots whose next output is in its ring."""
     ADMITTED = 6
@@ -39,52 +41,21 @@ class Kind(IntEnum):
 
 
 URGENT = 1 << 31
-_COMMAND = struct.Struct("<IIIIqd")
-_FORCE, _COPY = 100, 101
-"""Operations that are not in `SlotOp`."""
+Operation: TypeAlias = Reset | Snapshot | Restore | CopyRow | ForceToken
+_OPERATIONS: dict[str, type[Operation]] = {
+    kind.__name__: kind for kind in (Reset, Snapshot, Restore, CopyRow, ForceToken)
+}
 
 
-@dataclass(frozen=True, slots=True)
-class SlotCommand:
-    """An operation on the slots of a session, in numbers.
+def pack_operation(slot: int, operation: Operation) -> bytes:
+    """Return the payload of an `OPERATION` message for the session with this first slot."""
+    return json.dumps([slot, type(operation).__name__, *astuple(operation)]).encode()
 
-    Args:
-        operation: What to do.
-        number: The number of the first frame, for a reset; the most steps until it is restored, for a snapshot.
-        delay: The text delay in seconds, for a reset; None is the model's own.
-        language: The number of the language, for a reset.
-    """
 
-    operation: SlotOp | CopyRow | ForceToken
-    number: int = 0
-    delay: float | None = None
-    language: int = 0
-
-    def pack(self, slot: int) -> bytes:
-        """Return the payload of an `OPERATION` message for the session with this first slot."""
-        operation = self.operation
-        if isinstance(operation, CopyRow):
-            return _COMMAND.pack(slot, _COPY, operation.source, operation.target, 0, 0.0)
-        if isinstance(operation, ForceToken):
-            return _COMMAND.pack(slot, _FORCE, operation.row, 0, operation.token, 0.0)
-        return _COMMAND.pack(slot, operation.value, self.language, 0, self.number, self.delay or 0.0)
-
-    @classmethod
-    def unpack(cls, payload: bytes) -> tuple[int, SlotCommand]:
-        """Return the slot and the operation of a payload. Raises `struct.error` and `ValueError`."""
-        slot, code, row, other, number, delay = _COMMAND.unpack(payload)
-        if code == _COPY:
-            return slot, cls(CopyRow(row, other))
-        if code == _FORCE:
-            return slot, cls(ForceToken(row, number))
-        return slot, cls(SlotOp(code), number, delay or None, row)
-
-    @property
-    def rows(self) -> tuple[int, ...]:
-        """The rows of the session that it names."""
-        if isinstance(self.operation, CopyRow):
-            return self.operation.source, self.operation.target
-        return (self.operation.row,) if isinstance(self.operation, ForceToken) else ()
+def unpack_operation(payload: bytes) -> tuple[int, Operation]:
+    """Return the slot and the operation of a payload. Raises `ValueError`, `KeyError` and `TypeError`."""
+    slot, kind, *values = json.loads(payload)
+    return slot, _OPERATIONS[kind](*values)
 
 
 class Refusal(IntEnum):

@@ -17,14 +17,13 @@ import numpy as np
 
 from slipstream.arrays import IntArray
 from slipstream.engine.engine import StepReport
-from slipstream.engine.flush import CopyRow, ForceToken, SlotOp
-from slipstream.engine.remote.channel import URGENT, Channel, Kind, Refusal, SlotCommand
+from slipstream.engine.remote.channel import URGENT, Channel, Kind, Refusal, unpack_operation
 from slipstream.engine.remote.memory import MAX_PAUSE_HEADS, Shape, SharedMemory, Stat
 from slipstream.engine.remote.slots import Slots
-from slipstream.engine.slots import reset
+from slipstream.engine.slots import CopyRow, ForceToken, Reset, SlotOperator
 from slipstream.engine.waiting import WaitingSessions
 from slipstream.errors import ConfigError, EngineError
-from slipstream.model.runner import BaseRunner, Runner, State
+from slipstream.model.runner import BaseRunner, Runner
 
 GATHER_SECONDS = 0.001
 """How long frames gather that are not due yet, before their messages are read: each message would wake the engine."""
@@ -60,7 +59,7 @@ class EngineHost:
         self._memory = SharedMemory(memory, Shape(runner.slots, runner.frame_samples))
         self._pcm_BS = np.zeros((runner.slots, runner.frame_samples), np.float32)
         self._slots = Slots(runner.slots)
-        self._saved: dict[int, State] = {}  # by the slot
+        self._operator = SlotOperator(runner)
         self._channels: dict[int, Channel] = {}
         self._count = 0
         self._sessions: dict[_Client, int] = {}  # the first slot of each
@@ -124,7 +123,7 @@ class EngineHost:
         slots_N, places_N, operations, lag = self._slots.take(now)
         memory = self._memory
         memory.stats[Stat.STEP_BEGAN] = now
-        self._run(operations)
+        self._operator.run(operations)
         for slot, place in zip(slots_N.tolist(), places_N.tolist(), strict=True):
             self._pcm_BS[slot] = memory.pcm_BFS[slot, place]
         active_B = np.zeros(self._slots.number, np.bool_)
@@ -155,27 +154,6 @@ class EngineHost:
             channel = self._channels[number]
             channel.put(Kind.DONE, slots_N[owners_N == number].astype(np.uint32).tobytes())
             channel.flush()
-
-    def _run(self, commands: list[tuple[int, SlotCommand]]) -> None:
-        """Run operations, each with the first slot of its session, as `SlotOperator` does."""
-        resets: dict[tuple[float | None, int, int], list[int]] = {}
-        for first, command in commands:
-            if command.operation is SlotOp.RESET:
-                kind = command.delay, command.number, command.language
-                resets.setdefault(kind, []).extend(self._slots.rows[first])
-        for kind, reset_slots in resets.items():
-            reset(self._runner, reset_slots, *kind)
-        for first, command in commands:
-            slots, operation = self._slots.rows[first], command.operation
-            if isinstance(operation, CopyRow):
-                self._runner.restore(slots[operation.target], self._runner.snapshot(slots[operation.source]))
-            elif isinstance(operation, ForceToken):
-                self._runner.force([slots[operation.row]], [operation.token])
-            elif operation is SlotOp.SNAPSHOT:
-                self._saved |= {slot: self._runner.savepoint(slot, command.number) for slot in slots}
-            elif operation is SlotOp.RESTORE:
-                for slot in slots:
-                    self._runner.restore(slot, self._saved.pop(slot))
 
     # ----------------------------------------------------------------------------------------------------- messages
 
@@ -218,7 +196,7 @@ class EngineHost:
             for kind, payload in channel.receive():
                 self._take(number, kind, payload)
         # A defect there must not end the other streams.
-        except (ValueError, IndexError, KeyError, ConfigError, struct.error):
+        except (ValueError, IndexError, KeyError, TypeError, ConfigError, struct.error):
             logger.exception("invalid message of a worker process: its streams end")
             channel.closed = True
         if channel.closed:
@@ -232,17 +210,19 @@ class EngineHost:
                 raise ValueError(f"frames for slots of others: {slots_N.tolist()}")
             self._slots.add(slots_N, numbers_N >= URGENT, time.monotonic())
         elif kind is Kind.OPERATION:
-            slot, command = SlotCommand.unpack(payload)
+            slot, operation = unpack_operation(payload)
             if self._slots.owner_B[slot] != number:
                 raise ValueError(f"an operation on slot {slot} of another")
-            if any(row >= len(self._slots.rows[slot]) for row in command.rows):
-                raise ValueError(f"an operation on rows {command.rows} of a session of {len(self._slots.rows[slot])}")
             # A step that fails would end all sessions.
-            if command.delay is not None:
-                self._runner.delay_frames_of(command.delay)
-            if command.language and isinstance(self._runner, BaseRunner):
-                self._runner.check_language(command.language)
-            self._slots.operate(slot, command)
+            width = len(self._slots.rows[slot])
+            if isinstance(operation, CopyRow | ForceToken) and max(operation.rows) >= width:
+                raise ValueError(f"{operation} in a session of {width} rows")
+            if isinstance(operation, Reset):
+                if operation.delay is not None:
+                    self._runner.delay_frames_of(operation.delay)
+                if operation.language and isinstance(self._runner, BaseRunner):
+                    self._runner.check_language(operation.language)
+            self._slots.operate(slot, operation)
         elif kind is Kind.OPEN:
             session, width, wait, keeps = struct.unpack("<IId?", payload)
             if not 0 < width <= self._slots.number:
@@ -270,8 +250,7 @@ class EngineHost:
         if self._waiting.remove(client):
             self._admit_waiting()
         elif (first := self._sessions.pop(client, None)) is not None:
-            for slot in self._slots.release(first):
-                self._saved.pop(slot, None)
+            self._slots.release(first)
             if self._waiting:
                 self._admit_waiting()
             self._memory.stats[Stat.ACTIVE] = self._slots.active

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from slipstream.engine.flush import Op, SetState, SlotOp, flush_steps
 from slipstream.engine.live import LiveSession, check_width
 from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.port import Mailbox
-from slipstream.engine.remote.channel import URGENT, Channel, Kind, Refusal, SlotCommand
+from slipstream.engine.remote.channel import URGENT, Channel, Kind, Refusal, pack_operation
 from slipstream.engine.remote.memory import FRAMES, SharedMemory, Stat
 from slipstream.engine.scheduler import MARKER_WAIT_SECONDS
 from slipstream.engine.session import Session
 from slipstream.engine.sessions import OpenSessions
+from slipstream.engine.slots import KeepPrefix, SetState
 from slipstream.engine.waiting import describe_shortage
 from slipstream.errors import EngineError, Overloaded
 
@@ -340,8 +340,9 @@ class RemoteEngine(OpenSessions):
             urgent = URGENT if session.urgent else 0
             if session.has_ops:
                 for operation in session.take_ops():
-                    if (command := _command(operation, session)) is not None:
-                        device.put(Kind.OPERATION, command.pack(slot))
+                    if not isinstance(operation, KeepPrefix):  # each prompt is read again
+                        assert not isinstance(operation, SetState), "a session has no state of another one"
+                        device.put(Kind.OPERATION, pack_operation(slot, operation))
             place = remote.written % FRAMES
             for row, each in enumerate(session.slots):
                 memory.steer(each, place, session.biases(row) if session.steered else None)
@@ -377,19 +378,6 @@ class RemoteEngine(OpenSessions):
         elif not self._flush_is_due:
             self._flush_is_due = True
             self._later(self.flush)
-
-
-def _command(operation: Op, session: Session) -> SlotCommand | None:
-    """Return an operation as a message carries it; None for one that the engine's process does not need."""
-    if operation is SlotOp.KEEP_PREFIX:  # each prompt is read again
-        return None
-    assert not isinstance(operation, SetState), "a session has no state of another one"
-    if operation is SlotOp.RESET:
-        delay, first_frame, language, _ = session.prefix
-        return SlotCommand(operation, first_frame, delay, language)
-    if operation is SlotOp.SNAPSHOT:
-        return SlotCommand(operation, flush_steps(session.format.delay_frames))
-    return SlotCommand(operation)
 
 
 def _engine_error(cause: BaseException) -> EngineError:

@@ -9,7 +9,7 @@ from collections import deque
 import numpy as np
 
 from slipstream.arrays import BoolArray, IntArray
-from slipstream.engine.remote.channel import SlotCommand
+from slipstream.engine.remote.channel import Operation
 from slipstream.engine.remote.memory import FRAMES
 from slipstream.engine.scheduler import BATCH_WAIT_SECONDS, HOLD_SECONDS, URGENT_WAIT_SECONDS, StepCosts
 
@@ -36,7 +36,7 @@ class Slots:
         self._taken_B = np.zeros(number, np.int64)
         self._since_B = np.full(number, np.inf)  # when the next frame became ready; infinite without one
         self._urgent_B = np.zeros(number, np.bool_)
-        self._operations: dict[int, deque[tuple[int, SlotCommand]]] = {}  # each before a frame of this number
+        self._operations: dict[int, deque[tuple[int, Operation]]] = {}  # each before a frame of this number
         self._costs = StepCosts()
         self._step: tuple[int, float] | None = None
         self._last_urgent = -math.inf
@@ -60,16 +60,14 @@ class Slots:
             self._written_B[slot] = self._taken_B[slot] = 0
         return slots
 
-    def release(self, first: int) -> tuple[int, ...]:
-        """Free the slots of a session, and forget their frames and operations. Returns them."""
+    def release(self, first: int) -> None:
+        """Free the slots of a session, and forget their frames and operations."""
         self._operations.pop(first, None)
-        slots = self.rows.pop(first)
-        for slot in slots:
+        for slot in self.rows.pop(first):
             heapq.heappush(self._free, slot)
             self.owner_B[slot] = -1
             self._since_B[slot] = np.inf
             self._urgent_B[slot] = False
-        return slots
 
     def add(self, slots_N: IntArray, urgent_N: BoolArray, now: float) -> None:
         """Add a frame to each of these slots; a slot may occur more than once."""
@@ -77,7 +75,7 @@ class Slots:
         self._since_B[slots_N] = np.minimum(self._since_B[slots_N], now)
         self._urgent_B[slots_N[urgent_N]] = True
 
-    def operate(self, slot: int, operation: SlotCommand) -> None:
+    def operate(self, slot: int, operation: Operation) -> None:
         """Run an operation before the next frame that is added to a session's first slot."""
         self._operations.setdefault(slot, deque()).append((int(self._written_B[slot]), operation))
 
@@ -99,12 +97,12 @@ class Slots:
         """Return whether no slot was urgent for a while: each frame of a flush follows from the one before."""
         return now - self._last_urgent > HOLD_SECONDS
 
-    def take(self, now: float) -> tuple[IntArray, IntArray, list[tuple[int, SlotCommand]], float]:
+    def take(self, now: float) -> tuple[IntArray, IntArray, list[tuple[tuple[int, ...], Operation]], float]:
         """Take the frames of the step that is due. The next call of `finish` marks its end.
 
         Returns:
             The slots in ascending order, the place of each frame in its ring, the operations to run before the step,
-            and how long the oldest frame has waited, in seconds.
+            each with the slots of its session, and how long the oldest frame has waited, in seconds.
         """
         slots_N = np.flatnonzero(self._next(now))
         lag = now - float(self._since_B[slots_N].min())
@@ -113,7 +111,7 @@ class Slots:
         for slot in self._operations.keys() & set(slots_N.tolist()) if self._operations else ():
             waiting = self._operations[slot]
             while waiting and waiting[0][0] <= self._taken_B[slot]:
-                operations.append((slot, waiting.popleft()[1]))
+                operations.append((self.rows[slot], waiting.popleft()[1]))
             if not waiting:
                 del self._operations[slot]
         self._taken_B[slots_N] += 1
