@@ -6,6 +6,7 @@ import numpy as np
 from tests.fakes import ScriptRunner, drive, new_session, run, silence, sound_of, words_of
 
 from slipstream.engine.flush import MAX_EXTRA_FLUSH_FRAMES, flush_steps
+from slipstream.engine.slots import Reset, Snapshot
 from slipstream.events import Final, Flushed
 
 

@@ -29,7 +29,7 @@ class Kind(IntEnum):
     CLOSE = 3
     """To the engine: the number of a session that has ended."""
     OPERATION = 4
-    """To the engine, as JSON: a session's first slot, and the name and values of an `Operation` before its next frame."""
+    """To the engine, in JSON: a session's first slot, and the name and values of an `Operation` for its next frame."""
     DONE = 5
     """From the engine, once per step: the slots whose next output is in its ring."""
     ADMITTED = 6
