@@ -19,12 +19,13 @@ Manifest = dict[str, Any]
 
 OVERLAYS = ("cpu", "cuda")
 VALUES: dict[str, dict[str, Any]] = {
-    "smallest": {"apiKeys": {"lines": "desk sha256:00"}, "models": {"persistent": False}},
+    "smallest": {"apiKeys": {"lines": "desk sha256:00"}},
     "cpu": {"apiKeys": {"existingSecret": "keys"}, "autoscaling": {"kind": "prometheus-adapter"}},
     "cuda": {
         "apiKeys": {"existingSecret": "keys"},
         "autoscaling": {"kind": "keda"},
         "gpu": {"enabled": True},
+        "models": {"persistent": True},
         "ingress": {"enabled": True, "tlsSecret": "certificate"},
         "monitoring": {"podMonitor": True, "alerts": True, "dashboard": True},
         "networkPolicy": {"clients": [{"podSelector": {}}]},

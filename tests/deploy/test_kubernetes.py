@@ -116,6 +116,16 @@ def test_writable_folders_are_volumes(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_pods_on_any_node_can_mount_the_models(variant: str) -> None:
+    claims = {one["metadata"]["name"]: one for one in rendered(variant) if one["kind"] == "PersistentVolumeClaim"}
+    used = [
+        one["persistentVolumeClaim"]["claimName"] for one in pod(variant)["volumes"] if "persistentVolumeClaim" in one
+    ]
+    assert used == list(claims) == (["asr-models"] if variant == "helm cuda" else [])
+    assert all(claim["spec"]["accessModes"] == ["ReadWriteMany"] for claim in claims.values())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_pod_with_cuda_has_one_gpu(variant: str) -> None:
     cuda = "cuda" in variant
     assert container(variant)["resources"]["limits"].get("nvidia.com/gpu") == (1 if cuda else None)
@@ -160,9 +170,10 @@ def test_the_autoscaler_reads_the_metric_of_the_adapter() -> None:
 
 def test_both_ways_to_install_have_the_same_container() -> None:
     """Except for what the values and the namespace decide."""
+    parts = ["ports", "startupProbe", "readinessProbe", "livenessProbe", "lifecycle", "volumeMounts", "resources"]
     for overlay in OVERLAYS:
         ours, theirs = container(f"kustomize {overlay}"), container(f"helm {overlay}")
-        for part in ("ports", "startupProbe", "readinessProbe", "livenessProbe", "lifecycle", "volumeMounts"):
+        for part in parts:
             assert ours[part] == theirs[part]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,6 +15,8 @@ from slipstream.engine.scheduler import Scheduler
 from slipstream.errors import ConfigError, Overloaded
 from slipstream.events import Word
 from slipstream.hints import Hints, Keyword
+from slipstream.hints.search import Decision, Search
+from slipstream.model.runner import Choice
 from slipstream.testing import ScriptRunner, tiny_tokenizer
 from slipstream.transcriber import Transcriber
 
@@ -72,6 +74,35 @@ def test_a_flush_in_mid_stream_does_not_change_a_beam(transcriber: Transcriber) 
             return [event.text for event in session if isinstance(event, Word) and event.start > 2.2]
 
     assert written(flush=True) == written(flush=False)
+
+
+@pytest.mark.parametrize("hints", [Hints(beam=2), Hints(alternatives=3)])
+def test_the_stream_after_a_flush_has_the_hypotheses_from_before_it(
+    transcriber: Transcriber, hints: Hints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: dict[Search, list[list[list[int]]]] = {}  # the tokens that each step offers in each row
+    advance = Search.advance
+
+    def note(search: Search, choices: Sequence[Choice]) -> Decision:
+        steps.setdefault(search, []).append([list(choice.tokens) for choice in choices])
+        return advance(search, choices)
+
+    monkeypatch.setattr(Search, "advance", note)
+
+    def offered(flush: bool) -> list[list[list[int]]]:
+        steps.clear()
+        with transcriber.session(SessionOptions(hints=hints)) as session:
+            session.send(AUDIO_S[: 7 * 1920])
+            if flush:
+                session.flush()
+            session.send(AUDIO_S[7 * 1920 :])
+            session.finish()
+            list(session)
+        stream, *flushes = steps.values()
+        assert len(flushes) == 1 + flush
+        return stream
+
+    assert offered(flush=True) == offered(flush=False)
 
 
 def test_a_prompt_is_not_written_and_its_state_is_kept(transcriber: Transcriber) -> None:

@@ -134,7 +134,7 @@ def save(
         ConfigError: An option is invalid.
 
     Example:
-        >>> skipped, failures = slipstream.ray.save(paths, "transcripts.jsonl", slots=8, actors=4)
+        >>> skipped, failures = slipstream.ray.data.save(paths, "transcripts.jsonl", slots=8, actors=4)
     """
     paths = list(dict.fromkeys(os.fspath(path) for path in recordings))
     sink = JsonLines(Path(output)) if os.fspath(output).endswith(".jsonl") else ParquetFolder(Path(output))
