@@ -92,10 +92,11 @@ async def run(
     files = set(SHARED.iterdir())
     began = time.monotonic()
     server = Server(streams, workers)
-    await server.start()
     over = asyncio.Event()
-    talking = [asyncio.create_task(_talk(server.address, number, pace, over, report)) for number in range(streams)]
+    talking: list[asyncio.Task[None]] = []
     try:
+        await server.start()
+        talking += [asyncio.create_task(_talk(server.address, number, pace, over, report)) for number in range(streams)]
         for _ in range(crashes):
             await asyncio.sleep(drawn.uniform(0.2, between))
             if time.monotonic() - began > seconds:
