@@ -6,7 +6,7 @@ import pytest
 from tests.server.harness import metric_samples
 
 from slipstream.server.metrics import Metrics
-from slipstream.workers.page import counts_of, joined, snapshot, text_of
+from slipstream.workers.page import Family, counts_of, joined, snapshot, text_of
 
 
 def metrics_of(words: int, code: int, slots: int) -> Metrics:
@@ -37,6 +37,14 @@ def test_the_counts_of_a_process_that_has_ended_remain_but_not_what_it_had_open(
     assert samples["slipstream_words_total"] == 6
     assert samples["slipstream_flush_seconds_sum"] == 0.18
     assert samples['asr_open_channels{handler="all"}'] == 1
+
+
+def test_open_descriptors_are_those_of_the_process_that_has_most() -> None:
+    def descriptors(number: float) -> list[Family]:
+        return [["process_open_fds", "", "gauge", [["process_open_fds", {}, number, None]]]]
+
+    samples = metric_samples(text_of(joined([descriptors(40), descriptors(90), descriptors(20)]))[0].decode())
+    assert samples["process_open_fds"] == 90
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/openmetrics-text"])

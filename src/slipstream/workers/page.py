@@ -14,8 +14,14 @@ from slipstream.server.metrics import choose_format
 Family: TypeAlias = list[Any]
 """Name, help, type, and samples (name, labels, value, exemplar) of a metric, as JSON has them."""
 
-_LARGEST = ("slipstream_slots", "slipstream_slots_used", "slipstream_queued", "slipstream_step_running_seconds")
-"""Every process reports the value of all: it is not summed."""
+_LARGEST = (
+    "slipstream_slots",
+    "slipstream_slots_used",
+    "slipstream_queued",
+    "slipstream_step_running_seconds",
+    "process_open_fds",
+)
+"""Not summed: every process reports the value of all, or has its own limit."""
 _SMALLEST = ("process_start_time_seconds", "process_max_fds")
 
 
