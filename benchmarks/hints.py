@@ -93,7 +93,7 @@ def make(folder: Path, model: str) -> None:
         _speak(f"{name}.", voices[number % len(voices)], folder / f"probe-{name}.wav")
         for number, name in enumerate(CANDIDATES)
     ]
-    with slipstream.load(model, slots=4) as transcriber:
+    with slipstream.load(model, slots=4, beam=1) as transcriber:
         texts = _transcribe(transcriber, [(path, Hints()) for path in paths])
     for path in paths:
         path.unlink()
@@ -119,7 +119,7 @@ def run_names(arguments: argparse.Namespace) -> None:
         rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[: arguments.limit]]
     silent = _manifest(arguments.silent, arguments.dataset, "en", None) if arguments.silent else []
     beam = arguments.beam
-    with slipstream.load(arguments.model, slots=max(4, beam)) as transcriber:
+    with slipstream.load(arguments.model, slots=max(4, beam), beam=1) as transcriber:
 
         def transcribe(hints: Callable[[dict[str, str]], Hints]) -> list[Transcript]:
             return _transcribe(transcriber, [(arguments.folder / row["audio"], hints(row)) for row in rows])
@@ -177,7 +177,7 @@ def run_comparison(arguments: argparse.Namespace) -> None:
     compared |= {f"prompt {prompt!r}": Hints(prompt=prompt, beam=first) for prompt in arguments.prompt}
     compared |= {f"language {code}": Hints(languages=[code], beam=first) for code in arguments.language}
     before: np.ndarray | None = None
-    with slipstream.load(arguments.model, slots=max(4, *arguments.beam)) as transcriber:
+    with slipstream.load(arguments.model, slots=max(4, *arguments.beam), beam=1) as transcriber:
         for name, hints in compared.items():
             began = time.process_time()
             found, speed = transcribe_recordings(
@@ -256,7 +256,7 @@ def _transcribe(transcriber: Transcriber, jobs: Sequence[tuple[Path, Hints]]) ->
     def transcribe(job: tuple[Path, Hints]) -> Transcript:
         return transcriber.transcribe(job[0], options=SessionOptions(partials=False, hints=job[1]))
 
-    with ThreadPoolExecutor(max(1, transcriber.slots // jobs[0][1].beam)) as pool:
+    with ThreadPoolExecutor(max(1, transcriber.slots // jobs[0][1].width)) as pool:
         return list(pool.map(transcribe, jobs))
 
 

@@ -54,7 +54,7 @@ def main() -> None:
 
 def transcriber(model: str | None) -> Transcriber:
     if model is not None:
-        return slipstream.load(model)
+        return slipstream.load(model, beam=1)
     return Transcriber(FreeRunner(1), tiny_tokenizer(), model="none")
 
 

@@ -110,7 +110,7 @@ def times(result: Result) -> str:
 
 
 def _stream(model: str, backend: str, beam: int) -> Recognise:
-    transcriber = slipstream.load(model, backend=backend, slots=beam)
+    transcriber = slipstream.load(model, backend=backend, beam=beam)
     options = SessionOptions(hints=Hints(beam=beam))
     frame = round(transcriber.sample_rate / transcriber.frame_rate)
 

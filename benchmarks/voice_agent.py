@@ -44,7 +44,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         url, _ = stack.enter_context(language_model([answer], arguments.first_token, arguments.token))
-        transcriber = stack.enter_context(slipstream.load(arguments.model))
+        transcriber = stack.enter_context(slipstream.load(arguments.model, beam=1))
         speaker = stack.enter_context(slipstream.load_speaker(arguments.speech or small_model(folder)))
         agent = load_agent()
         speech = sentences(load(EXAMPLES / "sample.opus", SAMPLE_RATE))

@@ -26,7 +26,7 @@ from tests.fakes import (
     tokenizer_path,
     words_of,
 )
-from tests.models import random_model, stt_config
+from tests.models import noise_and_tones, random_model, stt_config
 
 import slipstream
 from slipstream import errors
@@ -36,6 +36,7 @@ from slipstream.engine.options import SessionOptions
 from slipstream.engine.watchdog import WatchdogOptions
 from slipstream.errors import AudioError, CheckpointError, Overloaded, SessionClosed, SlipstreamError
 from slipstream.events import Final, PartialWord, Ready, Step, Word
+from slipstream.hints import Hints
 from slipstream.model.config import STTConfig
 from slipstream.transcriber import Transcriber
 from slipstream.transcript import Transcript
@@ -391,6 +392,42 @@ def test_load_makes_a_transcriber_of_a_folder(tmp_path: Path) -> None:
     assert transcriber.engine.format.silence_frames == math.ceil(0.3 * 12.5)
     assert transcript.model == str(tmp_path)
     assert transcript.delay == config.delay_frames / 12.5
+
+
+@pytest.fixture
+def searching(tmp_path: Path) -> Path:
+    """A model whose configuration sets a beam of 2."""
+    return save_model(tmp_path, stt_config(text_vocab=tiny_tokenizer().vocab_size).model_copy(update={"beam": 2}))
+
+
+def test_recordings_have_the_beam_of_the_model_and_streams_have_one_hypothesis(searching: Path) -> None:
+    audio_S = noise_and_tones(3.0, seed=4)
+    with slipstream.load(searching, backend="onnx", slots=2) as transcriber:
+        assert (transcriber.slots, transcriber.beam) == (4, 2)
+        greedy = tuple(event for event in transcriber.stream([audio_S], 24_000) if isinstance(event, Word))
+        one, two = (transcriber.transcribe(audio_S, 24_000, hints=Hints(beam=beam)).words for beam in (1, 2))
+        assert one == greedy != two
+        assert transcriber.transcribe(audio_S, 24_000).words == two
+        assert transcriber.transcribe(audio_S, 24_000, hints=Hints(languages=["de"])).text == " ".join(
+            word.text for word in two
+        )
+        options = SessionOptions(hints=Hints(beam=1))
+        assert transcriber.transcribe(audio_S, 24_000, options=options).words == greedy
+        assert [each.words for each in transcriber.transcribe_many([audio_S] * 3, 24_000)] == [two] * 3
+    with slipstream.load(searching, backend="onnx", beam=1) as transcriber:
+        assert transcriber.slots == 1
+        words = transcriber.transcribe(audio_S, 24_000).words  # one row: the last bits of its confidences are others
+        assert [(word.text, word.start, word.end) for word in words] == [(w.text, w.start, w.end) for w in greedy]
+
+
+def test_a_recording_has_the_beam_of_the_model_while_a_stream_is_open(searching: Path) -> None:
+    with slipstream.load(searching, backend="onnx", slots=2) as transcriber, transcriber.session():
+        assert transcriber.transcribe(noise_and_tones(1.0, seed=4), 24_000).duration == pytest.approx(1.0)
+
+
+def test_the_default_beam_is_not_larger_than_the_number_of_slots() -> None:
+    with Transcriber(ScriptRunner(slots=1), tiny_tokenizer(), model="levels", beam=2) as transcriber:
+        assert transcriber.transcribe(speech(1, words=3), 24_000).words == solo(speech(1, words=3))
 
 
 def test_load_refuses_a_tokenizer_of_another_model(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from slipstream.bundle import ModelBundle
+from slipstream.hints import Hints
 from slipstream.transcriber import Transcriber
 
 if TYPE_CHECKING:
@@ -81,19 +82,22 @@ def load(
     dtype: str = "auto",
     quantize: Quantize | None = None,
     threads: int | None = None,
+    beam: int | None = None,
     progress: Progress | None = None,
     **origin: Unpack[Origin],
 ) -> Transcriber:
-    """Load a model ready to transcribe `slots` concurrent streams.
+    """Load a model ready to transcribe `slots` concurrent recordings or streams.
 
     Args:
         model: A folder, a repository id, a built-in name, the TOML file of a Rust server, or a `ModelBundle`.
         device: `cpu`, `cuda`, `cuda:N`, `gpu` (CUDA or Apple silicon), or `auto`: a GPU if there is one, else the CPU.
         backend: `torch` (CPU and CUDA), `onnx` (CPU), `mlx` (Apple silicon), or `auto`.
-        slots: Number of concurrent streams.
+        slots: Number of concurrent recordings. The model gets `slots * beam` slots; a stream takes one of them.
         dtype: Type of the LM's weights and keys: `float32`, `bfloat16` (torch and mlx), or `auto`.
         quantize: `int8`, `fp8` (torch), `int4` (onnx and mlx) or `none`, for the LM's weights; see `ModelBundle.open`.
         threads: CPU threads of onnx.
+        beam: Hypotheses of each recording whose hints do not set them; None is the beam of the model: 2 for `tiny`, 1
+            for the published ones. For live streams only, 1 saves slots and time.
         progress: Called as a model is converted, with the number of parameters that are done and their total.
         **origin: Where single parts come from: see `checkpoints.sources.resolve`.
 
@@ -110,10 +114,11 @@ def load(
         ...     print(transcriber.transcribe("talk.mp3").text)
     """
     bundle = ModelBundle.resolve(model, **origin)
+    beam = Hints(beam=beam).with_beam(bundle.config.beam).width
     runner = bundle.open(
         device=device,
         backend=backend,
-        slots=slots,
+        slots=slots * beam,
         dtype=dtype,
         quantize=quantize,
         threads=threads,
@@ -126,4 +131,5 @@ def load(
         silence_prefix_seconds=bundle.silence_prefix_seconds,
         turns=bundle.turns,
         calibration=bundle.config.confidence,
+        beam=beam,
     )

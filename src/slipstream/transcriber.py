@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 Source = str | os.PathLike[str] | bytes | BinaryIO | npt.ArrayLike
 """A recording: the path of a file, the bytes of one, a binary file object, or samples as an array `[S]` or `[C, S]`."""
 
+_RECORDING = SessionOptions(partials=False)
+
 logger = logging.getLogger(__name__)
 
 
@@ -55,6 +57,7 @@ class Transcriber:
         silence_prefix_seconds: Silence that the model needs before speech.
         turns: When a turn ends, for sessions that do not set it.
         calibration: What the model's probabilities mean; None leaves them as they are.
+        beam: Hypotheses of each recording whose hints do not set them: at most as many as the runner has slots.
     """
 
     def __init__(
@@ -66,10 +69,12 @@ class Transcriber:
         silence_prefix_seconds: float = 0.0,
         turns: TurnOptions | None = None,
         calibration: Calibration | None = None,
+        beam: int = 1,
     ) -> None:
         self.model = model
         self.turns = turns or TurnOptions()
         self.slots = runner.slots
+        self.beam = min(beam, runner.slots)
         self.frame_rate = runner.frame_rate
         self.sample_rate = round(runner.frame_rate * runner.frame_samples)
         self.delay = runner.delay_frames / runner.frame_rate
@@ -91,7 +96,10 @@ class Transcriber:
         options: SessionOptions | None = None,
         hints: Hints | None = None,
     ) -> Transcript:
-        """Transcribe a recording. When all slots are in use, it waits for one.
+        """Transcribe a recording. When too few slots are free, it waits for them.
+
+        The search keeps as many hypotheses as the model's configuration sets, unless `Hints.beam` or the `beam` of
+        `load` does. 1 gives the words of a live stream.
 
         Args:
             source: A file (audio or video, any format that FFmpeg reads) as a path, bytes or a binary file object; or
@@ -112,10 +120,9 @@ class Transcriber:
             >>> transcript = transcriber.transcribe(samples, sample_rate=16_000)
             >>> transcript = transcriber.transcribe("talk.mp3", hints=Hints(keywords=["Ngaio Marsh"]))
         """
-        options = options or SessionOptions(partials=False)
-        if hints is not None:
-            options = replace(options, hints=hints)
-        return self._transcribe(source, sample_rate, options, threading.Event(), track)
+        options = options or _RECORDING
+        hints = (hints or options.hints).with_beam(self.beam)
+        return self._transcribe(source, sample_rate, replace(options, hints=hints), threading.Event(), track)
 
     @overload
     def transcribe_many(self, sources: Iterable[Source], sample_rate: int | None = None) -> Iterator[Transcript]: ...
@@ -126,7 +133,7 @@ class Transcriber:
     def transcribe_many(
         self, sources: Iterable[Source], sample_rate: int | None = None, *, return_exceptions: bool = False
     ) -> Iterator[Transcript | SlipstreamError]:
-        """Transcribe recordings in parallel, one per slot. Yields transcripts in the order of `sources`.
+        """Transcribe recordings in parallel, as many as there are slots for. Yields transcripts in their order.
 
         Args:
             sources: Recordings, as for `transcribe`.
@@ -150,8 +157,9 @@ class Transcriber:
         self, sources: Iterable[Source], sample_rate: int | None, return_exceptions: bool
     ) -> Iterator[Transcript | SlipstreamError]:
         stop = threading.Event()
-        with ThreadPoolExecutor(self.slots, "slipstream-transcribe") as pool:
-            futures = [pool.submit(self._transcribe, source, sample_rate, None, stop) for source in sources]
+        options = replace(_RECORDING, hints=_RECORDING.hints.with_beam(self.beam))
+        with ThreadPoolExecutor(self.slots // self.beam, "slipstream-transcribe") as pool:
+            futures = [pool.submit(self._transcribe, source, sample_rate, options, stop) for source in sources]
             try:
                 for future in futures:
                     error = future.exception()
@@ -171,7 +179,7 @@ class Transcriber:
         options: SessionOptions | None = None,
         hints: Hints | None = None,
     ) -> Iterator[Event]:
-        """Transcribe a live stream.
+        """Transcribe a live stream, with one hypothesis unless the hints set a beam.
 
         Yields the available events after each chunk, and the remaining ones after the last, up to `Final`. When all
         slots are in use it waits for one, with a warning in the log: streams that one thread reads in turn need a slot
@@ -279,7 +287,7 @@ class Transcriber:
         self,
         source: Source,
         sample_rate: int | None,
-        options: SessionOptions | None,
+        options: SessionOptions,
         stop: threading.Event,
         track: int | None = None,
     ) -> Transcript:
@@ -291,7 +299,7 @@ class Transcriber:
                 if isinstance(event, Recovered):
                     logger.warning("%s at %.1f s: the model was reset", event.reason, event.time)
 
-        with self.session(options or SessionOptions(partials=False), wait=math.inf) as session:
+        with self.session(options, wait=math.inf) as session:
             for audio_S in self._read(source, sample_rate, track):
                 if stop.is_set():
                     break

@@ -27,8 +27,8 @@ def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
     config = stt_config(text_vocab=tokenizer.vocab_size)
     lm, codec = random_model(config)
 
-    def load(_: str, slots: int) -> Transcriber:
-        return Transcriber(OnnxRunner(config, lm, codec, slots=slots, threads=1), tokenizer, model="random")
+    def load(_: str, slots: int, beam: int) -> Transcriber:
+        return Transcriber(OnnxRunner(config, lm, codec, slots=slots, threads=1), tokenizer, model="random", beam=beam)
 
     monkeypatch.setattr("slipstream.load", load)
 

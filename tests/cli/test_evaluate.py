@@ -54,3 +54,9 @@ def test_a_missing_file_is_named_and_the_rest_measured(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert f"all.jsonl, line 1: {tmp_path / 'missing'}: no such file" in result.output
     assert "cannot be read: 1" in result.output
+    assert "8 concurrent streams with a beam of 2" in result.output
+
+
+def test_a_beam_of_one_is_greedy(tmp_path: Path) -> None:
+    result = _evaluate(tmp_path, "--beam", "1", "--slots", "2", sample="good morning")
+    assert "2 concurrent streams with a beam of 1" in result.output

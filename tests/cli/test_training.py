@@ -61,13 +61,17 @@ def test_confidence_and_turns_are_calibrated_together(
 
     monkeypatch.setattr("slipstream.evaluate.transcribe.transcribe_recordings", transcribe)
     transcriber = SimpleNamespace(frame_rate=12.5, sample_rate=RATE)
-    monkeypatch.setattr("slipstream.loading.load", lambda *_args, **_options: nullcontext(transcriber))
+    loaded: list[dict[str, object]] = []
+    monkeypatch.setattr(
+        "slipstream.loading.load", lambda *_args, **options: loaded.append(options) or nullcontext(transcriber)
+    )
     out = tmp_path / "config.json"
     manifests = tmp_path / "words.jsonl", "--turns", tmp_path / "turns.jsonl"
     outcome = cli("train", "calibrate", *manifests, "--model", "tiny", "--out", out)
     assert outcome.code == 0, outcome.err
     assert outcome.out.splitlines()[-2].startswith("end of turn above 0.70: found in 100%")
     assert outcome.out.splitlines()[-1] == str(out)
+    assert [options["beam"] for options in loaded] == [1]  # ends of turn are those of live streams
     written = json.loads(out.read_text())["stt_config"]
     assert written["confidence"]["word"]["probability"][0] > written["confidence"]["word"]["probability"][-1]
     assert len(written["end_of_turn"]["heads"]) == 2

@@ -154,7 +154,7 @@ def test_a_session_that_continues_writes_the_words_of_the_whole_stream(engine: E
         later = events_of(session, audio_S[first * FRAME :])
     expected, found = text_of(whole), text_of(later)
     assert min(found) == given[-1].end  # the client has what is before
-    if hints.beam == 1:  # a beam weighs the words before, which it does not see again
+    if hints.width == 1:  # a beam weighs the words before, which it does not see again
         assert {frame: expected[frame] for frame in found if frame in expected} == {
             frame: found[frame] for frame in found if frame in expected
         }

@@ -15,6 +15,7 @@ from tests.fakes import tiny_tokenizer
 from tests.models import random_model, stt_config
 
 from slipstream.arrays import BoolArray, FloatArray
+from slipstream.audio import load
 from slipstream.backends.onnx.runner import OnnxRunner
 from slipstream.data.manifest import Recording
 from slipstream.errors import AudioError, SlipstreamError
@@ -23,7 +24,7 @@ from slipstream.evaluate.endurance import LongStream, invented_words, long_strea
 from slipstream.evaluate.page import to_html
 from slipstream.evaluate.report import evaluate, to_json, to_text
 from slipstream.evaluate.scores import ends_of_turn, error_rates, groups, need_words, normalise, word_times
-from slipstream.evaluate.transcribe import Hypothesis, Speed, transcribe_recordings
+from slipstream.evaluate.transcribe import Hypothesis, Speed, transcribe_recordings, transcribe_samples
 from slipstream.events import Word
 from slipstream.hints import Hints
 from slipstream.model.config import PAD_ID
@@ -175,6 +176,25 @@ def test_a_beam_takes_several_slots_for_each_recording(recordings: list[Recordin
         greedy, _ = transcribe_recordings(transcriber, recordings[:1])
     assert speed.streams == 2
     assert hypotheses[0].words == alone[0].words != greedy[0].words
+
+
+def test_the_beam_of_the_transcriber_is_the_default_and_is_reported(recordings: list[Recording]) -> None:
+    spm = tiny_tokenizer()
+    config = stt_config(text_vocab=spm.vocab_size)
+    lm, codec = random_model(config)
+    runner = OnnxRunner(config, lm, codec, slots=4, threads=1)
+    with Transcriber(runner, spm, model="m", beam=2) as transcriber:
+        hypotheses, speed = transcribe_recordings(transcriber, recordings[:1])
+        two, one = (transcribe_recordings(transcriber, recordings[:1], hints=Hints(beam=n))[0] for n in (2, 1))
+        tail = np.zeros(len(hypotheses[0].ending_T) * 1920 - 48_000, np.float32)
+        long = transcribe_samples(transcriber, np.append(load(recordings[0].audio, 24_000), tail))
+    assert speed.streams == 2
+    assert hypotheses[0].words == two[0].words == long != one[0].words
+    assert len(hypotheses[0].pause_TH) == len(one[0].pause_TH)  # a frame is judged once, with any beam
+    evaluation = evaluate(hypotheses, speed, model="m", manifest="x.jsonl", frame_rate=12.5, beam=2)
+    assert "2 concurrent streams with a beam of 2" in to_text(evaluation)
+    assert "Beam of 2" in to_html(evaluation)
+    assert json.loads(to_json(evaluation))["beam"] == 2
 
 
 def test_json_has_each_rate_with_its_interval() -> None:

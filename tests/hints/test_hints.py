@@ -33,6 +33,21 @@ def test_only_hints_that_need_candidates_steer() -> None:
     assert Hints(alternatives=3).steers
 
 
+def test_the_beam_of_a_model_is_that_of_hints_without_one() -> None:
+    assert Hints().width == 1
+    assert Hints().with_beam(2).beam == 2
+    assert Hints(beam=1).with_beam(2).width == 1
+    assert Hints(beam=4).with_beam(2).width == 4
+    assert Hints(alternatives=3).with_beam(2).width == 3
+
+
+def test_text_like_the_speech_has_a_beam_of_two() -> None:
+    assert Hints(lm="ten words").width == Hints(lm="ten words").with_beam(1).width == 2
+    assert Hints(lm="ten words").with_beam(4).width == 4
+    with pytest.raises(ConfigError, match="lm needs a beam of at least 2"):
+        Hints(lm="ten words", beam=1)
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [

@@ -117,7 +117,9 @@ def captions(
         if server:
             recogniser: Recogniser = ServerRecogniser(server, given_model(context, model))
         else:
-            transcriber = open_transcriber(model, device=device, backend=backend, quantize=quantize, threads=threads)
+            transcriber = open_transcriber(
+                model, device=device, backend=backend, quantize=quantize, threads=threads, beam=1
+            )
             recogniser = LocalRecogniser(stack.enter_context(transcriber))
         stop = stack.enter_context(first_signal_stops())
 

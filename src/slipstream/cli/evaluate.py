@@ -20,6 +20,15 @@ def evaluate(
     backend: Backend = "auto",
     slots: Annotated[int, typer.Option(min=1, help="Number of recordings to transcribe concurrently.")] = 8,
     streams: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
+    beam: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=8,
+            help="Hypotheses of the text to keep, as in slipstream transcribe. 1 is greedy decoding, as in live "
+            "streams. Default: the value in the model's config.json.",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Evaluate on the first N recordings only.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Only recordings of this dataset.")] = None,
     split: Annotated[str | None, typer.Option(help="Only recordings of this split.")] = None,
@@ -58,7 +67,8 @@ def evaluate(
     need_words(recordings, manifest)
     if baseline:
         need_words((r for r in recordings if r.lang == "en"), f"{manifest}, in English for the baseline")
-    with load(bundle.uncalibrated(), backend=backend, device=device, slots=streams or slots) as transcriber:
+    uncalibrated = bundle.uncalibrated()
+    with load(uncalibrated, backend=backend, device=device, slots=streams or slots, beam=beam) as transcriber:
         hypotheses, speed = transcribe_recordings(transcriber, recordings, on_error=left_out)
         transcribed = {one.recording for one in hypotheses}
         recordings = [recording for recording in recordings if recording in transcribed]
@@ -71,6 +81,7 @@ def evaluate(
             manifest=manifest,
             frame_rate=frame_rate,
             left_out=left_out.count,
+            beam=transcriber.beam,
             calibration=bundle.config.confidence,
         )
         typer.echo(to_text(evaluation))

@@ -32,6 +32,7 @@ class Evaluation:
 
     Attributes:
         left_out: number of recordings that cannot be read.
+        beam: hypotheses that the search kept; None for another recogniser.
         turns: ends of turn by each pause head alone.
         endings: ends of turn by the probability that the model's turns use.
     """
@@ -39,6 +40,7 @@ class Evaluation:
     model: str
     manifest: str
     left_out: int
+    beam: int | None
     overall: Group
     datasets: dict[str, Group]
     languages: dict[str, Group]
@@ -59,11 +61,14 @@ def evaluate(
     manifest: str,
     frame_rate: float,
     left_out: int = 0,
+    beam: int | None = None,
     calibration: Calibration | None = None,
 ) -> Evaluation:
     """Compute all scores. Each pause head is scored on its own, by its number.
 
-    `calibration`: that of the model, which the confidences of the hypotheses do not have.
+    Args:
+        beam: hypotheses that the search kept.
+        calibration: that of the model, which the confidences of the hypotheses do not have.
     """
     heads = max((one.pause_TH.shape[1] for one in hypotheses if one.pause_TH.size), default=0)
 
@@ -74,6 +79,7 @@ def evaluate(
         model=model,
         manifest=manifest,
         left_out=left_out,
+        beam=beam,
         overall=error_rates(hypotheses),
         datasets=by(lambda one: one.recording.dataset),
         languages=by(lambda one: one.recording.lang),
@@ -154,10 +160,15 @@ def to_text(evaluation: Evaluation) -> str:
         lines += _confidence_lines(evaluation.confidence)
     speed = evaluation.speed
     lines.append(
-        f"{speed.audio:.0f} s of audio in {speed.taken:.0f} s, {speed.streams} concurrent streams: "
-        f"{speed.times_real_time:.1f} x real time"
+        f"{speed.audio:.0f} s of audio in {speed.taken:.0f} s, {speed.streams} concurrent streams"
+        f"{beam_note(evaluation)}: {speed.times_real_time:.1f} x real time"
     )
     return "\n".join(lines)
+
+
+def beam_note(evaluation: Evaluation) -> str:
+    """Return the beam as the end of a phrase; empty for another recogniser."""
+    return f" with a beam of {evaluation.beam}" if evaluation.beam else ""
 
 
 def turn_line(turn: TurnScore) -> str:

@@ -78,7 +78,7 @@ def transcribe_recordings(
     Args:
         on_error: called with each recording whose audio cannot be read. Without it, that raises `AudioError`.
         min_confidence: See `SessionOptions`; None uses the model's configuration.
-        hints: those of every recording.
+        hints: those of every recording; without a beam in them, it is the transcriber's.
 
     Returns:
         The hypotheses, in the order of `recordings`, and the speed.
@@ -92,7 +92,8 @@ def transcribe_recordings(
             raise error
         on_error(pending[0], error)
 
-    options = SessionOptions(steps=True, min_confidence=min_confidence, hints=hints or Hints())
+    hints = (hints or Hints()).with_beam(transcriber.beam)
+    options = SessionOptions(steps=True, min_confidence=min_confidence, hints=hints)
     streams = max(1, transcriber.slots // options.hints.width)
     before = time.perf_counter()
     pool = ThreadPoolExecutor(streams, "slipstream-evaluate")
@@ -106,8 +107,9 @@ def transcribe_recordings(
 
 
 def transcribe_samples(transcriber: Transcriber, samples: FloatArray) -> list[Word]:
-    """Transcribe one stream of samples `[S]` at the transcriber's sample rate."""
-    return _run(transcriber, samples, SessionOptions(steps=True)).words
+    """Transcribe one recording, samples `[S]` at the transcriber's sample rate, with the transcriber's beam."""
+    hints = Hints().with_beam(transcriber.beam)
+    return _run(transcriber, samples, SessionOptions(steps=True, hints=hints)).words
 
 
 def _transcribe(transcriber: Transcriber, recording: Recording, options: SessionOptions) -> Hypothesis:

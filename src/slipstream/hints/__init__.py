@@ -66,9 +66,10 @@ class Hints:
         languages: Languages that may be spoken, as ISO 639-1 codes, or `auto` for all that can be identified. Words
             and turns are tagged with the language.
         delay: Text delay in seconds, for models that are trained with several; None is the model's own.
-        beam: Hypotheses of the text that are kept. Each takes a slot of the model.
-        lm: Text of the same kind as the speech, such as notes: with a beam of at least 2, words that follow each other
-            in it are likelier.
+        beam: Hypotheses of the text that are kept, each in a slot of the model. 1 is greedy decoding. None is the beam
+            of the model for recordings (see `Transcriber.transcribe`) and 1 for streams.
+        lm: Text of the same kind as the speech, such as notes: words that follow each other in it are likelier. It
+            needs a beam of at least 2, and has one of 2 where none is given.
         alternatives: Texts for each doubtful word, including the best. The search keeps at least as many hypotheses.
 
     Raises:
@@ -83,7 +84,7 @@ class Hints:
     prompt: str = ""
     languages: Iterable[str] = ()
     delay: float | None = None
-    beam: int = 1
+    beam: int | None = None
     lm: str = field(default="", repr=False)
     alternatives: int = 1
 
@@ -103,6 +104,8 @@ class Hints:
             raise ConfigError(f"the prompt has {len(self.prompt)} characters: at most {MAX_PROMPT_LENGTH} are possible")
         for name in ("beam", "alternatives"):
             number = getattr(self, name)
+            if number is None and name == "beam":
+                continue
             if not isinstance(number, int) or not 1 <= number <= MAX_BEAM:
                 raise ConfigError(f"{name}={number!r} must be a whole number from 1 to {MAX_BEAM}")
         if self.lm and self.beam == 1:
@@ -131,10 +134,14 @@ class Hints:
         """Return the hints, with `alternatives` as the maximum number of texts that they may request."""
         return self if self.alternatives <= alternatives else replace(self, alternatives=max(1, alternatives))
 
+    def with_beam(self, beam: int) -> Hints:
+        """Return the hints with the beam of a model, where they have none."""
+        return self if self.beam is not None else replace(self, beam=max(beam, self.width))
+
     @property
     def width(self) -> int:
         """Number of hypotheses that the search keeps, each in its own slot."""
-        return max(self.beam, self.alternatives)
+        return max(self.beam or (2 if self.lm else 1), self.alternatives)
 
     @property
     def steers(self) -> bool:

@@ -369,7 +369,7 @@ class STTConfig(Config):
             that curve. It is our own key of `stt_config`, which other readers ignore.
         end_of_turn: The probability that the speaker has finished; None where it was not fitted. Our own key, too.
         min_confidence: Words are withheld while the running mean of their confidence is lower. Our own key, too.
-        beam: Hypotheses that `slipstream transcribe` keeps by default, see `Hints.beam`. Our own key, too.
+        beam: Hypotheses of recordings by default, see `Hints.beam`. Live streams have one. Our own key, too.
         confidence: What the model's probabilities mean; None where that was not measured. Our own key, too.
     """
 

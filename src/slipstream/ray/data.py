@@ -49,6 +49,7 @@ def transcribe(
     actors: int | tuple[int, int] = 1,
     backend: str = "auto",
     device: str = "auto",
+    beam: int | None = None,
     id_column: str = "path",
     num_cpus: float = ACTOR_CPUS,
     num_gpus: float = 0,
@@ -63,6 +64,7 @@ def transcribe(
         actors: Their number, or the least and the most of them.
         backend: `torch`, `onnx`, `mlx` or `auto`.
         device: `cpu`, `cuda` or `auto`.
+        beam: Hypotheses of each recording; None is the beam of the model.
         id_column: Identifies a recording; it becomes `id` of its row.
         num_cpus: CPUs of an actor. Decoding needs a quarter of a CPU more: without it, nothing starts.
         num_gpus: GPUs of an actor.
@@ -101,7 +103,7 @@ def transcribe(
     )
     transcribed: Dataset = decoded.map_batches(
         Actor,
-        fn_constructor_args=(model, slots, backend, device),
+        fn_constructor_args=(model, slots, backend, device, beam),
         compute=pool,
         batch_size=1,
         batch_format="pyarrow",
@@ -159,10 +161,10 @@ def save(
 class Actor:
     """One engine. Ray Data calls it in `slots` threads, each with a recording."""
 
-    def __init__(self, model: str, slots: int, backend: str, device: str) -> None:
+    def __init__(self, model: str, slots: int, backend: str, device: str, beam: int | None) -> None:
         import slipstream
 
-        self._transcriber = slipstream.load(model, slots=slots, backend=backend, device=device)
+        self._transcriber = slipstream.load(model, slots=slots, backend=backend, device=device, beam=beam)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Transcribe a batch of one recording."""

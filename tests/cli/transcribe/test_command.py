@@ -250,35 +250,33 @@ def test_an_error_in_the_middle_of_a_file_keeps_the_words_before_it(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "beam"), [([], 2), (["--beam", "1"], 1), (["--beam", "4"], 4), (["--alternatives", "3"], 2)]
+    ("arguments", "beam"), [([], 2), (["--beam", "1"], 1), (["--beam", "4"], 4), (["--alternatives", "3"], 3)]
 )
 def test_the_model_sets_the_beam_unless_an_option_does(
     cli: Cli, sound: Sound, loaded: Loaded, arguments: list[str], beam: int
 ) -> None:
     loaded.beam = 2
     assert cli("transcribe", sound("a.wav", [0.1]), *arguments).code == 0
-    assert loaded.transcriber.options.hints.beam == beam
-    assert loaded.arguments["slots"] == max(beam, 3 if "--alternatives" in arguments else 1)
+    assert loaded.transcriber.options.hints.width == beam
+    assert (loaded.arguments["slots"], loaded.arguments["beam"]) == (1, beam)
 
 
-def test_a_beam_of_one_is_no_hint_on_ray(
-    cli: Cli, sound: Sound, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("arguments", "beam"), [([], None), (["--beam", "1"], 1), (["--beam", "2"], 2)])
+def test_ray_takes_the_beam(
+    cli: Cli, sound: Sound, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], beam: int | None
 ) -> None:
-    outputs: list[Path] = []
-    monkeypatch.setattr(
-        "slipstream.cli.transcribe.on_ray.transcribe_on_ray", lambda files, ray, output, **_: outputs.append(output)
-    )
+    beams: list[int | None] = []
+    monkeypatch.setattr("slipstream.cli.transcribe.on_ray.transcribe_on_ray", lambda *_, beam, **__: beams.append(beam))
     where = ["--ray", "local", "-o", tmp_path / "out.jsonl"]
-    assert cli("transcribe", sound("a.wav", [0.1]), *where, "--beam", "1").code == 0
-    assert outputs == [tmp_path / "out.jsonl"]
-    assert cli("transcribe", sound("a.wav", [0.1]), *where, "--beam", "2").code == 2
+    assert cli("transcribe", sound("a.wav", [0.1]), *where, *arguments).code == 0
+    assert beams == [beam]
 
 
 def test_text_like_the_speech_implies_a_beam(cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("ten words")
     assert cli("transcribe", sound("a.wav", [0.1]), "--lm", notes).code == 0
-    assert loaded.transcriber.options.hints.beam == 2
+    assert loaded.transcriber.options.hints.width == 2
 
 
 def test_the_least_confidence_is_an_option_of_the_session(cli: Cli, sound: Sound, loaded: Loaded) -> None:

@@ -92,8 +92,8 @@ def transcribe(
             "--beam",
             min=1,
             max=8,
-            help="Hypotheses of the text to keep; each takes a slot. Default: the value in the model's config.json, "
-            "and 1 with --server and --ray.",
+            help="Hypotheses of the text to keep; each takes a slot. 1 is greedy decoding. Default: the value in the "
+            "model's config.json, and 1 with --server.",
         ),
     ] = None,
     alternatives: Annotated[
@@ -164,18 +164,18 @@ def transcribe(
     if ray:
         from slipstream.cli.transcribe.on_ray import transcribe_on_ray
 
-        searched = (beam or 1) > 1 or alternatives > 1
-        hinted = bool(keywords or prompt or lm or language or searched or min_confidence is not None)
+        hinted = bool(keywords or prompt or lm or language or alternatives > 1 or min_confidence is not None)
         written = words or layout or format != "txt" or resume or delay_report
         local = raw or track or server or channels != "mix" or quantize or threads
         if hinted or written or local or output is None:
-            allowed = "--model, --device, --backend, --slots, --actors"
+            allowed = "--model, --device, --backend, --slots, --beam, --actors"
             raise typer.BadParameter(f"it needs -o, and takes only {allowed}", param_hint="--ray")
-        transcribe_on_ray(files, ray, output, model=model, slots=slots, actors=actors, backend=backend, device=device)
+        options = {"backend": backend, "device": device, "beam": beam}
+        transcribe_on_ray(files, ray, output, model=model, slots=slots, actors=actors, **options)
         return
     raw_format = raw_format_of(raw, raw_rate, raw_channels, track)
     hints = make_hints(keywords or (), prompt, beam, lm or (), language, alternatives)
-    if server and (hints.beam > 1 or hints.lm):
+    if server and ((beam or 1) > 1 or hints.lm):
         raise typer.BadParameter("it is not available with --server", param_hint="--beam")
     if server and min_confidence is not None:
         raise typer.BadParameter("it is not available with --server", param_hint="--min-confidence")
@@ -209,10 +209,15 @@ def transcribe(
             recogniser: Recogniser = ServerRecogniser(server, given_model(context, model), hints)
         else:
             bundle = ModelBundle.resolve(model)
-            if beam is None:
-                hints = replace(hints, beam=max(hints.beam, bundle.config.beam))
+            hints = hints.with_beam(bundle.config.beam)
             transcriber = open_transcriber(
-                bundle, device=device, backend=backend, quantize=quantize, threads=threads, slots=slots * hints.width
+                bundle,
+                device=device,
+                backend=backend,
+                quantize=quantize,
+                threads=threads,
+                slots=slots,
+                beam=hints.width,
             )
             recogniser = LocalRecogniser(stack.enter_context(transcriber), hints, min_confidence)
         deliver = _Delivery(

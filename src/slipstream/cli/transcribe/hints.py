@@ -17,7 +17,7 @@ def make_hints(
 ) -> Hints:
     """Return the hints of `--keywords`, `--prompt`, `--beam`, `--lm`, `--language` and `--alternatives`.
 
-    Without a beam, `--lm` has one of 2. Raises `BadParameter` for invalid ones.
+    Raises `BadParameter` for invalid ones.
     """
     try:
         phrases = [keyword for given in keywords for keyword in _keywords(given)]
@@ -27,7 +27,7 @@ def make_hints(
             keywords=phrases,
             prompt=prompt,
             languages=languages,
-            beam=beam or (2 if text else 1),
+            beam=beam,
             lm=text,
             alternatives=alternatives,
         )
