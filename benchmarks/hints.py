@@ -31,6 +31,7 @@ from benchmarks.names import CANDIDATES, OTHERS, SENTENCES
 
 import slipstream
 from slipstream import Hints, Keyword, SessionOptions, Transcriber, Transcript
+from slipstream.audio import load
 from slipstream.bundle import ModelBundle
 from slipstream.data.manifest import Recording
 from slipstream.evaluate.scores import BOOTSTRAP_DRAWS, normalise
@@ -43,6 +44,7 @@ VOICES = {
     "rms": ("flite", "-voice", "rms", "-t", "{text}", "-o", "{path}"),
     "espeak": ("espeak-ng", "-v", "en-us", "-s", "150", "-w", "{path}", "{text}"),
 }
+SAMPLE = Path(__file__).parent.parent / "examples" / "sample.opus"
 NAMES = 50
 SENTENCES_PER_NAME = 4
 
@@ -250,6 +252,24 @@ def run_cost(model: str) -> None:
 
         row = milliseconds(step, 2000)
         print(f"{size:4} keywords: {1e3 * row['median_ms']:.0f} us per frame, built in {1e3 * built:.0f} ms")
+    run_list_cost(model)
+
+
+def run_list_cost(model: str, rounds: int = 7) -> None:
+    """Measure the CPU time of a whole frame of speech, without and with lists of keywords."""
+    times: dict[int, list[float]] = {size: [] for size in (0, 10, 100, 1000)}
+    with slipstream.load(model, beam=1) as transcriber:
+        audio_S = load(SAMPLE, transcriber.sample_rate)
+        frames = len(audio_S) / transcriber.sample_rate * transcriber.frame_rate + transcriber.engine.format.delay_frames
+        for turn in range(rounds + 1):
+            for size, taken in times.items():
+                hints = Hints(keywords=[*CANDIDATES, *OTHERS][:size])
+                began = time.process_time()
+                transcriber.transcribe(audio_S, transcriber.sample_rate, hints=hints)
+                if turn:  # the first round builds the lists
+                    taken.append((time.process_time() - began) / frames)
+    found = ", ".join(f"{size} {1e3 * float(np.median(each)):.2f}" for size, each in times.items())
+    print(f"frame of speech, ms of CPU by keywords: {found}", flush=True)
 
 
 def _transcribe(transcriber: Transcriber, jobs: Sequence[tuple[Path, Hints]]) -> list[Transcript]:

@@ -25,7 +25,7 @@ async def transcribe(transcriber: slipstream.Transcriber, path: str) -> str:
 
 
 async def main(*paths: str) -> None:
-    with slipstream.load(slots=len(paths)) as transcriber:
+    with slipstream.load(slots=len(paths), beam=1) as transcriber:
         for line in asyncio.as_completed([transcribe(transcriber, path) for path in paths]):
             print(await line)
 

@@ -10,7 +10,7 @@ from slipstream import audio
 
 
 def main(model: str = "tiny") -> None:
-    with slipstream.load(model) as transcriber:
+    with slipstream.load(model, beam=1) as transcriber:
         print("Speak; Ctrl-C ends.")
         for event in transcriber.stream(audio.microphone(), sample_rate=audio.SAMPLE_RATE):
             if isinstance(event, slipstream.Word):

@@ -97,6 +97,6 @@ step runs/tiny/training.safetensors python "$here/heads.py" runs/tiny-8-french/m
 # What its confidences mean, fitted to one half of the test recordings; the other half shows how well.
 [ -e data/calibrate.jsonl ] || python "$here/split.py" "$DATA" data
 slipstream train calibrate data/calibrate.jsonl --model runs/tiny --slots 16
-slipstream evaluate data/reliability.jsonl --model runs/tiny --slots 16 --json runs/tiny-reliability.json
+slipstream evaluate data/reliability.jsonl --model runs/tiny --slots 16 --beam 1 --json runs/tiny-reliability.json
 python "$here/reliability.py" runs/tiny-reliability.json runs/tiny-reliability.svg
-slipstream evaluate data/test.jsonl --model runs/tiny --slots 16
+slipstream evaluate data/test.jsonl --model runs/tiny --slots 16 --beam 1
