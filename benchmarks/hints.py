@@ -260,7 +260,9 @@ def run_list_cost(model: str, rounds: int = 7) -> None:
     times: dict[int, list[float]] = {size: [] for size in (0, 10, 100, 1000)}
     with slipstream.load(model, beam=1) as transcriber:
         audio_S = load(SAMPLE, transcriber.sample_rate)
-        frames = len(audio_S) / transcriber.sample_rate * transcriber.frame_rate + transcriber.engine.format.delay_frames
+        frames = (
+            len(audio_S) / transcriber.sample_rate * transcriber.frame_rate + transcriber.engine.format.delay_frames
+        )
         for turn in range(rounds + 1):
             for size, taken in times.items():
                 hints = Hints(keywords=[*CANDIDATES, *OTHERS][:size])
