@@ -35,6 +35,5 @@ def converse(chunks, transcriber, speaker, play, url, model):
 if __name__ == "__main__":
     from sounddevice import OutputStream as Output
 
-    *language_model, model = sys.argv[1:]
-    with slipstream.load(model, beam=1) as stt, slipstream.load_speaker() as tts, Output(24_000, channels=1) as out:
-        converse(slipstream.audio.microphone(), stt, tts, lambda frame: out.write(frame[:, None]), *language_model)
+    with slipstream.load(sys.argv[3], beam=1) as stt, slipstream.load_speaker() as tts, Output(24_000, channels=1) as o:
+        converse(slipstream.audio.microphone(), stt, tts, lambda frame: o.write(frame[:, None]), *sys.argv[1:3])
