@@ -94,9 +94,12 @@ async def run(
     server = Server(streams, workers)
     over = asyncio.Event()
     talking: list[asyncio.Task[None]] = []
+    transcripts: list[tuple[int, _Words]] = []
     try:
         await server.start()
-        talking += [asyncio.create_task(_talk(server.address, number, pace, over, report)) for number in range(streams)]
+        for number in range(streams):
+            talk = _talk(server.address, number, pace, over, report, transcripts)
+            talking.append(asyncio.create_task(talk))
         for _ in range(crashes):
             await asyncio.sleep(drawn.uniform(0.2, between))
             if time.monotonic() - began > seconds:
@@ -112,6 +115,8 @@ async def run(
         server.kill()
     report.leaked_files = len(set(SHARED.iterdir()) - files)
     report.seconds = time.monotonic() - began
+    # At the end: it takes the time of many streams, which end together.
+    report.wrong_transcripts = sum(words != _expected(_recording(number)) for number, words in transcripts)
     return report
 
 
@@ -205,16 +210,22 @@ def _runs(process: int) -> bool:
         return False
 
 
-async def _talk(address: str, number: int, pace: float, over: asyncio.Event, report: Report) -> None:
-    """Send one recording after another until `over`, and compare the words."""
+async def _talk(
+    address: str,
+    number: int,
+    pace: float,
+    over: asyncio.Event,
+    report: Report,
+    transcripts: list[tuple[int, _Words]],
+) -> None:
+    """Send one recording after another until `over`, and keep the number and the words of each."""
     await asyncio.sleep(number * 0.01)
     while not over.is_set():
-        audio_S = _recording(number)
+        words, connections = await _transcribe(address, _recording(number), pace)
+        transcripts.append((number, words))
         number += 1000
-        words, connections = await _transcribe(address, audio_S, pace)
         report.streams += 1
         report.connections += connections
-        report.wrong_transcripts += words != _expected(audio_S)
 
 
 async def _transcribe(address: str, audio_S: FloatArray, pace: float) -> tuple[_Words, int]:
