@@ -162,7 +162,7 @@ def serve(
         typer.Option(
             "--devices",
             metavar="DEVICE,...",
-            help="Devices, such as cuda:0,cuda:1: each has every model, with all its slots. Needs --workers.",
+            help="Devices, such as cuda:0,cuda:1: each has every model, with all its slots, in worker processes.",
         ),
     ] = None,
     speech: Speech = None,

@@ -290,6 +290,7 @@ def test_the_least_confidence_is_an_option_of_the_session(cli: Cli, sound: Sound
     [
         (["--words", "-f", "srt"], "it applies to txt only"),
         (["--resume"], "it needs an output folder"),
+        (["--actors", "2"], "it applies to --ray only"),
         (["--ray", "local"], "it needs -o"),
         (["--ray", "local", "-o", "out", "--channels", "separate"], "takes only --model"),
         (["--ray", "local", "-o", "out", "--keywords", "fox"], "takes only --model"),

@@ -384,14 +384,26 @@ def test_an_unreferenced_session_is_freed() -> None:
         wait_for(lambda: engine.active == 0)
 
 
-def test_an_invalid_message_ends_only_its_sender(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("kind", "payload"),
+    [
+        (Kind.FRAMES, np.array([0], np.uint32).tobytes()),  # the slot of the other worker
+        (Kind.OPERATION, b'[0, "Restore"]'),  # the same
+        (Kind.OPERATION, b'[1, "ForceToken", 1, 5]'),  # of another row than the session has
+        (Kind.OPERATION, b'[1, "Reset", 1.6]'),  # a delay that the model does not have
+        (Kind.OPERATION, b'[1, "Reset", 0, 0, 0, 0]'),
+        (Kind.OPERATION, b'[1, "Forget"]'),
+        (Kind.OPERATION, b"\0\0\0\0"),
+    ],
+)
+def test_an_invalid_message_ends_only_its_sender(kind: Kind, payload: bytes, caplog: pytest.LogCaptureFixture) -> None:
     with hosting(ScriptRunner(slots=2)) as hosted, hosted.worker() as good:
         with hosted.worker() as bad:
             kept = good.open()
             wait_for(lambda: good.active == 1)
             session = bad.open()
             with bad:
-                bad.devices[0].put(Kind.FRAMES, np.array([0], np.uint32).tobytes())  # the slot of the other worker
+                bad.devices[0].put(kind, payload)
                 bad.devices[0].flush()
             with pytest.raises(EngineError):
                 list(session)

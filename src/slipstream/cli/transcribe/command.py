@@ -159,6 +159,8 @@ def transcribe(
     if layout and format not in SUBTITLES:
         option = f"--{next(iter(layout)).replace('_', '-')}"
         raise typer.BadParameter(f"it applies to subtitles (srt, vtt) only, not to {format}", param_hint=option)
+    if actors > 1 and not ray:
+        raise typer.BadParameter("it applies to --ray only", param_hint="--actors")
     if server:
         check_remote(device, backend, quantize, threads)
     if ray:
