@@ -11,9 +11,9 @@ import uuid
 from collections.abc import Iterable, Iterator
 
 from slipstream.dialects.calls import Call
+from slipstream.dialects.formats import PcmStream, check_format
 from slipstream.dialects.models import StreamRequest
 from slipstream.dialects.order import Order, Table
-from slipstream.dialects.pcm import PcmInput, check_format
 from slipstream.dialects.protocol import Action, CloseCode, Dialect, Finish, Message, Open, ProtocolError, Send
 from slipstream.engine.options import SessionOptions
 from slipstream.events import Event, Final
@@ -46,7 +46,7 @@ class AudioSocketDialect(Dialect):
         self._order = Order(ORDER)
         self._unread = b""
         self._call: Call | None = None
-        self._pcm: PcmInput | None = None
+        self._pcm: PcmStream | None = None
 
     def receive(self, message: Message) -> Iterator[Action]:
         """Yield the actions for the next bytes: see `Dialect.receive`."""
@@ -96,12 +96,12 @@ class AudioSocketDialect(Dialect):
                 yield self._call.publish("dtmf", track=TRACK, digit=payload[:1].decode("ascii", "replace"))
         else:
             if self._pcm is not None:
-                yield from self._pcm.flush(last=True)
+                yield from self._pcm.rest(last=True)
             yield Finish()
 
     def _audio(self, rate: int, payload: bytes) -> Iterator[Action]:
         if self._pcm is None or self._pcm.format.sample_rate != rate:
             if self._pcm is not None:
-                yield from self._pcm.flush(last=True)
-            self._pcm = PcmInput(check_format("pcm_s16le", rate), self._model.sample_rate)
-        yield from self._pcm.push(payload)
+                yield from self._pcm.rest(last=True)
+            self._pcm = PcmStream(check_format("pcm_s16le", rate), self._model.sample_rate)
+        yield from self._pcm.audio(payload)

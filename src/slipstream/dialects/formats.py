@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import numpy as np
 
 from slipstream.arrays import FloatArray
-from slipstream.audio import Channels, Converter, PcmDecoder, RawFormat
+from slipstream.audio import Channels, Converter, Encoding, PcmDecoder, RawFormat
 from slipstream.audio.channels import downmix_weights
 from slipstream.audio.samples import equal_weights, frame_samples
 from slipstream.dialects.ogg import MAX_STREAMS, OggPackets, opus_codec
-from slipstream.dialects.protocol import PIECE_SAMPLES, ProtocolError, check_audio
+from slipstream.dialects.protocol import PIECE_SAMPLES, Audio, ProtocolError, check_audio
 from slipstream.dialects.wav import WavHeader
 from slipstream.dialects.webm import WebmPackets
 from slipstream.errors import AudioError
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from av.audio.codeccontext import AudioCodecContext
 
 MAX_CHANNELS = 8
+LOWEST_RATE = 4_000
+"""At lower rates, speech cannot be recognised, and a byte would become more than 6 samples of the model."""
 _PIECE_BYTES = 1 << 16
 _PIECE_COST = 20
 """Packets and pages per piece."""
@@ -57,18 +59,28 @@ class LiveDecoder(ABC):
             last: Whether the stream ends here. Otherwise it continues as without this call (`Converter.drain`).
         """
 
+    def audio(self, data: bytes, channel: int = 0) -> Iterator[Audio]:
+        """Take bytes of a stream that is decoded to one channel. Yields its `Audio`: see `push`."""
+        for piece_CS in self.push(data):
+            yield Audio(piece_CS[0], channel)
+
+    def rest(self, channel: int = 0, *, last: bool) -> Iterator[Audio]:
+        """Yield the `Audio` that is held back: see `flush`."""
+        for piece_CS in self.flush(last=last):
+            yield Audio(piece_CS[0], channel)
+
 
 class PcmStream(LiveDecoder):
-    """Raw samples."""
+    """Raw samples, cut anywhere. At most 0.12 s are held back."""
 
     def __init__(self, format: RawFormat, sample_rate: int, channels: Channels = "mix") -> None:
         super().__init__(sample_rate, channels)
         if format.channels > MAX_CHANNELS:
             raise ProtocolError(f"channels={format.channels}: expected 1 to {MAX_CHANNELS}")
-        self._pcm = PcmDecoder(format)
+        self.format = format
         piece_frames = max(1, format.sample_rate * PIECE_SAMPLES // sample_rate)
         self._piece_bytes = min(piece_frames * format.channels * format.sample_bytes, _PIECE_BYTES)
-        self._converter = self._new_converter()
+        self.restart()
 
     def push(self, data: bytes) -> Iterator[FloatArray]:
         for start in range(0, len(data), self._piece_bytes):
@@ -79,13 +91,29 @@ class PcmStream(LiveDecoder):
     def flush(self, *, last: bool) -> Iterator[FloatArray]:
         rest_CS = self._converter.flush() if last else self._converter.drain()
         if last:
-            self._converter = self._new_converter()
+            self.restart()
         if rest_CS.shape[1]:
             yield rest_CS
 
-    def _new_converter(self) -> Converter:
-        format = self._pcm.format
-        return Converter(format.sample_rate, equal_weights(format.channels), self.sample_rate, self.channels)
+    def restart(self) -> None:
+        """Drop what was pushed."""
+        format = self.format
+        self._pcm = PcmDecoder(format)
+        self._converter = Converter(format.sample_rate, equal_weights(format.channels), self.sample_rate, self.channels)
+
+
+def check_format(encoding: Any, sample_rate: int, channels: int = 1) -> RawFormat:
+    """Return the format of a client's audio. Raises `ProtocolError` that names the invalid value."""
+    if encoding not in get_args(Encoding):
+        raise ProtocolError(f"encoding={encoding!r:.40}: expected one of {', '.join(get_args(Encoding))}")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise ProtocolError(f"channels={channels}: expected 1 to {MAX_CHANNELS}")
+    if sample_rate < LOWEST_RATE:
+        raise ProtocolError(f"sample_rate={sample_rate}: expected at least {LOWEST_RATE} Hz")
+    try:
+        return RawFormat(encoding, sample_rate, channels)
+    except AudioError as error:
+        raise ProtocolError(str(error)) from error
 
 
 Packets: TypeAlias = "Iterator[tuple[AudioCodecContext, av.Packet[Any]] | None]"

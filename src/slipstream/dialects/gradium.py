@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
+from slipstream.dialects.formats import PcmStream, check_format
 from slipstream.dialects.models import StreamRequest, UnknownModel
 from slipstream.dialects.ogg import OggOpusDecoder
 from slipstream.dialects.order import Order, Table
-from slipstream.dialects.pcm import PcmInput, check_format
 from slipstream.dialects.protocol import (
     Action,
     Audio,
@@ -65,7 +65,7 @@ class GradiumDialect(Dialect):
         self._models, self._id = request.models, request.id
         self._model = request.models[None]
         self._order = Order(ORDER)
-        self._pcm: PcmInput | None = None
+        self._pcm: PcmStream | None = None
         self._opus: OggOpusDecoder | None = None
         self._markers = itertools.count()
         self._flush_ids: dict[int, Any] = {}
@@ -152,7 +152,7 @@ class GradiumDialect(Dialect):
         if format == "opus":
             self._opus = OggOpusDecoder(self._model.sample_rate)
         elif isinstance(format, str) and format in RATES:
-            self._pcm = PcmInput(check_format("pcm_s16le", RATES[format]), self._model.sample_rate)
+            self._pcm = PcmStream(check_format("pcm_s16le", RATES[format]), self._model.sample_rate)
         else:
             raise ProtocolError(f"input_format={format!r:.40}: expected one of {', '.join(RATES)}, opus")
         config = fields.get("json_config") or {}
@@ -171,7 +171,7 @@ class GradiumDialect(Dialect):
 
     def _decode(self, data: bytes) -> Iterator[Audio]:
         if self._pcm is not None:
-            yield from self._pcm.push(data)
+            yield from self._pcm.audio(data)
         elif self._opus is not None:
             for piece_S in self._opus.push(data):
                 yield Audio(piece_S)
@@ -179,7 +179,7 @@ class GradiumDialect(Dialect):
     def _rest(self, *, last: bool) -> Iterator[Audio]:
         """The audio that decoders still hold."""
         if self._pcm is not None:
-            yield from self._pcm.flush(last=last)
+            yield from self._pcm.rest(last=last)
         elif self._opus is not None:
             yield Audio(self._opus.flush(last=last))
 

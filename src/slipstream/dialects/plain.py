@@ -23,9 +23,9 @@ from dataclasses import asdict
 from typing import Any
 
 from slipstream.audio import RawFormat
+from slipstream.dialects.formats import PcmStream, check_format
 from slipstream.dialects.models import StreamInfo, StreamRequest
 from slipstream.dialects.order import Order, Table
-from slipstream.dialects.pcm import PcmInput, check_format
 from slipstream.dialects.protocol import (
     Action,
     CloseCode,
@@ -125,7 +125,7 @@ class PlainDialect(ResumableDialect):
         self._info, self._id, self._hints = info, id, hints or Hints()
         self._continues = continues
         self._order = Order(ORDER)
-        self._pcm = PcmInput(format, info.sample_rate)
+        self._pcm = PcmStream(format, info.sample_rate)
         self._sample_bytes = format.sample_bytes * format.channels
         self._received = 0  # bytes
         self.session = session
@@ -154,7 +154,7 @@ class PlainDialect(ResumableDialect):
             return
         if isinstance(message, bytes):
             self._received += len(message)
-            yield from self._pcm.push(message)
+            yield from self._pcm.audio(message)
             return
         kind, id = _control(message)
         if kind not in ("flush", "restart", "close"):
@@ -165,7 +165,7 @@ class PlainDialect(ResumableDialect):
             self._received = 0
             yield Restart()
             return
-        yield from self._pcm.flush(last=kind == "close")
+        yield from self._pcm.rest(last=kind == "close")
         yield Marker(id) if kind == "flush" else Finish()
 
     def handle(self, event: Event, channel: int) -> Iterable[Action]:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from slipstream.dialects.calls import Call, check_id
+from slipstream.dialects.formats import PcmStream, check_format
 from slipstream.dialects.models import StreamRequest, UnknownModel
 from slipstream.dialects.order import Order, Table
-from slipstream.dialects.pcm import PcmInput, check_format
 from slipstream.dialects.protocol import (
     Action,
     CloseCode,
@@ -59,7 +59,7 @@ class TwilioDialect(Dialect):
         self._models = request.models
         self._order = Order(ORDER)
         self._call: Call | None = None
-        self._pcm: dict[str, PcmInput] = {}
+        self._pcm: dict[str, PcmStream] = {}
         self._fed: dict[str, int] = {}
         self._skipped: dict[str, float] = {}
 
@@ -86,8 +86,8 @@ class TwilioDialect(Dialect):
                 "dtmf", track=str(body.get("track", ""))[:40], digit=str(body.get("digit", ""))[:1]
             )
         elif event == "stop":
-            for pcm in self._pcm.values():
-                yield from pcm.flush(last=True)
+            for channel, pcm in enumerate(self._pcm.values()):
+                yield from pcm.rest(channel, last=True)
             yield Finish()
 
     def handle(self, event: Event, channel: int) -> Iterable[Action]:
@@ -118,7 +118,7 @@ class TwilioDialect(Dialect):
             yield Forward(id, str(webhook))
         yield self._call.publish("start", tracks=tracks, stream=str(start.get("streamSid", ""))[:80], model=model.model)
         for channel, track in enumerate(tracks):
-            self._pcm[track] = PcmInput(check_format("mulaw", RATE), model.sample_rate, channel)
+            self._pcm[track] = PcmStream(check_format("mulaw", RATE), model.sample_rate)
             self._fed[track], self._skipped[track] = 0, 0.0
             yield Open(SessionOptions(steps=True, low_latency=True), model.model, channel)
 
@@ -126,12 +126,12 @@ class TwilioDialect(Dialect):
         track = media.get("track")
         if not isinstance(track, str) or track not in self._pcm:
             raise ProtocolError(f"track={track!r:.40}: expected {' or '.join(self._pcm)}")
-        pcm, timestamp = self._pcm[track], media.get("timestamp")
+        pcm, channel, timestamp = self._pcm[track], list(self._pcm).index(track), media.get("timestamp")
         if isinstance(timestamp, str) and timestamp.isascii() and timestamp.isdecimal() and len(timestamp) < 12:
-            yield from pcm.push(b"\xff" * self._gap(track, int(timestamp) / 1000))
+            yield from pcm.audio(b"\xff" * self._gap(track, int(timestamp) / 1000), channel)
         for piece in decode_base64(media.get("payload"), "payload"):
             self._fed[track] += len(piece)
-            yield from pcm.push(piece)
+            yield from pcm.audio(piece, channel)
 
     def _gap(self, track: str, timestamp: float) -> int:
         """The samples of silence before audio of this time; a longer gap moves the times of what follows."""

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from slipstream.dialects.formats import PcmStream, check_format
 from slipstream.dialects.models import StreamRequest, UnknownModel
 from slipstream.dialects.order import Order, Table
-from slipstream.dialects.pcm import PcmInput, check_format
 from slipstream.dialects.protocol import (
     Action,
     CloseCode,
@@ -61,7 +61,7 @@ class VoskDialect(Dialect):
         self._rate = DEFAULT_RATE
         self._with_words, self._alternatives = True, 0
         self._hints = Hints()
-        self._pcm: PcmInput | None = None
+        self._pcm: PcmStream | None = None
         self._results: list[list[Word]] = []
         self._words: list[Word] = []
         self._partial = ""
@@ -82,7 +82,7 @@ class VoskDialect(Dialect):
         if self._pcm is None:
             yield Send(self._result([]))
         else:
-            yield from self._pcm.flush(last=kind == "eof")
+            yield from self._pcm.rest(last=kind == "eof")
             if kind == "reset":
                 yield Marker(0)
                 yield Flush()  # the marker would wait for more audio
@@ -112,9 +112,9 @@ class VoskDialect(Dialect):
     def _audio(self, data: bytes) -> Iterator[Action]:
         self._order.follow("audio")
         if self._pcm is None:
-            self._pcm = PcmInput(check_format("pcm_s16le", self._rate), self._model.sample_rate)
+            self._pcm = PcmStream(check_format("pcm_s16le", self._rate), self._model.sample_rate)
             yield Open(SessionOptions(low_latency=True, hints=self._hints), self._model.model)
-        yield from self._pcm.push(data)
+        yield from self._pcm.audio(data)
         yield Send(self._answer())
 
     def _answer(self) -> str:

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from slipstream import __version__
+from slipstream.dialects.formats import PcmStream, check_format
 from slipstream.dialects.models import DEFAULT_VOICE, StreamRequest, UnknownModel
 from slipstream.dialects.order import Order, Table
-from slipstream.dialects.pcm import PcmInput, check_format
 from slipstream.dialects.protocol import (
     Action,
     CloseCode,
@@ -90,7 +90,7 @@ class WyomingDialect(Dialect):
         self._turns: TurnOptions | None = None
         self._hints = Hints()
         self._format = (0, 0, 0)
-        self._pcm: PcmInput | None = None
+        self._pcm: PcmStream | None = None
         self._began_ms = 0
         self._words: list[str] = []
         self._voice = False
@@ -107,7 +107,7 @@ class WyomingDialect(Dialect):
                 elif item.type in KNOWN:
                     yield from self._follow(item)
             elif self._in_chunk and self._pcm is not None:
-                yield from self._pcm.push(item)
+                yield from self._pcm.audio(item)
 
     def handle(self, event: Event, channel: int) -> Iterable[Action]:
         """Send the events for an event of the session: see `Dialect.handle`."""
@@ -144,7 +144,7 @@ class WyomingDialect(Dialect):
             yield from self._take_format(data)
         elif event.type == "audio-stop":
             if self._pcm is not None:
-                yield from self._pcm.flush(last=True)
+                yield from self._pcm.rest(last=True)
             elif before == "idle":
                 yield from self._transcript()
             yield Finish()
@@ -183,7 +183,7 @@ class WyomingDialect(Dialect):
             rate, width, channels = self._format = format
             if width not in _ENCODINGS:
                 raise ProtocolError(f"width={width}: expected {' or '.join(map(str, _ENCODINGS))} bytes")
-            self._pcm = PcmInput(check_format(_ENCODINGS[width], rate, channels), self._model.sample_rate)
+            self._pcm = PcmStream(check_format(_ENCODINGS[width], rate, channels), self._model.sample_rate)
             if type(timestamp := data.get("timestamp")) is int:
                 self._began_ms = timestamp
             options = SessionOptions(low_latency=self._options.own_vad, turns=self._turns, hints=self._hints)

@@ -11,7 +11,6 @@ from slipstream.audio import Channels, Encoding, RawFormat
 from slipstream.dialects import formats
 from slipstream.dialects.models import StreamRequest
 from slipstream.dialects.protocol import ProtocolError, make_hints
-from slipstream.errors import AudioError
 from slipstream.hints import MAX_BEAM, MAX_KEYWORD_LENGTH, MAX_WEIGHT, Keyword
 from slipstream.hints import Hints as SessionHints
 from slipstream.language.identify import AUTO
@@ -20,7 +19,6 @@ _RAW: dict[str, Encoding] = {"linear16": "pcm_s16le", "linear32": "pcm_f32le", "
 FLUX_ENCODINGS = (*_RAW, "opus", "ogg-opus")
 ENCODINGS = (*FLUX_ENCODINGS, "flac", "amr-nb", "amr-wb", "g729")
 _G729_BYTES = 10
-_LOWEST_RATE = 4_000
 _ANY = "multi"
 _MAX_HINTS, _MAX_HINT_CHARACTERS = 500, MAX_KEYWORD_LENGTH
 _MAX_ALTERNATIVES = 100
@@ -142,7 +140,7 @@ class Parameters:
     def raw(self) -> RawFormat | None:
         """Return the format of a file of raw samples; None for a file that has a header, whatever `encoding` is."""
         channels = self.whole("channels", 1, formats.MAX_CHANNELS) or 1
-        rate = self.whole("sample_rate", _LOWEST_RATE, 768_000)
+        rate = self.whole("sample_rate", formats.LOWEST_RATE, 768_000)
         encoding = self._request.get("encoding")
         return _raw_format(encoding, rate, channels) if encoding in _RAW and rate is not None else None
 
@@ -153,7 +151,7 @@ class Parameters:
         """
         channels = self.whole("channels", 1, formats.MAX_CHANNELS) or 1
         keep: Channels = "separate" if self.flag("multichannel") else "mix"
-        rate = self.whole("sample_rate", _LOWEST_RATE, 768_000)
+        rate = self.whole("sample_rate", formats.LOWEST_RATE, 768_000)
         encoding = self.choice("encoding", encodings)
         count = None if keep == "separate" else 1
         if encoding is None:
@@ -176,10 +174,7 @@ class Parameters:
 def _raw_format(encoding: str, rate: int | None, channels: int) -> RawFormat:
     if rate is None:
         raise ProtocolError(f"sample_rate is required with encoding={encoding}")
-    try:
-        return RawFormat(_RAW[encoding], rate, channels)
-    except AudioError as error:
-        raise ProtocolError(str(error)) from error
+    return formats.check_format(_RAW[encoding], rate, channels)
 
 
 def check_number(name: str, number: float, low: float, high: float, given: object) -> float:
