@@ -130,7 +130,7 @@ class Step:
             without heads.
         buffered: Samples received and not yet processed.
         end_of_turn: The probability that ends a turn above `TurnOptions.end_above`: of the model's curve, or of the
-            pause head; None without heads, and from a server that does not send it.
+            pause head; None without heads, and from an older server.
     """
 
     index: int

@@ -154,6 +154,7 @@ def test_events() -> None:
         OpenWord("hello", 1.0, 0.9),
         Word("hello", 1.0, 1.4, 0.9),
         Step(2, (0.5, 0.25), 960),
+        Step(3, (0.5, 0.25), 960, 0.33333),
         EndOfTurn(2.0),
         Turn(1.0, 1.4),
         Flushed(2.0, 0.01),
@@ -162,7 +163,7 @@ def test_events() -> None:
     ]
     sent = [action for event in events for action in stream.handle(event, 0)]
     assert all(isinstance(action, Send) for action in sent)
-    assert [action.droppable for action in sent] == [False, True, True, False, True, False, False, False, False]
+    assert [action.droppable for action in sent] == [False, True, True, False, True, True, False, False, False, False]
     messages = [json.loads(action.message) for action in sent]
     assert messages == [
         {"type": "ready", "model": "tiny", "delay": 0.5, "request_id": "7f"},
@@ -170,6 +171,7 @@ def test_events() -> None:
         {"type": "partial", "text": "hello", "start": 1.0},
         {"type": "word", "text": "hello", "start": 1.0, "end": 1.4, "confidence": 0.9},
         {"type": "step", "index": 2, "time": 0.16, "pause": [0.5, 0.25], "buffered": 960},
+        {"type": "step", "index": 3, "time": 0.24, "pause": [0.5, 0.25], "buffered": 960, "end_of_turn": 0.3333},
         {"type": "end_of_turn", "time": 2.0},
         {"type": "turn", "start": 1.0, "end": 1.4},
         {"type": "flushed", "id": 7},

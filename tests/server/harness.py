@@ -26,6 +26,7 @@ from slipstream.connections.limits import Limits
 from slipstream.dialects import OpenDialect
 from slipstream.dialects.models import Models
 from slipstream.engine.engine import Engine
+from slipstream.engine.turns import TurnOptions
 from slipstream.events import Word
 from slipstream.model.runner import StepOutput
 from slipstream.server.http.app import Service
@@ -81,11 +82,12 @@ def serving(
     webhooks: Sequence[str] = (),
     speaker: ServedSpeaker | None = None,
     tracer: Tracer | None = None,
+    turns: TurnOptions | None = None,
     elsewhere: Callable[[Claim], None] = lambda claim: None,
 ) -> Iterator[Running]:
     """Serve on loopback until the block ends, on a free port unless `port` names one; `tcp` on others."""
     runner = runner or ScriptRunner(slots=4)
-    with Engine(runner, tiny_tokenizer(), max_waiting=max_waiting) as engine:
+    with Engine(runner, tiny_tokenizer(), turns=turns, max_waiting=max_waiting) as engine:
         service = Service(
             engines=Models({"script": engine}, accept_any),
             access=Access("127.0.0.1", keys),

@@ -60,7 +60,7 @@ KYUTAI: list[Event] = [
 ]
 PLAIN: list[Event] = [
     Ready(),
-    Step(2, (0.5, 0.25), 960),
+    Step(2, (0.5, 0.25), 960, 0.25),
     PartialWord("hel", 1.5),
     Word("hello", 1.5, 2.0, 0.9),
     EndOfTurn(4.0),

@@ -35,6 +35,8 @@ export interface Step {
   pause: number[];
   /** Samples at 24 kHz that the server has received and not processed yet. */
   buffered: number;
+  /** Probability that the speaker has finished, which ends a turn above the model's threshold; absent if the model has none. */
+  end_of_turn?: number;
 }
 
 /** A word that is still being written. The next one with the same start replaces it. */

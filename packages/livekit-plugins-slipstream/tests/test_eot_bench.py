@@ -15,6 +15,9 @@ from tests.server.harness import FRAME, RATE, serving
 pytest.importorskip("livekit.agents", reason="run `make clients` for the tests of the LiveKit plugin")
 from livekit.plugins.slipstream.eot_bench import SlipstreamAdapter
 
+from slipstream.engine.turns import TurnOptions
+from slipstream.model.confidence import EndingCurve
+
 
 @pytest.fixture
 def harness(monkeypatch) -> None:
@@ -32,10 +35,20 @@ def harness(monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("harness")
-def test_each_frame_has_the_probability_of_the_pause_head() -> None:
+def test_each_frame_has_the_probability_that_ends_turns() -> None:
+    curve = EndingCurve(bias=-2.0, heads=(1.0, 0.0, 2.0, 1.0), silence=0.0, silence_seconds=0.4)
+    audio_S = np.concatenate([sound_of("fox", 8), silence(8)])
+    with serving(turns=TurnOptions(curve=curve)) as server:
+        result = asyncio.run(SlipstreamAdapter(url=server.http).predict_turn({"id": "a", "audio": audio_S}))
+    expected = [curve.at([n / 8] * 4, 0.0) for n in [0] * 8 + list(range(1, 9))]
+    assert [event["p_eot"] for event in result["events"]] == [round(probability, 4) for probability in expected]
+
+
+@pytest.mark.usefixtures("harness")
+def test_each_frame_has_the_probability_of_a_pause_head() -> None:
     audio_S = np.concatenate([sound_of("fox", 8), silence(8)])
     with serving() as server:
-        adapter = SlipstreamAdapter(url=server.http)
+        adapter = SlipstreamAdapter(url=server.http, pause_head=2)
         result = asyncio.run(adapter.predict_turn({"id": "a", "audio": audio_S}))
         with pytest.raises(RuntimeError, match="pause_head=9: the model has 4"):
             asyncio.run(SlipstreamAdapter(url=server.http, pause_head=9).predict_turn({"id": "a", "audio": audio_S}))

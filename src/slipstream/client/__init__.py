@@ -144,7 +144,7 @@ class BaseStream(ABC, Generic[_Sent]):
             return Ready()
         if kind == "step":
             self.frame_seconds = fields["time"] / fields["index"]
-            return Step(fields["index"], tuple(fields["pause"]), fields["buffered"])
+            return Step(fields["index"], tuple(fields["pause"]), fields["buffered"], fields.get("end_of_turn"))
         if kind not in _EVENTS:
             raise ServerError(f"unknown message {kind!r} from a newer server: update slipstream")
         if "alternatives" in fields:

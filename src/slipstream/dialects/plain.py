@@ -177,7 +177,8 @@ class PlainDialect(ResumableDialect):
         if isinstance(event, Step):
             time = round(event.index * self._info.frame_seconds, 3)
             pause = [round(p, 4) for p in event.pause]
-            return dump(type="step", index=event.index, time=time, pause=pause, buffered=event.buffered)
+            ending = {"end_of_turn": round(event.end_of_turn, 4)} if event.end_of_turn is not None else {}
+            return dump(type="step", index=event.index, time=time, pause=pause, buffered=event.buffered, **ending)
         if isinstance(event, (PartialWord, OpenWord)):
             return dump(type="partial", text=event.text, start=event.start)
         if isinstance(event, Word):

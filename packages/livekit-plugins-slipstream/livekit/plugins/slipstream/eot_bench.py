@@ -1,4 +1,4 @@
-"""An adapter for LiveKit's `eot-bench`: the score for the end of a turn is the probability of a pause head.
+"""An adapter for LiveKit's `eot-bench`: the score is the probability with which the server ends turns.
 
     eot-harness predict-streaming --path livekit/eot-bench-data --name en --split validation \
         --adapter livekit.plugins.slipstream.eot_bench:SlipstreamAdapter --output-dir output
@@ -28,7 +28,7 @@ class SlipstreamAdapter:
     Args:
         url: Address of the server. The default is `SLIPSTREAM_URL`, or http://127.0.0.1:8080.
         model: One of the server's models; None is its default.
-        pause_head: The pause head that scores; head 2 predicts that no new word follows within 2 s.
+        pause_head: A pause head that scores instead; head 2 predicts that no new word follows within 2 s.
         languages: Languages of the model, as two letters.
         concurrency: Turns that the harness plays at the same time.
     """
@@ -40,7 +40,7 @@ class SlipstreamAdapter:
         *,
         url: str | None = None,
         model: str | None = None,
-        pause_head: int = 2,
+        pause_head: int | None = None,
         languages: frozenset[str] = LANGUAGES,
         concurrency: int = 1,
     ) -> None:
@@ -75,13 +75,20 @@ class SlipstreamAdapter:
                 async for event in stream:
                     if not isinstance(event, Step):
                         continue
-                    if self.pause_head >= len(event.pause):
-                        raise RuntimeError(
-                            f"pause_head={self.pause_head}: the model has {len(event.pause)} pause heads"
-                        )
                     time = round(event.index * stream.frame_seconds, 6)
-                    events.append({"event": "Step", "timestamp": time, "p_eot": event.pause[self.pause_head]})
+                    events.append({"event": "Step", "timestamp": time, "p_eot": self._score(event)})
 
             await asyncio.gather(send(), read())  # the server drops steps for a client that does not read
         rows = build_event_prediction_rows(row, events, inference_interval=inference_interval)
         return {"id": row["id"], "audio_sec": seconds, "events": events, "prediction_rows": rows}
+
+    def _score(self, step: Step) -> float:
+        if self.pause_head is None:
+            if step.end_of_turn is None:
+                raise RuntimeError(
+                    "the server sends no end_of_turn: use a model with pause heads"
+                )
+            return step.end_of_turn
+        if self.pause_head >= len(step.pause):
+            raise RuntimeError(f"pause_head={self.pause_head}: the model has {len(step.pause)} pause heads")
+        return step.pause[self.pause_head]
