@@ -3,6 +3,7 @@
 Four streams send 80 ms of audio every 80 ms to a server in a separate process, whose model raises an error, or waits
 forever, in its 50th step. Seconds from that step: `closed` until the streams are closed, `exit` to the end of the
 process, `503` until `/healthz` reports it. `SIGTERM`: seconds from the signal, sent once `/healthz` reports it.
+`--attack NAME` runs one of `benchmarks.attacks` at the same time.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import contextlib
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
-from benchmarks.attacks.__main__ import get
+from benchmarks.attacks.__main__ import attacker, get
 from benchmarks.load import CostRunner, connect, send_in_real_time
 
 from slipstream.arrays import BoolArray, FloatArray
@@ -27,14 +29,19 @@ from slipstream.server.run import listen, serve
 from slipstream.testing import tiny_tokenizer
 
 STREAMS = 4
+SLOTS = 8
+"""The others are for the attack."""
 GOOD_STEPS = 50
+ATTACK_SECONDS = 60.0
+LOAD_SECONDS = 3.0
+"""How long the attacker loads its code."""
 
 
 class FaultyRunner(CostRunner):
     """Fails in its 50th step, and reports the time on standard output."""
 
     def __init__(self, fault: str) -> None:
-        super().__init__(STREAMS, 0.01, 0.0)
+        super().__init__(SLOTS, 0.01, 0.0)
         self._fault, self._steps = fault, 0
 
     def step(self, pcm_BS: FloatArray, active_B: BoolArray) -> StepOutput:
@@ -50,7 +57,9 @@ class FaultyRunner(CostRunner):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--serve", choices=("fails", "hangs"), help=argparse.SUPPRESS)
-    if fault := parser.parse_args().serve:
+    parser.add_argument("--attack", metavar="NAME", help="one of `benchmarks.attacks`")
+    arguments = parser.parse_args()
+    if fault := arguments.serve:
         with Engine(FaultyRunner(fault), tiny_tokenizer()) as engine, listen("127.0.0.1", 0) as listener:
             print(listener.getsockname()[1], flush=True)
             serve(Service(Models({"cost": engine}), Access("127.0.0.1")), listener)
@@ -58,19 +67,28 @@ def main() -> None:
     for fault in ("fails", "hangs"):
         command = [sys.executable, "-m", "benchmarks.model_failures", "--serve", fault]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            port = int(process.stdout.readline())
+            attack = attacker(arguments.attack, {"": port}, ATTACK_SECONDS) if arguments.attack else nullcontext()
             try:
-                print(f"{fault}: {asyncio.run(observe(process, fault))}")
+                with attack as attacking:
+                    print(f"{fault}: {asyncio.run(observe(process, port, fault, attacking))}", flush=True)
             finally:
                 process.kill()
 
 
-async def observe(process: subprocess.Popen[str], fault: str) -> str:
+async def observe(
+    process: subprocess.Popen[str], port: int, fault: str, attacking: subprocess.Popen[str] | None
+) -> str:
     """Follow one server to its end."""
     assert process.stdout is not None
     assert process.stderr is not None
-    port = int(process.stdout.readline())
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # the clients fail at a close frame
+    if attacking is not None:
+        await asyncio.sleep(LOAD_SECONDS)
     clients = await connect(port, STREAMS)
+    if attacking is not None:
+        print(file=attacking.stdin, flush=True)
     sending = asyncio.create_task(send_in_real_time(clients))
     began = float(await asyncio.to_thread(process.stdout.readline))
     seen = []
