@@ -382,21 +382,48 @@ def test_a_long_offer_is_refused(line: str, says: str) -> None:
         assert (status, says in body.decode()) == (400, True)
 
 
+async def offer_that_never_connects() -> bytes:
+    async with calling(silence(5), None) as caller:
+        await caller.peer.setLocalDescription(await caller.peer.createOffer())
+        return str(caller.peer.localDescription.sdp).encode()
+
+
 def test_an_offer_takes_no_slot() -> None:
     """Only a connection does, so that nobody takes all slots with a few requests."""
 
-    async def offer(running: Running) -> str:
-        caller = Caller(Track(silence(5)), None)
-        await caller.peer.setLocalDescription(await caller.peer.createOffer())
-        sdp = caller.peer.localDescription.sdp
-        await caller.peer.close()
-        return str(sdp)
-
     with serving(ScriptRunner(slots=1)) as running:
-        sdp = asyncio.run(offer(running)).encode()
+        sdp = asyncio.run(offer_that_never_connects())
         for _ in range(3):
             assert get(f"{running.http}/v1/whip", sdp, content_type="application/sdp")[0] == 201
         assert running.engine.active == 0
+
+
+def test_offers_that_never_connect_give_way_to_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody blocks the calls of others with offers: they would for 30 s."""
+    monkeypatch.setattr(webrtc, "MOST_CALLS", 2)
+
+    async def call(running: Running) -> None:
+        async with calling(silence(5), "events") as first, calling(silence(5), "events") as second:
+            await first.call(f"{running.http}/v1/whip")
+            await first.until("ready")
+            sdp, locations = await offer_that_never_connects(), []
+            for _ in range(3):
+                status, _, answered = await asyncio.to_thread(
+                    get, f"{running.http}/v1/whip", sdp, content_type="application/sdp"
+                )
+                assert status == 201
+                locations.append(answered["location"])
+            await second.call(f"{running.http}/v1/whip")
+            await second.until("ready")
+            for location in locations:
+                assert (await asyncio.to_thread(get, running.http + location))[0] == 404
+            status, body, _ = await asyncio.to_thread(
+                get, f"{running.http}/v1/whip", sdp, content_type="application/sdp"
+            )
+            assert (status, "2 calls are open" in body.decode()) == (503, True)
+
+    with serving() as running:
+        asyncio.run(call(running))
 
 
 def test_offers_take_turns() -> None:

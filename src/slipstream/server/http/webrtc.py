@@ -112,6 +112,11 @@ class Call:
             yield f"data: {message}\n\n"
 
     @property
+    def begun(self) -> bool:
+        """Whether it has connected; until then it is only an offer."""
+        return self._begun
+
+    @property
     def has_reader(self) -> bool:
         """Whether its messages are read already."""
         return self._send is not None
@@ -342,7 +347,10 @@ class Calls:
         await self._turn.acquire()
         asyncio.get_running_loop().call_later(OFFER_SECONDS, self._turn.release)
         if len(self._calls) >= MOST_CALLS:
-            raise Refused(503, f"{MOST_CALLS} calls are open")
+            offered = next((call for call in self._calls.values() if not call.begun), None)
+            if offered is None:
+                raise Refused(503, f"{MOST_CALLS} calls are open")
+            offered.abort()
         id = request.scope["id"]
         # The default configuration asks a public STUN server.
         call = Call(rtc.RTCPeerConnection(rtc.RTCConfiguration(iceServers=[])), first, last)

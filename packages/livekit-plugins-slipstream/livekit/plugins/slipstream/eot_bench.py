@@ -85,9 +85,7 @@ class SlipstreamAdapter:
     def _score(self, step: Step) -> float:
         if self.pause_head is None:
             if step.end_of_turn is None:
-                raise RuntimeError(
-                    "the server sends no end_of_turn: use a model with pause heads"
-                )
+                raise RuntimeError("the server sends no end_of_turn: use a model with pause heads")
             return step.end_of_turn
         if self.pause_head >= len(step.pause):
             raise RuntimeError(f"pause_head={self.pause_head}: the model has {len(step.pause)} pause heads")
