@@ -25,6 +25,8 @@ def test_a_language_that_espeak_does_not_have_is_reported() -> None:
 def test_a_voice_that_is_missing_ends_a_synthesis() -> None:
     with pytest.raises(BackendError, match="espeak-ng has no voice 'xx'"):
         Espeak("xx").speak("a word", Voice("xx"))
+    with pytest.raises(BackendError, match="espeak-ng has no voice 'xx'"):
+        Espeak("xx").speak("a word", Voice("xx+max"))
 
 
 @needs_espeak

@@ -72,9 +72,7 @@ def validate(
 def cut(
     manifest: Manifest,
     out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the audio and manifest.jsonl.")],
-    seconds: Annotated[
-        float, typer.Option(min=1, help="Length of the longest piece; less than a training row.")
-    ] = 10.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Maximum length of a piece, less than a training row.")] = 10.0,
 ) -> None:
     """Cut long recordings at pauses, by their word times, so that they fit a training row."""
     with needs_extra("train", "preparing data"):
@@ -186,10 +184,12 @@ def pack(
         str, typer.Argument(help="A JSONL manifest, tar shards ('shards/*.tar'), or hf:NAME[:CONFIG[:SPLIT]].")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the pack.")],
-    model: Annotated[str | None, typer.Option(help="Codec tokens, for an LM on this codec.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Log-mel frames, for this run file's codec.")] = None,
+    model: Annotated[str | None, typer.Option(help="Store tokens of this model's codec, to train an LM on it.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Store log-mel frames, for the codec in this TOML file of a run.")
+    ] = None,
     samples: Annotated[
-        bool, typer.Option("--samples", help="Samples, for a waveform codec or Whisper encoder.")
+        bool, typer.Option("--samples", help="Store samples, to train a waveform codec or with a Whisper encoder.")
     ] = False,
     opus: Annotated[
         bool,
@@ -199,7 +199,7 @@ def pack(
     exclude: Exclude = None,
     device: Annotated[str, typer.Option(help="With --model: device that encodes, such as cuda.")] = "cpu",
 ) -> None:
-    """Pack recordings for training, as log-mel frames, codec tokens or samples."""
+    """Pack recordings for training. Give one of --model, --config and --samples: it selects what is stored."""
     with needs_extra("train", "preparing data"):
         from slipstream.data.manifest import matching
         from slipstream.data.pack_codec import codec_fingerprint
@@ -212,7 +212,7 @@ def pack(
         from slipstream.train.setup import mel_config
 
     if [model is not None, config is not None, samples].count(True) != 1:
-        raise ConfigError("give one of --model (tokens), --config (log-mel frames) and --samples")
+        raise ConfigError("give one of --model MODEL (codec tokens), --config TOML (log-mel frames) and --samples")
     if opus and not samples:
         raise ConfigError("--opus stores samples: give --samples too")
     unwanted, left_out = excluded(*exclude or []), LeftOut()

@@ -42,8 +42,8 @@ def tokenizer(
         bool | None,
         typer.Option(
             "--plain/--no-plain",
-            help="Lower case and no punctuation. Default: yes, unless the vocabulary that is extended has capitals, "
-            "and not with --whisper.",
+            help="Write lower case without punctuation. Default: --plain; --no-plain with --whisper, or if the "
+            "vocabulary of --extend has capitals.",
         ),
     ] = None,
     language: Annotated[

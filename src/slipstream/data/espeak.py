@@ -174,7 +174,8 @@ class _Library:
     def speak(self, text: str, voice: Voice) -> tuple[FloatArray, list[tuple[int, int, int, str]]]:
         """Samples, and events (type, character in the text from 0, sample, phone) in chronological order."""
         if self._library.espeak_SetVoiceByName(voice.name.encode()) != 0:
-            raise _NoVoiceError(f"espeak-ng has no voice {voice.name!r}; `espeak-ng --voices` lists them")
+            accent = voice.name.partition("+")[0]  # its variant is not what is missing
+            raise _NoVoiceError(f"espeak-ng has no voice {accent!r}; `espeak-ng --voices` lists them")
         settings = {
             _RATE: round(_ESPEAK_WORDS_PER_MINUTE * voice.rate),
             _PITCH: round(99 * voice.pitch),
