@@ -1,7 +1,7 @@
 """The backends: implementations of `Runner`, and the registry that finds them by name.
 
-To add a fourth backend, write a package next to `torch`, `onnx` and `mlx`, and register it (see the end of this
-text). The package provides:
+To add a fourth backend, write a package next to `torch`, `onnx` and `mlx`, and register it (the end of this text lists
+the places). The package provides:
 
 1. **`opening.open_runner(sources, load, options)`**, which returns a runner. It raises `ConfigError` for a setting that
    the backend does not support, and `BackendError` for a device that it cannot use.
@@ -44,8 +44,9 @@ To register the backend, change these places:
 - `tests/laws/backends.py`: its runners, for the laws. Its own tests are in `tests/backends/<name>`.
 - `tests/test_imports.py`: the library in `HEAVY`.
 - `slipstream.cli.doctor`: the library in `_PACKAGES`. `slipstream.cli.options`: the help of `--backend`, `--device` and
-  `--quantize`. The docstring of `ModelBundle.open`.
-- A guide in `docs/guides`, and the extra in the README and the Makefile.
+  `--quantize`. The docstrings of `ModelBundle.open`, `slipstream.load`, `ray.serve.app` and `ray.data.transcribe`.
+- A guide in `docs/guides`, with its entry in `mkdocs.yml` and in the table "Documentation" of the README; the extra in
+  the README and the Makefile.
 """
 
 from __future__ import annotations

@@ -4,13 +4,15 @@ A dialect turns a client's messages into actions, and the events of its sessions
 Sockets, limits, keys, sessions, metrics and logs are the same for all dialects. To add one:
 
 1. Write a module here with `PATH`, a subclass of `Dialect` (`open`, `receive`, `handle`, `error`, `queued`), and
-   `open_dialect`, which opens it for a connection. `order.Order` checks the order of messages by a table of states.
+   `open_dialect`, which opens it for a connection. `order.Order` checks the order of messages by a table of states,
+   `pcm.PcmInput` decodes raw audio, and `formats.LiveDecoder` any other format.
 2. Add one line to `DIALECTS`, or to `TCP_DIALECTS` for a protocol with its own TCP port, which also needs an
    option in `slipstream.cli.serve`.
 3. Describe its messages in `server/api/asyncapi.yaml` and its route in `server/api/openapi.yaml`, with cases in
    `tests/server/test_asyncapi.py`.
 4. Add a client to `CLIENTS` in `benchmarks/dialects.py`, which `tests/dialects/test_every_dialect.py` runs.
-5. Add the address to the routes in the server guide, a page for users, and its tests to the page of tested clients.
+5. Add the address to the routes in `docs/guides/server.md`, a guide with its entry in `mkdocs.yml`, and the tests to
+   `docs/reference/tested-clients.md`.
 
 A module here imports neither `slipstream.connections` nor `slipstream.server`: the import contracts check it.
 """
