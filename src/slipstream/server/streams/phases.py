@@ -6,9 +6,9 @@ Commands come from the client, events from the session, and `Signal`s from the s
 from __future__ import annotations
 
 from enum import Enum, auto
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
-from slipstream.dialects.protocol import Audio, Command, Finish, Flush, Marker, Open, Restart, SetHints, SetTurns
+from slipstream.dialects.protocol import Command, Finish, Flush, Open, Restart
 from slipstream.events import Event, Final, Ready
 
 
@@ -31,63 +31,24 @@ class Signal(Enum):
 
 Trigger: TypeAlias = type[Command] | type[Event] | Signal
 
+
+def _staying(phase: Phase) -> dict[Trigger, Phase]:
+    """Return the transitions of a phase that only the end of the stream leaves."""
+    stays: tuple[Trigger, ...] = (*get_args(Command), Ready, Signal.DRAIN)
+    return dict.fromkeys(stays, phase) | {Final: Phase.CLOSED, Signal.END: Phase.CLOSED}
+
+
 NEXT: dict[Phase, dict[Trigger, Phase]] = {
-    Phase.WAITING: {
+    Phase.WAITING: _staying(Phase.WAITING) | {Finish: Phase.FINISHING, Ready: Phase.LIVE, Signal.DRAIN: Phase.DRAINING},
+    Phase.LIVE: _staying(Phase.LIVE)
+    | {
         Open: Phase.WAITING,
-        Audio: Phase.WAITING,
-        Marker: Phase.WAITING,
-        Flush: Phase.WAITING,
-        SetTurns: Phase.WAITING,
-        SetHints: Phase.WAITING,
         Restart: Phase.WAITING,
         Finish: Phase.FINISHING,
-        Ready: Phase.LIVE,
-        Final: Phase.CLOSED,
         Signal.DRAIN: Phase.DRAINING,
-        Signal.END: Phase.CLOSED,
     },
-    Phase.LIVE: {
-        Open: Phase.WAITING,
-        Audio: Phase.LIVE,
-        Marker: Phase.LIVE,
-        Flush: Phase.LIVE,
-        SetTurns: Phase.LIVE,
-        SetHints: Phase.LIVE,
-        Restart: Phase.WAITING,
-        Finish: Phase.FINISHING,
-        Ready: Phase.LIVE,
-        Final: Phase.CLOSED,
-        Signal.DRAIN: Phase.DRAINING,
-        Signal.END: Phase.CLOSED,
-    },
-    Phase.FINISHING: {
-        Open: Phase.FINISHING,
-        Audio: Phase.FINISHING,
-        Marker: Phase.FINISHING,
-        Flush: Phase.FINISHING,
-        SetTurns: Phase.FINISHING,
-        SetHints: Phase.FINISHING,
-        Restart: Phase.FINISHING,
-        Finish: Phase.FINISHING,
-        Ready: Phase.FINISHING,
-        Final: Phase.CLOSED,
-        Signal.DRAIN: Phase.FINISHING,
-        Signal.END: Phase.CLOSED,
-    },
-    Phase.DRAINING: {
-        Open: Phase.DRAINING,
-        Audio: Phase.DRAINING,
-        Marker: Phase.DRAINING,
-        Flush: Phase.DRAINING,
-        SetTurns: Phase.DRAINING,
-        SetHints: Phase.DRAINING,
-        Restart: Phase.DRAINING,
-        Finish: Phase.DRAINING,
-        Ready: Phase.DRAINING,
-        Final: Phase.CLOSED,
-        Signal.DRAIN: Phase.DRAINING,
-        Signal.END: Phase.CLOSED,
-    },
+    Phase.FINISHING: _staying(Phase.FINISHING),
+    Phase.DRAINING: _staying(Phase.DRAINING),
     Phase.CLOSED: {Signal.END: Phase.CLOSED},
 }
 """The protocol, for all dialects. Events other than `Ready` and `Final` change no phase."""
