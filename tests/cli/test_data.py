@@ -242,6 +242,15 @@ def test_a_missing_engine_is_not_reported_for_each_sentence(tmp_path: Path, monk
     assert str(result.exception) == "libespeak-ng is not installed: install the package espeak-ng"
 
 
+def test_a_split_leaves_something_for_training(tmp_path: Path) -> None:
+    lines = [{"audio": f"{n}.wav", "text": "a", "speaker": f"s{n}", "seconds": 1.0} for n in range(4)]
+    manifest = _manifest(tmp_path / "all.jsonl", *lines)
+    result = _run("split", manifest, "-o", tmp_path / "splits", "--valid", 0.7, "--test", 0.3)
+    assert result.exit_code == 2
+    assert "its sum with --test must be below 1" in result.output
+    assert not (tmp_path / "splits").exists()
+
+
 def test_recordings_are_split_by_speaker(tmp_path: Path) -> None:
     lines = [
         {"audio": f"{n}.wav", "text": f"text {chr(97 + n // 2)}", "speaker": f"s{n % 10}", "seconds": 1.0}

@@ -100,7 +100,8 @@ def split(
     manifest: Manifest,
     out: Annotated[Path, typer.Option("--out", "-o", help="A folder for train.jsonl, valid.jsonl and test.jsonl.")],
     by: Annotated[
-        str, typer.Option(help="Key that keeps recordings together: speaker, dataset, lang or recording.")
+        str,
+        typer.Option(help="Key whose values are not divided: speaker, dataset, lang or your own; recording: none."),
     ] = "speaker",
     valid: Annotated[float, typer.Option(min=0, max=1, help="Share of the audio for validation.")] = 0.05,
     test: Annotated[float, typer.Option(min=0, max=1, help="Share of the audio for tests.")] = 0.05,
@@ -111,6 +112,8 @@ def split(
     seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
 ) -> None:
     """Divide recordings into training, validation and tests: no speaker is in two of them."""
+    if valid + test >= 1:
+        raise typer.BadParameter("its sum with --test must be below 1", param_hint="--valid")
     from slipstream.data.manifest import read_manifest, write_manifest
     from slipstream.data.splitting import split_recordings, without_shared_texts
     from slipstream.data.texts import excluded

@@ -33,7 +33,10 @@ def split_recordings(
     for recording in recordings:
         groups[_key(recording, by)].append(recording)
     if len(groups) < len(shares):
-        raise ManifestError(f"{len(groups)} values of {by} cannot be divided into {len(shares)} splits")
+        raise ManifestError(
+            f"{len(groups)} values of {by} cannot be divided into {len(shares)} splits: divide by another key, or give "
+            "a split a share of 0"
+        )
     names = sorted(groups, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
     total = sum(_seconds(group) for group in groups.values())
     splits: dict[str, list[Recording]] = {name: [] for name in shares}
