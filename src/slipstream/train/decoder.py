@@ -98,12 +98,6 @@ class DecoderTask(CropTask):
         latent_BDT, _ = codec.downsample(x_BPD.transpose(1, 2))
         return cast(Tensor, latent_BDT).transpose(1, 2)
 
-    def moving(self) -> list[Tensor]:
-        return []
-
-    def after_step(self) -> None:
-        pass
-
 
 def start_decoder(options: CodecRun, decoder: DecoderOptions) -> tuple[TrainedDecoder, Mimi, dict[str, Array]]:
     """What a run trains, the codec of `model.base` that makes its tokens, and the tensors of that codec.

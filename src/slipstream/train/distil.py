@@ -29,6 +29,7 @@ from slipstream.nn.mimi import Mimi
 from slipstream.nn.whisper import WhisperEncoder
 from slipstream.train.codebooks import start_codebooks
 from slipstream.train.options import LossOptions
+from slipstream.train.sampled import SampledTask
 from slipstream.train.speech import read_speech_weights
 from slipstream.train.transfer import Numbers, send
 
@@ -152,7 +153,7 @@ def start_distilled(model: Distilled, init: str | None) -> None:
     model.load_state_dict(taken, strict=False)
 
 
-class DistilTask:
+class DistilTask(SampledTask[WaveSampler]):
     """The student's features become the teacher's, less their mean at each position; CTC where there is text.
 
     Args:
@@ -169,15 +170,13 @@ class DistilTask:
         loss: LossOptions,
         dtype: torch.dtype,
     ) -> None:
-        self.module, self.sampler, self.weights = model, sampler, loss
+        super().__init__(sampler)
+        self.module, self.weights = model, loss
         self.row_seconds = sampler.data.seconds
         self.positions_per_second = model.config.codec.sample_rate / model.config.codec.hop_samples
         self.teacher = Teacher(teacher, model.config.codec.whisper, cast(LogMel, model.codec.mel), sampler.clean, dtype)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("output_proj" not in name)
-
-    def batch(self, first_row: int, rows: int) -> WaveBatch:
-        return self.sampler.batch(first_row, rows)
 
     def loss(self, batch: WaveBatch, step: int, progress: float) -> tuple[Tensor, Numbers]:
         model = self.module
@@ -191,12 +190,6 @@ class DistilTask:
             total = total + self.weights.ctc * ctc
             numbers["ctc"] = ctc.detach()
         return total, numbers
-
-    def moving(self) -> list[Tensor]:
-        return []
-
-    def after_step(self) -> None:
-        pass
 
     @torch.no_grad()
     def place_codebooks(self) -> None:

@@ -19,11 +19,12 @@ from slipstream.model.config import PAD_ID
 from slipstream.model.names import is_decoder
 from slipstream.model.numerics import WHISPER_POSITIONS
 from slipstream.nn.whisper import WhisperEncoder
-from slipstream.train.codebooks import CodebookStart, moving_buffers, quantise, refresh, start_projections
+from slipstream.train.codebooks import CodebookStart, quantise, start_projections
 from slipstream.train.distil import Teacher, whisper_mel
 from slipstream.train.keep import OldModel
 from slipstream.train.model import SpeechModel
 from slipstream.train.options import LossOptions, QuantiserOptions
+from slipstream.train.sampled import SampledTask
 from slipstream.train.tasks import hear, text_losses
 from slipstream.train.text_teacher import TextTeacher
 from slipstream.train.transfer import Numbers, send
@@ -34,7 +35,7 @@ _ROWS = 16
 _BETWEEN_WORDS = 0.3
 
 
-class WhisperJointTask:
+class WhisperJointTask(SampledTask[WaveSampler]):
     """The LM and the quantiser learn the text stream from rows of waveforms; the encoder learns too, or stays.
 
     The phone head reads the encoder's features, and no gradient goes back from it. Shapes: B rows, A of them with
@@ -58,9 +59,10 @@ class WhisperJointTask:
         old: OldModel | None = None,
         text_teacher: tuple[TextTeacher, float] | None = None,
     ) -> None:
+        super().__init__(sampler, model.codec.quantizer)
         self.text_teacher = text_teacher
         self.teacher, self.old, self.train_encoder = teacher, old, train_encoder
-        self.module, self.sampler, self.weights, self.quantiser = model, sampler, loss, quantiser
+        self.module, self.weights, self.quantiser = model, loss, quantiser
         self.row_seconds = sampler.data.seconds
         self.positions_per_second = sampler.phone_rate
         for name, parameter in model.named_parameters():
@@ -69,9 +71,6 @@ class WhisperJointTask:
             parameter.requires_grad_(not (unused or frozen))
         self.encoder_learns = train_encoder
         self._start = CodebookStart(model.codec.quantizer, quantiser.start)
-
-    def batch(self, first_row: int, rows: int) -> WaveBatch:
-        return self.sampler.batch(first_row, rows)
 
     @torch.no_grad()
     def prepare(self) -> None:
@@ -165,12 +164,6 @@ class WhisperJointTask:
         weight = torch.where(labels == PAD_ID, _BETWEEN_WORDS, 1.0)
         losses = F.cross_entropy(scores, labels, reduction="none") * weight
         return losses.sum() / weight.sum().clamp(min=1)
-
-    def moving(self) -> list[Tensor]:
-        return moving_buffers(self.module.codec.quantizer)
-
-    def after_step(self) -> None:
-        refresh(self.module.codec.quantizer)
 
     @torch.no_grad()
     def _old_audio(self, old: OldModel, mel: Tensor, start_A: Tensor, x_APD: Tensor) -> Tensor:

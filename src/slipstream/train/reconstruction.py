@@ -26,10 +26,11 @@ from slipstream.data.phones import UNKNOWN, PhoneInventory
 from slipstream.errors import ConfigError
 from slipstream.model.config import CodecConfig, MelConfig
 from slipstream.model.numerics import mel_bands
-from slipstream.nn.mimi import Mimi
+from slipstream.nn.mimi import Mimi, SplitResidualVQ
 from slipstream.train.adversary import Discriminator, adversarial_losses
-from slipstream.train.codebooks import CodebookStart, moving_buffers, quantise, refresh
+from slipstream.train.codebooks import CodebookStart, quantise
 from slipstream.train.options import LossOptions, QuantiserOptions
+from slipstream.train.sampled import SampledTask
 from slipstream.train.transfer import Numbers, send
 
 RESOLUTIONS = (512, 1024, 2048)
@@ -122,18 +123,21 @@ class WaveCodec(nn.Module):
         return samples_BS
 
 
-class CropTask:
+class CropTask(SampledTask[CropSampler]):
     """What learns to write the samples of crops, from step `discriminator_start` on against a discriminator, if any."""
 
     def __init__(
-        self, sampler: CropSampler, loss: LossOptions, quantiser: QuantiserOptions, discriminator_start: int
+        self,
+        sampler: CropSampler,
+        loss: LossOptions,
+        quantiser: QuantiserOptions,
+        discriminator_start: int,
+        quantizer: SplitResidualVQ | None = None,
     ) -> None:
-        self.sampler, self.weights, self.quantiser = sampler, loss, quantiser
+        super().__init__(sampler, quantizer)
+        self.weights, self.quantiser = loss, quantiser
         self.discriminator_start = discriminator_start
         self.row_seconds = sampler.seconds
-
-    def batch(self, first_row: int, rows: int) -> Crops:
-        return self.sampler.batch(first_row, rows)
 
 
 class ReconstructionTask(CropTask):
@@ -147,7 +151,7 @@ class ReconstructionTask(CropTask):
         quantiser: QuantiserOptions,
         discriminator_start: int = 0,
     ) -> None:
-        super().__init__(sampler, loss, quantiser, discriminator_start)
+        super().__init__(sampler, loss, quantiser, discriminator_start, module.codec.quantizer)
         self.module = module
         self.positions_per_second = module.codec.config.sample_rate / module.codec.config.hop_samples
         self._start = CodebookStart(module.codec.quantizer, quantiser.start)
@@ -187,12 +191,6 @@ class ReconstructionTask(CropTask):
         latent_BDT, _ = self.module.codec.latent(heard_BS)
         latent: Tensor = latent_BDT.transpose(1, 2)
         return latent
-
-    def moving(self) -> list[Tensor]:
-        return moving_buffers(self.module.codec.quantizer)
-
-    def after_step(self) -> None:
-        refresh(self.module.codec.quantizer)
 
 
 def kept_codebooks(draw_B: Tensor, config: CodecConfig, share: float) -> Tensor:

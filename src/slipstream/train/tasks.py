@@ -13,52 +13,43 @@ from slipstream.data.sampler import Batch, RowSampler, TokenBatch, TokenSampler
 from slipstream.model.names import is_decoder
 from slipstream.nn.lm import LM
 from slipstream.nn.mimi import SplitResidualVQ
-from slipstream.train.codebooks import CodebookStart, moving_buffers, quantise, refresh
+from slipstream.train.codebooks import CodebookStart, quantise
 from slipstream.train.keep import OldModel, kept_loss
 from slipstream.train.model import SpeechModel, pause_loss, phone_losses, text_hidden, text_loss
 from slipstream.train.options import LossOptions, QuantiserOptions
+from slipstream.train.sampled import SampledTask
 from slipstream.train.transfer import Numbers, send
 
 
-class PhoneTask:
+class PhoneTask(SampledTask[RowSampler]):
     """The codec's encoder learns to name phones: per frame where their times are known, by CTC everywhere."""
 
     def __init__(self, model: SpeechModel, sampler: RowSampler, loss: LossOptions) -> None:
-        self.module, self.sampler, self.weights = model, sampler, loss
+        super().__init__(sampler)
+        self.module, self.weights = model, loss
         self.row_seconds = sampler.data.seconds
         self.positions_per_second = sampler.phone_rate
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(("codec.encoder", "phone_head", "ctc_head")))
-
-    def batch(self, first_row: int, rows: int) -> Batch:
-        return self.sampler.batch(first_row, rows)
 
     def loss(self, batch: Batch, step: int, progress: float) -> tuple[Tensor, Numbers]:
         frame, ctc = _phones(self.module, self.module.positions(_mel(batch, self.module)), batch)
         total = self.weights.frame_phones * frame + self.weights.ctc * ctc
         return total, {"frame": frame.detach(), "ctc": ctc.detach()}
 
-    def moving(self) -> list[Tensor]:
-        return []
 
-    def after_step(self) -> None:
-        pass
-
-
-class JointTask:
+class JointTask(SampledTask[RowSampler]):
     """The LM learns the text stream; the codec keeps learning with it, and its quantiser is used from some step on."""
 
     def __init__(self, model: SpeechModel, sampler: RowSampler, loss: LossOptions, quantiser: QuantiserOptions) -> None:
-        self.module, self.sampler, self.weights, self.quantiser = model, sampler, loss, quantiser
+        super().__init__(sampler, model.codec.quantizer)
+        self.module, self.weights, self.quantiser = model, loss, quantiser
         self.row_seconds = sampler.data.seconds
         self.positions_per_second = sampler.phone_rate
         for name, parameter in model.named_parameters():
             unused = name.startswith("lm.audio_emb") or is_decoder(name.removeprefix("codec."))
             parameter.requires_grad_(not unused)
         self._start = CodebookStart(model.codec.quantizer, quantiser.start)
-
-    def batch(self, first_row: int, rows: int) -> Batch:
-        return self.sampler.batch(first_row, rows)
 
     def loss(self, batch: Batch, step: int, progress: float) -> tuple[Tensor, Numbers]:
         model, weights = self.module, self.weights
@@ -74,12 +65,6 @@ class JointTask:
         phones = fall * (weights.frame_phones * frame + weights.ctc * ctc)
         numbers |= {"frame": frame.detach(), "ctc": ctc.detach(), "commitment": commitment.detach()}
         return text + phones + weights.commitment * commitment, numbers
-
-    def moving(self) -> list[Tensor]:
-        return moving_buffers(self.module.codec.quantizer)
-
-    def after_step(self) -> None:
-        refresh(self.module.codec.quantizer)
 
     def _latent(self, first_row: int, rows: int) -> Tensor:
         return self.module.latent(self.module.positions(_mel(self.batch(first_row, rows), self.module)))
@@ -105,7 +90,7 @@ def hear(
     return [torch.where(rows_B11, q, x) for x, q in zip(inputs, outputs, strict=True)], commitment
 
 
-class TextTask:
+class TextTask(SampledTask[TokenSampler]):
     """The LM alone learns the text stream from a frozen codec's tokens: from scratch, from a checkpoint, or by LoRA.
 
     `codebook_dropout`: share of rows with their first codebooks only, of a number drawn for each. `old`: the
@@ -120,13 +105,11 @@ class TextTask:
         codebook_dropout: float,
         old: OldModel | None = None,
     ) -> None:
-        self.module, self.sampler, self.weights, self.dropout = lm, sampler, loss, codebook_dropout
+        super().__init__(sampler)
+        self.module, self.weights, self.dropout = lm, loss, codebook_dropout
         self.old = old
         self.row_seconds = sampler.data.seconds
         self.positions_per_second = sampler.frame_rate
-
-    def batch(self, first_row: int, rows: int) -> TokenBatch:
-        return self.sampler.batch(first_row, rows)
 
     def loss(self, batch: TokenBatch, step: int, progress: float) -> tuple[Tensor, Numbers]:
         lm, K = self.module, self.module.config.num_codebooks
@@ -139,12 +122,6 @@ class TextTask:
         first = torch.full_like(codes[..., :1], lm.config.audio_initial_id)
         audio = lm.audio_emb(torch.cat([first, codes[..., :-1]], dim=-1))
         return text_losses(lm, audio, batch.targets, self.weights, self.sampler.frame_rate, self.old)
-
-    def moving(self) -> list[Tensor]:
-        return []
-
-    def after_step(self) -> None:
-        pass
 
 
 def text_losses(

@@ -21,11 +21,12 @@ from slipstream.nn.lm import LM
 from slipstream.schema import parse
 from slipstream.train.model import start_audio_embeddings
 from slipstream.train.options import TTSLossOptions, TTSRun
+from slipstream.train.sampled import SampledTask
 from slipstream.train.speech import find_codec
 from slipstream.train.transfer import Numbers, send
 
 
-class SpeakTask:
+class SpeakTask(SampledTask[SpeechSampler]):
     """The LM and its depth Transformer learn to speak, from a frozen codec's tokens.
 
     `dropout`: share of rows without the text and the conditions, for guidance. Shapes: B rows, T steps, K codebooks of
@@ -33,15 +34,13 @@ class SpeakTask:
     """
 
     def __init__(self, lm: LM, sampler: SpeechSampler, loss: TTSLossOptions, dropout: float) -> None:
-        self.module, self.sampler, self.weights, self.dropout = lm, sampler, loss, dropout
+        super().__init__(sampler)
+        self.module, self.weights, self.dropout = lm, loss, dropout
         self.row_seconds = sampler.data.seconds
         self.positions_per_second = sampler.frame_rate
         semantic = sampler.config.codec.num_semantic
         weight_K = np.array([loss.semantic if k < semantic else 1.0 for k in range(sampler.codebooks)], np.float32)
         self._weight_K = weight_K / weight_K.sum()
-
-    def batch(self, first_row: int, rows: int) -> SpeechBatch:
-        return self.sampler.batch(first_row, rows)
 
     def loss(self, batch: SpeechBatch, step: int, progress: float) -> tuple[Tensor, Numbers]:
         lm, device = self.module, self.module.text_linear.weight.device
@@ -65,12 +64,6 @@ class SpeakTask:
         semantic = self.sampler.config.codec.num_semantic
         numbers = {"text": text, "semantic": loss_K[:semantic].sum(), "acoustic": loss_K[semantic:].sum()}
         return self.weights.text * text + loss_K.sum(), {name: value.detach() for name, value in numbers.items()}
-
-    def moving(self) -> list[Tensor]:
-        return []
-
-    def after_step(self) -> None:
-        pass
 
 
 def spoken_hidden(lm: LM, text_BT: Tensor, audio_BKT: Tensor, dropped_B: Tensor) -> Tensor:
