@@ -31,7 +31,7 @@ by rounding only.
 Two parts are easy to get wrong:
 
 - **Rings.** A ring that is advanced by T positions in one step needs `context + T - 1` columns
-  (`numerics.ring_columns`). Positions grow without limit: compute angles in float64, and columns in int64.
+  (`numerics.ring_capacity`). Positions grow without limit: compute angles in float64, and columns in int64.
 - **Position 0.** It holds the initial tokens and is the same for every stream. Run it once when the runner is created,
   and copy the state into a slot on `reset`. The text token it yields is the last text token of the first frame.
 
