@@ -254,8 +254,7 @@ class Parent:
                 self._failure = EngineError(f"a step of the model has taken more than {HUNG_SECONDS:g} s")
             await asyncio.sleep(0.02)
         for engine in (*self._engines, *self._speech):
-            with suppress(OSError):
-                engine.end.send(b'{"stop":true}\n')
+            engine.link.send({"stop": True})
         deadline = time.monotonic() + STOP_SECONDS
         while any(one.process.poll() is None for one in self._engines) and time.monotonic() < deadline:
             if self._failure is not None and self._hung:
@@ -390,11 +389,7 @@ class Parent:
             self._asked += 1
             self._answers[self._asked] = asyncio.Event()
             waiting.append(asyncio.create_task(self._answers[self._asked].wait()))
-            if isinstance(process, _Engine):
-                with suppress(OSError):
-                    process.end.send(b'{"metrics":%d}\n' % self._asked)
-            else:
-                process.link.send({"metrics": self._asked})
+            process.link.send({"metrics": self._asked})
         _, late = await asyncio.wait(waiting, timeout=PAGE_SECONDS)
         for task in late:
             task.cancel()
