@@ -30,7 +30,9 @@ Quantize = Annotated[
         "int8 for large models.",
     ),
 ]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads, with onnx. Default: one per core.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads, with onnx. Default: one per physical core.")
+]
 Server = Annotated[
     str | None,
     typer.Option(
