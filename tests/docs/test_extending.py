@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 
 from slipstream import backends, dialects
+from slipstream.dialects import formats, order
 from slipstream.model import numerics
 
 ROOT = Path(__file__).parents[2]
@@ -20,5 +21,7 @@ def test_the_steps_name_what_exists(package: ModuleType) -> None:
     assert [
         name for name in files if not (ROOT / name).exists() and not (ROOT / "src/slipstream" / name).exists()
     ] == []
-    names = re.findall(r"`numerics\.(\w+)`", steps)
-    assert [name for name in names if not hasattr(numerics, name)] == []
+    modules = {"numerics": numerics, "formats": formats, "order": order}
+    names = re.findall(r"`(numerics|formats|order)\.(\w+)`", steps)
+    assert names
+    assert [name for module, name in names if module not in modules or not hasattr(modules[module], name)] == []

@@ -5,7 +5,7 @@ Sockets, limits, keys, sessions, metrics and logs are the same for all dialects.
 
 1. Write a module here with `PATH`, a subclass of `Dialect` (`open`, `receive`, `handle`, `error`, `queued`), and
    `open_dialect`, which opens it for a connection. `order.Order` checks the order of messages by a table of states,
-   `pcm.PcmInput` decodes raw audio, and `formats.LiveDecoder` any other format.
+   `formats.PcmStream` decodes raw audio, and the other classes of `formats.LiveDecoder` other formats.
 2. Add one line to `DIALECTS`, or to `TCP_DIALECTS` for a protocol with its own TCP port, which also needs an
    option in `slipstream.cli.serve`.
 3. Describe its messages in `server/api/asyncapi.yaml` and its route in `server/api/openapi.yaml`, with cases in
