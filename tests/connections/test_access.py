@@ -12,7 +12,7 @@ from slipstream.connections.keys import Key, KeyRing
 from slipstream.errors import ConfigError
 
 KEYS = KeyRing.of(["secret"])
-SOON = int(time.time()) + 600
+SOON = int(time.time()) + 24 * 3600
 
 
 def request_of(query: str = "", **headers: str) -> HTTPConnection:

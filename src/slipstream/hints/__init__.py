@@ -135,7 +135,11 @@ class Hints:
         return self if self.alternatives <= alternatives else replace(self, alternatives=max(1, alternatives))
 
     def with_beam(self, beam: int) -> Hints:
-        """Return the hints with the beam of a model, where they have none."""
+        """Return the hints with the beam of a model, where they have none.
+
+        Args:
+            beam: Hypotheses that the model keeps by default.
+        """
         return self if self.beam is not None else replace(self, beam=max(beam, self.width))
 
     @property

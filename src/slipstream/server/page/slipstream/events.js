@@ -1,4 +1,4 @@
-// Built by "npm run build" from packages/js/src/events.ts: edit that file. 724539548390f30d07ae0adf02ce2578e0d4af5716c51060a259d7dba5f0e2e3
+// Built by "npm run build" from packages/js/src/events.ts: edit that file. bc5f059fff929b6c08d49ef7e4cd362060d7b3dbb83faec5d384d4001a61c9b6
 // What a client emits. All times are seconds of the audio that was sent, also after a reconnection.
 /** Calls listeners by the name of the event. */
 export class Emitter {
