@@ -121,8 +121,9 @@ class Transcriber:
             >>> transcript = transcriber.transcribe("talk.mp3", hints=Hints(keywords=["Ngaio Marsh"]))
         """
         options = options or _RECORDING
-        hints = (hints or options.hints).with_beam(self.beam)
-        return self._transcribe(source, sample_rate, replace(options, hints=hints), threading.Event(), track)
+        if hints is not None:
+            options = replace(options, hints=hints)
+        return self._transcribe(source, sample_rate, options, threading.Event(), track)
 
     @overload
     def transcribe_many(self, sources: Iterable[Source], sample_rate: int | None = None) -> Iterator[Transcript]: ...
@@ -157,9 +158,8 @@ class Transcriber:
         self, sources: Iterable[Source], sample_rate: int | None, return_exceptions: bool
     ) -> Iterator[Transcript | SlipstreamError]:
         stop = threading.Event()
-        options = replace(_RECORDING, hints=_RECORDING.hints.with_beam(self.beam))
         with ThreadPoolExecutor(self.slots // self.beam, "slipstream-transcribe") as pool:
-            futures = [pool.submit(self._transcribe, source, sample_rate, options, stop) for source in sources]
+            futures = [pool.submit(self._transcribe, source, sample_rate, _RECORDING, stop) for source in sources]
             try:
                 for future in futures:
                     error = future.exception()
@@ -299,6 +299,7 @@ class Transcriber:
                 if isinstance(event, Recovered):
                     logger.warning("%s at %.1f s: the model was reset", event.reason, event.time)
 
+        options = replace(options, hints=options.hints.with_beam(self.beam))
         with self.session(options, wait=math.inf) as session:
             for audio_S in self._read(source, sample_rate, track):
                 if stop.is_set():

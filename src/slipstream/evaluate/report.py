@@ -159,16 +159,12 @@ def to_text(evaluation: Evaluation) -> str:
     if evaluation.confidence is not None:
         lines += _confidence_lines(evaluation.confidence)
     speed = evaluation.speed
+    beam = f" with a beam of {evaluation.beam}" if evaluation.beam else ""
     lines.append(
-        f"{speed.audio:.0f} s of audio in {speed.taken:.0f} s, {speed.streams} concurrent streams"
-        f"{beam_note(evaluation)}: {speed.times_real_time:.1f} x real time"
+        f"{speed.audio:.0f} s of audio in {speed.taken:.0f} s, {speed.streams} concurrent streams{beam}: "
+        f"{speed.times_real_time:.1f} x real time"
     )
     return "\n".join(lines)
-
-
-def beam_note(evaluation: Evaluation) -> str:
-    """Return the beam as the end of a phrase; empty for another recogniser."""
-    return f" with a beam of {evaluation.beam}" if evaluation.beam else ""
 
 
 def turn_line(turn: TurnScore) -> str:
