@@ -228,6 +228,7 @@ class Engine:
         return self._closing or (self._retired and no_sessions)
 
     def _fill(self, sessions: list[Session], lag: float) -> _Step:
+        self._operator.forget(self._sessions.scheduler.free)
         ops = self._take_ops(sessions)
         rows, slots = [], []
         for session in sessions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Sequence
 
 from slipstream.engine.session import Session
 from slipstream.engine.waiting import WaitingSessions, describe_shortage
@@ -64,6 +65,11 @@ class Scheduler:
     def active(self) -> int:
         """Slots in use."""
         return self.slots - len(self._free)
+
+    @property
+    def free(self) -> Sequence[int]:
+        """Slots that nobody has."""
+        return self._free
 
     @property
     def waiting(self) -> int:

@@ -89,7 +89,7 @@ SessionOp: TypeAlias = tuple[tuple[int, ...], Op]
 
 
 class SlotOperator:
-    """Runs the operations of sessions on a runner. It keeps what they save, by the slot, until the slot is reset.
+    """Runs the operations of sessions on a runner. It keeps what they save, by the slot, until they restore it.
 
     Args:
         runner: The model.
@@ -126,9 +126,14 @@ class SlotOperator:
                 for slot in slots:
                     self._runner.restore(slot, self._saved.pop(slot))
 
+    def forget(self, slots: Sequence[int]) -> None:
+        """Free what was saved of these slots: a session may end before it restores its state."""
+        if self._saved:
+            for slot in slots:
+                self._saved.pop(slot, None)
+
     def _reset(self, op: Reset, slots: Sequence[int]) -> None:
-        for slot in slots:
-            self._saved.pop(slot, None)
+        self.forget(slots)
         # A runner for tests may lack what a stream does not need.
         changes: dict[str, Any] = {"first_frame": op.first_frame} if op.first_frame else {}
         if op.delay is not None:

@@ -250,6 +250,7 @@ class EngineHost:
         if self._waiting.remove(client):
             self._admit_waiting()
         elif (first := self._sessions.pop(client, None)) is not None:
+            self._operator.forget(self._slots.rows[first])
             self._slots.release(first)
             if self._waiting:
                 self._admit_waiting()
