@@ -119,6 +119,20 @@ def test_a_client_that_notices_the_loss_first_takes_over(server) -> None:
     run(talk)
 
 
+def test_a_stream_does_not_continue_within_a_sample(server) -> None:
+    async def talk() -> None:
+        async with stream(server) as stale:
+            ready = json.loads(await stale.recv())
+            await stale.send(AUDIO[:HALF].tobytes() + b"\0")
+            while json.loads(await stale.recv()).get("index", 0) < HALF // 1920:
+                pass
+            async with stream(server, f"&resume={ready['session']}&received=1") as socket:  # the server has not lost it
+                assert json.loads(await socket.recv())["resumed"] is False
+                assert words(await rest(socket, 0)) == WORDS
+
+    run(talk)
+
+
 @pytest.mark.parametrize(
     "change", ["&sample_rate=16000", "&channels=2", "&keyword=a", "&received=2000", "&received=x", ""]
 )

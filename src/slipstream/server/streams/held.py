@@ -74,7 +74,8 @@ class HeldStreams:
             return None
         if held.client.key != client.key or held.query != _shared(query):
             return None
-        if not (received.isascii() and received.isdecimal() and len(received) < 10 and held.has(int(received))):
+        has_messages = received.isascii() and received.isdecimal() and len(received) < 10 and held.has(int(received))
+        if not (has_messages and held.dialect.position):
             held.end()  # the client will begin again elsewhere in its audio
             return None
         self._metrics.resumed.inc()
