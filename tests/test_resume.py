@@ -22,6 +22,7 @@ from slipstream.backends.onnx.runner import OnnxRunner
 from slipstream.client import Resumption, ServerError, StreamEvent, open_async_stream
 from slipstream.connections.keys import KeyRing, new_key
 from slipstream.connections.limits import Limits
+from slipstream.dialects.protocol import CloseCode
 from slipstream.engine.engine import Engine
 from slipstream.errors import AudioError, ConfigError
 from slipstream.events import EndOfTurn, Final, MarkerReached, PartialWord, Step, Turn, Word
@@ -235,6 +236,45 @@ def test_it_continues_when_the_server_stops_and_starts_again() -> None:
             return await reading
 
     assert texts(asyncio.run(talk())) == expected(audio_S)
+
+
+HALF_OF_A_WORD = 9 * FRAME
+CUT_S = np.concatenate([silence(3), sound_of("hôpital", 10), silence(10)])
+
+
+def test_a_word_that_a_stopping_server_has_half_of_is_whole() -> None:
+    async def talk() -> list[StreamEvent]:
+        with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+            server = first.enter_context(serving())
+            stream = ResumableStream(server.http, sample_rate=RATE)
+            stream.send(CUT_S[:HALF_OF_A_WORD])
+            reading = asyncio.create_task(collect(stream))
+            while stream.lag > 0.01:
+                await asyncio.sleep(0.01)
+            server.server.finish()
+            await asyncio.to_thread(wait_for, lambda: not server.engine.active)
+            await asyncio.to_thread(first.close)
+            second.enter_context(serving(port=int(server.address.rpartition(":")[2])))
+            stream.send(CUT_S[HALF_OF_A_WORD:])
+            stream.finish()
+            return await reading
+
+    assert texts(asyncio.run(talk())) == expected(CUT_S)
+
+
+def test_a_word_that_a_server_has_half_of_at_its_time_limit_is_whole() -> None:
+    async def talk() -> list[StreamEvent]:
+        with serving(limits=Limits(session_seconds=0.1)) as server:
+            stream = ResumableStream(server.http, sample_rate=RATE)
+            stream.send(CUT_S[:HALF_OF_A_WORD])
+            reading = asyncio.create_task(collect(stream))
+            closes = server.service.metrics.closes.labels(int(CloseCode.TIMED_OUT))
+            await asyncio.to_thread(wait_for, closes._value.get)
+            stream.send(CUT_S[HALF_OF_A_WORD:])
+            stream.finish()
+            return await reading
+
+    assert texts(asyncio.run(talk())) == expected(CUT_S)
 
 
 def test_a_flush_is_confirmed_after_a_lost_connection() -> None:

@@ -136,6 +136,11 @@ class PlainDialect(ResumableDialect):
         samples, part = divmod(self._received, self._sample_bytes)
         return 0 if part else samples
 
+    @property
+    def continues_elsewhere(self) -> bool:
+        """Whether the client requests the history: see `ResumableDialect.continues_elsewhere`."""
+        return self._continues is not None
+
     def resumed(self) -> str:
         """Return `ready` with the position: see `ResumableDialect.resumed`."""
         return self._ready(resumed=True)

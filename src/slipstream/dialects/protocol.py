@@ -270,6 +270,11 @@ class ResumableDialect(Dialect):
     def position(self) -> int:
         """Samples received so far, in the client's format; 0 where the stream cannot continue after them."""
 
+    @property
+    @abstractmethod
+    def continues_elsewhere(self) -> bool:
+        """Whether the client sends the audio without final text again to the server that it connects to next."""
+
     @abstractmethod
     def resumed(self) -> Message:
         """Return the first message on a connection that continues the stream."""

@@ -31,6 +31,7 @@ from slipstream.dialects.protocol import (
     ProtocolError,
     Publish,
     Restart,
+    ResumableDialect,
     Send,
     SetHints,
     SetTurns,
@@ -193,7 +194,7 @@ class LiveStream:
             self._report_place()
         elif now - self._last_message > (seconds := min(self._limits.idle_seconds, self._dialect.idle_seconds)):
             close = Close(CloseCode.TIMED_OUT, f"nothing was received for {seconds:g} s")
-            self.end(self._dialect.idle_close or close)
+            self._finish_and_close(self._dialect.idle_close or close)
         elif now - self._began > self._limits.session_seconds:
             self.end(Close(CloseCode.TIMED_OUT, f"a stream lasts at most {self._limits.session_seconds:g} s"))
         if self._flush_after_silence and now - self._last_audio > self._flush_after_silence and self._actions is None:
@@ -210,9 +211,28 @@ class LiveStream:
             self._put(message, droppable)
 
     def end(self, close: Close) -> None:
+        """Transcribe the audio received so far, then close. For a client that continues elsewhere, only close.
+
+        The end of its audio so far may be in the middle of a word.
+        """
+        if isinstance(self._dialect, ResumableDialect) and self._dialect.continues_elsewhere:
+            if self._live:
+                self._outbox.close(close)
+                self._give_up()
+        else:
+            self._finish_and_close(close)
+
+    # -------------------------------------------------------------------------------------------------- in detail
+
+    @property
+    def _live(self) -> bool:
+        """Whether it is not ending yet."""
+        return self._connection.phase in (Phase.WAITING, Phase.LIVE)
+
+    def _finish_and_close(self, close: Close) -> None:
         """Transcribe the audio received so far, then close."""
-        if self._connection.phase not in (Phase.WAITING, Phase.LIVE):
-            return  # it is ending already
+        if not self._live:
+            return
         self._connection.signal(Signal.DRAIN)
         self._close = close
         self._drop_message()
@@ -221,8 +241,6 @@ class LiveStream:
             self._finish()
         except Exception as error:
             self._fail(error)
-
-    # -------------------------------------------------------------------------------------------------- in detail
 
     def work(self, until: float) -> bool:
         """Process the actions of the last message, up to one for which there is no room yet."""
