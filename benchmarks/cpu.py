@@ -5,6 +5,7 @@
     python -m benchmarks.cpu words MANIFEST                       # errors and tokens of a trained model, quantised
     python -m benchmarks.cpu streams                              # how many the built-in model holds in real time
     python -m benchmarks.cpu start                                # a cold `slipstream transcribe`
+    python -m benchmarks.cpu ahead MANIFEST                       # recordings with and without encoding ahead
     python -m benchmarks.cpu idle                                 # what a waiting runner costs
 
 In `step`, `logits` and `idle` weights are random: the time of a step does not depend on them. In `step` each contender
@@ -25,6 +26,7 @@ import tempfile
 import time
 import wave
 from collections.abc import Callable
+from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,18 +35,22 @@ import numpy as np
 from benchmarks.common import moshi_lm_arguments, resident_bytes
 from benchmarks.models import MODELS, RandomWeights
 
+import slipstream
 from slipstream.audio import load as load_audio
 from slipstream.backends.onnx.codec import codec_model
 from slipstream.backends.onnx.inference import open_session, physical_cores
 from slipstream.backends.onnx.lm import lm_model
 from slipstream.backends.onnx.runner import OnnxRunner
-from slipstream.backends.onnx.streams import LMStreams
+from slipstream.backends.onnx.text_streams import LMStreams
 from slipstream.bundle import ModelBundle
 from slipstream.checkpoints.mimi import dump_codec
 from slipstream.checkpoints.presets import PRESETS
 from slipstream.data.manifest import read_manifest
+from slipstream.engine import engine
 from slipstream.evaluate.scores import error_rates
 from slipstream.evaluate.transcribe import transcribe_recordings
+from slipstream.events import Final, Word
+from slipstream.hints import Hints
 from slipstream.loading import load_runner
 from slipstream.model.config import PAD_ID, STTConfig
 from slipstream.model.names import codec_shapes, lm_shapes
@@ -59,8 +65,8 @@ TURN = 3  # frames
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    step, logits, words, streams, start, idle = (
-        commands.add_parser(name) for name in ("step", "logits", "words", "streams", "start", "idle")
+    step, logits, words, streams, start, ahead, idle = (
+        commands.add_parser(name) for name in ("step", "logits", "words", "streams", "start", "ahead", "idle")
     )
     for command in (step, logits):
         command.add_argument("--model", choices=list(MODELS), default="kyutai/stt-1b-en_fr")
@@ -70,14 +76,17 @@ def main() -> None:
     step.add_argument("--json", action="store_true")
     words.add_argument("manifest")
     words.add_argument("--split", default="dev")
+    ahead.add_argument("manifest")
+    ahead.add_argument("--limit", type=int, default=10)
     words.add_argument("--limit", type=int)
-    for command in (words, streams, start):
+    for command in (words, streams, start, ahead):
         command.add_argument("--model", default="tiny")
     step.set_defaults(run=lambda o: compare_speed(o.model, o.contenders, o.frames, o.rest, o.json))
     logits.set_defaults(run=lambda o: compare_logits(MODELS[o.model], o.frames))
     words.set_defaults(run=lambda o: compare_words(o.manifest, o.split, o.limit, o.model))
     streams.set_defaults(run=lambda o: count_streams(o.model))
     start.set_defaults(run=lambda o: measure_start(o.model))
+    ahead.set_defaults(run=lambda o: compare_ahead(o.manifest, o.limit, o.model))
     idle.set_defaults(run=lambda o: measure_idle())
     options = parser.parse_args()
     options.run(options)
@@ -151,9 +160,9 @@ def ours(quantize: str | None) -> Callable[[STTConfig], Step]:
         codec_seconds = []
         encode = runner.codec.step
 
-        def timed_encode(frames_B: np.ndarray) -> None:
+        def timed_encode(frames_B: np.ndarray, active_B: np.ndarray) -> None:
             start = time.perf_counter()
-            encode(frames_B)
+            encode(frames_B, active_B)
             codec_seconds.append(time.perf_counter() - start)
 
         runner.codec.step = timed_encode  # type: ignore[method-assign]
@@ -317,6 +326,31 @@ def measure_start(model: str, seconds: float = 10, times: int = 7) -> None:
         runs = [run_cold(command) for _ in range(times)]
     wall, processor, megabytes = np.median(runs, axis=0)
     print(f"{seconds:.0f} s of audio: {wall:.2f} s, {processor:.2f} s of processor time, {megabytes:.0f} MB (medians)")
+
+
+def compare_ahead(manifest: str, limit: int, model: str) -> None:
+    """Speed of recordings, one after the other, and the time of their last flush; two modes, alternately."""
+    recordings = [load_audio(r.audio, 24_000) for r in islice(read_manifest(Path(manifest)), limit)]
+    seconds = sum(map(len, recordings)) / 24_000
+    limits = {"frame by frame": 0, "encoded ahead": engine.MAX_SESSIONS_AHEAD}
+    with slipstream.load(model, backend="onnx", slots=2) as transcriber:
+        for beam in (1, 2):
+            times: dict[str, list[float]] = {mode: [] for mode in limits}
+            flushes: dict[str, list[float]] = {mode: [] for mode in limits}
+            words = set()
+            for mode, most in 3 * list(limits.items()):
+                engine.MAX_SESSIONS_AHEAD = most
+                start, written = time.perf_counter(), []
+                for audio_S in recordings:
+                    events = list(transcriber.stream([audio_S], 24_000, hints=Hints(beam=beam)))
+                    written += [event.text for event in events if isinstance(event, Word)]
+                    flushes[mode] += [event.flush_seconds for event in events if isinstance(event, Final)]
+                times[mode].append(time.perf_counter() - start)
+                words.add(tuple(written))
+            assert len(words) == 1, "the words differ"
+            for mode in limits:
+                speed, flush = seconds / np.median(times[mode]), 1e3 * np.median(flushes[mode])
+                print(f"beam {beam}, {mode:14}: {speed:5.1f} x real time, last flush {flush:4.0f} ms (medians)")
 
 
 def run_cold(command: list[str]) -> tuple[float, float, float]:

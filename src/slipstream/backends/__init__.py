@@ -10,7 +10,8 @@ the places). The package provides:
 3. **A `Runner`** (`slipstream.model.runner`), a subclass of `BaseRunner`, with `reset`, `step`, `force`, `snapshot` and
    `restore`. `step` calls `check_step` first and returns numpy arrays, with a `Steering` also `Candidates`.
    `BaseRunner` supplies `launch` and `savepoint` through `StepwiseRunner`; replace them if the device can compute while
-   the host does other work.
+   the host does other work. Its `max_ahead` is 0: a runner that can encode several frames of a stream in one call sets
+   it, and has `encode`.
 
 The runner computes the codec and the LM from tensors with canonical names (`slipstream.model.names`), in the shapes
 that follow from the configuration. `load()` returns them in a `Checkpoint`.

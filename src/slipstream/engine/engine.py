@@ -15,7 +15,7 @@ from slipstream.engine.live import LiveSession, check_width
 from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.port import Mailbox
 from slipstream.engine.session import Session
-from slipstream.engine.slots import SessionOp, SlotOperator, steering_of
+from slipstream.engine.slots import Encode, SessionOp, SlotOperator, steering_of
 from slipstream.engine.table import SessionTable
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import EngineError, Overloaded, SessionClosed
@@ -24,6 +24,10 @@ from slipstream.model.runner import Runner, Steering, StepOutput
 from slipstream.model.text import Tokenizer
 
 _Row = tuple[int, Session]  # a slot and its session
+
+MAX_SESSIONS_AHEAD = 2
+"""Audio that waits is encoded ahead in steps of at most this number of sessions. A step of many encodes their frames
+together, which is as fast, and no other session waits meanwhile."""
 
 CLOSE_SECONDS = 10.0
 """`close` stops waiting for a step that has taken this long."""
@@ -230,6 +234,10 @@ class Engine:
     def _fill(self, sessions: list[Session], lag: float) -> _Step:
         self._operator.forget(self._sessions.scheduler.free)
         ops = self._take_ops(sessions)
+        if self._runner.max_ahead and len(sessions) <= MAX_SESSIONS_AHEAD:
+            for session in sessions:
+                if (pcm_FS := session.encode_ahead(self._runner.max_ahead)) is not None:
+                    ops.append((session.slots, Encode(pcm_FS)))
         rows, slots = [], []
         for session in sessions:
             slot, *others = session.slots
@@ -277,7 +285,7 @@ class Engine:
 
     def _take_ops(self, sessions: list[Session]) -> list[SessionOp]:
         """Collect what to do to the slots, with all that it takes to do it without the lock."""
-        ops = []
+        ops: list[SessionOp] = []
         for session in sessions:
             if session.has_ops and session.slots:
                 ops += [(session.slots, op) for op in session.take_ops(self._operator.prefixes)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -90,3 +91,21 @@ def next_tail(frames: Sequence[FloatArray], framer: Framer, samples: int) -> Flo
         return None
     frame_S = frames[0] if frames else copy.copy(framer).flush()[0][0]
     return np.pad(frame_S[:samples], (0, len(frame_S) - samples))
+
+
+def certain_frames(
+    flush: Flush | None, frames: Sequence[FloatArray], until_flush: int, most: int, frame_samples: int
+) -> FloatArray | None:
+    """Return the next frames of a stream `[F, frame_samples]`, up to `most`, if two or more of them are certain.
+
+    They are those of the `flush` in progress, or of the audio that waits, at most `until_flush`.
+    """
+    count = min(most, flush.frames_left if flush is not None else min(until_flush, len(frames)))
+    if count < 2:
+        return None
+    if flush is None:
+        return np.stack(list(islice(frames, count)))
+    silence_FS = np.zeros((count, frame_samples), np.float32)
+    if flush.tail is not None:
+        silence_FS[0] = flush.tail
+    return silence_FS

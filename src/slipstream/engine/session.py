@@ -12,7 +12,7 @@ import numpy.typing as npt
 from slipstream.arrays import FloatArray
 from slipstream.audio import Framer
 from slipstream.audio.arrays import SampleConverter, check_range
-from slipstream.engine.flush import Barrier, Flush, Marker, Silence, flush_steps, next_tail
+from slipstream.engine.flush import Barrier, Flush, Marker, Silence, certain_frames, flush_steps, next_tail
 from slipstream.engine.gate import ConfidenceGate
 from slipstream.engine.history import Continuation
 from slipstream.engine.options import SessionOptions, StreamFormat
@@ -65,6 +65,7 @@ class Session:
         self._framer = Framer(format.frame_samples)
         self._frames: deque[FloatArray] = deque()
         self._received = self._processed = self._flushed_to = 0
+        self._ahead = 0  # frames that are encoded and not given to the model yet
         self._closing = False
         self._writer = Writer(format, options, 0)
         self._ops: list[Op] = [*self._writer.take_ops()]
@@ -93,6 +94,11 @@ class Session:
     def clock(self) -> float:
         """Seconds of the session's audio processed so far."""
         return self._seconds(self._processed)
+
+    @property
+    def _given(self) -> int:
+        """Samples of the audio that the model has or is certain to get next, because they are encoded ahead."""
+        return self._processed + (len(self._in_model) + self._ahead) * self.format.frame_samples
 
     @property
     def room(self) -> int:
@@ -125,9 +131,8 @@ class Session:
             self._check_open("flush")
             self._barriers.append(Barrier(self._received, final=False))
         else:
-            in_model = 0 if self._flush is not None or self._writer.prefix_left else len(self._in_model)
-            position = self._processed + in_model * self.format.frame_samples
-            self._barriers.appendleft(Barrier(position, final=False))
+            begun = self._flush is not None or self._writer.prefix_left
+            self._barriers.appendleft(Barrier(self._processed if begun else self._given, final=False))
         self._settle(now)
 
     def mark(self, id: int, now: float) -> None:
@@ -165,7 +170,7 @@ class Session:
         """Reset the session and drop its buffered audio. Raises `SessionClosed` after the end."""
         if self.done:
             raise SessionClosed("cannot restart a session that has ended")
-        self._forget_steps()
+        self._stale, self._in_model = self._stale + len(self._in_model), deque()
         if self.options.continues:
             self.options = replace(self.options, continues=Continuation())
         self._begin()
@@ -242,11 +247,7 @@ class Session:
         """Give up the slot, and ignore the outputs that are still to come."""
         self.slots = ()
         self.done = True
-        self._forget_steps()
-
-    def _forget_steps(self) -> None:
-        self._stale += len(self._in_model)
-        self._in_model.clear()
+        self._stale, self._in_model = self._stale + len(self._in_model), deque()
 
     def flush_for_markers(self, now: float) -> None:
         """Flush for the waiting markers, since no more audio has come."""
@@ -285,6 +286,17 @@ class Session:
             ops[0] = SetState(state)
         return ops
 
+    def encode_ahead(self, most: int) -> FloatArray | None:
+        """Return the next frames `[F, frame_samples]`, up to `most`, which `fill` will give; None if not certain."""
+        by_itself = self.options.low_latency or self.options.flush_after_silence is not None
+        if self._ahead or self._writer.prefix_left or (by_itself and self._flush is None):
+            return None
+        samples = self.format.frame_samples
+        until_flush = (self._barriers[0].position - self._given) // samples if self._barriers else most
+        frames_FS = certain_frames(self._flush, self._frames, until_flush, most, samples)
+        self._ahead = 0 if frames_FS is None else len(frames_FS)
+        return frames_FS
+
     def fill(self, row_S: FloatArray) -> None:
         """Write the next frame for the model into `row_S`.
 
@@ -298,6 +310,7 @@ class Session:
         else:
             row_S[:] = self._frames.popleft()
             mean_square = float(row_S.dot(row_S)) / len(row_S)
+        self._ahead = max(0, self._ahead - 1)
         self._in_model.append(mean_square)
 
     def advance(
@@ -357,10 +370,10 @@ class Session:
             self.events.append(EndOfTurn(self.clock))
             self._turn_builder.end(self.clock)
             if self.options.low_latency:
-                self._barriers.appendleft(Barrier(self._processed, final=False))
+                self._barriers.appendleft(Barrier(self._given, final=False))
         seconds = self.options.flush_after_silence
         if seconds is not None and self._silence.push(voiced, seconds * self.format.frame_rate):
-            self._barriers.appendleft(Barrier(self._processed, final=False))
+            self._barriers.appendleft(Barrier(self._given, final=False))
         text = None if token in (PAD_ID, WORD_ID) else token
         if self._watchdog is not None and (reason := self._watchdog.push(text, voiced)):
             self._recover(reason)
@@ -370,6 +383,7 @@ class Session:
         self.events.append(Recovered(self.clock, reason))
         self._writer = Writer(self.format, self.options, self._processed // self.format.frame_samples)
         self._ops = [*self._writer.take_ops()]
+        self._ahead = 0
 
     def _emit(self, events: Sequence[WordEvent]) -> None:
         for event in events:
@@ -401,13 +415,7 @@ class Session:
 
     def _begin_flush(self, barrier: Barrier, now: float) -> None:
         tail = next_tail(self._frames, self._framer, barrier.position - self._processed)
-        self._flush = Flush(
-            barrier=barrier,
-            began=now,
-            tail=tail,
-            frames_left=self.format.delay_frames + (tail is not None),
-            writer_before=self._writer,
-        )
+        self._flush = Flush(barrier, now, tail, self.format.delay_frames + (tail is not None), self._writer)
         if not barrier.final:
             self._ops.append(Snapshot(flush_steps(self.format.delay_frames)))
         self._writer = self._writer.copy()

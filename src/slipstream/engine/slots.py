@@ -1,4 +1,4 @@
-"""What sessions do to the slots of the model: reset, save, restore, copy, and steer the next step."""
+"""What sessions do to the slots of the model: reset, save, restore, copy, encode ahead, and steer the next step."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from slipstream.arrays import FloatArray
 from slipstream.model.runner import Runner, State, Steering
 
 if TYPE_CHECKING:
@@ -84,7 +85,14 @@ Op = Reset | Snapshot | Restore | CopyRow | ForceToken | KeepPrefix | SetState
 """An operation on the slots of a session before its next step."""
 
 
-SessionOp: TypeAlias = tuple[tuple[int, ...], Op]
+@dataclass(frozen=True, slots=True, eq=False)
+class Encode:
+    """Encode the next frames `[F, frame_samples]` of a session ahead: see `Runner.encode`."""
+
+    pcm_FS: FloatArray
+
+
+SessionOp: TypeAlias = tuple[tuple[int, ...], Op | Encode]
 """The slots of a session, and an operation on them."""
 
 
@@ -122,6 +130,8 @@ class SlotOperator:
                 self.prefixes[op.prefix] = self._runner.snapshot(slots[0])
             elif isinstance(op, Snapshot):
                 self._saved |= {slot: self._runner.savepoint(slot, op.steps) for slot in slots}
+            elif isinstance(op, Encode):
+                self._runner.encode(slots, op.pcm_FS)
             elif isinstance(op, Restore):
                 for slot in slots:
                     self._runner.restore(slot, self._saved.pop(slot))

@@ -183,6 +183,27 @@ class Runner(Protocol):
         """
         ...
 
+    @property
+    def max_ahead(self) -> int:
+        """The most frames that `encode` takes; 0 for a runner that does not encode ahead."""
+        ...
+
+    def encode(self, slots: Sequence[int], pcm_FS: FloatArray) -> None:
+        """Encode the next frames of some slots, which have the same audio so far, ahead of their steps.
+
+        Their next F steps use the result and ignore `pcm_BS`. The outputs are the same, bit for bit. For a stream whose
+        audio is already there, this is faster than encoding frame by frame.
+
+        Args:
+            slots: Their numbers.
+            pcm_FS: The frames `[F, frame_samples]`, float32 within [-1, 1]; at most `max_ahead`.
+
+        Raises:
+            ValueError: The frames do not fit, or a slot has encoded frames left.
+            AudioError: Samples are not finite.
+        """
+        ...
+
     def force(self, slots: Sequence[int], tokens: Sequence[int]) -> None:
         """Replace the last text token of some slots: their next step reads another one than they wrote.
 
@@ -229,10 +250,15 @@ class Runner(Protocol):
 
 
 class StepwiseRunner:
-    """The defaults of a runner without anything to gain from `launch` and `savepoint`: `step` and `snapshot`."""
+    """The defaults of a runner without anything to gain from `launch`, `savepoint` and `encode`."""
 
     step: Callable[..., StepOutput]
     snapshot: Callable[[int], State]
+    max_ahead: int = 0
+
+    def encode(self, slots: Sequence[int], pcm_FS: FloatArray) -> None:
+        """Raise `ValueError`: nothing is encoded ahead."""
+        raise ValueError(f"{type(self).__name__} does not encode ahead of its steps")
 
     def launch(
         self, pcm_BS: FloatArray, active_B: BoolArray, steering: Steering | None = None
@@ -320,6 +346,16 @@ class BaseRunner(StepwiseRunner):
             )
         if steering.id_BN.size and not 0 <= steering.id_BN.min() <= steering.id_BN.max() < self.config.lm.text_vocab:
             raise ValueError(f"biased tokens must be text tokens, 0 to {self.config.lm.text_vocab - 1}")
+
+    def check_encode(self, slots: Sequence[int], pcm_FS: FloatArray) -> None:
+        """Raise `ValueError` or `AudioError` for what `encode` cannot take."""
+        self.check_slots(slots)
+        if pcm_FS.ndim != 2 or pcm_FS.shape[1] != self.frame_samples or not 1 <= len(pcm_FS) <= self.max_ahead:
+            raise ValueError(
+                f"expected 1 to {self.max_ahead} frames of {self.frame_samples} samples, got {list(pcm_FS.shape)}"
+            )
+        if not np.isfinite(pcm_FS).all():
+            raise AudioError(f"samples of slots {list(slots)} are not finite numbers")
 
     def check_step(self, pcm_BS: FloatArray, active_B: BoolArray) -> FloatArray:
         """Check the input of a step, and return its samples with silence for inactive slots.

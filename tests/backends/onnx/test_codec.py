@@ -14,8 +14,8 @@ from tests.models import (
 )
 
 from slipstream.backends.onnx.codec import codec_model
+from slipstream.backends.onnx.codec_streams import CodecStreams
 from slipstream.backends.onnx.inference import open_session
-from slipstream.backends.onnx.streams import CodecStreams
 from slipstream.model.config import CodecConfig, MelConfig
 from slipstream.model.names import codec_shapes
 
@@ -39,7 +39,7 @@ def encode(config: CodecConfig, audio_S: np.ndarray, num_codebooks: int) -> np.n
     codes = []
     for frame, pcm_S in enumerate(audio_S.reshape(-1, config.frame_samples)):
         codec.pcm_BS[0] = pcm_S
-        codec.step(np.array([frame]))
+        codec.step(np.array([frame]), np.array([True]))
         codec.commit(np.array([True]))
         codes.append(codec.codes_BK[0].copy())
     return np.stack(codes)

@@ -16,7 +16,7 @@ from slipstream.backends.onnx.lm import lm_model
 from slipstream.backends.onnx.quantization import BLOCK, Bits, dequantize
 from slipstream.backends.onnx.quantization import quantize as quantized
 from slipstream.backends.onnx.runner import OnnxRunner
-from slipstream.backends.onnx.streams import DecoderStreams, TextStreams, text_streams
+from slipstream.backends.onnx.text_streams import DecoderStreams, TextStreams, text_streams
 from slipstream.backends.onnx.transformer import Quantize
 from slipstream.checkpoints.checkpoint import Checkpoint, read_codec, read_lm, save_checkpoint
 from slipstream.checkpoints.tensors import read_tensors

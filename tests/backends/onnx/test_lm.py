@@ -8,7 +8,7 @@ from tests.models import lm_config, random_weights
 
 from slipstream.backends.onnx.inference import open_session
 from slipstream.backends.onnx.lm import condition_vector, lm_model
-from slipstream.backends.onnx.streams import LMStreams
+from slipstream.backends.onnx.text_streams import LMStreams
 from slipstream.backends.onnx.transformer import Quantize
 from slipstream.errors import ConfigError
 from slipstream.model.config import ConditionerConfig, LMConfig

@@ -34,18 +34,19 @@ def codec_model(config: CodecConfig, weights: Weights, *, num_codebooks: int, qu
     `v.i` are.
     """
     graph = Graph("codec")
-    pcm = graph.input("pcm", "float32", ["B", config.frame_samples])
+    samples = 0 if config.whisper else config.frame_samples
+    pcm = graph.input("pcm", "float32", ["B", samples or "S"])
     first = graph.input("first", "bool", ["B"])
-    x = Rows(pcm, config.frame_samples, 1)
+    x = Rows(pcm, samples, 1)
     bits: Bits | None = None
     if front_end := config.whisper or config.mel:
         x = log_mel(graph, x, mel_front_end(front_end, config.sample_rate))
     if config.whisper:
         bits = 8 if quantize else None
-        x = whisper.encoder(graph, x, config.whisper, config.stride, weights, bits)
+        x = whisper.encoder(graph, x, config.whisper, weights, bits)
     else:
         x = _seanet(graph, x, config, weights)
-        attend = RingAttention(graph, config.transformer, config.stride, padded_head_dim(config.transformer))
+        attend = RingAttention(graph, config.transformer, padded_head_dim(config.transformer))
         latent = transformer(graph, x.name, weights, config.transformer, prefix="encoder_transformer.", attend=attend)
         x = Rows(latent, config.stride, config.dim)
     if config.stride > 1:
@@ -53,7 +54,7 @@ def codec_model(config: CodecConfig, weights: Weights, *, num_codebooks: int, qu
         x = causal_conv(graph, x, "downsample", weight, None, stride=config.stride, first=first, bits=bits)
     codes = _quantizer(graph, graph.reshape(x.name, [-1, config.dim]), config, weights, num_codebooks)
     graph.op("Concat", *codes, axis=1, output="codes")
-    graph.output("codes", "int64", ["B", num_codebooks])
+    graph.output("codes", "int64", ["BF", num_codebooks])
     return graph.finish()
 
 

@@ -14,7 +14,7 @@ from slipstream.backends.onnx import protobuf
 
 Array = npt.NDArray[Any]
 
-VERSION = {"slipstream_graph": "1"}
+VERSION = {"slipstream_graph": "2"}
 """Metadata of a model. Increment it when the inputs or outputs of the graphs change."""
 INLINE_BYTES = 1024
 """Constants up to this size are in the ONNX file itself, where shape inference can read them."""

@@ -50,6 +50,18 @@ def input_type(session: onnxruntime.InferenceSession, name: str) -> npt.DTypeLik
     return _DTYPES[next(node.type for node in session.get_inputs() if node.name == name)]
 
 
+def bind(
+    session: onnxruntime.InferenceSession, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
+) -> onnxruntime.SessionIOBinding:
+    """Bind contiguous arrays to the inputs and outputs of a session."""
+    binding = session.io_binding()
+    for name, array in inputs.items():
+        binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    for name, array in outputs.items():
+        binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    return binding
+
+
 class Bound:
     """A session that reads from and writes to fixed arrays.
 
@@ -70,18 +82,10 @@ class Bound:
     def run(self, rows: int) -> None:
         """Run the first `rows` slots."""
         if rows not in self._bindings:
-            self._bindings[rows] = self._bind(rows)
+            inputs = {**self._shared, **{name: array[:rows] for name, array in self._inputs.items()}}
+            outputs = {name: array[:rows] for name, array in self._outputs.items()}
+            self._bindings[rows] = bind(self._session, inputs, outputs)
         self._session.run_with_iobinding(self._bindings[rows])
-
-    def _bind(self, rows: int) -> onnxruntime.SessionIOBinding:
-        binding = self._session.io_binding()
-        inputs = {**self._shared, **{name: array[:rows] for name, array in self._inputs.items()}}
-        for name, array in inputs.items():
-            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        for name, whole in self._outputs.items():
-            array = whole[:rows]
-            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        return binding
 
 
 def physical_cores() -> int:

@@ -13,11 +13,12 @@ from onnxruntime import InferenceSession
 
 from slipstream.arrays import BoolArray, FloatArray
 from slipstream.backends.onnx.codec import codec_model
+from slipstream.backends.onnx.codec_streams import CodecStreams
 from slipstream.backends.onnx.graph import Array, Model
 from slipstream.backends.onnx.inference import open_session, physical_cores
 from slipstream.backends.onnx.lm import lm_model
 from slipstream.backends.onnx.sampling import candidates, logprob, pick, steered
-from slipstream.backends.onnx.streams import CodecStreams, text_streams
+from slipstream.backends.onnx.text_streams import text_streams
 from slipstream.backends.onnx.transformer import Quantize, Weights
 from slipstream.model.config import SamplingConfig, STTConfig
 from slipstream.model.runner import BaseRunner, Candidates, Steering, StepOutput, StreamKind, fresh_state
@@ -82,6 +83,7 @@ class OnnxRunner(BaseRunner):
             lm_session = open_part(lm, lm_graph)
             codec_session = opening.result()
         self.codec = CodecStreams(config.codec, codec_session, slots, K)
+        self.max_ahead = self.codec.max_ahead
         self.lm = text_streams(config.lm, lm_session, slots, self.codec.codes_BK)
         self._frames_B = np.zeros(slots, np.int64)
         self._token_B = np.zeros(slots, np.int64)
@@ -115,6 +117,13 @@ class OnnxRunner(BaseRunner):
         rows = self._rows(active_B)
         found = self._run(pcm_BS, active_B, rows, steering) if rows else None
         return StepOutput(self._token_B.copy(), self._logprob_B.copy(), self.lm.pause_BH.copy(), found)
+
+    def encode(self, slots: Sequence[int], pcm_FS: FloatArray) -> None:
+        """Encode the next F frames of `slots` ahead of their steps. Raises `ValueError` and `AudioError`."""
+        self.check_encode(slots, pcm_FS)
+        if (ahead := self.codec.ahead_B[list(slots)]).any():
+            raise ValueError(f"slots {list(slots)} have {ahead.tolist()} encoded frames left: use them first")
+        self.codec.encode(slots, int(self._frames_B[slots[0]]), pcm_FS)
 
     def force(self, slots: Sequence[int], tokens: Sequence[int]) -> None:
         """Replace the last text token of each of `slots`."""
@@ -150,7 +159,7 @@ class OnnxRunner(BaseRunner):
     def _run(self, pcm_BS: FloatArray, active_B: BoolArray, rows: int, steering: Steering | None) -> Candidates | None:
         """Run a step of the first `rows`. Returns their candidates, if the step is steered."""
         self.codec.pcm_BS[:rows] = pcm_BS[:rows]
-        self.codec.step(self._frames_B[:rows])
+        self.codec.step(self._frames_B[:rows], active_B[:rows])
         position_B = self._frames_B + 1
         self.lm.step(position_B[:rows], active_B[:rows])
         logits_BV = self.lm.logits_BV[:rows]

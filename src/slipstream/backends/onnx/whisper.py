@@ -10,7 +10,7 @@ from dataclasses import replace
 from slipstream.backends.onnx.graph import Graph
 from slipstream.backends.onnx.quantization import Bits
 from slipstream.backends.onnx.ring import RingAttention
-from slipstream.backends.onnx.rows import Rows, causal_conv, cut, with_tail
+from slipstream.backends.onnx.rows import END, Rows, causal_conv, cut, with_tail
 from slipstream.backends.onnx.transformer import CONTRIB, Weights, float32, linear
 from slipstream.model.config import WhisperConfig
 from slipstream.model.numerics import LAYER_NORM_EPS
@@ -20,7 +20,6 @@ def encoder(
     graph: Graph,
     x: Rows,
     config: WhisperConfig,
-    positions: int,
     weights: Weights,
     bits: Bits | None,
 ) -> Rows:
@@ -33,12 +32,12 @@ def encoder(
         weight, bias = weights[f"encoder.{name}.weight"], weights[f"encoder.{name}.bias"]
         x = causal_conv(graph, x, name, weight, bias, stride=stride, bits=bits)
         x = replace(x, name=_gelu(graph, x.name))
-    x = replace(x, name=graph.op("Add", x.name, graph.input("sines", "float32", ["B", positions, config.dim])))
-    attend = RingAttention(graph, config, positions, config.head_dim, masks=config.num_layers)
+    x = replace(x, name=graph.op("Add", x.name, graph.input("sines", "float32", ["B", "T", config.dim])))
+    attend = RingAttention(graph, config, config.head_dim, masks=config.num_layers)
     for layer in range(config.num_layers):
         x = _layer(graph, x, layer, config, weights, bits, attend)
     y = _norm(graph, x.name, weights, "encoder.norm")
-    return replace(x, name=graph.op("Mul", y, graph.input("live", "float32", ["B", positions, 1])))
+    return replace(x, name=graph.op("Mul", y, graph.input("live", "float32", ["B", "T", 1])))
 
 
 def _layer(
@@ -55,7 +54,7 @@ def _layer(
     k, v = project(h, "attn.k_proj"), project(h, "attn.v_proj")
     # Queries and residual lag behind the keys.
     late = with_tail(graph, x, f"delayed.{layer}", config.lookahead)
-    x = replace(x, name=cut(graph, late.name, 0, x.length))
+    x = replace(x, name=cut(graph, late.name, 0, -config.lookahead or END))
     q = project(_norm(graph, x.name, weights, prefix + "norm1"), "attn.q_proj")
     y = project(attend(graph, layer, q, k, v), "attn.out_proj")
     x = replace(x, name=graph.op("Add", x.name, y))
