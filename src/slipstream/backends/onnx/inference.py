@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,11 +89,24 @@ class Bound:
         self._session.run_with_iobinding(self._bindings[rows])
 
 
-def physical_cores() -> int:
-    """Count the physical cores that this process may use. Returns 0, ONNX Runtime's default, if that is unknown."""
+def physical_cores(own_group: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Count the physical cores that this process may use. Returns 0, ONNX Runtime's default, if that is unknown.
+
+    A container with a CPU limit sees all cores; more threads than it may run would wait for each other within a step.
+
+    Args:
+        own_group: Names the process's control group.
+        groups: Where the limits of all groups are.
+    """
     if not hasattr(os, "sched_getaffinity"):
         return 0
-    return len({_core(cpu) for cpu in os.sched_getaffinity(0)})
+    cores = len({_core(cpu) for cpu in os.sched_getaffinity(0)})
+    try:
+        path = own_group.read_text().rpartition("0::/")[2].strip()
+        quota, period = (groups / path / "cpu.max").read_text().split()
+        return min(cores, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # no limit ("max"), or no control groups of version 2
+        return cores
 
 
 def _core(cpu: int) -> str:
