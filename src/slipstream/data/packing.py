@@ -26,26 +26,25 @@ LeftOut = Callable[[Recording, SlipstreamError], None]
 def mel_items(
     recordings: Iterable[Recording],
     config: MelConfig,
-    sample_rate: int = SAMPLE_RATE,
     on_error: LeftOut | None = None,
 ) -> tuple[PackKind, Iterator[tuple[FloatArray, Clip]]]:
     """The kind and content of a pack of log-mel frames, for `write_pack`."""
-    front_end = LogMel(config, sample_rate)
+    front_end = LogMel(config, SAMPLE_RATE)
     silence = log_mel(front_end, np.zeros(config.window, np.float32))[-1]
-    kind = PackKind("mel", config.n_mels, sample_rate / config.hop, tuple(map(float, silence)))
-    return kind, each(recordings, lambda r: (log_mel(front_end, load(r.audio, sample_rate)), _with_phones(r)), on_error)
+    kind = PackKind("mel", config.n_mels, SAMPLE_RATE / config.hop, tuple(map(float, silence)))
+    return kind, each(recordings, lambda r: (log_mel(front_end, load(r.audio)), _with_phones(r)), on_error)
 
 
 def sample_items(
-    recordings: Iterable[Recording], sample_rate: int = SAMPLE_RATE, on_error: LeftOut | None = None
+    recordings: Iterable[Recording], on_error: LeftOut | None = None
 ) -> tuple[PackKind, Iterator[tuple[npt.NDArray[np.int16], Clip]]]:
     """The kind and content of a pack of samples, for `write_pack`; phones only where they have times."""
 
     def item(recording: Recording) -> tuple[npt.NDArray[np.int16], Clip]:
-        samples = np.clip(load(recording.audio, sample_rate), -1, 1)
+        samples = np.clip(load(recording.audio), -1, 1)
         return np.round(samples * 32767).astype(np.int16)[:, None], _clip(recording)
 
-    return PackKind("samples", 1, float(sample_rate), (0.0,)), each(recordings, item, on_error)
+    return PackKind("samples", 1, float(SAMPLE_RATE), (0.0,)), each(recordings, item, on_error)
 
 
 def token_items(

@@ -89,7 +89,7 @@ class Group:
     characters: ErrorRate
 
 
-def error_rates(hypotheses: Sequence[Hypothesis], seed: int = 0) -> Group:
+def error_rates(hypotheses: Sequence[Hypothesis]) -> Group:
     """Compute word and character error rates.
 
     Raises `BackendError` where jiwer or whisper-normalizer is not installed.
@@ -97,10 +97,7 @@ def error_rates(hypotheses: Sequence[Hypothesis], seed: int = 0) -> Group:
     pairs = [(normalise(h.recording.text, h.recording.lang), normalise(h.text, h.recording.lang)) for h in hypotheses]
     pairs = [pair for pair in pairs if _has_words(pair[0])]
     jiwer = load_jiwer()
-    return Group(
-        _rate(pairs, jiwer.process_words, seed),
-        _rate(pairs, jiwer.process_characters, seed),
-    )
+    return Group(_rate(pairs, jiwer.process_words), _rate(pairs, jiwer.process_characters))
 
 
 def groups(hypotheses: Iterable[Hypothesis], key: Callable[[Hypothesis], str]) -> dict[str, list[Hypothesis]]:
@@ -212,21 +209,21 @@ def load_jiwer() -> Any:
     return jiwer
 
 
-def _rate(pairs: Sequence[tuple[str, str]], process: Callable[..., object], seed: int) -> ErrorRate:
+def _rate(pairs: Sequence[tuple[str, str]], process: Callable[..., object]) -> ErrorRate:
     counts = np.zeros((len(pairs), 4), np.int64)
     for i, (reference, hypothesis) in enumerate(pairs):
         output: object = process(reference, hypothesis)
         s, d, n, h = (int(getattr(output, k)) for k in ("substitutions", "deletions", "insertions", "hits"))
         counts[i] = s, d, n, s + d + h
-    low, high = _interval(counts, seed)
+    low, high = _interval(counts)
     s, d, n, total = (int(x) for x in counts.sum(axis=0))
     return ErrorRate(s, d, n, total, len(pairs), low, high)
 
 
-def _interval(counts: npt.NDArray[np.int64], seed: int) -> tuple[float, float]:
+def _interval(counts: npt.NDArray[np.int64]) -> tuple[float, float]:
     if not len(counts):
         return 0.0, 0.0
-    drawn = np.random.default_rng(seed).integers(0, len(counts), (BOOTSTRAP_DRAWS, len(counts)))
+    drawn = np.random.default_rng(0).integers(0, len(counts), (BOOTSTRAP_DRAWS, len(counts)))
     sums = counts[drawn].sum(axis=1)
     rates = sums[:, :3].sum(axis=1) / np.maximum(1, sums[:, 3])
     return float(np.quantile(rates, 0.025)), float(np.quantile(rates, 0.975))

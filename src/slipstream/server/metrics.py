@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -37,63 +38,46 @@ class Metrics:
     """The metrics of a server, in their own registry."""
 
     def __init__(self) -> None:
-        registry = CollectorRegistry()
-        self.registry = registry
+        self.registry = registry = CollectorRegistry()
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
         # Gauges although they count: a Counter would be named asr_connect_total.
-        connects = Gauge("asr_connect", "Connections so far.", ["handler"], registry=registry)
+        connects = gauge("asr_connect", "Connections so far.", ["handler"])
         self.connects = connects.labels("all")
-        open_channels = Gauge("asr_open_channels", "Streams that have a slot.", ["handler"], registry=registry)
+        open_channels = gauge("asr_open_channels", "Streams that have a slot.", ["handler"])
         self.open_channels = open_channels.labels("all")
-        self.step_seconds = Histogram(
-            "asr_model_step_duration", "One step of the model, in seconds.", buckets=_STEP_SECONDS, registry=registry
+        self.step_seconds = histogram(
+            "asr_model_step_duration", "One step of the model, in seconds.", buckets=_STEP_SECONDS
         )
-        self.connection_steps = Histogram(
-            "asr_connection_num_steps",
-            "Frames processed in a connection.",
-            buckets=_CONNECTION_STEPS,
-            registry=registry,
+        self.connection_steps = histogram(
+            "asr_connection_num_steps", "Frames processed in a connection.", buckets=_CONNECTION_STEPS
         )
-        self.queued = Gauge("slipstream_queued", "Streams and uploads that wait for a slot.", registry=registry)
-        self.slots = Gauge("slipstream_slots", "Slots of the model.", registry=registry)
-        self.slots_used = Gauge("slipstream_slots_used", "Slots in use by streams and uploads.", registry=registry)
-        self.step_running = Gauge(
-            "slipstream_step_running_seconds", "How long the step in progress has taken so far.", registry=registry
+        self.queued = gauge("slipstream_queued", "Streams and uploads that wait for a slot.")
+        self.slots = gauge("slipstream_slots", "Slots of the model.")
+        self.slots_used = gauge("slipstream_slots_used", "Slots in use by streams and uploads.")
+        self.step_running = gauge("slipstream_step_running_seconds", "How long the step in progress has taken so far.")
+        self.connections = gauge("slipstream_connections", "Open TCP connections.")
+        self.lag_seconds = histogram(
+            "slipstream_lag_seconds", "How long the oldest frame had waited when its step began.", buckets=_LAG_SECONDS
         )
-        self.connections = Gauge("slipstream_connections", "Open TCP connections.", registry=registry)
-        self.lag_seconds = Histogram(
-            "slipstream_lag_seconds",
-            "How long the oldest frame had waited when its step began.",
-            buckets=_LAG_SECONDS,
-            registry=registry,
-        )
-        self.held = Gauge(
-            "slipstream_held", "Streams that wait for a client whose connection was lost.", registry=registry
-        )
-        self.resumed = Counter("slipstream_resumed", "Streams continued on another connection.", registry=registry)
-        self.words = Counter("slipstream_words", "Words sent.", registry=registry)
-        self.flush_seconds = Histogram(
+        self.held = gauge("slipstream_held", "Streams that wait for a client whose connection was lost.")
+        self.resumed = counter("slipstream_resumed", "Streams continued on another connection.")
+        self.words = counter("slipstream_words", "Words sent.")
+        self.flush_seconds = histogram(
             "slipstream_flush_seconds",
             "How long a flush took, from the request to its last word.",
             buckets=_FLUSH_SECONDS,
-            registry=registry,
         )
-        self.queue_seconds = Histogram(
+        self.queue_seconds = histogram(
             "slipstream_queue_seconds",
             "How long streams and uploads waited for the slot that they got.",
             buckets=_QUEUE_SECONDS,
-            registry=registry,
         )
-        self.recoveries = Counter("slipstream_recoveries", "Resets of a stream's model.", registry=registry)
-        self.dropped = Counter("slipstream_dropped_messages", "Messages dropped for slow readers.", registry=registry)
-        self.closes = Counter(
-            "slipstream_closes", "Connections the server closed, by code.", ["code"], registry=registry
-        )
-        self.uploads = Counter(
-            "slipstream_uploads", "Uploads, by HTTP status or `disconnected`.", ["status"], registry=registry
-        )
-        self.refusals = Counter(
-            "slipstream_refusals", "Requests refused, by HTTP status.", ["status"], registry=registry
-        )
+        self.recoveries = counter("slipstream_recoveries", "Resets of a stream's model.")
+        self.dropped = counter("slipstream_dropped_messages", "Messages dropped for slow readers.")
+        self.closes = counter("slipstream_closes", "Connections the server closed, by code.", ["code"])
+        self.uploads = counter("slipstream_uploads", "Uploads, by HTTP status or `disconnected`.", ["status"])
+        self.refusals = counter("slipstream_refusals", "Requests refused, by HTTP status.", ["status"])
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
         self._log_second = self._logged = 0
