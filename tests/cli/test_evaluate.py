@@ -49,6 +49,15 @@ def test_an_evaluation_without_recordings_is_an_error(
     assert "WER" not in result.output
 
 
+@pytest.mark.parametrize("option", ["--html", "--json"])
+def test_a_result_that_cannot_be_written_is_an_error_before_the_evaluation(option: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = _evaluate(tmp_path, option, str(tmp_path / "file" / "out"), sample="good morning")
+    assert isinstance(result.exception, SlipstreamError)
+    assert "no file can be written to this folder" in str(result.exception)
+    assert "WER" not in result.output
+
+
 def test_a_missing_file_is_named_and_the_rest_measured(tmp_path: Path) -> None:
     result = _evaluate(tmp_path, missing="nobody", sample="good morning")
     assert result.exit_code == 0, result.output

@@ -9,6 +9,7 @@ import typer
 
 from slipstream.cli.left_out import LeftOut
 from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model
+from slipstream.cli.output import make_folder, write_file
 
 
 def evaluate(
@@ -67,6 +68,9 @@ def evaluate(
     need_words(recordings, manifest)
     if baseline:
         need_words((r for r in recordings if r.lang == "en"), f"{manifest}, in English for the baseline")
+    for path in (html, json):
+        if path is not None and (path.is_file() or not path.exists()):
+            make_folder(path.parent)
     uncalibrated = bundle.uncalibrated()
     with load(uncalibrated, backend=backend, device=device, slots=streams or slots, beam=beam) as transcriber:
         hypotheses, speed = transcribe_recordings(transcriber, recordings, on_error=left_out)
@@ -102,11 +106,6 @@ def evaluate(
             for sound, count in invented.items():
                 typer.echo(f"{sound}: {count:.0f} words per hour")
     if html is not None:
-        _write(html, to_html(evaluation))
+        write_file(html, to_html(evaluation))
     if json is not None:
-        _write(json, to_json(evaluation, baseline=rival, stream=stream, invented_words=invented))
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+        write_file(json, to_json(evaluation, baseline=rival, stream=stream, invented_words=invented))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,15 @@ def has_text(path: Path, format: Format) -> bool:
         return bool(json.loads(text)["text"]) if format == "json" else text.strip() not in ("", empty.strip())
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder for results before the work starts. Raises `OutputError` if no file can be written there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise OutputError(f"{path}: no file can be written to this folder: {error.strerror}") from error
 
 
 def write_file(path: Path, content: str | bytes) -> None:

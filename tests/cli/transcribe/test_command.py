@@ -331,6 +331,16 @@ def test_several_subtitles_need_a_folder(cli: Cli, sound: Sound, loaded: Loaded)
     assert "need a folder: -o DIR" in outcome.err
 
 
+def test_a_folder_that_cannot_be_written_is_an_error_before_loading(
+    cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    outcome = cli("transcribe", sound("a.wav", [0.1]), "-o", tmp_path / "file" / "out")
+    assert outcome.code == 1
+    assert f"{tmp_path / 'file/out'}: no file can be written to this folder: Not a directory" in outcome.err
+    assert loaded.model is None
+
+
 def test_disk_full_leaves_no_half_file(
     cli: Cli, sound: Sound, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

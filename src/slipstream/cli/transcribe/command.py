@@ -28,7 +28,7 @@ from slipstream.cli.options import (
     given_model,
     raw_format_of,
 )
-from slipstream.cli.output import has_text, render, write_file, write_stdout
+from slipstream.cli.output import has_text, make_folder, render, write_file, write_stdout
 from slipstream.cli.streams import check_stdout
 from slipstream.cli.transcribe.hints import make_hints
 from slipstream.cli.transcribe.recognisers import LocalRecogniser, Recogniser, ServerRecogniser
@@ -206,6 +206,8 @@ def transcribe(
             jobs = _without_done(jobs, output, format)
         if not jobs:
             return
+        if output:
+            make_folder(output)
         slots = min(slots, len(jobs))
         if server:
             recogniser: Recogniser = ServerRecogniser(server, given_model(context, model), hints)
