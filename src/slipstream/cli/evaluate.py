@@ -30,6 +30,10 @@ def evaluate(
             "streams. Default: the value in the model's config.json.",
         ),
     ] = None,
+    delay: Annotated[
+        float | None,
+        typer.Option(help="Text delay in seconds, for a model that was trained with several delays."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Evaluate on the first N recordings only.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Only recordings of this dataset.")] = None,
     split: Annotated[str | None, typer.Option(help="Only recordings of this split.")] = None,
@@ -60,6 +64,7 @@ def evaluate(
     from slipstream.evaluate.report import to_json, to_text
     from slipstream.evaluate.scores import need_words
     from slipstream.evaluate.transcribe import transcribe_recordings
+    from slipstream.hints import Hints
     from slipstream.loading import load
 
     bundle = ModelBundle.resolve(model)
@@ -73,7 +78,8 @@ def evaluate(
             make_folder(path.parent)
     uncalibrated = bundle.uncalibrated()
     with load(uncalibrated, backend=backend, device=device, slots=streams or slots, beam=beam) as transcriber:
-        hypotheses, speed = transcribe_recordings(transcriber, recordings, on_error=left_out)
+        hints = None if delay is None else Hints(delay=delay)
+        hypotheses, speed = transcribe_recordings(transcriber, recordings, on_error=left_out, hints=hints)
         transcribed = {one.recording for one in hypotheses}
         recordings = [recording for recording in recordings if recording in transcribed]
         need_words(recordings, f"{manifest}, without the {left_out.count} that cannot be read")

@@ -66,7 +66,8 @@ class DataOptions(Options):
     seconds: length of a row; longer than the LM's context, so that the model learns to go on once its ring is full.
     gaps, gap_shares: ranges of seconds of silence between the utterances of a row, and how often each is drawn,
     relative to the others.
-    delay: text delay in frames, or the two bounds it is drawn from; a drawn delay needs a conditioner named "delay".
+    delay: text delay in frames, or the two bounds it is drawn from; a drawn delay needs a conditioner named "delay",
+    which a run with model.base adds.
     That of the model that the run starts from by default, or 6.
     crop: by dataset, how often only a run of a recording's words is taken: against memorising few sentences.
     same_language: how often the next utterance of a row is in the language of the last.

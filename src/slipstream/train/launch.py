@@ -67,6 +67,7 @@ from slipstream.train.setup import (
     text_options,
     undelayed,
     wave_sampler,
+    with_drawn_delay,
 )
 from slipstream.train.speech import copy_training_part, find_codec, write_phones, write_training_part
 from slipstream.train.tasks import JointTask, PhoneTask, TextTask
@@ -344,6 +345,8 @@ def _run_text(options: LMRun, report: Report, measure: Measure | None) -> Path:
     lm_config = options.model.lm or grown(config.lm, text.growth)
     if options.model.pause_heads is not None:
         lm_config = lm_config.model_copy(update={"pause_heads": options.model.pause_heads})
+    if options.model.lm is None:
+        lm_config = with_drawn_delay(lm_config, text.delay)
     config = delayed(config.model_copy(update={"lm": lm_config}), text.delay)
     codec = build_codec(config.codec, base.codec)
     packs = _token_packs(options.data, codec, str(options.model.base), config.lm.audio_vocab)

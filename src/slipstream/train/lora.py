@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -121,6 +122,13 @@ def based_lm(base: Checkpoint, config: LMConfig, options: LMRun, growth: Growth 
     if config.pause_heads != base.config.lm.pause_heads:
         heads = PauseHeads(config.pause_heads, config.pause_classes, config.transformer.dim)
         weights["pause_heads.weight"] = heads.weight.detach().numpy()
+    for condition in config.conditioners:
+        if condition not in base.config.lm.conditioners:
+            if frozen:
+                raise ConfigError(f"an adapter or pause heads alone cannot learn the new condition {condition.name}")
+            prefix, dim = f"conditioners.{condition.name}.", config.transformer.dim
+            weights[prefix + "output_proj.weight"] = np.zeros((dim, condition.dim), np.float32)
+            weights[prefix + "learnt_padding"] = np.zeros(dim, np.float32)
     lm = build_lm(config, weights, dtype=dtype_of(options.run) if frozen else torch.float32)
     lm.requires_grad_(not frozen)
     if options.pause_heads_only and growth is not None:

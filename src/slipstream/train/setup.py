@@ -15,7 +15,7 @@ from slipstream.data.rows import RowOptions
 from slipstream.data.texts import read_texts
 from slipstream.data.waves import WaveSampler, wave_effects
 from slipstream.errors import CheckpointError, ConfigError
-from slipstream.model.config import CodecConfig, LMConfig, MelConfig, STTConfig
+from slipstream.model.config import CodecConfig, ConditionerConfig, LMConfig, MelConfig, STTConfig
 from slipstream.model.text import Tokenizer
 from slipstream.train.model import SpeechModel
 from slipstream.train.options import (
@@ -32,6 +32,8 @@ from slipstream.train.vocabulary import Growth, extends
 from slipstream.train.whisper_start import later_ages
 
 DEFAULT_DELAY = 6
+DELAY = ConditionerConfig(name="delay", kind="continuous", dim=64, scale_factor=10.0)
+"""The condition that a model gets which is trained with several delays for the first time; its value is in seconds."""
 
 
 def new_speech_model(model: ModelOptions, text: TextOptions, phones: int, seed: int) -> SpeechModel:
@@ -120,6 +122,15 @@ def open_tokenizer(path: Path, lm: LMConfig) -> Tokenizer:
 def undelayed(codec: CodecConfig, lm: LMConfig, text: TextOptions) -> STTConfig:
     """The configuration before `delayed` sets its delay."""
     return STTConfig(codec=codec, lm=lm, delay_seconds=0, delay_frames=text.delay[1])
+
+
+def with_drawn_delay(lm: LMConfig, bounds: tuple[int, int]) -> LMConfig:
+    """The LM with the condition `delay`, which a drawn delay needs. Raises `ConfigError` if it cannot have one."""
+    if bounds[0] == bounds[1] or any(condition.name == DELAY.name for condition in lm.conditioners):
+        return lm
+    if lm.whisper:
+        raise ConfigError("data.delay is drawn: Whisper's decoder has no conditions, so give it one delay")
+    return lm.model_copy(update={"conditioners": (*lm.conditioners, DELAY)})
 
 
 def delayed(config: STTConfig, bounds: tuple[int, int]) -> STTConfig:

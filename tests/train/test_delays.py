@@ -1,0 +1,73 @@
+"""A model with one delay that is trained with several for the first time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.models import stt_config
+from tests.train import world
+
+from slipstream.bundle import ModelBundle
+from slipstream.data.options import DataOptions
+from slipstream.errors import ConfigError
+from slipstream.train.launch import run_lm
+from slipstream.train.lora import based_lm
+from slipstream.train.options import LMRun, LoraOptions, ModelOptions, RunOptions
+from slipstream.train.setup import DELAY, with_drawn_delay
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world.base_folder(tmp_path_factory.mktemp("delays"))
+
+
+def options(folder: Path, out: Path, **changes: object) -> LMRun:
+    data = DataOptions(packs=(folder / "pack",), weights={"chords": 1.0}, seconds=4.0, delay=(4, 9))
+    return LMRun(
+        run=RunOptions(out=out, steps=2, rows=2),
+        model=ModelOptions(base=str(folder / "base")),
+        data=data,
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def test_at_the_start_every_delay_writes_what_the_base_writes(folder: Path, tmp_path: Path) -> None:
+    base = ModelBundle.resolve(str(folder / "base")).checkpoint()
+    config = with_drawn_delay(base.config.lm, (4, 9))
+    assert config.conditioners == (DELAY,)
+    lm = based_lm(base, config, options(folder, tmp_path)).eval()
+    for seconds in (0.32, 0.72):
+        condition_BD = lm.condition({"delay": seconds})
+        assert condition_BD is not None
+        assert not condition_BD.any()
+    unchanged = {name: w for name, w in lm.state_dict().items() if not name.startswith("conditioners.")}
+    assert unchanged.keys() == base.lm.keys()
+    assert all(np.array_equal(weight.numpy(), np.asarray(base.lm[name])) for name, weight in unchanged.items())
+
+
+def test_the_new_model_has_every_delay_between_the_bounds(folder: Path, tmp_path: Path) -> None:
+    run_lm(options(folder, tmp_path / "run"), lambda line: None)
+    config = ModelBundle.resolve(str(tmp_path / "run" / "model")).config
+    assert config.delay_frames == 6
+    assert [config.with_delay(seconds).delay_frames for seconds in (0.32, 0.48, 0.72)] == [4, 6, 9]
+    weights = ModelBundle.resolve(str(tmp_path / "run" / "model")).checkpoint().lm
+    assert np.asarray(weights["conditioners.delay.output_proj.weight"]).any()
+
+
+def test_a_model_that_has_the_condition_keeps_it() -> None:
+    lm = world.config(conditioned=True).lm
+    assert with_drawn_delay(lm, (4, 9)) is lm
+    assert with_drawn_delay(world.config().lm, (6, 6)).conditioners == ()
+
+
+def test_an_adapter_cannot_learn_the_condition(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="an adapter or pause heads alone cannot learn the new condition delay"):
+        run_lm(options(folder, tmp_path / "run", lora=LoraOptions(rank=4)), lambda line: None)
+
+
+def test_the_decoder_of_whisper_is_refused() -> None:
+    lm = stt_config(codec="whisper", decoder=True).lm
+    with pytest.raises(ConfigError, match="Whisper's decoder has no conditions, so give it one delay"):
+        with_drawn_delay(lm, (4, 9))
