@@ -26,8 +26,9 @@ A backend must meet these requirements, which `tests/laws` checks for every back
 - A slot's output depends on that slot's audio only. Inactive slots keep their state bit for bit.
 - `snapshot` copies a slot's state, and `restore` accepts it in any slot.
 
-Its own tests check that tokens equal those of the PyTorch backend with float32 weights, and that probabilities differ
-by rounding only.
+The laws have configurations with every kind of codec and decoder, Whisper's included, and also test steering, delays,
+languages and streams that begin at a later frame. Its own tests check that tokens equal those of the PyTorch backend
+with float32 weights, and that probabilities differ by rounding only.
 
 Two parts are easy to get wrong:
 
@@ -40,10 +41,11 @@ To register the backend, change these places:
 
 - `BACKENDS` below: its entry.
 - `pyproject.toml`: an extra with its library, and that library in `constraints.txt`; the package in the import contract
-  "No backend imports another"; the library in the `forbidden_modules` of the other contracts, and, if it has no types,
+  "No backend imports another", and in the `source_modules` of "Only the PyTorch backend uses the PyTorch modules"; the
+  library in the `forbidden_modules` of the other contracts, and, if it has no types,
   in mypy's list of such modules.
 - `tests/laws/backends.py`: its runners, for the laws. Its own tests are in `tests/backends/<name>`.
-- `tests/test_imports.py`: the library in `HEAVY`.
+- `tests/test_imports.py`: the library in `HEAVY`. `tests/test_bundle.py`: the list of all backends.
 - `slipstream.cli.doctor`: the library in `_PACKAGES`. `slipstream.cli.options`: the help of `--backend`, `--device` and
   `--quantize`. The docstrings of `ModelBundle.open`, `slipstream.load`, `ray.serve.app` and `ray.data.transcribe`.
 - A guide in `docs/guides`, with its entry in `mkdocs.yml` and in the table "Documentation" of the README; the extra in

@@ -10,7 +10,8 @@ Sockets, limits, keys, sessions, metrics and logs are the same for all dialects.
    option in `slipstream.cli.serve`.
 3. Describe its messages in `server/api/asyncapi.yaml` and its route in `server/api/openapi.yaml`, with cases in
    `tests/server/test_asyncapi.py`.
-4. Add a client to `CLIENTS` in `benchmarks/dialects.py`, which `tests/dialects/test_every_dialect.py` runs.
+4. Add a client to `CLIENTS` in `benchmarks/dialects.py`, which `tests/dialects/test_every_dialect.py` runs. The
+   dialect's own tests are in `tests/dialects`, in a file of its name.
 5. Add the address to the routes in `docs/guides/server.md`, a guide with its entry in `mkdocs.yml`, and the tests to
    `docs/reference/tested-clients.md`.
 
