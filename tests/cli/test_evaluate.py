@@ -69,3 +69,9 @@ def test_a_missing_file_is_named_and_the_rest_measured(tmp_path: Path) -> None:
 def test_a_beam_of_one_is_greedy(tmp_path: Path) -> None:
     result = _evaluate(tmp_path, "--beam", "1", "--slots", "2", sample="good morning")
     assert "2 concurrent streams with a beam of 1" in result.output
+
+
+def test_another_delay_is_refused_by_a_model_with_one(tmp_path: Path) -> None:
+    result = _evaluate(tmp_path, "--backend", "onnx", "--delay", "2", sample="good morning")
+    assert isinstance(result.exception, SlipstreamError)
+    assert "this model has one delay" in str(result.exception)

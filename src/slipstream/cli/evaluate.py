@@ -68,6 +68,8 @@ def evaluate(
     from slipstream.loading import load
 
     bundle = ModelBundle.resolve(model)
+    if delay is not None:
+        bundle.config.with_delay(delay)  # refuses one that the model lacks, before all recordings are left out
     chosen = matching(read_recordings(manifest), manifest, dataset=dataset, split=split)
     recordings, left_out = list(islice(chosen, limit)), LeftOut()
     need_words(recordings, manifest)
