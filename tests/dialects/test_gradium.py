@@ -74,7 +74,9 @@ def test_a_step_has_the_rounded_probability_of_each_horizon(index: int, pause: l
         {"horizon_s": horizon, "inactivity_prob": round(p, 4)}
         for horizon, p in zip((0.5, 1.0, 2.0, 3.0), pause, strict=False)
     ]
-    assert json.loads(action.message) == {"type": "step", "step_idx": index, "step_duration": 0.08, "vad": vad}
+    message = json.loads(action.message)
+    assert message.pop("total_duration_s") == pytest.approx(0.08 * index)
+    assert message == {"type": "step", "step_idx": index, "step_duration_s": 0.08, "vad": vad}
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,7 @@ def test_a_step_has_the_rounded_probability_of_each_horizon(index: int, pause: l
         ([b"\0"], "expected text messages"),
         (['{"type": ["a"]}'], "in the state 'new': expected setup"),
         (['{"type": "setup", "model_name": "large"}'], "unknown model 'large'"),
-        (['{"type": "setup", "input_format": "wav"}'], "input_format='wav': expected one of pcm, pcm_8000"),
+        (['{"type": "setup", "input_format": "mp3"}'], "input_format='mp3': expected one of pcm, pcm_8000"),
         (['{"type": "setup", "input_format": ["pcm"]}'], "input_format="),
         ([SAMPLES["setup"], '{"type": "audio", "audio": "A"}'], "audio: not base64"),
         ([SAMPLES["setup"], '{"type": "audio", "audio": 1}'], "audio: expected base64"),

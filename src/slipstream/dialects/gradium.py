@@ -11,13 +11,11 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
-from slipstream.dialects.formats import PcmStream, check_format
+from slipstream.dialects.formats import LiveDecoder, PcmStream, WavStream, check_format, ogg_opus
 from slipstream.dialects.models import StreamRequest, UnknownModel
-from slipstream.dialects.ogg import OggOpusDecoder
 from slipstream.dialects.order import Order, Table
 from slipstream.dialects.protocol import (
     Action,
-    Audio,
     CloseCode,
     Dialect,
     Finish,
@@ -38,7 +36,9 @@ PATH = "/api/speech/asr"
 DEFAULT_MODEL = "default"
 """The name of the default model."""
 RATES = {"pcm": 24_000, "pcm_8000": 8_000, "pcm_16000": 16_000, "pcm_24000": 24_000}
-"""Sample rates of the formats of 16-bit PCM, in Hz. The format `opus` is an Ogg Opus stream."""
+"""Sample rates of the formats of 16-bit PCM, in Hz. The others are `wav`, and `opus`, which is an Ogg Opus stream."""
+ANY_LANGUAGE = "any"
+"""The language of clients that leave it to the model."""
 HORIZONS = (0.5, 1.0, 2.0, 3.0)
 """Of the pause heads, in seconds."""
 DELAY_FRAMES = (7, 48)
@@ -65,8 +65,7 @@ class GradiumDialect(Dialect):
         self._models, self._id = request.models, request.id
         self._model = request.models[None]
         self._order = Order(ORDER)
-        self._pcm: PcmStream | None = None
-        self._opus: OggOpusDecoder | None = None
+        self._decoder: LiveDecoder
         self._markers = itertools.count()
         self._flush_ids: dict[int, Any] = {}
         self._open: OpenWord | None = None
@@ -85,18 +84,18 @@ class GradiumDialect(Dialect):
             yield Open(SessionOptions(steps=True, partials=False, hints=hints), self._model.model)
         elif kind == "audio":
             for piece in decode_base64(fields.get("audio"), "audio"):
-                yield from self._decode(piece)
+                yield from self._decoder.audio(piece)
         elif kind == "flush":
             flush_id = fields.get("flush_id")
             if not isinstance(flush_id, (str, int)) or len(str(flush_id)) > _FLUSH_ID_CHARACTERS:
                 raise ProtocolError(f"flush_id={flush_id!r:.40}: expected at most {_FLUSH_ID_CHARACTERS} characters")
-            yield from self._rest(last=False)
+            yield from self._decoder.rest(last=False)
             marker = next(self._markers)
             self._flush_ids[marker] = flush_id
             yield Marker(marker)
             yield Flush()  # the marker would wait for more audio
         else:
-            yield from self._rest(last=True)
+            yield from self._decoder.rest(last=True)
             yield Finish()
 
     def handle(self, event: Event, channel: int) -> Iterable[Action]:
@@ -121,13 +120,16 @@ class GradiumDialect(Dialect):
             return dump(type="flushed", flush_id=self._flush_ids.pop(event.id))
         if isinstance(event, Ready):
             info = self._model
+            delay = round((self._delay or info.delay_seconds) / info.frame_seconds)
             return dump(
                 type="ready",
                 request_id=self._id,
                 model_name=info.model,
                 sample_rate=info.sample_rate,
                 frame_size=round(info.sample_rate * info.frame_seconds),
-                delay_in_tokens=round((self._delay or info.delay_seconds) / info.frame_seconds),
+                delay_in_frames=delay,
+                delay_in_tokens=delay,  # the name that LiveKit's plugin reads
+                text_stream_names=[],
             )
         if isinstance(event, Final):
             return dump(type="end_of_stream")
@@ -135,7 +137,8 @@ class GradiumDialect(Dialect):
 
     def _step(self, event: Step) -> str:
         pause = event.pause[: len(HORIZONS)]
-        return _step_format(self._model.frame_seconds, len(pause)) % (event.index, *pause)
+        frame_seconds = self._model.frame_seconds
+        return _step_format(frame_seconds, len(pause)) % (event.index, event.index * frame_seconds, *pause)
 
     def _text(self, opened: OpenWord) -> str:
         """Return a word, or what the model has added to the last one."""
@@ -149,19 +152,22 @@ class GradiumDialect(Dialect):
             self._model = self._models[None if name == DEFAULT_MODEL else str(name)]
         except UnknownModel as error:
             raise ProtocolError(str(error)) from error
+        rate = self._model.sample_rate
         if format == "opus":
-            self._opus = OggOpusDecoder(self._model.sample_rate)
+            self._decoder = ogg_opus(rate)
+        elif format == "wav":
+            self._decoder = WavStream(rate)
         elif isinstance(format, str) and format in RATES:
-            self._pcm = PcmStream(check_format("pcm_s16le", RATES[format]), self._model.sample_rate)
+            self._decoder = PcmStream(check_format("pcm_s16le", RATES[format]), rate)
         else:
-            raise ProtocolError(f"input_format={format!r:.40}: expected one of {', '.join(RATES)}, opus")
+            raise ProtocolError(f"input_format={format!r:.40}: expected one of {', '.join(RATES)}, wav, opus")
         config = fields.get("json_config") or {}
         if isinstance(config, str):  # some clients send it as text
             config = parse_object(config)
         if not isinstance(config, dict):
             return Hints()
         language, frames = config.get("language"), config.get("delay_in_frames")
-        languages = [language] if isinstance(language, str) and language else []
+        languages = [language] if isinstance(language, str) and language not in ("", ANY_LANGUAGE) else []
         if frames is None or not self._model.delays:  # a model with one delay keeps it
             return make_hints(languages=languages)
         if type(frames) is not int or not DELAY_FRAMES[0] <= frames <= DELAY_FRAMES[1]:
@@ -169,27 +175,15 @@ class GradiumDialect(Dialect):
             raise ProtocolError(f"delay_in_frames={frames!r:.40}: expected a whole number from {low} to {high}")
         return make_hints(languages=languages, delay=frames * self._model.frame_seconds)
 
-    def _decode(self, data: bytes) -> Iterator[Audio]:
-        if self._pcm is not None:
-            yield from self._pcm.audio(data)
-        elif self._opus is not None:
-            for piece_S in self._opus.push(data):
-                yield Audio(piece_S)
-
-    def _rest(self, *, last: bool) -> Iterator[Audio]:
-        """The audio that decoders still hold."""
-        if self._pcm is not None:
-            yield from self._pcm.rest(last=last)
-        elif self._opus is not None:
-            yield Audio(self._opus.flush(last=last))
-
 
 _FLUSH_ID_CHARACTERS = 64
 
 
 @cache
 def _step_format(frame_seconds: float, heads: int) -> str:
-    """Return a `step` with gaps for the index and the probabilities: only they differ from frame to frame."""
+    """Return a `step` with gaps for what differs: its index, the audio so far and the probabilities."""
     vad = [{"horizon_s": horizon, "inactivity_prob": 0} for horizon in HORIZONS[:heads]]
-    message = dump(type="step", step_idx=0, step_duration=frame_seconds, vad=vad)
-    return message.replace('"step_idx":0', '"step_idx":%d').replace('"inactivity_prob":0', '"inactivity_prob":%.4f')
+    message = dump(type="step", step_idx=0, step_duration_s=frame_seconds, total_duration_s=0, vad=vad)
+    for name, gap in (("step_idx", "%d"), ("total_duration_s", "%.2f"), ("inactivity_prob", "%.4f")):
+        message = message.replace(f'"{name}":0', f'"{name}":{gap}')
+    return message
