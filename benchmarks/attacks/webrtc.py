@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,12 @@ def whip_offers(target: Target) -> None:
 def calls_offers(target: Target) -> None:
     """The same at OpenAI's route."""
     asyncio.run(_offers(target, CALLS))
+
+
+@attack
+def whip_candidates(target: Target) -> None:
+    """Offers that never connect, from 16 clients, each with the most addresses that the server may try."""
+    asyncio.run(_offers(target, WHIP, clients=16, candidates=64))
 
 
 @attack
@@ -68,13 +75,26 @@ def _peer() -> tuple[RTCPeerConnection, RTCDataChannel]:
     return peer, peer.createDataChannel("oai-events")
 
 
-async def _offers(target: Target, path: str) -> None:
+async def _offers(target: Target, path: str, clients: int = 1, candidates: int = 0) -> None:
     peer, _ = _peer()
     await peer.setLocalDescription(await peer.createOffer())
-    offer = peer.localDescription.sdp.encode()
-    while target.running:
-        await asyncio.to_thread(target.request, "POST", path, SDP, body=offer)
+    lines = peer.localDescription.sdp.split("\r\n")
     await peer.close()
+    if candidates:
+        lines = [line for line in lines if not line.startswith("a=candidate:")]
+        first_media = next(number for number, line in enumerate(lines) if line.startswith("m=")) + 1
+        lines[first_media:first_media] = [
+            f"a=candidate:{number} 1 udp {1000 + number} 127.0.0.1 {40_000 + number} typ host"
+            for number in range(candidates)
+        ]
+    offer = "\r\n".join(lines).encode()
+
+    async def client() -> None:
+        while target.running:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(target.request, "POST", path, SDP, body=offer)
+
+    await asyncio.gather(*(client() for _ in range(clients)))
 
 
 async def _call(target: Target, path: str, flood: Callable[[Any, Any, Target], Awaitable[None]]) -> None:

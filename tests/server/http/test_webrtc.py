@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 import urllib.request
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from fractions import Fraction
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from benchmarks.attacks import Target
-from benchmarks.attacks import webrtc as webrtc_attacks
 from tests.fakes import ScriptRunner, silence, sound_of, speech
 from tests.server.harness import Running, get, serving, solo, wait_for
 
@@ -24,7 +20,6 @@ from slipstream.audio import Resampler
 from slipstream.connections.keys import KeyRing
 from slipstream.engine.options import SessionOptions
 from slipstream.hints import Keyword
-from slipstream.server.http import webrtc, webrtc_limits
 
 aiortc = pytest.importorskip("aiortc")
 av = pytest.importorskip("av")
@@ -346,98 +341,3 @@ def test_a_call_needs_a_key() -> None:
     with serving(ScriptRunner(), keys=KeyRing.of(["secret"])) as running:
         assert get(f"{running.http}/v1/realtime/calls", b"v=0", content_type="application/sdp")[0] == 401
         asyncio.run(talk(running))
-
-
-FLOODS = {
-    "whip_packets": "at most 100 packets and messages per second",
-    "whip_sources": "at most 16 sources of RTP",
-    "calls_messages": "at most 100 packets and messages per second",
-    "calls_channels": "at most 16 data channels",
-    "calls_endless_message": "too many pieces of messages that are not complete",
-}
-
-
-@pytest.mark.parametrize("name", FLOODS)
-def test_a_call_that_sends_too_much_ends(
-    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    most = 100.0 if "packets" in FLOODS[name] else 1e9
-    monkeypatch.setattr(webrtc_limits, "PACKETS_PER_SECOND", most)
-
-    def reasons() -> str:
-        return " ".join(str(vars(record).get("reason")) for record in caplog.records)
-
-    with caplog.at_level("INFO", "slipstream"), serving() as running:
-        with suppress(ConnectionError):  # of a client that sends more after the end
-            getattr(webrtc_attacks, name)(Target(urlsplit(running.http).port or 0, time.monotonic() + 10))
-        wait_for(lambda: FLOODS[name] in reasons())
-        wait_for(lambda: running.engine.active == 0)
-
-
-@pytest.mark.parametrize(("line", "says"), [("a=candidate:", "at most 64 lines"), ("m=", "at most 16 lines")])
-def test_a_long_offer_is_refused(line: str, says: str) -> None:
-    with serving() as running:
-        offer = "v=0\r\n" + f"{line}x\r\n" * 70
-        status, body, _ = get(f"{running.http}/v1/whip", offer.encode(), content_type="application/sdp")
-        assert (status, says in body.decode()) == (400, True)
-
-
-async def offer_that_never_connects() -> bytes:
-    async with calling(silence(5), None) as caller:
-        await caller.peer.setLocalDescription(await caller.peer.createOffer())
-        return str(caller.peer.localDescription.sdp).encode()
-
-
-def test_an_offer_takes_no_slot() -> None:
-    """Only a connection does, so that nobody takes all slots with a few requests."""
-
-    with serving(ScriptRunner(slots=1)) as running:
-        sdp = asyncio.run(offer_that_never_connects())
-        for _ in range(3):
-            assert get(f"{running.http}/v1/whip", sdp, content_type="application/sdp")[0] == 201
-        assert running.engine.active == 0
-
-
-def test_offers_that_never_connect_give_way_to_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody blocks the calls of others with offers: they would for 30 s."""
-    monkeypatch.setattr(webrtc, "MOST_CALLS", 2)
-
-    async def call(running: Running) -> None:
-        async with calling(silence(5), "events") as first, calling(silence(5), "events") as second:
-            await first.call(f"{running.http}/v1/whip")
-            await first.until("ready")
-            sdp, locations = await offer_that_never_connects(), []
-            for _ in range(3):
-                status, _, answered = await asyncio.to_thread(
-                    get, f"{running.http}/v1/whip", sdp, content_type="application/sdp"
-                )
-                assert status == 201
-                locations.append(answered["location"])
-            await second.call(f"{running.http}/v1/whip")
-            await second.until("ready")
-            for location in locations:
-                assert (await asyncio.to_thread(get, running.http + location))[0] == 404
-            status, body, _ = await asyncio.to_thread(
-                get, f"{running.http}/v1/whip", sdp, content_type="application/sdp"
-            )
-            assert (status, "2 calls are open" in body.decode()) == (503, True)
-
-    with serving() as running:
-        asyncio.run(call(running))
-
-
-def test_offers_take_turns() -> None:
-    """An answer takes 5 ms of the event loop, in which no stream is served."""
-
-    async def offer(running: Running) -> None:
-        async with calling(silence(5), None) as caller:
-            await caller.call(f"{running.http}/v1/whip")
-
-    async def offers(running: Running) -> float:
-        await offer(running)  # imports aiortc
-        began = time.monotonic()
-        await asyncio.gather(*(offer(running) for _ in range(4)))
-        return time.monotonic() - began
-
-    with serving() as running:
-        assert asyncio.run(offers(running)) >= 3 * webrtc.OFFER_SECONDS

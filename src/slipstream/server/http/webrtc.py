@@ -26,7 +26,7 @@ from slipstream.dialects.plain import PlainDialect, check_names, parse_hints
 from slipstream.dialects.protocol import Close, CloseCode, Dialect, Message
 from slipstream.dialects.realtime.transcription import TranscriptionDialect
 from slipstream.server.http.requests import Guarded
-from slipstream.server.http.webrtc_limits import OFFER_BYTES, Watch, refusal
+from slipstream.server.http.webrtc_limits import BODY_BYTES, Candidates, Watch, refusal
 from slipstream.server.streams.outbox import Socket
 from slipstream.server.streams.stream import LiveStream
 from slipstream.server.uploads.multipart import MultipartForm
@@ -46,8 +46,8 @@ WAITING_MESSAGES = 3000
 CONNECT_SECONDS = 30.0
 WATCH_SECONDS = 0.1
 """How often a call is checked."""
-OFFER_SECONDS = 0.02
-"""Least time between two offers: an answer takes 5 ms of the event loop."""
+OFFER_SECONDS = 0.04
+"""Least time between two offers: an answer takes 5 to 10 ms of the event loop."""
 
 OpenStream: TypeAlias = Callable[[Request, Callable[[StreamRequest], Dialect], Socket, Callable[[], None]], LiveStream]
 """Makes the stream of a call. Raises `Refused`."""
@@ -74,6 +74,7 @@ class Call:
         self._inbox: deque[Message] = deque()
         self._begun = self._paused = self._ended = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._answering = asyncio.Lock()
         self.client_code, self.sent_reason = LOST, ""
         peer.on("track", self._track_came)
         peer.on("datachannel", self._channel_came)
@@ -85,11 +86,12 @@ class Call:
 
         self._later(self._watch_over())
         try:
-            await self._peer.setRemoteDescription(RTCSessionDescription(offer, "offer"))
-            kinds = [transceiver.kind for transceiver in self._peer.getTransceivers()]
-            for transceiver in self._peer.getTransceivers():
-                transceiver.direction = "recvonly" if transceiver.kind == "audio" else "inactive"
-            await self._peer.setLocalDescription(await self._peer.createAnswer())
+            async with self._answering:
+                await self._peer.setRemoteDescription(RTCSessionDescription(offer, "offer"))
+                kinds = [transceiver.kind for transceiver in self._peer.getTransceivers()]
+                for transceiver in self._peer.getTransceivers():
+                    transceiver.direction = "recvonly" if transceiver.kind == "audio" else "inactive"
+                await self._peer.setLocalDescription(await self._peer.createAnswer())
         except Exception as error:  # whatever a parser of damaged SDP raises
             raise Refused(400, "the body is not an SDP offer that can be answered") from error
         if "audio" not in kinds:
@@ -261,7 +263,8 @@ class Call:
             if code in (None, CloseCode.POLICY_VIOLATION) or self._channel is None or not self._channel.bufferedAmount:
                 break
             await asyncio.sleep(0.05)
-        await self._peer.close()
+        async with self._answering:  # aiortc opens sockets for an answer, and would not close them
+            await self._peer.close()
         for task in self._tasks - {asyncio.current_task()}:
             task.cancel()
 
@@ -278,6 +281,7 @@ class Calls:
         self._open_stream = open_stream
         self._calls: dict[str, Call] = {}
         self._turn = asyncio.Lock()
+        self._candidates = Candidates()
 
     def routes(self, access: Access) -> list[BaseRoute]:
         """Return the routes, behind the access check."""
@@ -364,7 +368,7 @@ class Calls:
 
     async def _answer(self, request: Request, call: Call, offer: str, path: str) -> Response:
         try:
-            sdp = await call.answer(offer)
+            sdp = await call.answer(self._candidates.limit(offer))
         except Refused:
             call.abort()
             raise
@@ -377,8 +381,8 @@ async def _offer(request: Request) -> tuple[str, str]:
     body = b""
     async for chunk in request.stream():
         body += chunk
-        if len(body) > OFFER_BYTES:
-            raise Refused(413, f"an offer has at most {OFFER_BYTES} bytes")
+        if len(body) > BODY_BYTES:
+            raise Refused(413, f"a request with an offer has at most {BODY_BYTES} bytes")
     kind, session = request.headers.get("content-type", ""), ""
     if kind.startswith("multipart/form-data"):
         form = MultipartForm(kind)
