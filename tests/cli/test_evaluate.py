@@ -75,3 +75,11 @@ def test_another_delay_is_refused_by_a_model_with_one(tmp_path: Path) -> None:
     result = _evaluate(tmp_path, "--backend", "onnx", "--delay", "2", sample="good morning")
     assert isinstance(result.exception, SlipstreamError)
     assert "this model has one delay" in str(result.exception)
+
+
+def test_all_words_are_measured_with_a_minimum_of_zero(tmp_path: Path) -> None:
+    words = {}
+    for least in ("0", "0.99"):
+        _evaluate(tmp_path, "--min-confidence", least, "--json", str(tmp_path / "all.json"), sample="good morning")
+        words[least] = json.loads((tmp_path / "all.json").read_text())["overall"]["words"]
+    assert words["0"]["insertions"] > words["0.99"]["insertions"]

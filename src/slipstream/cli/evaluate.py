@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from slipstream.cli.left_out import LeftOut
-from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, Model
+from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, MinConfidence, Model
 from slipstream.cli.output import make_folder, write_file
 
 
@@ -30,6 +30,7 @@ def evaluate(
             "streams. Default: the value in the model's config.json.",
         ),
     ] = None,
+    min_confidence: MinConfidence = None,
     delay: Annotated[
         float | None,
         typer.Option(help="Text delay in seconds, for a model that was trained with several delays."),
@@ -81,7 +82,9 @@ def evaluate(
     uncalibrated = bundle.uncalibrated()
     with load(uncalibrated, backend=backend, device=device, slots=streams or slots, beam=beam) as transcriber:
         hints = None if delay is None else Hints(delay=delay)
-        hypotheses, speed = transcribe_recordings(transcriber, recordings, on_error=left_out, hints=hints)
+        hypotheses, speed = transcribe_recordings(
+            transcriber, recordings, on_error=left_out, min_confidence=min_confidence, hints=hints
+        )
         transcribed = {one.recording for one in hypotheses}
         recordings = [recording for recording in recordings if recording in transcribed]
         need_words(recordings, f"{manifest}, without the {left_out.count} that cannot be read")

@@ -33,6 +33,16 @@ Quantize = Annotated[
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads, with onnx. Default: one per physical core.")
 ]
+MinConfidence = Annotated[
+    float | None,
+    typer.Option(
+        "--min-confidence",
+        min=0,
+        max=0.99,
+        help="Withhold words while the mean confidence of the latest words is below this, as in noise; 0: never. "
+        "Default: the value in the model's config.json.",
+    ),
+]
 Server = Annotated[
     str | None,
     typer.Option(

@@ -16,6 +16,7 @@ from slipstream.cli.options import (
     DEFAULT_MODEL,
     Backend,
     Device,
+    MinConfidence,
     Model,
     Quantize,
     Raw,
@@ -102,16 +103,7 @@ def transcribe(
             "--alternatives", min=1, max=8, help="Texts for each doubtful word in JSON; searches as --beam does."
         ),
     ] = 1,
-    min_confidence: Annotated[
-        float | None,
-        typer.Option(
-            "--min-confidence",
-            min=0,
-            max=0.99,
-            help="Withhold words while the mean confidence of the latest words is below this, as in noise; 0: never. "
-            "Default: the value in the model's config.json.",
-        ),
-    ] = None,
+    min_confidence: MinConfidence = None,
     lm: Annotated[
         list[Path] | None,
         typer.Option("--lm", metavar="FILE", help="Text like the speech, for --beam: makes its word sequences likely."),
