@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from slipstream.data.options import DataOptions
 from slipstream.model.config import CodecConfig, LMConfig, SEANetConfig
-from slipstream.train.options import CodecRun, LMRun, TTSRun
+from slipstream.train.options import CodecRun, LMRun, TTSRun, read_run
 
 ELSEWHERE = (CodecConfig, LMConfig, SEANetConfig)
 """Tables whose keys the documents leave to the classes."""
@@ -116,3 +116,10 @@ def test_a_run_of_speech_that_contradicts_itself_is_an_error(change: dict[str, A
     whole["data"] = data | whole["data"]
     with pytest.raises(ValidationError, match=message):
         TTSRun.model_validate(whole)
+
+
+@pytest.mark.parametrize("name", ["own", "language"])
+def test_a_run_that_starts_from_a_model_trains_no_head_that_the_model_lacks(name: str) -> None:
+    run = read_run(Path(f"configs/{name}.toml"), LMRun)
+    assert run.model.init == "tiny"
+    assert (run.loss.spoken, run.loss.frame_phones, run.loss.ctc) == (0, 0, 0)

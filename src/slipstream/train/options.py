@@ -106,7 +106,8 @@ class LossOptions(Options):
     """Weights of the losses.
 
     frame_phones, ctc: of phones at the codec's 25 Hz: per frame, and as a sequence.
-    spoken: of the text token that is being spoken, read off the quantised latent (with a Whisper encoder).
+    spoken: of the text token that is being spoken, read off the quantised latent by a head that is not part of a model
+    (with a Whisper encoder).
     distil: of a teacher's features, in a run of `train lm` with `[distil]`.
     text: of the text stream, in which PAD weighs `pad`. pause: of the pause heads. commitment: of the quantiser.
     phones_to: share to which the two phone losses fall by the middle of the run.
@@ -117,7 +118,7 @@ class LossOptions(Options):
 
     frame_phones: float = 1.0
     ctc: float = 1.0
-    spoken: float = 0.5
+    spoken: float = 0.0
     distil: float = 1.0
     text: float = 1.0
     pad: float = 1.0
