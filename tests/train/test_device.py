@@ -108,7 +108,14 @@ def whisper_joint() -> Any:
     tokenizer: Any = SimpleNamespace(vocab_size=6, segments=pieces.__getitem__)
     writer = TextTeacher(decoder(dim=32, heads=2), VOCABULARY, tokenizer, ["en"], torch.float32), 0.5
     return WhisperJointTask(
-        model, rows, LossOptions(base=1.0, spoken=0.5), NOW, True, taught, OldModel(old.requires_grad_(False), 60), writer
+        model,
+        rows,
+        LossOptions(base=1.0, spoken=0.5),
+        NOW,
+        True,
+        taught,
+        OldModel(old.requires_grad_(False), 60),
+        writer,
     )
 
 
