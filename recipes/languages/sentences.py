@@ -3,8 +3,8 @@
     python recipes/languages/sentences.py /usr/share/games/fortunes/de > texts/all.txt
 
 A sentence has 3 to 20 words, of letters, commas, hyphens and apostrophes alone: synthesisers read figures and
-abbreviations as other words than were written. Folders stand for their files. In files of fortunes, lines with the
-author are left out.
+abbreviations as other words than were written. Of a folder, all files are read. In files of fortunes, lines with
+the author are left out.
 """
 
 from __future__ import annotations
