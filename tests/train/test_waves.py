@@ -207,7 +207,7 @@ def test_an_lm_learns_with_a_trained_or_frozen_encoder(
     model = SpeechModel(make(), len(phones))
     before = {name: w.clone() for name, w in model.state_dict().items()}
     rows = sampler(pack, tmp_path, {"chords": 1.0}, phones=phones)
-    task = WhisperJointTask(model, rows, LossOptions(), QuantiserOptions(start=2), learns)
+    task = WhisperJointTask(model, rows, LossOptions(spoken=0.5), QuantiserOptions(start=2), learns)
     options = RunOptions(out=tmp_path / "run", steps=4, rows=2, encoder_rate=float(learns))
     Trainer(task, options, lambda line: None).run()
     after = model.state_dict()
