@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tests.laws.backends import BACKENDS, MakeRunner
-from tests.laws.test_runner_laws import SLOTS, audio, both_encoders, runner_for
+from tests.laws.test_runner_laws import SLOTS, audio, both_encoders, every_model, runner_for
 
 from slipstream.model.config import PAD_ID, WORD_ID
 from slipstream.model.runner import CANDIDATES, MAX_BIASED, Runner, Steering, StepOutput
@@ -99,6 +99,24 @@ def test_the_next_step_reads_a_forced_token(make: MakeRunner, codec: str, token:
     assert_equal_rows(biased, forced, list(range(SLOTS)))
     assert_equal_rows(free, forced, [0, 2, 3])
     assert any(one.logprob_B[1] != other.logprob_B[1] for one, other in zip(free, forced, strict=True))
+
+
+@every_model
+def test_the_text_of_a_slot_continues_in_one_with_the_same_audio(make: MakeRunner, codec: str):
+    runner = runner_for(make, SLOTS, codec)
+    same_TBS = np.repeat(audio(5, 24)[:, None], SLOTS, axis=1)
+    written = [6, PAD_ID, 7, PAD_ID, PAD_ID, 5, 4]
+    runner.reset(range(SLOTS))
+    for step, frame_BS in enumerate(same_TBS[:14]):
+        runner.step(frame_BS, EVERYONE)
+        runner.force([1, 2], [written[step % 7], written[(step + 3) % 7]])
+    runner.copy_text(1, 2)
+    later = [runner.step(frame_BS, EVERYONE) for frame_BS in same_TBS[14:]]
+    for output in later:
+        assert output.token_B[1] == output.token_B[2]
+        np.testing.assert_allclose(output.logprob_B[1], output.logprob_B[2], atol=1e-5)
+        np.testing.assert_allclose(output.pause_BH[1], output.pause_BH[2], atol=1e-5)
+    assert any(output.logprob_B[0] != output.logprob_B[1] for output in later)
 
 
 def test_steering_that_does_not_fit_is_refused(make: MakeRunner):

@@ -41,7 +41,7 @@ class Restore:
 
 @dataclass(frozen=True, slots=True)
 class CopyRow:
-    """Continue one hypothesis of a session in a second slot. `source`, `target`: its rows."""
+    """Continue one hypothesis of a session in a second slot. `source`, `target`: its rows, which have the same audio."""
 
     source: int
     target: int
@@ -76,7 +76,7 @@ class KeepPrefix:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SetState:
-    """Give the first row of a session a state."""
+    """Give all rows of a session a state."""
 
     state: State
 
@@ -119,11 +119,12 @@ class SlotOperator:
             self._reset(op, reset_slots)
         for slots, op in ops:
             if isinstance(op, CopyRow):
-                self._runner.restore(slots[op.target], self._runner.snapshot(slots[op.source]))
+                self._runner.copy_text(slots[op.source], slots[op.target])
             elif isinstance(op, ForceToken):
                 self._runner.force([slots[op.row]], [op.token])
             elif isinstance(op, SetState):
-                self._runner.restore(slots[0], op.state)
+                for slot in slots:
+                    self._runner.restore(slot, op.state)
             elif isinstance(op, KeepPrefix):
                 if len(self.prefixes) >= MAX_PREFIXES:
                     del self.prefixes[next(iter(self.prefixes))]

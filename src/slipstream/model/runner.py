@@ -216,6 +216,18 @@ class Runner(Protocol):
         """
         ...
 
+    def copy_text(self, source: int, target: int) -> None:
+        """Continue the text of one slot in a second one, which has had the same audio.
+
+        The result is that of a `snapshot` of the first and a `restore` into the second. A runner does not have to copy
+        what depends on the audio alone.
+
+        Args:
+            source: The number of the slot to copy.
+            target: The number of the slot to overwrite.
+        """
+        ...
+
     def snapshot(self, slot: int) -> State:
         """Copy the state of one slot. Later steps do not change the copy.
 
@@ -250,10 +262,11 @@ class Runner(Protocol):
 
 
 class StepwiseRunner:
-    """The defaults of a runner without anything to gain from `launch`, `savepoint` and `encode`."""
+    """The defaults of a runner without anything to gain from `launch`, `savepoint`, `copy_text` and `encode`."""
 
     step: Callable[..., StepOutput]
     snapshot: Callable[[int], State]
+    restore: Callable[[int, State], None]
     max_ahead: int = 0
 
     def encode(self, slots: Sequence[int], pcm_FS: FloatArray) -> None:
@@ -267,6 +280,10 @@ class StepwiseRunner:
         if steering is None:
             return partial(self.step, pcm_BS, active_B)
         return partial(self.step, pcm_BS, active_B, steering)
+
+    def copy_text(self, source: int, target: int) -> None:
+        """Copy the whole state."""
+        self.restore(target, self.snapshot(source))
 
     def savepoint(self, slot: int, steps: int) -> State:
         """Copy the whole state."""

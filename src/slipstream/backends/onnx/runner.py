@@ -130,6 +130,11 @@ class OnnxRunner(BaseRunner):
         self.check_force(slots, tokens)
         self.lm.text_B[list(slots)] = list(tokens)
 
+    def copy_text(self, source: int, target: int) -> None:
+        """Continue the text of one slot in a second one, which has had the same audio."""
+        self.check_slots([source, target])
+        self.lm.copy_text(source, target, int(self._frames_B[source]) + 1)
+
     def snapshot(self, slot: int) -> SlotState:
         """Copy one slot's state."""
         self.check_slots([slot])
