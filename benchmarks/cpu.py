@@ -324,7 +324,10 @@ def measure_start(model: str, seconds: float = 10, times: int = 7) -> None:
             file.writeframes(noise.astype("<i2").tobytes())
         command = [sys.executable, "-m", "slipstream", "transcribe", "--model", model, str(path)]
         # Bytecode is cached, as that of an installed package is; the first run writes it.
-        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(Path(folder) / "bytecode")}
+        environment = os.environ | {
+            "PYTHONDONTWRITEBYTECODE": "",
+            "PYTHONPYCACHEPREFIX": str(Path(folder) / "bytecode"),
+        }
         runs = [run_cold(command, environment) for _ in range(1 + times)][1:]
     wall, processor, megabytes = np.median(runs, axis=0)
     print(f"{seconds:.0f} s of audio: {wall:.2f} s, {processor:.2f} s of processor time, {megabytes:.0f} MB (medians)")

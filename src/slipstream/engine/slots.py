@@ -41,7 +41,7 @@ class Restore:
 
 @dataclass(frozen=True, slots=True)
 class CopyRow:
-    """Continue one hypothesis of a session in a second slot. `source`, `target`: its rows, which have the same audio."""
+    """Continue one hypothesis of a session in a second slot. `source`, `target`: rows, which have the same audio."""
 
     source: int
     target: int
