@@ -47,6 +47,17 @@ def test_a_turn_ends_with_the_flush_at_the_servers_end_of_turn() -> None:
     assert play(listener, EndOfTurn(2.0), MarkerReached(2)) == []
 
 
+def test_an_interim_comes_only_with_new_text() -> None:
+    listener = TurnListener(Flushes())
+    partial = PartialWord("fox", 0.0)
+    changes = play(listener, partial, partial, FOX, DOG)
+    assert changes == [SpeechStarted(0.0), Interim(Utterance((), partial)), Interim(Utterance((FOX, DOG)))]
+    assert play(listener, EndOfTurn(1.0), MarkerReached(1), partial)[1:] == [
+        SpeechStarted(0.0),
+        Interim(Utterance((), partial)),
+    ]
+
+
 def test_an_eager_end_has_complete_text_and_equals_the_end() -> None:
     stream = Flushes()
     listener = TurnListener(stream, eager_above=0.3)

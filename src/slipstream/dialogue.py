@@ -55,7 +55,7 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True)
 class Interim:
-    """The turn has new text."""
+    """The text of the turn has changed."""
 
     utterance: Utterance
 
@@ -129,6 +129,7 @@ class TurnListener:
         self._eager_above, self._head = eager_above, head
         self._words: list[Word] = []
         self._partial: PartialWord | None = None
+        self._shown = ""  # by the last `Interim` of the turn
         self._speaking = False
         self._eager = _Eager.NONE
         self._awaits_turn = False  # the end of turn is reported, and its text comes without a flush
@@ -185,7 +186,11 @@ class TurnListener:
             self._partial = None
         else:
             self._partial = event
-        return [*events, Interim(Utterance(tuple(self._words), self._partial))]
+        utterance = Utterance(tuple(self._words), self._partial)
+        if utterance.text != self._shown:  # a word that is complete has mostly been shown before
+            self._shown = utterance.text
+            events.append(Interim(utterance))
+        return events
 
     def _watch(self, step: Step) -> None:
         if self._eager_above is None or self._eager is not _Eager.NONE or self._head >= len(step.pause):
@@ -210,6 +215,7 @@ class TurnListener:
         """End the turn with the words up to `time`; None is all of them."""
         ended = [word for word in self._words if time is None or word.end <= time]
         self._words = self._words[len(ended) :]
+        self._shown = ""
         self._eager = _Eager.NONE
         if not self._words and self._partial is None:
             self._speaking = False

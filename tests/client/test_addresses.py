@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slipstream.client.addresses import ServerError, stream_address
+from slipstream.client.addresses import ServerError, find_replica, stream_address
 from slipstream.hints import Hints
 
 
@@ -20,9 +20,21 @@ def test_the_scheme_and_the_path_are_those_of_a_websocket(url: str, start: str) 
     assert stream_address(url, 16_000, None, None, None).startswith(start)
 
 
-def test_another_scheme_is_named() -> None:
-    with pytest.raises(ServerError, match=r"ftp://example\.org: expected an address that begins with http://"):
-        stream_address("ftp://example.org", 16_000, None, None, None)
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("ftp://example.org", "'ftp://example.org': expected an address with http://"),
+        ("", "'': expected an address with http://"),
+        ("http://:8080", "'http://:8080': expected an address with http://"),
+        ("http://127.0.0.1:99999", "http://127.0.0.1:99999: Port out of range 0-65535"),
+        ("http://[::1", r"http://\[::1: Invalid IPv6 URL"),
+    ],
+)
+def test_what_is_no_address_of_a_server_is_refused_for_good(url: str, message: str) -> None:
+    for address in (lambda: stream_address(url, 16_000, None, None, None), lambda: find_replica(url)):
+        with pytest.raises(ServerError, match=message) as caught:
+            address()
+        assert caught.value.code == 400
 
 
 def test_hints_that_do_not_fit_into_an_address_are_refused_before_a_connection() -> None:

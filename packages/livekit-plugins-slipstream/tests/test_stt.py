@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Iterable
 
 import numpy as np
@@ -22,7 +23,7 @@ from slipstream.hints import Hints, Keyword
 
 agents = pytest.importorskip("livekit.agents", reason="run `make clients` for the tests of the LiveKit plugin")
 from livekit import rtc  # noqa: E402
-from livekit.agents import APIConnectionError, APIConnectOptions, APIStatusError, stt  # noqa: E402
+from livekit.agents import APIConnectionError, APIConnectOptions, APIStatusError, APITimeoutError, stt  # noqa: E402
 from livekit.plugins import slipstream as plugin  # noqa: E402
 
 Kind = stt.SpeechEventType
@@ -194,6 +195,32 @@ def test_keyterms_and_the_prompt_reach_the_server(server, monkeypatch) -> None:
         plugin.STT(keyterms=[" "])
 
 
+def test_the_language_reaches_the_server_and_marks_transcripts(server, monkeypatch) -> None:
+    opened: list[tuple[str, ...]] = []
+    open_session = server.engine.open
+    monkeypatch.setattr(
+        server.engine,
+        "open",
+        lambda options, **rest: opened.append(options.hints.languages) or open_session(options, **rest),
+    )
+
+    async def talk(engine: plugin.STT, **options: str) -> list[str]:
+        async with engine, engine.stream(**options) as stream:
+            stream.push_frame(frame(FOX_DOG))
+            stream.end_input()
+            engine._update_session_keyterms(["Mimi"])
+            events = [event async for event in stream]
+        recognised = await engine.recognize(frame(FOX_DOG), **options)
+        finals = of_kind(events, Kind.FINAL_TRANSCRIPT)
+        return [str(event.alternatives[0].language) for event in [*finals, recognised]]
+
+    assert set(asyncio.run(talk(plugin.STT(base_url=server.http)))) == {"en"}
+    assert set(asyncio.run(talk(plugin.STT(base_url=server.http, language="french")))) == {"fr"}
+    assert set(asyncio.run(talk(plugin.STT(base_url=server.http, language="fr"), language="de-AT"))) == {"de-AT"}
+    assert set(asyncio.run(talk(plugin.STT(base_url=server.http, language="auto")))) <= {"en", "fr"}
+    assert opened == [(), (), ("fr",), ("fr",), ("de-AT",), ("de-AT",), ("auto",), ("auto",)]
+
+
 def test_a_key_is_sent_and_a_wrong_one_is_a_permanent_error(monkeypatch) -> None:
     monkeypatch.setenv("SLIPSTREAM_API_KEY", "wrong")
 
@@ -221,9 +248,36 @@ def test_a_missing_server_is_a_connection_error() -> None:
     asyncio.run(talk())
 
 
-def test_an_invalid_threshold_is_refused() -> None:
+@pytest.mark.parametrize("address", ["ftp://127.0.0.1:9", "", "http://127.0.0.1:99999"])
+def test_what_is_no_address_is_a_permanent_error(address: str) -> None:
+    async def talk() -> None:
+        async with plugin.STT(base_url=address) as engine:
+            for attempt in (engine.recognize(frame(FOX_DOG)), transcribe(engine, [FOX_DOG])):
+                with pytest.raises(APIStatusError) as refused:
+                    await attempt
+                assert (refused.value.status_code, refused.value.retryable) == (400, False)
+
+    asyncio.run(talk())
+
+
+def test_a_server_that_does_not_answer_is_a_timeout() -> None:
+    async def talk(address: str) -> None:
+        options = APIConnectOptions(max_retry=0, timeout=0.2)
+        async with plugin.STT(base_url=address) as engine:
+            with pytest.raises(APITimeoutError):
+                await engine.recognize(frame(FOX_DOG), conn_options=options)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        asyncio.run(asyncio.wait_for(talk(f"http://127.0.0.1:{silent.getsockname()[1]}"), 8))
+
+
+def test_invalid_options_are_refused() -> None:
     with pytest.raises(ConfigError, match="eager_eot_threshold=2"):
         plugin.STT(eager_eot_threshold=2)
+    with pytest.raises(ConfigError, match="pause_head=-1"):
+        plugin.STT(pause_head=-1)
+    with pytest.raises(ConfigError, match="language 'no language': expected an ISO 639-1 code"):
+        plugin.STT(language="no language")
 
 
 def test_the_plugin_is_registered() -> None:

@@ -17,6 +17,7 @@ from tests.test_resume import recording
 
 from slipstream.arrays import FloatArray
 from slipstream.connections.keys import KeyRing
+from slipstream.errors import ConfigError
 from slipstream.hints import Hints, Keyword
 
 pytest.importorskip("pipecat", reason="run `make clients` for the tests of the Pipecat service")
@@ -29,6 +30,7 @@ from pipecat.frames.frames import (
     ProposedUserStartedSpeakingFrame,
     ProposedUserStoppedSpeakingFrame,
     STTMetadataFrame,
+    STTUpdateSettingsFrame,
     TranscriptionFrame,
     VADUserStartedSpeakingFrame,
     VADUserStoppedSpeakingFrame,
@@ -183,6 +185,34 @@ def test_keywords_and_the_prompt_reach_the_server(server, monkeypatch) -> None:
     assert (hints.phrases, hints.prompt) == ((Keyword("Kyutai"),), "Dear")
 
 
+def test_the_language_reaches_the_server_and_marks_transcripts(server, monkeypatch) -> None:
+    opened: list[tuple[str, ...]] = []
+    open_session = server.engine.open
+    monkeypatch.setattr(
+        server.engine,
+        "open",
+        lambda options, **rest: opened.append(options.hints.languages) or open_session(options, **rest),
+    )
+
+    def languages(*frames: Frame, **options: object) -> list[str | None]:
+        speech = [*frames, *spoken(FOX_DOG), SleepFrame(0.5)]
+        down, _ = asyncio.run(transcribe(service(server.http, **options), speech))
+        return [frame.language for frame in finals(down)]
+
+    french = SlipstreamSTTService.Settings(language="fr")
+    assert set(languages()) == {"en"}
+    assert set(languages(settings=french)) == {"fr"}
+    assert set(languages(STTUpdateSettingsFrame(delta=french))) == {"fr"}
+    assert set(languages(settings=SlipstreamSTTService.Settings(language="auto"))) <= {"en", "fr"}
+    assert opened == [(), ("fr",), (), ("fr",), ("auto",)]
+
+
+@pytest.mark.parametrize("address", ["ftp://127.0.0.1:9", "http://127.0.0.1:99999"])
+def test_what_is_no_address_is_a_permanent_error(address: str) -> None:
+    _, up = asyncio.run(transcribe(service(address), [SleepFrame(0.1)]))
+    assert [frame.category for frame in up if isinstance(frame, ErrorFrame)] == [ErrorCategory.INVALID_REQUEST]
+
+
 def test_a_wrong_key_is_a_permanent_error(monkeypatch) -> None:
     monkeypatch.setenv("SLIPSTREAM_API_KEY", "wrong")
     with serving(keys=KeyRing.of(["right"])) as server:
@@ -205,3 +235,7 @@ def test_invalid_options_are_refused() -> None:
         SlipstreamSTTService(enable_eager_end_of_turn=True)
     with pytest.raises(ValueError, match="eager_eot_threshold=2"):
         SlipstreamSTTService(eager_eot_threshold=2)
+    with pytest.raises(ValueError, match="pause_head=-1"):
+        SlipstreamSTTService(pause_head=-1)
+    with pytest.raises(ConfigError, match="language 'no language': expected an ISO 639-1 code"):
+        SlipstreamSTTService(settings=SlipstreamSTTService.Settings(language="no language"))

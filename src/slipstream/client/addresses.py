@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlencode, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
 from slipstream.errors import SlipstreamError
@@ -45,11 +45,13 @@ class Resumption:
 def stream_address(
     url: str, sample_rate: int, model: str | None, resumption: Resumption | None, hints: Hints | None
 ) -> str:
-    """Return the address of a stream in the plain protocol. Raises `ServerError` if it is no address of a server."""
-    parts = urlsplit(url if "://" in url else f"http://{url}")
+    """Return the address of a stream in the plain protocol.
+
+    Raises:
+        ServerError: It is no address of a server (400), or the hints do not fit into it (431).
+    """
+    parts = _parse(url)
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    if scheme not in ("ws", "wss"):
-        raise ServerError(f"{url}: expected an address that begins with http://, https://, ws:// or wss://")
     query: list[tuple[str, Any]] = [("encoding", "pcm_f32le"), ("sample_rate", sample_rate)]
     if model:
         query.append(("model", model))
@@ -83,7 +85,7 @@ def find_replica(url: str, key: str | None = None) -> str:
     Example:
         >>> with open_stream(find_replica("http://127.0.0.1:8000"), sample_rate=16_000) as stream: ...
     """
-    parts = urlsplit(url if "://" in url else f"http://{url}")
+    parts = _parse(url)
     scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
     address = urlunsplit((scheme, parts.netloc, f"{parts.path.rstrip('/')}/v1/sessions", "", ""))
     try:
@@ -97,3 +99,16 @@ def find_replica(url: str, key: str | None = None) -> str:
         raise ServerError(f"{url}: no session: status {error.code}: {reason}", error.code) from error
     except (OSError, ValueError, KeyError) as error:
         raise ServerError(f"{url}: no session: {error}") from error
+
+
+def _parse(url: str) -> SplitResult:
+    """Return the parts of a server's address, which may have no scheme. Raises `ServerError` with code 400."""
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:  # of a host or a port
+        raise ServerError(f"{url}: {error}", 400) from error
+    if parts.scheme not in ("http", "https", "ws", "wss") or not host:
+        example = "such as http://127.0.0.1:8080"
+        raise ServerError(f"{url!r}: expected an address with http://, https://, ws:// or wss://, {example}", 400)
+    return parts

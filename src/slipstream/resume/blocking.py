@@ -19,7 +19,7 @@ from slipstream.resume import ResumableStream
 AHEAD_SECONDS = 20.0
 """Audio that may wait for the server before the next piece is read."""
 PAUSE_SECONDS = 0.5
-PERMANENT = frozenset({400, 401, 403, 404, 1007, 1008, 1009})
+PERMANENT = frozenset({400, 401, 403, 404, 421, 431, 1007, 1008, 1009})
 """HTTP statuses and close codes after which another connection would fail, too."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from slipstream.client import Queued, ServerError
 from slipstream.dialogue import EagerEnd, Ended, Interim, Resumed, SpeechStarted, TurnEvent, TurnListener, Utterance
 from slipstream.errors import SlipstreamError
 from slipstream.hints import Hints, Keyword
+from slipstream.language.identify import AUTO
 from slipstream.resume import ResumableStream
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -46,7 +47,11 @@ STOP_SECONDS = 5.0
 
 @dataclass
 class SlipstreamSTTSettings(STTSettings):
-    """Settings of `SlipstreamSTTService`: the model, and the language that transcripts are marked with."""
+    """Settings of `SlipstreamSTTService`: `model`, one of the server's, and `language`.
+
+    The language, such as `Language.FR`, is a hint for the server, and transcripts are marked with it. By default the
+    server gets no hint, and transcripts are marked with English. A change of either opens a new stream.
+    """
 
 
 class SlipstreamSTTService(EagerEndOfTurnSTTServiceMixin, WebsocketSTTService):
@@ -70,7 +75,7 @@ class SlipstreamSTTService(EagerEndOfTurnSTTServiceMixin, WebsocketSTTService):
         should_interrupt: Whether speech interrupts the bot, where the server ends turns.
         keywords: Words and phrases that are likely to occur, as strings or `slipstream.Keyword`.
         prompt: Text before the speech: it sets names, spelling and style.
-        settings: Settings that can be changed in a running pipeline.
+        settings: Model and language (`SlipstreamSTTSettings`), which can be changed in a running pipeline.
         ttfs_p99_latency: Time from the end of speech to the final text, 99th percentile, in seconds.
         **kwargs: For the base classes.
     """
@@ -99,7 +104,9 @@ class SlipstreamSTTService(EagerEndOfTurnSTTServiceMixin, WebsocketSTTService):
             raise ValueError("enable_eager_end_of_turn=True needs enable_turn_detection=True")
         if not 0 < eager_eot_threshold <= 1:
             raise ValueError(f"eager_eot_threshold={eager_eot_threshold}: expected a probability above 0")
-        defaults = self.Settings(model=None, language=Language.EN)
+        if pause_head < 0:
+            raise ValueError(f"pause_head={pause_head}: expected 0 or more")
+        defaults = self.Settings(model=None, language=None)
         if settings is not None:
             defaults.apply_update(settings)
         super().__init__(
@@ -116,6 +123,7 @@ class SlipstreamSTTService(EagerEndOfTurnSTTServiceMixin, WebsocketSTTService):
         self._pause_head = pause_head
         self._should_interrupt = should_interrupt
         self._hints = Hints(keywords=keywords, prompt=prompt)
+        self._hints = self._stream_hints  # refuses a language that is none
         self._stream: ResumableStream | None = None
         self._listener: TurnListener | None = None
         self._receive_task: asyncio.Task[None] | None = None
@@ -171,7 +179,7 @@ class SlipstreamSTTService(EagerEndOfTurnSTTServiceMixin, WebsocketSTTService):
 
     async def _update_settings(self, delta: STTSettings) -> dict[str, Any]:
         changed = await super()._update_settings(delta)
-        if "model" in changed and self._stream is not None:
+        if ("model" in changed or "language" in changed) and self._stream is not None:
             await self._disconnect()
             self._open_stream()
             await self._connect()
@@ -184,7 +192,7 @@ class SlipstreamSTTService(EagerEndOfTurnSTTServiceMixin, WebsocketSTTService):
             sample_rate=self.sample_rate,
             key=self._key,
             model=model if isinstance(model, str) else None,
-            hints=self._hints,
+            hints=self._stream_hints,
         )
         self._listener = TurnListener(
             self._stream, server_turns=self._server_turns, eager_above=self._eager_above, head=self._pause_head
@@ -255,7 +263,7 @@ class SlipstreamSTTService(EagerEndOfTurnSTTServiceMixin, WebsocketSTTService):
                     change.utterance.text,
                     self._user_id,
                     time_now_iso8601(),
-                    self._language,
+                    self._language(change.utterance),
                     result=_result(change.utterance),
                 )
             )
@@ -263,7 +271,7 @@ class SlipstreamSTTService(EagerEndOfTurnSTTServiceMixin, WebsocketSTTService):
             await self._push_eager_end_of_turn(
                 change.utterance.text,
                 user_id=self._user_id,
-                language=self._language,
+                language=self._language(change.utterance),
                 result=_result(change.utterance),
             )
         elif isinstance(change, Resumed):
@@ -276,6 +284,7 @@ class SlipstreamSTTService(EagerEndOfTurnSTTServiceMixin, WebsocketSTTService):
         text = ended.utterance.text
         if not text:
             return
+        language = self._language(ended.utterance)
         if ended.confirms:
             self.confirm_finalize()
         await self.emit_stt_usage_metrics()
@@ -284,12 +293,12 @@ class SlipstreamSTTService(EagerEndOfTurnSTTServiceMixin, WebsocketSTTService):
                 text,
                 self._user_id,
                 time_now_iso8601(),
-                self._language,
+                language,
                 result=_result(ended.utterance),
                 finalized=self._server_turns,
             )
         )
-        await self._trace_transcription(text, True, self._language)
+        await self._trace_transcription(text, True, language)
         if self._server_turns:
             await self.broadcast_frame(ProposedUserStoppedSpeakingFrame)
 
@@ -298,10 +307,17 @@ class SlipstreamSTTService(EagerEndOfTurnSTTServiceMixin, WebsocketSTTService):
         """Record a final transcript for tracing."""
 
     @property
-    def _language(self) -> Language | None:
+    def _stream_hints(self) -> Hints:
         language = self._settings.language
+        return replace(self._hints, languages=[str(language)] if language else [])
+
+    def _language(self, utterance: Utterance) -> Language | None:
+        """Return what a transcript is marked with."""
+        language = self._settings.language or Language.EN
+        if language == AUTO:
+            language = next((word.language for word in reversed(utterance.words) if word.language), Language.EN)
         try:
-            return Language(language) if isinstance(language, str) else None
+            return Language(language)
         except ValueError:
             return None
 

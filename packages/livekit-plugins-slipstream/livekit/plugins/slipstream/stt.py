@@ -33,11 +33,13 @@ from slipstream.dialogue import EagerEnd, Ended, Interim, SpeechStarted, TurnEve
 from slipstream.errors import ConfigError, SlipstreamError
 from slipstream.events import Word
 from slipstream.hints import Hints, Keyword
+from slipstream.language.identify import AUTO
 from slipstream.resume import ResumableStream
 
 from .log import logger
 
 DEFAULT_URL = "http://127.0.0.1:8080"
+DEFAULT_LANGUAGE = "en"
 PERMANENT_CLOSES = frozenset({1007, 1008, 1009})
 """Close codes of streams that broke the protocol: a second attempt fails, too."""
 
@@ -47,12 +49,25 @@ class Options:
     url: str
     key: str | None
     model: str | None
-    language: str
     sample_rate: int
     eager_above: float | None
     pause_head: int
     server_turns: bool
     hints: Hints
+
+    def language(self, utterance: Utterance) -> LanguageCode:
+        """Return what a transcript is marked with."""
+        language = next(iter(self.hints.languages), DEFAULT_LANGUAGE)
+        if language == AUTO:
+            identified = (word.language for word in reversed(utterance.words) if word.language)
+            language = next(identified, DEFAULT_LANGUAGE)
+        return LanguageCode(language)
+
+    def speaking(self, language: NotGivenOr[str]) -> Options:
+        """Return the options for speech in a language, if one is given."""
+        if not is_given(language):
+            return self
+        return replace(self, hints=replace(self.hints, languages=[LanguageCode(language)]))
 
 
 class STT(stt.STT):
@@ -62,7 +77,8 @@ class STT(stt.STT):
         base_url: Address of the server. The default is `SLIPSTREAM_URL`, or http://127.0.0.1:8080.
         api_key: Key of the server. The default is `SLIPSTREAM_API_KEY`; a server without keys needs none.
         model: One of the server's models; by default its first.
-        language: Language that transcripts are marked with. It does not change what is transcribed.
+        language: Language of the speech, such as `fr`: a hint for the server, and what transcripts are marked with.
+            With `auto`, the mark is the language of their words. By default it is `en`, and the server gets no hint.
         sample_rate: Rate at which audio is sent, in Hz.
         eager_eot_threshold: Probability of the pause head above which a `PREFLIGHT_TRANSCRIPT` is sent. By default none
             is sent.
@@ -80,7 +96,7 @@ class STT(stt.STT):
         base_url: NotGivenOr[str] = NOT_GIVEN,
         api_key: NotGivenOr[str] = NOT_GIVEN,
         model: NotGivenOr[str] = NOT_GIVEN,
-        language: str = "en",
+        language: NotGivenOr[str] = NOT_GIVEN,
         sample_rate: int = 24_000,
         eager_eot_threshold: NotGivenOr[float] = NOT_GIVEN,
         pause_head: int = 2,
@@ -90,6 +106,8 @@ class STT(stt.STT):
     ) -> None:
         if is_given(eager_eot_threshold) and not 0 < eager_eot_threshold <= 1:
             raise ConfigError(f"eager_eot_threshold={eager_eot_threshold}: expected a probability above 0")
+        if pause_head < 0:
+            raise ConfigError(f"pause_head={pause_head}: expected 0 or more")
         super().__init__(
             capabilities=stt.STTCapabilities(
                 streaming=True,
@@ -104,13 +122,12 @@ class STT(stt.STT):
             url=base_url if is_given(base_url) else os.environ.get("SLIPSTREAM_URL", DEFAULT_URL),
             key=api_key if is_given(api_key) else os.environ.get("SLIPSTREAM_API_KEY"),
             model=model if is_given(model) else None,
-            language=language,
             sample_rate=sample_rate,
             eager_above=eager_eot_threshold if is_given(eager_eot_threshold) else None,
             pause_head=pause_head,
             server_turns=server_turns,
             hints=Hints(keywords=keyterms, prompt=prompt),
-        )
+        ).speaking(language)
         self._keyterms = self._options.hints.keywords
         self._streams = weakref.WeakSet[SpeechStream]()
 
@@ -128,16 +145,15 @@ class STT(stt.STT):
         language: NotGivenOr[str] = NOT_GIVEN,
         conn_options: APIConnectOptions = DEFAULT_API_CONNECT_OPTIONS,
     ) -> SpeechStream:
-        options = replace(self._options, language=language) if is_given(language) else self._options
-        stream = SpeechStream(stt=self, options=options, conn_options=conn_options)
+        stream = SpeechStream(stt=self, options=self._options.speaking(language), conn_options=conn_options)
         self._streams.add(stream)
         return stream
 
     def _update_session_keyterms(self, keyterms: list[str]) -> None:
-        hints = replace(self._options.hints, keywords=[*self._keyterms, *keyterms])
-        self._options = replace(self._options, hints=hints)
+        keywords = [*self._keyterms, *keyterms]
+        self._options = replace(self._options, hints=replace(self._options.hints, keywords=keywords))
         for stream in self._streams:
-            stream._stream.hints = hints
+            stream._stream.hints = replace(stream._options.hints, keywords=keywords)
 
     async def aclose(self) -> None:
         for stream in list(self._streams):
@@ -150,16 +166,18 @@ class STT(stt.STT):
         language: NotGivenOr[str] = NOT_GIVEN,
         conn_options: APIConnectOptions,
     ) -> stt.SpeechEvent:
-        options = replace(self._options, language=language) if is_given(language) else self._options
+        options = self._options.speaking(language)
         frame = rtc.combine_audio_frames(buffer)
         with _api_errors():
-            async with open_async_stream(
-                options.url,
-                sample_rate=frame.sample_rate,
-                key=options.key,
-                model=options.model,
-                hints=options.hints,
-            ) as stream:
+            async with contextlib.AsyncExitStack() as exits:
+                opening = open_async_stream(
+                    options.url,
+                    sample_rate=frame.sample_rate,
+                    key=options.key,
+                    model=options.model,
+                    hints=options.hints,
+                )
+                stream = await asyncio.wait_for(exits.enter_async_context(opening), conn_options.timeout)
                 sending = asyncio.create_task(_send_whole(stream, _mono(frame)))
                 try:
                     words = [event async for event in stream if isinstance(event, Word)]
@@ -169,7 +187,7 @@ class STT(stt.STT):
         return stt.SpeechEvent(
             type=stt.SpeechEventType.FINAL_TRANSCRIPT,
             request_id=stream.request_id,
-            alternatives=[_speech_data(utterance, options.language, offset=0.0)],
+            alternatives=[_speech_data(utterance, options.language(utterance), offset=0.0)],
         )
 
 
@@ -177,7 +195,7 @@ class SpeechStream(stt.RecognizeStream):
     """A live stream. A lost connection is opened again as often as `conn_options` allows, and no word is lost."""
 
     def __init__(self, *, stt: STT, options: Options, conn_options: APIConnectOptions) -> None:
-        super().__init__(stt=stt, conn_options=conn_options, sample_rate=options.sample_rate)
+        # First, because the base class starts the task that uses them.
         self._options = options
         self._stream = ResumableStream(
             options.url,
@@ -192,6 +210,7 @@ class SpeechStream(stt.RecognizeStream):
         self._offset: float | None = None
         self._began = 0.0
         self._reported = 0.0
+        super().__init__(stt=stt, conn_options=conn_options, sample_rate=options.sample_rate)
 
     async def _run(self) -> None:
         # The framework moves both clocks with each attempt. The stream's clock continues over all of them.
@@ -244,12 +263,14 @@ class SpeechStream(stt.RecognizeStream):
     def _send(
         self, kind: stt.SpeechEventType, utterance: Utterance | None = None, speech_start_time: float | None = None
     ) -> None:
-        offset = self._offset or 0.0
+        alternatives = []
+        if utterance is not None:
+            alternatives.append(_speech_data(utterance, self._options.language(utterance), self._offset or 0.0))
         self._event_ch.send_nowait(
             stt.SpeechEvent(
                 type=kind,
                 request_id=self._stream.request_id,
-                alternatives=[] if utterance is None else [_speech_data(utterance, self._options.language, offset)],
+                alternatives=alternatives,
                 speech_start_time=speech_start_time,
             )
         )
@@ -267,9 +288,9 @@ class SpeechStream(stt.RecognizeStream):
             )
 
 
-def _speech_data(utterance: Utterance, language: str, offset: float) -> stt.SpeechData:
+def _speech_data(utterance: Utterance, language: LanguageCode, offset: float) -> stt.SpeechData:
     return stt.SpeechData(
-        language=LanguageCode(language),
+        language=language,
         text=utterance.text,
         start_time=utterance.start + offset,
         end_time=utterance.end + offset,
