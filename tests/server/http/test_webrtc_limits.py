@@ -119,7 +119,7 @@ def test_a_call_that_ends_while_it_is_answered_closes_its_sockets(steps: int, mo
 
 
 def test_a_server_that_stops_closes_the_connections_of_its_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their clients would not learn of the end, and the sockets would stay open in a process that goes on."""
+    """Their clients would not learn of the end, and the sockets would stay open in a process that continues."""
     served: list[Any] = []
     closed: list[Any] = []
     close = aiortc.RTCPeerConnection.close
