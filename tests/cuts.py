@@ -11,10 +11,12 @@ from types import TracebackType
 class CuttingProxy:
     """Forwards TCP connections to `target`, and resets the first ones after these numbers of bytes from the server.
 
-    `cut` resets those that are open. `connections` counts all so far.
+    With `stall`, it keeps them open and forwards no more of these bytes. `cut` resets those that are open.
+    `connections` counts all so far.
     """
 
-    def __init__(self, target: str, cuts: Sequence[int]) -> None:
+    def __init__(self, target: str, cuts: Sequence[int], stall: bool = False) -> None:
+        self._stall = stall
         self._host, _, port = target.rpartition(":")
         self._port = int(port)
         self._cuts = list(cuts)
@@ -51,7 +53,7 @@ class CuttingProxy:
             up_reader, up_writer = await asyncio.open_connection(self._host, self._port)
             ways = [
                 asyncio.create_task(_copy(reader, up_writer, None)),
-                asyncio.create_task(_copy(up_reader, writer, limit)),
+                asyncio.create_task(_copy(up_reader, writer, limit, self._stall)),
             ]
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -64,11 +66,15 @@ class CuttingProxy:
         self._tasks.discard(task)
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: int | None) -> None:
+async def _copy(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: int | None, stall: bool = False
+) -> None:
     count = 0
     with contextlib.suppress(OSError):
         while piece := await reader.read(1 << 12):
             if limit is not None and count + len(piece) > limit:
+                if stall:
+                    await asyncio.Event().wait()
                 return
             count += len(piece)
             writer.write(piece)

@@ -56,9 +56,9 @@ export async function converse(address: URL, link: Link): Promise<End> {
       socket.onerror = () => setTimeout(() => end({ code: 1006 })); // Node emits no close event after it
       socket.onmessage = ({ data }) => {
         const message = parse(data);
-        lastMessage = performance.now();
         if (message === null) return end({ code: 1007, reason: "the server sent a message that is not JSON" });
         if (message.type === "error") return end({ code: message.code, reason: message.message });
+        if (message.type !== "queued") lastMessage = performance.now(); // in the queue, a server may be silent for long
         if (message.type === "ready") link.begin(message);
         link.take(message);
         if (message.type === "done" && closing) return end({ done: true });

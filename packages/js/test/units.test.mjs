@@ -6,6 +6,7 @@ import { test } from "node:test";
 const built = new URL("../../../src/slipstream/server/page/slipstream/", import.meta.url);
 const { Recorder, SlipstreamClient, serverInfo } = await import(new URL("index.js", built));
 const { errorOfClose, errorOfStatus } = await import(new URL("errors.js", built));
+const { converse } = await import(new URL("connection.js", built));
 const { encode, toInt16 } = await import(new URL("samples.js", built));
 const { Tape } = await import(new URL("tape.js", built));
 
@@ -80,6 +81,43 @@ test("why a stream did not open", () => {
   assert.equal(error(401, true).message, "asr.example.org did not accept the API key");
   assert.deepEqual([0, 503, 200, 429].map((status) => error(status).retry), [true, true, true, true]);
   assert.deepEqual([401, 403, 404, 421].map((status) => error(status).retry), [false, false, false, false]);
+});
+
+test("a server is gone if it is silent although it has text to send, but not while the stream is queued", async (context) => {
+  const before = [globalThis.WebSocket, performance.now];
+  context.mock.timers.enable({ apis: ["setInterval"] });
+  let seconds = 0;
+  let socket;
+  performance.now = () => 1000 * seconds;
+  globalThis.WebSocket = class {
+    constructor() {
+      socket = this;
+    }
+    close() {}
+  };
+  try {
+    const link = { begin() {}, take() {}, next: () => null, changed: () => new Promise(() => {}), isOwed: () => true };
+    let end = null;
+    const conversation = converse(new URL(SERVER), { ...link, signal: new AbortController().signal });
+    void conversation.then((how) => (end = how));
+    const receive = (message) => socket.onmessage({ data: JSON.stringify(message) });
+    const wait = (count) => {
+      seconds += count;
+      context.mock.timers.tick(1000);
+      return new Promise((resolve) => setImmediate(resolve));
+    };
+    socket.onopen();
+    receive({ type: "queued", position: 1 });
+    await wait(60);
+    assert.equal(end, null);
+    receive({ type: "ready" });
+    await wait(14);
+    assert.equal(end, null);
+    await wait(2);
+    assert.deepEqual(end, { opened: true, code: 1006, reason: "the server does not respond" });
+  } finally {
+    [globalThis.WebSocket, performance.now] = before;
+  }
 });
 
 test("invalid options are named", () => {

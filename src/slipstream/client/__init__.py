@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,10 @@ class Queued:
 
 
 StreamEvent: TypeAlias = Event | Queued
+
+SILENT_SECONDS = 25.0
+"""A server that has sent nothing for this long, neither events nor pings, is gone. TCP alone notices that after many
+minutes, if the network is gone, too. Servers ping every 10 s, and answer the pings of this client, every 20 s."""
 
 _Sent = TypeVar("_Sent")
 """What a method that sends returns: None, or a coroutine."""
@@ -160,10 +165,20 @@ class BaseStream(ABC, Generic[_Sent]):
             self._received = self._resumption.received
 
 
+class _Connection(ClientConnection):
+    """A connection that knows when it last received anything."""
+
+    received_at = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        self.received_at = time.monotonic()
+        super().data_received(data)
+
+
 class AsyncStream(BaseStream[Coroutine[Any, Any, None]]):
     """A live stream from `open_async_stream`. Iterate over it with `async for` for its events, up to `Final`."""
 
-    def __init__(self, socket: ClientConnection, resumption: Resumption | None = None) -> None:
+    def __init__(self, socket: _Connection, resumption: Resumption | None = None) -> None:
         super().__init__(resumption)
         self._socket = socket
         self._closing = False
@@ -180,8 +195,13 @@ class AsyncStream(BaseStream[Coroutine[Any, Any, None]]):
                 return
 
     async def _receive(self) -> bytes | str:
+        began = time.monotonic()  # while nobody waits for events, nothing may be read
         try:
-            return await self._socket.recv()
+            while (left := max(began, self._socket.received_at) + SILENT_SECONDS - time.monotonic()) > 0:
+                with suppress(asyncio.TimeoutError):
+                    return await asyncio.wait_for(self._socket.recv(), left)
+            self.close()
+            raise ServerError(f"the server has sent nothing for {SILENT_SECONDS:g} s")
         except ConnectionClosed as closed:
             raise _closed(closed) from closed
         except ConcurrencyError:
@@ -269,10 +289,14 @@ async def open_async_stream(
     """
     try:
         socket = await connect(
-            stream_address(url, sample_rate, model, resumption, hints), additional_headers=key_headers(key), **_OPTIONS
+            stream_address(url, sample_rate, model, resumption, hints),
+            additional_headers=key_headers(key),
+            create_connection=_Connection,
+            **_OPTIONS,
         )
     except (OSError, InvalidHandshake, InvalidURI) as error:
         raise _refused(url, error) from error
+    assert isinstance(socket, _Connection)
     stream = AsyncStream(socket, resumption)
     try:
         yield stream

@@ -1,4 +1,4 @@
-// Built by "npm run build" from packages/js/src/connection.ts: edit that file. 3f0480908749747be8319f7d11d2364bfa18b961760472b4d3a7ead51510c4a8
+// Built by "npm run build" from packages/js/src/connection.ts: edit that file. 55cdcb18e1f615e7b7656ff9222a17888b487f8db9ca2cbceb4dcd73962b9e41
 // One WebSocket of a client, from its opening to its end.
 const CHUNK_SECONDS = 0.1;
 const UNSENT_BYTES = 1 << 18; // audio is sent no faster than the server takes it
@@ -21,11 +21,12 @@ export async function converse(address, link) {
             socket.onerror = () => setTimeout(() => end({ code: 1006 })); // Node emits no close event after it
             socket.onmessage = ({ data }) => {
                 const message = parse(data);
-                lastMessage = performance.now();
                 if (message === null)
                     return end({ code: 1007, reason: "the server sent a message that is not JSON" });
                 if (message.type === "error")
                     return end({ code: message.code, reason: message.message });
+                if (message.type !== "queued")
+                    lastMessage = performance.now(); // in the queue, a server may be silent for long
                 if (message.type === "ready")
                     link.begin(message);
                 link.take(message);
