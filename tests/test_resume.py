@@ -341,8 +341,8 @@ def test_a_server_that_falls_silent_is_a_lost_connection(server, monkeypatch) ->
     async def talk() -> list[StreamEvent]:
         async with CuttingProxy(server.address, [500, 3000], stall=True) as proxy:
             async with open_async_stream(proxy.address) as stream:
+                await stream.send(audio_S)
                 with pytest.raises(ServerError, match="has sent nothing for 2 s"):
-                    await stream.send(audio_S)
                     [event async for event in stream]
             resumable = ResumableStream(proxy.address, sample_rate=RATE)
             resumable.send(audio_S)
