@@ -92,7 +92,8 @@ def parse_request(fields: Sequence[tuple[str, str]], models: Models[StreamInfo])
     granularities = form.choices("timestamp_granularities", ("word", "segment"))
     logprobs = bool(form.choices("include", ("logprobs",)))
     if stream and format not in ("json", "text"):
-        raise UploadError(400, f"stream=true is not available with response_format={format}: choose json", "stream")
+        reason = f"stream=true is not available with response_format={format}: choose json or text"
+        raise UploadError(400, reason, "stream")
     if granularities and format != "verbose_json":
         needs = "timestamp_granularities[] needs response_format=verbose_json"
         raise UploadError(400, f"{needs}, not {format}", "timestamp_granularities")
