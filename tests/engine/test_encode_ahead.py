@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -23,12 +24,13 @@ from tests.fakes import (
 )
 
 from slipstream.arrays import BoolArray, FloatArray
-from slipstream.engine.engine import MAX_SESSIONS_AHEAD, Engine
+from slipstream.engine.engine import MAX_SESSIONS_AHEAD, Engine, StepReport
 from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.session import Session
 from slipstream.engine.slots import Encode, SlotOperator
 from slipstream.engine.turns import TurnOptions
 from slipstream.events import Event
+from slipstream.hints import Hints
 from slipstream.model.runner import State, Steering, StepOutput
 
 MOST = 5
@@ -42,6 +44,7 @@ class AheadRunner(ScriptRunner):
     def __init__(self, slots: int = 1) -> None:
         super().__init__(slots)
         self.blocks: list[int] = []
+        self.on_encode: Callable[[], object] | None = None
         self._ahead: list[list[FloatArray]] = [[] for _ in range(slots)]
 
     def encode(self, slots: Sequence[int], pcm_FS: FloatArray) -> None:
@@ -51,6 +54,8 @@ class AheadRunner(ScriptRunner):
         for slot in slots:
             assert not self._ahead[slot], "encoded frames are left"
             self._ahead[slot] = list(pcm_FS.copy())
+        if self.on_encode is not None:
+            self.on_encode()
 
     def step(self, pcm_BS: FloatArray, active_B: BoolArray, steering: Steering | None = None) -> StepOutput:
         for slot in np.flatnonzero(active_B):
@@ -176,6 +181,29 @@ def test_an_engine_does_not_encode_ahead_for_many_sessions() -> None:
         assert not any(isinstance(op, Encode) for _, op in step.ops)
         step = engine._fill(scripted[:2], 0.0)
         assert [len(op.pcm_FS) for _, op in step.ops if isinstance(op, Encode)] == [MOST, MOST]
+
+
+def test_a_search_that_begins_after_a_known_prompt_has_no_frames_of_a_stream_that_was_cancelled() -> None:
+    runner = AheadRunner(slots=2)
+    options = SessionOptions(hints=Hints(prompt="the quick brown fox", beam=2))
+    with Engine(runner, tiny_tokenizer()) as engine:
+        for cancelled in (False, True, False):
+            with engine.open(options) as session:
+                runner.on_encode = session.cancel if cancelled else None
+                session.send(speech(3, words=12))
+                if not cancelled:
+                    session.finish()
+                assert bool(words_of(session)) != cancelled
+
+
+def test_the_reported_time_of_a_step_includes_what_it_encodes() -> None:
+    runner, reports = AheadRunner(), list[StepReport]()
+    runner.on_encode = lambda: time.sleep(0.02)
+    with Engine(runner, tiny_tokenizer(), observer=reports.append) as engine, engine.open() as session:
+        session.send(speech(3, words=3))
+        session.finish()
+        list(session)
+    assert sum(report.seconds for report in reports) > 0.02 * len(runner.blocks) > 0
 
 
 def _format(runner: ScriptRunner) -> StreamFormat:

@@ -38,7 +38,7 @@ class StepReport:
     """One step of the engine.
 
     Args:
-        seconds: How long the model took.
+        seconds: How long the model took, with the operations before the step: what is encoded ahead, copies of slots.
         lag_seconds: How long the oldest frame of the step had waited.
         sessions: Sessions that the step advanced by a frame.
         slots: Slots of the model.
@@ -217,11 +217,10 @@ class Engine:
         step = self._sessions.next_step(self._stopping, self._fill, wait=wait)
         if step is None:
             return None
-        self._step_began = time.monotonic()
+        self._step_began = step.began = time.monotonic()
         self._operator.run(step.ops)
         active_B = np.zeros(self.slots, np.bool_)
         active_B[step.slots] = True
-        step.began = time.monotonic()
         if step.steering is None:
             step.collect = self._runner.launch(self._pcm_BS, active_B)
         else:

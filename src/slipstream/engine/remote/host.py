@@ -128,10 +128,9 @@ class EngineHost:
             self._pcm_BS[slot] = memory.pcm_BFS[slot, place]
         active_B = np.zeros(self._slots.number, np.bool_)
         active_B[slots_N] = True
-        began = time.monotonic()
         steering = memory.steering(slots_N, places_N)
         output = self._runner.launch(self._pcm_BS, active_B, *([] if steering is None else [steering]))()
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - now
         heads = output.pause_BH.shape[1]
         if heads > MAX_PAUSE_HEADS:
             raise EngineError(f"the model has {heads} pause heads; worker processes pass on at most {MAX_PAUSE_HEADS}")
