@@ -51,7 +51,7 @@ def codec_model(config: CodecConfig, weights: Weights, *, num_codebooks: int, qu
         x = Rows(latent, config.stride, config.dim)
     if config.stride > 1:
         weight = weights["downsample.weight"]
-        x = causal_conv(graph, x, "downsample", weight, None, stride=config.stride, first=first, bits=bits)
+        x = causal_conv(graph, x, "downsample", weight, None, stride=config.stride, first=first, bits=bits, odd=True)
     codes = _quantizer(graph, graph.reshape(x.name, [-1, config.dim]), config, weights, num_codebooks)
     graph.op("Concat", *codes, axis=1, output="codes")
     graph.output("codes", "int64", ["BF", num_codebooks])

@@ -44,10 +44,13 @@ def causal_conv(
     dilation: int = 1,
     first: str | None = None,
     bits: Bits | None = None,
+    odd: bool = False,
 ) -> Rows:
     """A causal convolution as one matrix product over all slots and outputs, in float32 or with quantised weights.
 
     ONNX Runtime's convolution runs slot by slot, which takes three times as long for frames of a few positions.
+    `odd`: a run may have an odd number of outputs. The 8-bit kernel multiplies rows in pairs and sums a row without a
+    partner in another order, so one more row that nothing reads follows. The outputs are then `[1, B * length, ...]`.
     """
     out_channels, _, kernel = weight_OIK.shape
     tailed = with_tail(graph, x, name, (kernel - 1) * dilation + 1 - stride, first)
@@ -57,8 +60,14 @@ def causal_conv(
         weight: Weight = weight_OIK  # whose rows are in this order
     else:
         weight = np.asarray(weight_OIK).transpose(0, 2, 1).reshape(out_channels, -1)
+    spare = odd and bits is not None
+    if spare:
+        flat = graph.reshape(flat, [1, -1, seen.channels])
+        flat = graph.op("Concat", flat, cut(graph, flat, 0, 1), axis=1)
     if bits is not None or bias is None or not seen.length:
         y = linear(graph, flat, weight, bits=bits)
+        if spare:
+            y = cut(graph, y, 0, -1)
         if bias is not None:
             y = graph.op("Add", y, graph.constant(float32(bias)))
     else:
