@@ -9,6 +9,7 @@ from itertools import zip_longest
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.fakes import (
@@ -29,6 +30,7 @@ from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.session import Session
 from slipstream.engine.slots import Encode, SlotOperator
 from slipstream.engine.turns import TurnOptions
+from slipstream.errors import EngineError
 from slipstream.events import Event
 from slipstream.hints import Hints
 from slipstream.model.runner import State, Steering, StepOutput
@@ -41,8 +43,8 @@ class AheadRunner(ScriptRunner):
 
     max_ahead = MOST
 
-    def __init__(self, slots: int = 1) -> None:
-        super().__init__(slots)
+    def __init__(self, slots: int = 1, loop_after: float = math.inf) -> None:
+        super().__init__(slots, loop_after=loop_after)
         self.blocks: list[int] = []
         self.on_encode: Callable[[], object] | None = None
         self._ahead: list[list[FloatArray]] = [[] for _ in range(slots)]
@@ -122,12 +124,21 @@ def play(runner: ScriptRunner, actions: list[Action], **options: Any) -> list[Ev
     return events + run(session, runner)
 
 
-@example(actions=[("push", 9), ("flush", 0), ("push", 8)], low_latency=False, after_silence=None)
-@given(actions=ACTIONS, low_latency=st.booleans(), after_silence=st.sampled_from([None, 0.4]))
+@example(actions=[("push", 9), ("flush", 0), ("push", 8)], low_latency=False, after_silence=None, loop_after=math.inf)
+@example(actions=[("push", 9), ("push", 8)], low_latency=False, after_silence=None, loop_after=30)
+@given(
+    actions=ACTIONS,
+    low_latency=st.booleans(),
+    after_silence=st.sampled_from([None, 0.4]),
+    loop_after=st.sampled_from([math.inf, 30]),  # the watchdog then resets the model
+)
 @settings(max_examples=80, deadline=None)
-def test_encoding_ahead_changes_no_event(actions: list[Action], low_latency: bool, after_silence: float | None) -> None:
+def test_encoding_ahead_changes_no_event(
+    actions: list[Action], low_latency: bool, after_silence: float | None, loop_after: float
+) -> None:
     options = {"low_latency": low_latency, "flush_after_silence": after_silence}
-    assert play(AheadRunner(), actions, **options) == play(ScriptRunner(), actions, **options)
+    expected = play(ScriptRunner(loop_after=loop_after), actions, **options)
+    assert play(AheadRunner(loop_after=loop_after), actions, **options) == expected
 
 
 @given(actions=ACTIONS, extra=st.lists(st.tuples(st.sampled_from(["flush now", "low latency"]), st.integers(0, 9))))
@@ -194,6 +205,18 @@ def test_a_search_that_begins_after_a_known_prompt_has_no_frames_of_a_stream_tha
                 if not cancelled:
                     session.finish()
                 assert bool(words_of(session)) != cancelled
+
+
+def test_a_model_that_fails_to_encode_ends_every_session() -> None:
+    def fail() -> None:
+        raise RuntimeError("the device is on fire")
+
+    runner = AheadRunner()
+    runner.on_encode = fail
+    with Engine(runner, tiny_tokenizer()) as engine, engine.open() as session:
+        session.send(speech(3, words=3))
+        with pytest.raises(EngineError, match="the device is on fire"):
+            list(session)
 
 
 def test_the_reported_time_of_a_step_includes_what_it_encodes() -> None:

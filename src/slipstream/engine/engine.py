@@ -26,8 +26,8 @@ from slipstream.model.text import Tokenizer
 _Row = tuple[int, Session]  # a slot and its session
 
 MAX_SESSIONS_AHEAD = 2
-"""Audio that waits is encoded ahead in steps of at most this number of sessions. A step of many encodes their frames
-together, which is as fast, and no other session waits meanwhile."""
+"""Audio that waits is encoded ahead before steps of at most this number of sessions, one after another. A step of many
+encodes their frames together, which is as fast, and none of them waits for the blocks of the others."""
 
 CLOSE_SECONDS = 10.0
 """`close` stops waiting for a step that has taken this long."""

@@ -390,6 +390,7 @@ def test_an_unreferenced_session_is_freed() -> None:
         (Kind.FRAMES, np.array([0], np.uint32).tobytes()),  # the slot of the other worker
         (Kind.OPERATION, b'[0, "Restore"]'),  # the same
         (Kind.OPERATION, b'[1, "ForceToken", 1, 5]'),  # of another row than the session has
+        (Kind.OPERATION, b'[1, "EncodeAhead", 2]'),  # by an engine that encodes nothing ahead
         (Kind.OPERATION, b'[1, "Reset", 1.6]'),  # a delay that the model does not have
         (Kind.OPERATION, b'[1, "Reset", 0, 0, 0, 0]'),
         (Kind.OPERATION, b'[1, "Forget"]'),

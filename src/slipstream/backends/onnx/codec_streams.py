@@ -42,7 +42,7 @@ class CodecStreams:
         self._ahead_BFK = np.zeros((slots, self.max_ahead, num_codebooks), np.int64)  # the last `ahead_B` are valid
         self._session = session
         self._blocks: dict[int, _Block] = {}
-        self._first_B = np.zeros(slots, np.bool_)
+        self._begins_B = np.zeros(slots, np.bool_)
         self._places: _CausalPlaces | _WhisperPlaces
         if config.whisper:
             self._places = _WhisperPlaces(config.whisper, slots, config.stride, config.stride * MAX_AHEAD)
@@ -54,7 +54,7 @@ class CodecStreams:
         self._ring = self._places.empty_ring()
         inputs: dict[str, Array] = {
             "pcm": self.pcm_BS,
-            "first": self._first_B,
+            "first": self._begins_B,
             **self._places.inputs,
             **self._tails,
             **layer_arrays(self._ring),
@@ -68,8 +68,9 @@ class CodecStreams:
         ahead_B = self.ahead_B[:rows]
         if (active_B & (ahead_B == 0)).any():
             encoded_B = frames_B + ahead_B
-            self._first_B[:rows] = encoded_B == 0
-            first_B, stride = self.first_B[:rows] * self.config.stride, self.config.stride
+            self._begins_B[:rows] = encoded_B == 0
+            stride = self.config.stride
+            first_B = self.first_B[:rows] * stride
             self._places.find((first_B + encoded_B * stride)[:, None] + np.arange(stride), first_B)
             self._bound.run(rows)
         for slot in np.flatnonzero(ahead_B):
@@ -83,15 +84,18 @@ class CodecStreams:
         self.ahead_B[active_B & ~encoded_B] -= 1
 
     def encode(self, slots: Sequence[int], frames: int, pcm_FS: FloatArray) -> None:
-        """Encode the next F frames of `slots` ahead, which have used `frames` frames, all with the same audio."""
+        """Encode the next F frames of `slots` ahead, which have used `frames` frames, all with the same audio.
+
+        The first slot is computed, and the others get a copy of what changes in it.
+        """
         slot, *others = slots
-        if (F := len(pcm_FS)) not in self._blocks:
-            assert self.config.whisper is not None
-            self._blocks[F] = _Block(self.config.whisper, self.config, F, self.codes_BK.shape[1])
+        F, stride = len(pcm_FS), self.config.stride
+        if F not in self._blocks:
+            self._blocks[F] = _Block(self.config, F, self.codes_BK.shape[1])
         block = self._blocks[F]
         block.pcm_1S[:] = pcm_FS.reshape(1, -1)
-        first_1 = self.first_B[[slot]] * self.config.stride
-        position_1T = first_1 + frames * self.config.stride + np.arange(F * self.config.stride)[None]
+        first_1 = self.first_B[[slot]] * stride
+        position_1T = first_1 + frames * stride + np.arange(F * stride)[None]
         block.places.find(position_1T, first_1)
         block.inputs["first"][:] = frames == 0
         one = slice(slot, slot + 1)
@@ -133,11 +137,12 @@ class CodecStreams:
 class _Block:
     """The inputs and codes of F frames of one stream."""
 
-    def __init__(self, whisper: WhisperConfig, config: CodecConfig, frames: int, num_codebooks: int) -> None:
+    def __init__(self, config: CodecConfig, frames: int, num_codebooks: int) -> None:
+        assert config.whisper is not None
         positions = frames * config.stride
         self.pcm_1S = np.zeros((1, frames * config.frame_samples), np.float32)
         self.codes_FK = np.zeros((frames, num_codebooks), np.int64)
-        self.places = _WhisperPlaces(whisper, 1, positions, config.stride * MAX_AHEAD)
+        self.places = _WhisperPlaces(config.whisper, 1, positions, config.stride * MAX_AHEAD)
         self.inputs: dict[str, Array] = {
             "pcm": self.pcm_1S,
             "first": np.zeros(1, np.bool_),

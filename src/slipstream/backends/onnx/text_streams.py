@@ -16,10 +16,7 @@ from slipstream.backends.onnx.buffers import Rotary, key_values, layer_arrays
 from slipstream.backends.onnx.graph import Array
 from slipstream.backends.onnx.inference import Bound, input_type
 from slipstream.model.config import PAD_ID, LMConfig, TransformerConfig
-from slipstream.model.numerics import (
-    is_text,
-    ring_keys,
-)
+from slipstream.model.numerics import is_text, ring_keys
 
 
 class TextStreams(ABC):

@@ -6,7 +6,7 @@ import json
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from enum import IntEnum
 from typing import TypeAlias
 
@@ -41,9 +41,18 @@ class Kind(IntEnum):
 
 
 URGENT = 1 << 31
-Operation: TypeAlias = Reset | Snapshot | Restore | CopyRow | ForceToken
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeAhead:
+    """Encode this number of a session's next frames ahead: they are in the memory of its first slot."""
+
+    frames: int
+
+
+Operation: TypeAlias = Reset | Snapshot | Restore | CopyRow | ForceToken | EncodeAhead
 _OPERATIONS: dict[str, type[Operation]] = {
-    kind.__name__: kind for kind in (Reset, Snapshot, Restore, CopyRow, ForceToken)
+    kind.__name__: kind for kind in (Reset, Snapshot, Restore, CopyRow, ForceToken, EncodeAhead)
 }
 
 

@@ -16,11 +16,11 @@ from typing import TypeAlias
 import numpy as np
 
 from slipstream.arrays import IntArray
-from slipstream.engine.engine import StepReport
-from slipstream.engine.remote.channel import URGENT, Channel, Kind, Refusal, unpack_operation
-from slipstream.engine.remote.memory import MAX_PAUSE_HEADS, Shape, SharedMemory, Stat
+from slipstream.engine.engine import MAX_SESSIONS_AHEAD, StepReport
+from slipstream.engine.remote.channel import URGENT, Channel, EncodeAhead, Kind, Refusal, unpack_operation
+from slipstream.engine.remote.memory import AHEAD_FRAMES, MAX_PAUSE_HEADS, Shape, SharedMemory, Stat
 from slipstream.engine.remote.slots import Slots
-from slipstream.engine.slots import CopyRow, ForceToken, Reset, SlotOperator
+from slipstream.engine.slots import CopyRow, Encode, ForceToken, Reset, SessionOp, SlotOperator
 from slipstream.engine.waiting import WaitingSessions
 from slipstream.errors import ConfigError, EngineError
 from slipstream.model.runner import BaseRunner, Runner
@@ -57,6 +57,8 @@ class EngineHost:
     ) -> None:
         self._runner, self._observer, self._max_waiting = runner, observer, max_waiting
         self._memory = SharedMemory(memory, Shape(runner.slots, runner.frame_samples))
+        self._max_ahead = min(runner.max_ahead, AHEAD_FRAMES)
+        self._memory.stats[Stat.MAX_AHEAD] = self._max_ahead
         self._pcm_BS = np.zeros((runner.slots, runner.frame_samples), np.float32)
         self._slots = Slots(runner.slots)
         self._operator = SlotOperator(runner)
@@ -123,7 +125,14 @@ class EngineHost:
         slots_N, places_N, operations, lag = self._slots.take(now)
         memory = self._memory
         memory.stats[Stat.STEP_BEGAN] = now
-        self._operator.run(operations)
+        sessions = sum(slot in self._slots.rows for slot in slots_N.tolist())
+        ops: list[SessionOp] = []
+        for slots, operation in operations:
+            if not isinstance(operation, EncodeAhead):
+                ops.append((slots, operation))
+            elif sessions <= MAX_SESSIONS_AHEAD:  # otherwise their steps encode them
+                ops.append((slots, Encode(memory.ahead_BAS[slots[0], : operation.frames])))
+        self._operator.run(ops)
         for slot, place in zip(slots_N.tolist(), places_N.tolist(), strict=True):
             self._pcm_BS[slot] = memory.pcm_BFS[slot, place]
         active_B = np.zeros(self._slots.number, np.bool_)
@@ -144,7 +153,6 @@ class EngineHost:
         self._send_done(slots_N)
         self._slots.finish(time.monotonic())
         if self._observer is not None:
-            sessions = sum(slot in self._slots.rows for slot in slots_N.tolist())
             self._observer(StepReport(seconds, lag, sessions, self._slots.number))
 
     def _send_done(self, slots_N: IntArray) -> None:
@@ -216,6 +224,8 @@ class EngineHost:
             width = len(self._slots.rows[slot])
             if isinstance(operation, CopyRow | ForceToken) and max(operation.rows) >= width:
                 raise ValueError(f"{operation} in a session of {width} rows")
+            if isinstance(operation, EncodeAhead) and not 0 < operation.frames <= self._max_ahead:
+                raise ValueError(f"{operation} of an engine that encodes at most {self._max_ahead} ahead")
             if isinstance(operation, Reset):
                 if operation.delay is not None:
                     self._runner.delay_frames_of(operation.delay)

@@ -17,6 +17,8 @@ from slipstream.model.runner import CANDIDATES, MAX_BIASED, Candidates, Choice, 
 
 FRAMES = 4
 """Frames in the ring of a slot. Two are in use at a time; the others are those of a stream before its restart."""
+AHEAD_FRAMES = 8
+"""The most frames of a slot that are encoded ahead at once."""
 MAX_PAUSE_HEADS = 16
 
 
@@ -30,6 +32,8 @@ class Stat(IntEnum):
     WAITING = 2
     """Sessions that wait for a slot."""
     PAUSE_HEADS = 3
+    MAX_AHEAD = 4
+    """The most frames that the engine encodes ahead at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class Shape:
             [
                 ("stats", np.float64, len(Stat)),
                 ("pcm", np.float32, (*rings, self.frame_samples)),
+                ("ahead", np.float32, (self.slots, AHEAD_FRAMES, self.frame_samples)),
                 ("token", np.int64, rings),
                 ("logprob", np.float32, rings),
                 ("pause", np.float32, (*rings, MAX_PAUSE_HEADS)),
@@ -67,8 +72,9 @@ class SharedMemory:
 
     Frame n of a slot since its admission is in place n modulo `FRAMES`, and so is its output. Messages report which
     places are filled (`Kind`), so no place is read while it is written. A frame may have biases of text tokens; its
-    output then has candidates. `biases_BF` has their number plus one, and 0 for a frame without steering. The kernel
-    gives pages only to what is used.
+    output then has candidates. `biases_BF` has their number plus one, and 0 for a frame without steering.
+    `ahead_BAS` has the frames of a slot that are encoded ahead, and may change once the first of them has its output.
+    The kernel gives pages only to what is used.
 
     Args:
         file: A file of `create_file`, which the first view enlarges.
@@ -80,7 +86,7 @@ class SharedMemory:
             os.ftruncate(file, shape.dtype.itemsize)
         record = np.frombuffer(mmap.mmap(file, shape.dtype.itemsize), shape.dtype)[0]
         self.stats = record["stats"]
-        self.pcm_BFS, self.token_BF = record["pcm"], record["token"]
+        self.pcm_BFS, self.ahead_BAS, self.token_BF = record["pcm"], record["ahead"], record["token"]
         self.logprob_BF, self.pause_BFH = record["logprob"], record["pause"]
         self.biases_BF, self.bias_id_BFN, self.bias_BFN = record["biases"], record["bias_id"], record["bias"]
         self.candidate_BFK, self.candidate_logprob_BFK = record["candidate"], record["candidate_logprob"]

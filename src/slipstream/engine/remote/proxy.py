@@ -12,7 +12,7 @@ import numpy as np
 from slipstream.engine.live import LiveSession, check_width
 from slipstream.engine.options import SessionOptions, StreamFormat
 from slipstream.engine.port import Mailbox
-from slipstream.engine.remote.channel import URGENT, Channel, Kind, Refusal, pack_operation
+from slipstream.engine.remote.channel import URGENT, Channel, EncodeAhead, Kind, Refusal, pack_operation
 from slipstream.engine.remote.memory import FRAMES, SharedMemory, Stat
 from slipstream.engine.scheduler import MARKER_WAIT_SECONDS
 from slipstream.engine.session import Session
@@ -41,8 +41,10 @@ class Device:
     sessions: dict[int, _Remote] = field(default_factory=dict, init=False)  # by the first slot
     frames: list[int] = field(default_factory=list, init=False)  # for the next message
     read_B: list[int] = field(init=False)  # outputs taken of each slot
+    max_ahead: int = field(init=False)  # frames that the engine encodes ahead at once
 
     def __post_init__(self) -> None:
+        self.max_ahead = int(self.memory.stats[Stat.MAX_AHEAD])
         self.read_B = [0] * self.slots
 
     @property
@@ -343,6 +345,8 @@ class RemoteEngine(OpenSessions):
                     if not isinstance(operation, KeepPrefix):  # each prompt is read again
                         assert not isinstance(operation, SetState), "a session has no state of another one"
                         device.put(Kind.OPERATION, pack_operation(slot, operation))
+            if urgent and device.max_ahead:
+                self._encode_ahead(remote, device)
             place = remote.written % FRAMES
             for row, each in enumerate(session.slots):
                 memory.steer(each, place, session.biases(row) if session.steered else None)
@@ -353,6 +357,15 @@ class RemoteEngine(OpenSessions):
             remote.on_their_way += 1
             device.frames += [each + urgent for each in session.slots]
             self._flush_soon()
+
+    def _encode_ahead(self, remote: _Remote, device: Device) -> None:
+        """Have the engine encode the next frames of a session together, if they are certain."""
+        session = remote.mailbox.session
+        if remote.on_their_way > session.in_model:  # a block from before a restart may still be read
+            return
+        if (pcm_FS := session.encode_ahead(device.max_ahead)) is not None:
+            device.memory.ahead_BAS[session.slots[0], : len(pcm_FS)] = pcm_FS
+            device.put(Kind.OPERATION, pack_operation(session.slots[0], EncodeAhead(len(pcm_FS))))
 
     def remove(self, session: Session, error: BaseException | None) -> None:
         """See `OpenSessions.remove`."""
