@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 
@@ -32,7 +33,7 @@ class Recorder(OnnxRunner):
     def record(self, max_ahead: int) -> None:
         self.max_ahead, self.blocks, self.outputs = max_ahead, 0, list[Output]()
 
-    def encode(self, slots: list[int], pcm_FS: FloatArray) -> None:
+    def encode(self, slots: Sequence[int], pcm_FS: FloatArray) -> None:
         self.blocks += 1
         super().encode(slots, pcm_FS)
 
@@ -140,5 +141,5 @@ def test_a_step_of_many_sessions_encodes_nothing_ahead() -> None:
             session.finish()
             list(session)
         assert not hosted.failures
-    assert any(sessions == slots for sessions, _ in seen)
-    assert all(sessions < slots or blocks == before for (_, before), (sessions, blocks) in pairwise(seen))
+    assert any(width == slots for width, _ in seen)
+    assert all(width < slots or blocks == before for (_, before), (width, blocks) in pairwise(seen))
