@@ -18,7 +18,7 @@ from slipstream.model.runner import CANDIDATES, MAX_BIASED, Candidates, Choice, 
 FRAMES = 4
 """Frames in the ring of a slot. Two are in use at a time; the others are those of a stream before its restart."""
 AHEAD_FRAMES = 8
-"""The most frames of a slot that are encoded ahead at once."""
+"""The most frames of a slot that one call encodes ahead."""
 MAX_PAUSE_HEADS = 16
 
 
@@ -33,7 +33,7 @@ class Stat(IntEnum):
     """Sessions that wait for a slot."""
     PAUSE_HEADS = 3
     MAX_AHEAD = 4
-    """The most frames that the engine encodes ahead at once."""
+    """The most frames that the engine encodes ahead in one call."""
 
 
 @dataclass(frozen=True, slots=True)

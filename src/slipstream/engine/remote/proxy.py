@@ -41,7 +41,7 @@ class Device:
     sessions: dict[int, _Remote] = field(default_factory=dict, init=False)  # by the first slot
     frames: list[int] = field(default_factory=list, init=False)  # for the next message
     read_B: list[int] = field(init=False)  # outputs taken of each slot
-    max_ahead: int = field(init=False)  # frames that the engine encodes ahead at once
+    max_ahead: int = field(init=False)  # the most frames that the engine encodes ahead in one call
 
     def __post_init__(self) -> None:
         self.max_ahead = int(self.memory.stats[Stat.MAX_AHEAD])
