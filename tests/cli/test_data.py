@@ -124,6 +124,14 @@ def test_packing_reports_recordings_that_are_left_out(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def test_options_of_pack_that_contradict_each_other_are_refused_first(tmp_path: Path) -> None:
+    for options in ((), ("--samples", "--model", "tiny")):
+        message = _refused("pack", tmp_path / "missing.jsonl", "-o", tmp_path / "pack", *options)
+        assert message.startswith("give exactly one of --model MODEL")
+    asked = ("pack", tmp_path / "missing.jsonl", "-o", tmp_path / "pack", "--model", "tiny", "--opus")
+    assert _refused(*asked) == "--opus stores samples: give --samples too"
+
+
 def test_a_pack_of_tokens_names_its_codec(tmp_path: Path) -> None:
     model = str(world.base_folder(tmp_path) / "base")
     write_wave(tmp_path / "good.wav", np.zeros(24_000, np.float32))

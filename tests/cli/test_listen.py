@@ -49,6 +49,12 @@ def test_lists_microphones(cli: Cli, microphone: list[Any]) -> None:
     assert cli("listen", "--list-microphones").out == "  2  Built-in, 48000 Hz  (default)\n"
 
 
+def test_an_empty_list_of_microphones_is_reported(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audio, "input_devices", list)
+    outcome = cli("listen", "--list-microphones")
+    assert (outcome.code, outcome.out, outcome.err) == (0, "", "No microphone found.\n")
+
+
 def test_no_model_is_loaded_without_a_microphone(cli: Cli, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audio, "input_devices", list)
     outcome = cli("listen")

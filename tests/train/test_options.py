@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from slipstream.data.options import DataOptions
+from slipstream.errors import ConfigError
 from slipstream.model.config import CodecConfig, LMConfig, SEANetConfig
 from slipstream.train.options import CodecRun, LMRun, TTSRun, read_run
 
@@ -123,3 +124,30 @@ def test_a_run_that_starts_from_a_model_trains_no_head_that_the_model_lacks(name
     run = read_run(Path(f"configs/{name}.toml"), LMRun)
     assert run.model.init == "tiny"
     assert (run.loss.spoken, run.loss.frame_phones, run.loss.ctc) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '[run]\nout = "x"\nstepz = 3\n',
+            "{path} lacks model, data; unknown key 'stepz' in run; did you mean 'steps'?",
+        ),
+        (
+            '[run]\nout = "x"\nsteps = "many"\nrows = 1.5\n[model]\ninit = "tiny"\n[data]\npacks = ["p"]\n',
+            "{path}: data lacks weights; run: steps must be a whole number, not 'many'; "
+            "run: rows must be a whole number, not 1.5",
+        ),
+        (
+            '[run]\nout = "x"\nsteps = 1\n[model]\ninit = "tiny"\n[data]\npacks = ["p"]\nweights = {own = 1}\n',
+            "{path}: model.base is missing: the LM learns with that model's codec; "
+            "or set train_codec = true to train a codec with it",
+        ),
+    ],
+)
+def test_an_error_in_a_run_names_the_file_once(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        read_run(path, LMRun)
+    assert str(error.value) == message.format(path=path)

@@ -203,6 +203,11 @@ def pack(
     device: Annotated[str, typer.Option(help="With --model: device that encodes, such as cuda.")] = "cpu",
 ) -> None:
     """Pack recordings for training. Give one of --model, --config and --samples: it selects what is stored."""
+    if [model is not None, config is not None, samples].count(True) != 1:
+        choices = "--model MODEL (codec tokens), --config TOML (log-mel frames) and --samples"
+        raise ConfigError(f"give exactly one of {choices}")
+    if opus and not samples:
+        raise ConfigError("--opus stores samples: give --samples too")
     with needs_extra("train", "preparing data"):
         from slipstream.data.manifest import matching
         from slipstream.data.pack_codec import codec_fingerprint
@@ -214,10 +219,6 @@ def pack(
         from slipstream.train.launch import load_codec
         from slipstream.train.setup import mel_config
 
-    if [model is not None, config is not None, samples].count(True) != 1:
-        raise ConfigError("give one of --model MODEL (codec tokens), --config TOML (log-mel frames) and --samples")
-    if opus and not samples:
-        raise ConfigError("--opus stores samples: give --samples too")
     unwanted, left_out = excluded(*exclude or []), LeftOut()
     chosen = matching(stream_recordings(manifest), manifest, split=split)
     wanted = (one for one in chosen if plain_text(one.text) not in unwanted)

@@ -95,6 +95,8 @@ def show_live(events: Iterable[Event]) -> None:
 def _print_microphones() -> None:
     from slipstream.audio import input_devices
 
-    for device in input_devices():
+    if not (devices := input_devices()):
+        notice("No microphone found.")
+    for device in devices:
         default = "  (default)" if device.is_default else ""
         sys.stdout.write(f"{device.index:3}  {device.name}, {device.sample_rate} Hz{default}\n")

@@ -432,6 +432,7 @@ def read_run(path: Path, kind: type[Any]) -> Any:
     """
     raw = read_toml(path)
     try:
-        return parse(kind, raw, "the file")
+        return parse(kind, raw, str(path))
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        message = str(error)
+        raise ConfigError(message if message.startswith(str(path)) else f"{path}: {message}") from error
