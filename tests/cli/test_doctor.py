@@ -76,4 +76,5 @@ def test_a_plan_calculates_the_streams_of_a_gpu(cli: Cli) -> None:
     assert "88.6 MB per stream; 816 streams fit, 816 in real time" in outcome.out
     refused = cli("doctor", "--plan", "stt-2.6b", "--device", "tpu")
     assert refused.code != 0
-    assert "a plan is for one of h100" in refused.err
+    assert "--device tpu: a plan is for one of h100" in refused.err
+    assert refused.out == ""

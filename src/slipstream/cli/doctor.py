@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,13 +44,17 @@ def doctor(
     plan: Annotated[
         str | None,
         typer.Option(
-            "--plan", metavar="MODEL", help="Calculate how many streams of this model a GPU (--device) could run."
+            "--plan",
+            metavar="MODEL",
+            help="Calculate how many streams of this model a GPU could run, without one. "
+            "--device is h100, h200, a100 or l4.",
         ),
     ] = None,
 ) -> None:
     """Show versions and devices, and measure how many live streams this machine can run."""
     if plan is not None:
-        _section(f"{plan} on {device}, calculated, not measured", _plan(plan, device))
+        lines = list(_plan(plan, device))  # an error comes before the title
+        _section(f"{plan} on {device}, calculated, not measured", lines)
         return
     import slipstream
 
@@ -84,7 +88,7 @@ def _plan(model: str, device: str) -> Iterator[tuple[str, str]]:
     from slipstream.model import capacity
 
     if device not in capacity.GPUS:
-        raise ConfigError(f"device={device!r}: a plan is for one of {', '.join(capacity.GPUS)}")
+        raise ConfigError(f"--device {device}: a plan is for one of {', '.join(capacity.GPUS)}")
     name = next((preset for preset in PRESETS if model in (preset, preset.partition("/")[2])), None)
     name = name or next((preset for preset in PRESETS if preset.partition("/")[2].startswith(f"{model}-")), None)
     config = PRESETS[name] if name else ModelBundle.resolve(model).config
@@ -98,7 +102,7 @@ def _plan(model: str, device: str) -> Iterator[tuple[str, str]]:
         yield "", "step: " + ", ".join(f"{streams}: {ms:.1f} ms" for streams, ms in steps)
 
 
-def _section(title: str, lines: Iterator[tuple[str, str]]) -> None:
+def _section(title: str, lines: Iterable[tuple[str, str]]) -> None:
     sys.stdout.write(f"{title}\n")
     for name, value in lines:
         sys.stdout.write(f"  {name:<14} {value}\n")
