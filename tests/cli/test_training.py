@@ -43,6 +43,13 @@ def test_two_origins_exclude_each_other(texts: Path, cli: Callable[..., Outcome]
     assert "--extend and --whisper exclude each other" in outcome.err
 
 
+def test_only_the_configuration_of_a_folder_is_changed(tmp_path: Path, cli: Callable[..., Outcome]) -> None:
+    outcome = cli("train", "calibrate", tmp_path / "words.jsonl", "--model", "tiny")
+    assert outcome.code == 1
+    assert "--model tiny: not a folder" in outcome.err
+    assert "`slipstream convert tiny FOLDER`, or give --out FILE" in outcome.err
+
+
 def test_confidence_and_turns_are_calibrated_together(
     tmp_path: Path, cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:

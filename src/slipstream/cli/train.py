@@ -100,7 +100,7 @@ def tts(config: Config, check: Check = False, row: Row = 0) -> None:
 @app.command()
 def calibrate(
     manifest: Annotated[Path, typer.Argument(help="A JSONL manifest of recordings that the model was not trained on.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="The model: a folder.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="The model: a folder, or with --out any model.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write this config.json instead of the model's own.")
     ] = None,
@@ -127,6 +127,9 @@ def calibrate(
     from slipstream.evaluate.transcribe import transcribe_recordings
     from slipstream.loading import load
 
+    if out is None and not Path(model).is_dir():
+        remedy = f"make a copy with `slipstream convert {model} FOLDER`, or give --out FILE"
+        raise ConfigError(f"--model {model}: not a folder, and the curves are written into one: {remedy}")
     bundle = ModelBundle.resolve(model).uncalibrated()
     recordings = list(read_manifest(manifest))
     with load(bundle, backend=backend, device=device, slots=slots, beam=1) as transcriber:
