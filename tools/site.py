@@ -18,8 +18,7 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+:|#)([^)\s#]+)(#[^)]*)?\)")
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Expand the two directives, and turn links to files that are not pages into plain text."""
     source = DOCS / page.file.src_path
-    if include := re.fullmatch(r"\{include (\S+)\}", markdown.strip()):
-        path = ROOT / include.group(1)
+    if path := _included(markdown):
         return _links(path.read_text(encoding="utf-8"), path.parent, source.parent)
     return _links(markdown.replace("{command line}", command_line()), source.parent, source.parent)
 
@@ -35,7 +34,16 @@ def command_line() -> str:
     return get_docs_for_click(obj=command, ctx=typer.Context(command), name="slipstream").split("\n", 1)[1]
 
 
+def _included(markdown: str) -> Path | None:
+    """Return the file whose text a page is, or None for a page with a text of its own."""
+    include = re.fullmatch(r"\{include (\S+)\}", markdown.strip())
+    return ROOT / include.group(1) if include else None
+
+
 def _links(markdown: str, written_in: Path, shown_in: Path) -> str:
+    """Make the links of a text those of the page `shown_in`, where files outside `docs` are pages or plain text."""
+    pages = {_included(page.read_text(encoding="utf-8")): page for page in DOCS.rglob("*.md")}
+
     def convert(match: re.Match[str]) -> str:
         image, text, target, anchor = match.groups()
         path = (written_in / target).resolve()
@@ -43,9 +51,8 @@ def _links(markdown: str, written_in: Path, shown_in: Path) -> str:
             return match.group()  # MkDocs reports it
         if path.is_relative_to(DOCS):
             return f"{image}[{text}]({Path(os.path.relpath(path, shown_in)).as_posix()}{anchor or ''})"
-        for page, name in ((ROOT / "CONTRIBUTING.md", "contributing.md"), (ROOT / "CHANGELOG.md", "changelog.md")):
-            if path == page:
-                return f"[{text}]({Path(os.path.relpath(DOCS / name, shown_in)).as_posix()}{anchor or ''})"
+        if page := pages.get(path):
+            return f"[{text}]({Path(os.path.relpath(page, shown_in)).as_posix()}{anchor or ''})"
         return f"{text} (`{path.relative_to(ROOT).as_posix()}`)"
 
     return LINK.sub(convert, markdown)
