@@ -1,4 +1,4 @@
-# Every target sets up what it needs in .venv; the second time that takes no time.
+# Every target installs what it needs into .venv, the first time it runs.
 #
 #   make demo [AUDIO=talk.mp3]   transcribe a sample, or a file of yours, with the built-in model
 #   make test                    the tests; the parity tests run if `make oracles` was called before
@@ -7,9 +7,9 @@
 #   make docs                    the documentation site in build/site, in strict mode
 #   make coverage                the tests, with the lines that they do not reach
 #   make dist                    wheel and source distribution in dist/, installed and checked in a new environment
-#   make bench                   milliseconds a frame and streams at once, on this machine; 15 GB of memory
+#   make bench                   milliseconds per frame, and concurrent streams, on this machine; needs 15 GB of memory
 #   make setup                   the environment for work on Slipstream itself
-#   make ray                     the tests on a local Ray, in an environment of their own; about four minutes
+#   make ray                     the tests on a local Ray, in a separate environment; about four minutes
 #   make oracles                 the reference packages that the parity tests compare with
 #   make clients                 the clients of other products that the server's tests run, and what checks deploy/
 #   make tiny DATA=folder        train a model on a Whisper encoder: recipes/tiny/README.md; hours
@@ -29,7 +29,7 @@ setup: $(VENV)/.dev
 demo: $(VENV)/.core
 	@$(BIN)/slipstream transcribe --words "$(AUDIO)"
 
-# One process a core, and one thread in each: the tests' models are small.
+# One process per core with one thread each: the tests' models are small.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
@@ -76,7 +76,7 @@ clients: $(VENV)/.clients
 tiny: $(VENV)/.dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh recipes/tiny/make.sh "$(DATA)"
 
-# The stamps: what the environment holds so far, renewed when a pinned version changes.
+# Stamp files record what is installed. They are renewed when a pinned version changes.
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -91,7 +91,7 @@ $(VENV)/.dev: $(PINS) | $(BIN)/python
 	@$(PIP) --editable ".[dev,torch,mlx,server,otel,train,webrtc,wyoming]"
 	@touch $(VENV)/.core $@
 
-# In a folder of its own: the interpreter needs numpy < 2.4, and nothing else may find triton beside torch for the CPU.
+# In a separate folder: the interpreter needs numpy < 2.4, and nothing else may find triton next to torch for the CPU.
 $(VENV)/.triton: $(VENV)/.dev
 	@echo "Installing Triton into $(VENV)/triton ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/triton \

@@ -3,8 +3,9 @@
     python tools/check_style.py                         # everything except the `pending` paths of pyproject.toml
     python tools/check_style.py src/slipstream/server   # these paths, pending or not
 
-Reads Markdown without its code; of Python, the comments, docstrings, strings with spaces and names of tests. In tests
-other strings are data and are not checked. `style: allow` in a line exempts it. The words are in `tools/style.toml`.
+Reads Markdown without its code; of Python, the comments, docstrings, strings with spaces and names of tests; of TOML,
+YAML, shell scripts, Makefile and Dockerfile, the comments. In tests other strings are data and are not checked.
+`style: allow` in a line exempts it. The words are in `tools/style.toml`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ except ModuleNotFoundError:  # Python 3.10
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md", ".github", "docs"]
-PATHS += ["examples", "packages", "src", "tests", "benchmarks", "tools", "recipes"]
+PATHS += ["examples", "packages", "src", "tests", "benchmarks", "tools", "recipes", "configs", "deploy", ".ci"]
+PATHS += ["Makefile", "mkdocs.yml", "pyproject.toml"]
+HASH_SUFFIXES = {".toml", ".yml", ".yaml", ".sh", ".service"}
+HASH_NAMES = {"Makefile", "Dockerfile", "run"}
+"""Files whose comments begin with `#`."""
 SKIPPED = {"__pycache__", "node_modules"}
 ALLOW = "style: allow"
 CODE = re.compile(r"``.+?``|`[^`]+`|https?://\S+|\]\([^)]*\)|(?m:^ +\*{0,2}\w+:(?= ))", re.DOTALL)
@@ -59,7 +64,10 @@ def words(file: Path = ROOT / "tools/style.toml") -> dict[re.Pattern[str], str]:
 def check(path: Path, patterns: dict[re.Pattern[str], str]) -> list[Problem]:
     """Return the problems of one file, in the order of its lines."""
     source = path.read_text(encoding="utf-8")
-    pieces = python_prose(source, path) if path.suffix == ".py" else markdown_prose(source)
+    if path.suffix == ".py":
+        pieces = python_prose(source, path)
+    else:
+        pieces = hash_prose(source) if _has_hashes(path) else markdown_prose(source)
     lines = source.splitlines()
     problems = []
     if path.suffix == ".py" and len(lines) > MOST_LINES:
@@ -103,6 +111,12 @@ def markdown_prose(source: str) -> Iterator[tuple[int, str]]:
     yield 1, "\n".join(kept)
 
 
+def hash_prose(source: str) -> Iterator[tuple[int, str]]:
+    """Yield the comments after `#` of a file, line by line in their places."""
+    comments = (re.search(r"(?:^|\s)#(.*)", line) for line in source.splitlines())
+    yield 1, "\n".join(comment.group(1) if comment else "" for comment in comments)
+
+
 def python_prose(source: str, path: Path) -> Iterator[tuple[int, str]]:
     """Yield comments, docstrings, strings and names of tests, each with the number of its first line."""
     tests = "tests" in path.parts
@@ -129,15 +143,20 @@ def python_prose(source: str, path: Path) -> Iterator[tuple[int, str]]:
     yield from comments
 
 
+def _has_hashes(path: Path) -> bool:
+    return path.suffix in HASH_SUFFIXES or path.name in HASH_NAMES
+
+
 def _blank(match: re.Match[str]) -> str:
     return re.sub(r"[^\n]", "`", match.group())
 
 
 def files(paths: list[Path]) -> Iterator[Path]:
-    """Yield the Python and Markdown files of these paths."""
+    """Yield the Python and Markdown files of these paths, and those with comments after `#`."""
     for path in paths:
         found = sorted(path.rglob("*")) if path.is_dir() else [path]
-        yield from (file for file in found if file.suffix in (".py", ".md") and not SKIPPED & {*file.parts})
+        prose = (file for file in found if file.suffix in (".py", ".md") or (file.is_file() and _has_hashes(file)))
+        yield from (file for file in prose if not SKIPPED & {*file.parts})
 
 
 def main(arguments: list[str]) -> int:

@@ -43,6 +43,12 @@ def test_a_fence_of_four_backticks_may_hold_one_of_three(tmp_path: Path) -> None
     assert found(tmp_path, "page.md", "````\n```\ntold\n```\n````\ntold") == [(6, "told")]
 
 
+@pytest.mark.parametrize("name", ["run.toml", "Makefile", "values.yaml", "make.sh"])
+def test_reads_the_comments_of_other_files(tmp_path: Path, name: str) -> None:
+    text = "# The state starts afresh.\ntold = 1 # it is told\ncolor = '#told'\n"
+    assert found(tmp_path, name, text) == [(1, "afresh"), (2, "told")]
+
+
 MODULE = '''"""Tell what
 this told."""  # a hint to whom
 

@@ -153,7 +153,7 @@ def serve(
             min=0,
             max=64,
             help="Processes for the connections, with each model in its own process; 0 runs all in one process. "
-            "Default: 0 for up to 256 slots or two cores, else one per 256 slots, at most one less than there are cores.",
+            "Default: 0 for up to 256 slots or on two cores, else one per 256 slots, at most the cores less one.",
             show_default=False,
         ),
     ] = None,
