@@ -24,4 +24,4 @@ def main(folder: str, out: str, model: str = "tiny", slots: int = 4) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:4])

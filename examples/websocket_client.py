@@ -32,4 +32,4 @@ def main(path: str, url: str = "http://127.0.0.1:8080", speed: float = 1.0) -> N
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:3])
