@@ -7,6 +7,8 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Receive, Scope, Send
 
+from slipstream.connections.access import Refused
+
 
 class Page(StaticFiles):
     """The page and its parts, which may load nothing from elsewhere."""
@@ -20,8 +22,9 @@ class Page(StaticFiles):
         await super().__call__(scope, receive, send_guarded)
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        if "\0" in path or (scope["method"] not in ("GET", "HEAD") and not self.lookup_path(path)[1]):
-            raise HTTPException(404)
+        if "\0" in path or not self.lookup_path(path)[1]:
+            where = scope["path"].partition("\0")[0][:100]
+            raise Refused(404, f"nothing is at {where}: /openapi.yaml and /asyncapi.yaml describe the addresses")
         if scope["method"] not in ("GET", "HEAD"):
             raise HTTPException(405, headers={"allow": "GET, HEAD"})
         return await super().get_response(path, scope)
