@@ -88,10 +88,11 @@ step data/poems/kept.jsonl python "$here/poems.py" pieces data/poems/manifest.js
 step data/poems/pack/pack.json slipstream data pack data/poems/kept.jsonl --samples --out data/poems/pack
 step runs/tiny-8-french/model/config.json slipstream train lm "$here/8-french.toml"
 
-# The prompts of two languages, 5-bit weights, and the phone heads.
+# The prompts of two languages, 64 frames of audio in the decoder, 5-bit weights, and the phone heads.
 step runs/tiny-9-languages/config.json python "$here/languages.py" runs/tiny-8-french/model runs/tiny-9-languages \
     --whisper data/whisper-base --languages en fr
-step runs/tiny/config.json slipstream convert runs/tiny-9-languages runs/tiny --quantize int5
+step runs/tiny-10-context/config.json python "$here/audio_context.py" runs/tiny-9-languages runs/tiny-10-context 64
+step runs/tiny/config.json slipstream convert runs/tiny-10-context runs/tiny --quantize int5
 step runs/tiny/training.safetensors python "$here/heads.py" runs/tiny-8-french/model runs/tiny
 
 # What its confidences mean, fitted to one half of the test recordings; the other half shows how well.
