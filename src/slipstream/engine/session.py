@@ -287,7 +287,7 @@ class Session:
         return ops
 
     def encode_ahead(self, most: int) -> FloatArray | None:
-        """Return the next frames `[F, frame_samples]`, 2 to `most`, that `fill` will give; None if they are not certain."""
+        """Return the next 2 to `most` frames `[F, frame_samples]` that `fill` will give; None if not certain."""
         by_itself = self.options.low_latency or self.options.flush_after_silence is not None
         if self._ahead or self._writer.prefix_left or (by_itself and self._flush is None):
             return None
