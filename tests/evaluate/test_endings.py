@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile as sf
 
 from slipstream.data.manifest import Recording
+from slipstream.data.wave import write_wave
 from slipstream.errors import SlipstreamError
 from slipstream.evaluate.endings import END_ABOVE, fit_ending
 from slipstream.evaluate.transcribe import Hypothesis
@@ -20,7 +20,7 @@ def spoken(folder: Path, number: int) -> Hypothesis:
     samples = rng.normal(0, 0.2, 2 * RATE).astype(np.float32)
     samples[RATE : RATE + RATE // 5] = 0
     path = folder / f"{number}.wav"
-    sf.write(path, samples, RATE)
+    write_wave(path, samples, RATE)
     pause_TH = np.full((75, 2), 0.1, np.float32)
     pause_TH[13:16] = rng.uniform(0.1, 0.6)
     pause_TH[27:] = rng.uniform(0.7, 0.9)
