@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,14 @@ def _included(markdown: str) -> Path | None:
     return ROOT / include.group(1) if include else None
 
 
+@cache
+def _pages() -> Mapping[Path | None, Path]:
+    """The pages that show files from outside `docs`, by these files."""
+    return {_included(page.read_text(encoding="utf-8")): page for page in DOCS.rglob("*.md")}
+
+
 def _links(markdown: str, written_in: Path, shown_in: Path) -> str:
     """Make the links of a text those of the page `shown_in`, where files outside `docs` are pages or plain text."""
-    pages = {_included(page.read_text(encoding="utf-8")): page for page in DOCS.rglob("*.md")}
 
     def convert(match: re.Match[str]) -> str:
         image, text, target, anchor = match.groups()
@@ -51,7 +58,7 @@ def _links(markdown: str, written_in: Path, shown_in: Path) -> str:
             return match.group()  # MkDocs reports it
         if path.is_relative_to(DOCS):
             return f"{image}[{text}]({Path(os.path.relpath(path, shown_in)).as_posix()}{anchor or ''})"
-        if page := pages.get(path):
+        if page := _pages().get(path):
             return f"[{text}]({Path(os.path.relpath(page, shown_in)).as_posix()}{anchor or ''})"
         return f"{text} (`{path.relative_to(ROOT).as_posix()}`)"
 

@@ -133,6 +133,7 @@ class OnnxRunner(BaseRunner):
     def copy_text(self, source: int, target: int) -> None:
         """Continue the text of one slot in a second one, which has had the same audio."""
         self.check_slots([source, target])
+        self.lm.text_B[target] = self.lm.text_B[source]
         self.lm.copy_text(source, target, int(self._frames_B[source]) + 1)
 
     def snapshot(self, slot: int) -> SlotState:

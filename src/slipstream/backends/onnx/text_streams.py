@@ -41,8 +41,7 @@ class TextStreams(ABC):
         """Read the tokens of the first slots, which are at `position_B`, and advance the active ones of them."""
 
     def copy_text(self, source: int, target: int, position: int) -> None:
-        """Copy what differs between two slots with the same audio, whose next position is `position`."""
-        self.text_B[target] = self.text_B[source]
+        """Copy what a slot keeps of its text into one with the same audio. The next position of both is `position`."""
         self.write(target, self.read(source, position))
 
     @abstractmethod
@@ -175,10 +174,9 @@ class DecoderStreams(TextStreams):
 
     def copy_text(self, source: int, target: int, position: int) -> None:
         """Copy the tokens of a slot and their keys and values. Those of the audio are the same."""
-        self.text_B[target] = self.text_B[source]
         self._count_B[target] = self._count_B[source]
         self._held_B[target] = self._held_B[source]
-        self._text.copy(source, target, int(self._count_B[source]))
+        self._text.write(target, self._text.read(source, int(self._count_B[source])))
 
     def read(self, slot: int, position: int) -> Mapping[str, Array]:
         """Copy the last text token of a slot, its number, and the keys and values, before frame `position`."""
@@ -243,11 +241,6 @@ class _Repeating:
             key_BC = ring_keys(position_B[:, None] - 1, np.arange(self.older))
             age_BC[:, : self.older] = np.where(key_BC < 0, 0, (position_B // self.step)[:, None] - key_BC // self.step)
         return age_BC
-
-    def copy(self, source: int, target: int, position: int) -> None:
-        """Copy the keys and values of a slot, whose newest position is `position`, into another one."""
-        end = self.first + min(position, self.older) + 1
-        self.cache[:, :, target, :, self.first : end] = self.cache[:, :, source, :, self.first : end]
 
     def read(self, slot: int, position: int) -> Array:
         """Copy the keys and values of a slot whose newest position is `position`."""
