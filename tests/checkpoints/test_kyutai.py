@@ -113,6 +113,22 @@ def test_a_model_can_set_the_beam_of_recordings() -> None:
         parse_kyutai(raw)
 
 
+@pytest.mark.parametrize("shift", [0.12, -0.12, 1.0])
+def test_a_model_can_shift_the_times_of_its_words(shift: float) -> None:
+    assert parse_kyutai(PUBLISHED_1B).word_shift_seconds == 0
+    assert "word_shift_seconds" not in dump_kyutai(parse_kyutai(PUBLISHED_1B))["stt_config"]
+    config = parse_kyutai({**PUBLISHED_1B, "stt_config": {**PUBLISHED_1B["stt_config"], "word_shift_seconds": shift}})
+    assert config.word_shift_seconds == shift
+    assert parse_kyutai(dump_kyutai(config)) == config
+
+
+@pytest.mark.parametrize("shift", [1.01, -1.01, float("nan"), float("inf"), "a"])
+def test_a_shift_of_more_than_a_second_is_refused(shift: object) -> None:
+    raw = {**PUBLISHED_1B, "stt_config": {**PUBLISHED_1B["stt_config"], "word_shift_seconds": shift}}
+    with pytest.raises(ConfigError, match="word_shift_seconds must be a number from -1 to 1"):
+        parse_kyutai(raw)
+
+
 def test_a_model_can_have_a_calibration() -> None:
     assert parse_kyutai(PUBLISHED_1B).confidence is None
     raw = {**PUBLISHED_1B, "stt_config": {**PUBLISHED_1B["stt_config"]}}

@@ -266,6 +266,61 @@ def test_no_word_starts_before_the_settled_frames() -> None:
     assert decoder.settled_frames == 9 + PAUSE_FRAMES + 1 - 6
 
 
+@pytest.mark.parametrize(("shift", "starts"), [(0.12, [0.2, 0.6]), (-0.12, [0.0, 0.36]), (0.0, [0.08, 0.48])])
+def test_a_shift_is_added_to_all_times_of_words(shift: float, starts: list[float]) -> None:
+    stream = encode_stream([Word("fox", 0.08, 0.4), Word("dog", 0.48, 0.8)], TOKENIZER, 10, 60)
+    decoder = WordDecoder(TOKENIZER, 10, shift_seconds=shift)
+    events = [event for token in stream[1:] for event in decoder.push(int(token))]
+    first, last = words_of(events)
+    assert [first.start, last.start] == starts
+    assert first.end == last.start
+    unshifted = words_of(decode(stream.tolist(), 10))[1]
+    assert last.end == pytest.approx(unshifted.end + shift)
+    for kind in (PartialWord, OpenWord):
+        assert list(dict.fromkeys(event.start for event in events if isinstance(event, kind))) == starts
+
+
+@given(
+    gaps=st.lists(st.tuples(word_texts, st.integers(1, 80)), max_size=12),
+    delay=st.integers(1, 40),
+    shift=st.floats(-1, 1),
+)
+def test_shifted_times_are_in_order_and_within_the_audio(
+    gaps: list[tuple[str, int]], delay: int, shift: float
+) -> None:
+    starts = np.cumsum([gap for _, gap in gaps]) / 12.5
+    words = [Word(text, float(start), float(start)) for (text, _), start in zip(gaps, starts, strict=True)]
+    stream = encode_stream(words, TOKENIZER, delay, 1000)
+    decoder, plain, last = WordDecoder(TOKENIZER, delay, shift_seconds=shift), WordDecoder(TOKENIZER, delay), 0.0
+    for token in stream[1:].tolist():
+        settled = decoder.settled_frames / 12.5
+        pairs = zip(decoder.push(token), plain.push(token), strict=True)
+        for event, unshifted in pairs:
+            assert max(0.0, last, settled - 1e-9) <= event.start <= decoder.frames / 12.5
+            assert event.start - unshifted.start <= shift + 1e-9 or event.start == last
+            if isinstance(event, Word):
+                assert event.start <= event.end <= decoder.frames / 12.5
+                last = event.end
+
+
+@pytest.mark.parametrize(("shift", "settled"), [(0.12, 1), (-0.08, 0), (-0.12, -1)])
+def test_a_shift_to_earlier_times_settles_fewer_frames(shift: float, settled: int) -> None:
+    decoder = WordDecoder(TOKENIZER, 6, shift_seconds=shift)
+    for _ in range(6):
+        decoder.push(PAD_ID)
+    assert decoder.settled_frames == settled
+
+
+def test_the_time_of_a_token_is_shifted_like_a_start() -> None:
+    decoder = WordDecoder(TOKENIZER, 6, shift_seconds=0.12)
+    for _ in range(12):
+        decoder.push(PAD_ID)
+    expected = decoder.time(1)
+    decoder.push(PAD_ID)
+    decoder.push(pieces("▁fo")[0])
+    assert words_of(decoder.flush())[0].start == expected == pytest.approx(8 * 0.08 + 0.12)
+
+
 def test_a_copy_is_independent() -> None:
     decoder = WordDecoder(TOKENIZER, 1)
     decoder.push(pieces("▁fo")[0])

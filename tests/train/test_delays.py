@@ -15,7 +15,7 @@ from slipstream.errors import ConfigError
 from slipstream.train.launch import run_lm
 from slipstream.train.lora import based_lm
 from slipstream.train.options import LMRun, LoraOptions, ModelOptions, RunOptions
-from slipstream.train.setup import DELAY, with_drawn_delay
+from slipstream.train.setup import DELAY, delayed, with_drawn_delay
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +71,9 @@ def test_the_decoder_of_whisper_is_refused() -> None:
     lm = stt_config(codec="whisper", decoder=True).lm
     with pytest.raises(ConfigError, match="Whisper's decoder has no conditions, so give it one delay"):
         with_drawn_delay(lm, (4, 9))
+
+
+def test_what_was_chosen_for_the_base_is_not_of_the_trained_model() -> None:
+    base = stt_config().model_copy(update={"word_shift_seconds": 0.12, "min_confidence": 0.25, "beam": 2})
+    trained = delayed(base, (6, 6))
+    assert (trained.word_shift_seconds, trained.min_confidence, trained.beam) == (0.0, 0.0, 2)

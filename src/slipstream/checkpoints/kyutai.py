@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,7 @@ from slipstream.model.config import (
 from slipstream.model.names import Shapes, lm_shapes
 from slipstream.schema import (
     Count,
+    Must,
     Natural,
     NonNegativeNumber,
     Number,
@@ -100,6 +101,7 @@ class _Stt(Section):
     end_of_turn: EndingCurve | None = None
     min_confidence: NonNegativeNumber | None = None
     beam: Natural | None = None
+    word_shift_seconds: Annotated[float, Field(ge=-1, le=1), Must("a number from -1 to 1")] | None = None
     confidence: Calibration | None = None
 
 
@@ -301,6 +303,8 @@ def dump_kyutai(config: STTConfig) -> dict[str, Any]:
         stt["min_confidence"] = config.min_confidence
     if config.beam > 1:
         stt["beam"] = config.beam
+    if config.word_shift_seconds:
+        stt["word_shift_seconds"] = config.word_shift_seconds
     if config.confidence is not None:
         stt["confidence"] = config.confidence.model_dump(mode="json", exclude_none=True)
     return {

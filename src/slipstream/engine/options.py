@@ -75,6 +75,11 @@ class StreamFormat:
         return 0.0 if self.config is None else self.config.min_confidence
 
     @property
+    def word_shift_seconds(self) -> float:
+        """What is added to the times of words."""
+        return 0.0 if self.config is None else self.config.word_shift_seconds
+
+    @property
     def delays(self) -> bool:
         """Whether sessions may have different delays."""
         return self.config is not None and self.config.delay_condition is not None

@@ -48,6 +48,7 @@ class Writer:
             offset_frames=processed - self.prefix_left,
             partials=options.partials,
             calibration=format.calibration,
+            shift_seconds=format.word_shift_seconds,
         )
         first_frame = processed + (continues.first_frame if continues else 0)
         reset = Reset(options.hints.delay, first_frame, format.language_number(options.hints.languages))

@@ -370,6 +370,8 @@ class STTConfig(Config):
         end_of_turn: The probability that the speaker has finished; None where it was not fitted. Our own key, too.
         min_confidence: Words are withheld while the running mean of their confidence is lower. Our own key, too.
         beam: Hypotheses of recordings by default, see `Hints.beam`. Live streams have one. Our own key, too.
+        word_shift_seconds: Added to the starts and ends of words, for a model that writes them too early (above 0) or
+            too late (below 0). Our own key, too.
         confidence: What the model's probabilities mean; None where that was not measured. Our own key, too.
     """
 
@@ -386,6 +388,7 @@ class STTConfig(Config):
     end_of_turn: EndingCurve | None = None
     min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
     beam: Annotated[int, Field(ge=1)] = 1
+    word_shift_seconds: Annotated[float, Field(ge=-1, le=1)] = 0.0
     confidence: Calibration | None = None
 
     @property

@@ -144,8 +144,9 @@ class WordDecoder:
     """Converts a delayed token stream to words with times, one token at a time.
 
     A word starts at the frame of its `WORD_ID` minus the delay, or at that of its first token if there is none. It ends
-    where the next one starts, at a pause (`PAUSE_FRAMES`), or at the end of the audio. Starts and ends never decrease,
-    are never negative, and are never after the audio that has been processed.
+    where the next one starts, at a pause (`PAUSE_FRAMES`), or at the end of the audio. `shift_seconds` is added to all
+    of these times. Starts and ends never decrease, are never negative, and are never after the audio that has been
+    processed. A shift does not delay words: the text is further behind the audio than any useful shift.
 
     Args:
         tokenizer: The tokenizer of the model.
@@ -155,6 +156,7 @@ class WordDecoder:
             where a model was reset.
         partials: Also return words that are still being written.
         calibration: What the model's probabilities mean; None returns them as they are.
+        shift_seconds: Added to starts and ends, for a model whose words are too early (above 0) or too late (below 0).
     """
 
     def __init__(
@@ -166,6 +168,7 @@ class WordDecoder:
         offset_frames: int = 0,
         partials: bool = True,
         calibration: Calibration | None = None,
+        shift_seconds: float = 0.0,
     ) -> None:
         self._tokenizer = tokenizer
         self._delay = delay_frames
@@ -173,6 +176,7 @@ class WordDecoder:
         self._offset = offset_frames
         self._partials = partials
         self._calibration = calibration
+        self._shift = shift_seconds * frame_rate  # in frames: 0.12 s is exactly 1.5, so that times have short decimals
         self._index = 0
         self._last_end = 0.0
         self._pads = 0
@@ -194,13 +198,12 @@ class WordDecoder:
     @property
     def settled_frames(self) -> int:
         """Audio frames whose words are all complete: no later token can start a word before this frame."""
-        if self._start_frame is not None:
-            return self._start_frame
-        return self._frame(self._index + 1)
+        frame = self._frame(self._index + 1) if self._start_frame is None else self._start_frame
+        return frame + min(0, math.floor(self._shift))
 
     @property
     def writing_frame(self) -> int | None:
-        """The audio frame where the word that is being written starts; None if the last token was a pad."""
+        """The audio frame where the word that is being written starts, without shift; None if the last token was a pad."""
         return self._start_frame if self._pads == 0 else None
 
     def push(self, token: int, logprob: float = 0.0) -> Sequence[WordEvent]:
@@ -221,7 +224,7 @@ class WordDecoder:
 
     def time(self, place: int) -> float:
         """Return the time in seconds of the token after `place` further ones, as the start of a word."""
-        return max(0.0, self._frame(self._index + 1 + place) / self._rate)
+        return max(0.0, (self._frame(self._index + 1 + place) + self._shift) / self._rate)
 
     def flush(self) -> Sequence[WordEvent]:
         """Close the word that is open, if any."""
@@ -297,7 +300,7 @@ class WordDecoder:
         return index + self._offset - self._delay
 
     def _seconds(self, frame: int) -> float:
-        return max(self._last_end, min(frame, self.frames) / self._rate)
+        return max(self._last_end, min(frame + self._shift, self.frames) / self._rate)
 
 
 def _segments(processor: sentencepiece.SentencePieceProcessor, token: int) -> tuple[bytes, ...] | None:
