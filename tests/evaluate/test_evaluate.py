@@ -87,6 +87,36 @@ def test_word_times_count_correct_words_only() -> None:
     assert times.delay == pytest.approx(0.4)
     assert times.f1[0.08] == pytest.approx(2 * 1 / 6)
     assert times.f1[0.2] == pytest.approx(2 * 2 / 6)
+    assert times.within == {0.08: 0.5, 0.2: 1.0}
+
+
+def test_the_median_error_of_starts_has_a_sign() -> None:
+    hypothesis = _hypothesis("a b c d e", "a b x d e")
+    for number, error in ((0, -0.12), (1, -0.08), (3, -0.3), (4, 0.5)):
+        word = hypothesis.words[number]
+        hypothesis.words[number] = Word(word.text, word.start + error, word.end)
+    times = word_times([hypothesis])
+    assert times.start_shift == pytest.approx(-0.1)
+    assert times.start_error == pytest.approx(0.25)
+    assert times.within == {0.08: 0.25, 0.2: 0.5}  # a difference of exactly 80 ms is within 80 ms
+
+
+def test_word_times_without_a_correct_word_are_none() -> None:
+    times = word_times([_hypothesis("a b", "x y")])
+    assert times.start_error is times.start_shift is times.delay is None
+    assert times.within == {}
+
+
+def test_reports_have_the_error_of_word_starts() -> None:
+    hypothesis = _hypothesis("a b c d", "a b c d")
+    hypothesis.words[:] = [Word(w.text, w.start + 0.3 - 0.1 * i, w.end) for i, w in enumerate(hypothesis.words)]
+    evaluation = evaluate([hypothesis], Speed(1.0, 1.0, 1), model="m", manifest="x.jsonl", frame_rate=12.5)
+    expected = "word starts of the 4 correct words: median error +150 ms, 25% within 80 ms, 75% within 200 ms"
+    assert expected in to_text(evaluation)
+    times = json.loads(to_json(evaluation))["times"]
+    assert times["start_shift"] == pytest.approx(0.15)
+    assert times["within"] == {"0.08": 0.25, "0.2": 0.75}
+    assert "+150 ms" in to_html(evaluation)
 
 
 def test_an_end_of_turn_is_late_after_the_last_word_and_false_before_it() -> None:

@@ -149,11 +149,15 @@ def to_text(evaluation: Evaluation) -> str:
     if evaluation.left_out:
         lines.append(left_out_note(evaluation))
     times = evaluation.times
-    if times.start_error is not None and times.delay is not None:
+    if times.start_error is not None and times.start_shift is not None and times.delay is not None:
+        near = ", ".join(f"{share:.0%} within {1000 * t:.0f} ms" for t, share in times.within.items())
         f1 = ", ".join(f"F1 at {1000 * t:.0f} ms {value:.2f}" for t, value in times.f1.items())
         lines.append(
             f"word starts: off by {1000 * times.start_error:.0f} ms on average, {f1}; "
             f"written {times.delay:.2f} s after the word's end"
+        )
+        lines.append(
+            f"word starts of the {times.matched} correct words: median error {1000 * times.start_shift:+.0f} ms, {near}"
         )
     lines += [turn_line(turn) for turn in evaluation.endings]
     if evaluation.confidence is not None:

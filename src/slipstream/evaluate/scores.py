@@ -22,6 +22,7 @@ from slipstream.evaluate.transcribe import Hypothesis
 from slipstream.events import Word
 
 TIME_TOLERANCES = (0.08, 0.2)
+_ROUNDING = 1e-6  # 0.48 - 0.4 is slightly more than 0.08
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.82, 0.84, 0.86, 0.88, 0.9, 0.92, 0.95)
 BOOTSTRAP_DRAWS = 1000
 WARMUP_FRAMES = 12
@@ -50,13 +51,17 @@ class WordTimes:
 
     Attributes:
         start_error: mean absolute error of their starts, in seconds; None where no reference has times.
+        start_shift: median error of their starts, in seconds: below 0, words are written too early. None as above.
         delay: mean time from the end of a word to its last token, in seconds; None as above.
+        within: by tolerance in seconds, the share of them that start within it; empty as above.
         f1: by tolerance in seconds, the F1 score of words that are correct and start within it.
         matched: number of correct words, out of `written` and `spoken`.
     """
 
     start_error: float | None
+    start_shift: float | None
     delay: float | None
+    within: dict[float, float]
     f1: dict[float, float]
     matched: int
     written: int
@@ -120,12 +125,14 @@ def word_times(hypotheses: Iterable[Hypothesis]) -> WordTimes:
         written += len(one.words)
         spoken += len(reference)
         for r, h in _matches(reference, one.words):
-            errors.append(abs(reference[r].start - one.words[h].start))
+            errors.append(one.words[h].start - reference[r].start)
             delays.append(one.emitted[h] - reference[r].end)
-    inside = {tolerance: sum(error <= tolerance for error in errors) for tolerance in TIME_TOLERANCES}
+    inside = {tolerance: sum(abs(error) <= tolerance + _ROUNDING for error in errors) for tolerance in TIME_TOLERANCES}
     return WordTimes(
-        float(np.mean(errors)) if errors else None,
+        float(np.mean(np.abs(errors))) if errors else None,
+        float(np.median(errors)) if errors else None,
         float(np.mean(delays)) if delays else None,
+        {tolerance: n / len(errors) for tolerance, n in inside.items()} if errors else {},
         {tolerance: 2 * n / max(1, written + spoken) for tolerance, n in inside.items()},
         len(errors),
         written,
