@@ -285,9 +285,7 @@ def test_a_shift_is_added_to_all_times_of_words(shift: float, starts: list[float
     delay=st.integers(1, 40),
     shift=st.floats(-1, 1),
 )
-def test_shifted_times_are_in_order_and_within_the_audio(
-    gaps: list[tuple[str, int]], delay: int, shift: float
-) -> None:
+def test_shifted_times_are_in_order_and_within_the_audio(gaps: list[tuple[str, int]], delay: int, shift: float) -> None:
     starts = np.cumsum([gap for _, gap in gaps]) / 12.5
     words = [Word(text, float(start), float(start)) for (text, _), start in zip(gaps, starts, strict=True)]
     stream = encode_stream(words, TOKENIZER, delay, 1000)

@@ -44,7 +44,10 @@ def _time_rows(times: WordTimes) -> list[tuple[str, str]]:
     return [
         ("mean error of a word's start", f"{1000 * times.start_error:.0f} ms"),
         ("median error of it, below 0 too early", f"{1000 * times.start_shift:+.0f} ms"),
-        *((f"starts within {1000 * tolerance:.0f} ms", _percent(value, 0)) for tolerance, value in times.within.items()),
+        *(
+            (f"starts within {1000 * tolerance:.0f} ms", _percent(value, 0))
+            for tolerance, value in times.within.items()
+        ),
         *((f"F1 within {1000 * tolerance:.0f} ms", f"{value:.2f}") for tolerance, value in times.f1.items()),
         ("from a word's end to its last token", _seconds(times.delay)),
         ("words correct, written and in the reference", f"{times.matched}, {times.written}, {times.spoken}"),

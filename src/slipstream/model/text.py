@@ -203,7 +203,7 @@ class WordDecoder:
 
     @property
     def writing_frame(self) -> int | None:
-        """The audio frame where the word that is being written starts, without shift; None if the last token was a pad."""
+        """The audio frame where the word that is being written starts, unshifted; None if the last token was a pad."""
         return self._start_frame if self._pads == 0 else None
 
     def push(self, token: int, logprob: float = 0.0) -> Sequence[WordEvent]:
