@@ -28,6 +28,7 @@ from slipstream.model.confidence import EndingCurve
 from slipstream.model.config import (
     CodecConfig,
     ConditionerConfig,
+    RecordingsConfig,
 )
 from slipstream.schema import read_toml
 
@@ -127,6 +128,22 @@ def test_a_shift_of_more_than_a_second_is_refused(shift: object) -> None:
     raw = {**PUBLISHED_1B, "stt_config": {**PUBLISHED_1B["stt_config"], "word_shift_seconds": shift}}
     with pytest.raises(ConfigError, match="word_shift_seconds must be a number from -1 to 1"):
         parse_kyutai(raw)
+
+
+def test_a_model_can_have_another_lookahead_for_recordings() -> None:
+    assert parse_kyutai(PUBLISHED_1B).recordings is None
+    config = stt_config(codec="whisper", decoder=True)
+    assert "recordings" not in dump_kyutai(config)["stt_config"]
+    config = config.model_copy(update={"recordings": RecordingsConfig(lookahead=12, delay_frames=10)})
+    raw, codec = dump_kyutai(config), dump_codec(config.codec)
+    assert raw["stt_config"]["recordings"] == {"lookahead": 12, "delay_frames": 10}
+    assert parse_kyutai(raw, codec).recordings == config.recordings
+    raw["stt_config"]["recordings"]["lookahead"] = -1
+    with pytest.raises(ConfigError, match=r"stt_config\.recordings: lookahead must be .*, not -1"):
+        parse_kyutai(raw, codec)
+    raw["stt_config"]["recordings"] = {"lookahed": 12, "delay_frames": 10}
+    with pytest.raises(ConfigError, match="lookahed"):
+        parse_kyutai(raw, codec)
 
 
 def test_a_model_can_have_a_calibration() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints.published import PUBLISHED_1B
-from tests.models import CODECS, codec_config, decoder_lm_config, lm_config, stt_config
+from tests.models import CODECS, codec_config, decoder_lm_config, lm_config, stt_config, whisper_codec_config
 
 from slipstream.checkpoints.kyutai import (
     dump_kyutai,
@@ -24,6 +24,7 @@ from slipstream.model.config import (
     FileNames,
     LMConfig,
     MelConfig,
+    RecordingsConfig,
     SamplingConfig,
     STTConfig,
     TransformerConfig,
@@ -168,3 +169,31 @@ def test_configs_are_frozen_and_strict() -> None:
         CodecConfig(num_filters="64")
     with pytest.raises(ValueError, match="Extra inputs"):
         MelConfig(bands=80)
+
+
+def test_recordings_have_another_lookahead_and_delay() -> None:
+    config = stt_config(codec="whisper", decoder=True)
+    assert config.for_recordings() is config
+    both = STTConfig.model_validate({**dict(config), "recordings": RecordingsConfig(lookahead=12, delay_frames=10)})
+    recordings = both.for_recordings()
+    assert recordings.codec == whisper_codec_config(lookahead=12)
+    assert (recordings.delay_frames, recordings.delay_seconds) == (10, 0.8)
+    assert recordings.lag_frames == recordings.codec.delay_frames - config.codec.delay_frames == 6
+    assert recordings.for_recordings() is recordings
+    assert both.codec == config.codec
+    assert recordings.model_copy(update=dict.fromkeys(("codec", "delay_frames", "delay_seconds", "lag_frames"))) == (
+        config.model_copy(update=dict.fromkeys(("codec", "delay_frames", "delay_seconds", "lag_frames")))
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "frames", "message"),
+    [
+        (stt_config(decoder=True), 10, "recordings is for a codec with Whisper's encoder"),
+        (stt_config(codec="whisper"), 10, "recordings is for a model with one text delay"),
+        (stt_config(codec="whisper", decoder=True), 8, r"delay_frames=8 is less than .* of 9 frames with recordings\.lookahead=12"),
+    ],
+)
+def test_what_recordings_cannot_have_is_refused(config: STTConfig, frames: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        STTConfig.model_validate({**dict(config), "recordings": RecordingsConfig(lookahead=12, delay_frames=frames)})

@@ -24,6 +24,7 @@ from slipstream.model.config import (
     CodecConfig,
     ConditionerConfig,
     LMConfig,
+    RecordingsConfig,
     STTConfig,
     WhisperDecoderConfig,
 )
@@ -103,6 +104,7 @@ class _Stt(Section):
     beam: Natural | None = None
     word_shift_seconds: Annotated[float, Field(ge=-1, le=1), Must("a number from -1 to 1")] | None = None
     confidence: Calibration | None = None
+    recordings: RecordingsConfig | None = None
 
 
 class KyutaiKeys(Section):
@@ -297,16 +299,15 @@ def dump_kyutai(config: STTConfig) -> dict[str, Any]:
         stt["condition_values"] = dict(config.condition_values)
     if threshold != END_OF_TURN_ABOVE:
         stt["end_of_turn_above"] = threshold
-    if config.end_of_turn is not None:
-        stt["end_of_turn"] = config.end_of_turn.model_dump(mode="json")
     if config.min_confidence:
         stt["min_confidence"] = config.min_confidence
     if config.beam > 1:
         stt["beam"] = config.beam
     if config.word_shift_seconds:
         stt["word_shift_seconds"] = config.word_shift_seconds
-    if config.confidence is not None:
-        stt["confidence"] = config.confidence.model_dump(mode="json", exclude_none=True)
+    for name in ("end_of_turn", "confidence", "recordings"):
+        if (part := getattr(config, name)) is not None:
+            stt[name] = part.model_dump(mode="json", exclude_none=True)
     return {
         **written,
         **_DEPFORMER,

@@ -12,8 +12,10 @@ from slipstream.model.confidence import Calibration, EndingCurve
 from slipstream.model.config_parts import Config as Config
 from slipstream.model.config_parts import MelConfig as MelConfig
 from slipstream.model.config_parts import Positive as Positive
+from slipstream.model.config_parts import RecordingsConfig as RecordingsConfig
 from slipstream.model.config_parts import SEANetConfig as SEANetConfig
 from slipstream.model.config_parts import TransformerConfig as TransformerConfig
+from slipstream.model.config_parts import WhisperConfig as WhisperConfig
 
 PAD_ID = 3
 """Text token of a frame without text."""
@@ -27,39 +29,6 @@ END_OF_TURN_ABOVE = 0.6
 """Probability of the pause head above which a turn ends, for the published models."""
 
 _WHISPER_SHAPE = ("layer_norm", False, "none")
-
-
-class WhisperConfig(Config):
-    """Whisper's audio encoder with limited context: log-mel bands at 100 Hz, two convolutions, layers at 50 Hz.
-
-    The defaults are the size of Whisper base. A position sees `context` positions of the layer below, including itself,
-    and `lookahead` positions after it. `mel_floor` replaces Whisper's floor, which depends on the maximum of the clip:
-    bands below it (log10 of the power) are raised to it.
-    """
-
-    n_mels: Positive = 80
-    dim: Annotated[int, Field(ge=4, multiple_of=2)] = 512
-    num_heads: Positive = 8
-    num_layers: Positive = 6
-    ffn_dim: Positive = 2048
-    context: Positive = 250
-    lookahead: Annotated[int, Field(ge=0)] = 4
-    mel_floor: float = -7.0
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.num_heads
-
-    @property
-    def delay(self) -> int:
-        """Positions by which a stream's output lags behind its input (24: 0.48 s)."""
-        return self.num_layers * self.lookahead
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> WhisperConfig:
-        if self.dim % self.num_heads:
-            raise ValueError(f"dim={self.dim} must be a multiple of num_heads={self.num_heads}")
-        return self
 
 
 class CodecConfig(SEANetConfig):
@@ -373,6 +342,9 @@ class STTConfig(Config):
         word_shift_seconds: Added to the starts and ends of words, for a model that writes them too early (above 0) or
             too late (below 0). Our own key, too.
         confidence: What the model's probabilities mean; None where that was not measured. Our own key, too.
+        recordings: Another lookahead and text delay for recordings; None where they have those of live streams. Our own
+            key, too.
+        lag_frames: Frames by which the encoder's output is later than in live streams, of `for_recordings`. Not a key.
     """
 
     codec: CodecConfig
@@ -390,6 +362,8 @@ class STTConfig(Config):
     beam: Annotated[int, Field(ge=1)] = 1
     word_shift_seconds: Annotated[float, Field(ge=-1, le=1)] = 0.0
     confidence: Calibration | None = None
+    recordings: RecordingsConfig | None = None
+    lag_frames: Annotated[int, Field(ge=0)] = 0
 
     @property
     def delay_condition(self) -> ConditionerConfig | None:
@@ -413,6 +387,37 @@ class STTConfig(Config):
             raise ConfigError(f"delay={seconds:g}: expected at least {least:g} seconds")
         values = self.condition_values | {"delay": -seconds if published else seconds}
         return self.model_copy(update={"delay_seconds": seconds, "delay_frames": frames, "condition_values": values})
+
+    def for_recordings(self) -> STTConfig:
+        """Return the configuration with the lookahead and the text delay of recordings, without `recordings`.
+
+        It is this one for a model that has no other for recordings.
+        """
+        whisper, recordings = self.codec.whisper, self.recordings
+        if whisper is None or recordings is None:
+            return self
+        whisper = whisper.model_copy(update={"lookahead": recordings.lookahead})
+        codec = self.codec.model_copy(update={"whisper": whisper})
+        frames = recordings.delay_frames
+        changed = {"delay_frames": frames, "delay_seconds": frames / codec.frame_rate, "recordings": None}
+        lag = max(0, round(codec.delay_frames - self.codec.delay_frames))
+        return self.model_copy(update={"codec": codec, "lag_frames": lag, **changed})
+
+    @model_validator(mode="after")
+    def _recordings_fit(self) -> STTConfig:
+        if self.recordings is None:
+            return self
+        if self.codec.whisper is None:
+            raise ValueError("recordings is for a codec with Whisper's encoder: others have no lookahead")
+        if self.delay_condition is not None:
+            raise ValueError("recordings is for a model with one text delay: this one is trained with several")
+        needed = self.for_recordings().codec.delay_frames
+        if self.recordings.delay_frames < needed:
+            raise ValueError(
+                f"recordings.delay_frames={self.recordings.delay_frames} is less than the encoder's own delay of "
+                f"{needed:g} frames with recordings.lookahead={self.recordings.lookahead}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _codec_feeds_lm(self) -> STTConfig:

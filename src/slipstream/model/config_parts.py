@@ -89,3 +89,46 @@ class SEANetConfig(Config):
         gated=False,
         layer_scale=True,
     )
+
+
+class WhisperConfig(Config):
+    """Whisper's audio encoder with limited context: log-mel bands at 100 Hz, two convolutions, layers at 50 Hz.
+
+    The defaults are the size of Whisper base. A position sees `context` positions of the layer below, including itself,
+    and `lookahead` positions after it. `mel_floor` replaces Whisper's floor, which depends on the maximum of the clip:
+    bands below it (log10 of the power) are raised to it.
+    """
+
+    n_mels: Positive = 80
+    dim: Annotated[int, Field(ge=4, multiple_of=2)] = 512
+    num_heads: Positive = 8
+    num_layers: Positive = 6
+    ffn_dim: Positive = 2048
+    context: Positive = 250
+    lookahead: Annotated[int, Field(ge=0)] = 4
+    mel_floor: float = -7.0
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @property
+    def delay(self) -> int:
+        """Positions by which a stream's output lags behind its input (24: 0.48 s)."""
+        return self.num_layers * self.lookahead
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> WhisperConfig:
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim={self.dim} must be a multiple of num_heads={self.num_heads}")
+        return self
+
+
+class RecordingsConfig(Config):
+    """What recordings have in place of live streams, for which a longer delay would be too long.
+
+    `lookahead`: that of `WhisperConfig`. `delay_frames`: frames by which the text lags behind the audio.
+    """
+
+    lookahead: Annotated[int, Field(ge=0)]
+    delay_frames: Annotated[int, Field(ge=0)]
