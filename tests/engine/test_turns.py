@@ -27,7 +27,32 @@ def detector(**options: float | EndingCurve) -> TurnDetector:
     return TurnDetector(TurnOptions(**options), delay_frames=6, frame_rate=12.5)  # type: ignore[arg-type]
 
 
+def late(detector: TurnDetector, frames: list[tuple[float, bool, int | None]], lag: int) -> list[int]:
+    """The ends of turn, where head 2 and the text are `lag` frames late; `frames` has head, voice and word of each."""
+    found = []
+    for number in range(len(frames) + lag):
+        probability, _, word_frame = frames[number - lag] if number >= lag else (0.5, False, None)
+        pause_H = (0.5, 0.5, probability, 0.5)
+        if number < len(frames):
+            ended = detector.push(pause_H, frames[number][1], word_frame)
+        else:
+            ended = detector.push_output(pause_H, word_frame)
+        found += [detector.ended_frame] if ended else []
+    return found
+
+
 # ---------------------------------------------------------------------------------------------- with pause heads
+
+
+@pytest.mark.parametrize("curve", [None, EndingCurve(bias=-6.0, heads=(0, 0, 1, 0), silence=8.0, silence_seconds=0.8)])
+def test_turns_end_at_the_same_frame_of_the_audio_where_the_model_hears_it_later(curve: EndingCurve | None) -> None:
+    one: list[tuple[float, bool, int | None]] = [(0.1, True, None)] * 20 + [(0.8, False, None)] * 15
+    frames = [*one, *one, (0.1, True, 70), *one]
+    options = TurnOptions(curve=curve)
+    expected = late(TurnDetector(options, 6, 12.5), frames, 0)
+    assert len(expected) == 3
+    for lag in (1, 10, 60):
+        assert late(TurnDetector(options, 6 + lag, 12.5, lag), frames, lag) == expected
 
 
 def test_a_turn_ends_once_above_the_threshold_and_again_only_after_speech() -> None:

@@ -22,7 +22,7 @@ from slipstream.engine.turns import VOICE_DB, TurnBuilder, TurnDetector, TurnOpt
 from slipstream.engine.watchdog import Watchdog
 from slipstream.engine.writer import Writer
 from slipstream.errors import SessionClosed
-from slipstream.events import EndOfTurn, Event, Final, Flushed, MarkerReached, Ready, Recovered, StartOfTurn, Step, Word
+from slipstream.events import Event, Final, Flushed, MarkerReached, Ready, Recovered, Step, Word
 from slipstream.hints import Hints
 from slipstream.hints.keywords import Biases
 from slipstream.language.identify import LanguageTracker
@@ -73,7 +73,9 @@ class Session:
         self._gate = ConfidenceGate(format.min_confidence if options.min_confidence is None else options.min_confidence)
         self._voice = VoiceLevel()
         self._silence = Silence()
-        self._turn_detector = TurnDetector(options.turns or format.turns, format.delay_frames, format.frame_rate)
+        self._turn_detector = TurnDetector(
+            options.turns or format.turns, format.delay_frames, format.frame_rate, format.lag_frames
+        )
         self._languages = LanguageTracker(options.hints.languages)
         self._turn_builder = TurnBuilder(self._languages)
         self._watchdog = (
@@ -336,6 +338,9 @@ class Session:
             self._emit(events)
         if self._flush is not None:
             self._flush.frames_left -= 1
+            if self._flush.barrier.final:
+                ended = self._turn_detector.push_output(pause_H, self._writer.decoder.writing_frame)
+                self.events += self._turn_detector.report(ended, self._turn_builder)
             if self._flush.frames_left <= 0:
                 self._emit(self._writer.settle())
             if self._flush.over(self._writer.decoder):
@@ -364,13 +369,9 @@ class Session:
         if self.options.steps:
             index = self._processed // self.format.frame_samples
             self.events.append(Step(index, tuple(pause_H), self._received - self._processed, turns.probability))
-        if (started := turns.started_frame) is not None:
-            self.events.append(StartOfTurn(started / self.format.frame_rate))
-        if ended:
-            self.events.append(EndOfTurn(self.clock))
-            self._turn_builder.end(self.clock)
-            if self.options.low_latency:
-                self._barriers.appendleft(Barrier(self._given, final=False))
+        self.events += turns.report(ended, self._turn_builder)
+        if ended and self.options.low_latency:
+            self._barriers.appendleft(Barrier(self._given, final=False))
         seconds = self.options.flush_after_silence
         if seconds is not None and self._silence.push(voiced, seconds * self.format.frame_rate):
             self._barriers.appendleft(Barrier(self._given, final=False))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from slipstream.errors import ConfigError
-from slipstream.events import Turn, Word
+from slipstream.events import EndOfTurn, StartOfTurn, Turn, Word
 from slipstream.language.identify import LanguageTracker
 from slipstream.model.confidence import EndingCurve
 from slipstream.model.config import END_OF_TURN_ABOVE, STTConfig
@@ -109,21 +109,32 @@ class VoiceLevel:
 
 
 class TurnDetector:
-    """Finds the frames where turns start and end. `delay_frames`: how far the text is behind the audio.
+    """Finds the frames where turns start and end.
+
+    A frame's sound is compared with the pause heads and the text of `lag_frames` frames later, where the model hears the
+    audio so much later than in live streams. The heads then judge that frame.
+
+    Args:
+        options: When a turn ends.
+        delay_frames: How far the text is behind the audio.
+        frame_rate: Frames per second.
+        lag_frames: How much later than in live streams the model hears the audio.
 
     Attributes:
         started_frame: The audio frame in which the turn began that the last frame started, if any.
+        ended_frame: The audio frame after which the last turn ended.
         probability: By the last frame, the probability that is compared with `end_above`; None without pause heads.
     """
 
     VOICED_FRAMES = 3  # in a row: a click or a breath is not a turn
 
-    def __init__(self, options: TurnOptions, delay_frames: int, frame_rate: float) -> None:
-        self._delay, self._rate = delay_frames, frame_rate
+    def __init__(self, options: TurnOptions, delay_frames: int, frame_rate: float, lag_frames: int = 0) -> None:
+        self._delay, self._rate, self._lag = delay_frames - lag_frames, frame_rate, lag_frames
+        self._sound: deque[tuple[bool, bool]] = deque()  # of the frames that are not judged yet
         self.set_options(options)
         self._frame = 0
         self._speaking = False
-        self._ended_frame = 0
+        self.ended_frame = 0
         self._voiced = self._quiet = self._silent = self._blank = 0
         self._started = False
         self.started_frame: int | None = None
@@ -146,31 +157,51 @@ class TurnDetector:
             faint: Whether a curve counts the frame as silence in any case (`VoiceLevel.faint`).
 
         Returns:
-            Whether a turn ends here.
+            Whether a turn ends, after `ended_frame`.
 
         Raises:
             ConfigError: The model does not have the pause head of the options.
         """
+        self._sound.append((voiced, faint))
+        self.started_frame = self.probability = None
+        return len(self._sound) > self._lag and self.push_output(pause_H, word_frame)
+
+    def push_output(self, pause_H: Sequence[float], word_frame: int | None) -> bool:
+        """Process the output of a frame after the end of the audio, as `push` does; for the frames that lag behind."""
+        self.started_frame = self.probability = None
+        if not self._sound:
+            return False
+        voiced, faint = self._sound.popleft()
         self._frame += 1
         # A word spoken before the last end of turn comes late, and does not begin another turn.
-        spoke = word_frame is not None and word_frame >= self._ended_frame
+        spoke = word_frame is not None and word_frame >= self.ended_frame
         self._voiced = self._voiced + 1 if voiced else 0
         self._quiet = 0 if voiced else self._quiet + 1
         self._silent = 0 if voiced and not faint else self._silent + 1
-        self.started_frame = None
         if not self._started and (spoke or self._voiced >= self.VOICED_FRAMES):
             self._started = True
             began = self._frame - self._voiced
             if spoke and word_frame is not None:
                 began = min(began, word_frame)
-            self.started_frame = max(self._ended_frame, began)
+            self.started_frame = max(self.ended_frame, began)
         self.probability = self._probability(pause_H)
         ends = self._by_sound(spoke) if self.probability is None else self._by_heads(self.probability, spoke)
         if ends or (self._started and self._quiet >= self._wait_limit):
             self._speaking = self._started = False
-            self._ended_frame = self._frame
+            self.ended_frame = self._frame
             return True
         return False
+
+    def report(self, ended: bool, builder: TurnBuilder) -> list[StartOfTurn | EndOfTurn]:
+        """Return the events of the last frame, and pass the end of a turn to `builder`."""
+        events: list[StartOfTurn | EndOfTurn] = []
+        if self.started_frame is not None:
+            events.append(StartOfTurn(self.started_frame / self._rate))
+        if ended:
+            time = self.ended_frame / self._rate
+            events.append(EndOfTurn(time))
+            builder.end(time)
+        return events
 
     def _probability(self, pause_H: Sequence[float]) -> float | None:
         head, curve = self.options.head, self.options.curve

@@ -116,13 +116,14 @@ def _transcribe(transcriber: Transcriber, recording: Recording, options: Session
     rate = transcriber.sample_rate
     samples = load(recording.audio, rate)
     frame = round(rate / transcriber.frame_rate)
+    lag = transcriber.engine.format.lag_frames  # the pauses of a frame come so much later than in live streams
     tail = max(
-        math.ceil(TAIL_SECONDS * transcriber.frame_rate),
+        math.ceil(TAIL_SECONDS * transcriber.frame_rate) + lag,
         round(transcriber.delay * transcriber.frame_rate) + PAUSE_FRAMES + 1,
     )
     padded = np.pad(samples, (0, -len(samples) % frame + tail * frame))
     run = _run(transcriber, padded, options)
-    pause_TH = np.array([step.pause for step in run.steps], np.float32)
+    pause_TH = np.array([step.pause for step in run.steps[lag:]], np.float32)
     ending_T = np.array([step.end_of_turn for step in run.steps if step.end_of_turn is not None], np.float32)
     voiced_until = _voiced_until(samples, rate)
     return Hypothesis(recording, len(samples) / rate, voiced_until, run.words, run.emitted, pause_TH, ending_T)
