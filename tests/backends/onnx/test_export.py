@@ -8,14 +8,16 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from tests.models import CODECS, noise_and_tones, random_model, stt_config
+from tests.fakes import tokenizer_path
+from tests.models import CODECS, noise_and_tones, random_model, stt_config, whisper_codec_config
 
 from slipstream.backends.onnx.export import CODEC_FILE, LM_FILE, cache_folder, export
 from slipstream.backends.onnx.runner import OnnxRunner
-from slipstream.checkpoints.checkpoint import Checkpoint
+from slipstream.bundle import ModelBundle
+from slipstream.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from slipstream.checkpoints.sources import resolve
 from slipstream.errors import CheckpointError
-from slipstream.model.config import STTConfig
+from slipstream.model.config import RecordingsConfig, STTConfig
 
 
 class Loader:
@@ -54,6 +56,42 @@ def test_a_converted_folder_gives_the_results_of_its_weights(tmp_path: Path, qua
     assert (sources.lm, sources.codec) == ((tmp_path / "out" / LM_FILE,), (tmp_path / "out" / CODEC_FILE,))
     from_files = OnnxRunner(sources.config, sources.lm[0], sources.codec[0], threads=1)
     assert outputs(from_files) == outputs(OnnxRunner(config, *random_model(config), threads=1, quantize=quantize))
+
+
+def test_a_converted_model_has_both_lookaheads_and_one_file_of_weights(tmp_path: Path):
+    config = stt_config(codec="whisper", decoder=True)
+    config = config.model_copy(update={"recordings": RecordingsConfig(lookahead=12, delay_frames=10)})
+    load = Loader(tmp_path, config)
+    load.tokenizer.write_bytes(tokenizer_path().read_bytes())
+    export(load, tmp_path / "out", quantize="int8")
+    graphs = {"codec.onnx", "codec-lookahead-12.onnx", "codec.onnx.data"}
+    assert {path.name for path in (tmp_path / "out").glob("codec*")} == graphs
+    bundle = ModelBundle.resolve(tmp_path / "out")
+    assert bundle.config.recordings == config.recordings
+    found = []
+    for one, expected in ((bundle, config), (bundle.for_recordings(), config.for_recordings())):
+        found.append(outputs(one.open(backend="onnx", threads=1)))
+        weights = random_model(expected)
+        assert found[-1] == outputs(OnnxRunner(expected, *weights, threads=1, quantize="int8"))
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("lookahead", [0, 5])
+def test_a_graph_of_another_lookahead_is_refused(tmp_path: Path, lookahead: int):
+    config = stt_config(codec="whisper", decoder=True)
+    export(Loader(tmp_path, config), tmp_path / "out", quantize=None)
+    other = config.model_copy(update={"codec": whisper_codec_config(lookahead)})
+    with pytest.raises(CheckpointError, match=f"lookahead of 4 positions, the configuration one of {lookahead}: conv"):
+        OnnxRunner(other, tmp_path / "out" / LM_FILE, tmp_path / "out" / CODEC_FILE, threads=1)
+
+
+def test_conversions_of_another_lookahead_are_others(tmp_path: Path):
+    config = stt_config(codec="whisper", decoder=True)
+    config = config.model_copy(update={"recordings": RecordingsConfig(lookahead=12, delay_frames=10)})
+    save_checkpoint(Checkpoint(config, *random_model(config), Loader(tmp_path).tokenizer), tmp_path / "model", "kyutai")
+    bundle = ModelBundle.resolve(tmp_path / "model")
+    live, recordings = (cache_folder(tmp_path, one.sources, "int8") for one in (bundle, bundle.for_recordings()))
+    assert live != recordings
 
 
 def test_an_existing_conversion_is_reused(tmp_path: Path):

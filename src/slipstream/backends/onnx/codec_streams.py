@@ -15,6 +15,7 @@ from slipstream.arrays import BoolArray, FloatArray, IntArray
 from slipstream.backends.onnx.buffers import Rotary, key_values, layer_arrays
 from slipstream.backends.onnx.graph import Array
 from slipstream.backends.onnx.inference import Bound, bind
+from slipstream.errors import CheckpointError
 from slipstream.model.config import CodecConfig, TransformerConfig, WhisperConfig
 from slipstream.model.numerics import delayed_sees, ring_capacity, ring_keys, sees, whisper_positions
 
@@ -45,6 +46,7 @@ class CodecStreams:
         self._begins_B = np.zeros(slots, np.bool_)
         self._places: _CausalPlaces | _WhisperPlaces
         if config.whisper:
+            _check_lookahead(session, config.whisper)
             self._places = _WhisperPlaces(config.whisper, slots, config.stride, config.stride * MAX_AHEAD)
         else:
             self._places = _CausalPlaces(config.transformer, slots, config.stride)
@@ -223,6 +225,16 @@ class _WhisperPlaces(_Places):
         self.mask_BLTC[:rows] = np.where(seen, np.float32(0), np.float32(-np.inf))
         self._sines_BTD[:rows] = self._table[position_BT % len(self._table)]
         self._live_BT1[:rows, :, 0] = position_BT - first_B[:, None] >= config.delay
+
+
+def _check_lookahead(session: onnxruntime.InferenceSession, config: WhisperConfig) -> None:
+    """Raise `CheckpointError` for a graph of another lookahead, whose tails have another length."""
+    found = next((node.shape[1] for node in session.get_inputs() if node.name == "tail.delayed.0"), 0)
+    if found != config.lookahead:
+        raise CheckpointError(
+            f"the codec's graph has a lookahead of {found} positions, the configuration one of {config.lookahead}: "
+            "convert the checkpoint again"
+        )
 
 
 def _tails(session: onnxruntime.InferenceSession, slots: int) -> dict[str, Array]:

@@ -17,7 +17,7 @@ from slipstream.checkpoints.checkpoint import Checkpoint, write_folder
 from slipstream.checkpoints.kyutai import dump_files
 from slipstream.checkpoints.sources import Sources
 from slipstream.errors import CheckpointError
-from slipstream.model.config import CodecConfig, FileNames
+from slipstream.model.config import CodecConfig, FileNames, STTConfig
 
 LM_FILE = "lm.onnx"
 CODEC_FILE = "codec.onnx"
@@ -63,6 +63,19 @@ def cache_folder(root: Path, sources: Sources, quantize: Quantize) -> Path:
     return root / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}-{quantize or 'float32'}"
 
 
+def codec_graph_of(codec: Path, config: CodecConfig) -> Path:
+    """Return the file of the codec's graph for the lookahead of `config`: `codec`, or another in the same folder.
+
+    A model with another lookahead for recordings has two graphs, which share one file of weights.
+    """
+    other = _other_graph(codec, config)
+    return other if other is not None and other.is_file() else codec
+
+
+def _other_graph(codec: Path, config: CodecConfig) -> Path | None:
+    return codec.with_stem(f"{codec.stem}-lookahead-{config.whisper.lookahead}") if config.whisper else None
+
+
 def _write(checkpoint: Checkpoint, folder: Path, quantize: Quantize, progress: Progress | None) -> None:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
@@ -74,6 +87,7 @@ def _write(checkpoint: Checkpoint, folder: Path, quantize: Quantize, progress: P
     codec = _Watched(checkpoint.codec, lm.done, total, progress)
     codec_graph = codec_model(config.codec, codec, num_codebooks=config.lm.num_codebooks, quantize=quantize)
     codec_graph.save(partial / CODEC_FILE)
+    _write_recordings(config, checkpoint.codec, partial / CODEC_FILE, quantize)
     codec_config = None if config.codec == CodecConfig() else "mimi.json"
     tokenizer = checkpoint.tokenizer.name
     files = FileNames(lm=LM_FILE, codec=CODEC_FILE, codec_config=codec_config, tokenizer=tokenizer)
@@ -84,6 +98,18 @@ def _write(checkpoint: Checkpoint, folder: Path, quantize: Quantize, progress: P
     partial.rename(folder)
     if progress is not None:
         progress(total, total)
+
+
+def _write_recordings(config: STTConfig, weights: Weights, file: Path, quantize: Quantize) -> None:
+    """Write the graph of a codec for recordings beside that for live streams, if there is one; the weights are there.
+
+    Only the sizes of tails depend on the lookahead, so the weights are at the same places.
+    """
+    recordings = config.for_recordings().codec
+    other = _other_graph(file, recordings)
+    if other is not None and recordings != config.codec:
+        graph = codec_model(recordings, weights, num_codebooks=config.lm.num_codebooks, quantize=quantize)
+        other.write_bytes(graph.proto)
 
 
 def _sync(file: Path) -> None:

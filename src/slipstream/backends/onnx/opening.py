@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slipstream.backends import RunnerOptions
-from slipstream.backends.onnx.export import CODEC_FILE, LM_FILE, cache_folder, export
+from slipstream.backends.onnx.export import CODEC_FILE, LM_FILE, cache_folder, codec_graph_of, export
 from slipstream.backends.onnx.runner import OnnxRunner
 from slipstream.checkpoints.checkpoint import Checkpoint
 from slipstream.checkpoints.sources import Sources
@@ -27,6 +27,7 @@ def open_runner(sources: Sources, load: Callable[..., Checkpoint], options: Runn
 
     Raises:
         ConfigError: The type is not float32, or quantisation is requested for a model that is converted already.
+        CheckpointError: The files are damaged, or the codec's graph has another lookahead than the configuration.
     """
     if options.dtype not in ("auto", "float32"):
         raise ConfigError(f"dtype={options.dtype!r}: the onnx backend has float32; for less memory use quantize='int8'")
@@ -35,7 +36,7 @@ def open_runner(sources: Sources, load: Callable[..., Checkpoint], options: Runn
     if sources.lm[0].suffix == ".onnx":
         if quantize is not None:
             raise ConfigError(f"quantize={quantize!r}: {sources.lm[0]} is converted already: its weights cannot change")
-        return OnnxRunner(config, sources.lm[0], sources.codec[0], **common)
+        return OnnxRunner(config, sources.lm[0], codec_graph_of(sources.codec[0], config.codec), **common)
     large = sum(math.prod(shape) for shape in lm_shapes(config.lm).values()) > QUANTIZE_ABOVE
     default = "int8" if large or config.codec.whisper else None
     bits: Any = default if quantize is None else None if quantize == "none" else quantize
