@@ -136,7 +136,13 @@ class ModelBundle:
 
     def uncalibrated(self) -> ModelBundle:
         """Return the same model without its calibration: words have the confidence that the model itself gives."""
-        config = self.config.model_copy(update={"confidence": None})
+        return self._with(self.config.model_copy(update={"confidence": None}))
+
+    def for_recordings(self) -> ModelBundle:
+        """Return the same model with the lookahead and delay of recordings; itself if it has no other for them."""
+        return self if self.config.recordings is None else self._with(self.config.for_recordings())
+
+    def _with(self, config: STTConfig) -> ModelBundle:
         return replace(self, sources=replace(self.sources, config=config))
 
     def checkpoint(self, *, keep_quantized: bool = False) -> Checkpoint:

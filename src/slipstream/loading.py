@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Literal, get_args
 
 from slipstream.bundle import ModelBundle
+from slipstream.errors import ConfigError
 from slipstream.hints import Hints
 from slipstream.transcriber import Transcriber
 
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from slipstream.checkpoints.sources import Origin, Ref
     from slipstream.model.config import SamplingConfig
     from slipstream.model.runner import Runner
+
+Mode = Literal["auto", "live", "recordings"]
+"""What a model is loaded for, where it has another lookahead for recordings (`stt_config.recordings`)."""
 
 
 def load_runner(
@@ -83,6 +88,7 @@ def load(
     quantize: Quantize | None = None,
     threads: int | None = None,
     beam: int | None = None,
+    mode: Mode = "auto",
     progress: Progress | None = None,
     **origin: Unpack[Origin],
 ) -> Transcriber:
@@ -98,6 +104,10 @@ def load(
         threads: CPU threads of onnx.
         beam: Hypotheses of each recording whose hints do not set them; None is the beam of the model: 2 for `tiny`, 1
             for the published ones. For live streams only, 1 saves slots and time.
+        mode: Which lookahead is used, for a model that has a larger one for recordings (`stt_config.recordings` in its
+            `config.json`); for others all modes are the same. `live`: that of live streams, also for recordings.
+            `recordings`: the larger one, also for streams, whose words then come later. `auto`: streams and sessions
+            have the first, `transcribe` and `transcribe_many` the second, whose runner is opened at their first call.
         progress: Called as a model is converted, with the number of parameters that are done and their total.
         **origin: Where single parts come from: see `checkpoints.sources.resolve`.
 
@@ -113,23 +123,32 @@ def load(
         >>> with slipstream.load("kyutai/stt-1b-en_fr-candle", slots=4) as transcriber:
         ...     print(transcriber.transcribe("talk.mp3").text)
     """
+    if mode not in get_args(Mode):
+        raise ConfigError(f"mode={mode!r}: expected {', '.join(get_args(Mode))}")
     bundle = ModelBundle.resolve(model, **origin)
+    if mode == "recordings":
+        bundle = bundle.for_recordings()
     beam = Hints(beam=beam).with_beam(bundle.config.beam).width
-    runner = bundle.open(
-        device=device,
-        backend=backend,
-        slots=slots * beam,
-        dtype=dtype,
-        quantize=quantize,
-        threads=threads,
-        progress=progress,
-    )
+
+    def open_runner(bundle: ModelBundle) -> Runner:
+        return bundle.open(
+            device=device,
+            backend=backend,
+            slots=slots * beam,
+            dtype=dtype,
+            quantize=quantize,
+            threads=threads,
+            progress=progress,
+        )
+
+    other = mode == "auto" and bundle.config.recordings is not None
     return Transcriber(
-        runner,
+        open_runner(bundle),
         bundle.tokenizer,
         model=bundle.name,
         silence_prefix_seconds=bundle.silence_prefix_seconds,
         turns=bundle.turns,
         calibration=bundle.config.confidence,
         beam=beam,
+        open_recordings=partial(open_runner, bundle.for_recordings()) if other else None,
     )

@@ -8,9 +8,10 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast, overload
 
 import numpy.typing as npt
@@ -58,6 +59,8 @@ class Transcriber:
         turns: When a turn ends, for sessions that do not set it.
         calibration: What the model's probabilities mean; None leaves them as they are.
         beam: Hypotheses of each recording whose hints do not set them: at most as many as the runner has slots.
+        open_recordings: Opens another runner of as many slots for `transcribe` and `transcribe_many`, at their first
+            call; None uses `runner` for them too. The attributes of the transcriber are those of `runner`.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Transcriber:
         turns: TurnOptions | None = None,
         calibration: Calibration | None = None,
         beam: int = 1,
+        open_recordings: Callable[[], Runner] | None = None,
     ) -> None:
         self.model = model
         self.turns = turns or TurnOptions()
@@ -78,14 +82,17 @@ class Transcriber:
         self.frame_rate = runner.frame_rate
         self.sample_rate = round(runner.frame_rate * runner.frame_samples)
         self.delay = runner.delay_frames / runner.frame_rate
-        self.engine = Engine(
-            runner,
-            tokenizer,
+        self._new_engine = partial(
+            Engine,
+            tokenizer=tokenizer,
             silence_prefix_seconds=silence_prefix_seconds,
             turns=self.turns,
             calibration=calibration,
         )
-        weakref.finalize(self, self.engine.retire).atexit = False
+        self.engine = self._start(runner)
+        self._recordings_lock = threading.Lock()
+        self._open_recordings = open_recordings
+        self._recordings = self.engine if open_recordings is None else None
 
     def transcribe(
         self,
@@ -99,7 +106,8 @@ class Transcriber:
         """Transcribe a recording. When too few slots are free, it waits for them.
 
         The search keeps as many hypotheses as the model's configuration sets, unless `Hints.beam` or the `beam` of
-        `load` does. 1 gives the words of a live stream.
+        `load` does. 1 gives the words of a live stream, unless the model has a larger lookahead for recordings (`mode`
+        of `load`).
 
         Args:
             source: A file (audio or video, any format that FFmpeg reads) as a path, bytes or a binary file object; or
@@ -276,12 +284,32 @@ class Transcriber:
     def close(self) -> None:
         """Stop the engine; open sessions end with `SessionClosed`."""
         self.engine.close()
+        with self._recordings_lock:
+            self._open_recordings = None
+            if self._recordings is None:
+                self._recordings = self.engine
+            elif self._recordings is not self.engine:
+                self._recordings.close()
 
     def __enter__(self) -> Transcriber:
         return self
 
     def __exit__(self, *raised: object) -> None:
         self.close()
+
+    def _start(self, runner: Runner) -> Engine:
+        """Start an engine that stops when the transcriber is no longer referenced."""
+        engine = self._new_engine(runner)
+        weakref.finalize(self, engine.retire).atexit = False
+        return engine
+
+    def _engine_of_recordings(self) -> Engine:
+        """The engine of `transcribe`, which is started by its first call."""
+        with self._recordings_lock:
+            if self._recordings is None:
+                assert self._open_recordings is not None
+                self._recordings = self._start(self._open_recordings())
+            return self._recordings
 
     def _transcribe(
         self,
@@ -300,7 +328,8 @@ class Transcriber:
                     logger.warning("%s at %.1f s: the model was reset", event.reason, event.time)
 
         options = replace(options, hints=options.hints.with_beam(self.beam))
-        with self.session(options, wait=math.inf) as session:
+        engine = self._engine_of_recordings()
+        with engine.open(options, wait=math.inf) as session:
             for audio_S in self._read(source, sample_rate, track):
                 if stop.is_set():
                     break
@@ -308,7 +337,7 @@ class Transcriber:
                 add(session.take())
             session.finish()
             add(session)
-        return builder.build(self.model, self.delay)
+        return builder.build(self.model, engine.format.delay_frames / self.frame_rate)
 
     def _read(self, source: Source, sample_rate: int | None, track: int | None) -> Iterator[FloatArray]:
         """Read a source as mono pieces `[S]` at the model's rate."""
