@@ -86,6 +86,7 @@ def test_a_file(cli: Cli, loaded: Loaded, sound: Sound, tmp_path: Path) -> None:
     assert (outcome.code, outcome.out) == (0, "")
     assert outcome.err.endswith(f"{tmp_path / 'out' / 'captions.m3u8'}: 5 segments\n")
     assert loaded.transcriber.closed
+    assert loaded.arguments["mode"] == "recordings"
     found = read(tmp_path / "out")
     assert "#EXT-X-ENDLIST" in found.tags
     assert found.tags["#EXT-X-PLAYLIST-TYPE"] == "EVENT"
@@ -121,6 +122,7 @@ def test_standard_input_is_live(cli: Cli, loaded: Loaded, tmp_path: Path, monkey
     outcome = cli("captions", "-", "--raw", "pcm_f32le", "--raw-rate", "8000", "-o", tmp_path)
     assert outcome.code == 0
     found = read(tmp_path)
+    assert loaded.arguments["mode"] == "live"
     delay = loaded.transcriber.delay + 1
     assert found.cues[0][0] == delay
     assert len({text for _, _, text in found.cues}) == len(WORDS)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from slipstream.checkpoints.sources import BUILT_IN
 from slipstream.cli.evaluate import evaluate
 from slipstream.errors import SlipstreamError
 
@@ -69,6 +71,32 @@ def test_a_missing_file_is_named_and_the_rest_measured(tmp_path: Path) -> None:
 def test_a_beam_of_one_is_greedy(tmp_path: Path) -> None:
     result = _evaluate(tmp_path, "--beam", "1", "--slots", "2", sample="good morning")
     assert "2 concurrent streams with a beam of 1" in result.output
+
+
+@pytest.fixture(scope="module")
+def with_recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model with another lookahead for recordings."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    shutil.copytree(BUILT_IN / "tiny", folder)
+    raw = json.loads((folder / "config.json").read_text())
+    raw["stt_config"]["recordings"] = {"lookahead": 20, "delay_frames": 37}
+    (folder / "config.json").write_text(json.dumps(raw))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [((), (2, 2.96)), (("--live",), (1, 1.76)), (("--live", "--beam", "2"), (2, 1.76)), (("--beam", "1"), (1, 2.96))],
+)
+def test_recordings_or_live_streams_are_measured(
+    arguments: tuple[str, ...], expected: tuple[int, float], with_recordings: Path, tmp_path: Path
+) -> None:
+    beam, delay = expected
+    model = ("--model", str(with_recordings), "--backend", "onnx", "--slots", "1")
+    result = _evaluate(tmp_path, *model, *arguments, "--json", str(tmp_path / "all.json"), sample="good morning")
+    assert f"1 concurrent streams with a beam of {beam}, text delay {delay:g} s" in result.output
+    measured = json.loads((tmp_path / "all.json").read_text())
+    assert (measured["beam"], measured["delay"]) == (beam, delay)
 
 
 def test_another_delay_is_refused_by_a_model_with_one(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def test_listens_until_interrupted_and_then_ends_in_order(cli: Cli, loaded: Load
     assert "Ctrl-C" in outcome.err
     assert microphone == [2]
     assert loaded.transcriber.closed
+    assert loaded.arguments["mode"] == "live"
 
 
 def test_lists_microphones(cli: Cli, microphone: list[Any]) -> None:

@@ -78,7 +78,7 @@ def test_confidence_and_turns_are_calibrated_together(
     assert outcome.code == 0, outcome.err
     assert outcome.out.splitlines()[-2].startswith("end of turn above 0.70: found in 100%")
     assert outcome.out.splitlines()[-1] == str(out)
-    assert [options["beam"] for options in loaded] == [1]  # ends of turn are those of live streams
+    assert [(options["beam"], options["mode"]) for options in loaded] == [(1, "live")]  # as ends of turn are
     written = json.loads(out.read_text())["stt_config"]
     assert written["confidence"]["word"]["probability"][0] > written["confidence"]["word"]["probability"][-1]
     assert len(written["end_of_turn"]["heads"]) == 2

@@ -112,13 +112,20 @@ def captions(
     from slipstream.subtitles import SubtitleLayout
 
     job = _job(input)
+    is_live = job is None or job.is_pipe
     layout, playlist = SubtitleLayout(max_line_width, max_line_count), MediaPlaylist(segment, window)
     with ExitStack() as stack:
         if server:
             recogniser: Recogniser = ServerRecogniser(server, given_model(context, model))
         else:
             transcriber = open_transcriber(
-                model, device=device, backend=backend, quantize=quantize, threads=threads, beam=1
+                model,
+                device=device,
+                backend=backend,
+                quantize=quantize,
+                threads=threads,
+                beam=1,
+                mode="live" if is_live else "recordings",
             )
             recogniser = LocalRecogniser(stack.enter_context(transcriber))
         stop = stack.enter_context(first_signal_stops())
@@ -126,7 +133,6 @@ def captions(
         def segments() -> CaptionSegments:
             shown_after = delay
             if shown_after is None:
-                is_live = job is None or job.is_pipe
                 shown_after = _live_delay(recogniser.delay) if is_live else 0.0
             return CaptionSegments(
                 recogniser.delay, recogniser.frame_rate, delay=shown_after, seconds=segment, layout=layout

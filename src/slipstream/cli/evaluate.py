@@ -27,9 +27,17 @@ def evaluate(
             min=1,
             max=8,
             help="Hypotheses of the text to keep, as in slipstream transcribe. 1 is greedy decoding, as in live "
-            "streams. Default: the value in the model's config.json.",
+            "streams. Default: the value in the model's config.json, and 1 with --live.",
         ),
     ] = None,
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live",
+            help="Measure what live streams get: the lookahead of live streams, where the model has a larger one for "
+            "recordings, and one hypothesis unless --beam is given.",
+        ),
+    ] = False,
     min_confidence: MinConfidence = None,
     delay: Annotated[
         float | None,
@@ -79,8 +87,14 @@ def evaluate(
     for path in (html, json):
         if path is not None and (path.is_file() or not path.exists()):
             make_folder(path.parent)
-    uncalibrated = bundle.uncalibrated()
-    with load(uncalibrated, backend=backend, device=device, slots=streams or slots, beam=beam) as transcriber:
+    with load(
+        bundle.uncalibrated(),
+        backend=backend,
+        device=device,
+        slots=streams or slots,
+        beam=1 if live and beam is None else beam,
+        mode="live" if live else "recordings",
+    ) as transcriber:
         hints = None if delay is None else Hints(delay=delay)
         hypotheses, speed = transcribe_recordings(
             transcriber, recordings, on_error=left_out, min_confidence=min_confidence, hints=hints
@@ -97,6 +111,7 @@ def evaluate(
             frame_rate=frame_rate,
             left_out=left_out.count,
             beam=transcriber.beam,
+            delay=transcriber.delay if delay is None else delay,
             calibration=bundle.config.confidence,
         )
         typer.echo(to_text(evaluation))

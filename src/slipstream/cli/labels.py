@@ -97,7 +97,7 @@ def _by_model(
     from slipstream.loading import load
 
     labelled = []
-    with load(model, backend=backend, device=device, slots=slots, dtype="auto") as transcriber:
+    with load(model, backend=backend, device=device, slots=slots, dtype="auto", mode="recordings") as transcriber:
         results = transcriber.transcribe_many([r.audio for r in recordings], return_exceptions=True)
         for recording, result in zip(recordings, results, strict=True):
             if isinstance(result, SlipstreamError):

@@ -37,7 +37,9 @@ def listen(
         _print_microphones()
         return
     check_microphones()
-    transcriber = open_transcriber(model, device=device, backend=backend, quantize=quantize, threads=threads, beam=1)
+    transcriber = open_transcriber(
+        model, device=device, backend=backend, quantize=quantize, threads=threads, beam=1, mode="live"
+    )
     with transcriber, first_signal_stops() as stop:
         notice("Listening. Press Ctrl-C to stop.")
         show_live(transcriber.stream(record(microphone, stop), audio.SAMPLE_RATE))

@@ -132,7 +132,7 @@ def calibrate(
         raise ConfigError(f"--model {model}: not a folder, and the curves are written into one: {remedy}")
     bundle = ModelBundle.resolve(model).uncalibrated()
     recordings = list(read_manifest(manifest))
-    with load(bundle, backend=backend, device=device, slots=slots, beam=1) as transcriber:
+    with load(bundle, backend=backend, device=device, slots=slots, beam=1, mode="live") as transcriber:
         hypotheses, _ = transcribe_recordings(transcriber, recordings, min_confidence=0)
         ending = None
         if turns is not None:
@@ -184,7 +184,7 @@ def _measure(manifest: Path, limit: int | None) -> Callable[[Path], float]:
     need_words(recordings, manifest)
 
     def measure(folder: Path) -> float:
-        with load(str(folder), backend="torch", device="cpu", slots=8, beam=1) as transcriber:
+        with load(str(folder), backend="torch", device="cpu", slots=8, beam=1, mode="live") as transcriber:
             hypotheses, _ = transcribe_recordings(transcriber, recordings)
         return error_rates(hypotheses).words.rate
 

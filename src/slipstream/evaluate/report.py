@@ -33,6 +33,7 @@ class Evaluation:
     Attributes:
         left_out: number of recordings that cannot be read.
         beam: hypotheses that the search kept; None for another recogniser.
+        delay: how far the text is behind the audio, in seconds; None for another recogniser.
         turns: ends of turn by each pause head alone.
         endings: ends of turn by the probability that the model's turns use.
     """
@@ -41,6 +42,7 @@ class Evaluation:
     manifest: str
     left_out: int
     beam: int | None
+    delay: float | None
     overall: Group
     datasets: dict[str, Group]
     languages: dict[str, Group]
@@ -62,12 +64,14 @@ def evaluate(
     frame_rate: float,
     left_out: int = 0,
     beam: int | None = None,
+    delay: float | None = None,
     calibration: Calibration | None = None,
 ) -> Evaluation:
     """Compute all scores. Each pause head is scored on its own, by its number.
 
     Args:
         beam: hypotheses that the search kept.
+        delay: how far the text is behind the audio, in seconds.
         calibration: that of the model, which the confidences of the hypotheses do not have.
     """
     heads = max((one.pause_TH.shape[1] for one in hypotheses if one.pause_TH.size), default=0)
@@ -80,6 +84,7 @@ def evaluate(
         manifest=manifest,
         left_out=left_out,
         beam=beam,
+        delay=delay,
         overall=error_rates(hypotheses),
         datasets=by(lambda one: one.recording.dataset),
         languages=by(lambda one: one.recording.lang),
@@ -164,8 +169,9 @@ def to_text(evaluation: Evaluation) -> str:
         lines += _confidence_lines(evaluation.confidence)
     speed = evaluation.speed
     beam = f" with a beam of {evaluation.beam}" if evaluation.beam else ""
+    delay = f", text delay {evaluation.delay:g} s" if evaluation.delay is not None else ""
     lines.append(
-        f"{speed.audio:.0f} s of audio in {speed.taken:.0f} s, {speed.streams} concurrent streams{beam}: "
+        f"{speed.audio:.0f} s of audio in {speed.taken:.0f} s, {speed.streams} concurrent streams{beam}{delay}: "
         f"{speed.times_real_time:.1f} x real time"
     )
     return "\n".join(lines)

@@ -164,7 +164,9 @@ class Actor:
     def __init__(self, model: str, slots: int, backend: str, device: str, beam: int | None) -> None:
         import slipstream
 
-        self._transcriber = slipstream.load(model, slots=slots, backend=backend, device=device, beam=beam)
+        self._transcriber = slipstream.load(
+            model, slots=slots, backend=backend, device=device, beam=beam, mode="recordings"
+        )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Transcribe a batch of one recording."""

@@ -39,7 +39,7 @@ def test_another_model_needs_no_hint(cli: Cli, sound: Sound, loaded: Loaded) -> 
     outcome = cli("transcribe", sound("a.wav", [0.1]), *where)
     assert outcome.err == ""
     expected = {"device": "cpu", "backend": "onnx", "quantize": "int8", "threads": 2, "slots": 1, "beam": 1}
-    assert (loaded.model, loaded.arguments) == ("x/y", expected)
+    assert (loaded.model, loaded.arguments) == ("x/y", expected | {"mode": "recordings"})
 
 
 def test_words_with_times(cli: Cli, sound: Sound, loaded: Loaded) -> None:

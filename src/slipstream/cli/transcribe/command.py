@@ -214,6 +214,7 @@ def transcribe(
                 threads=threads,
                 slots=slots,
                 beam=hints.width,
+                mode="recordings",
             )
             recogniser = LocalRecogniser(stack.enter_context(transcriber), hints, min_confidence)
         deliver = _Delivery(
