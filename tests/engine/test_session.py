@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -16,12 +15,10 @@ from tests.fakes import (
     silence,
     sound_of,
     speech,
-    tiny_tokenizer,
     words_of,
 )
-from tests.models import stt_config
 
-from slipstream.engine.options import SessionOptions, StreamFormat
+from slipstream.engine.options import SessionOptions
 from slipstream.engine.session import Session
 from slipstream.engine.turns import TurnOptions
 from slipstream.errors import AudioError, ConfigError, SessionClosed
@@ -39,7 +36,6 @@ from slipstream.events import (
     Turn,
     Word,
 )
-from slipstream.model.runner import Steering, StepOutput
 
 SAMPLE_RATE = 24_000
 
@@ -439,31 +435,3 @@ def test_partial_words_and_steps_are_optional() -> None:
     assert [step.index for step in steps] == list(range(1, 13))
     assert len(steps[0].pause) == 4
     assert steps[0].buffered == 11 * FRAME_SAMPLES
-
-
-class LateRunner(ScriptRunner):
-    """Hears the audio `lag` frames later: its text and pause heads are so much later."""
-
-    def __init__(self, lag: int) -> None:
-        super().__init__(delay_frames=6 + lag)
-        self._late = deque([np.zeros((1, 4), np.float32)] * lag)
-
-    def step(self, pcm_BS: np.ndarray, active_B: np.ndarray, steering: Steering | None = None) -> StepOutput:
-        output = super().step(pcm_BS, active_B, steering)
-        self._late.append(output.pause_BH)
-        return replace(output, pause_BH=self._late.popleft())
-
-
-def test_turns_are_where_they_are_in_live_streams_for_a_model_that_hears_the_audio_later() -> None:
-    audio_S = np.concatenate([speech(n, words=4) for n in range(4)] + [silence(12), sound_of("fox", 5)])
-
-    def turns(lag: int) -> list[Event]:
-        runner = LateRunner(lag)
-        config = stt_config().model_copy(update={"lag_frames": lag})
-        format = StreamFormat(tiny_tokenizer(), FRAME_SAMPLES, FRAME_RATE, runner.delay_frames, config=config)
-        events = drive(Session(format, SessionOptions(partials=False)), runner, [audio_S])
-        return [event for event in events if isinstance(event, (Turn, StartOfTurn, EndOfTurn))]
-
-    expected = turns(0)
-    assert sum(isinstance(event, EndOfTurn) for event in expected) == 3
-    assert sorted(map(str, turns(20))) == sorted(map(str, expected))

@@ -45,7 +45,7 @@ def late(detector: TurnDetector, frames: list[tuple[float, bool, int | None]], l
 
 
 @pytest.mark.parametrize("curve", [None, EndingCurve(bias=-6.0, heads=(0, 0, 1, 0), silence=8.0, silence_seconds=0.8)])
-def test_turns_end_at_the_same_frame_of_the_audio_where_the_model_hears_it_later(curve: EndingCurve | None) -> None:
+def test_turns_end_at_the_same_frame_of_the_audio_where_the_model_encodes_it_later(curve: EndingCurve | None) -> None:
     one: list[tuple[float, bool, int | None]] = [(0.1, True, None)] * 20 + [(0.8, False, None)] * 15
     frames = [*one, *one, (0.1, True, 70), *one]
     options = TurnOptions(curve=curve)

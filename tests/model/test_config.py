@@ -191,7 +191,11 @@ def test_recordings_have_another_lookahead_and_delay() -> None:
     [
         (stt_config(decoder=True), 10, "recordings is for a codec with Whisper's encoder"),
         (stt_config(codec="whisper"), 10, "recordings is for a model with one text delay"),
-        (stt_config(codec="whisper", decoder=True), 8, r"delay_frames=8 is less than .* of 9 frames with recordings\.lookahead=12"),
+        (
+            stt_config(codec="whisper", decoder=True),
+            8,
+            r"delay_frames=8 is less than .* of 9 frames with recordings\.lookahead=12",
+        ),
     ],
 )
 def test_what_recordings_cannot_have_is_refused(config: STTConfig, frames: int, message: str) -> None:

@@ -79,6 +79,7 @@ class StreamFormat:
         """What is added to the times of words."""
         return 0.0 if self.config is None else self.config.word_shift_seconds
 
+    @property
     def lag_frames(self) -> int:
         """Frames by which the pause heads are later than in live streams."""
         return 0 if self.config is None else self.config.lag_frames

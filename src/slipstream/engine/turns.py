@@ -111,14 +111,14 @@ class VoiceLevel:
 class TurnDetector:
     """Finds the frames where turns start and end.
 
-    A frame's sound is compared with the pause heads and the text of `lag_frames` frames later, where the model hears the
-    audio so much later than in live streams. The heads then judge that frame.
+    A frame's sound is compared with the pause heads and the text of `lag_frames` frames later, where the model encodes
+    the audio so much later than in live streams. The heads then judge that frame.
 
     Args:
         options: When a turn ends.
         delay_frames: How far the text is behind the audio.
         frame_rate: Frames per second.
-        lag_frames: How much later than in live streams the model hears the audio.
+        lag_frames: How much later than in live streams the model encodes the audio.
 
     Attributes:
         started_frame: The audio frame in which the turn began that the last frame started, if any.

@@ -101,7 +101,7 @@ def _write(checkpoint: Checkpoint, folder: Path, quantize: Quantize, progress: P
 
 
 def _write_recordings(config: STTConfig, weights: Weights, file: Path, quantize: Quantize) -> None:
-    """Write the graph of a codec for recordings beside that for live streams, if there is one; the weights are there.
+    """Write the graph of a codec for recordings, if it differs from that for live streams, whose weights it reads.
 
     Only the sizes of tails depend on the lookahead, so the weights are at the same places.
     """
