@@ -405,7 +405,7 @@ class Session:
         while self._flush is None and self._barriers and not self.done:
             barrier = self._barriers[0]
             whole_frames = barrier.position - barrier.position % self.format.frame_samples
-            if barrier.position <= self._flushed_to:
+            if barrier.position <= self._flushed_to and not (barrier.final and self._turn_detector.behind):
                 self._barriers.popleft()
                 self._complete(barrier, 0.0)
             elif self._writer.prefix_left == 0 and self._processed == whole_frames:
@@ -435,7 +435,7 @@ class Session:
     def _complete(self, barrier: Barrier, seconds: float) -> None:
         """Emit what follows the text of a barrier."""
         time = self._seconds(barrier.position)
-        self.events += self._turn_builder.flush() if barrier.final else self._turn_builder.settle(time)
+        self.events += self._turn_builder.settle(time) + (self._turn_builder.flush() if barrier.final else [])
         self._reach_markers(barrier.position)
         self.events.append(Flushed(time, seconds))
         if barrier.final:

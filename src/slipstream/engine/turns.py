@@ -140,6 +140,11 @@ class TurnDetector:
         self.started_frame: int | None = None
         self.probability: float | None = None
 
+    @property
+    def behind(self) -> bool:
+        """Whether frames are not judged yet, because the model encodes them later."""
+        return bool(self._sound)
+
     def set_options(self, options: TurnOptions) -> None:
         """Change when turns end, from the next frame on."""
         self.options = options
@@ -266,8 +271,12 @@ class TurnBuilder:
         """Return the turns that are complete when no more words start before `time`."""
         turns: list[Turn] = []
         while self._ends and self._ends[0] <= time:
-            self._ends.popleft()
+            end = self._ends.popleft()
+            # An end that is found late, after a flush, may be before words that are already here.
+            later = [word for word in self._words if word.start >= end]
+            self._words = [word for word in self._words if word.start < end]
             turns += self.flush()
+            self._words = later
         return turns
 
     def flush(self) -> list[Turn]:
