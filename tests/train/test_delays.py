@@ -12,6 +12,7 @@ from tests.train import world
 from slipstream.bundle import ModelBundle
 from slipstream.data.options import DataOptions
 from slipstream.errors import ConfigError
+from slipstream.model.config import RecordingsConfig, STTConfig
 from slipstream.train.launch import run_lm
 from slipstream.train.lora import based_lm
 from slipstream.train.options import LMRun, LoraOptions, ModelOptions, RunOptions
@@ -77,3 +78,21 @@ def test_what_was_chosen_for_the_base_is_not_of_the_trained_model() -> None:
     base = stt_config().model_copy(update={"word_shift_seconds": 0.12, "min_confidence": 0.25, "beam": 2})
     trained = delayed(base, (6, 6))
     assert (trained.word_shift_seconds, trained.min_confidence, trained.beam) == (0.0, 0.0, 2)
+
+
+def test_recordings_are_kept_with_the_delay_of_the_base_only() -> None:
+    plain = stt_config(codec="whisper", decoder=True)
+    recordings = RecordingsConfig(lookahead=12, delay_frames=plain.delay_frames + 6)
+    base = plain.model_copy(update={"recordings": recordings})
+    same, later = base.delay_frames, base.delay_frames + 1
+    assert delayed(base, (same, same)).recordings == recordings
+    assert delayed(base, (later, later)).recordings is None
+
+
+def test_a_delay_that_is_drawn_leaves_a_configuration_that_loads() -> None:
+    plain = stt_config(codec="whisper")
+    plain = plain.model_copy(update={"lm": plain.lm.model_copy(update={"conditioners": ()}), "condition_values": {}})
+    recordings = RecordingsConfig(lookahead=12, delay_frames=20)
+    base = STTConfig.model_validate({**dict(plain), "recordings": recordings})
+    trained = delayed(base.model_copy(update={"lm": with_drawn_delay(base.lm, (6, 10))}), (6, 10))
+    assert STTConfig.model_validate(dict(trained)) == trained

@@ -136,7 +136,8 @@ def with_drawn_delay(lm: LMConfig, bounds: tuple[int, int]) -> LMConfig:
 def delayed(config: STTConfig, bounds: tuple[int, int]) -> STTConfig:
     """The configuration with the delay that is trained; of a drawn one, the middle, which its conditioner gets.
 
-    It has no calibration and no shift of words: those of the base are not of the model that is trained.
+    It has no calibration and no shift of words: those of the base are not of the model that is trained. With another
+    delay it has no `recordings` either, whose delay belongs to that of the base.
     """
     low, high = bounds
     frames = (low + high) // 2
@@ -145,8 +146,10 @@ def delayed(config: STTConfig, bounds: tuple[int, int]) -> STTConfig:
     if low != high and not conditioned:
         raise ConfigError('data.delay is drawn, so the LM needs a continuous conditioner named "delay"')
     values: dict[str, float | str] = {"delay": seconds} if conditioned else {}
-    changed = {"delay_frames": frames, "delay_seconds": seconds, "condition_values": values}
+    changed: dict[str, object] = {"delay_frames": frames, "delay_seconds": seconds, "condition_values": values}
     changed |= {"confidence": None, "min_confidence": 0.0, "word_shift_seconds": 0.0}  # chosen for the weights before
+    if bounds != (config.delay_frames, config.delay_frames):
+        changed["recordings"] = None
     return config.model_copy(update=changed)
 
 
