@@ -203,5 +203,19 @@ def test_close_stops_both(new: Callable[[], Transcriber], opening: Opening, used
     assert opening.count == used
 
 
+def test_close_waits_for_a_runner_that_is_being_opened_and_stops_it(
+    new: Callable[[], Transcriber], opening: Opening
+) -> None:
+    transcriber = new()
+    with ThreadPoolExecutor(1) as pool:
+        recording = pool.submit(transcriber.transcribe, speech(1, words=1000), 24_000)
+        while opening.count == 0:
+            time.sleep(0.001)
+        transcriber.close()
+        with pytest.raises(SessionClosed):
+            recording.result(timeout=5)
+    # The fixture waits for the threads.
+
+
 def test_both_stop_when_the_transcriber_is_no_longer_referenced(new: Callable[[], Transcriber]) -> None:
     new().transcribe(spoken(), 24_000)  # the fixture waits for the threads

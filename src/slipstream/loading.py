@@ -39,6 +39,8 @@ def load_runner(
 ) -> Runner:
     """Load a model as a `Runner`, for code that calls `step` itself; `load` returns a `Transcriber`.
 
+    It has the lookahead of live streams; for that of recordings, pass `ModelBundle.resolve(ref).for_recordings()`.
+
     Args:
         ref: A folder, a repository id, a built-in name, the TOML file of a Rust server, or a `ModelBundle`.
         device: As for `load`.

@@ -282,7 +282,7 @@ class Transcriber:
         return AsyncSession(lambda wake: self.engine.open(options, wait=wait, wake=wake))
 
     def close(self) -> None:
-        """Stop the engine; open sessions end with `SessionClosed`."""
+        """Stop the engine, and that of recordings; open sessions end with `SessionClosed`."""
         self.engine.close()
         with self._recordings_lock:
             self._open_recordings = None
