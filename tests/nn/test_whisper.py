@@ -50,6 +50,15 @@ def test_a_position_depends_on_its_context_and_lookahead_only():
     assert frames.max() == 2 * (50 + layers * SMALL.lookahead) + 1
 
 
+def test_sequences_run_with_another_lookahead_than_that_of_the_configuration():
+    x = mel()
+    wider = whisper_codec_config(lookahead=9)
+    other = build_codec(wider, random_weights(codec_shapes(wider))).encoder
+    with torch.inference_mode():
+        torch.testing.assert_close(make_encoder().hidden(x, lookahead=9)[-1], other.hidden(x)[-1])
+        assert not torch.allclose(make_encoder().hidden(x)[-1], other.hidden(x)[-1])
+
+
 def test_a_stream_lags_by_the_delay_and_starts_with_zeros():
     encoder, x = make_encoder(), mel()
     with torch.inference_mode():

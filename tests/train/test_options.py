@@ -78,6 +78,7 @@ def test_data_that_cannot_be_drawn_is_an_error(data: dict[str, object], message:
         ({"train_codec": True, "model": {"init": "tiny"}, "lora": {}}, "leave train_codec out"),
         ({"train_codec": True, "model": {"init": "tiny"}, "pause_heads_only": True}, "leave train_codec out"),
         ({"train_codec": True, "model": {"init": "tiny", "pause_heads": 4}}, "leave train_codec out"),
+        ({"lookaheads": [10, 50], "model": {"base": "tiny"}}, "lookaheads are for train_codec"),
         ({"model": {"base": "tiny"}, "lora": {}, "pause_heads_only": True}, "leave lora out"),
         ({"train_codec": True, "model": {"init": "tiny"}}, "quantiser.start = 200, but the run has 4 steps"),
         (

@@ -83,14 +83,14 @@ class WhisperLayer(nn.Module):
         self.norm2 = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
         self.ffn = WhisperFeedForward(config)
 
-    def forward(self, x_BTD: Tensor, bidirectional: bool) -> Tensor:
-        """The whole sequence, without delay."""
+    def forward(self, x_BTD: Tensor, bidirectional: bool, lookahead: int | None = None) -> Tensor:
+        """The whole sequence, without delay. `lookahead`: another one than the layer's."""
         x = self.norm1(x_BTD)
         q, (k, v) = self.attn.queries(x), self.attn.keys(x)
         if bidirectional:
             y = F.scaled_dot_product_attention(q, k, v)
         else:
-            y = attend_nearby(q, k, v, self.context, self.lookahead)
+            y = attend_nearby(q, k, v, self.context, self.lookahead if lookahead is None else lookahead)
         return self._finish(x_BTD, y)
 
     def step(
@@ -146,7 +146,14 @@ class WhisperEncoder(nn.Module):
             "ring": Ring.empty(shape, device=weight.device, dtype=weight.dtype, format=rings, step=max_step),
         }
 
-    def hidden(self, mel_BMF: Tensor, *, bidirectional: bool = False, start_B: Tensor | None = None) -> list[Tensor]:
+    def hidden(
+        self,
+        mel_BMF: Tensor,
+        *,
+        bidirectional: bool = False,
+        start_B: Tensor | None = None,
+        lookahead: int | None = None,
+    ) -> list[Tensor]:
         """Each layer's output for whole sequences, `[B, T, D]`, the last one normalised.
 
         Position t is not delayed: its centre is log-mel frame 2 t - 1.
@@ -156,6 +163,7 @@ class WhisperEncoder(nn.Module):
             bidirectional: let each position see all others, as Whisper does.
             start_B: the sinusoidal position (int64, below `WHISPER_POSITIONS`) of each row's first frame; 0 by default.
                 Draw it at random in training: a stream goes through all positions again and again.
+            lookahead: positions that each layer sees ahead; those of the configuration by default.
         """
         x, _ = self.conv1(mel_BMF)
         x, _ = self.conv2(F.gelu(x))
@@ -165,9 +173,9 @@ class WhisperEncoder(nn.Module):
         outputs = []
         for layer in self.layers:
             if self.checkpointing and torch.is_grad_enabled():
-                x_BTD = cast(Tensor, checkpoint(layer, x_BTD, bidirectional, use_reentrant=False))
+                x_BTD = cast(Tensor, checkpoint(layer, x_BTD, bidirectional, lookahead, use_reentrant=False))
             else:
-                x_BTD = layer(x_BTD, bidirectional)
+                x_BTD = layer(x_BTD, bidirectional, lookahead)
             outputs.append(x_BTD)
         return [*outputs[:-1], self.norm(x_BTD)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
@@ -46,6 +46,7 @@ class WhisperJointTask(SampledTask[WaveSampler]):
         teacher: what the encoder also learns from, by `loss.distil`, so that it keeps what it knows.
         old: the model before the run, for `loss.base`.
         text_teacher: the text decoder of `teacher`, and its share of the loss of the text's tokens.
+        lookaheads: positions that each layer of the encoder sees ahead, one drawn for each step. Empty: its own.
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class WhisperJointTask(SampledTask[WaveSampler]):
         teacher: Teacher | None = None,
         old: OldModel | None = None,
         text_teacher: tuple[TextTeacher, float] | None = None,
+        lookaheads: Sequence[int] = (),
     ) -> None:
         super().__init__(sampler, model.codec.quantizer)
+        self.lookaheads = lookaheads
         self.text_teacher = text_teacher
         self.teacher, self.old, self.train_encoder = teacher, old, train_encoder
         self.module, self.weights, self.quantiser = model, loss, quantiser
@@ -98,7 +101,7 @@ class WhisperJointTask(SampledTask[WaveSampler]):
             return text_losses(model.lm, silence, batch.targets, weights, self.sampler.frame_rate, self.old)
         mel, start_A = self._mel(batch, audible_B)
         with torch.set_grad_enabled(self.encoder_learns and torch.is_grad_enabled()):
-            x_APD = _features(model, mel, start_A)
+            x_APD = _features(model, mel, start_A, self._lookahead())
         draw_A = send(batch.targets.draw_B[audible_B], x_APD.device)
         heard, commitment = hear(model.codec.quantizer, model.latent(x_APD), draw_A, self.quantiser, step, progress)
         audio_BTD = self._with_silence(model.audio_input(*heard), batch, audible_B)
@@ -173,6 +176,10 @@ class WhisperJointTask(SampledTask[WaveSampler]):
         _, heard, _ = quantise(model.codec.quantizer, model.latent(x_APD), update=False)
         return model.audio_input(*heard)
 
+    def _lookahead(self) -> int | None:
+        """A lookahead for a step. Features stay at their place, so that the text is as late after them with all of them."""
+        return self.lookaheads[int(torch.randint(len(self.lookaheads), ()))] if self.lookaheads else None
+
     def _with_silence(self, audio_ATD: Tensor, batch: WaveBatch, audible_B: BoolArray) -> Tensor:
         """The audio input of all rows, from that of the rows that have audio."""
         if audible_B.all():
@@ -235,6 +242,6 @@ def frame_features(model: SpeechModel, sampler: WaveSampler) -> Tensor:
     return torch.cat(found)
 
 
-def _features(model: SpeechModel, mel: Tensor, start_A: Tensor) -> Tensor:
+def _features(model: SpeechModel, mel: Tensor, start_A: Tensor, lookahead: int | None = None) -> Tensor:
     """The encoder's features, not delayed, `[A, P, D]`."""
-    return cast(WhisperEncoder, model.codec.encoder).hidden(mel, start_B=start_A)[-1]
+    return cast(WhisperEncoder, model.codec.encoder).hidden(mel, start_B=start_A, lookahead=lookahead)[-1]

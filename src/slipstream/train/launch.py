@@ -296,7 +296,17 @@ def _run_whisper_joint(options: LMRun, report: Report, measure: Measure | None) 
         features, mean = partial(frame_features, model, sampler), teacher.mean() if teacher else None
         start_from(model, options.model.decoder, sampler.tokenizer, languages, features, mean)
     old = old_model(model, options.loss, text.growth)
-    task = WhisperJointTask(model, sampler, options.loss, options.quantiser, train_encoder, teacher, old, text_teacher)
+    task = WhisperJointTask(
+        model,
+        sampler,
+        options.loss,
+        options.quantiser,
+        train_encoder,
+        teacher,
+        old,
+        text_teacher,
+        options.lookaheads,
+    )
 
     def export(folder: Path) -> None:
         export_model(model, model.config, text.tokenizer, folder)

@@ -296,6 +296,8 @@ class LMRun(Options):
 
     pause_heads_only: everything else stays as it is in `model.base`, the words that it writes included.
     lora: train adapters only, on the checkpoint that `model.base` names.
+    lookaheads: positions that each layer of a trained Whisper encoder sees ahead, one drawn for each step, so that the
+    model runs with each of them; those of the model by default.
     """
 
     run: RunOptions
@@ -307,6 +309,7 @@ class LMRun(Options):
     pause_heads_only: bool = False
     distil: DistilOptions | None = None
     lora: LoraOptions | None = None
+    lookaheads: tuple[Annotated[int, Field(ge=0)], ...] = ()
     phase: Phases = ()
 
     @model_validator(mode="after")
@@ -316,6 +319,8 @@ class LMRun(Options):
             raise ValueError("model.base keeps its codec as it is: with train_codec, start from model.init")
         if self.train_codec and (self.lora is not None or self.pause_heads_only or model.pause_heads is not None):
             raise ValueError("lora, pause_heads_only and model.pause_heads are for model.base: leave train_codec out")
+        if self.lookaheads and not self.train_codec:
+            raise ValueError("lookaheads are for train_codec = true: this run keeps the codec of model.base")
         if self.distil is not None and not self.train_codec:
             raise ValueError("distil teaches the codec's encoder: set train_codec = true, or leave it out")
         if not self.train_codec and model.base is None:
