@@ -9,12 +9,15 @@ The shares are those of the second model, in the codec's encoder and in everythi
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+LM, CODEC = "moshi_name", "mimi_name"
+HEADS = "training.safetensors"
 ENCODER = "encoder."
 
 
@@ -39,9 +42,13 @@ def main() -> None:
     parser.add_argument("--rest", type=float, default=0.7, help="share of the second model elsewhere")
     arguments = parser.parse_args()
     shutil.copytree(arguments.second, arguments.out)
-    for file in sorted(arguments.second.glob("*.safetensors")):
-        tensors = mean(load_file(arguments.first / file.name), load_file(file), arguments.rest, arguments.encoder)
-        save_file(tensors, arguments.out / file.name)
+    first, second = (json.loads((folder / "config.json").read_text()) for folder in (arguments.first, arguments.second))
+    for name in (LM, CODEC):
+        weights = load_file(arguments.first / first[name]), load_file(arguments.second / second[name])
+        save_file(mean(*weights, arguments.rest, arguments.encoder), arguments.out / second[name])
+    if (arguments.first / HEADS).exists():
+        heads = load_file(arguments.first / HEADS), load_file(arguments.second / HEADS)
+        save_file(mean(*heads, arguments.rest, arguments.encoder), arguments.out / HEADS)
 
 
 if __name__ == "__main__":

@@ -88,12 +88,30 @@ step data/poems/kept.jsonl python "$here/poems.py" pieces data/poems/manifest.js
 step data/poems/pack/pack.json slipstream data pack data/poems/kept.jsonl --samples --out data/poems/pack
 step runs/tiny-8-french/model/config.json slipstream train lm "$here/8-french.toml"
 
-# The prompts of two languages, 64 frames of audio in the decoder, 5-bit weights, and the phone heads.
-step runs/tiny-9-languages/config.json python "$here/languages.py" runs/tiny-8-french/model runs/tiny-9-languages \
+# The prompts of two languages, and 64 frames of audio in the decoder.
+step runs/tiny-8-languages/config.json python "$here/languages.py" runs/tiny-8-french/model runs/tiny-8-languages \
     --whisper data/whisper-base --languages en fr
-step runs/tiny-10-context/config.json python "$here/audio_context.py" runs/tiny-9-languages runs/tiny-10-context 64
-step runs/tiny/config.json slipstream convert runs/tiny-10-context runs/tiny --quantize int5
-step runs/tiny/training.safetensors python "$here/heads.py" runs/tiny-8-french/model runs/tiny
+step runs/tiny-8-context/config.json python "$here/audio_context.py" runs/tiny-8-languages runs/tiny-8-context 64
+
+# Two lookaheads, and more English readers. The run continues from the built-in model, whose weights are in its mean.
+[ -e data/common-voice-1 ] ||
+    git clone https://github.com/GreenTea749/ASR-AI-microservice-Elastic-search-AI-application data/common-voice-1
+[ -e data/test-clean ] || git clone https://github.com/lalking52/compressor_project data/test-clean
+[ -e data/train-clean-5 ] || git clone https://github.com/zhangrui0712/Voice-Age data/train-clean-5
+step data/readers.jsonl python "$here/readers.py" data/readers.jsonl \
+    --common-voice data/common-voice-1/cv-valid-dev/cv-valid-dev.csv \
+    --librispeech data/test-clean/LibriSpeech data/train-clean-5/LibriSpeech
+step data/readers-aligned.jsonl slipstream data align data/readers.jsonl --out data/readers-aligned.jsonl --least -2.6
+step data/readers/pack/pack.json slipstream data pack data/readers-aligned.jsonl --samples --exclude data/test.jsonl \
+    --out data/readers/pack
+step runs/tiny-9-lookaheads/model/config.json slipstream train lm "$here/9-lookaheads.toml"
+step data/start/config.json slipstream convert tiny data/start --dtype float32
+step runs/tiny-9-mean/config.json python "$here/interpolate.py" data/start runs/tiny-9-lookaheads/model \
+    runs/tiny-9-mean --encoder 0.5 --rest 0.5
+
+# 5-bit weights, and the phone heads.
+step runs/tiny/config.json slipstream convert runs/tiny-9-mean runs/tiny --quantize int5
+step runs/tiny/training.safetensors python "$here/heads.py" runs/tiny-9-mean runs/tiny
 
 # What its confidences mean, fitted to one half of the test recordings; the other half shows how well.
 [ -e data/calibrate.jsonl ] || python "$here/split.py" "$DATA" data

@@ -13,17 +13,16 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from slipstream.data.texts import as_sentence
 from slipstream.data.tokenizer import plain_text
 
 Row = dict[str, Any]
 SENTENCES, SEED, PHILIPP = 100, 2026, 32
 NOT_TRAINED = ("puri_gagan_cv", "dctts-philipp")
-_ENDS = '.!?…:;"»)'
 SEVERAL_CLIPS_EACH = ("speechocean762", "puri_gagan_cv")
 
 
@@ -56,17 +55,7 @@ def _half(row: Row) -> int:
 
 def _read(manifest: Path, root: Path) -> list[Row]:
     rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
-    return [row | {"audio": str(root / row["audio"]), "text": _sentence(row.get("text") or "")} for row in rows]
-
-
-def _sentence(text: str) -> str:
-    """A text without lower case or without punctuation as a sentence: a capital first, a full stop last."""
-    if not text or (text[-1] in _ENDS and not text.isupper()):
-        return text
-    if text.isupper():
-        words = (word.capitalize() if re.match(r"I\b", word) else word.lower() for word in text.split())
-        text = " ".join(words)
-    return text[0].upper() + text[1:] + ("" if text[-1] in _ENDS else ".")
+    return [row | {"audio": str(root / row["audio"]), "text": as_sentence(row.get("text") or "")} for row in rows]
 
 
 def _write(path: Path, rows: list[Row]) -> None:

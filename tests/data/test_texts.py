@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slipstream.data.texts import Exclusion, read_texts
+from slipstream.data.texts import Exclusion, as_sentence, read_texts
 from slipstream.errors import SlipstreamError
 
 
@@ -40,3 +40,17 @@ def test_a_sentence_a_quotation_of_it_and_a_part_of_it_are_excluded() -> None:
     assert "hello there again" not in exclusion
     assert "it was the best of days it was the worst of days" not in exclusion
     assert len(exclusion) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("AND THEN I'LL GO", "And then I'll go."),
+        ("no end", "No end."),
+        ("NOW!", "Now!"),
+        ("It has both.", "It has both."),
+        ("", ""),
+    ],
+)
+def test_a_text_becomes_a_sentence(text: str, sentence: str) -> None:
+    assert as_sentence(text) == sentence

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ from slipstream.errors import SlipstreamError
 
 PASSAGE = 8
 """Words in a row that two texts share only if one was taken from the other."""
+_ENDS = '.!?…:;"»)'
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "`": "'", **dict.fromkeys('"«»“”*_', " ")})  # noqa: RUF001
 
 
@@ -63,3 +65,17 @@ def excluded(*manifests: Path) -> Exclusion:
 def _passages(text: str) -> set[str]:
     words = text.split()
     return {" ".join(words[start : start + PASSAGE]) for start in range(len(words) - PASSAGE + 1)}
+
+
+def as_sentence(text: str) -> str:
+    """Return English text without lower case, or without a mark at its end, as a sentence: a capital first, a mark last.
+
+    Example:
+        >>> as_sentence("AND THEN I'LL GO")
+        "And then I'll go."
+    """
+    if not text or (text[-1] in _ENDS and not text.isupper()):
+        return text
+    if text.isupper():
+        text = " ".join(word.capitalize() if re.match(r"I\b", word) else word.lower() for word in text.split())
+    return text[0].upper() + text[1:] + ("" if text[-1] in _ENDS else ".")
