@@ -51,7 +51,7 @@ from slipstream.evaluate.scores import error_rates
 from slipstream.evaluate.transcribe import transcribe_recordings
 from slipstream.events import Final, Word
 from slipstream.hints import Hints
-from slipstream.loading import load_runner
+from slipstream.loading import Mode, load_runner
 from slipstream.model.config import PAD_ID, STTConfig
 from slipstream.model.names import codec_shapes, lm_shapes
 from slipstream.transcriber import Transcriber
@@ -86,7 +86,8 @@ def main() -> None:
     words.set_defaults(run=lambda o: compare_words(o.manifest, o.split, o.limit, o.model))
     streams.set_defaults(run=lambda o: count_streams(o.model))
     start.set_defaults(run=lambda o: measure_start(o.model))
-    ahead.set_defaults(run=lambda o: compare_ahead(o.manifest, o.limit, o.model))
+    ahead.add_argument("--mode", choices=("live", "recordings"), default="recordings", help="the lookahead")
+    ahead.set_defaults(run=lambda o: compare_ahead(o.manifest, o.limit, o.model, o.mode))
     idle.set_defaults(run=lambda o: measure_idle())
     options = parser.parse_args()
     options.run(options)
@@ -333,29 +334,29 @@ def measure_start(model: str, seconds: float = 10, times: int = 7) -> None:
     print(f"{seconds:.0f} s of audio: {wall:.2f} s, {processor:.2f} s of processor time, {megabytes:.0f} MB (medians)")
 
 
-def compare_ahead(manifest: str, limit: int, model: str) -> None:
-    """Speed of recordings, one after the other, and the time of their last flush; two modes, alternately."""
+def compare_ahead(manifest: str, limit: int, model: str, mode: Mode) -> None:
+    """Speed of recordings, one after the other, and the time of their last flush; two ways, alternately."""
     recordings = [load_audio(r.audio, 24_000) for r in islice(read_manifest(Path(manifest)), limit)]
     seconds = sum(map(len, recordings)) / 24_000
     limits = {"frame by frame": 0, "encoded ahead": engine.MAX_SESSIONS_AHEAD}
-    with slipstream.load(model, backend="onnx", slots=2) as transcriber:
+    with slipstream.load(model, backend="onnx", slots=2, mode=mode) as transcriber:
         for beam in (1, 2):
-            times: dict[str, list[float]] = {mode: [] for mode in limits}
-            flushes: dict[str, list[float]] = {mode: [] for mode in limits}
+            times: dict[str, list[float]] = {way: [] for way in limits}
+            flushes: dict[str, list[float]] = {way: [] for way in limits}
             words = set()
-            for mode, most in 3 * list(limits.items()):
+            for way, most in 3 * list(limits.items()):
                 engine.MAX_SESSIONS_AHEAD = most
                 start, written = time.perf_counter(), []
                 for audio_S in recordings:
                     events = list(transcriber.stream([audio_S], 24_000, hints=Hints(beam=beam)))
                     written += [event.text for event in events if isinstance(event, Word)]
-                    flushes[mode] += [event.flush_seconds for event in events if isinstance(event, Final)]
-                times[mode].append(time.perf_counter() - start)
+                    flushes[way] += [event.flush_seconds for event in events if isinstance(event, Final)]
+                times[way].append(time.perf_counter() - start)
                 words.add(tuple(written))
             assert len(words) == 1, "the words differ"
-            for mode in limits:
-                speed, flush = seconds / np.median(times[mode]), 1e3 * np.median(flushes[mode])
-                print(f"beam {beam}, {mode:14}: {speed:5.1f} x real time, last flush {flush:4.0f} ms (medians)")
+            for way in limits:
+                speed, flush = seconds / np.median(times[way]), 1e3 * np.median(flushes[way])
+                print(f"beam {beam}, {way:14}: {speed:5.1f} x real time, last flush {flush:4.0f} ms (medians)")
 
 
 def run_cold(command: list[str], environment: dict[str, str]) -> tuple[float, float, float]:

@@ -258,7 +258,7 @@ def run_cost(model: str) -> None:
 def run_list_cost(model: str, rounds: int = 7) -> None:
     """Measure the CPU time of a whole frame of speech, without and with lists of keywords."""
     times: dict[int, list[float]] = {size: [] for size in (0, 10, 100, 1000)}
-    with slipstream.load(model, beam=1) as transcriber:
+    with slipstream.load(model, beam=1, mode="live") as transcriber:
         audio_S = load(SAMPLE, transcriber.sample_rate)
         frames = (
             len(audio_S) / transcriber.sample_rate * transcriber.frame_rate + transcriber.engine.format.delay_frames

@@ -27,6 +27,7 @@ from slipstream.evaluate.scores import error_rates, groups
 from slipstream.evaluate.transcribe import Hypothesis
 from slipstream.events import Word
 from slipstream.hints import Hints
+from slipstream.loading import Mode
 
 RATE = 16_000
 THREADS = 2
@@ -60,8 +61,9 @@ def main() -> None:
     recordings = list(islice(read_manifest(arguments.manifest), arguments.limit))
     english = [recording for recording in recordings if recording.lang == "en"]
     for beam in arguments.beam:
-        name = arguments.model if beam == 1 else f"{arguments.model}, beam {beam}"
-        report(name, recordings, _stream(arguments.model, arguments.backend, beam))
+        for mode in ("live", "recordings"):
+            name = f"{arguments.model}, {mode}, beam {beam}"
+            report(name, recordings, _stream(arguments.model, arguments.backend, beam, mode))
     for model in arguments.whisper:
         report(f"whisper {Path(model).name}", english if ".en" in model else recordings, _whisper(model))
     if arguments.moonshine:
@@ -109,8 +111,8 @@ def times(result: Result) -> str:
     )
 
 
-def _stream(model: str, backend: str, beam: int) -> Recognise:
-    transcriber = slipstream.load(model, backend=backend, beam=beam)
+def _stream(model: str, backend: str, beam: int, mode: Mode) -> Recognise:
+    transcriber = slipstream.load(model, backend=backend, beam=beam, mode=mode)
     options = SessionOptions(hints=Hints(beam=beam))
     frame = round(transcriber.sample_rate / transcriber.frame_rate)
 

@@ -39,6 +39,6 @@ def test_errors_are_reported_by_data_set(recordings: list[Recording], capsys: py
 
 
 def test_a_stream_waits_for_its_delay_only(recordings: list[Recording]) -> None:
-    text, worked, waited = peers._stream("tiny", "onnx", 1)(recordings[1])
+    text, worked, waited = peers._stream("tiny", "onnx", 1, "live")(recordings[1])
     assert text == ""
     assert 0 < waited < worked

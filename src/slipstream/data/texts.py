@@ -68,7 +68,7 @@ def _passages(text: str) -> set[str]:
 
 
 def as_sentence(text: str) -> str:
-    """Return English text without lower case, or without a mark at its end, as a sentence: a capital first, a mark last.
+    """Return English text without lower case, or without a mark at its end, as a sentence.
 
     Example:
         >>> as_sentence("AND THEN I'LL GO")

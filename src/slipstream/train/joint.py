@@ -177,7 +177,7 @@ class WhisperJointTask(SampledTask[WaveSampler]):
         return model.audio_input(*heard)
 
     def _lookahead(self) -> int | None:
-        """A lookahead for a step. Features stay at their place, so that the text is as late after them with all of them."""
+        """A lookahead for a step. Features stay at their place, so the text is as late after them with each of them."""
         return self.lookaheads[int(torch.randint(len(self.lookaheads), ()))] if self.lookaheads else None
 
     def _with_silence(self, audio_ATD: Tensor, batch: WaveBatch, audible_B: BoolArray) -> Tensor:
