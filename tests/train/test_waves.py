@@ -282,26 +282,6 @@ def test_an_encoder_that_learns_with_the_lm_keeps_to_its_teacher(pack: Pack, tmp
     assert "cosine" not in task.loss(rows.batch(0, 2), 0, 0.0)[1]
 
 
-@pytest.mark.parametrize("lookaheads", [(), (0, 40)])
-def test_each_step_draws_a_lookahead(
-    pack: Pack, tmp_path: Path, lookaheads: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.manual_seed(0)
-    model, rows = SpeechModel(config(), 3), sampler(pack, tmp_path, {"chords": 1.0})
-    task = WhisperJointTask(model, rows, LossOptions(), QuantiserOptions(start=0), True, lookaheads=lookaheads)
-    encoder, seen = model.codec.encoder, []
-    hidden = encoder.hidden
-
-    def record(*given: torch.Tensor, lookahead: int | None = None, **options: torch.Tensor) -> list[torch.Tensor]:
-        seen.append(lookahead)
-        return hidden(*given, lookahead=lookahead, **options)
-
-    monkeypatch.setattr(encoder, "hidden", record)
-    for step in range(12):
-        task.loss(rows.batch(0, 1), step, 0.0)
-    assert set(seen) == set(lookaheads or [None])
-
-
 def test_the_text_follows_the_decoder_of_the_teacher(pack: Pack, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, rows = SpeechModel(config(), 3), sampler(pack, tmp_path, {"chords": 1.0})
