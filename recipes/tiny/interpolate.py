@@ -43,12 +43,12 @@ def main() -> None:
     arguments = parser.parse_args()
     shutil.copytree(arguments.second, arguments.out)
     first, second = (json.loads((folder / "config.json").read_text()) for folder in (arguments.first, arguments.second))
-    for name in (LM, CODEC):
-        weights = load_file(arguments.first / first[name]), load_file(arguments.second / second[name])
-        save_file(mean(*weights, arguments.rest, arguments.encoder), arguments.out / second[name])
+    files = [(first[name], second[name]) for name in (LM, CODEC)]
     if (arguments.first / HEADS).exists():
-        heads = load_file(arguments.first / HEADS), load_file(arguments.second / HEADS)
-        save_file(mean(*heads, arguments.rest, arguments.encoder), arguments.out / HEADS)
+        files.append((HEADS, HEADS))
+    for before, after in files:
+        weights = load_file(arguments.first / before), load_file(arguments.second / after)
+        save_file(mean(*weights, arguments.rest, arguments.encoder), arguments.out / after)
 
 
 if __name__ == "__main__":
