@@ -34,9 +34,14 @@ def main() -> None:
     parser.add_argument("--common-voice", type=Path, nargs="*", default=[], help="tables of corpus 1 (cv-*.csv)")
     parser.add_argument("--librispeech", type=Path, nargs="*", default=[], help="folders of LibriSpeech")
     arguments = parser.parse_args()
-    clips = [clip for table in arguments.common_voice for clip in common_voice(table)]
-    clips += [clip for folder in arguments.librispeech for clip in few_each(librispeech(folder))]
-    write_manifest(arguments.out, [clip for clip in clips if SHORTEST < (probe(clip.audio).duration or 0) < LONGEST])
+    clips = [clip for table in arguments.common_voice for clip in usable(common_voice(table))]
+    clips += [clip for folder in arguments.librispeech for clip in few_each(usable(librispeech(folder)))]
+    write_manifest(arguments.out, clips)
+
+
+def usable(clips: Iterable[Recording]) -> Iterator[Recording]:
+    """The clips that are neither too short nor too long."""
+    return (clip for clip in clips if SHORTEST < (probe(clip.audio).duration or 0) < LONGEST)
 
 
 def common_voice(table: Path) -> Iterator[Recording]:
