@@ -39,7 +39,7 @@ def main() -> None:
     recordings = list(read_manifest(arguments.manifest))
     if not recordings:
         parser.error(f"{arguments.manifest} has no recordings")
-    with slipstream.load(arguments.model, beam=1) as model:
+    with slipstream.load(arguments.model, mode="live", beam=1) as model:
         if arguments.what == "speech":
             speech(model, recordings, 60 * arguments.minutes)
         else:
