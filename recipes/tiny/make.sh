@@ -80,7 +80,10 @@ step runs/tiny-7-decoder/model/config.json slipstream train lm "$here/7-decoder.
 
 # Real French speech. The run continues from the built-in model; the shipped weights are its mean with those.
 [ -e data/fleursdumal ] || git clone https://github.com/heitorchang/fleursdumal_librivox data/fleursdumal
-step data/poems.jsonl python "$here/poems.py" list data/fleursdumal data/poems.jsonl
+[ -e data/corpus-baudelaire ] ||
+    git clone https://github.com/CliffordAnderson/corpus-baudelaire data/corpus-baudelaire
+step data/poems.jsonl python "$here/poems.py" list data/fleursdumal data/poems.jsonl \
+    --tei data/corpus-baudelaire/fleurs-du-mal
 step data/poems-aligned.jsonl slipstream data align data/poems.jsonl --out data/poems-aligned.jsonl \
     --aligner whisper:data/whisper-base --least 0.4
 step data/poems/manifest.jsonl slipstream data cut data/poems-aligned.jsonl --seconds 11 --out data/poems
