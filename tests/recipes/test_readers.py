@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recipes.tiny.readers import MOST_CLIPS, main
+from recipes.tiny.readers import HELD_READERS, MOST_CLIPS, MOST_CLIPS_HELD, MOST_OF_RELEASE, main
 
 from slipstream.data.manifest import read_manifest
 from slipstream.data.wave import write_wave
@@ -41,4 +41,31 @@ def test_readers_have_few_clips_each_and_texts_become_sentences(
         ("common-voice-1", "", "So do I."): 1,
         ("librispeech-more", "10", "I see."): MOST_CLIPS,
         ("librispeech-more", "20", "I see."): 1,
+    }
+
+
+def test_a_release_of_common_voice_has_few_clips_each_and_holds_out_readers_with_few_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "release"
+    (folder / "validated_clips").mkdir(parents=True)
+    counts = {"many": MOST_OF_RELEASE + 1, "some": MOST_CLIPS_HELD + 1}
+    counts |= {f"few-{number}": 2 for number in range(HELD_READERS["fr"] + 1)}
+    lines = ["client_id\tpath\tsentence\tlocale", 'gone\tgone.mp3\t"Où ?\tfr']
+    for reader, clips in counts.items():
+        for number in range(clips):
+            name = f"{reader}-{number}.wav"
+            write_wave(folder / "validated_clips" / name, np.zeros(2 * 8000, np.float32), 8000)
+            lines.append(f"{reader}\t{name}\tC\u2019est « {number} ».\tfr")
+    (folder / "validated.tsv").write_text("\n".join(lines), encoding="utf-8")
+    out, held = tmp_path / "voices.jsonl", tmp_path / "held.jsonl"
+    monkeypatch.setattr(sys, "argv", ["readers.py", str(out), "--releases", str(folder), "--held", str(held)])
+    main()
+    rows, tests = list(read_manifest(out)), list(read_manifest(held))
+    assert len({test.speaker for test in tests}) == len(tests) == HELD_READERS["fr"]
+    (left,) = {row.speaker for row in rows} - {"many", "some"}
+    assert Counter(row.speaker for row in rows) == {"many": MOST_OF_RELEASE, "some": counts["some"], left: 2}
+    assert {row.speaker for row in rows}.isdisjoint(test.speaker for test in tests)
+    assert {(row.dataset, row.lang, row.text) for row in tests} == {
+        ("common-voice-fr", "fr", f"C'est {number} .") for number in (0, 1)
     }

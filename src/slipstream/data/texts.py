@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,11 +34,20 @@ def read_texts(path: Path) -> list[str]:
         raise SlipstreamError(f"{path}: not a complete gzip file: {error}") from error
     except OSError as error:
         raise SlipstreamError(f"{path}: cannot be read: {error.strerror}") from error
-    lines = (" ".join(line.translate(_QUOTES).split()) for line in text.splitlines())
-    texts = [line for line in lines if line]
+    texts = [line for line in map(without_quotes, text.splitlines()) if line]
     if not texts:
         raise SlipstreamError(f"{path}: has no sentences; expected one per line")
     return texts
+
+
+def without_quotes(text: str) -> str:
+    """Return a text with plain apostrophes, without quotation marks, underlines and repeated spaces.
+
+    Example:
+        >>> without_quotes("L’ami dit : «\u00a0Non\u00a0»")
+        "L'ami dit : Non"
+    """
+    return " ".join(unicodedata.normalize("NFC", text).translate(_QUOTES).split())
 
 
 class Exclusion:
