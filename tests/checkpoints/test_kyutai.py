@@ -134,14 +134,14 @@ def test_a_model_can_have_another_lookahead_for_recordings() -> None:
     assert parse_kyutai(PUBLISHED_1B).recordings is None
     config = stt_config(codec="whisper", decoder=True)
     assert "recordings" not in dump_kyutai(config)["stt_config"]
-    config = config.model_copy(update={"recordings": RecordingsConfig(lookahead=12, delay_frames=10)})
+    config = config.model_copy(update={"recordings": RecordingsConfig(lookahead=12, delay_frames=12)})
     raw, codec = dump_kyutai(config), dump_codec(config.codec)
-    assert raw["stt_config"]["recordings"] == {"lookahead": 12, "delay_frames": 10}
+    assert raw["stt_config"]["recordings"] == {"lookahead": 12, "delay_frames": 12}
     assert parse_kyutai(raw, codec).recordings == config.recordings
     raw["stt_config"]["recordings"]["lookahead"] = -1
     with pytest.raises(ConfigError, match=r"stt_config\.recordings: lookahead must be .*, not -1"):
         parse_kyutai(raw, codec)
-    raw["stt_config"]["recordings"] = {"lookahed": 12, "delay_frames": 10}
+    raw["stt_config"]["recordings"] = {"lookahed": 12, "delay_frames": 12}
     with pytest.raises(ConfigError, match="lookahed"):
         parse_kyutai(raw, codec)
 

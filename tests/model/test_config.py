@@ -174,10 +174,10 @@ def test_configs_are_frozen_and_strict() -> None:
 def test_recordings_have_another_lookahead_and_delay() -> None:
     config = stt_config(codec="whisper", decoder=True)
     assert config.for_recordings() is config
-    both = STTConfig.model_validate({**dict(config), "recordings": RecordingsConfig(lookahead=12, delay_frames=10)})
+    both = STTConfig.model_validate({**dict(config), "recordings": RecordingsConfig(lookahead=12, delay_frames=12)})
     recordings = both.for_recordings()
     assert recordings.codec == whisper_codec_config(lookahead=12)
-    assert (recordings.delay_frames, recordings.delay_seconds) == (10, 0.8)
+    assert (recordings.delay_frames, recordings.delay_seconds) == (12, 0.96)
     assert recordings.lag_frames == recordings.codec.delay_frames - config.codec.delay_frames == 6
     assert recordings.for_recordings() is recordings
     assert both.codec == config.codec
@@ -187,17 +187,36 @@ def test_recordings_have_another_lookahead_and_delay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "frames", "message"),
+    ("config", "lookahead", "frames", "message"),
     [
-        (stt_config(decoder=True), 10, "recordings is for a codec with Whisper's encoder"),
-        (stt_config(codec="whisper"), 10, "recordings is for a model with one text delay"),
+        (stt_config(decoder=True), 12, 12, "recordings is for a codec with Whisper's encoder"),
+        (stt_config(codec="whisper"), 12, 12, "recordings is for a model with one text delay"),
         (
             stt_config(codec="whisper", decoder=True),
-            8,
-            r"delay_frames=8 is less than .* of 9 frames with recordings\.lookahead=12",
+            3,
+            6,
+            r"recordings\.lookahead=3 must be 4, as in live streams, or more",
+        ),
+        *(
+            (
+                stt_config(codec="whisper", decoder=True),
+                12,
+                frames,
+                rf"recordings\.delay_frames={frames} must be 12: .* the 6 frames .* with recordings\.lookahead=12",
+            )
+            for frames in (8, 11, 13)
         ),
     ],
 )
-def test_what_recordings_cannot_have_is_refused(config: STTConfig, frames: int, message: str) -> None:
+def test_what_recordings_cannot_have_is_refused(config: STTConfig, lookahead: int, frames: int, message: str) -> None:
+    recordings = RecordingsConfig(lookahead=lookahead, delay_frames=frames)
     with pytest.raises(ValueError, match=message):
-        STTConfig.model_validate({**dict(config), "recordings": RecordingsConfig(lookahead=12, delay_frames=frames)})
+        STTConfig.model_validate({**dict(config), "recordings": recordings})
+
+
+@pytest.mark.parametrize(("lookahead", "frames"), [(4, 6), (5, 7), (6, 8), (12, 12)])
+def test_the_delay_of_recordings_follows_the_encoder(lookahead: int, frames: int) -> None:
+    config = stt_config(codec="whisper", decoder=True)  # three layers, four positions a frame
+    recordings = RecordingsConfig(lookahead=lookahead, delay_frames=frames)
+    found = STTConfig.model_validate({**dict(config), "recordings": recordings}).for_recordings()
+    assert 0 <= (found.delay_frames - found.codec.delay_frames) - (config.delay_frames - config.codec.delay_frames) < 1

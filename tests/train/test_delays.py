@@ -92,7 +92,7 @@ def test_recordings_are_kept_with_the_delay_of_the_base_only() -> None:
 def test_a_delay_that_is_drawn_leaves_a_configuration_that_loads() -> None:
     plain = stt_config(codec="whisper")
     plain = plain.model_copy(update={"lm": plain.lm.model_copy(update={"conditioners": ()}), "condition_values": {}})
-    recordings = RecordingsConfig(lookahead=12, delay_frames=20)
+    recordings = RecordingsConfig(lookahead=12, delay_frames=plain.delay_frames + 6)
     base = STTConfig.model_validate({**dict(plain), "recordings": recordings})
     trained = delayed(base.model_copy(update={"lm": with_drawn_delay(base.lm, (6, 10))}), (6, 10))
     assert STTConfig.model_validate(dict(trained)) == trained

@@ -400,24 +400,8 @@ class STTConfig(Config):
         codec = self.codec.model_copy(update={"whisper": whisper})
         frames = recordings.delay_frames
         changed = {"delay_frames": frames, "delay_seconds": frames / codec.frame_rate, "recordings": None}
-        lag = max(0, round(codec.delay_frames - self.codec.delay_frames))
+        lag = round(codec.delay_frames - self.codec.delay_frames)
         return self.model_copy(update={"codec": codec, "lag_frames": lag, **changed})
-
-    @model_validator(mode="after")
-    def _recordings_fit(self) -> STTConfig:
-        if self.recordings is None:
-            return self
-        if self.codec.whisper is None:
-            raise ValueError("recordings is for a codec with Whisper's encoder: others have no lookahead")
-        if self.delay_condition is not None:
-            raise ValueError("recordings is for a model with one text delay: this one is trained with several")
-        needed = self.for_recordings().codec.delay_frames
-        if self.recordings.delay_frames < needed:
-            raise ValueError(
-                f"recordings.delay_frames={self.recordings.delay_frames} is less than the encoder's own delay of "
-                f"{needed:g} frames with recordings.lookahead={self.recordings.lookahead}"
-            )
-        return self
 
     @model_validator(mode="after")
     def _codec_feeds_lm(self) -> STTConfig:
@@ -443,5 +427,24 @@ class STTConfig(Config):
             raise ValueError(
                 f"delay_frames={self.delay_frames} is less than the encoder's own delay of "
                 f"{self.codec.delay_frames:g} frames: the LM would have to write words before it receives them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _recordings_fit(self) -> STTConfig:
+        whisper, recordings = self.codec.whisper, self.recordings
+        if recordings is None:
+            return self
+        if whisper is None:
+            raise ValueError("recordings is for a codec with Whisper's encoder: others have no lookahead")
+        if self.delay_condition is not None:
+            raise ValueError("recordings is for a model with one text delay: this one is trained with several")
+        if (lookahead := recordings.lookahead) < (live := whisper.lookahead):
+            raise ValueError(f"recordings.lookahead={lookahead} must be {live}, as in live streams, or more")
+        later = self.for_recordings().codec.delay_frames - self.codec.delay_frames
+        if recordings.delay_frames != (expected := self.delay_frames + math.ceil(later)):
+            raise ValueError(
+                f"recordings.delay_frames={recordings.delay_frames} must be {expected}: that of live streams and the "
+                f"{later:g} frames by which the encoder is later with recordings.lookahead={lookahead}"
             )
         return self

@@ -60,7 +60,7 @@ def test_a_converted_folder_gives_the_results_of_its_weights(tmp_path: Path, qua
 
 def test_a_converted_model_has_both_lookaheads_and_one_file_of_weights(tmp_path: Path):
     config = stt_config(codec="whisper", decoder=True)
-    config = config.model_copy(update={"recordings": RecordingsConfig(lookahead=12, delay_frames=10)})
+    config = config.model_copy(update={"recordings": RecordingsConfig(lookahead=12, delay_frames=12)})
     load = Loader(tmp_path, config)
     load.tokenizer.write_bytes(tokenizer_path().read_bytes())
     export(load, tmp_path / "out", quantize="int8")
@@ -87,7 +87,7 @@ def test_a_graph_of_another_lookahead_is_refused(tmp_path: Path, lookahead: int)
 
 def test_conversions_of_another_lookahead_are_others(tmp_path: Path):
     config = stt_config(codec="whisper", decoder=True)
-    config = config.model_copy(update={"recordings": RecordingsConfig(lookahead=12, delay_frames=10)})
+    config = config.model_copy(update={"recordings": RecordingsConfig(lookahead=12, delay_frames=12)})
     save_checkpoint(Checkpoint(config, *random_model(config), Loader(tmp_path).tokenizer), tmp_path / "model", "kyutai")
     bundle = ModelBundle.resolve(tmp_path / "model")
     live, recordings = (cache_folder(tmp_path, one.sources, "int8") for one in (bundle, bundle.for_recordings()))
