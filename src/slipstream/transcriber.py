@@ -29,6 +29,7 @@ from slipstream.engine.waiting import describe_shortage
 from slipstream.errors import AudioError, SlipstreamError
 from slipstream.events import Event, Recovered
 from slipstream.hints import Hints
+from slipstream.language.identify import check_languages
 from slipstream.model.confidence import Calibration
 from slipstream.model.runner import Runner
 from slipstream.model.text import Tokenizer
@@ -122,6 +123,7 @@ class Transcriber:
 
         Raises:
             AudioError: The source cannot be read, or has invalid samples.
+            ConfigError: The model does not have the language, the delay or the slots that the hints require.
 
         Example:
             >>> transcript = transcriber.transcribe("talk.mp3")
@@ -204,6 +206,7 @@ class Transcriber:
 
         Raises:
             AudioError: The sample rate is invalid, or `chunks` is a single array.
+            ConfigError: The model does not have the language, the delay or the slots that the hints require.
 
         Example:
             >>> for event in transcriber.stream(chunks, 16_000):
@@ -243,6 +246,7 @@ class Transcriber:
 
         Raises:
             Overloaded: Too few slots are free, and it may not wait or too many wait already.
+            ConfigError: The model does not have the language, the delay or the slots that the hints require.
 
         Example:
             >>> with transcriber.session() as session:
@@ -250,6 +254,7 @@ class Transcriber:
             ...     session.finish()
             ...     words = [event.text for event in session if isinstance(event, Word)]
         """
+        self._check_languages(options)
         return self.engine.open(options, wait=wait)
 
     def async_session(self, options: SessionOptions | None = None, *, wait: float = 0.0) -> AsyncSession:
@@ -267,6 +272,7 @@ class Transcriber:
 
         Raises:
             Overloaded: Too few slots are free, and it may not wait or too many wait already.
+            ConfigError: The model does not have the language, the delay or the slots that the hints require.
 
         Example:
             >>> async def transcribe(chunks):
@@ -279,6 +285,7 @@ class Transcriber:
         """
         from slipstream.aio import AsyncSession
 
+        self._check_languages(options)
         return AsyncSession(lambda wake: self.engine.open(options, wait=wait, wake=wake))
 
     def close(self) -> None:
@@ -296,6 +303,10 @@ class Transcriber:
 
     def __exit__(self, *raised: object) -> None:
         self.close()
+
+    def _check_languages(self, options: SessionOptions | None) -> None:
+        if options is not None and (config := self.engine.format.config) is not None:
+            check_languages(options.hints.languages, config.lm.languages)
 
     def _start(self, runner: Runner) -> Engine:
         """Start an engine that stops when the transcriber is no longer referenced."""
@@ -327,6 +338,7 @@ class Transcriber:
                 if isinstance(event, Recovered):
                     logger.warning("%s at %.1f s: the model was reset", event.reason, event.time)
 
+        self._check_languages(options)
         options = replace(options, hints=options.hints.with_beam(self.beam))
         engine = self._engine_of_recordings()
         with engine.open(options, wait=math.inf) as session:

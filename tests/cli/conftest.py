@@ -86,7 +86,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Loaded:
         return record.transcriber
 
     def resolve(model: str) -> SimpleNamespace:
-        return SimpleNamespace(name=model, config=SimpleNamespace(beam=record.beam))
+        lm = SimpleNamespace(languages=("en", "fr"))
+        return SimpleNamespace(name=model, config=SimpleNamespace(beam=record.beam, lm=lm))
 
     monkeypatch.setattr(slipstream, "load", load, raising=False)
     monkeypatch.setattr(ModelBundle, "resolve", resolve)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tests.fakes import new_session
+from tests.fakes import new_session, words_of
 from tests.models import noise_and_tones, random_model, stt_config
 
 from slipstream.backends.onnx.runner import OnnxRunner
@@ -135,8 +136,40 @@ def test_one_language_changes_the_text_of_a_model_that_can_be_set_to_it(bilingua
         return [(word.text, word.start) for word in found]
 
     assert text("fr") == text("fr-CA") != text("en")
-    assert text("en") != text() == text("en", "fr") == text("auto") == text("de")
+    assert text("en") != text() == text("en", "fr") == text("auto")
     assert text("fr", prompt="bonjour") == text("fr", prompt="bonjour") != text("en", prompt="bonjour")
+
+
+@pytest.mark.parametrize("languages", [["de"], ["en", "de-AT"]])
+def test_a_language_that_the_model_cannot_be_set_to_is_refused(bilingual: Transcriber, languages: list[str]) -> None:
+    audio_S, hints = noise_and_tones(1.0), Hints(languages=languages)
+    options = SessionOptions(hints=hints)
+
+    async def open_session() -> None:
+        bilingual.async_session(options)
+
+    for use in (
+        lambda: bilingual.transcribe(audio_S, 24_000, hints=hints),
+        lambda: list(bilingual.stream([audio_S], 24_000, hints=hints)),
+        lambda: bilingual.session(options),
+        lambda: asyncio.run(open_session()),
+    ):
+        with pytest.raises(ConfigError, match=rf"language '{languages[-1]}': expected one of .* \(en, fr, auto\)"):
+            use()
+
+
+def test_a_language_that_the_model_cannot_be_set_to_only_tags_words_on_a_server(bilingual: Transcriber) -> None:
+    def written(*languages: str) -> list[Word]:
+        # Servers open sessions on the engine: the language of their clients may be a setting of another service.
+        with bilingual.engine.open(SessionOptions(partials=False, hints=Hints(languages=languages))) as session:
+            session.send(noise_and_tones(3.0, seed=4))
+            session.finish()
+            return words_of(list(session))
+
+    plain, tagged = written(), written("de")
+    assert len(plain) > 3
+    assert [(word.text, word.start) for word in plain] == [(word.text, word.start) for word in tagged]
+    assert {word.language for word in tagged} == {"de"}
 
 
 def test_a_language_only_tags_words_of_other_models(transcriber: Transcriber) -> None:

@@ -64,7 +64,8 @@ class Hints:
         keywords: Words and phrases that are likely to occur, as strings or `Keyword`.
         prompt: Text before the speech: it sets spelling, style, names and language.
         languages: Languages that may be spoken, as ISO 639-1 codes, or `auto` for all that can be identified. Words
-            and turns are tagged with the language.
+            and turns are tagged with the language. A `Transcriber` whose model can be set to one of several languages
+            (`en` and `fr` for `tiny`) refuses others.
         delay: Text delay in seconds, for models that are trained with several; None is the model's own.
         beam: Hypotheses of the text that are kept, each in a slot of the model. 1 is greedy decoding. None is the beam
             of the model for recordings (see `Transcriber.transcribe`) and 1 for streams.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from slipstream.errors import ConfigError
 from slipstream.events import Word
 from slipstream.language.letters import LetterModel, known_languages, letters
 
@@ -34,6 +35,23 @@ def candidates(languages: Iterable[str]) -> tuple[str, ...]:
 def primary(code: str) -> str:
     """Return the language of a code that may have a region: `fr` of `fr-CA`."""
     return code.replace("_", "-").split("-")[0].lower()
+
+
+def check_languages(languages: Iterable[str], model: Sequence[str]) -> None:
+    """Raise `ConfigError` for a language that a model with languages of its own cannot be set to.
+
+    Args:
+        languages: Those of `Hints`.
+        model: Those of `LMConfig.languages`; for a model without any, all languages are tags.
+
+    Example:
+        >>> check_languages(["fr-CA", "auto"], model=["en", "fr"])
+        >>> check_languages(["de"], model=[])
+    """
+    for language in languages if model else ():
+        if language != AUTO and primary(language) not in model:
+            known = ", ".join([*model, AUTO])
+            raise ConfigError(f"language {language!r}: expected one of this model ({known}), or none for any other")
 
 
 @dataclass(frozen=True, slots=True)

@@ -299,6 +299,7 @@ def test_the_least_confidence_is_an_option_of_the_session(cli: Cli, sound: Sound
         (["--server", "http://127.0.0.1:9", "--threads", "2"], "--server uses the model of the server"),
         (["--server", "http://127.0.0.1:9", "--min-confidence", "0.5"], "not available with --server"),
         (["--min-confidence", "1.5"], "min-confidence"),
+        (["--language", "xx"], "language 'xx': expected one of this model (en, fr, auto), or none for any other"),
         (["-f", "docx"], "docx"),
         (["--slots", "0"], "slots"),
         (["--raw-rate", "8000"], "add --raw"),

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import typer
+from tests.models import stt_config
 
-from slipstream.cli.transcribe.hints import make_hints
+from slipstream.cli.transcribe.hints import check_hints, make_hints
 from slipstream.hints import Hints, Keyword
 
 
@@ -28,6 +29,15 @@ def test_a_file_of_keywords_that_is_missing_is_no_keyword(tmp_path: Path) -> Non
         hints(str(tmp_path / "names.txt"))
     with pytest.raises(typer.BadParameter, match=r"notes\.txt: no such file$"):
         make_hints([], "", 2, [tmp_path / "notes.txt"], "", 1)
+
+
+def test_a_language_that_the_model_cannot_be_set_to_is_refused() -> None:
+    bilingual = stt_config(codec="whisper", decoder=True, languages=("en", "fr"))
+    for language in ("", "auto", "fr-CA", "en,fr"):
+        check_hints(hints(language=language), bilingual)
+    with pytest.raises(typer.BadParameter, match=r"language 'xx': expected one of this model \(en, fr, auto\)"):
+        check_hints(hints(language="xx"), bilingual)
+    check_hints(hints(language="xx"), stt_config())
 
 
 def test_a_language_is_a_code() -> None:

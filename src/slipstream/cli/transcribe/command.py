@@ -31,7 +31,7 @@ from slipstream.cli.options import (
 )
 from slipstream.cli.output import has_text, make_folder, render, write_file, write_stdout
 from slipstream.cli.streams import check_stdout
-from slipstream.cli.transcribe.hints import make_hints
+from slipstream.cli.transcribe.hints import check_hints, make_hints
 from slipstream.cli.transcribe.recognisers import LocalRecogniser, Recogniser, ServerRecogniser
 from slipstream.cli.transcribe.run import Result, transcribe_all
 from slipstream.cli.transcribe.sources import Job, channel_jobs, check_places, find_jobs, on_disk
@@ -120,7 +120,7 @@ def transcribe(
             "-l",
             metavar="CODES",
             help="Languages that may be spoken, such as fr or en,fr; auto for all that can be identified. JSON then "
-            "has the language of each word and turn.",
+            "has the language of each word and turn. A model that can be set to one refuses others: tiny has en, fr.",
         ),
     ] = "",
     resume: Annotated[
@@ -205,6 +205,7 @@ def transcribe(
             recogniser: Recogniser = ServerRecogniser(server, given_model(context, model), hints)
         else:
             bundle = ModelBundle.resolve(model)
+            check_hints(hints, bundle.config)
             hints = hints.with_beam(bundle.config.beam)
             transcriber = open_transcriber(
                 bundle,

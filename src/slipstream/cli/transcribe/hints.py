@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from slipstream.errors import ConfigError
 from slipstream.hints import Hints, Keyword
+from slipstream.language.identify import check_languages
+
+if TYPE_CHECKING:
+    from slipstream.model.config import STTConfig
 
 
 def make_hints(
@@ -33,6 +38,14 @@ def make_hints(
         )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def check_hints(hints: Hints, config: STTConfig) -> None:
+    """Raise `BadParameter` for a language that the model does not have."""
+    try:
+        check_languages(hints.languages, config.lm.languages)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="--language") from error
 
 
 def _keywords(given: str) -> list[Keyword]:
