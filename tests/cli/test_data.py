@@ -70,7 +70,7 @@ def test_recordings_without_text_are_transcribed(transcribed: tuple[str, list[di
     assert isinstance(words, list)
     assert written["text"] == " ".join(word[0] for word in words)
     assert len(words) > 20
-    assert "1 recordings transcribed; left out: 1 without words, 1 that cannot be read" in output
+    assert "1 recording transcribed; left out: 1 without words, 1 that cannot be read" in output
     assert "bad.wav" in output
 
 
@@ -103,7 +103,7 @@ def test_cutting_continues_after_a_recording_that_cannot_be_cut(tmp_path: Path) 
     assert "all.jsonl, line 2: " in result.output
     assert "4 recordings, 8.0 s in" in result.output
     assert "1 left out" in result.output
-    assert "2 pieces are longer than 2 s" in result.output
+    assert "2 pieces longer than 2 s" in result.output
     assert _run("cut", manifest, "-o", tmp_path / "cut", "--seconds", "0.3").exit_code == 2
 
 
@@ -114,7 +114,7 @@ def test_packing_reports_recordings_that_are_left_out(tmp_path: Path) -> None:
     ]
     manifest = _manifest(tmp_path / "all.jsonl", *lines)
     result = _run("pack", manifest, "-o", tmp_path / "pack", "--samples", "--split", "train")
-    assert "1 recordings in" in result.output
+    assert "1 recording in" in result.output
     assert "1 left out" in result.output
     assert "all.jsonl, line 2: " in result.output
     asked = ("pack", manifest, "-o", tmp_path / "other", "--samples", "--split", "test")
@@ -154,7 +154,7 @@ def test_validation_reports_invalid_lines_and_silence(tmp_path: Path) -> None:
     write_wave(tmp_path / "good.wav", np.zeros(90 * 24_000, np.float32))
     manifest = _manifest(tmp_path / "all.jsonl", {"audio": "good.wav", "text": ""}, {"audio": "good.wav"})
     output = _run("validate", manifest).output
-    assert "1 good recordings (1 of them without text), 1.5 min; 1 with bad line" in output
+    assert "1 good recording (1 of them without text), 1.5 min; 1 with bad line" in output
 
 
 def test_a_manifest_without_recordings_is_an_error(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_aligning_leaves_out_recordings_whose_text_does_not_fit(tmp_path: Path) 
     aligned, silent = _read(tmp_path / "out.jsonl")
     assert (aligned["text"], silent["text"]) == (said, "")
     assert "words" not in silent
-    assert "1 recordings aligned, 3 left out; 1 without text" in result.output
+    assert "1 recording aligned, 3 left out; 1 without text" in result.output
     assert "line 2: " in result.output
     assert "line 4: " in result.output
     assert "espeak-ng has no voice 'xx'" in result.output
@@ -220,7 +220,7 @@ def test_parts_of_a_text_are_spoken_into_one_folder(tmp_path: Path) -> None:
     assert first.exit_code == 0, first.output
     second = _run(*command, "--start", 1)
     assert "sentence 3: cannot speak 'no'" in second.output
-    assert "1 sentences left out" in second.output
+    assert "1 sentence left out" in second.output
     lines = _read(out / "manifest.jsonl")
     assert [line["text"] for line in lines] == ["one", "two", "four"]
     assert len({line["audio"] for line in lines}) == len(list(out.glob("*.wav"))) == 3

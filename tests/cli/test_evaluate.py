@@ -38,8 +38,8 @@ def _evaluate(folder: Path, *arguments: str, **text_of: str) -> Result:
     [
         ((), {}, "has no recordings"),
         (("--dataset", "x"), {"sample": "good morning"}, "no recording is of dataset 'x'; there are own"),
-        ((), {"sample": "", "other": "..."}, "of 2 recordings none has a text"),
-        ((), {"missing": "good morning"}, "without the 1 that cannot be read: of 0 recordings"),
+        ((), {"sample": "", "other": "..."}, "no recording of 2 has a text"),
+        ((), {"missing": "good morning"}, "without the 1 that cannot be read: no recording of 0"),
     ],
 )
 def test_an_evaluation_without_recordings_is_an_error(

@@ -44,7 +44,7 @@ def _read(path: Path) -> list[dict[str, object]]:
 def test_word_times_are_imported_and_other_texts_left_out(manifest: Path, tmp_path: Path) -> None:
     (tmp_path / "all.ctm").write_text(CTM, encoding="utf-8")
     output = _run("import", manifest, "--words", tmp_path / "all.ctm", "--out", tmp_path / "out.jsonl")
-    assert "1 recordings imported, 1 left out" in output
+    assert "1 recording imported, 1 left out" in output
     (line,) = _read(tmp_path / "out.jsonl")
     assert line["words"] == [["Hello,", 0.1, 0.4], ["world.", 0.5, 0.8]]
 
@@ -66,7 +66,7 @@ def test_a_missing_folder_is_named(manifest: Path, tmp_path: Path) -> None:
 def test_texts_on_which_two_teachers_agree_are_kept(manifest: Path, tmp_path: Path) -> None:
     other = _written(tmp_path / "other.jsonl", ("a.wav", "hello world"), ("b.wav", "quite something else"))
     output = _run("agree", manifest, other, "--out", tmp_path / "out.jsonl")
-    assert "1 recordings kept; left out: 1 that differ, 0 in one manifest only" in output
+    assert "1 recording kept; left out: 1 that differ, 0 in one manifest only" in output
     (line,) = _read(tmp_path / "out.jsonl")
     assert (line["text"], line["agreement"]) == ("Hello, world.", 1.0)
 
@@ -80,12 +80,12 @@ def test_whisper_is_a_teacher_and_an_aligner(manifest: Path, tmp_path: Path, mon
     monkeypatch.setitem(sys.modules, "faster_whisper", module)
     untranscribed = _written(tmp_path / "none.jsonl", ("a.wav", ""), ("b.wav", "given"))
     out = tmp_path / "out.jsonl"
-    assert "1 recordings transcribed" in _run("transcribe", untranscribed, "--teacher", "whisper:base", "--out", out)
+    assert "1 recording transcribed" in _run("transcribe", untranscribed, "--teacher", "whisper:base", "--out", out)
     given, written = _read(out)
     assert (given["text"], written["text"], written["confidence"]) == ("given", "Hello", 0.5)
     output = _run("transcribe", untranscribed, "--teacher", "whisper:base", "--least", 0.6, "--out", out)
     assert "1 with less confidence than 0.6" in output
     assert len(_read(out)) == 1
     one = _written(tmp_path / "one.jsonl", ("a.wav", "Hello!"))
-    assert "1 recordings aligned" in _run("align", one, "--aligner", "whisper:base", "--out", out)
+    assert "1 recording aligned" in _run("align", one, "--aligner", "whisper:base", "--out", out)
     assert _read(out)[0]["words"] == [["Hello!", 0.1, 0.4]]

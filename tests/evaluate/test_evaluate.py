@@ -272,7 +272,7 @@ def test_recordings_that_cannot_be_read_are_left_out_and_reported(recordings: li
 def test_recordings_without_words_are_refused() -> None:
     silent, spoken = Recording(Path("a.wav"), "?!"), Recording(Path("a.wav"), "a word")
     need_words([silent, spoken], "all.jsonl")
-    with pytest.raises(SlipstreamError, match=r"all\.jsonl: of 2 recordings none has a text with words"):
+    with pytest.raises(SlipstreamError, match=r"all\.jsonl: no recording of 2 has a text with words"):
         need_words([silent, silent], "all.jsonl")
 
 

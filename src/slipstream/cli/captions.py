@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from slipstream.cli.console import first_signal_stops, notice
+from slipstream.cli.console import counted, first_signal_stops, notice
 from slipstream.cli.listen import check_microphones, record
 from slipstream.cli.models import open_transcriber
 from slipstream.cli.options import (
@@ -142,7 +142,7 @@ def captions(
         first = list(islice(chunks, 1))  # an input that cannot be read leaves earlier captions as they are
         folder = _Folder(output, playlist, start_time)
         _write(recogniser.stream(chain(first, chunks)), segments, folder)
-    notice(f"{folder.path}: {folder.written} segments")
+    notice(f"{folder.path}: {counted(folder.written, 'segment')}")
     if stop.is_set() and job is not None:
         notice("Interrupted. The captions so far are written.")
         raise typer.Exit(128 + stop.signal)

@@ -38,6 +38,11 @@ def fail(message: str) -> None:
         console.print(message)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number of things, such as "1 recording" or "2 recordings"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 class WarningHandler(logging.Handler):
     """Prints the library's log records to standard error."""
 

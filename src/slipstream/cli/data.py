@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from slipstream.cli import labels
+from slipstream.cli.console import counted
 from slipstream.cli.extras import needs_extra
 from slipstream.cli.labels import Manifest, need
 from slipstream.cli.left_out import LeftOut
@@ -62,7 +63,7 @@ def validate(
         typer.echo(f"{kind}: {message}", err=True)
     counts = ", ".join(f"{n} with bad {kind}" for kind, n in report.counts().items()) or "none bad"
     wordless = f" ({report.wordless} of them without text)" if report.wordless else ""
-    typer.echo(f"{report.good} good recordings{wordless}, {_duration(report.seconds)}; {counts}")
+    typer.echo(f"{counted(report.good, 'good recording')}{wordless}, {_duration(report.seconds)}; {counts}")
     if out is not None:
         need(good, f"{manifest}: no recording is good, so {out} is not written")
         manifests.write_manifest(out, good)
@@ -90,9 +91,9 @@ def cut(
     need(pieces, f"{manifest}: no recording can be cut")
     write_manifest(out / "manifest.jsonl", pieces)
     longer = sum((piece.seconds or 0) > seconds for piece in pieces)
-    typer.echo(f"{_summary(pieces, 'recordings')} in {out}; {left_out.count} left out")
+    typer.echo(f"{_summary(pieces)} in {out}; {left_out.count} left out")
     if longer:
-        typer.echo(f"{longer} pieces are longer than {seconds:g} s: a single word cannot be cut")
+        typer.echo(f"{counted(longer, 'piece')} longer than {seconds:g} s: a single word cannot be cut")
 
 
 @app.command()
@@ -129,7 +130,7 @@ def split(
     for name, chosen in splits.items():
         need(chosen, f"{manifest}: no recording is left for {name}")
         write_manifest(out / f"{name}.jsonl", chosen)
-        typer.echo(f"{name}: {_summary(chosen, 'recordings')}")
+        typer.echo(f"{name}: {_summary(chosen)}")
     if left_out:
         typer.echo(f"{left_out} left out: their text is in another split")
 
@@ -178,7 +179,7 @@ def synthesise(
     recordings = list(synthesise_texts(sentences, out, options, start, refuse))
     need(recordings, f"{texts}: espeak-ng cannot speak any of its sentences")
     add_to_manifest(out / "manifest.jsonl", recordings)
-    typer.echo(f"{_summary(recordings, 'recordings')} in {out}; {left_out.count} sentences left out")
+    typer.echo(f"{_summary(recordings)} in {out}; {counted(left_out.count, 'sentence')} left out")
 
 
 @app.command()
@@ -232,11 +233,12 @@ def pack(
         count = write_pack(out, *mel_items(recordings, mel_config(config), on_error=left_out))
     else:
         count = write_pack(out, *sample_items(recordings, on_error=left_out), opus=opus)
-    typer.echo(f"{count} recordings in {out}; {left_out.count} left out")
+    typer.echo(f"{counted(count, 'recording')} in {out}; {left_out.count} left out")
 
 
-def _summary(recordings: Sequence[Recording], name: str) -> str:
-    return f"{len(recordings)} {name}, {_duration(sum(recording.seconds or 0 for recording in recordings))}"
+def _summary(recordings: Sequence[Recording]) -> str:
+    seconds = sum(recording.seconds or 0 for recording in recordings)
+    return f"{counted(len(recordings), 'recording')}, {_duration(seconds)}"
 
 
 def _duration(seconds: float) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from slipstream.cli.console import counted
 from slipstream.cli.left_out import LeftOut
 from slipstream.cli.options import DEFAULT_MODEL, Backend, Device, MinConfidence, Model
 from slipstream.cli.output import make_folder, write_file
@@ -130,7 +131,7 @@ def evaluate(
             typer.echo(f"\none stream of {stream.seconds:.0f} s, WER by tenth: {tenths}")
             invented = invented_words(transcriber, endurance)
             for sound, count in invented.items():
-                typer.echo(f"{sound}: {count:.0f} words per hour")
+                typer.echo(f"{sound}: {counted(round(count), 'word')} per hour")
     if html is not None:
         write_file(html, to_html(evaluation))
     if json is not None:

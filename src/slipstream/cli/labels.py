@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
+from slipstream.cli.console import counted
 from slipstream.cli.extras import needs_extra
 from slipstream.cli.left_out import LeftOut
 from slipstream.cli.options import Backend, Device
@@ -78,8 +79,8 @@ def transcribe(
     transcribed = len(untranscribed) - silent - unsure - left_out.count
     doubtful = f", {unsure} with less confidence than {least:g}" if least else ""
     typer.echo(
-        f"{transcribed} recordings transcribed; left out: {silent} without words{doubtful}, {left_out.count} that "
-        "cannot be read"
+        f"{counted(transcribed, 'recording')} transcribed; left out: {silent} without words{doubtful}, "
+        f"{left_out.count} that cannot be read"
     )
 
 
@@ -131,7 +132,8 @@ def agree(
     need(kept, f"{first} and {second}: the texts of no recording agree; --most {most:g} is the largest difference")
     write_manifest(out, kept)
     lacking = len(ours) - len(kept) - len(differing)
-    typer.echo(f"{len(kept)} recordings kept; left out: {len(differing)} that differ, {lacking} in one manifest only")
+    missing = f"{len(differing)} that differ, {lacking} in one manifest only"
+    typer.echo(f"{counted(len(kept), 'recording')} kept; left out: {missing}")
 
 
 class _Finder(Protocol):
@@ -254,7 +256,7 @@ def _keep_fitting(
     manifests.write_manifest(out, kept)
     fitting = sum(fit >= least for fit in fits)
     wordless = f"; {len(kept) - fitting} without text" if len(kept) > fitting else ""
-    typer.echo(f"{fitting} recordings {done}, {left_out.count} left out{wordless}")
+    typer.echo(f"{counted(fitting, 'recording')} {done}, {left_out.count} left out{wordless}")
     if fits:
         typer.echo(f"fit: lowest {min(fits):.2f}, median {median(fits):.2f}, highest {max(fits):.2f}")
 

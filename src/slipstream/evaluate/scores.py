@@ -200,7 +200,7 @@ def need_words(recordings: Iterable[Recording], source: object) -> None:
     """Raise `SlipstreamError` when no recording of `source` has words, which error rates are a share of."""
     texts = [(recording.text, recording.lang) for recording in recordings]
     if not any(_has_words(normalise(text, language)) for text, language in texts):
-        raise SlipstreamError(f"{source}: of {len(texts)} recordings none has a text with words to compare with")
+        raise SlipstreamError(f"{source}: no recording of {len(texts)} has a text with words to compare with")
 
 
 def _has_words(normalised: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from slipstream.cli.console import fail, notice
+from slipstream.cli.console import counted, fail, notice
 from slipstream.cli.extras import needs_extra
 from slipstream.cli.progress import counting_bar
 from slipstream.cli.transcribe.sources import find_jobs
@@ -38,7 +38,7 @@ def transcribe_on_ray(files: Sequence[str], address: str, output: Path, **option
         skipped, failures = save(paths, output, progress=progress, **options)
     if skipped:
         notice(f"{skipped} of {len(paths)} were already done.")
-    notice(f"{len(paths) - skipped - len(failures)} transcripts are in {output}.")
+    notice(f"{counted(len(paths) - skipped - len(failures), 'transcript')} in {output}.")
     if failures:
         fail(f"{len(failures)} of {len(paths)} failed:\n" + "\n".join(f"  {failure}" for failure in failures))
         raise typer.Exit(1)
