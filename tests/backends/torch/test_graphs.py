@@ -50,6 +50,20 @@ def test_a_step_is_warmed_up_and_recorded_once():
     assert len(runs) == graphs.WARM_UP_STEPS + 1
 
 
+@pytest.mark.usefixtures("recording")
+def test_a_recording_does_not_disturb_other_threads(monkeypatch: pytest.MonkeyPatch):
+    options: dict[str, object] = {}
+
+    def record(graph: Graph, **given: object) -> contextlib.nullcontext[None]:
+        options.update(given)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    stream = Stream()
+    graphs.capture(lambda: None, stream, "a pool", "a step")
+    assert options == {"pool": "a pool", "stream": stream, "capture_error_mode": "thread_local"}
+
+
 def test_a_step_that_cannot_be_recorded_is_reported(recording: list[BaseException], caplog: pytest.LogCaptureFixture):
     recording.append(RuntimeError("operation not permitted when stream is capturing"))
     with caplog.at_level(logging.WARNING):

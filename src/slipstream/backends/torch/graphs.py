@@ -38,7 +38,10 @@ def capture(step: Callable[[], None], stream: torch.cuda.Stream, pool: Any, name
             for _ in range(WARM_UP_STEPS):
                 step()
             stream.synchronize()
-            with torch.cuda.graph(graph, pool=pool, stream=stream):
+            # In the default mode, CUDA refuses calls of every thread that could disturb a recording, such as
+            # allocations. Other runners of the process may be at work: the first recording that is transcribed opens a
+            # model's runner for recordings while its live streams run.
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 step()
     except torch.OutOfMemoryError:
         raise
