@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from tests.train import world
 from slipstream.bundle import ModelBundle
 from slipstream.data.options import DataOptions
 from slipstream.errors import ConfigError
-from slipstream.model.config import RecordingsConfig, STTConfig
+from slipstream.model.config import EndingCurve, RecordingsConfig, STTConfig
 from slipstream.train.launch import run_lm
 from slipstream.train.lora import based_lm
 from slipstream.train.options import LMRun, LoraOptions, ModelOptions, RunOptions
@@ -75,9 +77,33 @@ def test_the_decoder_of_whisper_is_refused() -> None:
 
 
 def test_what_was_chosen_for_the_base_is_not_of_the_trained_model() -> None:
-    base = stt_config().model_copy(update={"word_shift_seconds": 0.12, "min_confidence": 0.25, "beam": 2})
+    ending = EndingCurve(bias=-6.5, heads=(1.3, -0.6, 0.3, -0.1), silence=6.1, silence_seconds=0.8)
+    changes = {"word_shift_seconds": 0.12, "min_confidence": 0.25, "beam": 2}
+    base = stt_config().model_copy(update={**changes, "end_of_turn": ending, "end_of_turn_above": 0.7})
     trained = delayed(base, (6, 6))
     assert (trained.word_shift_seconds, trained.min_confidence, trained.beam) == (0.0, 0.0, 2)
+    assert (trained.end_of_turn, trained.end_of_turn_above) == (None, 0.6)
+
+
+def test_the_curve_of_the_base_is_not_kept_and_reported(folder: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(folder / "base", base)
+    raw = json.loads((base / "config.json").read_text())
+    curve = {"bias": -6.5, "heads": [1.3, -0.6, 0.3, -0.1], "silence": 6.1, "silence_seconds": 0.8}
+    raw["stt_config"] |= {"end_of_turn_above": 0.7, "end_of_turn": curve}
+    (base / "config.json").write_text(json.dumps(raw))
+    assert ModelBundle.resolve(str(base)).config.end_of_turn is not None
+    lines: list[str] = []
+    run = LMRun(
+        run=RunOptions(out=tmp_path / "run", steps=1, rows=1),
+        model=ModelOptions(base=str(base), pause_heads=2),
+        data=DataOptions(packs=(folder / "pack",), weights={"chords": 1.0}, seconds=4.0),
+        pause_heads_only=True,
+    )
+    run_lm(run, lines.append)
+    config = ModelBundle.resolve(str(tmp_path / "run" / "model")).config  # a curve of four heads would be refused
+    assert (config.lm.pause_heads, config.end_of_turn, config.end_of_turn_above) == (2, None, 0.6)
+    assert any("the curve that ends turns is not kept" in line for line in lines)
 
 
 def test_recordings_are_kept_with_the_delay_of_the_base_only() -> None:
@@ -87,6 +113,8 @@ def test_recordings_are_kept_with_the_delay_of_the_base_only() -> None:
     same, later = base.delay_frames, base.delay_frames + 1
     assert delayed(base, (same, same)).recordings == recordings
     assert delayed(base, (later, later)).recordings is None
+    conditioned = base.lm.model_copy(update={"conditioners": (DELAY,)})
+    assert delayed(base.model_copy(update={"lm": conditioned}), (same, same)).recordings is None
 
 
 def test_a_delay_that_is_drawn_leaves_a_configuration_that_loads() -> None:

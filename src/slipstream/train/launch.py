@@ -59,6 +59,7 @@ from slipstream.train.setup import (
     TextOptions,
     delayed,
     grown,
+    lost,
     new_speech_model,
     open_tokenizer,
     phones_of_run,
@@ -384,7 +385,8 @@ def _run_text(options: LMRun, report: Report, measure: Measure | None) -> Path:
         if options.pause_heads_only:
             copy_training_part(str(options.model.base), folder)
 
-    return _export_at_end(task, sampler, options, report, sampler.remarks(), export, measure)
+    remarks = [*sampler.remarks(), *lost(base.config)]
+    return _export_at_end(task, sampler, options, report, remarks, export, measure)
 
 
 def _token_packs(data: DataOptions, codec: Mimi, model: str, vocabulary: int) -> list[Pack]:

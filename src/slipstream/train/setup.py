@@ -15,7 +15,7 @@ from slipstream.data.rows import RowOptions
 from slipstream.data.texts import read_texts
 from slipstream.data.waves import WaveSampler, wave_effects
 from slipstream.errors import CheckpointError, ConfigError
-from slipstream.model.config import CodecConfig, ConditionerConfig, LMConfig, MelConfig, STTConfig
+from slipstream.model.config import END_OF_TURN_ABOVE, CodecConfig, ConditionerConfig, LMConfig, MelConfig, STTConfig
 from slipstream.model.text import Tokenizer
 from slipstream.train.model import SpeechModel
 from slipstream.train.options import (
@@ -136,8 +136,9 @@ def with_drawn_delay(lm: LMConfig, bounds: tuple[int, int]) -> LMConfig:
 def delayed(config: STTConfig, bounds: tuple[int, int]) -> STTConfig:
     """The configuration with the delay that is trained; of a drawn one, the middle, which its conditioner gets.
 
-    It has no calibration and no shift of words: those of the base are not of the model that is trained. With another
-    delay it has no `recordings` either, whose delay belongs to that of the base.
+    It has no calibration, no shift of words and no curve that ends turns: those of the base are not of the model that
+    is trained. `recordings` stays with the delay of the base, because the codec is that of the base too; with another
+    or several it goes.
     """
     low, high = bounds
     frames = (low + high) // 2
@@ -147,10 +148,22 @@ def delayed(config: STTConfig, bounds: tuple[int, int]) -> STTConfig:
         raise ConfigError('data.delay is drawn, so the LM needs a continuous conditioner named "delay"')
     values: dict[str, float | str] = {"delay": seconds} if conditioned else {}
     changed: dict[str, object] = {"delay_frames": frames, "delay_seconds": seconds, "condition_values": values}
-    changed |= {"confidence": None, "min_confidence": 0.0, "word_shift_seconds": 0.0}  # chosen for the weights before
-    if bounds != (config.delay_frames, config.delay_frames):
+    # Chosen for the weights before:
+    changed |= {"confidence": None, "min_confidence": 0.0, "word_shift_seconds": 0.0}
+    changed |= {"end_of_turn": None, "end_of_turn_above": END_OF_TURN_ABOVE}
+    if conditioned or bounds != (config.delay_frames, config.delay_frames):
         changed["recordings"] = None
     return config.model_copy(update=changed)
+
+
+def lost(base: STTConfig) -> list[str]:
+    """What a user may miss that `delayed` leaves out, as remarks of a run."""
+    if base.end_of_turn is None:
+        return []
+    return [
+        "the curve that ends turns is not kept from model.base, because it is fitted to its pause heads: "
+        "`slipstream train calibrate --turns` fits a new one"
+    ]
 
 
 def phones_of_run(run: RunOptions, model: ModelOptions, packs: list[Pack]) -> PhoneInventory:
