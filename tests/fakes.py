@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,7 @@ from slipstream.testing import (
     SENTENCES,
     ScriptRunner,
     silence,
+    small_config,
     sound_of,
     speech,
     tiny_tokenizer,
@@ -86,9 +88,12 @@ def apply_ops(session: Session, runner: ScriptRunner) -> None:
     operator.run([(session.slots, op) for op in session.take_ops()])
 
 
-def new_session(runner: ScriptRunner, silence_frames: int = 0, **options: Any) -> Session:
-    """Create a session for this runner, without partial words."""
+def new_session(runner: ScriptRunner, silence_frames: int = 0, lag_frames: int = 0, **options: Any) -> Session:
+    """Create a session for this runner, without partial words. `lag_frames`: of a larger lookahead, for recordings."""
     format = StreamFormat(tiny_tokenizer(), FRAME_SAMPLES, FRAME_RATE, runner.delay_frames, silence_frames)
+    if lag_frames:
+        config = small_config(text_vocab=tiny_tokenizer().vocab_size).model_copy(update={"lag_frames": lag_frames})
+        format = replace(format, config=config)
     return Session(format, SessionOptions(**({"partials": False} | options)))
 
 

@@ -124,19 +124,27 @@ def play(runner: ScriptRunner, actions: list[Action], **options: Any) -> list[Ev
     return events + run(session, runner)
 
 
-@example(actions=[("push", 9), ("flush", 0), ("push", 8)], low_latency=False, after_silence=None, loop_after=math.inf)
-@example(actions=[("push", 9), ("push", 8)], low_latency=False, after_silence=None, loop_after=30)
+@example(
+    actions=[("push", 9), ("flush", 0), ("push", 8)],
+    low_latency=False,
+    after_silence=None,
+    loop_after=math.inf,
+    lag=0,
+)
+@example(actions=[("push", 9), ("push", 8)], low_latency=False, after_silence=None, loop_after=30, lag=0)
+@example(actions=[("push", 9), ("push", 8)], low_latency=False, after_silence=None, loop_after=30, lag=4)
 @given(
     actions=ACTIONS,
     low_latency=st.booleans(),
     after_silence=st.sampled_from([None, 0.4]),
     loop_after=st.sampled_from([math.inf, 30]),  # the watchdog then resets the model
+    lag=st.sampled_from([0, 4]),  # and gives it the last frames again
 )
 @settings(max_examples=80, deadline=None)
 def test_encoding_ahead_changes_no_event(
-    actions: list[Action], low_latency: bool, after_silence: float | None, loop_after: float
+    actions: list[Action], low_latency: bool, after_silence: float | None, loop_after: float, lag: int
 ) -> None:
-    options = {"low_latency": low_latency, "flush_after_silence": after_silence}
+    options = {"low_latency": low_latency, "flush_after_silence": after_silence, "lag_frames": lag}
     expected = play(ScriptRunner(loop_after=loop_after), actions, **options)
     assert play(AheadRunner(loop_after=loop_after), actions, **options) == expected
 

@@ -148,13 +148,14 @@ def test_events_do_not_depend_on_the_overlap(data: st.DataObject) -> None:
         "watchdog": WatchdogOptions(mute_seconds=1.0, loop_repeats=3, patience_seconds=data.draw(st.integers(0, 1))),
     }
     failure = data.draw(st.sampled_from([{}, {"mute_after": 20}, {"loop_after": 15}]))
+    lag_frames = data.draw(st.sampled_from([0, 4]))
     audio = speech(data.draw(st.integers(0, 50)), words=6)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(audio)), max_size=4)))
     actions = [data.draw(st.sampled_from(["flush", "mark", "restart", "none"])) for _ in cuts]
     results = []
     for advance in (run, run_overlapped):
         runner = ScriptRunner(**failure)
-        session = new_session(runner, silence_frames=2, steps=True, **options)
+        session = new_session(runner, silence_frames=2, lag_frames=lag_frames, steps=True, **options)
         session.admit(0)
         events: list[Event] = []
         for start, end, action in zip([0, *cuts], [*cuts, len(audio)], [*actions, "none"], strict=True):

@@ -85,6 +85,14 @@ class StreamFormat:
         return 0 if self.config is None else self.config.lag_frames
 
     @property
+    def kept_frames(self) -> int:
+        """Frames of audio that a session keeps, to give them to the model again after a reset by the watchdog.
+
+        They are those without text so far. In live streams, they are few, and their memory is that of many sessions.
+        """
+        return self.delay_frames if self.lag_frames else 0
+
+    @property
     def delays(self) -> bool:
         """Whether sessions may have different delays."""
         return self.config is not None and self.config.delay_condition is not None

@@ -61,26 +61,23 @@ class Session:
     def _begin(self) -> None:
         self._take_options()
         format, options = self.format, self.options
-        self.done = False
+        self.done = self._closing = False
         self._framer = Framer(format.frame_samples)
         self._frames: deque[FloatArray] = deque()
         self._received = self._processed = self._flushed_to = 0
         self._ahead = 0  # frames that are encoded and not given to the model yet
-        self._closing = False
         self._writer = Writer(format, options, 0)
         self._ops: list[Op] = [*self._writer.take_ops()]
         self._reconciler = Reconciler()
         self._gate = ConfidenceGate(format.min_confidence if options.min_confidence is None else options.min_confidence)
-        self._voice = VoiceLevel()
-        self._silence = Silence()
+        self._voice, self._silence = VoiceLevel(), Silence()
         self._turn_detector = TurnDetector(
             options.turns or format.turns, format.delay_frames, format.frame_rate, format.lag_frames
         )
         self._languages = LanguageTracker(options.hints.languages)
         self._turn_builder = TurnBuilder(self._languages)
-        self._watchdog = (
-            Watchdog(options.watchdog, format.delay_frames, format.frame_rate) if options.watchdog else None
-        )
+        delays = format.delay_frames, format.frame_rate, format.kept_frames
+        self._watchdog = Watchdog(options.watchdog, *delays) if options.watchdog else None
         self._markers: deque[Marker] = deque()
         self._barriers: deque[Barrier] = deque()
         self._flush: Flush | None = None
@@ -247,8 +244,7 @@ class Session:
 
     def release(self) -> None:
         """Give up the slot, and ignore the outputs that are still to come."""
-        self.slots = ()
-        self.done = True
+        self.slots, self.done = (), True
         self._stale, self._in_model = self._stale + len(self._in_model), deque()
 
     def flush_for_markers(self, now: float) -> None:
@@ -310,8 +306,10 @@ class Session:
         elif self._writer.prefix_left:
             row_S[:] = 0
         else:
-            row_S[:] = self._frames.popleft()
+            row_S[:] = frame_S = self._frames.popleft()
             mean_square = float(row_S.dot(row_S)) / len(row_S)
+            if self._watchdog is not None:
+                self._watchdog.hear(frame_S)
         self._ahead = max(0, self._ahead - 1)
         self._in_model.append(mean_square)
 
@@ -361,6 +359,8 @@ class Session:
 
     def _count_frame(self, token: int, pause_H: Sequence[float], mean_square: float) -> None:
         self._processed += self.format.frame_samples
+        if self._watchdog is not None and self._watchdog.counted():
+            return
         loudness = self._voice.push(mean_square)
         voiced = loudness > VOICE_DB
         turns = self._turn_detector
@@ -377,11 +377,12 @@ class Session:
             self._barriers.appendleft(Barrier(self._given, final=False))
         text = None if token in (PAD_ID, WORD_ID) else token
         if self._watchdog is not None and (reason := self._watchdog.push(text, voiced)):
-            self._recover(reason)
+            self._recover(reason, self._watchdog)
 
-    def _recover(self, reason: str) -> None:
+    def _recover(self, reason: str, watchdog: Watchdog) -> None:
         self._emit(self._writer.end())
         self.events.append(Recovered(self.clock, reason))
+        self._processed -= watchdog.give_again(self._frames) * self.format.frame_samples
         self._writer = Writer(self.format, self.options, self._processed // self.format.frame_samples)
         self._ops = [*self._writer.take_ops()]
         self._ahead = 0
@@ -425,8 +426,7 @@ class Session:
     def _end_flush(self, flush: Flush, now: float) -> None:
         self._emit(self._writer.end())
         self._reconciler.end_flush()
-        self._flush = None
-        self._flushed_to = flush.barrier.position
+        self._flush, self._flushed_to = None, flush.barrier.position
         if not flush.barrier.final:
             self._ops.append(Restore())
             self._writer = flush.writer_before

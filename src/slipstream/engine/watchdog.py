@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from slipstream.arrays import FloatArray
 from slipstream.errors import ConfigError
 
 
@@ -16,7 +17,7 @@ class WatchdogOptions:
         mute_seconds: Seconds of speech without text after which the model has failed. Doubles after each reset that
             brought no text: the speech may be music.
         loop_repeats: Repetitions of the same tokens, up to `LONGEST_LOOP`, after which the model has failed.
-        pause_seconds: Length of the pause in which the state is reset, so that no word is lost.
+        pause_seconds: Length of the pause in which the state is reset, so that no word is cut.
         patience_seconds: The state is reset after this time even without a pause.
 
     Raises:
@@ -44,9 +45,16 @@ LONGEST_GAP_SECONDS = 1.0
 
 
 class Watchdog:
-    """Watches one stream. `delay_frames`: how far its text is behind the audio."""
+    """Watches one stream, and keeps the audio whose text a reset would lose.
 
-    def __init__(self, options: WatchdogOptions, delay_frames: int, frame_rate: float) -> None:
+    Args:
+        options: When the model has failed.
+        delay_frames: How far its text is behind the audio.
+        frame_rate: Frames per second.
+        kept_frames: The last frames of audio that a model gets again after a reset.
+    """
+
+    def __init__(self, options: WatchdogOptions, delay_frames: int, frame_rate: float, kept_frames: int = 0) -> None:
         self._options = options
         self._rate = frame_rate
         self._delay = delay_frames
@@ -59,6 +67,26 @@ class Watchdog:
         self._near_loop = False
         self._forget_tokens()
         self._loop: str | None = None
+        self._heard: deque[FloatArray] = deque(maxlen=kept_frames)
+        self._again = 0  # frames to come that the model gets again
+
+    def hear(self, frame_S: FloatArray) -> None:
+        """Keep a frame of audio that the model gets."""
+        self._heard.append(frame_S)
+
+    def give_again(self, frames: deque[FloatArray]) -> int:
+        """Put the frames whose text a reset loses before the `frames` that wait for the model. Returns their number."""
+        self._again = len(self._heard)
+        frames.extendleft(reversed(self._heard))
+        self._heard.clear()
+        return self._again
+
+    def counted(self) -> bool:
+        """Whether the next frame is one that the model gets again. Otherwise it is to be passed to `push`."""
+        if not self._again:
+            return False
+        self._again -= 1
+        return True
 
     @property
     def calm(self) -> bool:
