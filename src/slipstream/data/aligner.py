@@ -21,13 +21,22 @@ from slipstream.nn.mimi import Mimi
 
 
 class Aligner:
-    """Finds word times with a codec of log-mel frames and a head that names phones from its output."""
+    """Finds word times with a codec of log-mel frames and a head that names phones from its output.
+
+    Args:
+        codec: The codec.
+        head: From the output of its Transformer to the phones.
+        phones: The names of the phones.
+        dtype: Type of the codec's matrix products: float32 or bfloat16.
+    """
 
     least = -3.5
     """Fit below which a text is taken for another recording's."""
 
-    def __init__(self, codec: Mimi, head: nn.Linear, phones: PhoneInventory) -> None:
-        self.codec, self.head, self.phones = codec.eval(), head, phones
+    def __init__(
+        self, codec: Mimi, head: nn.Linear, phones: PhoneInventory, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.codec, self.head, self.phones, self.dtype = codec.eval(), head, phones, dtype
 
     @torch.inference_mode()
     def align(self, recording: Recording) -> tuple[Recording, float]:
@@ -41,8 +50,9 @@ class Aligner:
         numbers = [[n for n in map(self.phones.number, word) if n] for word in pronounced]
         padded = np.pad(samples, (0, -len(samples) % self.codec.config.frame_samples))
         mel = log_mel(_front_end(self.codec), padded)
-        x_BPD = positions(self.codec, torch.from_numpy(mel.T.copy())[None])
-        log_probs: FloatArray = self.head(x_BPD).log_softmax(-1)[0].numpy()
+        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+            x_BPD = positions(self.codec, torch.from_numpy(mel.T.copy())[None])
+        log_probs: FloatArray = self.head(x_BPD.float()).log_softmax(-1)[0].numpy()
         seconds = self.codec.config.hop_samples / self.codec.config.sample_rate
         lag = 0.0 if self.codec.config.whisper else LABEL_DELAY * seconds
         found = align_words(log_probs, numbers, recording.text.split(), seconds, lag)

@@ -29,6 +29,7 @@ from slipstream.model.config import CodecConfig
 from slipstream.nn.build import build_codec, to_tensor
 from slipstream.schema import read_json
 from slipstream.train.model import SpeechModel
+from slipstream.train.precision import fastest
 
 TRAINING_FILE = "training.safetensors"
 PHONES_FILE = "phones.json"
@@ -83,6 +84,8 @@ def read_speech_weights(start: str) -> dict[str, Tensor]:
 def load_aligner(start: str) -> Aligner:
     """The phone model that a run left in its `codec` or `model` folder, or that of a built-in model.
 
+    It computes in the type in which this CPU multiplies matrices fastest.
+
     Raises `CheckpointError` for a model that has no phone heads.
     """
     heads = _tensors(read_tensors(_find(start, TRAINING_FILE)))
@@ -91,7 +94,7 @@ def load_aligner(start: str) -> Aligner:
     weight = heads["phone_head.weight"]
     head = nn.Linear(weight.shape[1], weight.shape[0])
     head.load_state_dict({"weight": weight, "bias": heads["phone_head.bias"]})
-    return Aligner(codec, head, find_phones(start))
+    return Aligner(codec, head, find_phones(start), fastest("cpu")[0])
 
 
 def find_codec(start: str) -> tuple[Sequence[Path], CodecConfig]:
