@@ -112,9 +112,28 @@ step data/start/config.json slipstream convert tiny data/start --dtype float32
 step runs/tiny-9-mean/config.json python "$here/interpolate.py" data/start runs/tiny-9-lookaheads/model \
     runs/tiny-9-mean --encoder 0.5 --rest 0.5
 
+# More voices: English and French readers of Common Voice. The run continues from the built-in model.
+[ -e data/common-voice-1-test ] || git clone https://github.com/BluePython339/asr_experiment data/common-voice-1-test
+[ -e data/common-voice-13 ] || git clone https://github.com/korliu/whisper data/common-voice-13
+for number in 17 18 19; do
+    [ -e data/common-voice-$number ] || git clone https://github.com/shubhra-cv/$number data/common-voice-$number
+done
+[ -e data/common-voice-20 ] || cp -r data/common-voice-17 data/common-voice-20
+git -C data/common-voice-17 checkout --quiet 9d214b6 # the latest commit has another release
+step data/voices.jsonl python "$here/readers.py" data/voices.jsonl --held data/held.jsonl \
+    --common-voice data/common-voice-1-test/cv-valid-test.csv --releases data/common-voice-13/dataset \
+    data/common-voice-17/cv-corpus-17.0-delta-2024-03-15-fr data/common-voice-18/cv-corpus-18.0-delta-2024-06-14/en \
+    data/common-voice-19/cv-corpus-19.0-delta-2024-09-13/en data/common-voice-20/cv-corpus-20.0-delta-2024-12-06/en
+step data/voices-aligned.jsonl slipstream data align data/voices.jsonl --out data/voices-aligned.jsonl --least -6
+step data/voices/pack/pack.json slipstream data pack data/voices-aligned.jsonl --samples --exclude data/test.jsonl \
+    --out data/voices/pack
+step runs/tiny-10-voices/model/config.json slipstream train lm "$here/10-voices.toml"
+step runs/tiny-10-mean/config.json python "$here/interpolate.py" runs/tiny-9-mean runs/tiny-10-voices/model \
+    runs/tiny-10-mean --encoder 0.5 --rest 0.5
+
 # 5-bit weights, and the phone heads.
-step runs/tiny/config.json slipstream convert runs/tiny-9-mean runs/tiny --quantize int5
-step runs/tiny/training.safetensors python "$here/heads.py" runs/tiny-9-mean runs/tiny
+step runs/tiny/config.json slipstream convert runs/tiny-10-mean runs/tiny --quantize int5
+step runs/tiny/training.safetensors python "$here/heads.py" runs/tiny-10-mean runs/tiny
 
 # What its confidences mean, fitted to one half of the test recordings; the other half shows how well.
 [ -e data/calibrate.jsonl ] || python "$here/split.py" "$DATA" data

@@ -6,7 +6,10 @@
     python recipes/tiny/readers.py data/readers.jsonl --common-voice data/common-voice-1/cv-valid-dev/cv-valid-dev.csv \
         --librispeech data/test-clean/LibriSpeech data/train-clean-5/LibriSpeech
     git clone https://github.com/korliu/whisper data/common-voice-13
-    python recipes/tiny/readers.py data/voices.jsonl --releases data/common-voice-13/dataset --held data/held.jsonl
+    git clone https://github.com/shubhra-cv/17 data/common-voice-17
+    git -C data/common-voice-17 checkout 9d214b6
+    python recipes/tiny/readers.py data/voices.jsonl --held data/held.jsonl --releases data/common-voice-13/dataset \
+        data/common-voice-17/cv-corpus-17.0-delta-2024-03-15-fr
 
 Clips shorter than 1.2 s or longer than 15 s are left out. LibriSpeech has at most 18 clips per reader, a release of
 Common Voice 30; corpus 1 names no readers. English texts become sentences, with a capital first and a full stop last.
@@ -60,11 +63,16 @@ def usable(clips: Iterable[Recording]) -> Iterator[Recording]:
 
 
 def common_voice(table: Path) -> Iterator[Recording]:
-    """The clips of a table of corpus 1, whose `filename` is relative to the folder above the table's."""
+    """The clips of a table of corpus 1. Its `filename` starts with the folder of the clips.
+
+    That folder is next to the table, or has the table in it.
+    """
     with table.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            text = as_sentence(row["text"].upper())
-            yield Recording(table.parent.parent / row["filename"], text, lang="en", dataset="common-voice-1")
+            audio = table.parent / row["filename"]
+            if not audio.exists():
+                audio = table.parent.parent / row["filename"]
+            yield Recording(audio, as_sentence(row["text"].upper()), lang="en", dataset="common-voice-1")
 
 
 def librispeech(folder: Path) -> Iterator[Recording]:

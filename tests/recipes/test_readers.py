@@ -24,8 +24,9 @@ def test_readers_have_few_clips_each_and_texts_become_sentences(
     second = np.zeros(2 * 8000, np.float32)
     write_wave(voices / "a.wav", second, 8000)
     write_wave(voices / "short.wav", second[:4000], 8000)
-    table = voices / "cv-valid-dev.csv"
+    table, outside = voices / "cv-valid-dev.csv", voices.parent / "other.csv"
     table.write_text("filename,text\ncv-valid-dev/a.wav,so do i\ncv-valid-dev/short.wav,no\n", encoding="utf-8")
+    outside.write_text("filename,text\ncv-valid-dev/a.wav,so did i\n", encoding="utf-8")
     for reader, clips in (("10", MOST_CLIPS + 2), ("20", 1)):
         names = [f"{reader}-7-{number:04}" for number in range(clips)]
         lines = "".join(f"{name} I SEE\n" for name in names)
@@ -33,12 +34,13 @@ def test_readers_have_few_clips_each_and_texts_become_sentences(
         for name in names:
             write_wave(chapters[reader] / f"{name}.flac", second, 8000)
     out = tmp_path / "readers.jsonl"
-    command = ["readers.py", str(out), "--common-voice", str(table), "--librispeech", str(books)]
+    command = ["readers.py", str(out), "--common-voice", str(table), str(outside), "--librispeech", str(books)]
     monkeypatch.setattr(sys, "argv", command)
     main()
     rows = list(read_manifest(out))
     assert Counter((row.dataset, row.speaker, row.text) for row in rows) == {
         ("common-voice-1", "", "So do I."): 1,
+        ("common-voice-1", "", "So did I."): 1,
         ("librispeech-more", "10", "I see."): MOST_CLIPS,
         ("librispeech-more", "20", "I see."): 1,
     }
