@@ -1,4 +1,4 @@
-"""Text files: a file that cannot be read is reported with its name."""
+"""Texts: files that cannot be read, sentences, quotes, and exclusion."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slipstream.data.texts import Exclusion, as_sentence, read_texts
+from slipstream.data.texts import Exclusion, as_sentence, read_texts, without_quotes
 from slipstream.errors import SlipstreamError
 
 
@@ -54,3 +54,7 @@ def test_a_sentence_a_quotation_of_it_and_a_part_of_it_are_excluded() -> None:
 )
 def test_a_text_becomes_a_sentence(text: str, sentence: str) -> None:
     assert as_sentence(text) == sentence
+
+
+def test_quotes_and_emphasis_go_and_letters_are_composed() -> None:
+    assert without_quotes("\u201cL\u2019e\u0301te\u0301\u201d \u00ab\u00a0_ici_\u00a0\u00bb") == "L'\u00e9t\u00e9 ici"

@@ -20,7 +20,7 @@ _QUOTES = str.maketrans({"’": "'", "‘": "'", "`": "'", **dict.fromkeys('"«�
 
 
 def read_texts(path: Path) -> list[str]:
-    """Read the lines of a text file, plain or gzipped, without typographic quotes, which synthesisers read aloud.
+    """Read the lines of a text file, plain or gzipped, by `without_quotes`: synthesisers read quotes aloud.
 
     Raises `SlipstreamError` for a file that cannot be read, is not UTF-8 or has no text.
     """
@@ -41,7 +41,9 @@ def read_texts(path: Path) -> list[str]:
 
 
 def without_quotes(text: str) -> str:
-    """Return a text with plain apostrophes, without quotation marks, underlines and repeated spaces.
+    """Return a text with composed letters (NFC) and plain apostrophes, without quotation marks and repeated spaces.
+
+    Underscores and asterisks go too: they mark emphasis.
 
     Example:
         >>> without_quotes("L’ami dit : «\u00a0Non\u00a0»")
